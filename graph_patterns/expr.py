@@ -1,0 +1,169 @@
+"""Expressions: what a subgraph computes, written once and independent of any format.
+
+A step of a graph is a tree of frozen dataclasses. A backend emits it, the matcher recognises it. The operators are
+canonical names such as ``"hard_sigmoid"``; each backend's lowering table says which operator of the format that is.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+Param: TypeAlias = str | bool | int | tuple[int, ...]
+
+COMMUTATIVE: Final = frozenset({"add", "mul", "logical_and", "logical_or"})
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A value of the host graph; the matcher binds it to what it finds there."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """A float32 number that is chosen when the expression is emitted and read back when it is matched."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Const:
+    """A fixed number; `name` is what the emitted constant is called."""
+
+    value: float
+    name: str = "constant"
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One canonical operator applied to expressions; `params` are its fixed settings, sorted by name."""
+
+    op: str
+    args: tuple["Expr", ...]
+    params: tuple[tuple[str, Param], ...] = ()
+
+    def param(self, name: str) -> Param:
+        """Return one setting."""
+        return dict(self.params)[name]
+
+
+Expr: TypeAlias = Input | Scalar | Const | Call
+
+
+def call(op: str, *args: Expr, **params: Param) -> Call:
+    """Apply a canonical operator."""
+    return Call(op, args, tuple(sorted(params.items())))
+
+
+def bind(expr: Expr, scalars: Mapping[str, float]) -> Expr:
+    """Replace each `Scalar` named in `scalars` by its number; the constant keeps the scalar's name."""
+    match expr:
+        case Scalar(name) if name in scalars:
+            return Const(scalars[name], name)
+        case Call(op, args, params):
+            return Call(op, tuple(bind(arg, scalars) for arg in args), params)
+        case _:
+            return expr
+
+
+def substitute(expr: Expr, values: Mapping[str, Expr]) -> Expr:
+    """Replace each `Input` named in `values` by an expression: one step behind another."""
+    match expr:
+        case Input(name) if name in values:
+            return values[name]
+        case Call(op, args, params):
+            return Call(op, tuple(substitute(arg, values) for arg in args), params)
+        case _:
+            return expr
+
+
+def add(left: Expr, right: Expr) -> Call:
+    """left + right."""
+    return call("add", left, right)
+
+
+def sub(left: Expr, right: Expr) -> Call:
+    """left - right."""
+    return call("sub", left, right)
+
+
+def mul(left: Expr, right: Expr) -> Call:
+    """left * right."""
+    return call("mul", left, right)
+
+
+def div(left: Expr, right: Expr) -> Call:
+    """left / right."""
+    return call("div", left, right)
+
+
+def clip(value: Expr, low: Expr, high: Expr) -> Call:
+    """min(max(value, low), high)."""
+    return call("clip", value, low, high)
+
+
+def hard_sigmoid(value: Expr, *, alpha: Expr, beta: Expr) -> Call:
+    """max(0, min(1, alpha * value + beta))."""
+    return call("hard_sigmoid", value, alpha, beta)
+
+
+def less(left: Expr, right: Expr) -> Call:
+    """left < right, false where either is NaN."""
+    return call("less", left, right)
+
+
+def greater(left: Expr, right: Expr) -> Call:
+    """left > right, false where either is NaN."""
+    return call("greater", left, right)
+
+
+def logical_not(value: Expr) -> Call:
+    """Negation of a boolean."""
+    return call("logical_not", value)
+
+
+def cast(value: Expr, *, dtype: str) -> Call:
+    """Conversion to another element type."""
+    return call("cast", value, dtype=dtype)
+
+
+def reduce_max(value: Expr, *, axes: tuple[int, ...], keepdims: bool = False) -> Call:
+    """Maximum over axes; what becomes of a NaN depends on the runtime."""
+    return call("reduce_max", value, axes=axes, keepdims=keepdims)
+
+
+def reduce_sum(value: Expr, *, axes: tuple[int, ...], keepdims: bool = False) -> Call:
+    """Sum over axes."""
+    return call("reduce_sum", value, axes=axes, keepdims=keepdims)
+
+
+def reduce_l1(value: Expr, *, axes: tuple[int, ...], keepdims: bool = False) -> Call:
+    """Sum of absolute values over axes."""
+    return call("reduce_l1", value, axes=axes, keepdims=keepdims)
+
+
+def is_nan(value: Expr) -> Call:
+    """Whether a value is NaN."""
+    return call("is_nan", value)
+
+
+def select(condition: Expr, then: Expr, otherwise: Expr) -> Call:
+    """Elementwise choice: `then` where the condition holds."""
+    return call("select", condition, then, otherwise)
+
+
+def shape_of(value: Expr) -> Call:
+    """Shape of a value, int64."""
+    return call("shape_of", value)
+
+
+def reshape(value: Expr, shape: Expr) -> Call:
+    """The same elements in another shape."""
+    return call("reshape", value, shape)
+
+
+def identity(value: Expr) -> Call:
+    """The value itself under another name."""
+    return call("identity", value)

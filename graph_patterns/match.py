@@ -1,0 +1,156 @@
+"""Find an expression in a graph, at one value, and say why where it is not there."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from graph_patterns.expr import COMMUTATIVE, Call, Const, Expr, Input, Scalar
+from graph_patterns.graph import GraphView, NodeView, Number, Value
+from graph_patterns.pattern import Pattern
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A pattern that was found.
+
+    Parameters
+    ----------
+    body
+        The expression of the pattern that fits.
+    inputs
+        The graph's value for each `Input`.
+    scalars
+        The number found for each `Scalar`.
+    nodes
+        The nodes of the match, the one at the bottom first.
+    """
+
+    body: Expr
+    inputs: Mapping[str, Value]
+    scalars: Mapping[str, float]
+    nodes: tuple[NodeView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """Why a pattern is not there; falsy.
+
+    Parameters
+    ----------
+    reason
+        What was expected and what was found.
+    at
+        The place, as the graph names it.
+    depth
+        How many nodes fitted before: the nearest miss has the most.
+    """
+
+    reason: str
+    at: str
+    depth: int = 0
+
+    def __bool__(self) -> Literal[False]:
+        return False
+
+    def __str__(self) -> str:
+        return f"{self.reason} at {self.at!r}"
+
+
+@dataclass(slots=True)
+class _Bindings:
+    inputs: dict[str, Value] = field(default_factory=dict)
+    scalars: dict[str, float] = field(default_factory=dict)
+    nodes: list[NodeView] = field(default_factory=list)
+
+    def copy(self) -> "_Bindings":
+        return _Bindings(dict(self.inputs), dict(self.scalars), list(self.nodes))
+
+
+def find(pattern: Pattern | Expr, graph: GraphView, *, at: Value) -> Match | Mismatch:
+    """Match a pattern at a value, its body and its spellings alike.
+
+    Returns
+    -------
+    Match | Mismatch
+        Of the forms that fit the one with the most nodes, since an `Input` fits everything and a short form fits where
+        a long one does. Where none fits, the nearest miss: the one that went deepest.
+    """
+    tries = [_try(body, graph, at) for body in (pattern if isinstance(pattern, Pattern) else (pattern,))]
+    matches = [result for result in tries if isinstance(result, Match)]
+    if matches:
+        return max(matches, key=lambda result: len(result.nodes))
+    return max((result for result in tries if isinstance(result, Mismatch)), key=lambda miss: miss.depth)
+
+
+def _try(body: Expr, graph: GraphView, at: Value) -> Match | Mismatch:
+    bound = _Bindings()
+    miss = _fit(body, graph, at, bound)
+    return Match(body, bound.inputs, bound.scalars, tuple(bound.nodes)) if miss is None else miss
+
+
+def _fit(expr: Expr, graph: GraphView, at: Value | Number, bound: _Bindings) -> Mismatch | None:
+    match expr:
+        case Input(name):
+            known = bound.inputs.setdefault(name, at)
+            return None if known == at else _miss(f"{name!r} is also {_shown(graph, known)}", graph, at, bound)
+        case Scalar(name):
+            number = _number(graph, at)
+            if number is None:
+                return _miss(f"expected the number {name!r}, found {_shown(graph, at)}", graph, at, bound)
+            known_number = bound.scalars.setdefault(name, number)
+            same = known_number == number
+            return None if same else _miss(f"{name!r} is {number:.9g} and {known_number:.9g}", graph, at, bound)
+        case Const(value):
+            number = _number(graph, at)
+            if number is None or not (number == value or (number != number and value != value)):
+                return _miss(f"expected the constant {value}, found {_shown(graph, at)}", graph, at, bound)
+            return None
+        case Call():
+            return _fit_call(expr, graph, at, bound)
+
+
+def _fit_call(expr: Call, graph: GraphView, at: Value | Number, bound: _Bindings) -> Mismatch | None:
+    node = None if isinstance(at, Number) else graph.producer(at)
+    if node is None or node.op != expr.op:
+        return _miss(f"expected {expr.op}, found {_shown(graph, at)}", graph, at, bound)
+    for name, wanted in expr.params:
+        if name in node.params and node.params[name] != wanted:
+            return _miss(f"expected {name} {wanted}, found {node.params[name]}", graph, at, bound)
+        if name not in node.params:
+            return _miss(f"expected {name} {wanted}, found none that is fixed", graph, at, bound)
+    if len(node.args) != len(expr.args):
+        return _miss(f"expected {len(expr.args)} operands, found {len(node.args)}", graph, at, bound)
+    bound.nodes.append(node)
+    miss = _fit_args(expr.args, node.args, graph, bound)
+    if miss is not None and expr.op in COMMUTATIVE:
+        return None if _fit_args(expr.args, node.args[::-1], graph, bound) is None else miss
+    return miss
+
+
+def _fit_args(
+    wanted: tuple[Expr, ...], found: tuple[Value | Number, ...], graph: GraphView, bound: _Bindings
+) -> Mismatch | None:
+    trial = bound.copy()
+    for expr, value in zip(wanted, found, strict=True):
+        miss = _fit(expr, graph, value, trial)
+        if miss is not None:
+            return miss
+    bound.inputs, bound.scalars, bound.nodes = trial.inputs, trial.scalars, trial.nodes
+    return None
+
+
+def _number(graph: GraphView, at: Value | Number) -> float | None:
+    return at.value if isinstance(at, Number) else graph.number(at)
+
+
+def _miss(reason: str, graph: GraphView, at: Value | Number, bound: _Bindings) -> Mismatch:
+    where = str(at.value) if isinstance(at, Number) else graph.describe(at)
+    return Mismatch(reason, where, depth=len(bound.nodes))
+
+
+def _shown(graph: GraphView, at: Value | Number) -> str:
+    number = _number(graph, at)
+    if number is not None:
+        return f"the number {number:.9g}"
+    node = None if isinstance(at, Number) else graph.producer(at)
+    return node.op if node is not None else "an input of the graph"

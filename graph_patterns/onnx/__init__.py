@@ -1,0 +1,1 @@
+"""ONNX: the container, the view that the matcher reads, and the lowering that emits."""

@@ -1,0 +1,129 @@
+"""An ONNX graph as the matcher sees it; payloads are never loaded, only numbers of one element are read."""
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any, Final
+
+import onnx
+from onnx import numpy_helper
+
+from graph_patterns.expr import Param
+from graph_patterns.graph import NodeView, Number, Value
+from graph_patterns.onnx.lowering import ELEMENT_TYPES, LOWERINGS, OnnxForm
+
+_DEFAULT_DOMAINS: Final = ("", "ai.onnx")
+_HARD_SIGMOID_DEFAULTS: Final = {"alpha": 0.2, "beta": 0.5}
+_LARGEST_FLOAT: Final = 3.4028234663852886e38
+_CLIP_DEFAULTS: Final = {"min": -_LARGEST_FLOAT, "max": _LARGEST_FLOAT}
+_ATTRIBUTE_DEFAULTS: Final = {"HardSigmoid": _HARD_SIGMOID_DEFAULTS, "Clip": _CLIP_DEFAULTS}
+_DTYPES: Final = {element_type: name for name, element_type in ELEMENT_TYPES.items()}
+_OPS_BY_TYPE: Final = {form.op_type: op for op, forms in LOWERINGS.items() for form in forms}
+
+
+class OnnxView:
+    """The top-level graph of a model; values are named by strings.
+
+    Parameters
+    ----------
+    model
+        The model, or its skeleton.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._graph = model.graph
+        self._opset = default_opset(model)
+
+    @cached_property
+    def _producers(self) -> Mapping[str, onnx.NodeProto]:
+        return {name: node for node in self._graph.node for name in node.output if name}
+
+    @cached_property
+    def _initializers(self) -> Mapping[str, onnx.TensorProto]:
+        return {tensor.name: tensor for tensor in self._graph.initializer}
+
+    @cached_property
+    def _overridable(self) -> frozenset[str]:
+        return frozenset(item.name for item in self._graph.input)
+
+    def output(self, name: str) -> Value | None:
+        """Return the value of a graph output."""
+        return name if any(item.name == name for item in self._graph.output) else None
+
+    def node(self, value: Value) -> onnx.NodeProto | None:
+        """Return the node that computes a value, as it stands in the file."""
+        return self._producers.get(str(value))
+
+    def producer(self, value: Value) -> NodeView | None:
+        """Return the node that computes a value, read as a canonical call; None for inputs and constants."""
+        node = self._producers.get(str(value))
+        if node is None or node.op_type == "Constant":
+            return None
+        op = _OPS_BY_TYPE.get(node.op_type) if node.domain in _DEFAULT_DOMAINS else None
+        form = self._form(op) if op is not None else None
+        if op is None or form is None:
+            return NodeView(node.name, f"{node.domain}::{node.op_type}".removeprefix("::"), tuple(node.input))
+        return self._canonical(node, op, form)
+
+    def number(self, value: Value) -> float | None:
+        """Return the number of a constant of one element that nobody can override; else None."""
+        tensor = self._tensor(str(value))
+        if tensor is None or any(size != 1 for size in tensor.dims) or tensor.external_data:
+            return None
+        if tensor.data_type in (onnx.TensorProto.STRING, onnx.TensorProto.UNDEFINED):
+            return None
+        return float(numpy_helper.to_array(tensor).reshape(()))
+
+    def describe(self, value: Value) -> str:
+        """Return the name of the node that computes a value, or the value's own."""
+        node = self._producers.get(str(value))
+        return node.name or str(value) if node is not None else str(value)
+
+    def _tensor(self, name: str) -> onnx.TensorProto | None:
+        node = self._producers.get(name)
+        if node is not None:
+            return _constant_tensor(node)
+        return None if name in self._overridable else self._initializers.get(name)
+
+    def _form(self, op: str) -> OnnxForm | None:
+        known = [form for form in LOWERINGS[op] if form.since <= self._opset]
+        return known[-1] if known else None
+
+    def _canonical(self, node: onnx.NodeProto, op: str, form: OnnxForm) -> NodeView:
+        attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+        operands: list[Value | Number] = list(node.input)
+        params: dict[str, Param] = {}
+        defaults = _ATTRIBUTE_DEFAULTS.get(node.op_type, {})
+        operands += [Number(float(attributes.get(name, defaults.get(name, 0.0)))) for name in form.attributes]
+        if form.axes is not None:
+            params.update(self._reduction(form, attributes, operands))
+        if op == "cast":
+            params["dtype"] = _DTYPES.get(attributes.get("to", 0), "another type")
+        return NodeView(node.name, op, tuple(operands), params)
+
+    def _reduction(
+        self, form: OnnxForm, attributes: Mapping[str, Any], operands: list[Value | Number]
+    ) -> Iterator[tuple[str, Param]]:
+        yield "keepdims", bool(attributes.get("keepdims", 1))
+        if form.axes == "attribute" and "axes" in attributes:
+            yield "axes", tuple(int(axis) for axis in attributes["axes"])
+        elif form.axes == "input" and len(operands) > 1:
+            tensor = self._tensor(str(operands.pop()))
+            if tensor is not None and not tensor.external_data:
+                yield "axes", tuple(int(axis) for axis in numpy_helper.to_array(tensor).reshape(-1))
+
+
+def default_opset(model: onnx.ModelProto) -> int:
+    """Return the version of the default domain that a model imports; 0 where it imports none."""
+    return max((item.version for item in model.opset_import if item.domain in _DEFAULT_DOMAINS), default=0)
+
+
+def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    if node.op_type != "Constant" or node.domain not in _DEFAULT_DOMAINS or len(node.attribute) != 1:
+        return None
+    attribute: onnx.AttributeProto = node.attribute[0]
+    if attribute.name == "value":
+        tensor: onnx.TensorProto = attribute.t
+        return tensor
+    if attribute.name == "value_float":
+        return onnx.helper.make_tensor("", onnx.TensorProto.FLOAT, [], [attribute.f])
+    return None

@@ -1,0 +1,1 @@
+"""OpenVINO: the view that the matcher reads, and the lowering that emits."""

@@ -1,0 +1,143 @@
+"""OpenVINO forms of the canonical operators, and the emission of expressions as operators of a model."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from graph_patterns.emission import Names
+from graph_patterns.expr import Call, Const, Expr, Input, Scalar
+
+
+@dataclass(frozen=True, slots=True)
+class OpenVinoForm:
+    """One operator of OpenVINO's opset.
+
+    Parameters
+    ----------
+    type_name
+        Operator type, as a graph shows it.
+    factory
+        Function of `openvino.opset13` that makes it.
+    settings
+        Names of the canonical settings, in the order in which the function takes them behind the operands.
+    """
+
+    type_name: str
+    factory: str
+    settings: tuple[str, ...] = ()
+
+
+_REDUCTION: Final = ("axes", "keepdims")
+
+LOWERINGS: Final[Mapping[str, OpenVinoForm]] = {
+    "add": OpenVinoForm("Add", "add"),
+    "sub": OpenVinoForm("Subtract", "subtract"),
+    "mul": OpenVinoForm("Multiply", "multiply"),
+    "div": OpenVinoForm("Divide", "divide"),
+    "less": OpenVinoForm("Less", "less"),
+    "greater": OpenVinoForm("Greater", "greater"),
+    "logical_not": OpenVinoForm("LogicalNot", "logical_not"),
+    "logical_and": OpenVinoForm("LogicalAnd", "logical_and"),
+    "logical_or": OpenVinoForm("LogicalOr", "logical_or"),
+    "hard_sigmoid": OpenVinoForm("HardSigmoid", "hard_sigmoid"),
+    "clip": OpenVinoForm("Clamp", "clamp"),
+    "cast": OpenVinoForm("Convert", "convert", settings=("dtype",)),
+    "reduce_max": OpenVinoForm("ReduceMax", "reduce_max", settings=_REDUCTION),
+    "reduce_sum": OpenVinoForm("ReduceSum", "reduce_sum", settings=_REDUCTION),
+    "reduce_l1": OpenVinoForm("ReduceL1", "reduce_l1", settings=_REDUCTION),
+    "is_nan": OpenVinoForm("IsNaN", "is_nan"),
+    "select": OpenVinoForm("Select", "select"),
+    "shape_of": OpenVinoForm("ShapeOf", "shape_of"),
+    "reshape": OpenVinoForm("Reshape", "reshape"),
+}
+
+ELEMENT_TYPES: Final[Mapping[str, str]] = {"float32": "f32", "uint8": "u8", "bool": "boolean"}
+
+
+def emit(
+    outputs: Mapping[str, Expr], *, inputs: Mapping[str, Any], prefix: str, taken: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    """Build the operators that compute expressions from outputs of a host model's operators.
+
+    Parameters
+    ----------
+    outputs
+        Expression per output name, without unbound scalars; a subexpression that recurs is computed once.
+    inputs
+        The host's `openvino.Output` for each `Input`.
+    prefix
+        Put before the friendly name of every operator and constant.
+    taken
+        Friendly names that are in use in the host.
+
+    Returns
+    -------
+    dict
+        The `openvino.Output` of each expression; it bears the output's name as its tensor name.
+    """
+    builder = _Builder(inputs, Names(prefix, taken))
+    return {name: builder.output(name, expr) for name, expr in outputs.items()}
+
+
+class _Builder:
+    def __init__(self, inputs: Mapping[str, Any], names: Names) -> None:
+        import openvino.opset13 as opset
+
+        self._opset = opset
+        self._inputs = inputs
+        self._names = names
+        self._done: dict[Call, Any] = {}
+
+    def output(self, name: str, expr: Expr) -> Any:
+        self._names.scope = name
+        assert isinstance(expr, Call), f"{name} is a value of the host itself"
+        assert expr not in self._done, f"{name} is also computed for another output"
+        result = self._value(expr)
+        result.set_names({name})
+        return result
+
+    def _value(self, expr: Expr) -> Any:
+        match expr:
+            case Input(name):
+                return self._inputs[name]
+            case Const(value, name, dtype):
+                return self._constant(name, np.asarray(value, dtype=dtype))
+            case Call():
+                if expr not in self._done:
+                    self._done[expr] = self._call(expr)
+                return self._done[expr]
+            case Scalar(name):
+                raise AssertionError(f"the scalar {name!r} was not bound")
+
+    def _constant(self, name: str, value: np.ndarray[Any, Any]) -> Any:
+        node = self._opset.constant(value)
+        node.set_friendly_name(self._names.unique(name))
+        return node.output(0)
+
+    def _call(self, expr: Call) -> Any:
+        form = LOWERINGS[expr.op]
+        operands = [self._value(arg) for arg in expr.args]
+        if expr.op == "clip":
+            return self._named(expr, self._opset.clamp(operands[0], *(_number(arg) for arg in expr.args[1:])))
+        settings = [self._setting(name, expr) for name in form.settings]
+        if expr.op == "reshape":
+            settings = [False]  # an axis of length 0 is one, not a wildcard
+        factory: Callable[..., Any] = getattr(self._opset, form.factory)
+        return self._named(expr, factory(*operands, *settings))
+
+    def _setting(self, name: str, expr: Call) -> Any:
+        setting = expr.param(name)
+        if name == "axes":
+            return self._constant(name, np.asarray(setting, dtype=np.int64))
+        return ELEMENT_TYPES[str(setting)] if name == "dtype" else setting
+
+    def _named(self, expr: Call, node: Any) -> Any:
+        node.set_friendly_name(self._names.unique(expr.op))
+        return node.output(0)
+
+
+def _number(expr: Expr) -> float:
+    assert isinstance(expr, Const), "the bounds of a clamp have to be numbers"
+    return expr.value

@@ -1,0 +1,78 @@
+"""An OpenVINO model as the matcher sees it; a value is an `openvino.Output`, which is hashable."""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from graph_patterns.expr import Param
+from graph_patterns.graph import NodeView, Number, Value
+from graph_patterns.openvino.lowering import ELEMENT_TYPES, LOWERINGS
+
+_OPS_BY_TYPE: Final = {form.type_name: op for op, form in LOWERINGS.items()}
+_DTYPES: Final = {element_type: name for name, element_type in ELEMENT_TYPES.items()}
+
+
+class OpenVinoView:
+    """The main graph of a model.
+
+    Parameters
+    ----------
+    model
+        The `openvino.Model`.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def output(self, name: str) -> Value | None:
+        """Return what feeds the result that bears a name; a tensor may have several names."""
+        for result in self._model.get_results():
+            source = result.input_value(0)
+            if name in source.get_names() or name in result.output(0).get_names():
+                return _as_value(source)
+        return None
+
+    def producer(self, value: Value) -> NodeView | None:
+        """Return the operator that computes a value, read as a canonical call; None for inputs and constants."""
+        node = _node(value)
+        type_name = node.get_type_name()
+        if type_name in ("Parameter", "Constant"):
+            return None
+        op = _OPS_BY_TYPE.get(type_name)
+        operands: list[Value | Number] = [_as_value(node.input_value(i)) for i in range(node.get_input_size())]
+        if op is None:
+            return NodeView(node.get_friendly_name(), type_name, tuple(operands))
+        if op == "clip":
+            attributes = node.get_attributes()
+            operands += [Number(float(attributes[bound])) for bound in ("min", "max")]
+        params = dict(self._params(op, node, operands))
+        return NodeView(node.get_friendly_name(), op, tuple(operands), params)
+
+    def number(self, value: Value) -> float | None:
+        """Return the number of a constant of one element, also behind the Convert of a compressed one; else None."""
+        node = _node(value)
+        if node.get_type_name() == "Convert":
+            node = node.input_value(0).get_node()
+        if node.get_type_name() != "Constant" or any(size != 1 for size in node.get_output_shape(0)):
+            return None
+        return float(node.get_data().reshape(()))
+
+    def describe(self, value: Value) -> str:
+        """Return the friendly name of the operator that computes a value."""
+        return str(_node(value).get_friendly_name())
+
+    def _params(self, op: str, node: Any, operands: list[Value | Number]) -> Iterator[tuple[str, Param]]:
+        if op == "cast":
+            yield "dtype", _DTYPES.get(node.get_output_element_type(0).get_type_name(), "another type")
+        elif op.startswith("reduce_"):
+            yield "keepdims", bool(node.get_attributes()["keep_dims"])
+            axes = _node(operands.pop())
+            if axes.get_type_name() == "Constant":
+                yield "axes", tuple(int(axis) for axis in axes.get_data().reshape(-1))
+
+
+def _as_value(output: Any) -> Value:
+    return output  # type: ignore[no-any-return]  # openvino ships no types for Output
+
+
+def _node(value: Any) -> Any:
+    return value.get_node()
