@@ -1,0 +1,103 @@
+"""Bytes at positions, read without loading the rest: an open file or a message in memory, and copying out of either."""
+
+import os
+from typing import BinaryIO, Final
+
+CHUNK: Final = 1024 * 1024
+
+
+class ShortFileError(Exception):
+    """Fewer bytes than the file had when it was opened."""
+
+
+class MemorySource:
+    """A message in memory.
+
+    Parameters
+    ----------
+    content
+        The whole message.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self.size = len(content)
+
+    def read(self, start: int, length: int) -> bytes:
+        """Return `length` bytes from `start` on."""
+        return self._content[start : start + length]
+
+    def copy(self, start: int, length: int, target: BinaryIO) -> None:
+        """Write a stretch to an unbuffered file."""
+        write_all(target, memoryview(self._content)[start : start + length])
+
+    def close(self) -> None:
+        """Do nothing: memory needs no closing."""
+
+
+class FileSource:
+    """An open file; it is never mapped, so that one that shrinks meanwhile is an error and not a crash.
+
+    Parameters
+    ----------
+    stream
+        An unbuffered binary file; `close` closes it.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.size = os.fstat(stream.fileno()).st_size
+
+    def read(self, start: int, length: int) -> bytes:
+        """Return `length` bytes from `start` on."""
+        self._stream.seek(start)
+        parts = []
+        while length:
+            part = self._stream.read(length)
+            if not part:
+                raise ShortFileError
+            parts.append(part)
+            length -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def copy(self, start: int, length: int, target: BinaryIO) -> None:
+        """Write a stretch to an unbuffered file, inside the kernel where that is possible."""
+        done = copy_in_kernel(self._stream.fileno(), target.fileno(), start, length)
+        while done < length:
+            part = self.read(start + done, min(CHUNK, length - done))
+            write_all(target, part)
+            done += len(part)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
+def write_all(target: BinaryIO, content: bytes | memoryview) -> None:
+    """Write every byte to an unbuffered file, which may take fewer at a time."""
+    content = memoryview(content)
+    while content:
+        content = content[target.write(content) :]
+
+
+def copy_in_kernel(source: int, target: int, start: int, length: int) -> int:
+    """Copy with `copy_file_range` to the target's position and return how far it went; what is left has to be read.
+
+    Parameters
+    ----------
+    source, target
+        File descriptors.
+    start, length
+        The stretch of the source, in bytes.
+    """
+    copy_range = getattr(os, "copy_file_range", None)
+    done = 0
+    while copy_range is not None and done < length:
+        try:
+            copied = copy_range(source, target, length - done, start + done)
+        except OSError:
+            break  # another file system, or one that cannot: a full disk shows again when writing
+        if copied == 0:
+            break
+        done += copied
+    return done

@@ -1,0 +1,259 @@
+"""The eager reference in PyTorch: what every exported tail is compared with."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Self
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import _register_namedtuple
+
+from postproc_export.boundary import DEFAULT_SENSITIVITY, Comparison
+from postproc_export.errors import UnsupportedModelError, UsageError
+from postproc_export.settings import NUMBERS, SENSITIVITIES, SWITCHES, Settings, as_stats
+from postproc_export.stats import LEVELS, CalibrationStats, Level
+
+_OPTIONS: Final = ("comparison", *SWITCHES)
+_BOUNDARIES: Final = tuple(f"{level}_boundary" for level in LEVELS)
+
+
+class PostProcessed(NamedTuple):
+    """What a `PostProcessor` returns; None where there is nothing to return.
+
+    Parameters
+    ----------
+    pred_score
+        float32, the shape of the raw score, in [0, 1] or NaN; the raw score where the image level is not calibrated.
+    pred_label
+        bool, the shape of `pred_score`, True is anomalous.
+    anomaly_map
+        float32, the shape of the raw map, in [0, 1] or NaN; the raw map where the pixel level is not calibrated.
+    pred_mask
+        bool, the shape of `anomaly_map`, True is anomalous.
+    """
+
+    pred_score: Tensor | None
+    pred_label: Tensor | None
+    anomaly_map: Tensor | None
+    pred_mask: Tensor | None
+
+
+# torch.export.save() names the class of the outputs in its file
+_register_namedtuple(PostProcessed, serialized_type_name=f"{__name__}.PostProcessed")
+
+
+class PostProcessor(torch.nn.Module):
+    """Normalise raw scores and maps to [0, 1], and decide on the raw values.
+
+    Parameters
+    ----------
+    stats
+        Calibration statistics, or the path of a statistics file; None for a module that gets them by `load_state_dict`.
+    image_sensitivity, pixel_sensitivity
+        In [0, 1], rounded to float32; higher finds more anomalies. 0.5 decides at the calibrated threshold.
+    comparison
+        ``"ge"``: the exact rule. ``"gt"``: Anomalib's rule as its code computes it.
+    enable_normalization
+        If False, scores and maps stay raw (but float32).
+    enable_thresholding
+        If False, there are no labels and masks.
+    enable_threshold_matching
+        If True, a level that has a range but no threshold borrows the other level's.
+    nan_guard
+        If True, a map that holds a NaN makes its image's score count as NaN, also where the model computed the score.
+
+    Raises
+    ------
+    MetadataError
+        If the statistics, a sensitivity, or a boundary that follows from them is not legal.
+    UsageError
+        If the comparison is not known, or an option is of another type.
+
+    Notes
+    -----
+    Statistics and sensitivities are float32 buffers (``image_threshold``, ``image_min``, ``image_max``,
+    ``image_sensitivity``, the same for ``pixel``; NaN where a level has none) and stay float32 under ``half()`` and the
+    like. Assign to change one (``module.image_sensitivity = 0.3``, ``module.stats = ...``): the boundaries follow, and
+    what is not legal is refused and changes nothing. Writing into a buffer in place is not noticed.
+    The state dict holds everything that decides: these buffers, the comparison and the switches.
+    Source: docs/definition.md sections 3 to 6; the scores have the bits of anomalib 2.7.0 PostProcessor on a CPU.
+    """
+
+    comparison: Comparison
+    enable_normalization: bool
+    enable_thresholding: bool
+    enable_threshold_matching: bool
+    nan_guard: bool
+
+    def __init__(
+        self,
+        stats: CalibrationStats | str | Path | None = None,
+        *,
+        image_sensitivity: float = DEFAULT_SENSITIVITY,
+        pixel_sensitivity: float = DEFAULT_SENSITIVITY,
+        comparison: Comparison = "ge",
+        enable_normalization: bool = True,
+        enable_thresholding: bool = True,
+        enable_threshold_matching: bool = False,
+        nan_guard: bool = True,
+    ) -> None:
+        super().__init__()
+        settings = Settings(
+            stats=as_stats(stats),
+            image_sensitivity=image_sensitivity,
+            pixel_sensitivity=pixel_sensitivity,
+            comparison=comparison,
+            enable_normalization=enable_normalization,
+            enable_thresholding=enable_thresholding,
+            enable_threshold_matching=enable_threshold_matching,
+            nan_guard=nan_guard,
+        )
+        for name in (*NUMBERS, *_BOUNDARIES):
+            self.register_buffer(name, torch.empty((), dtype=torch.float32), persistent=name in NUMBERS)
+        self.register_buffer("flags", torch.empty(len(_OPTIONS), dtype=torch.uint8))
+        self._adopt(settings)
+
+    @property
+    def stats(self) -> CalibrationStats:
+        """The statistics; assign to replace those of both levels."""
+        return self._settings.stats
+
+    def forward(self, pred_score: Tensor | None = None, anomaly_map: Tensor | None = None) -> PostProcessed:
+        """Post-process one batch.
+
+        Parameters
+        ----------
+        pred_score
+            Raw scores of any float type, shape [], [N] or [N, 1]; None if the model has only a map.
+        anomaly_map
+            Raw maps of any float type, shape [N, H, W] or [N, 1, H, W]; None if the model has only a score.
+
+        Raises
+        ------
+        UsageError
+            If both are None, or one is no tensor.
+        UnsupportedModelError
+            If a shape is another one, or the batch sizes differ (dynamic sizes are not checked while a graph is traced).
+        """
+        _check_inputs(pred_score, anomaly_map)
+        score = self._image_score(pred_score, anomaly_map) if "image" in self._settings.decisions else pred_score
+        return PostProcessed(*self._post_process("image", score), *self._post_process("pixel", anomaly_map))
+
+    def _image_score(self, score: Tensor | None, anomaly_map: Tensor | None) -> Tensor | None:
+        if anomaly_map is None:
+            return score
+        if score is None:
+            score = anomaly_map.to(torch.float32).amax(dim=(-2, -1))
+        if not self.nan_guard:
+            return score
+        # amax keeps NaN by itself, but the ReduceMax that an exporter makes of it does not
+        holds_nan = torch.isnan(anomaly_map).flatten(1).any(dim=1)
+        return score.to(torch.float32).masked_fill(holds_nan.reshape(score.shape), float("nan"))
+
+    def _post_process(self, level: Level, raw: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        if raw is None or level not in self._settings.decisions:
+            return raw, None
+        values = raw.to(torch.float32)
+        below = values < self.get_buffer(f"{level}_boundary")
+        return (
+            self._unit(level, values) if self.enable_normalization else values,
+            torch.logical_not(below) if self.enable_thresholding else None,  # so that NaN is anomalous
+        )
+
+    def _unit(self, level: Level, values: Tensor) -> Tensor:
+        threshold = self.get_buffer(f"{self._settings.decisions[level].threshold_of}_threshold")
+        span = self.get_buffer(f"{level}_max") - self.get_buffer(f"{level}_min")
+        return ((values - threshold) / span + 0.5).clamp(0.0, 1.0)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "stats":
+            self._adopt(replace(self._settings, stats=as_stats(value)))
+        elif name in (*SENSITIVITIES, *_OPTIONS):
+            self._adopt(replace(self._settings, **{name: _plain(value)}))
+        elif name in NUMBERS:
+            numbers = {**self._settings.numbers, name: _plain(value)}
+            self._adopt(Settings.from_state(numbers, self._settings.flags))
+        else:
+            super().__setattr__(name, value)
+
+    def _adopt(self, settings: Settings) -> None:
+        decisions = settings.decisions
+        boundaries = {f"{level}_boundary": decisions[level].boundary for level in LEVELS if level in decisions}
+        device = self.get_buffer("flags").device
+        for name, value in {**dict.fromkeys(_BOUNDARIES, float("nan")), **settings.numbers, **boundaries}.items():
+            self._buffers[name] = torch.tensor(value, dtype=torch.float32, device=device)
+        self._buffers["flags"] = torch.tensor(settings.flags, dtype=torch.uint8, device=device)
+        for name in _OPTIONS:
+            object.__setattr__(self, name, getattr(settings, name))
+        self._settings = settings
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            # half() and the like would round the statistics; only the device is taken over
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        own = {name: state_dict[prefix + name] for name in (*NUMBERS, "flags") if prefix + name in state_dict}
+        settings = None
+        if all(_fits(value, self.get_buffer(name)) for name, value in own.items()):  # else torch says what does not
+            flags = own.pop("flags").tolist() if "flags" in own else self._settings.flags
+            numbers = {**self._settings.numbers, **{name: _plain(value) for name, value in own.items()}}
+            settings = Settings.from_state(numbers, flags)  # what is not legal is refused before anything is copied
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._adopt(settings or self._settings)
+
+    def extra_repr(self) -> str:
+        """Return the options and, per calibrated level, the threshold and the boundary."""
+        return self._settings.describe()
+
+
+def _plain(value: object) -> Any:
+    return value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
+
+
+def _fits(value: object, buffer: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == buffer.shape
+
+
+def _check_inputs(score: Tensor | None, anomaly_map: Tensor | None) -> None:
+    if score is None and anomaly_map is None:
+        raise UsageError("nothing to post-process", needed="pred_score, anomaly_map or both")
+    for name, raw in (("pred_score", score), ("anomaly_map", anomaly_map)):
+        if raw is not None and not isinstance(raw, Tensor):
+            raise UsageError(f"{name} is no tensor", found=type(raw).__name__, fix="torch.as_tensor(...)")
+    if score is not None:
+        _check_score(score)
+    if anomaly_map is not None:
+        _check_map(anomaly_map)
+    if score is not None and anomaly_map is not None:
+        images, maps = score.shape[0] if score.ndim else 1, anomaly_map.shape[0]
+        if _differ(images, maps):
+            raise _refused(f"pred_score is for {images} images and anomaly_map for {maps}", score, f"of {maps} images")
+
+
+def _check_score(score: Tensor) -> None:
+    if score.ndim > 2:
+        raise _refused(f"pred_score has {score.ndim} axes", score, "[], [N] or [N, 1]")
+    if score.ndim == 2 and _differ(score.shape[1], 1):
+        raise _refused("pred_score has more than one value per image", score, "[], [N] or [N, 1]")
+
+
+def _check_map(anomaly_map: Tensor) -> None:
+    if anomaly_map.ndim not in (3, 4):
+        raise _refused(f"anomaly_map has {anomaly_map.ndim} axes", anomaly_map, "[N, H, W] or [N, 1, H, W]")
+    if anomaly_map.ndim == 4 and _differ(anomaly_map.shape[1], 1):
+        raise _refused(f"anomaly_map has {anomaly_map.shape[1]} channels", anomaly_map, "[N, H, W] or [N, 1, H, W]")
+
+
+def _differ(size: int, other: int) -> bool:
+    # while a graph is traced a dynamic size is no int, and asking would freeze it
+    return isinstance(size, int) and isinstance(other, int) and size != other
+
+
+def _refused(what: str, raw: Tensor, needed: str) -> UnsupportedModelError:
+    return UnsupportedModelError(what, found=f"shape {list(raw.shape)}", needed=f"shape {needed}")

@@ -1,0 +1,191 @@
+"""Attach post-processing to a model file."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from postproc_export.boundary import Comparison, decision_boundary
+from postproc_export.errors import UsageError
+from postproc_export.float32 import shortest
+from postproc_export.rewrite.attached import Attached
+from postproc_export.stats import LEVELS, CalibrationStats, Level
+from postproc_export.tail import LabelDtype, Tail, TailOptions
+
+Rewrite = Callable[[Any], Attached]
+
+
+@dataclass(frozen=True, slots=True)
+class AttachResult:
+    """What was attached, and where it was written.
+
+    Parameters
+    ----------
+    source, output
+        The model that was read and the one that was written; for an IR the .xml.
+    tail
+        The outputs, statistics and options of the tail, and notes on levels that were left as they are.
+    renamed
+        New name of each value of the model that had to give up the name of an output.
+    """
+
+    source: Path
+    output: Path
+    tail: Tail
+    renamed: Mapping[str, str]
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The names of the outputs that were added, in order."""
+        return tuple(output.name for output in self.tail.outputs)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know about levels that were left as they are."""
+        return self.tail.notes
+
+    def boundary(self, level: Level) -> float:
+        """Return the raw value from which on the file calls a score anomalous, as it stands in the file."""
+        stats = self.tail.stats.level(level)
+        assert stats is not None, f"the {level} level has no statistics"
+        options = self.tail.options
+        return decision_boundary(stats, sensitivity=options.sensitivity(level), comparison=options.comparison)
+
+    def summary(self) -> str:
+        """Return what was done, one fact a line."""
+        lines = [f"attached post-processing to {self.source}", f"  written  {self.output}"]
+        lines += [f"  {level:<8} {self._decision(level)}" for level in LEVELS if self.tail.names(level)]
+        lines += [f"  renamed  '{old}' is now '{new}' inside the model" for old, new in self.renamed.items()]
+        lines += [f"  note     {note}" for note in self.notes]
+        return "\n".join(lines)
+
+    def _decision(self, level: Level) -> str:
+        stats, options = self.tail.stats.level(level), self.tail.options
+        assert stats is not None, "a level with outputs has statistics"
+        assert stats.threshold is not None, "a level with outputs has a threshold"
+        return (
+            f"{' and '.join(self.tail.names(level))}: anomalous from raw {_shown(self.boundary(level))} on "
+            f"(threshold {_shown(stats.threshold)}, range {_shown(stats.min)} to {_shown(stats.max)}, "
+            f"sensitivity {shortest(options.sensitivity(level))}, rule {options.comparison})"
+        )
+
+
+def attach_postprocessing(
+    model_path: str | Path,
+    stats: CalibrationStats | str | Path,
+    *,
+    output: str | Path | None = None,
+    image_output: str | int | None = None,
+    pixel_output: str | int | None = None,
+    image_sensitivity: float = 0.5,
+    pixel_sensitivity: float = 0.5,
+    comparison: Comparison = "ge",
+    keep_raw: bool = False,
+    label_dtype: LabelDtype = "bool",
+    mask_dtype: LabelDtype | None = None,
+    match_thresholds: bool = False,
+    nan_guard: bool = True,
+    in_place: bool = False,
+    link_weights: bool = False,
+) -> AttachResult:
+    """Append normalised scores, labels and masks to the raw outputs of an exported model.
+
+    Parameters
+    ----------
+    model_path
+        An ONNX file (.onnx) or an OpenVINO IR (.xml, its .bin beside it) with raw outputs.
+    stats
+        Statistics, or the path of a statistics file.
+    output
+        The file to write; default ``<name>.post.onnx`` or ``<name>.post.xml`` beside the input.
+    image_output, pixel_output
+        Which output is the raw score and which the raw map: a name, an index, or ``"none"``; default: found by the
+        names ``pred_score`` and ``anomaly_map``, else by rank where that is unambiguous.
+    image_sensitivity, pixel_sensitivity
+        In [0, 1]; at 0.5 the decision is ``raw >= threshold``, the one that calibration optimised.
+    comparison
+        ``"ge"``, or ``"gt"`` for exactly the decisions of Anomalib's code.
+    keep_raw
+        Keep the raw outputs as additional, last outputs.
+    label_dtype, mask_dtype
+        Element type of `pred_label` and `pred_mask`; the mask's default is bool in ONNX and uint8 in an IR.
+    match_thresholds
+        Let a level that has a range but no threshold borrow the other level's.
+    nan_guard
+        Call an image anomalous when its map holds a NaN.
+    in_place
+        Allow `output` to be the input.
+    link_weights
+        Hard-link external data of an ONNX model into the folder of `output` instead of copying it.
+
+    Raises
+    ------
+    PostprocError, graph_patterns.GraphPatternError
+        If the model, the statistics, the options or the files do not allow it; nothing is written then.
+
+    Notes
+    -----
+    Only the end of the graph changes; docs/definition.md section 7 lists what stays. The weights of an ONNX model are
+    never loaded.
+    """
+    source = Path(model_path)
+    if not isinstance(stats, CalibrationStats):
+        stats = CalibrationStats.load(stats)
+    options = TailOptions(
+        image_sensitivity=image_sensitivity,
+        pixel_sensitivity=pixel_sensitivity,
+        comparison=comparison,
+        label_dtype=label_dtype,
+        mask_dtype=mask_dtype,
+        keep_raw=keep_raw,
+        match_thresholds=match_thresholds,
+        nan_guard=nan_guard,
+    )
+    target = _target(source, output, in_place=in_place)
+    outputs = {"image_output": image_output, "pixel_output": pixel_output}
+    if source.suffix == ".onnx":
+        from postproc_export.rewrite.onnx_attach import attach_to_onnx_model
+        from postproc_export.rewrite.onnx_file import rewrite_onnx_file
+
+        attached = rewrite_onnx_file(
+            source,
+            target,
+            lambda model: attach_to_onnx_model(model, stats, options, **outputs),
+            in_place=in_place,
+            link_weights=link_weights,
+        )
+    else:
+        from postproc_export.rewrite.openvino_attach import attach_to_openvino_model
+        from postproc_export.rewrite.openvino_file import rewrite_openvino_file
+
+        attached = rewrite_openvino_file(
+            source, target, lambda model: attach_to_openvino_model(model, stats, options, **outputs), in_place=in_place
+        )
+    return AttachResult(source, target, attached.tail, attached.renamed)
+
+
+FORMATS: Final = {".onnx": "an ONNX model", ".xml": "an OpenVINO IR"}
+
+
+def _target(source: Path, output: str | Path | None, *, in_place: bool) -> Path:
+    if source.suffix not in FORMATS:
+        raise UsageError(
+            f"{source} is not a model that can be rewritten",
+            found=f"the suffix '{source.suffix}'",
+            needed=" or ".join(f"{suffix} ({what})" for suffix, what in FORMATS.items()),
+        )
+    if output is None:
+        return source if in_place else source.with_suffix(f".post{source.suffix}")
+    target = Path(output)
+    if target.suffix != source.suffix:
+        raise UsageError(
+            f"cannot write {FORMATS[source.suffix]} to {target}",
+            found=f"the suffix '{target.suffix}'",
+            needed=f"'{source.suffix}'",
+            fix="convert the model after attaching, or name the output accordingly",
+        )
+    return target
+
+
+def _shown(value: float) -> str:
+    return str(value) if value in (float("inf"), float("-inf")) else str(shortest(value))

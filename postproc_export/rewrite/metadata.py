@@ -1,0 +1,99 @@
+"""The record that an attached model carries: one JSON string, in ONNX metadata_props and in IR rt_info alike."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final, Self
+
+from postproc_export.errors import MetadataError, UsageError
+from postproc_export.float32 import shortest
+from postproc_export.stats import CalibrationStats, Level
+from postproc_export.tail import TailOptions
+
+METADATA_KEY: Final = "postproc_export"
+RECORD_VERSION: Final = 1
+
+_SENSITIVITIES: Final = ("image_sensitivity", "pixel_sensitivity")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TailRecord:
+    """What was attached, and what is needed to give the original back.
+
+    Parameters
+    ----------
+    version
+        The tool's version.
+    stats
+        The statistics that decide; thresholds that were matched stand in both levels.
+    options
+        What the user decided; `mask_dtype` is the one that was taken.
+    raw
+        Name of the raw value that each level's tail reads, under its name in this file.
+    original
+        What detaching restores, in the format's own terms: outputs, renamings, an added opset import.
+    """
+
+    version: str
+    stats: CalibrationStats
+    options: TailOptions
+    raw: Mapping[Level, str]
+    original: Mapping[str, Any]
+
+    def dumps(self) -> str:
+        """Return the JSON string; floats as the shortest decimal that reads back to the same float32."""
+        options = {item.name: getattr(self.options, item.name) for item in fields(TailOptions)}
+        options |= {name: shortest(options[name]) for name in _SENSITIVITIES}
+        document = {
+            "record_version": RECORD_VERSION,
+            "version": self.version,
+            "statistics": self.stats.to_json(),
+            "options": options,
+            "raw": dict(self.raw),
+            "original": dict(self.original),
+        }
+        return json.dumps(document, separators=(",", ":"), allow_nan=False)
+
+    @classmethod
+    def loads(cls, text: str, *, where: str) -> Self:
+        """Read the JSON string; `where` names the file in errors.
+
+        Raises
+        ------
+        MetadataError
+            If it is not a record of this version, or not legal.
+        """
+        document = _document(text, where=where)
+        options, raw, original = (_mapping(document, key, where=where) for key in ("options", "raw", "original"))
+        known = {item.name for item in fields(TailOptions)}
+        try:
+            return cls(
+                version=str(document.get("version")),
+                stats=CalibrationStats.from_json(document.get("statistics"), where=f"{where}: statistics"),
+                options=TailOptions(**{key: value for key, value in options.items() if key in known}),
+                raw={level: str(raw[level]) for level in ("image", "pixel") if level in raw},
+                original=original,
+            )
+        except UsageError as error:
+            raise MetadataError(f"{where}: {error.what}", found=error.found, needed=error.needed) from error
+
+
+def _document(text: str, *, where: str) -> Mapping[str, Any]:
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise MetadataError(f"{where}: the record '{METADATA_KEY}' is not JSON", found=str(error)) from error
+    if not isinstance(document, dict) or document.get("record_version") != RECORD_VERSION:
+        raise MetadataError(
+            f"{where}: the record '{METADATA_KEY}' is of an unknown version",
+            needed=f"record_version {RECORD_VERSION}",
+            fix="use the version of postproc-export that attached it",
+        )
+    return document
+
+
+def _mapping(document: Mapping[str, Any], key: str, *, where: str) -> Mapping[str, Any]:
+    value = document.get(key)
+    if not isinstance(value, dict):
+        raise MetadataError(f"{where}: the record '{METADATA_KEY}' has no object {key!r}")
+    return value

@@ -1,0 +1,97 @@
+"""Names of values in an ONNX model: which are in use, and renaming one in every scope where it is visible.
+
+A new name that is unused in every scope can replace an old one everywhere at once: what was one value stays one, and
+what shadowed another still does. The inside of a function is a scope of its own that no caller's name reaches.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, MutableSequence
+
+import onnx
+
+
+def subgraphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Iterate over a graph and every graph nested in its nodes."""
+    pending = [graph]
+    while pending:
+        current = pending.pop()
+        yield current
+        for node in current.node:
+            for attribute in node.attribute:
+                if attribute.type == onnx.AttributeProto.GRAPH:
+                    pending.append(attribute.g)
+                elif attribute.type == onnx.AttributeProto.GRAPHS:
+                    pending.extend(attribute.graphs)
+
+
+def defined_names(graph: onnx.GraphProto) -> set[str]:
+    """Return the names of all values that a graph or one nested in it defines."""
+    names: set[str] = set()
+    for scope in subgraphs(graph):
+        names.update(item.name for item in scope.input)
+        names.update(tensor.name for tensor in scope.initializer)
+        names.update(tensor.values.name for tensor in scope.sparse_initializer)
+        for node in scope.node:
+            names.update(node.output)
+    return names - {""}
+
+
+def used_names(model: onnx.ModelProto) -> set[str]:
+    """Return every name that a new value or node must not take: values and nodes of all scopes."""
+    names: set[str] = set()
+    training = (graph for info in model.training_info for graph in (info.initialization, info.algorithm))
+    for graph in (model.graph, *training):
+        names |= defined_names(graph)
+        for scope in subgraphs(graph):
+            names.update(item.name for item in (*scope.output, *scope.value_info))
+            for node in scope.node:
+                names.add(node.name)
+                names.update(node.input)
+    return names
+
+
+def immovable_names(graph: onnx.GraphProto) -> dict[str, str]:
+    """Return the names that callers of the model use, and what bears them: inputs and overridable initializers."""
+    initializers = {tensor.name for tensor in graph.initializer}
+    return {
+        item.name: "an overridable initializer" if item.name in initializers else "an input" for item in graph.input
+    }
+
+
+def rename_values(model: onnx.ModelProto, renamed: Mapping[str, str]) -> None:
+    """Rename values of the main graph, in place, wherever they are visible; the new names have to be unused."""
+    if not renamed:
+        return
+    _rename_graph(model.graph, renamed)
+    for info in model.training_info:
+        for graph in (info.initialization, info.algorithm):
+            own = defined_names(graph)
+            _rename_graph(graph, {old: new for old, new in renamed.items() if old not in own})
+        own = defined_names(info.algorithm)
+        for binding in (*info.initialization_binding, *info.update_binding):
+            if binding.key not in own:
+                binding.key = renamed.get(binding.key, binding.key)
+
+
+def _rename_graph(graph: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
+    for scope in subgraphs(graph):
+        for node in scope.node:
+            _rename_list(node.input, renamed)
+            _rename_list(node.output, renamed)
+        _rename_items((*scope.input, *scope.output, *scope.value_info, *scope.initializer), renamed)
+        _rename_items((tensor.values for tensor in scope.sparse_initializer), renamed)
+        for annotation in scope.quantization_annotation:
+            annotation.tensor_name = renamed.get(annotation.tensor_name, annotation.tensor_name)
+            for entry in annotation.quant_parameter_tensor_names:
+                entry.value = renamed.get(entry.value, entry.value)
+
+
+def _rename_list(names: MutableSequence[str], renamed: Mapping[str, str]) -> None:
+    for index, name in enumerate(names):
+        if name in renamed:
+            names[index] = renamed[name]
+
+
+def _rename_items(items: Iterable[onnx.ValueInfoProto | onnx.TensorProto], renamed: Mapping[str, str]) -> None:
+    for item in items:
+        if item.name in renamed:
+            item.name = renamed[item.name]

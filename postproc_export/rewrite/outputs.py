@@ -1,0 +1,220 @@
+"""Which output of a model is the raw score, and which the raw anomaly map.
+
+For each level the first rule that applies decides:
+
+1. the option: a name or an index, or ``none`` to leave the level out;
+2. the name: ``pred_score``, ``anomaly_map``;
+3. the rank, where one output alone can be it: a score is ``[]``, ``[N]`` or ``[N, 1]``, a map is ``[N, H, W]`` or
+   ``[N, 1, H, W]``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from postproc_export.errors import UnsupportedModelError, UsageError
+from postproc_export.runtimes.protocol import PortInfo
+from postproc_export.stats import Level
+
+Found = Literal["option", "name", "rank"]
+
+RAW_NAMES: Final[dict[Level, str]] = {"image": "pred_score", "pixel": "anomaly_map"}
+FLOAT_TYPES: Final = ("float32", "float16", "bfloat16", "float64")
+LEAVE_OUT: Final = "none"
+_OPTIONS: Final[dict[Level, str]] = {"image": "--image-output", "pixel": "--pixel-output"}
+_SHAPES: Final[dict[Level, str]] = {"image": "[], [N] or [N, 1]", "pixel": "[N, H, W] or [N, 1, H, W]"}
+_NOUNS: Final[dict[Level, str]] = {"image": "image score", "pixel": "anomaly map"}
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The raw outputs that were selected; at least one level is there.
+
+    Parameters
+    ----------
+    image, pixel
+        The output with the raw score and the one with the raw map; None where the model has none.
+    image_found, pixel_found
+        The rule that found it: ``"option"``, ``"name"`` or ``"rank"``.
+    """
+
+    image: PortInfo | None
+    pixel: PortInfo | None
+    image_found: Found | None = None
+    pixel_found: Found | None = None
+
+    def describe(self) -> str:
+        """Return one line: which output is what, and by which rule."""
+        rows = (("image score", self.image, self.image_found), ("anomaly map", self.pixel, self.pixel_found))
+        return ", ".join(f"{noun}: {port.name} (by {found})" for noun, port, found in rows if port is not None)
+
+
+def select_outputs(
+    ports: Sequence[PortInfo],
+    *,
+    image_output: str | int | None = None,
+    pixel_output: str | int | None = None,
+) -> Selection:
+    """Select the raw score and the raw map among the outputs of a model.
+
+    Parameters
+    ----------
+    ports
+        All outputs, in the model's order.
+    image_output, pixel_output
+        A name, an index (as int or as decimal text; a name wins over an index), or ``"none"`` to leave the level out.
+
+    Raises
+    ------
+    UsageError
+        If an option names no output, or both name the same one.
+    UnsupportedModelError
+        If no output can be a score or a map, several can by rank alone, or the selected one is of a form that
+        docs/definition.md section 1 refuses.
+
+    Notes
+    -----
+    An axis of unknown size is trusted where a name or an option selected the output, but does not make a map by rank.
+    """
+    _refuse_repeated(ports)
+    image, image_found = _by_option_or_name(ports, "image", image_output)
+    pixel, pixel_found = _by_option_or_name(ports, "pixel", pixel_output)
+    if image is not None and image is pixel:
+        raise UsageError(
+            f"output '{image.name}' cannot be both the image score and the anomaly map",
+            fix="give --image-output and --pixel-output different outputs, or 'none' for one of them",
+        )
+    taken = [port for port in (image, pixel) if port is not None]
+    if image is None and image_output is None:
+        image, image_found = _by_rank(ports, "image", taken)
+    if pixel is None and pixel_output is None:
+        pixel, pixel_found = _by_rank(ports, "pixel", taken)
+    if image is None and pixel is None:
+        raise _no_raw_output(ports)
+    _check("image", image)
+    _check("pixel", pixel)
+    _check_batch(image, pixel)
+    return Selection(image, pixel, image_found, pixel_found)
+
+
+def list_ports(ports: Sequence[PortInfo]) -> str:
+    """Return all ports in one line, each with its index, dtype and shape."""
+    return "; ".join(f"{index}: {port.describe()}" for index, port in enumerate(ports)) or "no outputs"
+
+
+def _refuse_repeated(ports: Sequence[PortInfo]) -> None:
+    seen: set[str] = set()
+    for port in ports:
+        names = {port.name, *port.aliases}
+        if names & seen:
+            raise UnsupportedModelError(
+                f"the value '{min(names & seen)}' is listed twice among the outputs",
+                found=list_ports(ports),
+                needed="each output a value of its own",
+                fix="remove one of the two outputs, or put an Identity before it",
+            )
+        seen |= names
+
+
+def _by_option_or_name(
+    ports: Sequence[PortInfo], level: Level, option: str | int | None
+) -> tuple[PortInfo | None, Found | None]:
+    if option is not None:
+        port = _resolve(ports, level, option)
+        return port, None if port is None else "option"
+    named = next((port for port in ports if port.answers_to(RAW_NAMES[level])), None)
+    return named, None if named is None else "name"
+
+
+def _resolve(ports: Sequence[PortInfo], level: Level, option: str | int) -> PortInfo | None:
+    named = [port for port in ports if isinstance(option, str) and port.answers_to(option)]
+    if named:
+        return named[0]
+    if option == LEAVE_OUT:
+        return None
+    text = str(option)
+    if not isinstance(option, bool) and text.isdecimal() and text.isascii() and int(text) < len(ports):
+        return ports[int(text)]
+    raise UsageError(
+        f"{_OPTIONS[level]} {option}: the model has no such output",
+        found=list_ports(ports),
+        needed="one of these names, or an index",
+    )
+
+
+def _by_rank(
+    ports: Sequence[PortInfo], level: Level, taken: Sequence[PortInfo]
+) -> tuple[PortInfo | None, Found | None]:
+    candidates = [port for port in ports if port not in taken and _looks_like(level, port)]
+    if len(candidates) > 1:
+        raise UnsupportedModelError(
+            f"{len(candidates)} outputs could be the {_NOUNS[level]}: {', '.join(port.name for port in candidates)}",
+            found=list_ports(ports),
+            needed=f"one output named '{RAW_NAMES[level]}', or one alone of shape {_SHAPES[level]}",
+            fix=f"say which with {_OPTIONS[level]} NAME (or an index; 'none' leaves the level out)",
+        )
+    return (candidates[0], "rank") if candidates else (None, None)
+
+
+def _looks_like(level: Level, port: PortInfo) -> bool:
+    if port.dtype not in FLOAT_TYPES or port.rank is None:
+        return False
+    if level == "image":
+        return port.rank in (0, 1) or (port.rank == 2 and port.size(1) == 1)
+    return port.rank == 3 or (port.rank == 4 and port.size(1) == 1)
+
+
+def _no_raw_output(ports: Sequence[PortInfo]) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        "no output of the model can be an image score or an anomaly map",
+        found=list_ports(ports),
+        needed=f"a float output of shape {_SHAPES['image']} (score) or {_SHAPES['pixel']} (map)",
+        fix="say which it is with --image-output NAME or --pixel-output NAME (or an index)",
+    )
+
+
+def _check(level: Level, port: PortInfo | None) -> None:
+    if port is None:
+        return
+    problem = _type_problem(port) or (_score_problem(port) if level == "image" else _map_problem(port))
+    if problem is not None:
+        raise UnsupportedModelError(
+            f"output '{port.name}' cannot be the {_NOUNS[level]}: {problem}",
+            found=port.describe(),
+            needed=f"float32, float16, bfloat16 or float64 of shape {_SHAPES[level]}",
+            fix=f"select another output with {_OPTIONS[level]}, or re-export the model with this shape",
+        )
+
+
+def _type_problem(port: PortInfo) -> str | None:
+    return None if port.dtype in FLOAT_TYPES else "its values are not floating-point numbers"
+
+
+def _score_problem(port: PortInfo) -> str | None:
+    if port.rank is None or port.rank < 2:
+        return None
+    if port.rank > 2:
+        return f"it has {port.rank} axes"
+    return "it has more than one value per image" if port.size(1) not in (None, 1) else None
+
+
+def _map_problem(port: PortInfo) -> str | None:
+    if port.rank is None:
+        return "its rank is not known"
+    if port.rank not in (3, 4):
+        return f"it has {port.rank} axes"
+    return f"its channel axis is {port.size(1)}" if port.rank == 4 and port.size(1) not in (None, 1) else None
+
+
+def _check_batch(image: PortInfo | None, pixel: PortInfo | None) -> None:
+    if image is None or pixel is None:
+        return
+    images = 1 if image.rank == 0 else image.size(0)
+    maps = pixel.size(0)
+    if images is not None and maps is not None and images != maps:
+        raise UnsupportedModelError(
+            f"output '{image.name}' is for {images} images and output '{pixel.name}' for {maps}",
+            found=f"{image.describe()}; {pixel.describe()}",
+            needed="the same batch size in both, or a dynamic one",
+            fix="re-export the model with one batch axis for both outputs",
+        )

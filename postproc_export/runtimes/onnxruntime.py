@@ -1,0 +1,109 @@
+"""ONNX Runtime on the CPU."""
+
+import ctypes
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, Self
+
+import numpy as np
+
+from postproc_export.errors import require
+from postproc_export.runtimes.feeds import cannot_load, cannot_run, check_feeds
+from postproc_export.runtimes.protocol import Array, PortInfo, Precision
+
+_BFLOAT16_CODE: Final = 16  # onnx.TensorProto.BFLOAT16
+_FATAL_ONLY: Final = 4  # what fails is raised; ONNX Runtime would print it to stderr as well
+_DTYPES: Final = {"float": "float32", "double": "float64"}
+_PURPOSE: Final = "running an ONNX model"
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxRuntimeRunner:
+    """A model in ONNX Runtime's CPU provider, which computes every operator in the type that the graph says.
+
+    Notes
+    -----
+    ONNX Runtime reports an output of unknown rank like a scalar, so such a port has the shape ``()`` here.
+    ONNX Runtime has no way to hand bfloat16 to NumPy; such values are read from memory as `ml_dtypes.bfloat16`.
+    """
+
+    label: str
+    version: str
+    precision: Precision
+    inputs: tuple[PortInfo, ...]
+    outputs: tuple[PortInfo, ...]
+    _session: Any
+    _onnxruntime: ModuleType
+    name: str = "onnxruntime-cpu"
+    inference_precision: str = "float32"
+
+    @classmethod
+    def load(cls, model: str | bytes, *, precision: Precision, optimize: bool, threads: int | None) -> Self:
+        """Load an ONNX file or the bytes of one; see `postproc_export.runtimes.open_runner`."""
+        onnxruntime = require("onnxruntime", extra="onnxruntime", purpose=_PURPOSE)
+        options = onnxruntime.SessionOptions()
+        levels = onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+        options.log_severity_level = _FATAL_ONLY
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        label = Path(model).name if isinstance(model, str) else "the model"
+        try:
+            session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise cannot_load(label, "ONNX Runtime", error) from error
+        return cls(
+            label=label,
+            version=onnxruntime.__version__,
+            precision=precision,
+            inputs=tuple(_port(node) for node in session.get_inputs()),
+            outputs=tuple(_port(node) for node in session.get_outputs()),
+            _session=session,
+            _onnxruntime=onnxruntime,
+        )
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model once, as `Runner` says; outputs that are no tensors are left out."""
+        check_feeds(feeds, self.inputs)
+        names = [port.name for port in self.outputs if not port.dtype.endswith(")")]
+        with_bfloat16 = any(port.dtype == "bfloat16" for port in (*self.inputs, *self.outputs))
+        try:
+            results = self._run_values(names, feeds) if with_bfloat16 else self._session.run(names, _arrays(feeds))
+        except Exception as error:
+            raise cannot_run(self.label, "ONNX Runtime", error, feeds) from error
+        return dict(zip(names, results, strict=True))
+
+    def _run_values(self, names: list[str], feeds: Mapping[str, Array]) -> list[Array]:
+        arrays = _arrays(feeds)  # held until the run is over: the values only point at them
+        values = {name: self._value(array) for name, array in arrays.items()}
+        return [_array(value) for value in self._session.run_with_ort_values(names, values)]
+
+    def _value(self, array: Array) -> Any:
+        value_type = self._onnxruntime.OrtValue
+        if array.dtype.name == "bfloat16":
+            return value_type.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), _BFLOAT16_CODE)
+        return value_type.ortvalue_from_numpy(array)
+
+
+def _port(node: Any) -> PortInfo:
+    element = node.type.removeprefix("tensor(").removesuffix(")") if node.type.startswith("tensor(") else node.type
+    axes = tuple(axis if isinstance(axis, (int, str)) else None for axis in node.shape)
+    return PortInfo(node.name, _DTYPES.get(element, element), axes)
+
+
+def _arrays(feeds: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: np.require(array, requirements="C") for name, array in feeds.items()}
+
+
+def _array(value: Any) -> Array:
+    if value.data_type() != "tensor(bfloat16)":
+        return np.array(value.numpy())
+    shape = tuple(value.shape())
+    bfloat16 = require("ml_dtypes", extra="onnxruntime", purpose="reading a bfloat16 output").bfloat16
+    size = 2 * math.prod(shape)
+    words = bytearray(ctypes.string_at(value.data_ptr(), size) if size else b"")
+    values: Array = np.frombuffer(words, np.uint16).view(bfloat16).reshape(shape)
+    return values

@@ -1,0 +1,145 @@
+"""OpenVINO on the CPU."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, Self
+
+import numpy as np
+
+from postproc_export.errors import require
+from postproc_export.runtimes.feeds import cannot_load, cannot_run, check_feeds
+from postproc_export.runtimes.protocol import Array, PortInfo, Precision
+
+_TELEMETRY: Final = "openvino_telemetry"
+_KNOWN_NAMES: Final = ("pred_score", "pred_label", "anomaly_map", "pred_mask", "output")
+_DTYPES: Final = {
+    "f32": "float32",
+    "f16": "float16",
+    "bf16": "bfloat16",
+    "f64": "float64",
+    "boolean": "bool",
+    **{f"i{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"u{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+}
+
+
+def import_openvino(*, purpose: str) -> ModuleType:
+    """Import OpenVINO without its telemetry, which would report this very import to a web service.
+
+    Notes
+    -----
+    OpenVINO falls back to a stub of its own where the telemetry package cannot be imported, so it is hidden for the
+    duration of the import. A process that imported OpenVINO before has made its own choice, and is left alone.
+    """
+    with _hidden(_TELEMETRY):
+        return require("openvino", extra="openvino", purpose=purpose)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenVinoRunner:
+    """A model compiled for OpenVINO's CPU plugin.
+
+    Notes
+    -----
+    ``precision="float32"`` sets INFERENCE_PRECISION_HINT=f32 and EXECUTION_MODE_HINT=ACCURACY; without them the plugin
+    takes bfloat16 where the processor has it, and raw scores move. A tensor may have several names: `PortInfo.name` is
+    one of Anomalib's output names if that is among them, else the first in alphabetical order; a tensor without a name
+    is called ``input_<i>`` or ``output_<i>``.
+    """
+
+    label: str
+    version: str
+    precision: Precision
+    inference_precision: str
+    inputs: tuple[PortInfo, ...]
+    outputs: tuple[PortInfo, ...]
+    _request: Any
+    _openvino: ModuleType
+    name: str = "openvino-cpu"
+
+    @classmethod
+    def load(cls, model: Any, *, precision: Precision, threads: int | None) -> Self:
+        """Compile an IR file, an ONNX file, the bytes of one or an `openvino.Model`; see `open_runner`."""
+        openvino = import_openvino(purpose="running a model in OpenVINO")
+        label = Path(model).name if isinstance(model, str) else "the model"
+        try:
+            core = openvino.Core()
+            parsed = core.read_model(model) if isinstance(model, (str, bytes)) else model
+            compiled = core.compile_model(parsed, "CPU", _properties(precision, threads))
+            request = compiled.create_infer_request()
+        except RuntimeError as error:
+            raise cannot_load(label, "OpenVINO", error) from error
+        return cls(
+            label=label,
+            version=openvino.__version__.split("-")[0],
+            precision=precision,
+            inference_precision=_dtype(compiled.get_property("INFERENCE_PRECISION_HINT")),
+            inputs=tuple(port_info(port, f"input_{index}") for index, port in enumerate(compiled.inputs)),
+            outputs=tuple(port_info(port, f"output_{index}") for index, port in enumerate(compiled.outputs)),
+            _request=request,
+            _openvino=openvino,
+        )
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model once, as `Runner` says."""
+        check_feeds(feeds, self.inputs)
+        # The request holds no reference to the arrays, so they stay in this frame until it is done.
+        tensors = [self._tensor(feeds[port.name]) for port in self.inputs]
+        try:
+            for index, tensor in enumerate(tensors):
+                self._request.set_input_tensor(index, tensor)
+            self._request.infer()
+        except RuntimeError as error:
+            raise cannot_run(self.label, "OpenVINO", error, feeds) from error
+        return {port.name: self._array(index, port) for index, port in enumerate(self.outputs)}
+
+    def _tensor(self, array: Array) -> Any:
+        contiguous = np.require(array, requirements=["C", "W"])
+        if array.dtype.name != "bfloat16":
+            return self._openvino.Tensor(contiguous, shared_memory=True)
+        tensor = self._openvino.Tensor(self._openvino.Type.bf16, list(array.shape))
+        tensor.data.view(np.uint16)[...] = contiguous.view(np.uint16)
+        return tensor
+
+    def _array(self, index: int, port: PortInfo) -> Array:
+        values: Array = np.array(self._request.get_output_tensor(index).data)
+        if port.dtype != "bfloat16":
+            return values
+        return values.view(require("ml_dtypes", extra="openvino", purpose="reading a bfloat16 output").bfloat16)
+
+
+def _properties(precision: Precision, threads: int | None) -> dict[str, str | int]:
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
+    properties: dict[str, str | int] = dict(exact) if precision == "float32" else {}
+    return properties if threads is None else {**properties, "INFERENCE_NUM_THREADS": threads}
+
+
+def port_info(port: Any, made_up: str) -> PortInfo:
+    """Return an `openvino.Output` as a port; `made_up` names a tensor without a name."""
+    names = sorted(port.names)
+    known = [name for name in _KNOWN_NAMES if name in names]
+    shape = port.partial_shape
+    axes = None if shape.rank.is_dynamic else tuple(axis.get_length() if axis.is_static else None for axis in shape)
+    dtype = _dtype(port.element_type)
+    return PortInfo((known or names or [made_up])[0], dtype, axes, aliases=tuple(names))
+
+
+def _dtype(element_type: Any) -> str:
+    name: str = element_type.get_type_name()
+    return _DTYPES.get(name, name)
+
+
+@contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]  # Python's own way to make an import fail
+    try:
+        yield
+    finally:
+        del sys.modules[module]

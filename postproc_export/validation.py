@@ -1,0 +1,86 @@
+"""What numbers, texts, counts and JSON files must be to be taken, stated once for all that is read."""
+
+import json
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from postproc_export.errors import FileError, MetadataError
+from postproc_export.float32 import to_float32
+
+
+def finite_float32(name: str, value: object) -> float:
+    """Return a number rounded to float32, or raise `MetadataError` where it is none or not finite after rounding."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise MetadataError(f"{name} is not a number", found=shown(value))
+    try:
+        rounded = to_float32(float(value))
+    except OverflowError:
+        rounded = float("inf")
+    if not np.isfinite(rounded):
+        raise MetadataError(f"{name} is not a finite float32", found=shown(value))
+    return rounded
+
+
+def check_text(name: str, value: object) -> None:
+    """Raise `MetadataError` unless a value is a string or None."""
+    if value is not None and not isinstance(value, str):
+        raise MetadataError(f"{name} is not a text", found=shown(value))
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise `MetadataError` unless a value is an integer of at least 0 or None."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise MetadataError(f"{name} is not a count", found=shown(value), needed="an integer of at least 0")
+
+
+def check_details(details: Iterable[str], *, reserved: Collection[str]) -> None:
+    """Raise `MetadataError` if a key of the details is the name of a field."""
+    clash = sorted(set(details) & set(reserved))
+    if clash:
+        raise MetadataError("a detail bears the name of a field", found=", ".join(map(repr, clash)))
+
+
+def shown(value: object) -> str:
+    """Return the `repr` of a value for an error, at most 60 characters of it."""
+    if isinstance(value, int) and abs(value) > 10**60:  # Python refuses to print the longest ones
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def read_json(path: Path, *, what: str) -> Any:
+    """Read a JSON file as the standard has it: UTF-8, no NaN, no Infinity, no key twice in one object.
+
+    Raises
+    ------
+    FileError
+        If the file cannot be read; `what` names it.
+    MetadataError
+        If it is not JSON, or nested too deeply to be read.
+    """
+    try:
+        return json.loads(
+            path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
+        )
+    except OSError as error:
+        raise FileError(f"cannot read {what} {path}", found=error.strerror) from error
+    except RecursionError as error:
+        raise MetadataError(f"{what} {path} is not JSON that can be read", found="nested too deeply") from error
+    except ValueError as error:  # bytes that are not UTF-8 as well
+        raise MetadataError(f"{what} {path} is not JSON", found=str(error)) from error
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        raise ValueError(f"{', '.join(map(repr, twice))} stands twice in one object")
+    return document
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
