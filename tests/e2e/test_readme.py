@@ -1,0 +1,44 @@
+"""Every command and every program of the README, run as it stands there."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+SETUP = re.search(r"<!-- setup -->\n```sh\n(.*?)```", README, flags=re.DOTALL)
+REST = README.split("<!-- /setup -->")[1]
+BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", REST, flags=re.DOTALL)
+
+pytestmark = pytest.mark.e2e
+
+
+def test_the_setup_is_two_commands_of_one_line() -> None:
+    """The README sets everything up in two lines; CI runs them from there."""
+    assert SETUP is not None
+    lines = SETUP.group(1).strip().splitlines()
+    assert len(lines) == 2
+    assert lines[0].endswith("postproc-export demo")
+    assert "pytest" in lines[1]
+
+
+def test_every_other_block_runs_on_the_files_of_the_demo(demo_folder: Path, tmp_path: Path) -> None:
+    """The commands of the three users run in order, in a folder that holds the demo's files."""
+    (tmp_path / "postproc-export-demo").symlink_to(demo_folder)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    assert len(BLOCKS) >= 5
+    for language, text in BLOCKS:
+        command = ["bash", "-euo", "pipefail", "-c", text] if language == "sh" else [sys.executable, "-c", text]
+        run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, f"{text}\n{run.stdout}\n{run.stderr}"
+
+
+def test_every_linked_file_is_there() -> None:
+    """No link or picture of the README leads nowhere."""
+    root = Path(__file__).parents[2]
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert links
+    assert [link for link in links if not (root / link).exists()] == []
