@@ -1,6 +1,8 @@
-"""What all tests share: hypothesis profiles and the demo's files."""
+"""What all tests share: hypothesis profiles, the demo's files, the command line in process."""
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import hypothesis
@@ -20,3 +22,30 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "postproc-export-demo"
     assert run_demo(folder).passed
     return folder
+
+
+@dataclass(frozen=True)
+class Invoked:
+    """What a command printed, and its exit code."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+Invoke = Callable[..., Invoked]
+
+
+@pytest.fixture
+def invoke(capfd: pytest.CaptureFixture[str]) -> Invoke:
+    """Run the command line in this process."""
+
+    def run(*arguments: object) -> Invoked:
+        from postproc_export.cli import main
+
+        capfd.readouterr()
+        exit_code = main([str(argument) for argument in arguments])
+        captured = capfd.readouterr()
+        return Invoked(exit_code, captured.out, captured.err)
+
+    return run
