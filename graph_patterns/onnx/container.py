@@ -14,13 +14,13 @@ from typing import Self
 
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
-from onnx import numpy_helper
 
 from graph_patterns.errors import ModelFileError
 from graph_patterns.onnx.payloads import Placeholders
-from graph_patterns.onnx.source import FileSource, MemorySource, ShortFileError, write_all
+from graph_patterns.onnx.source import ChangedFileError, FileSource, MemorySource, write_all
 from graph_patterns.onnx.validation import LARGEST, check_text, not_a_model, refuse_other_messages, too_large
-from graph_patterns.onnx.wire import Edit, MalformedError, Payload, UnusualError
+from graph_patterns.onnx.walk import Edit, Payload, UnusualError
+from graph_patterns.onnx.wire import MalformedError
 
 
 class OnnxFile:
@@ -40,8 +40,8 @@ class OnnxFile:
     path
         As given.
     model
-        The model to read and edit. A tensor with a payload above 4 KiB has a placeholder instead: `tensor_bytes` and
-        `full_tensor` give the payload. A placeholder has a meaning in this object only.
+        The model to read and edit. A tensor with a payload above 4 KiB has a placeholder in `raw_data` instead;
+        `full_tensor` gives the payload. A placeholder has a meaning in this object only.
     """
 
     def __init__(self, path: Path | None, source: FileSource | MemorySource) -> None:
@@ -64,6 +64,8 @@ class OnnxFile:
     def write(self, path: Path) -> None:
         """Write the whole model, edits and payloads, to a path other than the one it was read from.
 
+        A file that cannot be finished stays as far as it came: write to a temporary name.
+
         Raises
         ------
         ModelFileError
@@ -82,7 +84,8 @@ class OnnxFile:
                     else:
                         for start, end in part.spans:
                             self._source.copy(start, end - start, target)
-        except ShortFileError:
+            self._source.check_unchanged()
+        except ChangedFileError:
             raise self._changed() from None
         except OSError as error:
             raise ModelFileError(f"cannot write {path}", found=error.strerror) from error
@@ -90,11 +93,6 @@ class OnnxFile:
     def to_bytes(self) -> bytes:
         """Return the whole model, edits and payloads, as one serialised message."""
         return self._joined(self._parts())
-
-    def tensor_bytes(self, tensor: onnx.TensorProto) -> bytes:
-        """Return the values of a tensor of the model as raw little-endian bytes, from the file where they are there."""
-        full = self.full_tensor(tensor)
-        return full.raw_data if full.HasField("raw_data") else numpy_helper.to_array(full).tobytes()
 
     def full_tensor(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
         """Return a copy of a tensor of the model with its payload instead of a placeholder."""
@@ -127,11 +125,14 @@ class OnnxFile:
         if size > LARGEST:
             raise too_large(f"cannot read {self._name}", size)
         try:
-            return self._skeleton(size) or self._whole(size)
+            model = self._skeleton(size)
+            return self._whole(size) if model is None else model
         except (MalformedError, DecodeError) as error:
             raise not_a_model(self._name, str(error), start=self._source.read(0, min(64, size))) from error
-        except ShortFileError:
+        except ChangedFileError:
             raise self._changed() from None
+        except OSError as error:
+            raise _unreadable(self._name, error) from error
 
     def _skeleton(self, size: int) -> onnx.ModelProto | None:
         """Parse what is left without the payloads; None if that would not give the same model."""
@@ -168,12 +169,12 @@ class OnnxFile:
     def _read(self, payload: Payload) -> bytes:
         try:
             return b"".join(self._source.read(start, end - start) for start, end in payload.spans)
-        except ShortFileError:
+        except ChangedFileError:
             raise self._changed() from None
 
     def _changed(self) -> ModelFileError:
         return ModelFileError(
-            f"cannot read {self._name}: it became shorter meanwhile", fix="run again when nothing writes to it"
+            f"cannot read {self._name}: it changed meanwhile", fix="run again when nothing writes to it"
         )
 
 
@@ -189,6 +190,10 @@ def _spliced(source: FileSource | MemorySource, size: int, edits: Sequence[Edit]
         yield source.read(at, size - at)
 
 
+def _unreadable(name: str, error: OSError) -> ModelFileError:
+    return ModelFileError(f"cannot read {name}", found=error.strerror, needed="an ONNX file that can be read")
+
+
 def load_skeleton(path: Path) -> OnnxFile:
     """Open an ONNX file without loading its weights.
 
@@ -202,7 +207,7 @@ def load_skeleton(path: Path) -> OnnxFile:
             raise ModelFileError(f"cannot read {path}", found="a folder or a device", needed="an ONNX file")
         stream = path.open("rb", buffering=0)
     except OSError as error:
-        raise ModelFileError(f"cannot read {path}", found=error.strerror) from error
+        raise _unreadable(str(path), error) from error
     return OnnxFile(path, FileSource(stream))
 
 

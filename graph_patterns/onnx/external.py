@@ -9,9 +9,10 @@ import onnx
 
 from graph_patterns.errors import ModelFileError
 from graph_patterns.onnx.source import MemorySource
-from graph_patterns.onnx.wire import Edit, Walk, holds, positions
+from graph_patterns.onnx.walk import Edit, Walk
+from graph_patterns.onnx.wire import positions, varint
 
-_LOCATION_ENTRY: Final = b"\x0a\x08location"  # the key of a StringStringEntryProto, as protobuf serialises it
+_EXTERNAL: Final = varint(14 << 3) + varint(onnx.TensorProto.EXTERNAL)  # data_location, as protobuf serialises it
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ def external_data_locations(model: onnx.ModelProto) -> tuple[ExternalData, ...]:
         If an offset or a length is no number.
     """
     serialised = model.SerializeToString()
-    marks = positions(serialised, _LOCATION_ENTRY)
+    marks = positions(serialised, _EXTERNAL)
     found: list[ExternalData] = []
 
     def visit(start: int, end: int) -> Sequence[Edit]:
@@ -55,7 +56,7 @@ def external_data_locations(model: onnx.ModelProto) -> tuple[ExternalData, ...]:
         return ()
 
     if marks:
-        Walk(MemorySource(serialised), holds(marks), visit).edits(len(serialised))
+        Walk(MemorySource(serialised), visit, marks=marks).edits(len(serialised))
     return tuple(found)
 
 
@@ -91,7 +92,7 @@ def _reference(tensor: onnx.TensorProto) -> ExternalData:
                 f"{_title(tensor.name)} has external data with the {key} {text[:40]!r}", needed="a number of bytes"
             )
         numbers[key] = int(text) if text else None
-    return ExternalData(tensor.name, entries["location"], numbers["offset"] or 0, numbers["length"])
+    return ExternalData(tensor.name, entries.get("location", ""), numbers["offset"] or 0, numbers["length"])
 
 
 def _title(tensor: str) -> str:

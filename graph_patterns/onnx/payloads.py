@@ -8,17 +8,14 @@ from typing import Final
 import onnx
 
 from graph_patterns.onnx.source import CHUNK
+from graph_patterns.onnx.walk import Edit, Payload, Walk
 from graph_patterns.onnx.wire import (
     FIXED32,
     FIXED64,
     LENGTH,
     VARINT,
-    Edit,
     MalformedError,
-    Payload,
     Source,
-    Walk,
-    holds,
     positions,
     records,
     varint,
@@ -53,23 +50,23 @@ class Placeholders:
 
     def cuts(self, end: int) -> list[Edit]:
         """Return the edits that turn the serialised model into its skeleton."""
-        return Walk(self._source, lambda start, stop: stop - start > SMALL, self._cut).edits(end)
+        return Walk(self._source, self._cut, skip=SMALL).edits(end)
 
     def _cut(self, start: int, end: int) -> Sequence[Edit]:
         spans: list[tuple[int, int]] = []
-        size = 0
+        payload_size = 0
         for tag, begin, body, stop in records(self._source, start, end):
             if tag in _TAGS:
                 self._check(tag, body, stop)
-                size += stop - begin
+                payload_size += stop - body
                 if spans and spans[-1][1] == begin:
                     spans[-1] = (spans[-1][0], stop)
                 else:
                     spans.append((begin, stop))
-        if size <= SMALL:
+        if payload_size <= SMALL:
             return ()
         mark = self._magic + len(self.payloads).to_bytes(4, "little")
-        self.payloads.append(Payload(tuple(spans), size))
+        self.payloads.append(Payload(tuple(spans)))
         return [
             Edit(*spans[0], varint(RAW_DATA) + varint(len(mark)) + mark),
             *(Edit(begin, stop, b"") for begin, stop in spans[1:]),
@@ -111,7 +108,7 @@ class Placeholders:
                 if tag == RAW_DATA and (payload := self.find(serialised[body:stop])) is not None
             ]
 
-        edits = Walk(skeleton, holds(marks), restore).edits(len(serialised))
+        edits = Walk(skeleton, restore, marks=marks).edits(len(serialised))
         restored = sum(isinstance(edit.insert, Payload) for edit in edits)
         assert restored == len(marks), "a placeholder was moved to a place that is not a tensor's raw_data"
         return edits

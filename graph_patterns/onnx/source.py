@@ -6,8 +6,8 @@ from typing import BinaryIO, Final
 CHUNK: Final = 1024 * 1024
 
 
-class ShortFileError(Exception):
-    """Fewer bytes than the file had when it was opened."""
+class ChangedFileError(Exception):
+    """The file is no longer what it was when it was opened."""
 
 
 class MemorySource:
@@ -31,6 +31,9 @@ class MemorySource:
         """Write a stretch to an unbuffered file."""
         write_all(target, memoryview(self._content)[start : start + length])
 
+    def check_unchanged(self) -> None:
+        """Do nothing: memory does not change."""
+
     def close(self) -> None:
         """Do nothing: memory needs no closing."""
 
@@ -46,7 +49,8 @@ class FileSource:
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self.size = os.fstat(stream.fileno()).st_size
+        self._status = os.fstat(stream.fileno())
+        self.size = self._status.st_size
 
     def read(self, start: int, length: int) -> bytes:
         """Return `length` bytes from `start` on."""
@@ -55,7 +59,7 @@ class FileSource:
         while length:
             part = self._stream.read(length)
             if not part:
-                raise ShortFileError
+                raise ChangedFileError
             parts.append(part)
             length -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -67,6 +71,12 @@ class FileSource:
             part = self.read(start + done, min(CHUNK, length - done))
             write_all(target, part)
             done += len(part)
+
+    def check_unchanged(self) -> None:
+        """Raise ChangedFileError if the file was written since it was opened."""
+        now = os.fstat(self._stream.fileno())
+        if (now.st_size, now.st_mtime_ns) != (self._status.st_size, self._status.st_mtime_ns):
+            raise ChangedFileError
 
     def close(self) -> None:
         """Close the file."""

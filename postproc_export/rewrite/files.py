@@ -3,17 +3,15 @@
 import filecmp
 import os
 import shutil
-import signal
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 from postproc_export.errors import FileError, PostprocError
 from postproc_export.rewrite.copying import copy_file, link_file
+from postproc_export.rewrite.termination import termination_as_exception
 
 BACKUP_SUFFIX: Final = ".postproc-backup"
 
@@ -87,6 +85,7 @@ class Publication:
 
     def move_into_place(self) -> None:
         """Move everything to its final path, data first, the first target last; undo it all if a step fails."""
+        assert all(self.temporary(target).exists() for target in self._targets), "not every target was written"
         undo = ExitStack()
         try:
             self._move_data(undo)
@@ -151,11 +150,11 @@ def publishing(
     FileError
         If a target cannot be written, is an input without `in_place`, or a backup of a run that was killed is there.
     """
-    _refuse_inputs(targets, inputs, in_place=in_place)
-    for target in targets:
-        _refuse_unwritable(target)
-    _refuse_backups(targets)
-    with _explained(targets[0]), ExitStack() as cleaning, _termination_as_exception():
+    with _explained(targets[0]), ExitStack() as cleaning, termination_as_exception():
+        _refuse_inputs(targets, inputs, in_place=in_place)
+        for target in targets:
+            _refuse_unwritable(target)
+        _refuse_backups(targets)
         staging = Path(tempfile.mkdtemp(prefix=".postproc-", suffix=".tmp", dir=targets[0].parent))
         cleaning.callback(shutil.rmtree, staging, ignore_errors=True)
         publication = Publication(targets, staging)
@@ -197,7 +196,7 @@ def _refuse_backups(targets: Sequence[Path]) -> None:
         raise FileError(
             f"cannot write {targets[0]}: an earlier run was killed between replacing its files",
             found="the files as they were before that run, in " + " and ".join(map(str, backups)),
-            fix=f"take '{BACKUP_SUFFIX}' off these names to have the old files back, or delete them to keep the new ones",
+            fix=f"take '{BACKUP_SUFFIX}' off these names to go back, or delete them to keep what replaced them",
         )
 
 
@@ -233,21 +232,3 @@ def _explained(target: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise FileError(f"cannot write {target}", found=error.strerror or str(error)) from error
-
-
-@contextmanager
-def _termination_as_exception() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit, so that what was begun is cleaned up; a handler that is there is left alone."""
-
-    def stop(number: int, _: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if not mine:
-        yield
-        return
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
