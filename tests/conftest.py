@@ -8,6 +8,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from postproc_export.runtimes.openvino import import_openvino
+
+import_openvino(purpose="the tests")  # before any test imports it: without the telemetry of a bare import
 hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
 hypothesis.settings.register_profile("fast", deadline=None, max_examples=10)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=2000, print_blob=True)

@@ -39,7 +39,7 @@ def score_and_map(
     n, h, w = _axes(dynamic, batch, size)
     score_shape, map_shape = (f"{n}", f"{n},{h},{w}") if flat else (f"{n},1", f"{n},1,{h},{w}")
     outputs = [f"{dtype}[{score_shape}] {score}", f"{dtype}[{map_shape}] {anomaly_map}"]
-    nodes = [*_map_nodes(flat), *_score_nodes(flat), *_casts({"s": score, "m": anomaly_map}, dtype)]
+    nodes = [*_map_nodes(flat), *_score_nodes(flat), *_casts({"host_score": score, "host_map": anomaly_map}, dtype)]
     return _detector((n, h, w), outputs, nodes, opset=opset, ir_version=ir_version, flat=flat)
 
 
@@ -57,7 +57,7 @@ def score_only(
     """Return a detector with only a score [N,1]."""
     n, h, w = _axes(dynamic, batch, size)
     outputs = [f"{dtype}[{n}] {name}" if flat else f"{dtype}[{n},1] {name}"]
-    nodes = [*_map_nodes(False), *_score_nodes(flat), *_casts({"s": name}, dtype)]
+    nodes = [*_map_nodes(False), *_score_nodes(flat), *_casts({"host_score": name}, dtype)]
     return _detector((n, h, w), outputs, nodes, opset=opset, ir_version=ir_version, flat=flat)
 
 
@@ -75,7 +75,7 @@ def map_only(
     """Return a detector with only a map [N,1,H,W]."""
     n, h, w = _axes(dynamic, batch, size)
     outputs = [f"{dtype}[{n},{h},{w}] {name}" if flat else f"{dtype}[{n},1,{h},{w}] {name}"]
-    nodes = [*_map_nodes(flat), *_casts({"m": name}, dtype)]
+    nodes = [*_map_nodes(flat), *_casts({"host_map": name}, dtype)]
     return _detector((n, h, w), outputs, nodes, opset=opset, ir_version=ir_version, flat=flat)
 
 
@@ -123,8 +123,9 @@ def write(model: ModelProto, path: Path) -> Path:
 
 def to_ir(model: ModelProto, path: Path, *, compress_to_fp16: bool = False) -> Path:
     """Write the model as an OpenVINO IR (`path` is the .xml) and return the path."""
-    import openvino
+    from postproc_export.runtimes.openvino import import_openvino
 
+    openvino = import_openvino(purpose="writing a test's IR")
     converted = openvino.Core().read_model(model.SerializeToString())
     openvino.save_model(converted, path, compress_to_fp16=compress_to_fp16)
     return path
@@ -140,13 +141,17 @@ def _type(dtype: str, shape: str) -> str:
 
 
 def _map_nodes(flat: bool) -> list[str]:
-    nodes = ["m4 = Conv(input, weight, bias)"]
-    return [*nodes, "m = Reshape(m4, flat_shape)"] if flat else [*nodes, "m = Identity(m4)"]
+    nodes = ["map4 = Conv(input, weight, bias)"]
+    return [*nodes, "host_map = Reshape(map4, flat_shape)"] if flat else [*nodes, "host_map = Identity(map4)"]
 
 
 def _score_nodes(flat: bool) -> list[str]:
-    nodes = ["pooled = GlobalMaxPool(m4)"]
-    return [*nodes, "s = Reshape(pooled, one_axis)"] if flat else [*nodes, "s = Flatten<axis = 1>(pooled)"]
+    nodes = ["pooled = GlobalMaxPool(map4)"]
+    return (
+        [*nodes, "host_score = Reshape(pooled, one_axis)"]
+        if flat
+        else [*nodes, "host_score = Flatten<axis = 1>(pooled)"]
+    )
 
 
 def _casts(values: dict[str, str], dtype: str) -> list[str]:
@@ -167,10 +172,7 @@ def _detector(
     n, h, w = axes
     weights = ", ".join(map(str, CHANNEL_WEIGHTS))
     constants = {"weight": f"float[1,3,1,1] {{{weights}}}", "bias": f"float[1] {{{BIAS}}}"}
-    body = list(nodes)
-    if flat:
-        body = ["shape = Shape(input)", *_flat_shapes(nodes, constants), *nodes]
-        body = body if any("flat_shape" in node for node in nodes) else body[1:]
+    body = [*_flat_shapes(nodes, constants), *nodes] if flat else list(nodes)
     if ir_version < 4:  # an initializer had to be a graph input then
         body = [f"{name} = Constant<value = {value}>()" for name, value in constants.items()] + body
         initializers = ""
@@ -186,7 +188,7 @@ def _flat_shapes(nodes: Sequence[str], constants: dict[str, str]) -> list[str]:
     made = []
     if any("flat_shape" in node for node in nodes):
         constants |= {"batch_axis": "int64[1] {0}", "size_axes": "int64[2] {2, 3}"}
-        made += ["n_axis = Gather(shape, batch_axis)", "hw_axes = Gather(shape, size_axes)"]
+        made += ["shape = Shape(input)", "n_axis = Gather(shape, batch_axis)", "hw_axes = Gather(shape, size_axes)"]
         made += ["flat_shape = Concat<axis = 0>(n_axis, hw_axes)"]
     if any("one_axis" in node for node in nodes):
         constants["one_axis"] = "int64[1] {-1}"

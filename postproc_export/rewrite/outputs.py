@@ -19,6 +19,7 @@ from postproc_export.stats import Level
 Found = Literal["option", "name", "rank"]
 
 RAW_NAMES: Final[dict[Level, str]] = {"image": "pred_score", "pixel": "anomaly_map"}
+RESULT_NAMES: Final = ("pred_label", "pred_mask")  # only a post-processed model has these
 FLOAT_TYPES: Final = ("float32", "float16", "bfloat16", "float64")
 LEAVE_OUT: Final = "none"
 _OPTIONS: Final[dict[Level, str]] = {"image": "--image-output", "pixel": "--pixel-output"}

@@ -2,35 +2,41 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from postproc_export.errors import UnsupportedModelError, UsageError
 from postproc_export.runtimes.protocol import Array, PortInfo
 
 _MAX_REASON = 500
 
 
-def check_feeds(feeds: Mapping[str, Array], ports: Sequence[PortInfo]) -> None:
-    """Refuse feeds whose names, element types or static sizes are not the inputs'.
+def checked_feeds(feeds: Mapping[str, Array], ports: Sequence[PortInfo]) -> dict[str, Array]:
+    """Return the feeds by the name of their port, and refuse names, element types or static sizes that are not its own.
 
     Notes
     -----
-    The element type is checked because OpenVINO converts silently: a float32 array fed to a float16 input loses digits.
+    A feed may go by any name of its input's tensor. The element type is checked because OpenVINO converts silently: a
+    float32 array fed to a float16 input loses digits.
     """
-    names = [port.name for port in ports]
-    if set(feeds) != set(names):
-        raise UsageError("the model's inputs are others", found=str(sorted(feeds)), needed=str(names))
+    found = {port.name: [name for name in feeds if port.answers_to(name)] for port in ports}
+    if len(feeds) != len(ports) or any(len(names) != 1 for names in found.values()):
+        raise UsageError("the model's inputs are others", found=str(sorted(feeds)), needed=str(list(found)))
+    matched = {port: np.asarray(feeds[names[0]]) for port, names in found.items()}
     for port in ports:
-        array = feeds[port.name]
-        found = f"{array.dtype.name} {list(array.shape)}"
-        if array.dtype.name != port.dtype:
-            raise UsageError(f"input '{port.name}' has another element type", found=found, needed=port.describe())
-        fits = port.shape is None or (
-            len(port.shape) == array.ndim
-            and all(
-                not isinstance(axis, int) or axis == size for axis, size in zip(port.shape, array.shape, strict=True)
-            )
-        )
-        if not fits:
-            raise UsageError(f"input '{port.name}' has another shape", found=found, needed=port.describe())
+        _check_feed(port, matched[port.name])
+    return matched
+
+
+def _check_feed(port: PortInfo, array: Array) -> None:
+    found = f"{array.dtype.name} {list(array.shape)}"
+    if array.dtype.name != port.dtype:
+        raise UsageError(f"input '{port.name}' has another element type", found=found, needed=port.describe())
+    fits = port.shape is None or (
+        len(port.shape) == array.ndim
+        and all(not isinstance(axis, int) or axis == size for axis, size in zip(port.shape, array.shape, strict=True))
+    )
+    if not fits:
+        raise UsageError(f"input '{port.name}' has another shape", found=found, needed=port.describe())
 
 
 def cannot_load(label: str, runtime: str, error: Exception) -> UnsupportedModelError:

@@ -10,8 +10,8 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from postproc_export.errors import require
-from postproc_export.runtimes.feeds import cannot_load, cannot_run, check_feeds
+from postproc_export.errors import PostprocError, UnsupportedModelError, require
+from postproc_export.runtimes.feeds import cannot_load, cannot_run, checked_feeds
 from postproc_export.runtimes.protocol import Array, PortInfo, Precision
 
 _BFLOAT16_CODE: Final = 16  # onnx.TensorProto.BFLOAT16
@@ -67,35 +67,41 @@ class OnnxRuntimeRunner:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model once, as `Runner` says; outputs that are no tensors are left out."""
-        check_feeds(feeds, self.inputs)
+        # The values of a run only point at the arrays, so these stay in this frame until it is over.
+        arrays = {
+            name: np.require(array, requirements="C") for name, array in checked_feeds(feeds, self.inputs).items()
+        }
         names = [port.name for port in self.outputs if not port.dtype.endswith(")")]
         with_bfloat16 = any(port.dtype == "bfloat16" for port in (*self.inputs, *self.outputs))
         try:
-            results = self._run_values(names, feeds) if with_bfloat16 else self._session.run(names, _arrays(feeds))
+            results = self._run_values(names, arrays) if with_bfloat16 else self._session.run(names, arrays)
+        except PostprocError:
+            raise
         except Exception as error:
-            raise cannot_run(self.label, "ONNX Runtime", error, feeds) from error
+            raise cannot_run(self.label, "ONNX Runtime", error, arrays) from error
         return dict(zip(names, results, strict=True))
 
-    def _run_values(self, names: list[str], feeds: Mapping[str, Array]) -> list[Array]:
-        arrays = _arrays(feeds)  # held until the run is over: the values only point at them
+    def _run_values(self, names: list[str], arrays: Mapping[str, Array]) -> list[Array]:
         values = {name: self._value(array) for name, array in arrays.items()}
         return [_array(value) for value in self._session.run_with_ort_values(names, values)]
 
     def _value(self, array: Array) -> Any:
         value_type = self._onnxruntime.OrtValue
-        if array.dtype.name == "bfloat16":
-            return value_type.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), _BFLOAT16_CODE)
-        return value_type.ortvalue_from_numpy(array)
+        if array.dtype.name != "bfloat16":
+            return value_type.ortvalue_from_numpy(array)
+        make = getattr(value_type, "ortvalue_from_numpy_with_onnx_type", None)
+        if make is None:
+            found = f"ONNX Runtime {self.version}, which cannot be fed bfloat16"
+            raise UnsupportedModelError(
+                f"{self.label} has a bfloat16 input", found=found, fix="pip install 'onnxruntime>=1.20'"
+            )
+        return make(array.view(np.uint16), _BFLOAT16_CODE)
 
 
 def _port(node: Any) -> PortInfo:
     element = node.type.removeprefix("tensor(").removesuffix(")") if node.type.startswith("tensor(") else node.type
     axes = tuple(axis if isinstance(axis, (int, str)) else None for axis in node.shape)
     return PortInfo(node.name, _DTYPES.get(element, element), axes)
-
-
-def _arrays(feeds: Mapping[str, Array]) -> dict[str, Array]:
-    return {name: np.require(array, requirements="C") for name, array in feeds.items()}
 
 
 def _array(value: Any) -> Array:

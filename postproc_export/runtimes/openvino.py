@@ -11,7 +11,7 @@ from typing import Any, Final, Self
 import numpy as np
 
 from postproc_export.errors import require
-from postproc_export.runtimes.feeds import cannot_load, cannot_run, check_feeds
+from postproc_export.runtimes.feeds import cannot_load, cannot_run, checked_feeds
 from postproc_export.runtimes.protocol import Array, PortInfo, Precision
 
 _TELEMETRY: Final = "openvino_telemetry"
@@ -47,8 +47,8 @@ class OpenVinoRunner:
     -----
     ``precision="float32"`` sets INFERENCE_PRECISION_HINT=f32 and EXECUTION_MODE_HINT=ACCURACY; without them the plugin
     takes bfloat16 where the processor has it, and raw scores move. A tensor may have several names: `PortInfo.name` is
-    one of Anomalib's output names if that is among them, else the first in alphabetical order; a tensor without a name
-    is called ``input_<i>`` or ``output_<i>``.
+    one of Anomalib's output names if that is among them, else the name that the output had in ONNX, else the first in
+    alphabetical order; a tensor without a name is called ``input_<i>`` or ``output_<i>``.
     """
 
     label: str
@@ -86,15 +86,15 @@ class OpenVinoRunner:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model once, as `Runner` says."""
-        check_feeds(feeds, self.inputs)
+        arrays = checked_feeds(feeds, self.inputs)
         # The request holds no reference to the arrays, so they stay in this frame until it is done.
-        tensors = [self._tensor(feeds[port.name]) for port in self.inputs]
+        tensors = [self._tensor(arrays[port.name]) for port in self.inputs]
         try:
             for index, tensor in enumerate(tensors):
                 self._request.set_input_tensor(index, tensor)
             self._request.infer()
         except RuntimeError as error:
-            raise cannot_run(self.label, "OpenVINO", error, feeds) from error
+            raise cannot_run(self.label, "OpenVINO", error, arrays) from error
         return {port.name: self._array(index, port) for index, port in enumerate(self.outputs)}
 
     def _tensor(self, array: Array) -> Any:
@@ -121,11 +121,15 @@ def _properties(precision: Precision, threads: int | None) -> dict[str, str | in
 def port_info(port: Any, made_up: str) -> PortInfo:
     """Return an `openvino.Output` as a port; `made_up` names a tensor without a name."""
     names = sorted(port.names)
-    known = [name for name in _KNOWN_NAMES if name in names]
+    # Of an ONNX model, also after it was saved as IR, the output called y belongs to the result y/sink_port_0.
+    node = port.get_node()
+    original = node.get_friendly_name().removesuffix("/sink_port_0")
+    known = () if node.get_type_name() == "Parameter" else _KNOWN_NAMES
+    best = [name for name in (*known, original) if name in names]
     shape = port.partial_shape
     axes = None if shape.rank.is_dynamic else tuple(axis.get_length() if axis.is_static else None for axis in shape)
     dtype = _dtype(port.element_type)
-    return PortInfo((known or names or [made_up])[0], dtype, axes, aliases=tuple(names))
+    return PortInfo((best or names or [made_up])[0], dtype, axes, aliases=tuple(names))
 
 
 def _dtype(element_type: Any) -> str:

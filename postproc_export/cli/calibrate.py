@@ -1,0 +1,197 @@
+"""`postproc-export calibrate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+import typer
+
+from postproc_export.cli.image_options import (
+    BatchSizeOption,
+    ChannelOrderChoice,
+    ChannelOrderOption,
+    ImageSizeOption,
+    ImagesOption,
+    InterpolationChoice,
+    InterpolationOption,
+    LayoutChoice,
+    LayoutOption,
+    MeanOption,
+    PrecisionChoice,
+    RuntimeChoice,
+    ScaleOption,
+    StdOption,
+    WorkersOption,
+    parse_preprocessing,
+)
+
+if TYPE_CHECKING:
+    from postproc_export.calibration.model_source import ModelSource
+    from postproc_export.stats import CalibrationStats
+
+_MODEL_SUFFIXES: Final = (".onnx", ".xml")
+
+
+class NonfiniteChoice(StrEnum):
+    """What is done with NaN and infinite scores."""
+
+    error = "error"
+    drop = "drop"
+
+
+def calibrate(
+    source: Annotated[
+        list[Path],
+        typer.Argument(help="Raw validation outputs (.npz files or folders of them), or a raw model with --images."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Statistics file to write.")],
+    image_policy: Annotated[
+        str, typer.Option(help="f1, fbeta=B, recall=R, precision=P, fpr=F, quantile=Q, value=T or range=U.")
+    ] = "f1",
+    pixel_policy: Annotated[str, typer.Option(help="The same for the pixel level.")] = "f1",
+    nonfinite: Annotated[
+        NonfiniteChoice, typer.Option(help="Refuse NaN and infinite scores, or drop and count them.")
+    ] = NonfiniteChoice.error,
+    compare: Annotated[bool, typer.Option("--compare", help="Print what other policies would give as well.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the statistics file instead of a table.")] = False,
+    images: ImagesOption = None,
+    image_size: ImageSizeOption = None,
+    scale: ScaleOption = None,
+    mean: MeanOption = "0",
+    std: StdOption = "1",
+    channel_order: ChannelOrderOption = ChannelOrderChoice.rgb,
+    layout: LayoutOption = LayoutChoice.nchw,
+    interpolation: InterpolationOption = InterpolationChoice.bilinear,
+    batch_size: BatchSizeOption = None,
+    workers: WorkersOption = None,
+    image_output: Annotated[
+        str | None, typer.Option(help="Output with the image score: a name, an index, or 'none'.")
+    ] = None,
+    pixel_output: Annotated[
+        str | None, typer.Option(help="Output with the anomaly map: a name, an index, or 'none'.")
+    ] = None,
+    image_only: Annotated[
+        bool, typer.Option("--image-only", help="Leave the pixel level out; no masks are needed.")
+    ] = False,
+    runtime: Annotated[
+        RuntimeChoice | None, typer.Option(help="Runtime for the model; default: the one of its format.")
+    ] = None,
+    precision: Annotated[
+        PrecisionChoice, typer.Option(help="float32, or the runtime's default on this machine.")
+    ] = PrecisionChoice.float32,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime.")] = None,
+    spool_dir: Annotated[
+        Path | None, typer.Option(help="Folder for the temporary file that raw maps of a model are kept in.")
+    ] = None,
+) -> None:
+    """Find threshold and range of both levels from labelled validation data.
+
+    Example: postproc-export calibrate model.onnx --images bottle/test -o stats.json
+    """
+    from postproc_export.cli.calibrate_view import statistics_view
+    from postproc_export.cli.console import stderr, stdout, warnings_to_stderr
+
+    model = _model_among(source, images)
+    _check_target(output)
+    options = CalibrationOptions(image_policy, pixel_policy, nonfinite.value, compare, spool_dir)
+    with warnings_to_stderr():
+        if model is None or images is None:
+            stats = _from_shards(source, options)
+        else:
+            from postproc_export.calibration.model_source import ModelSource
+
+            opened = ModelSource.open(
+                model,
+                images,
+                preprocessing=parse_preprocessing(
+                    size=image_size,
+                    scale=scale,
+                    mean=mean,
+                    std=std,
+                    channel_order=channel_order.value,
+                    layout=layout.value,
+                    interpolation=interpolation.value,
+                ),
+                image_output=image_output,
+                pixel_output=pixel_output,
+                image_only=image_only,
+                runtime=None if runtime is None else runtime.value,
+                precision=precision.value,
+                batch_size=batch_size,
+                threads=threads,
+                workers=workers,
+            )
+            stats = _from_model(opened, options)
+    stats.save(output)
+    stdout().print(stats.dumps().rstrip("\n") if json else statistics_view(stats), markup=False)
+    stderr().print(f"statistics written to {output}", markup=False)
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationOptions:
+    """What the command passes on, wherever the values come from."""
+
+    image_policy: str
+    pixel_policy: str
+    nonfinite: Literal["error", "drop"]
+    compare: bool
+    spool_dir: Path | None
+
+
+def _from_shards(source: list[Path], options: CalibrationOptions) -> CalibrationStats:
+    from postproc_export.calibration import COMPARED
+    from postproc_export.calibration import calibrate as calibrate_shards
+    from postproc_export.cli.console import progress
+
+    with progress("reading") as advance:
+        return calibrate_shards(
+            source,
+            image_policy=options.image_policy,
+            pixel_policy=options.pixel_policy,
+            nonfinite=options.nonfinite,
+            compare=COMPARED if options.compare else (),
+            progress=lambda at: advance(at.values, at.total, f"{at.level} level, pass {at.number}"),
+        )
+
+
+def _from_model(opened: ModelSource, options: CalibrationOptions) -> CalibrationStats:
+    from postproc_export.calibration import COMPARED, Calibrator
+    from postproc_export.cli.console import progress, stderr
+
+    stderr().print(opened.describe(), markup=False)
+    calibrator = Calibrator(
+        image_policy=options.image_policy,
+        pixel_policy=options.pixel_policy,
+        nonfinite=options.nonfinite,
+        spool_dir=options.spool_dir,
+        compare=COMPARED if options.compare else (),
+    )
+    with calibrator, progress("running the model") as advance:
+        return opened.calibrate(calibrator, progress=advance)
+
+
+def _model_among(source: list[Path], images: Path | None) -> Path | None:
+    from postproc_export.errors import UsageError
+
+    models = [path for path in source if path.suffix.lower() in _MODEL_SUFFIXES]
+    if models and (len(source) != 1 or images is None):
+        raise UsageError(
+            f"{models[0]} is a model",
+            found=f"{len(source)} source(s){'' if images else ' and no --images'}",
+            needed="one model alone, and the images to run it on",
+            fix=f"postproc-export calibrate {models[0]} --images FOLDER -o stats.json",
+        )
+    if images is not None and not models:
+        raise UsageError("--images without a model", found=str(source[0]), needed="an .onnx or .xml file")
+    return models[0] if models else None
+
+
+def _check_target(output: Path) -> None:
+    from postproc_export.errors import FileError
+
+    if output.is_dir() or not output.absolute().parent.is_dir():
+        found = "a folder" if output.is_dir() else f"no folder {output.absolute().parent}"
+        raise FileError(f"cannot write the statistics to {output}", found=found)

@@ -1,0 +1,220 @@
+"""From a decoded image to the array that a model is fed: explicit, printed and recorded."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args
+
+import numpy as np
+
+from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError, require
+from postproc_export.runtimes.protocol import Array, PortInfo
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ChannelOrder = Literal["rgb", "bgr", "gray"]
+Layout = Literal["nchw", "nhwc"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box"]
+
+_FLOATS: Final = ("float32", "float16", "bfloat16", "float64")
+_CHOICES: Final = {"channel_order": ChannelOrder, "layout": Layout, "interpolation": Interpolation}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocessing:
+    """What is done to an image before the model sees it: ``(pixel / scale - mean) / std`` on the resized image.
+
+    Parameters
+    ----------
+    size
+        Height and width in pixels; the image is stretched to it, whatever its aspect. None: the model's own.
+    scale
+        Divisor of the pixel values 0 to 255. None: 255 for a floating-point input, 1 for a uint8 one.
+    mean, std
+        One value for all channels or one per channel, in the model's channel order and in units after `scale`.
+    channel_order
+        ``"rgb"``, ``"bgr"`` or ``"gray"`` (one channel, ITU-R 601 luma).
+    layout
+        ``"nchw"`` or ``"nhwc"``.
+    interpolation
+        Pillow's filter for resizing; all but nearest weigh every source pixel when an image shrinks (antialiasing).
+    dtype
+        Element type of the model's input. None: the model's own.
+
+    Notes
+    -----
+    The defaults are the field's: RGB, NCHW, 0 to 1, no mean and standard deviation, because Anomalib 2 keeps its
+    pre-processing inside the exported graph. The arithmetic is float32, each step rounded, then cast to `dtype`.
+    """
+
+    size: tuple[int, int] | None = None
+    scale: float | None = None
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    channel_order: ChannelOrder = "rgb"
+    layout: Layout = "nchw"
+    interpolation: Interpolation = "bilinear"
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in get_args(choices):
+                raise UsageError(f"unknown {name} {getattr(self, name)!r}", needed=" or ".join(get_args(choices)))
+        if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
+            raise UsageError(f"an image size of {self.size}", needed="height and width of at least 1 pixel")
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) not in (1, self.channels):
+                raise UsageError(f"{len(getattr(self, name))} values of {name}", needed=f"1 or {self.channels}")
+        numbers = [*self.mean, *self.std, 1.0 if self.scale is None else self.scale]
+        if not np.isfinite(numbers).all() or self.scale == 0 or 0 in self.std:
+            raise UsageError("scale, mean and std must be finite, scale and std not 0", found=self.describe())
+
+    @property
+    def channels(self) -> int:
+        """Channels of the model's input: 3, or 1 for gray."""
+        return 1 if self.channel_order == "gray" else 3
+
+    def for_input(self, port: PortInfo) -> Self:
+        """Fill in what the model's input decides (size, dtype, scale) and check the rest against it.
+
+        Raises
+        ------
+        UsageError
+            If an option contradicts the input, or the input leaves the size open and no size was given.
+        UnsupportedModelError
+            If the input is no batch of images.
+        """
+        height, width = _sizes(port, self)
+        size = self.size or ((height, width) if height is not None and width is not None else None)
+        if size is None:
+            raise UsageError(
+                f"the size of the model's input is dynamic: {port.describe()}",
+                needed="the height and width that the model was trained for",
+                fix="give --image-size HEIGHTxWIDTH",
+            )
+        if height not in (None, size[0]) or width not in (None, size[1]):
+            raise UsageError(f"--image-size {size[0]}x{size[1]} does not fit the model", found=port.describe())
+        scale = self.scale if self.scale is not None else 1.0 if port.dtype == "uint8" else 255.0
+        resolved = replace(self, size=size, dtype=port.dtype, scale=scale)
+        if port.dtype == "uint8" and (resolved.scale != 1 or set(resolved.mean) != {0.0} or set(resolved.std) != {1.0}):
+            raise UsageError(
+                "a uint8 input takes pixels as they are",
+                found=resolved.describe(),
+                fix="leave out --scale, --mean and --std",
+            )
+        return resolved
+
+    def array(self, image: "Image") -> Array:
+        """Return the model's input for one decoded RGB image, without the batch axis.
+
+        Parameters
+        ----------
+        image
+            Mode RGB, any size.
+
+        Returns
+        -------
+        ndarray
+            (C, H, W) or, for ``"nhwc"``, (H, W, C); of `dtype`.
+        """
+        filters = require("PIL.Image", extra="images", purpose="resizing images").Resampling
+        if self.size is not None and image.size != (self.size[1], self.size[0]):
+            image = image.resize((self.size[1], self.size[0]), filters[self.interpolation.upper()])
+        if self.channel_order == "gray":
+            image = image.convert("L")
+        pixels: Array = np.asarray(image)
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+        pixels = pixels[..., ::-1] if self.channel_order == "bgr" else pixels
+        return self._arranged(pixels)
+
+    def blank(self) -> Array:
+        """Return the model's input for a black image, without the batch axis; the size must be resolved."""
+        assert self.size is not None, "for_input resolves the size"
+        return self._arranged(np.zeros((*self.size, self.channels), np.uint8))
+
+    def describe(self) -> str:
+        """Return one line that says what is done to an image."""
+        size = "the model's size" if self.size is None else f"{self.size[0]}x{self.size[1]}"
+        scale = "255 (1 for uint8)" if self.scale is None else f"{self.scale:g}"
+        steps = [
+            f"resized to {size} (height x width, {self.interpolation}, aspect not kept)",
+            self.channel_order.upper(),
+        ]
+        steps += [f"divided by {scale}", f"mean {_listed(self.mean)}", f"std {_listed(self.std)}", self.layout.upper()]
+        return ", ".join([*steps, *([] if self.dtype is None else [self.dtype])])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object that the statistics record."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, document: object) -> Self:
+        """Read what `to_json` wrote; unknown keys are ignored.
+
+        Raises
+        ------
+        MetadataError
+            If the object is not a legal pre-processing.
+        """
+        if not isinstance(document, Mapping):
+            raise MetadataError("the recorded pre-processing is not a JSON object", found=repr(document)[:60])
+        known = {item.name for item in fields(cls)}
+        values: dict[str, Any] = {key: _tupled(document[key]) for key in known if key in document}
+        try:
+            return cls(**values)
+        except (TypeError, UsageError) as error:
+            raise MetadataError("the recorded pre-processing is not legal", found=str(error).splitlines()[0]) from error
+
+    def _arranged(self, pixels: Array) -> Array:
+        values = pixels if self.dtype == "uint8" else self._normalised(pixels)
+        return np.ascontiguousarray(values.transpose(2, 0, 1) if self.layout == "nchw" else values)
+
+    def _normalised(self, pixels: Array) -> Array:
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        values: Array = pixels.astype(np.float32) / np.float32(255.0 if self.scale is None else self.scale)
+        values = (values - mean) / std
+        if self.dtype == "bfloat16":
+            return values.astype(require("ml_dtypes", extra="images", purpose="feeding a bfloat16 input").bfloat16)
+        return values.astype(self.dtype or "float32", copy=False)
+
+
+def image_input(ports: Sequence[PortInfo]) -> PortInfo:
+    """Return the one input of a model that takes a batch of images.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model has no input or several, or its input is no batch of images.
+    """
+    if len(ports) != 1:
+        found = "; ".join(port.describe() for port in ports) or "no input"
+        raise UnsupportedModelError("the model does not take images alone", found=found, needed="exactly one input")
+    (port,) = ports
+    if port.rank not in (None, 4) or port.dtype not in (*_FLOATS, "uint8"):
+        raise UnsupportedModelError(
+            f"input '{port.name}' takes no batch of images",
+            found=port.describe(),
+            needed=f"4 axes (NCHW or NHWC), of type {', '.join(_FLOATS)} or uint8",
+        )
+    return port
+
+
+def _sizes(port: PortInfo, wanted: Preprocessing) -> tuple[int | None, int | None]:
+    image_input([port])
+    channel_axis, height_axis, width_axis = (1, 2, 3) if wanted.layout == "nchw" else (3, 1, 2)
+    channels = port.size(channel_axis)
+    if channels not in (None, wanted.channels):
+        raise UsageError(
+            f"{wanted.layout.upper()} images with {wanted.channels} channel(s) do not fit the model's input",
+            found=port.describe(),
+            fix="choose --layout (nchw, nhwc) and --channel-order (rgb, bgr, gray)",
+        )
+    return port.size(height_axis), port.size(width_axis)
+
+
+def _tupled(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _listed(values: Sequence[float]) -> str:
+    return "/".join(f"{value:g}" for value in values)

@@ -1,0 +1,149 @@
+"""The validation samples of a folder or a CSV file: image, label and mask."""
+
+import csv
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from postproc_export.errors import CalibrationError, FileError, UsageError
+
+SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+NORMAL_FOLDER: Final = "good"
+MASK_FOLDER: Final = "ground_truth"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One validation image.
+
+    Parameters
+    ----------
+    image
+        Path of the image.
+    label
+        0 normal, 1 anomalous; None where it is not known.
+    mask
+        Path of the mask of an anomalous image; None where there is none (a normal image needs none).
+    """
+
+    image: Path
+    label: int | None = None
+    mask: Path | None = None
+
+
+def find_samples(path: str | Path, *, labels: bool = True) -> list[Sample]:
+    """Return the validation samples of a folder or a CSV file, in the order of their paths or lines.
+
+    Parameters
+    ----------
+    path
+        A folder in MVTec AD's layout (``good/``, ``<defect>/``, ``ground_truth/<defect>/<stem>_mask.png``; the class
+        folders in it or in its ``test`` folder, ``ground_truth`` beside them or beside ``test``), a CSV file with the
+        columns ``image,label,mask`` (paths relative to the file), or a flat folder of images without labels.
+    labels
+        Whether every sample needs a label; a flat folder has none.
+
+    Raises
+    ------
+    FileError
+        If the path, or an image or mask that the CSV file names, is not there.
+    CalibrationError
+        If labels are needed and missing, or there is no image at all.
+    UsageError
+        If the folder has none of these layouts.
+
+    Notes
+    -----
+    Files whose name starts with a dot, and files of other types than the listed suffixes, are not images. The mask of a
+    defect may be called ``<stem>_mask.png`` or ``<stem>.png``.
+    """
+    root = Path(path)
+    if root.is_file():
+        samples = list(_from_csv(root))
+    elif root.is_dir():
+        samples = list(_from_folder(root))
+    else:
+        raise FileError(f"cannot read the images {root}", found="no such file or folder")
+    if not samples:
+        raise CalibrationError(f"{root} holds no image", needed=f"files ending in {', '.join(SUFFIXES)}")
+    unlabelled = [sample.image for sample in samples if sample.label is None]
+    if labels and unlabelled:
+        raise CalibrationError(
+            f"{len(unlabelled)} of {len(samples)} images have no label; the first is {unlabelled[0]}",
+            needed=f"folders {NORMAL_FOLDER}/ and one per defect, or a CSV file with image,label,mask",
+        )
+    return samples
+
+
+def _from_folder(root: Path) -> Iterator[Sample]:
+    base = root / "test" if (root / "test").is_dir() else root
+    folders = [folder for folder in sorted(base.iterdir()) if folder.is_dir() and _is_class_folder(folder)]
+    direct = _images(base)
+    if not folders:
+        return iter([Sample(image) for image in direct])
+    if direct or not any(folder.name == NORMAL_FOLDER for folder in folders):
+        raise UsageError(
+            f"{base} has not the layout of MVTec AD",
+            found=f"{len(direct)} image(s) and the folders {', '.join(folder.name for folder in folders)}",
+            needed=f"a folder {NORMAL_FOLDER}/ (it may be empty), a folder per defect, no images beside them",
+            fix="or list the images in a CSV file with image,label,mask",
+        )
+    return _labelled(folders, base)
+
+
+def _labelled(folders: Iterable[Path], base: Path) -> Iterator[Sample]:
+    masks = base / MASK_FOLDER if (base / MASK_FOLDER).is_dir() else base.parent / MASK_FOLDER
+    for folder in folders:
+        for image in _images(folder):
+            if folder.name == NORMAL_FOLDER:
+                yield Sample(image, 0)
+            else:
+                names = (f"{image.stem}_mask.png", f"{image.stem}.png")
+                found = [masks / folder.name / name for name in names if (masks / folder.name / name).is_file()]
+                yield Sample(image, 1, found[0] if found else None)
+
+
+def _is_class_folder(folder: Path) -> bool:
+    return folder.name != MASK_FOLDER and not folder.name.startswith(".")
+
+
+def _images(folder: Path) -> list[Path]:
+    files = (file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
+    return sorted(file for file in files if file.is_file())
+
+
+def _from_csv(path: Path) -> Iterator[Sample]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            if "image" not in (reader.fieldnames or ()):
+                raise CalibrationError(
+                    f"{path} has no column 'image'", found=str(reader.fieldnames), needed="image,label,mask"
+                )
+            for row in reader:
+                yield _row(row, path, where=f"{path}, line {reader.line_num}")
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise CalibrationError(f"{path} is not a CSV file", found=str(error)) from error
+    except OSError as error:
+        raise FileError(f"cannot read {path}", found=error.strerror or str(error)) from error
+
+
+def _row(row: dict[str, str], path: Path, *, where: str) -> Sample:
+    label = (row.get("label") or "").strip()
+    if label not in ("", "0", "1"):
+        raise CalibrationError(f"{where}: label {label!r}", needed="0 (normal) or 1 (anomalous)")
+    image = _referenced(row.get("image"), path, where=f"{where}: image")
+    if image is None:
+        raise CalibrationError(f"{where}: no image is named")
+    mask = _referenced(row.get("mask"), path, where=f"{where}: mask")
+    return Sample(image, int(label) if label else None, mask)
+
+
+def _referenced(text: str | None, path: Path, *, where: str) -> Path | None:
+    if not (text or "").strip():
+        return None
+    file = path.parent / str(text).strip()
+    if not file.is_file():
+        raise FileError(f"{where} {file} is not there", needed=f"a path relative to {path.parent}")
+    return file

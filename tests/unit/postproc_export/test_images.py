@@ -1,0 +1,162 @@
+"""How image and mask files are decoded, and how batches of them are made."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from image_files import PIXELS, mvtec, png_rgb16, save
+from PIL import Image
+
+from postproc_export.errors import CalibrationError, FileError
+from postproc_export.images import Preprocessing, Sample, find_samples, fit_mask, load_batches
+from postproc_export.images.decoding import decode_rgb
+from postproc_export.images.masks import read_mask
+
+
+class TestDecode:
+    """Every kind of file is converted as documented or refused by name."""
+
+    @pytest.mark.parametrize("suffix", ["png", "bmp", "tif"])
+    def test_color_images_come_as_they_are(self, tmp_path: Path, suffix: str) -> None:
+        """Lossless 8-bit color files give their very pixels."""
+        np.testing.assert_array_equal(np.asarray(decode_rgb(save(tmp_path / f"a.{suffix}"))), PIXELS)
+
+    @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA"])
+    def test_gray_palette_and_opaque_alpha_become_rgb(self, tmp_path: Path, mode: str) -> None:
+        """Pillow's own conversion; an opaque alpha channel is dropped."""
+        image = Image.fromarray(PIXELS).convert(mode)
+        image.save(tmp_path / "a.png")
+        np.testing.assert_array_equal(np.asarray(decode_rgb(tmp_path / "a.png")), np.asarray(image.convert("RGB")))
+
+    def test_transparency_is_refused(self, tmp_path: Path) -> None:
+        """What lies under a transparent pixel is not defined."""
+        image = Image.fromarray(PIXELS).convert("RGBA")
+        image.putpixel((0, 0), (1, 2, 3, 77))
+        image.save(tmp_path / "a.png")
+        with pytest.raises(FileError, match=r"a\.png is transparent in places(.|\n)*alpha down to 77"):
+            decode_rgb(tmp_path / "a.png")
+
+    def test_a_transparent_palette_color_is_refused(self, tmp_path: Path) -> None:
+        """A palette may hide transparency."""
+        image = Image.fromarray(PIXELS).convert("P", palette=Image.Palette.ADAPTIVE)
+        image.save(tmp_path / "a.png", transparency=image.getpixel((0, 0)))
+        with pytest.raises(FileError, match="transparent in places"):
+            decode_rgb(tmp_path / "a.png")
+
+    @pytest.mark.parametrize("kind", ["gray16", "float", "cmyk"])
+    def test_other_depths_and_color_spaces_are_refused(self, tmp_path: Path, kind: str) -> None:
+        """16 bits, floating point and CMYK have no one reading as 8-bit RGB."""
+        pixels = {
+            "gray16": Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 257),
+            "float": Image.fromarray(PIXELS[..., 0].astype(np.float32)),
+            "cmyk": Image.fromarray(PIXELS).convert("CMYK"),
+        }
+        pixels[kind].save(tmp_path / "a.tif")
+        with pytest.raises(FileError, match=r"a\.tif is no 8-bit color or gray image(.|\n)*mode "):
+            decode_rgb(tmp_path / "a.tif")
+
+    def test_sixteen_bit_color_is_refused_although_pillow_reads_it(self, tmp_path: Path) -> None:
+        """Pillow would drop the lower byte without a word."""
+        path = tmp_path / "deep.png"
+        path.write_bytes(png_rgb16())
+        with Image.open(path) as image:
+            assert image.mode == "RGB"
+        with pytest.raises(FileError, match=r"deep\.png is no 8-bit(.|\n)*16 bits per channel"):
+            decode_rgb(path)
+
+    def test_the_exif_orientation_is_applied(self, tmp_path: Path) -> None:
+        """A photo taken upright is upright, as cameras, viewers and OpenCV have it."""
+        exif = Image.Exif()
+        exif[0x0112] = 6  # rotate by 90 degrees clockwise to show
+        path = save(tmp_path / "a.png", exif=exif)
+        np.testing.assert_array_equal(np.asarray(decode_rgb(path)), np.rot90(PIXELS, -1))
+
+    def test_several_frames_are_refused(self, tmp_path: Path) -> None:
+        """A TIFF of two pages is not one image."""
+        pages = [Image.fromarray(PIXELS)] * 2
+        pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+        with pytest.raises(FileError, match=r"a\.tif holds 2 frames"):
+            decode_rgb(tmp_path / "a.tif")
+
+    @pytest.mark.parametrize("keep", [0, 20, 60, 90], ids=["empty", "header", "middle", "nearly-all"])
+    def test_a_damaged_file_is_named(self, tmp_path: Path, keep: int) -> None:
+        """Truncated and empty files are errors that name the file."""
+        path = save(tmp_path / "broken.png")
+        path.write_bytes(path.read_bytes()[:keep])
+        with pytest.raises(FileError, match=r"cannot read the image .*broken\.png\n  found: +\S"):
+            decode_rgb(path)
+
+
+class TestMasks:
+    """Masks are binarised above 0 and take the size of the map."""
+
+    @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16"])
+    def test_any_value_above_zero_is_anomalous(self, tmp_path: Path, mode: str) -> None:
+        """Whatever the mode and the value (1, 255, colors), and whatever the alpha channel."""
+        truth = np.eye(4, 6, dtype=bool)
+        gray = Image.fromarray(truth.astype(np.uint8) * (255 if mode == "1" else 3))
+        mask = Image.fromarray(truth.astype(np.uint16)) if mode == "I;16" else gray.convert(mode)
+        mask.save(tmp_path / "m.png")
+        np.testing.assert_array_equal(read_mask(tmp_path / "m.png", image_size=(4, 6)), truth)
+
+    def test_a_mask_of_another_size_than_its_image_is_refused(self, tmp_path: Path) -> None:
+        """It may belong to another image."""
+        save(tmp_path / "m.png", np.zeros((6, 4), np.uint8))
+        with pytest.raises(CalibrationError, match=r"m\.png has another size(.|\n)*6x4(.|\n)*4x6"):
+            read_mask(tmp_path / "m.png", image_size=(4, 6))
+
+    @pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 5), (7, 2), (20, 30), (10, 10)])
+    def test_fitting_takes_the_pixel_under_each_center(self, height: int, width: int) -> None:
+        """The same as Pillow's nearest neighbor, growing and shrinking."""
+        mask = np.random.default_rng(height).random((10, 10)) > 0.5
+        expected = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+        np.testing.assert_array_equal(fit_mask(mask, height=height, width=width), expected)
+
+
+class TestLoadBatches:
+    """Worker threads decode ahead, in order and within bounds."""
+
+    READY = Preprocessing(size=(4, 6), dtype="float32")
+
+    @pytest.mark.parametrize("workers", [1, 3])
+    def test_batches_come_in_order_and_the_last_may_be_smaller(self, tmp_path: Path, workers: int) -> None:
+        """Each image is where its sample is, whatever the number of threads."""
+        pixels = [np.full((4, 6, 3), value, np.uint8) for value in range(7)]
+        samples = [Sample(save(tmp_path / f"{index}.png", image), 0) for index, image in enumerate(pixels)]
+        batches = list(load_batches(samples, self.READY, batch_size=3, workers=workers))
+        assert [len(batch.samples) for batch in batches] == [len(batch.images) for batch in batches] == [3, 3, 1]
+        assert [sample for batch in batches for sample in batch.samples] == samples
+        values = np.concatenate([batch.images[:, 0, 0, 0] for batch in batches])
+        np.testing.assert_array_equal(values, np.arange(7, dtype=np.uint8) / np.float32(255))
+        assert {mask for batch in batches for mask in batch.masks} == {None}
+
+    def test_masks_come_at_the_images_size_and_normal_ones_are_empty(self, tmp_path: Path) -> None:
+        """Masks are read where asked for."""
+        samples = find_samples(mvtec(tmp_path))
+        (batch,) = load_batches(samples, Preprocessing(size=(2, 2)), batch_size=8, masks=True)
+        assert [mask.shape for mask in batch.masks if mask is not None] == [(4, 6)] * 4
+        assert [bool(mask.any()) for mask in batch.masks if mask is not None] == [True, False, False, True]
+
+    def test_a_missing_mask_and_a_contradicting_one_are_refused(self, tmp_path: Path) -> None:
+        """Both name the image."""
+        image, mask = save(tmp_path / "a.png"), save(tmp_path / "m.png", np.eye(4, 6, dtype=np.uint8))
+        for sample, message in (
+            (Sample(image, 1), r"anomalous image .*a\.png has no mask"),
+            (Sample(image, 0, mask), r"normal image .*a\.png has a mask with anomalous pixels"),
+        ):
+            with pytest.raises(CalibrationError, match=message):
+                list(load_batches([sample], self.READY, batch_size=1, masks=True))
+
+    def test_a_broken_image_in_the_middle_is_named_and_stops_the_threads(self, tmp_path: Path) -> None:
+        """The error of a worker reaches the caller, and no decoding thread stays behind."""
+        samples = [Sample(save(tmp_path / f"{index}.png"), 0) for index in range(20)]
+        samples[5].image.write_bytes(b"no image")
+        batches = load_batches(samples, self.READY, batch_size=2, workers=2)
+        assert len(next(batches).samples) == 2
+        with pytest.raises(FileError, match=r"cannot read the image .*5\.png"):
+            list(batches)
+        for thread in threading.enumerate():
+            if thread.name.startswith("decode"):
+                thread.join(timeout=5)
+                assert not thread.is_alive()
