@@ -123,10 +123,10 @@ def write(model: ModelProto, path: Path) -> Path:
 
 def to_ir(model: ModelProto, path: Path, *, compress_to_fp16: bool = False) -> Path:
     """Write the model as an OpenVINO IR (`path` is the .xml) and return the path."""
-    from postproc_export.runtimes.openvino import import_openvino
+    from postproc_export.runtimes.openvino import import_openvino, openvino_core
 
     openvino = import_openvino(purpose="writing a test's IR")
-    converted = openvino.Core().read_model(model.SerializeToString())
+    converted = openvino_core(purpose="writing a test's IR").read_model(model.SerializeToString())
     openvino.save_model(converted, path, compress_to_fp16=compress_to_fp16)
     return path
 

@@ -20,7 +20,7 @@ from postproc_export.parity import check_parity
 from postproc_export.parity.report import ParityReport
 from postproc_export.rewrite.attach import attach_postprocessing
 from postproc_export.runtimes import open_runner
-from postproc_export.runtimes.openvino import import_openvino
+from postproc_export.runtimes.openvino import import_openvino, openvino_core
 from postproc_export.stats import CalibrationStats, LevelStats
 
 Tell = Callable[[str, str], None]
@@ -142,7 +142,8 @@ def _write_crops(folder: Path, *, tell: Tell) -> Mapping[Split, Sequence[Crop]]:
 def _export(training: Sequence[Crop], folder: Path, *, tell: Tell) -> None:
     openvino = import_openvino(purpose="writing the demo's IR")
     export_onnx(fit_detector(as_input(crop.image for crop in training)), folder / RAW_ONNX, size=CROP_SIZE)
-    openvino.save_model(openvino.Core().read_model(folder / RAW_ONNX), folder / RAW_IR, compress_to_fp16=False)
+    model = openvino_core(purpose="writing the demo's IR").read_model(folder / RAW_ONNX)
+    openvino.save_model(model, folder / RAW_IR, compress_to_fp16=False)
     tell("export", f"a detector fitted to the normal crops: {RAW_ONNX} by torch.onnx.export, {RAW_IR} from it")
 
 

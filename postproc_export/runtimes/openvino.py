@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, Self
@@ -39,6 +40,23 @@ def import_openvino(*, purpose: str) -> ModuleType:
         return require("openvino", extra="openvino", purpose=purpose)
 
 
+def openvino_core(*, purpose: str) -> Any:
+    """Return the `openvino.Core` of this process; all models are read and compiled in it.
+
+    Notes
+    -----
+    It lives as long as the process. The CPU plugin (2026.4.1) installs a signal stack when a core first compiles, and
+    restores what was there before when that core goes: of two cores that overlap, the second one to go leaves a signal
+    stack that is unmapped, and the next signal that Python handles ends the process.
+    """
+    return _core(import_openvino(purpose=purpose))
+
+
+@cache
+def _core(openvino: ModuleType) -> Any:
+    return openvino.Core()
+
+
 @dataclass(frozen=True, slots=True)
 class OpenVinoRunner:
     """A model compiled for OpenVINO's CPU plugin.
@@ -67,7 +85,7 @@ class OpenVinoRunner:
         openvino = import_openvino(purpose="running a model in OpenVINO")
         label = Path(model).name if isinstance(model, str) else "the model"
         try:
-            core = openvino.Core()
+            core = openvino_core(purpose="running a model in OpenVINO")
             parsed = core.read_model(model) if isinstance(model, (str, bytes)) else model
             compiled = core.compile_model(parsed, "CPU", _properties(precision, threads))
             request = compiled.create_infer_request()

@@ -111,7 +111,9 @@ def test_the_openvino_tail_is_right(rank: int, dtype: str) -> None:
     raw = opset.parameter(shape, np.dtype(dtype), name="raw")
     outputs = emit_openvino(tail(rank, "l1", dtype=dtype), inputs={"maps": raw.output(0)}, prefix="tail/")
     model = openvino.Model([opset.result(item) for item in outputs.values()], [raw], "m")
-    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    from postproc_export.runtimes.openvino import openvino_core
+
+    compiled = openvino_core(purpose="the tests").compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     maps = (MAPS if rank == 4 else MAPS[:, 0]).astype(dtype)
     results = compiled([maps])
     check_results([results[name] for name in outputs])

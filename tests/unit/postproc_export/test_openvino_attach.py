@@ -13,18 +13,20 @@ import pytest
 from postproc_export.errors import UnsupportedModelError
 from postproc_export.rewrite.attached import Attached
 from postproc_export.rewrite.openvino_attach import attach_to_openvino_model, tail_constants
+from postproc_export.runtimes.openvino import openvino_core
 from postproc_export.stats import CalibrationStats, LevelStats
 from postproc_export.tail import TailOptions
 
 STATS = CalibrationStats(
     image=LevelStats(threshold=0.5, min=0.0, max=2.0), pixel=LevelStats(threshold=0.25, min=-1.0, max=1.0)
 )
+CORE = openvino_core(purpose="the tests")
 NAMES = ["pred_score", "pred_label", "anomaly_map", "pred_mask"]
 
 
 def read(model: onnx.ModelProto) -> Any:
     """Return a host as an OpenVINO model."""
-    return openvino.Core().read_model(model.SerializeToString())
+    return CORE.read_model(model.SerializeToString())
 
 
 def names(model: Any) -> list[str]:
@@ -34,7 +36,7 @@ def names(model: Any) -> list[str]:
 
 def run(model: Any, **feeds: np.ndarray) -> dict[str, np.ndarray]:
     """Run a model in float32."""
-    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = CORE.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     results = compiled(feeds)
     return {port.get_any_name(): results[index] for index, port in enumerate(compiled.outputs)}
 
@@ -42,7 +44,7 @@ def run(model: Any, **feeds: np.ndarray) -> dict[str, np.ndarray]:
 def saved(model: Any, folder: Path, name: str = "m.xml") -> Any:
     """Return the model written to a file and read back."""
     openvino.save_model(model, folder / name, compress_to_fp16=False)
-    return openvino.Core().read_model(folder / name)
+    return CORE.read_model(folder / name)
 
 
 def described(model: Any) -> list[tuple[Any, ...]]:
@@ -227,7 +229,7 @@ def test_two_runs_give_the_same_bytes(tmp_path: Path) -> None:
     paths = [tmp_path / "a.xml", tmp_path / "b.xml"]
     hosts.to_ir(hosts.score_and_map(), tmp_path / "host.xml")
     for path in paths:
-        model = openvino.Core().read_model(tmp_path / "host.xml")
+        model = CORE.read_model(tmp_path / "host.xml")
         opset.constant(np.zeros(3))  # moves OpenVINO's own counter
         attach(model)
         openvino.save_model(model, path, compress_to_fp16=False)
@@ -238,7 +240,7 @@ def test_two_runs_give_the_same_bytes(tmp_path: Path) -> None:
 def test_constants_survive_a_compressed_body(tmp_path: Path) -> None:
     """Behind float16 weights the constants of the tail keep every bit."""
     path = hosts.to_ir(hosts.score_and_map(), tmp_path / "host.xml", compress_to_fp16=True)
-    model = openvino.Core().read_model(path)
+    model = CORE.read_model(path)
     stats = CalibrationStats(image=LevelStats(threshold=39.123456, min=0.1, max=77.7))
     attach(model, stats)
     constants = tail_constants(model)

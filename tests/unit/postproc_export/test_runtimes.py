@@ -245,3 +245,27 @@ def test_openvino_is_imported_without_its_telemetry(tmp_path: Path) -> None:
     environment = {"HOME": str(tmp_path), "PYTHONPATH": str(root), "PATH": ""}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=60)
     assert not (tmp_path / "intel").exists()
+
+
+SIGNALLED = """
+import gc, signal, sys
+from pathlib import Path
+from postproc_export.runtimes import open_runner
+
+handled = []
+signal.signal(signal.SIGUSR1, lambda *_: handled.append(True))
+first = open_runner(Path(sys.argv[1]))
+second = open_runner(Path(sys.argv[1]))
+del first
+gc.collect()
+del second
+gc.collect()
+signal.raise_signal(signal.SIGUSR1)
+assert handled
+"""
+
+
+def test_runners_that_are_gone_leave_signals_alone(tmp_path: Path) -> None:
+    """A program that has let go of overlapping runners can still handle a signal."""
+    path = hosts.to_ir(hosts.map_only(), tmp_path / "m.xml")
+    subprocess.run([sys.executable, "-c", SIGNALLED, str(path)], check=True)
