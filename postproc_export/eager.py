@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils._pytree import _register_namedtuple
 
 from postproc_export.boundary import DEFAULT_SENSITIVITY, Comparison
-from postproc_export.errors import UnsupportedModelError, UsageError
+from postproc_export.errors import UsageError
+from postproc_export.raw_shapes import check_shapes
 from postproc_export.settings import NUMBERS, SENSITIVITIES, SWITCHES, Settings, as_stats
 from postproc_export.stats import LEVELS, CalibrationStats, Level
 
@@ -99,6 +100,7 @@ class PostProcessor(torch.nn.Module):
         nan_guard: bool = True,
     ) -> None:
         super().__init__()
+        self._is_loading = False
         settings = Settings(
             stats=as_stats(stats),
             image_sensitivity=image_sensitivity,
@@ -134,7 +136,7 @@ class PostProcessor(torch.nn.Module):
         UsageError
             If both are None, or one is no tensor.
         UnsupportedModelError
-            If a shape is another one, or the batch sizes differ (dynamic sizes are not checked while a graph is traced).
+            If a shape is another one, or the batch sizes differ. Dynamic sizes are not checked while a graph is traced.
         """
         _check_inputs(pred_score, anomaly_map)
         score = self._image_score(pred_score, anomaly_map) if "image" in self._settings.decisions else pred_score
@@ -171,7 +173,7 @@ class PostProcessor(torch.nn.Module):
             self._adopt(replace(self._settings, stats=as_stats(value)))
         elif name in (*SENSITIVITIES, *_OPTIONS):
             self._adopt(replace(self._settings, **{name: _plain(value)}))
-        elif name in NUMBERS:
+        elif name in NUMBERS and not self._is_loading:
             numbers = {**self._settings.numbers, name: _plain(value)}
             self._adopt(Settings.from_state(numbers, self._settings.flags))
         else:
@@ -204,7 +206,11 @@ class PostProcessor(torch.nn.Module):
             flags = own.pop("flags").tolist() if "flags" in own else self._settings.flags
             numbers = {**self._settings.numbers, **{name: _plain(value) for name, value in own.items()}}
             settings = Settings.from_state(numbers, flags)  # what is not legal is refused before anything is copied
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._is_loading = True  # torch assigns one buffer after the other; they are judged as a whole
+        try:
+            super()._load_from_state_dict(state_dict, prefix, *args)
+        finally:
+            self._is_loading = False
         self._adopt(settings or self._settings)
 
     def extra_repr(self) -> str:
@@ -226,34 +232,4 @@ def _check_inputs(score: Tensor | None, anomaly_map: Tensor | None) -> None:
     for name, raw in (("pred_score", score), ("anomaly_map", anomaly_map)):
         if raw is not None and not isinstance(raw, Tensor):
             raise UsageError(f"{name} is no tensor", found=type(raw).__name__, fix="torch.as_tensor(...)")
-    if score is not None:
-        _check_score(score)
-    if anomaly_map is not None:
-        _check_map(anomaly_map)
-    if score is not None and anomaly_map is not None:
-        images, maps = score.shape[0] if score.ndim else 1, anomaly_map.shape[0]
-        if _differ(images, maps):
-            raise _refused(f"pred_score is for {images} images and anomaly_map for {maps}", score, f"of {maps} images")
-
-
-def _check_score(score: Tensor) -> None:
-    if score.ndim > 2:
-        raise _refused(f"pred_score has {score.ndim} axes", score, "[], [N] or [N, 1]")
-    if score.ndim == 2 and _differ(score.shape[1], 1):
-        raise _refused("pred_score has more than one value per image", score, "[], [N] or [N, 1]")
-
-
-def _check_map(anomaly_map: Tensor) -> None:
-    if anomaly_map.ndim not in (3, 4):
-        raise _refused(f"anomaly_map has {anomaly_map.ndim} axes", anomaly_map, "[N, H, W] or [N, 1, H, W]")
-    if anomaly_map.ndim == 4 and _differ(anomaly_map.shape[1], 1):
-        raise _refused(f"anomaly_map has {anomaly_map.shape[1]} channels", anomaly_map, "[N, H, W] or [N, 1, H, W]")
-
-
-def _differ(size: int, other: int) -> bool:
-    # while a graph is traced a dynamic size is no int, and asking would freeze it
-    return isinstance(size, int) and isinstance(other, int) and size != other
-
-
-def _refused(what: str, raw: Tensor, needed: str) -> UnsupportedModelError:
-    return UnsupportedModelError(what, found=f"shape {list(raw.shape)}", needed=f"shape {needed}")
+    check_shapes(None if score is None else score.shape, None if anomaly_map is None else anomaly_map.shape)

@@ -34,7 +34,8 @@ def shortest(value: float) -> float:
 
 def next_up(value: float) -> float:
     """Return the smallest float32 above `value`; `inf` stays."""
-    return float(np.nextafter(np.float32(value), np.float32(np.inf))) + 0.0
+    with np.errstate(over="ignore", under="ignore"):
+        return float(np.nextafter(np.float32(value), np.float32(np.inf))) + 0.0
 
 
 def ranked(rank: int) -> float:

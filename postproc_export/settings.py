@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
-from postproc_export.boundary import DEFAULT_SENSITIVITY, Comparison, check_comparison, check_sensitivity
+from postproc_export.boundary import Comparison, check_comparison, check_sensitivity
 from postproc_export.boundary import decision_boundary as boundary_of
 from postproc_export.errors import MetadataError, UsageError
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
@@ -46,14 +46,14 @@ class Settings:
         If the comparison is not known, or a switch is not a bool.
     """
 
-    stats: CalibrationStats = field(default_factory=CalibrationStats)
-    image_sensitivity: float = DEFAULT_SENSITIVITY
-    pixel_sensitivity: float = DEFAULT_SENSITIVITY
-    comparison: Comparison = "ge"
-    enable_normalization: bool = True
-    enable_thresholding: bool = True
-    enable_threshold_matching: bool = False
-    nan_guard: bool = True
+    stats: CalibrationStats
+    image_sensitivity: float
+    pixel_sensitivity: float
+    comparison: Comparison
+    enable_normalization: bool
+    enable_thresholding: bool
+    enable_threshold_matching: bool
+    nan_guard: bool
     decisions: Mapping[Level, Decision] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

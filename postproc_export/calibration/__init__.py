@@ -1,0 +1,8 @@
+"""Calibration: the threshold and range of both levels from raw validation outputs, exact at any scale."""
+
+from postproc_export.calibration.calibrator import Calibrator
+from postproc_export.calibration.level import CalibrationWarning
+from postproc_export.calibration.policies import COMPARED, Policy
+from postproc_export.calibration.sources import Progress, calibrate
+
+__all__ = ["COMPARED", "CalibrationWarning", "Calibrator", "Policy", "Progress", "calibrate"]

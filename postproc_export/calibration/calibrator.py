@@ -1,0 +1,257 @@
+"""`Calibrator`: statistics from batches as a model gives them, exact at any scale."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from postproc_export.calibration.arrays import KEYS, AnyArray, Block, Place, array_blocks, as_numpy
+from postproc_export.calibration.checks import (
+    check_counts,
+    check_labelled,
+    check_nonfinite,
+    check_seen,
+    checked_shape,
+)
+from postproc_export.calibration.cleaning import Clean, Nonfinite, clean, to_float32_array
+from postproc_export.calibration.level import LevelOptions, level_stats
+from postproc_export.calibration.policies import Policy
+from postproc_export.calibration.spool import Spool
+from postproc_export.calibration.tally import Tally
+from postproc_export.errors import CalibrationError, UsageError
+from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
+
+
+class LevelState:
+    """What one level has seen: a tally, the values to be read again, and whether they had ground truth."""
+
+    def __init__(self, spool: Spool | None) -> None:
+        self.tally = Tally()
+        self.spool = spool
+        self.labelled: bool | None = None
+        self.is_broken = False
+
+    def absorb(self, cleaned: Sequence[Clean]) -> None:
+        """Count checked chunks and keep their values."""
+        self.is_broken = True  # until all of it is kept: after a full disk the spool and the counts disagree
+        for each in cleaned:
+            if self.spool is not None:
+                self.spool.append(_storable(each), each.chunk.truth)
+            self.tally.add(each)
+        self.is_broken = False
+
+    def merge(self, other: "LevelState") -> None:
+        """Take over the values and counts of another level."""
+        if self.labelled is None:
+            self.labelled = other.labelled
+        self.is_broken = True
+        if self.spool is not None and other.spool is not None:
+            for block in other.spool.blocks(labelled=True):
+                self.spool.append(block.values, block.truth)
+        self.tally.merge(other.tally)
+        self.is_broken = False
+
+    def read(self) -> Iterator[Block]:
+        """Yield every value again."""
+        assert self.spool is not None, "a level without a spool is not read again"
+        return self.spool.blocks(labelled=bool(self.labelled))
+
+
+def level_options(
+    policies: dict[Level, str], *, compare: Sequence[str], resamples: int, exact: bool = True
+) -> dict[Level, LevelOptions]:
+    """Parse the policies of both levels and those to compare them with."""
+    compared = tuple(Policy.parse(text) for text in compare)
+    return {
+        level: LevelOptions(Policy.parse(text), compare=compared, resamples=resamples, exact=exact)
+        for level, text in policies.items()
+    }
+
+
+class Calibrator:
+    """Gathers raw validation outputs batch by batch and computes the statistics of both levels.
+
+    Parameters
+    ----------
+    image_policy, pixel_policy
+        The operating points: ``"f1"``, ``"fbeta=2"``, ``"recall=0.99"``, ``"precision=0.9"``, ``"fpr=0.01"``,
+        ``"quantile=0.99"``, ``"value=1.5"`` or ``"range=0.5"``.
+    nonfinite
+        ``"error"`` refuses NaN and infinite values, ``"drop"`` leaves them out and counts them.
+    exact
+        True keeps the values to look at again (in memory up to 34 MB per level, then in an unlinked temporary file);
+        False keeps only a table of 65,536 buckets, and the statistics say how far F1 may be from the best.
+    spool_dir
+        The folder of that file; None is the system's temporary folder.
+    compare
+        Further policies whose thresholds and counts are recorded beside it, for a table.
+    resamples
+        How many bootstrap resamples the interval of the image threshold rests on; 0 leaves it out.
+
+    Notes
+    -----
+    Memory does not grow with the data. The order of the batches does not matter. `compute` consumes nothing.
+    Source: docs/definition.md section 2.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_policy: str = "f1",
+        pixel_policy: str = "f1",
+        nonfinite: Nonfinite = "error",
+        exact: bool = True,
+        spool_dir: str | Path | None = None,
+        compare: Sequence[str] = (),
+        resamples: int = 1000,
+    ) -> None:
+        check_nonfinite(nonfinite)
+        self._options = level_options(
+            {"image": image_policy, "pixel": pixel_policy}, compare=compare, resamples=resamples, exact=exact
+        )
+        self._nonfinite: Nonfinite = nonfinite
+        self._exact = exact
+        self._spool_dir = None if spool_dir is None else Path(spool_dir)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything that was seen; policies and options stay."""
+        for state in getattr(self, "_levels", {}).values():
+            if state.spool is not None:
+                state.spool.close()
+        self._levels = {level: LevelState(Spool(self._spool_dir) if self._exact else None) for level in LEVELS}
+        self._batches = 0
+
+    def close(self) -> None:
+        """Give memory and disk space back; the same as `reset`."""
+        self.reset()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        if any(state.spool is not None and state.spool.on_disk for state in self._levels.values()):
+            raise UsageError(
+                "a Calibrator whose values are in a temporary file cannot be pickled",
+                fix="compute() where the values are and send the statistics, calibrate from shards, or use exact=False",
+            )
+        return self.__dict__
+
+    def update(
+        self, pred_score: Any = None, gt_label: Any = None, anomaly_map: Any = None, gt_mask: Any = None
+    ) -> None:
+        """Add a batch; a level without predictions in it is left alone.
+
+        Parameters
+        ----------
+        pred_score
+            Raw image scores, shape [N], [N, 1] or [], any real type; NumPy array or torch tensor.
+        gt_label
+            0/1 or bool, one per score; None for scores without ground truth (their level gets a range only).
+        anomaly_map
+            Raw maps, shape [N, 1, H, W], [N, H, W] or [H, W].
+        gt_mask
+            0/1 or bool, the shape of the maps but for the singleton axis.
+
+        Raises
+        ------
+        CalibrationError
+            If shapes disagree, ground truth is not 0/1 or values are not finite; nothing of the batch is counted then.
+        FileError
+            If the spool cannot be written; the calibrator has to be reset then.
+        """
+        self._check_whole()
+        arrays: dict[Level, tuple[Any, Any]] = {"image": (pred_score, gt_label), "pixel": (anomaly_map, gt_mask)}
+        where = f"batch {self._batches}"
+        given = {level: _Given.of(level, *pair, where=where) for level, pair in arrays.items() if pair[0] is not None}
+        if not given:
+            raise CalibrationError(f"{where} has neither pred_score nor anomaly_map", needed="one of them at least")
+        check_counts({level: each.shape for level, each in given.items()}, where=where)
+        cleaned = {level: self._clean(level, each) for level, each in given.items()}
+        for level, chunks in cleaned.items():
+            if chunks:
+                self._levels[level].labelled = given[level].truth is not None
+                self._levels[level].absorb(chunks)
+        self._batches += 1
+
+    def _clean(self, level: Level, given: "_Given") -> list[Clean]:
+        if given.values.size:
+            check_labelled(self._levels[level].labelled, given.truth is not None, place=given.place)
+        return list(clean(array_blocks(given.values, given.truth, given.place), nonfinite=self._nonfinite))
+
+    def merge(self, other: "Calibrator") -> None:
+        """Add everything that another calibrator has seen; the other one stays as it is.
+
+        Raises
+        ------
+        UsageError
+            If it is the same calibrator, or keeps its values in another way.
+        CalibrationError
+            If one of them has ground truth on a level and the other has not.
+        """
+        self._check_whole()
+        other._check_whole()
+        if other is self:
+            raise UsageError("a Calibrator cannot be merged with itself", fix="its samples would count twice")
+        if other._exact != self._exact:
+            raise UsageError("an exact Calibrator and one with exact=False cannot be merged", fix="make both alike")
+        for level, state in other._levels.items():
+            if state.labelled is not None:
+                place = Place("the other calibrator", *KEYS[level], None)
+                check_labelled(self._levels[level].labelled, state.labelled, place=place)
+        for level, state in other._levels.items():
+            self._levels[level].merge(state)
+        self._batches += other._batches
+
+    def compute(self) -> CalibrationStats:
+        """Return the statistics of everything seen so far.
+
+        Raises
+        ------
+        CalibrationError
+            If nothing was seen, a policy cannot be reached or the range of a level is not legal.
+        """
+        self._check_whole()
+        levels = {level: self._level(level, state) for level, state in self._levels.items()}
+        if not any(levels.values()):
+            raise CalibrationError("nothing to calibrate on: no sample was seen", needed="update() with a batch first")
+        return CalibrationStats(image=levels["image"], pixel=levels["pixel"])
+
+    def _check_whole(self) -> None:
+        if any(state.is_broken for state in self._levels.values()):
+            raise CalibrationError("a batch could not be kept, so the samples are no longer whole", fix="reset() first")
+
+    def _level(self, level: Level, state: LevelState) -> LevelStats | None:
+        if state.labelled is None:
+            return None
+        check_seen(level, state.tally)
+        return level_stats(level, state.tally, self._options[level], labelled=state.labelled, read=state.read)
+
+
+class _Given:
+    """The arrays of one level in one batch, checked for type and shape, in their canonical shape."""
+
+    def __init__(self, values: AnyArray, truth: AnyArray | None, place: Place, shape: tuple[int, ...]) -> None:
+        self.values, self.truth, self.place, self.shape = values, truth, place, shape
+
+    @classmethod
+    def of(cls, level: Level, values: Any, truth: Any, *, where: str) -> Self:
+        raw, raw_truth = as_numpy(values), None if truth is None else as_numpy(truth)
+        place = Place(where, *KEYS[level], raw.shape)
+        shape = checked_shape(level, raw, raw_truth, place=place)
+        return cls(raw.reshape(shape), None if raw_truth is None else raw_truth.reshape(shape), place, shape)
+
+
+def _storable(cleaned: Clean) -> AnyArray:
+    """Return the values to keep: as they came where float64 holds them, so that merged values can be noticed."""
+    if not cleaned.is_wide:
+        return cleaned.chunk.values
+    wide: AnyArray = cleaned.original.astype(np.float64)
+    return wide if np.array_equal(to_float32_array(wide), cleaned.chunk.values) else cleaned.chunk.values

@@ -1,0 +1,121 @@
+"""Operating points: their text form, with every number taken as an exact decimal.
+
+| text           | the threshold                                                                        |
+| -------------- | ------------------------------------------------------------------------------------ |
+| `f1`           | the highest F1; of equal ones the lowest threshold                                    |
+| `fbeta=B`      | the highest F-beta                                                                    |
+| `recall=R`     | the highest threshold with recall >= R                                                |
+| `precision=P`  | the lowest threshold with precision >= P                                              |
+| `fpr=F`        | the lowest threshold with false-positive rate <= F                                    |
+| `quantile=Q`   | the inverted-CDF quantile of the normal values                                        |
+| `value=T`      | T itself, raw                                                                         |
+| `range=U`      | min + U (max - min)                                                                   |
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from typing import Final, Literal, Self
+
+from postproc_export.errors import UsageError
+
+Kind = Literal["f1", "fbeta", "recall", "precision", "fpr", "quantile", "value", "range"]
+Class = Literal["normal", "anomalous"]
+
+_RATIO: Final = "a decimal in [0, 1]"
+_WEIGHT: Final = "a decimal above 0 and at most 1000"
+_NEEDS: Final[Mapping[Kind, tuple[Class, ...]]] = {
+    "f1": ("normal", "anomalous"),
+    "fbeta": ("normal", "anomalous"),
+    "recall": ("anomalous",),
+    "precision": ("normal", "anomalous"),
+    "fpr": ("normal",),
+    "quantile": ("normal",),
+    "value": (),
+    "range": (),
+}
+_PARAMETERS: Final[Mapping[str, str]] = {
+    "fbeta": _WEIGHT,
+    "recall": _RATIO,
+    "precision": _RATIO,
+    "fpr": _RATIO,
+    "quantile": _RATIO,
+    "value": "a decimal",
+    "range": "a decimal",
+}
+_DECIMAL: Final = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
+
+COMPARED: Final = (
+    "f1",
+    "fbeta=2",
+    "fbeta=0.5",
+    "recall=1",
+    "recall=0.99",
+    "precision=0.99",
+    "fpr=0.01",
+    "fpr=0.001",
+    "quantile=0.995",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One operating point.
+
+    Parameters
+    ----------
+    kind
+        Which rule chooses the threshold.
+    parameter
+        Its number, exact; 1 for `f1`.
+    text
+        The text form, which the statistics record.
+    """
+
+    kind: Kind
+    parameter: Fraction
+    text: str
+
+    @property
+    def needs(self) -> tuple[Class, ...]:
+        """The classes that must be present; without one of them the one-class rule decides."""
+        return _NEEDS[self.kind]
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the threshold follows without ground truth: from the range or the number alone."""
+        return not self.needs
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `f1`, `fbeta=2`, `recall=0.99`, ...
+
+        Raises
+        ------
+        UsageError
+            If the name is not known, or the number is missing, not a plain decimal or out of its range.
+        """
+        name, _, number = str(text).strip().partition("=")
+        kind = next((kind for kind in _NEEDS if kind == name.strip().lower()), None)
+        if kind is None:
+            known = ", ".join(kind if kind == "f1" else f"{kind}=NUMBER" for kind in _NEEDS)
+            raise UsageError(f"unknown policy {text!r}", needed=known)
+        if kind == "f1":
+            if number or "=" in text:
+                raise UsageError("the policy 'f1' takes no number", found=repr(text), fix="fbeta=B weighs recall by B")
+            return cls("f1", Fraction(1), "f1")
+        parameter = _exact_decimal(number.strip(), kind=kind, text=text)
+        return cls(kind, parameter, f"{kind}={number.strip()}")
+
+
+def _exact_decimal(number: str, *, kind: Kind, text: str) -> Fraction:
+    needed = _PARAMETERS[kind]
+    if not _DECIMAL.fullmatch(number):
+        raise UsageError(f"the policy {text!r} has no number that can be read", needed=f"{kind}=NUMBER, {needed}")
+    value = Fraction(Decimal(number))
+    legal = {_RATIO: 0 <= value <= 1, _WEIGHT: 0 < value <= 1000}.get(needed, True)
+    if not legal:
+        raise UsageError(f"the number of the policy {text!r} is out of range", found=number, needed=needed)
+    return value

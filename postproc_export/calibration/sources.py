@@ -1,0 +1,223 @@
+"""`calibrate`: statistics from files, folders and arrays, read as often as needed instead of kept."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from postproc_export.calibration.arrays import Block
+from postproc_export.calibration.calibrator import level_options
+from postproc_export.calibration.checks import check_labelled, check_nonfinite, check_seen
+from postproc_export.calibration.cleaning import Nonfinite, clean
+from postproc_export.calibration.csv_shard import CsvShard
+from postproc_export.calibration.level import LevelOptions, level_stats
+from postproc_export.calibration.shards import NAMES, MemoryShard, NpyShard, NpzShard, Shard, ZarrShard
+from postproc_export.calibration.tally import Tally
+from postproc_export.errors import CalibrationError, FileError, UsageError
+from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
+
+Source = str | Path | Mapping[str, Any] | Sequence[str | Path | Mapping[str, Any]]
+
+_KEY_AT_END: Final = re.compile(
+    r"^(?P<stem>.*?)[-_.]?(?P<key>" + "|".join(name for names in NAMES.values() for name in names) + r")$"
+)
+_ZARR_MARKS: Final = ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a pass over one level is.
+
+    Parameters
+    ----------
+    level
+        The level that is read.
+    number
+        The pass, from 1. Two or three do nearly always; scores that all reach nearly the same F1 need more.
+    values, total
+        Values read in this pass, and values of a whole pass; None in the first one, where it is not known yet.
+    shard
+        The file that is read.
+    """
+
+    level: Level
+    number: int
+    values: int
+    total: int | None
+    shard: str
+
+
+def calibrate(
+    source: Source,
+    *,
+    image_policy: str = "f1",
+    pixel_policy: str = "f1",
+    nonfinite: Nonfinite = "error",
+    compare: Sequence[str] = (),
+    resamples: int = 1000,
+    progress: Callable[[Progress], None] | None = None,
+) -> CalibrationStats:
+    """Return the statistics of validation outputs that can be read several times.
+
+    Parameters
+    ----------
+    source
+        A `.npz` file, a folder of shards (`.npz`; `.npy` files named by key, such as `a_maps.npy` and `a_masks.npy`;
+        `.csv`; Zarr groups), a Zarr group, a CSV with the columns score and label, a mapping of arrays or `.npy` paths,
+        or a list of these.
+    image_policy, pixel_policy
+        The operating points; see `postproc_export.calibration.policies`.
+    nonfinite
+        ``"error"`` refuses NaN and infinite values, ``"drop"`` leaves them out and counts them.
+    compare
+        Further policies to record beside it (`details["policies"]` of each level).
+    resamples
+        How many bootstrap resamples the interval of the image threshold rests on; 0 leaves it out.
+    progress
+        Called after every block that was read.
+
+    Raises
+    ------
+    CalibrationError
+        If the source is damaged, its arrays do not fit, it holds no sample, or it changed between two passes.
+    FileError
+        If a path is not there or not of a kind that can be read.
+
+    Notes
+    -----
+    The keys are `pred_score`, `gt_label`, `anomaly_map`, `gt_mask`, or `scores`, `labels`, `maps`, `masks`; others are
+    ignored. Memory does not grow with the data. The order of shards and images does not matter. Source:
+    docs/definition.md sections 2 and 9.
+    """
+    check_nonfinite(nonfinite)
+    options = level_options({"image": image_policy, "pixel": pixel_policy}, compare=compare, resamples=resamples)
+    shards = find_shards(source)
+    levels = {
+        level: _Reader(level, shards, progress=progress).stats(options[level], nonfinite=nonfinite) for level in LEVELS
+    }
+    if not any(levels.values()):
+        raise CalibrationError("nothing to calibrate on: no sample at all in the scores and maps")
+    names = [shard.name for shard in shards]
+    return CalibrationStats(image=levels["image"], pixel=levels["pixel"], details={"source": _shown(names)})
+
+
+def _shown(names: Sequence[str]) -> list[str]:
+    return list(names) if len(names) <= 10 else [*names[:9], f"... {len(names) - 9} more"]
+
+
+class _Reader:
+    """One level of the shards, pass after pass."""
+
+    def __init__(self, level: Level, shards: Sequence[Shard], *, progress: Callable[[Progress], None] | None) -> None:
+        self._level, self._shards, self._progress = level, shards, progress
+        self._signatures: list[object] = []
+        self._labelled: bool | None = None
+        self._number, self._total = 0, 0
+
+    def stats(self, options: LevelOptions, *, nonfinite: Nonfinite) -> LevelStats | None:
+        tally = Tally()
+        for cleaned in clean(self.read(), nonfinite=nonfinite):
+            tally.add(cleaned)
+        if self._labelled is None:
+            return None
+        check_seen(self._level, tally)
+        return level_stats(self._level, tally, options, labelled=self._labelled, read=self.read)
+
+    def read(self) -> Iterator[Block]:
+        self._number += 1
+        done, is_first = 0, self._number == 1
+        for index, shard in enumerate(self._shards):
+            self._check_signature(index, shard)
+            for block in shard.blocks(self._level, verify=is_first):
+                check_labelled(self._labelled, block.truth is not None, place=block.place)
+                self._labelled = block.truth is not None
+                yield block
+                done += block.values.size
+                self._report(done, shard)
+        if is_first:
+            self._total = done
+
+    def _check_signature(self, index: int, shard: Shard) -> None:
+        now = shard.signature()
+        if self._number == 1:
+            self._signatures.append(now)
+        elif now != self._signatures[index]:
+            raise CalibrationError(
+                f"{shard.name} changed between two passes over it",
+                fix="calibrate again when nothing writes to it any more",
+            )
+
+    def _report(self, done: int, shard: Shard) -> None:
+        if self._progress is not None:
+            total = None if self._number == 1 else self._total
+            self._progress(Progress(self._level, self._number, done, total, shard.name))
+
+
+def find_shards(source: Source) -> list[Shard]:
+    """Return the shards of a source, in the order of their names within a folder.
+
+    Raises
+    ------
+    FileError
+        If a path is not there or not of a known kind.
+    """
+    if isinstance(source, Mapping):
+        return [MemoryShard(source)]
+    if isinstance(source, str | Path):
+        return _shards_at(Path(source))
+    if not isinstance(source, Sequence):
+        needed = "a path, a list of paths, or a mapping of arrays"
+        raise UsageError("the source cannot be read", found=type(source).__name__, needed=needed)
+    npy = [Path(each) for each in source if isinstance(each, str | Path) and str(each).endswith(".npy")]
+    others = [each for each in source if not (isinstance(each, str | Path) and str(each).endswith(".npy"))]
+    return [shard for each in others for shard in find_shards(each)] + _npy_shards(npy)
+
+
+def _shards_at(path: Path) -> list[Shard]:
+    if path.is_dir():
+        if any((path / mark).exists() for mark in _ZARR_MARKS):
+            return [ZarrShard(path)]
+        return _shards_in(path)
+    if not path.exists():
+        raise FileError(f"{path} is not there", needed="a file or a folder of validation outputs")
+    shard = _file_shard(path)
+    if shard is None:
+        fix = "give both files of the pair, or the folder they are in" if path.suffix == ".npy" else None
+        raise FileError(f"{path} is not of a known kind", needed=".npz, .npy pairs, .csv or a Zarr group", fix=fix)
+    return [shard]
+
+
+def _file_shard(path: Path) -> Shard | None:
+    if path.suffix == ".npz":
+        return NpzShard(path)
+    return CsvShard(path) if path.suffix == ".csv" else None
+
+
+def _shards_in(folder: Path) -> list[Shard]:
+    entries = sorted(folder.iterdir())
+    shards: list[Shard] = []
+    for entry in entries:
+        if entry.is_dir() and any((entry / mark).exists() for mark in _ZARR_MARKS):
+            shards.append(ZarrShard(entry))
+        elif entry.is_file() and (shard := _file_shard(entry)) is not None:
+            shards.append(shard)
+    shards += _npy_shards([entry for entry in entries if entry.suffix == ".npy"])
+    if not shards:
+        found = ", ".join(entry.name for entry in entries[:5]) or "an empty folder"
+        raise FileError(
+            f"{folder} has no validation outputs", found=found, needed=".npz, .npy pairs, .csv or Zarr groups"
+        )
+    return shards
+
+
+def _npy_shards(paths: Sequence[Path]) -> list[Shard]:
+    groups: dict[tuple[Path, str], dict[str, Path]] = {}
+    for path in paths:
+        match = _KEY_AT_END.match(path.stem)
+        if match is None:
+            raise FileError(
+                f"{path} does not say what it holds", needed="a name that ends in a key, such as a_maps.npy"
+            )
+        groups.setdefault((path.parent, match["stem"]), {})[match["key"]] = path
+    return [NpyShard(files, name=str(folder / (stem or "*.npy"))) for (folder, stem), files in groups.items()]
