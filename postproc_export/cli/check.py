@@ -1,0 +1,142 @@
+"""`postproc-export check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from postproc_export.cli.image_options import (
+    PANEL,
+    ChannelOrderChoice,
+    ChannelOrderOption,
+    ImageSizeOption,
+    InterpolationChoice,
+    InterpolationOption,
+    LayoutChoice,
+    LayoutOption,
+    MeanOption,
+    ScaleOption,
+    StdOption,
+    parse_preprocessing,
+)
+
+if TYPE_CHECKING:
+    from postproc_export.parity import ParityReport
+
+_PREPROCESSING: Final = ("image_size", "scale", "mean", "std", "channel_order", "layout", "interpolation")
+
+
+def check(
+    context: typer.Context,
+    attached: Annotated[Path, typer.Argument(help="ONNX model (.onnx) or OpenVINO IR (.xml) that `attach` wrote.")],
+    raw: Annotated[Path | None, typer.Option("--raw", help="The original with raw outputs, to be run apart.")] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            "--images", help="Folder or CSV file of real images; labels are not needed.", rich_help_panel=PANEL
+        ),
+    ] = None,
+    inputs: Annotated[
+        Path | None, typer.Option("--inputs", help="In place of images: an .npz file with an array for each input.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Feed at most so many images.")] = None,
+    max_flips: Annotated[
+        int, typer.Option("--max-flips", min=0, help="Labels that may flip against --raw outside the stated band.")
+    ] = 0,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the raw values for the tail alone.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads of the runtimes.")] = None,
+    exhaustive: Annotated[
+        bool, typer.Option("--exhaustive", help="Put all 2^32 float32 values through the tail, too; takes minutes.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a table.")] = False,
+    junit: Annotated[Path | None, typer.Option("--junit", help="Write the report as JUnit XML, too.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", help="Append a Markdown summary to this file, such as a job page.")
+    ] = None,
+    save_failures: Annotated[
+        Path | None, typer.Option("--save-failures", help="Folder for inputs on which something was missed.")
+    ] = None,
+    image_size: ImageSizeOption = None,
+    scale: ScaleOption = None,
+    mean: MeanOption = "0",
+    std: StdOption = "1",
+    channel_order: ChannelOrderOption = ChannelOrderChoice.rgb,
+    layout: LayoutOption = LayoutChoice.nchw,
+    interpolation: InterpolationOption = InterpolationChoice.bilinear,
+) -> None:
+    """Check that an attached model decides as PyTorch does, in every runtime that is installed.
+
+    Images are pre-processed as the statistics in the file record it; any of the options for that replaces the record.
+
+    Exit code: 0 everything that was judged passed, 1 something was missed, 2 the file or the inputs cannot be used.
+
+    Example: postproc-export check model.post.onnx --raw model.onnx --images bottle/test
+    """
+    from postproc_export.cli.console import progress
+    from postproc_export.parity import check_parity
+    from postproc_export.parity.inputs import SEED
+
+    preprocessing = None
+    if any(_was_given(context, name) for name in _PREPROCESSING):
+        preprocessing = parse_preprocessing(
+            size=image_size,
+            scale=scale,
+            mean=mean,
+            std=std,
+            channel_order=channel_order.value,
+            layout=layout.value,
+            interpolation=interpolation.value,
+        )
+    with progress("checking") as advance:
+        report = check_parity(
+            attached,
+            raw=raw,
+            images=images,
+            inputs=inputs,
+            preprocessing=preprocessing,
+            limit=limit,
+            max_flips=max_flips,
+            seed=SEED if seed is None else seed,
+            threads=threads,
+            exhaustive=exhaustive,
+            save_failures=save_failures,
+            progress=advance,
+        )
+    _write(report, junit=junit, markdown=markdown)
+    if json:
+        typer.echo(report.dumps())
+    else:
+        _show(report)
+    raise typer.Exit(0 if report else 1)
+
+
+def _write(report: ParityReport, *, junit: Path | None, markdown: Path | None) -> None:
+    from postproc_export.errors import FileError
+    from postproc_export.parity import formats
+
+    if junit is not None:
+        from postproc_export.rewrite.files import write_text
+
+        write_text(junit, formats.junit(report))
+    if markdown is not None:
+        try:
+            with markdown.open("a", encoding="utf-8") as file:
+                file.write(formats.markdown(report))
+        except OSError as error:
+            raise FileError(f"cannot write the summary to {markdown}", found=error.strerror) from error
+
+
+def _show(report: ParityReport) -> None:
+    from postproc_export.cli.console import stdout
+
+    console = stdout()
+    console.print(report.table())
+    for line in report.remarks():
+        console.print(line, markup=False)
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

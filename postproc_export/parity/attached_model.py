@@ -1,0 +1,176 @@
+"""An attached file as the check sees it: record, raw values, tail alone, and itself with the raw values as outputs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol, TypeAlias
+
+from graph_patterns.graph import GraphView, Value
+from postproc_export.errors import FileError, UnsupportedModelError, UsageError
+from postproc_export.parity.excuses import Guard
+from postproc_export.rewrite.metadata import METADATA_KEY, TailRecord
+from postproc_export.rewrite.outputs import Selection
+from postproc_export.runtimes.protocol import PortInfo
+from postproc_export.stats import Level
+from postproc_export.tail import Tail, build_tail
+
+Format: TypeAlias = Literal["onnx", "openvino"]
+Shapes: TypeAlias = Mapping[Level, tuple[int | None, ...]]
+
+TAPS: Final[Mapping[Level, str]] = {"image": "postproc-check/raw_score", "pixel": "postproc-check/raw_map"}
+
+
+class ModelFile(Protocol):
+    """What one format has to know of its own files."""
+
+    @property
+    def format(self) -> Format:
+        """The format."""
+
+    @property
+    def record(self) -> TailRecord:
+        """The record that attaching left."""
+
+    @property
+    def raw(self) -> Mapping[Level, PortInfo]:
+        """The raw outputs as the original declared them, under the names that their values bear in this file."""
+
+    @property
+    def outputs(self) -> tuple[PortInfo, ...]:
+        """The outputs that this file declares, in order."""
+
+    @property
+    def view(self) -> GraphView:
+        """The graph, for the matcher."""
+
+    @property
+    def nan_test(self) -> Literal["sum", "l1", "arithmetic"]:
+        """How a tail in this format, at this opset, finds out that a map holds a NaN."""
+
+    @property
+    def original_names(self) -> tuple[tuple[str, ...], ...]:
+        """The names of each output of the original, in order; a tensor of an IR may have several or none."""
+
+    def original_output(self, level: Level) -> PortInfo:
+        """Return a raw output under the names that it had in the original."""
+
+    def is_raw(self, level: Level, value: Value) -> bool:
+        """Whether a value of the graph is the raw value of a level."""
+
+    def value_name(self, value: Value) -> str:
+        """Return the name by which `cut` knows a value of the graph."""
+
+    def cut(self, names: tuple[str, ...], inputs: Sequence[PortInfo]) -> Any:
+        """Return a model that computes outputs from some values alone: bytes of ONNX, or an `openvino.Model`.
+
+        Parameters
+        ----------
+        names
+            Outputs of the tail.
+        inputs
+            Name, element type and shape of each value that becomes an input; one that is not read is left out.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If an output depends on more than these values.
+        """
+
+    def tapped(self, folder: Path) -> Any:
+        """Return this model with the raw values as additional outputs, named by `TAPS`; files go into `folder`."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttachedModel:
+    """An attached file, and the tail that its record says it has.
+
+    Parameters
+    ----------
+    path
+        The file.
+    file
+        What its format knows of it.
+    tail
+        The tail that the record describes, built anew from statistics and options.
+    """
+
+    path: Path
+    file: ModelFile
+    tail: Tail
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The levels that the tail post-processes."""
+        return tuple(level for level in ("image", "pixel") if self.tail.names(level))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The outputs of the tail, in order."""
+        return tuple(output.name for output in self.tail.outputs)
+
+    def tail_alone(self, shapes: Shapes) -> Any:
+        """Return a model of the tail alone: bytes of ONNX, or an `openvino.Model`.
+
+        Parameters
+        ----------
+        shapes
+            The shape of each raw input; None is a dynamic axis.
+        """
+        ports = [PortInfo(port.name, port.dtype, shapes[level]) for level, port in self.file.raw.items()]
+        return self.file.cut(self.names, ports)
+
+    @property
+    def guard(self) -> Guard:
+        """How the tail guards the image level against a NaN in the map."""
+        has_guard = self.tail.options.nan_guard and "pixel" in self.tail.raw and "image" in self.levels
+        return self.file.nan_test if has_guard else "none"
+
+
+def load_attached(path: Path) -> AttachedModel:
+    """Read an attached file and build the tail anew that its record describes.
+
+    Raises
+    ------
+    FileError
+        If the file cannot be read.
+    MetadataError
+        If the record is not legal.
+    UnsupportedModelError
+        If there is no record.
+    """
+    if not path.is_file():
+        raise FileError(f"cannot read the model {path}", found="a folder" if path.is_dir() else "no such file")
+    file = _open(path)
+    selection = Selection(file.raw.get("image"), file.raw.get("pixel"))
+    tail = build_tail(
+        file.record.stats,
+        file.record.options,
+        selection,
+        nan_test=file.nan_test,
+        default_mask_dtype="bool" if file.format == "onnx" else "uint8",
+    )
+    return AttachedModel(path, file, tail)
+
+
+def no_record(path: Path) -> UnsupportedModelError:
+    """Return the error for a file that attaching did not write, or that lost its record."""
+    return UnsupportedModelError(
+        f"{path} cannot be checked: it has no record of a tail",
+        found=f"no entry '{METADATA_KEY}' in its metadata",
+        needed="a file written by `postproc-export attach`, metadata included",
+        fix="attach to the raw model again, or use a copy whose metadata was not stripped",
+    )
+
+
+def _open(path: Path) -> ModelFile:
+    match path.suffix.lower():
+        case ".onnx":
+            from postproc_export.parity.onnx_attached import OnnxAttached
+
+            return OnnxAttached.load(path)
+        case ".xml":
+            from postproc_export.parity.openvino_attached import OpenVinoAttached
+
+            return OpenVinoAttached.load(path)
+        case suffix:
+            raise UsageError(f"{path} is no model file", found=f"suffix '{suffix}'", needed=".onnx or .xml")

@@ -1,0 +1,135 @@
+"""An attached OpenVINO IR: the record in rt_info, the tail as a small model of its own, taps as results."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from graph_patterns.graph import Value
+from graph_patterns.openvino.view import OpenVinoView
+from postproc_export.errors import MetadataError, UnsupportedModelError
+from postproc_export.parity.attached_model import TAPS, Format, no_record
+from postproc_export.rewrite.metadata import METADATA_KEY, TailRecord
+from postproc_export.rewrite.openvino_file import read_ir
+from postproc_export.runtimes.feeds import first_reason
+from postproc_export.runtimes.openvino import import_openvino, openvino_core, port_info
+from postproc_export.runtimes.protocol import PortInfo
+from postproc_export.stats import Level
+
+_PURPOSE = "checking an OpenVINO IR"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenVinoAttached:
+    """An attached IR; see `parity.attached_model.ModelFile`.
+
+    Notes
+    -----
+    Cutting a model changes it, so every cut starts from the file again; reading maps the weights and is quick.
+    """
+
+    path: Path
+    record: TailRecord
+    raw: Mapping[Level, PortInfo]
+    outputs: tuple[PortInfo, ...]
+    _model: Any
+    format: Format = "openvino"
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read the file."""
+        model = _read(path)
+        if not model.has_rt_info([METADATA_KEY]):
+            raise no_record(path)
+        record = TailRecord.loads(model.get_rt_info([METADATA_KEY]).astype(str), where=str(path))
+        raw = {level: _raw_port(name, _source(model, name, where=path)) for level, name in record.raw.items()}
+        outputs = tuple(port_info(port, f"output_{index}") for index, port in enumerate(model.outputs))
+        return cls(path=path, record=record, raw=raw, outputs=outputs, _model=model)
+
+    @property
+    def view(self) -> OpenVinoView:
+        """The graph, for the matcher."""
+        return OpenVinoView(self._model)
+
+    @property
+    def nan_test(self) -> Literal["sum", "l1", "arithmetic"]:
+        """By the L1 norm, which is exact."""
+        return "l1"
+
+    @property
+    def original_names(self) -> tuple[tuple[str, ...], ...]:
+        """The tensor names of each output of the original."""
+        return tuple(tuple(item.get("tensor_names", ())) for item in self.record.original.get("results", []))
+
+    def original_output(self, level: Level) -> PortInfo:
+        """Return a raw output under the names that it had in the original."""
+        for index, item in enumerate(self.record.original.get("results", [])):
+            if f"{item.get('source')}:{item.get('port')}" == self.record.raw[level]:
+                names = tuple(item.get("tensor_names", ()))
+                return PortInfo((names or (f"output_{index}",))[0], self.raw[level].dtype, None, aliases=names)
+        raise MetadataError(f"{self.path}: the record does not say which result was the raw {level} output")
+
+    def is_raw(self, level: Level, value: Value) -> bool:
+        """Whether a value of the graph is the raw value of a level."""
+        return level in self.raw and value == _source(self._model, self.record.raw[level], where=self.path)
+
+    def value_name(self, value: Value) -> str:
+        """Return the operator's friendly name and the number of its output."""
+        output: Any = value
+        return f"{output.get_node().get_friendly_name()}:{output.get_index()}"
+
+    def cut(self, names: tuple[str, ...], inputs: Sequence[PortInfo]) -> Any:
+        """Return the operators between some values and the outputs as a model of its own."""
+        openvino = import_openvino(purpose=_PURPOSE)
+        model = _read(self.path)
+        results = [result for result in model.get_results() if not _names(result).isdisjoint(names)]
+        parameters = []
+        for port in inputs:
+            source = _source(model, port.name, where=self.path)
+            shape = openvino.PartialShape([-1 if axis is None else axis for axis in port.shape or ()])
+            parameter = openvino.opset13.parameter(shape, source.get_element_type())
+            source.replace(parameter.output(0))
+            parameter.output(0).set_names({port.name})
+            parameters.append(parameter)
+        try:
+            return openvino.Model(results, parameters, "tail")
+        except RuntimeError as error:
+            raise UnsupportedModelError(
+                "the tail does not compute its outputs from the raw values alone",
+                found=first_reason(error),
+                needed=f"only {', '.join(sorted(port.name for port in inputs))} and constants",
+            ) from error
+
+    def tapped(self, folder: Path) -> Any:
+        """Return the whole model with the raw values as float32 results; nothing is written."""
+        openvino = import_openvino(purpose=_PURPOSE)
+        model = _read(self.path)
+        for level, name in self.record.raw.items():
+            source = _source(model, name, where=self.path)
+            if source.get_element_type() != openvino.Type.f32:
+                source = openvino.opset13.convert(source, "f32").output(0)
+            source.add_names({TAPS[level]})
+            model.add_results([openvino.opset13.result(source)])
+        return model
+
+
+def _read(path: Path) -> Any:
+    return read_ir(openvino_core(purpose=_PURPOSE), path)
+
+
+def _source(model: Any, name: str, *, where: Path) -> Any:
+    """Return the output of an operator that the record names as ``<friendly name>:<port>``."""
+    friendly_name, _, port = name.rpartition(":")
+    for node in model.get_ops():
+        if node.get_friendly_name() == friendly_name and port.isdecimal() and int(port) < node.get_output_size():
+            return node.output(int(port))
+    raise MetadataError(f"{where}: the record names a raw value '{name}' that the model does not have")
+
+
+def _raw_port(name: str, source: Any) -> PortInfo:
+    port = port_info(source, name)
+    return PortInfo(name, port.dtype, port.shape)
+
+
+def _names(result: Any) -> set[str]:
+    return {*result.input_value(0).get_names(), *result.output(0).get_names()}

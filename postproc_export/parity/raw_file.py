@@ -1,0 +1,83 @@
+"""The original file with raw outputs, run apart from the attached one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from postproc_export.errors import FileError, UnsupportedModelError
+from postproc_export.parity.attached_model import AttachedModel
+from postproc_export.parity.tally import Configuration
+from postproc_export.runtimes import PortInfo, Runner, open_runner
+from postproc_export.stats import Level
+
+
+@dataclass(frozen=True, slots=True)
+class RawFile:
+    """The original of an attached file.
+
+    Parameters
+    ----------
+    path
+        The file with raw outputs.
+    attached
+        What was attached to it; its record says which outputs were the raw ones.
+    """
+
+    path: Path
+    attached: AttachedModel
+
+    @property
+    def level_names(self) -> tuple[str, ...]:
+        """The names of the raw outputs in this file."""
+        return tuple(self.attached.file.original_output(level).name for level in self.attached.file.raw)
+
+    def can_run(self, way: Configuration) -> bool:
+        """Whether a runtime reads the format of the file."""
+        return way.runtime == "openvino" or self.path.suffix.lower() == ".onnx"
+
+    def open(self, way: Configuration, *, threads: int | None) -> Runner:
+        """Load the file.
+
+        Raises
+        ------
+        FileError, UnsupportedModelError
+            If it cannot be loaded, or its outputs are not those of the record.
+        """
+        if not self.path.is_file():
+            raise FileError(f"cannot read the raw model {self.path}", found="no such file")
+        runner = open_runner(
+            self.path, runtime=way.runtime, precision=way.precision, optimize=way.optimize, threads=threads
+        )
+        for level in self.attached.file.raw:
+            self._port(level, runner.outputs)
+        return runner
+
+    def levels(self, outputs: Mapping[str, NDArray[Any]], runner: Runner) -> dict[Level, NDArray[Any]]:
+        """Return the raw values of each level among the outputs of a run."""
+        return {level: outputs[self._port(level, runner.outputs).name] for level in self.attached.file.raw}
+
+    def others(self, runner: Runner) -> list[PortInfo]:
+        """Return the outputs that attaching had to leave alone: those of no level that is post-processed."""
+        taken = {
+            self._port(level, runner.outputs).name for level in self.attached.levels if level in self.attached.file.raw
+        }
+        return [port for port in runner.outputs if port.name not in taken]
+
+    def _port(self, level: Level, ports: tuple[PortInfo, ...]) -> PortInfo:
+        wanted = self.attached.file.original_output(level)
+        found = [port for port in ports if any(port.answers_to(name) for name in (wanted.name, *wanted.aliases))]
+        if not found:
+            raise UnsupportedModelError(
+                f"{self.path} is not the original of {self.attached.path}",
+                found="outputs " + ", ".join(port.describe() for port in ports),
+                needed=f"an output '{wanted.name}', the raw {level} output by the record",
+            )
+        return found[0]
+
+
+def named_output(name: str, outputs: Mapping[str, NDArray[Any]], runner: Runner) -> NDArray[Any] | None:
+    """Return the output of a run whose tensor has a name, among others maybe; None where there is none."""
+    return next((outputs[port.name] for port in runner.outputs if port.answers_to(name)), None)

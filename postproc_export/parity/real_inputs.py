@@ -1,0 +1,198 @@
+"""Real inputs for the whole model: images of a folder, or arrays of a file, in batches that the model takes."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from postproc_export.errors import FileError, UsageError
+from postproc_export.images import Preprocessing, Sample, find_samples, image_input, load_batches
+from postproc_export.runtimes import PortInfo, Runner
+from postproc_export.stats import CalibrationStats
+
+Feeds: TypeAlias = dict[str, NDArray[Any]]
+
+KNOWN_NAMES: Final = ("input", "images", "x")
+
+
+@dataclass(frozen=True, slots=True)
+class RealBatch:
+    """What a model is fed at once.
+
+    Parameters
+    ----------
+    feeds
+        One array per input, filled up to a batch size that the model takes.
+    size, valid
+        That size, and how many of the samples are real.
+    """
+
+    feeds: Feeds
+    size: int
+    valid: int
+
+    def run(self, runner: Runner) -> Feeds:
+        """Run a model and leave out what came of the filling."""
+        outputs = runner.run(self.feeds)
+        if self.valid == self.size:
+            return outputs
+        return {
+            name: values[: self.valid] if values.ndim and len(values) == self.size else values
+            for name, values in outputs.items()
+        }
+
+
+class RealInputs(Protocol):
+    """Samples that a model is fed in batches of any size."""
+
+    @property
+    def count(self) -> int:
+        """How many samples there are."""
+
+    def describe(self) -> str:
+        """Return one line: what they are, and what was done to them."""
+
+    def batches(self, size: int, *, start: int = 0, stop: int | None = None) -> Iterator[RealBatch]:
+        """Yield batches of exactly `size` samples; the last one is filled up with its own last sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInputs:
+    """Images of a folder or a CSV file, pre-processed for the model's one input."""
+
+    samples: tuple[Sample, ...]
+    preprocessing: Preprocessing
+    name: str
+
+    @property
+    def count(self) -> int:
+        """How many images there are."""
+        return len(self.samples)
+
+    def describe(self) -> str:
+        """Return one line."""
+        return f"{self.count} images, {self.preprocessing.describe()}"
+
+    def batches(self, size: int, *, start: int = 0, stop: int | None = None) -> Iterator[RealBatch]:
+        """Yield batches."""
+        for batch in load_batches(self.samples[start:stop], self.preprocessing, batch_size=size):
+            yield RealBatch({self.name: _filled(batch.images, size)}, size, len(batch.images))
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayInputs:
+    """Arrays, one per input, with as many entries along the first axis."""
+
+    arrays: Mapping[str, NDArray[Any]]
+    where: str
+
+    @property
+    def count(self) -> int:
+        """How many samples there are."""
+        return min(len(array) for array in self.arrays.values())
+
+    def describe(self) -> str:
+        """Return one line."""
+        return f"{self.count} samples of {self.where}"
+
+    def batches(self, size: int, *, start: int = 0, stop: int | None = None) -> Iterator[RealBatch]:
+        """Yield batches."""
+        end = self.count if stop is None else min(stop, self.count)
+        for first in range(start, end, size):
+            valid = min(size, end - first)
+            feeds = {name: _filled(array[first : first + valid], size) for name, array in self.arrays.items()}
+            yield RealBatch(feeds, size, valid)
+
+
+def image_inputs(
+    images: str | Path,
+    ports: Sequence[PortInfo],
+    stats: CalibrationStats,
+    preprocessing: Preprocessing | None,
+    *,
+    limit: int | None = None,
+) -> ImageInputs:
+    """Find images and settle their pre-processing: as asked, else as the statistics record it, else the defaults.
+
+    Raises
+    ------
+    FileError, UsageError, CalibrationError, UnsupportedModelError, MetadataError
+        If there are no images, or the model does not take them.
+    """
+    port = image_input(ports)
+    recorded = stats.details.get("preprocessing")
+    wanted = preprocessing or (Preprocessing() if recorded is None else Preprocessing.from_json(recorded))
+    samples = tuple(islice(find_samples(images, labels=False), limit))
+    return ImageInputs(samples, wanted.for_input(port), port.name)
+
+
+def array_inputs(
+    source: str | Path | Mapping[str, NDArray[Any]], ports: Sequence[PortInfo], *, limit: int | None = None
+) -> ArrayInputs:
+    """Take arrays from an ``.npz`` file or a mapping, by the names of the model's inputs.
+
+    Raises
+    ------
+    FileError
+        If the file cannot be read.
+    UsageError
+        If an input has no array, or the arrays do not agree in length or type.
+
+    Notes
+    -----
+    For a model with one input the array may also be called ``input``, ``images`` or ``x``, or be the only one.
+    """
+    where = "the arrays" if isinstance(source, Mapping) else str(source)
+    arrays = dict(source) if isinstance(source, Mapping) else _read(Path(source))
+    chosen = {port.name: _typed(_choose(arrays, port, ports, where), port, where) for port in ports}
+    lengths = {len(array) for array in chosen.values()}
+    if len(lengths) != 1 or 0 in lengths:
+        raise UsageError(f"{where}: the inputs have {sorted(lengths)} samples", needed="as many of each, at least one")
+    return ArrayInputs({name: array[:limit] for name, array in chosen.items()}, where)
+
+
+def _read(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, AttributeError) as error:
+        raise FileError(f"cannot read the inputs {path}", found=str(error), needed="an .npz file") from error
+
+
+def _choose(arrays: Mapping[str, NDArray[Any]], port: PortInfo, ports: Sequence[PortInfo], where: str) -> NDArray[Any]:
+    names = [name for name in (port.name, *port.aliases) if name in arrays]
+    if not names and len(ports) == 1:
+        names = list(arrays) if len(arrays) == 1 else [name for name in KNOWN_NAMES if name in arrays]
+    if not names:
+        raise UsageError(
+            f"{where} has no array for the input {port.describe()}",
+            found=", ".join(arrays) or "no array",
+            needed=f"an array named '{port.name}'",
+        )
+    return arrays[names[0]]
+
+
+def _typed(array: NDArray[Any], port: PortInfo, where: str) -> NDArray[Any]:
+    if array.ndim == 0:
+        raise UsageError(f"{where}: the array for '{port.name}' is a single number", needed=port.describe())
+    if array.dtype.name == port.dtype:
+        return array
+    if port.dtype == "bfloat16" and array.dtype == np.float32:
+        import ml_dtypes
+
+        return array.astype(ml_dtypes.bfloat16)
+    raise UsageError(
+        f"{where}: the array for '{port.name}' has another element type",
+        found=f"{array.dtype.name} {list(array.shape)}",
+        needed=port.describe(),
+    )
+
+
+def _filled(array: NDArray[Any], size: int) -> NDArray[Any]:
+    if len(array) == size:
+        return array
+    return np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])

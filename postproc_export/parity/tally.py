@@ -1,0 +1,212 @@
+"""The comparison of one configuration's outputs with the reference, added up over all runs."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from postproc_export.boundary import choose_form
+from postproc_export.parity.attached_model import AttachedModel
+from postproc_export.parity.compare import compare_labels, compare_scores
+from postproc_export.parity.difference import LabelDifference, ScoreDifference
+from postproc_export.parity.reference import Reference
+from postproc_export.parity.report import Check
+from postproc_export.parity.tail_cases import RawFeeds, boundary_of
+from postproc_export.parity.tolerance import TOLERANCES, Tolerance
+from postproc_export.runtimes import Precision, Runner, RuntimeName, as_float32
+from postproc_export.stats import LevelStats
+from postproc_export.tail import TailOutput
+
+LABELS = ("pred_label", "pred_mask")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """One way to run a model.
+
+    Parameters
+    ----------
+    runtime, precision, optimize
+        As `runtimes.open_runner` takes them.
+    judged
+        False for the machine's default precision, which is shown and decides nothing.
+    """
+
+    runtime: RuntimeName
+    precision: Precision = "float32"
+    optimize: bool = True
+
+    @property
+    def judged(self) -> bool:
+        """Whether a difference is a miss."""
+        return self.precision == "float32"
+
+    @property
+    def label(self) -> str:
+        """Return what tells it from the others, for the names of checks."""
+        if self.runtime == "onnxruntime":
+            return "onnxruntime" if self.optimize else "onnxruntime-unoptimised"
+        return "openvino" if self.judged else "openvino-default"
+
+
+@dataclass(slots=True)
+class Tally:
+    """What came of one configuration.
+
+    Parameters
+    ----------
+    attached, configuration
+        What ran, and how.
+    runtime, precision
+        The runtime's name and version, and the precision that it says it computes in.
+    moved
+        Whether the raw values may have moved by another compilation of the same body; flips near the boundary are then
+        shown and not judged.
+    max_flips
+        Labels per output that may flip all the same.
+    """
+
+    attached: AttachedModel
+    configuration: Configuration
+    runtime: str | None = None
+    precision: str | None = None
+    moved: bool = False
+    max_flips: int = 0
+    labels: dict[str, LabelDifference] = field(default_factory=dict)
+    scores: dict[str, ScoreDifference] = field(default_factory=dict)
+
+    def ran_on(self, runner: Runner) -> None:
+        """Record what it ran on."""
+        self.runtime, self.precision = f"{runner.name} {runner.version}", runner.inference_precision
+
+    def add(
+        self, expected: Mapping[str, NDArray[Any]], actual: Mapping[str, NDArray[Any]], raw: RawFeeds, by: Reference
+    ) -> None:
+        """Compare the outputs of one run."""
+        for output in self.attached.tail.outputs:
+            excused = by.excused(output, raw)
+            if self.attached.guard == "none" and output.level == "image" and "image" not in raw:
+                expected = _without_nan_images(expected, actual, raw)
+            if output.name in LABELS:
+                self._merge_labels(
+                    output.name,
+                    compare_labels(
+                        expected[output.name],
+                        actual.get(output.name),
+                        raw=by.decided_on(output, raw),
+                        boundary=boundary_of(self.attached, output.level),
+                        excused=excused,
+                        band=self._drift(output).atol if self.moved else 0.0,
+                        dtype=output.dtype,
+                    ),
+                )
+            else:
+                self._merge_scores(
+                    output.name,
+                    compare_scores(
+                        expected[output.name],
+                        actual.get(output.name),
+                        tolerance=self._tolerance(output),
+                        excused=excused,
+                        dtype=output.dtype,
+                    ),
+                )
+
+    def fail(self, reason: str) -> None:
+        """Record that a run was not possible, which fails every output."""
+        for output in self.attached.tail.outputs:
+            if output.name in LABELS:
+                self._merge_labels(output.name, LabelDifference(reason=reason))
+            else:
+                self._merge_scores(output.name, ScoreDifference(reason=reason))
+
+    @property
+    def missed(self) -> int:
+        """How many labels flipped outside the allowed band, and scores lie beyond the tolerance, so far."""
+        labels = sum(difference.flipped - difference.near for difference in self.labels.values())
+        return labels + sum(difference.over for difference in self.scores.values())
+
+    def checks(self, prefix: str) -> Iterator[Check]:
+        """Yield one check per output."""
+        for output in self.attached.tail.outputs:
+            difference = self.labels[output.name] if output.name in self.labels else self.scores[output.name]
+            yield Check(
+                name=f"{prefix}/{output.name}/{self.configuration.label}",
+                passed=self._passes(difference) or not self.configuration.judged,
+                judged=self.configuration.judged,
+                message=difference.describe(),
+                brief=difference.brief(),
+                way=self.configuration.label,
+                runtime=self.runtime,
+                precision=self.precision,
+                details=details_of(difference),
+            )
+
+    def _passes(self, difference: LabelDifference | ScoreDifference) -> bool:
+        if isinstance(difference, LabelDifference) and difference.reason is None and difference.count:
+            return difference.flipped - difference.near <= self.max_flips
+        return bool(difference)
+
+    def _drift(self, output: TailOutput) -> Tolerance:
+        return TOLERANCES["recompiled"](_stats(self.attached, output))
+
+    def _tolerance(self, output: TailOutput) -> Tolerance:
+        rounding = rounding_tolerance(self.attached, output)
+        if not self.moved:
+            return rounding
+        drift, span = self._drift(output), _stats(self.attached, output).span
+        return Tolerance(atol=rounding.atol + drift.atol / span, reason=f"{rounding.reason}; {drift.reason}")
+
+    def _merge_labels(self, name: str, difference: LabelDifference) -> None:
+        self.labels[name] = self.labels[name].merge(difference) if name in self.labels else difference
+
+    def _merge_scores(self, name: str, difference: ScoreDifference) -> None:
+        self.scores[name] = self.scores[name].merge(difference) if name in self.scores else difference
+
+
+def rounding_tolerance(attached: AttachedModel, output: TailOutput) -> Tolerance:
+    """Return how far a normalised score may lie from the reference, by the form that the statistics ask for."""
+    stats = _stats(attached, output)
+    return TOLERANCES[choose_form(stats)](stats)
+
+
+def details_of(difference: LabelDifference | ScoreDifference) -> dict[str, Any]:
+    """Return the numbers of a comparison for the JSON report."""
+    if isinstance(difference, LabelDifference):
+        shown = asdict(difference)
+        return {key: value for key, value in shown.items() if key != "parts" and value is not None}
+    return {
+        "count": difference.count,
+        "over": difference.over,
+        "excused": difference.excused,
+        "largest_error": difference.largest,
+        "mean_error": difference.mean,
+        "error_999": difference.quantile,
+        "index": difference.index,
+        "expected": difference.expected,
+        "actual": difference.actual,
+        "allowed": difference.tolerance.atol,
+        "reason_for_tolerance": difference.tolerance.reason,
+    }
+
+
+def _stats(attached: AttachedModel, output: TailOutput) -> LevelStats:
+    stats = attached.tail.stats.level(output.level)
+    assert stats is not None, f"{output.name} is there, so its level is calibrated"
+    return stats
+
+
+def _without_nan_images(
+    expected: Mapping[str, NDArray[Any]], actual: Mapping[str, NDArray[Any]], raw: RawFeeds
+) -> Mapping[str, NDArray[Any]]:
+    """Without a guard the image of a map with a NaN is not defined: what came out counts as expected there."""
+    maps = as_float32(raw["pixel"])
+    nan = np.isnan(maps).any(axis=tuple(range(1, maps.ndim)))
+    defined = dict(expected)
+    for name in ("pred_score", "pred_label"):
+        if name in defined and name in actual and actual[name].shape == defined[name].shape:
+            undefined = nan.reshape(defined[name].shape)
+            defined[name] = np.where(undefined, actual[name], defined[name]).astype(defined[name].dtype)
+    return defined

@@ -1,0 +1,276 @@
+"""The whole file on real inputs: against the raw value tapped in the same compiled model, and against the raw file."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+from postproc_export.errors import UnsupportedModelError
+from postproc_export.parity.attached_model import TAPS, AttachedModel, Format
+from postproc_export.parity.batch_plan import Probe, plan_batches
+from postproc_export.parity.compare import compare_scores
+from postproc_export.parity.difference import ScoreDifference
+from postproc_export.parity.failures import FailureStore
+from postproc_export.parity.raw_file import RawFile, named_output
+from postproc_export.parity.real_inputs import RealBatch, RealInputs
+from postproc_export.parity.reference import Reference
+from postproc_export.parity.report import Check
+from postproc_export.parity.tail_cases import RawFeeds
+from postproc_export.parity.tally import Configuration, Tally, details_of
+from postproc_export.parity.tolerance import EXACT, TOLERANCES, Tolerance
+from postproc_export.runtimes import PortInfo, Runner, RuntimeName, as_float32, open_runner
+from postproc_export.stats import Level
+
+_WAYS: Final = (
+    Configuration(runtime="onnxruntime", optimize=False),
+    Configuration(runtime="onnxruntime"),
+    Configuration(runtime="openvino"),
+    Configuration(runtime="openvino", precision="default"),
+)
+
+
+def whole_configurations(file_format: Format, runtimes: Sequence[RuntimeName]) -> list[Configuration]:
+    """Return every way to run a whole file of a format on the runtimes at hand."""
+    return [way for way in _WAYS if way.runtime in runtimes and (file_format == "onnx" or way.runtime == "openvino")]
+
+
+@dataclass(slots=True)
+class WholeCheck:
+    """The whole file on real inputs.
+
+    Parameters
+    ----------
+    attached, reference
+        The file, and what its outputs have to be.
+    inputs
+        What it is fed.
+    raw_file
+        The original with raw outputs; None where it was not given.
+    folder
+        An empty folder for temporary files.
+    threads
+        Threads inside an operator; None is the runtime's choice.
+    max_flips
+        Labels per output that may differ from the raw file's though the raw value lies outside the allowed band.
+    progress
+        Called with the number of samples run and of all there are to run.
+    failures
+        Where failing inputs are saved; None saves none.
+    not_checked
+        What could not be checked, one sentence each; filled while it runs.
+    """
+
+    attached: AttachedModel
+    reference: Reference
+    inputs: RealInputs
+    raw_file: RawFile | None
+    folder: Path
+    threads: int | None = None
+    max_flips: int = 0
+    progress: Callable[[int, int], None] | None = None
+    failures: FailureStore | None = None
+    not_checked: list[str] = field(default_factory=list)
+    _opened: dict[tuple[int, Configuration], Runner] = field(default_factory=dict, init=False)
+    _sizes: tuple[int, ...] | None = field(default=None, init=False)
+
+    def checks(self, ways: Sequence[Configuration]) -> Iterator[Check]:
+        """Run every configuration and yield its checks."""
+        tapped = self.attached.file.tapped(self.folder)
+        for number, way in enumerate(ways):
+            if self.progress is not None:
+                self.progress(number, len(ways))
+            if way.judged:
+                self._opened.clear()
+            apart = self._open_apart(way)
+            try:
+                yield from self._checks_of(way, self._open(self.attached.path, way), apart, tapped)
+            except UnsupportedModelError as error:
+                yield from self._failure(way, error, apart)
+
+    def _failure(self, way: Configuration, error: UnsupportedModelError, apart: Runner | None) -> Iterator[Check]:
+        """A miss, unless it is a foreign runtime that may know neither this file nor its original."""
+        is_native = (way.runtime == "openvino") is (self.attached.file.format == "openvino")
+        reason = " ".join(str(error).split())
+        if is_native or apart is not None:
+            yield _miss(f"whole/run/{way.label}", way, reason)
+        else:
+            self.not_checked.append(f"the whole file in {way.label}: {reason}")
+
+    def _checks_of(self, way: Configuration, runner: Runner, apart: Runner | None, tapped: Any) -> Iterator[Check]:
+        plan = plan_batches(
+            Probe(runner, self.attached.names),
+            None if apart is None or self.raw_file is None else Probe(apart, self.raw_file.level_names),
+            self.inputs,
+            allowed=self._sizes,
+        )
+        self._sizes = self._sizes or plan.possible or None
+        self.not_checked += [f"{way.label}, {refusal}" for refusal in plan.refusals]
+        for sentence in (*plan.misses, *(() if plan.sizes else ("it runs at none of the batch sizes",))):
+            yield _miss(f"whole/batch/{way.label}", way, sentence)
+        if not plan.sizes:
+            return
+        stages: list[_Stage] = [_Tapped(self, way, self._open(tapped, way))]
+        if apart is not None:
+            stages.append(_Apart(self, way, apart))
+        if not way.judged:
+            exact = Configuration(runtime=way.runtime)
+            stages.append(_Default(self, way, self._open(self.attached.path, exact), self._open(tapped, exact)))
+        for stage in stages:
+            stage.ran_on(runner)
+        for batch in plan.batches(self.inputs):
+            outputs = batch.run(runner)
+            for stage in stages:
+                missed_before = stage.missed
+                stage.add(batch, outputs)
+                if self.failures is not None and way.judged and stage.missed > missed_before:
+                    self.failures.add_batch(f"{stage.name}/{way.label}", batch)
+        for stage in stages:
+            yield from stage.checks()
+
+    def _open(self, model: Any, way: Configuration) -> Runner:
+        """Load a model, or take the one that was loaded for the way before: the default is compared with float32."""
+        key = (id(model), way)
+        if key not in self._opened:
+            self._opened[key] = open_runner(
+                model, runtime=way.runtime, precision=way.precision, optimize=way.optimize, threads=self.threads
+            )
+        return self._opened[key]
+
+    def _open_apart(self, way: Configuration) -> Runner | None:
+        if self.raw_file is None or not way.judged:
+            return None
+        if not self.raw_file.can_run(way):
+            self.not_checked.append(f"{way.label} does not read the raw file {self.raw_file.path}")
+            return None
+        try:
+            return self.raw_file.open(way, threads=self.threads)
+        except UnsupportedModelError as error:
+            if way.runtime == "openvino" and self.raw_file.path.suffix.lower() == ".onnx":
+                self.not_checked.append(f"the raw file in {way.label}: {' '.join(str(error).split())}")
+                return None
+            raise
+
+
+class _Stage:
+    """One thing that the outputs of one configuration are compared with."""
+
+    name: ClassVar[str]
+
+    def __init__(self, whole: WholeCheck, way: Configuration) -> None:
+        self._whole = whole
+        self._tally = Tally(whole.attached, way)
+
+    @property
+    def missed(self) -> int:
+        """How many labels and scores were missed so far."""
+        return self._tally.missed
+
+    def ran_on(self, runner: Runner) -> None:
+        """Record what gave the outputs that are compared."""
+        self._tally.ran_on(runner)
+
+    def add(self, batch: RealBatch, outputs: Mapping[str, Any]) -> None:
+        """Compare one batch: what was fed, and what the attached file gave."""
+        raise NotImplementedError
+
+    def checks(self) -> Iterator[Check]:
+        """Yield what was found."""
+        raise NotImplementedError
+
+
+class _Tapped(_Stage):
+    """The reference on the raw value tapped in the same compiled model: nothing may differ but rounding."""
+
+    name = "whole/tapped"
+
+    def __init__(self, whole: WholeCheck, way: Configuration, tapped: Runner) -> None:
+        super().__init__(whole, way)
+        self._runner = tapped
+
+    def add(self, batch: RealBatch, outputs: Mapping[str, Any]) -> None:
+        together = batch.run(self._runner)
+        raw = _tapped_values(together, self._runner)
+        self._tally.add(self._whole.reference.outputs(raw), together, raw, self._whole.reference)
+
+    def checks(self) -> Iterator[Check]:
+        return self._tally.checks(self.name)
+
+
+class _Apart(_Stage):
+    """The reference on the raw file's own outputs: exact in ONNX Runtime, in OpenVINO within another compilation."""
+
+    name = "whole/raw"
+
+    def __init__(self, whole: WholeCheck, way: Configuration, apart: Runner) -> None:
+        super().__init__(whole, way)
+        self._runner = apart
+        self._tally.moved = way.runtime == "openvino"
+        self._tally.max_flips = whole.max_flips
+        self._others: dict[str, ScoreDifference] = {}
+
+    def add(self, batch: RealBatch, outputs: Mapping[str, Any]) -> None:
+        assert self._whole.raw_file is not None, "this stage runs the raw file"
+        apart = batch.run(self._runner)
+        raw = self._whole.raw_file.levels(apart, self._runner)
+        self._tally.add(self._whole.reference.outputs(raw), outputs, raw, self._whole.reference)
+        for port in self._whole.raw_file.others(self._runner):
+            level = next((level for level, values in raw.items() if values is apart[port.name]), None)
+            found = compare_scores(
+                apart[port.name],
+                self._counterpart(port, outputs),
+                tolerance=self._allowed(level),
+                nan="same",
+                dtype=port.dtype,
+            )
+            self._others[port.name] = self._others[port.name].merge(found) if port.name in self._others else found
+
+    def checks(self) -> Iterator[Check]:
+        yield from self._tally.checks(self.name)
+        way = self._tally.configuration
+        for name, difference in self._others.items():
+            yield Check(
+                name=f"whole/raw/{name}/{way.label}",
+                passed=bool(difference) or way.runtime == "openvino",
+                judged=way.runtime == "onnxruntime",
+                message=difference.describe(),
+                brief=difference.brief(),
+                way=way.label,
+                runtime=self._tally.runtime,
+                precision=self._tally.precision,
+                details=details_of(difference),
+            )
+
+    def _counterpart(self, port: PortInfo, outputs: Mapping[str, Any]) -> Any:
+        """Return the attached file's output of one of the names that the raw file's output has."""
+        found = (outputs.get(name) for name in (port.name, *port.aliases))
+        return next((values for values in found if values is not None), None)
+
+    def _allowed(self, level: Level | None) -> Tolerance:
+        stats = None if level is None else self._whole.attached.tail.stats.level(level)
+        return TOLERANCES["recompiled"](stats) if self._tally.moved and stats is not None else EXACT
+
+
+class _Default(_Stage):
+    """The same file at float32: what the machine's default precision does to the decisions. Shown, not judged."""
+
+    name = "whole/float32"
+
+    def __init__(self, whole: WholeCheck, way: Configuration, exact: Runner, exact_tapped: Runner) -> None:
+        super().__init__(whole, way)
+        self._exact, self._exact_tapped = exact, exact_tapped
+
+    def add(self, batch: RealBatch, outputs: Mapping[str, Any]) -> None:
+        raw = _tapped_values(batch.run(self._exact_tapped), self._exact_tapped)
+        self._tally.add(batch.run(self._exact), outputs, raw, self._whole.reference)
+
+    def checks(self) -> Iterator[Check]:
+        return self._tally.checks(self.name)
+
+
+def _tapped_values(outputs: Mapping[str, Any], runner: Runner) -> RawFeeds:
+    found = {level: named_output(name, outputs, runner) for level, name in TAPS.items()}
+    return {level: as_float32(values) for level, values in found.items() if values is not None}
+
+
+def _miss(name: str, way: Configuration, reason: str) -> Check:
+    return Check(name=name, passed=not way.judged, judged=way.judged, way=way.label, message=" ".join(reason.split()))

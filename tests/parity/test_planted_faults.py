@@ -1,0 +1,374 @@
+"""Planted faults: each is caught by `check_parity`, and the check that it misses names it."""
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import hosts
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from postproc_export.parity import ParityReport, check_parity
+from postproc_export.rewrite.attach import attach_postprocessing
+from postproc_export.stats import CalibrationStats, LevelStats
+
+STATS = CalibrationStats(
+    image=LevelStats(threshold=0.2, min=-1.0, max=0.75), pixel=LevelStats(threshold=0.3, min=-0.25, max=0.625)
+)
+IN_EVERY_RUNTIME = {"onnxruntime", "onnxruntime-unoptimised", "openvino"}
+
+Fault = Callable[[onnx.ModelProto], None]
+
+
+def check_with(fault: Fault, folder: Path, **host: Any) -> ParityReport:
+    """Attach, plant the fault into the ONNX file, and check."""
+    raw = hosts.write(hosts.identity(**host), folder / "raw.onnx")
+    path = attach_postprocessing(raw, STATS).output
+    model = onnx.load(path)
+    fault(model)
+    onnx.save(model, path)
+    return check_parity(path, count=2_000, threads=1)
+
+
+@pytest.fixture(scope="module")
+def report_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Fault], ParityReport]:
+    """Return the report of a fault; several tests look at the same one."""
+    return cache(lambda fault: check_with(fault, tmp_path_factory.mktemp("fault")))
+
+
+def missed(report: ParityReport, subject: str) -> set[str | None]:
+    """Return the ways in which a subject was missed."""
+    return {check.way for check in report.missed if check.subject == subject}
+
+
+def message(report: ParityReport, name: str) -> str:
+    """Return what a check says."""
+    return next(check.message for check in report.checks if check.name == name)
+
+
+def node_of(model: onnx.ModelProto, output: str) -> onnx.NodeProto:
+    """Return the node that computes a value."""
+    return next(node for node in model.graph.node if output in node.output)
+
+
+def constant_of(model: onnx.ModelProto, output: str) -> onnx.TensorProto:
+    """Return the boundary that a label is compared with."""
+    less = node_of(model, node_of(model, output).input[0])
+    return next(tensor for tensor in model.graph.initializer if tensor.name == less.input[1])
+
+
+def set_value(tensor: onnx.TensorProto, value: Any) -> None:
+    """Give a constant another number."""
+    changed = numpy_helper.from_array(np.full(tuple(tensor.dims), value, np.float32), tensor.name)
+    tensor.CopyFrom(changed)
+
+
+def one_ulp_off(model: onnx.ModelProto) -> None:
+    """Move the boundary of the image level up by one ulp."""
+    tensor = constant_of(model, "pred_label")
+    set_value(tensor, np.nextafter(numpy_helper.to_array(tensor).reshape(()), np.float32(np.inf)))
+
+
+def half_precision_boundary(model: onnx.ModelProto) -> None:
+    """Round the boundary of the pixel level to float16, as a converter may."""
+    tensor = constant_of(model, "pred_mask")
+    set_value(tensor, numpy_helper.to_array(tensor).astype(np.float16).astype(np.float32))
+
+
+def half_precision_slope(model: onnx.ModelProto) -> None:
+    """Round alpha of the map to float16."""
+    alpha = next(item for item in node_of(model, "anomaly_map").attribute if item.name == "alpha")
+    alpha.f = float(np.float16(alpha.f))
+
+
+def greater(model: onnx.ModelProto) -> None:
+    """Decide by `>` in place of `>=`: not (s <= boundary)."""
+    node_of(model, node_of(model, "pred_label").input[0]).op_type = "LessOrEqual"
+
+
+def nan_as_normal(model: onnx.ModelProto) -> None:
+    """Decide by `s >= boundary`, which is false for NaN."""
+    label = node_of(model, "pred_mask")
+    less = node_of(model, label.input[0])
+    label.op_type, less.op_type = "Identity", "GreaterOrEqual"
+
+
+def no_guard(model: onnx.ModelProto) -> None:
+    """Let the image level read the raw score and pass by the guard."""
+    guard = next(node for node in model.graph.node if node.op_type == "Where")
+    raw = guard.input[2]
+    for node in model.graph.node:
+        node.input[:] = [raw if name == guard.output[0] else name for name in node.input]
+
+
+def frozen_guard(model: onnx.ModelProto) -> None:
+    """Freeze the batch axis inside the tail: reshape to the shape that an example had."""
+    reshape = next(node for node in model.graph.node if node.op_type == "Reshape")
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 1]), "postproc/frozen"))
+    reshape.input[1] = "postproc/frozen"
+
+
+def bfloat16(model: onnx.ModelProto) -> None:
+    """Compute the map's tail on values rounded to bfloat16."""
+    raw = node_of(model, "anomaly_map").input[0]
+    casts = [
+        helper.make_node("Cast", [raw], ["postproc/low"], name="postproc/low", to=TensorProto.BFLOAT16),
+        helper.make_node("Cast", ["postproc/low"], ["postproc/high"], name="postproc/high", to=TensorProto.FLOAT),
+    ]
+    first = next(i for i, node in enumerate(model.graph.node) if node.name.startswith("postproc/"))
+    for node in model.graph.node[first:]:
+        node.input[:] = ["postproc/high" if name == raw else name for name in node.input]
+    nodes = [*model.graph.node[:first], *casts, *model.graph.node[first:]]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def other_input(model: onnx.ModelProto) -> None:
+    """Let the label read a graph input in place of the raw value."""
+    node_of(model, node_of(model, "pred_mask").input[0]).input[0] = "map"
+
+
+TAIL_FAULTS = [
+    pytest.param(one_ulp_off, "pred_label", "boundary is 0.200000018 in the file, 0.200000003 by the record", id="ulp"),
+    pytest.param(half_precision_boundary, "pred_mask", "boundary is 0.300048828 in the file", id="float16-boundary"),
+    pytest.param(half_precision_slope, "anomaly_map", "alpha is 1.14257812 in the file", id="float16-alpha"),
+    pytest.param(greater, "pred_label", "expected less, found LessOrEqual", id="greater"),
+    pytest.param(nan_as_normal, "pred_mask", "expected logical_not, found identity", id="nan-as-normal"),
+    pytest.param(no_guard, "pred_label", "expected select", id="no-guard"),
+    pytest.param(frozen_guard, "pred_score", "expected shape_of", id="frozen-guard"),
+]
+
+
+@pytest.mark.parametrize(("fault", "output", "finding"), TAIL_FAULTS)
+def test_a_fault_in_the_tail_is_caught_twice(
+    fault: Fault, output: str, finding: str, report_of: Callable[[Fault], ParityReport]
+) -> None:
+    """The record does not fit the graph, which is said, and the numbers differ in every runtime."""
+    report = report_of(fault)
+    assert not report
+    assert finding in message(report, f"constants/{output}")
+    assert missed(report, f"tail/{output}") == IN_EVERY_RUNTIME
+
+
+def test_a_tail_in_bfloat16_is_caught(tmp_path: Path) -> None:
+    """A detour through bfloat16 is named by the graph, and flips labels wherever the runtime does not remove it."""
+    report = check_with(bfloat16, tmp_path)
+    assert "in place of the raw value 'anomaly_map_raw'" in message(report, "constants/pred_mask")
+    assert missed(report, "tail/pred_mask") >= {"onnxruntime", "onnxruntime-unoptimised"}
+
+
+def test_a_boundary_one_ulp_off_flips_exactly_the_value_between(report_of: Callable[[Fault], ParityReport]) -> None:
+    """The flip is shown with its raw value and its distance of 0 from the boundary by the record."""
+    report = report_of(one_ulp_off)
+    flips = [check.details["flips"][0] for check in report.missed if check.subject == "tail/pred_label"]
+    assert {(flip["expected"], flip["ulps"]) for flip in flips} == {(True, 0)}
+
+
+def test_a_nan_called_normal_is_shown_as_nan(report_of: Callable[[Fault], ParityReport]) -> None:
+    """Where NaN alone is decided wrongly, every flip that is shown is a NaN."""
+    report = report_of(nan_as_normal)
+    flips = [flip for check in report.missed if check.subject == "tail/pred_mask" for flip in check.details["flips"]]
+    assert flips
+    assert all(np.isnan(flip["raw"]) for flip in flips)
+
+
+def test_a_tail_that_reads_something_else_is_caught(tmp_path: Path) -> None:
+    """An output that is not computed from the raw values alone cannot be cut out, and the stranger is named."""
+    report = check_with(other_input, tmp_path)
+    assert "it reads 'map'" in message(report, "tail")
+    assert "in place of the raw value" in message(report, "constants/pred_mask")
+
+
+def swapped_order(model: onnx.ModelProto) -> None:
+    """Swap the first two outputs."""
+    first, second, *others = list(model.graph.output)
+    outputs = [onnx.ValueInfoProto.FromString(item.SerializeToString()) for item in (second, first, *others)]
+    del model.graph.output[:]
+    model.graph.output.extend(outputs)
+
+
+def swapped_names(model: onnx.ModelProto) -> None:
+    """Let score and map come out under each other's names."""
+    names = {"pred_score": "anomaly_map", "anomaly_map": "pred_score"}
+    for node in model.graph.node:
+        node.output[:] = [names.get(name, name) for name in node.output]
+
+
+def frozen_batch(model: onnx.ModelProto) -> None:
+    """Declare a batch axis of 1."""
+    model.graph.output[1].type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def missing_mask(model: onnx.ModelProto) -> None:
+    """Drop an output."""
+    del model.graph.output[3]
+
+
+def other_dtype(model: onnx.ModelProto) -> None:
+    """Give the mask out as uint8 though the record says bool."""
+    node_of(model, "pred_mask").output[0] = "postproc/mask"
+    cast = helper.make_node("Cast", ["postproc/mask"], ["pred_mask"], name="postproc/cast", to=TensorProto.UINT8)
+    model.graph.node.append(cast)
+    model.graph.output[3].type.tensor_type.elem_type = TensorProto.UINT8
+
+
+@pytest.mark.parametrize(
+    ("fault", "finding"),
+    [
+        pytest.param(swapped_order, "the outputs are in the order pred_label, pred_score", id="order"),
+        pytest.param(
+            frozen_batch, "axis 0 of output 'pred_label' is frozen to 1; in the raw output it is N", id="frozen"
+        ),
+        pytest.param(missing_mask, "output 'pred_mask' is missing", id="missing"),
+        pytest.param(other_dtype, "output 'pred_mask' is uint8, not bool", id="dtype"),
+    ],
+)
+def test_a_fault_of_the_outputs_is_named(fault: Fault, finding: str, tmp_path: Path) -> None:
+    """Names, order, types and shapes of the outputs are compared with the raw ones and the record."""
+    report = check_with(fault, tmp_path)
+    assert not report
+    assert finding in message(report, "outputs")
+
+
+def with_embedding() -> onnx.ModelProto:
+    """Return a host with an output that no level takes."""
+    return hosts.parse(
+        """host (float[N,1] score, float[N,1,H,W] map)
+        => (float[N,1] pred_score, float[N,1,H,W] anomaly_map, float[N,5] e) {
+            pred_score = Identity(score)
+            anomaly_map = Identity(map)
+            shape = Constant<value = int64[2] {1, 5}>()
+            e = Expand(score, shape)
+        }"""
+    )
+
+
+@pytest.mark.parametrize("lost", ["e", "pred_score_raw"])
+@pytest.mark.parametrize("ir", [False, True], ids=["onnx", "ir"])
+def test_an_output_that_attaching_had_to_leave_is_missed(lost: str, ir: bool, tmp_path: Path) -> None:
+    """Other outputs of the original follow ours, and raw ones where they were to be kept; one that is gone is named."""
+    host = with_embedding()
+    raw = hosts.to_ir(host, tmp_path / "raw.xml") if ir else hosts.write(host, tmp_path / "raw.onnx")
+    path = attach_postprocessing(raw, STATS, keep_raw=True).output
+    assert check_parity(path, count=1_000, threads=1)
+    if ir:
+        import openvino
+
+        model = openvino.Core().read_model(path)
+        model.remove_result(next(item for item in model.get_results() if lost in item.input_value(0).get_names()))
+        path = tmp_path / "faulty.xml"
+        openvino.save_model(model, path, compress_to_fp16=False)
+    else:
+        proto = onnx.load(path)
+        proto.graph.output.remove(next(item for item in proto.graph.output if item.name == lost))
+        onnx.save(proto, path)
+    original = lost.removesuffix("_raw")
+    assert f"output '{original}' of the original is gone" in message(check_parity(path, count=1_000), "outputs")
+
+
+def test_outputs_under_each_others_names_are_caught(tmp_path: Path) -> None:
+    """Score and map swapped: their constants are not the record's, and their values differ in every runtime."""
+    report = check_with(swapped_names, tmp_path)
+    assert missed(report, "constants/pred_score") == {None}
+    assert missed(report, "tail/anomaly_map") == IN_EVERY_RUNTIME
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "subject"),
+    [
+        pytest.param(("statistics", "image", "threshold"), 0.25, "constants/pred_label", id="threshold"),
+        pytest.param(("statistics", "pixel", "max"), 0.626, "constants/anomaly_map", id="max"),
+        pytest.param(("options", "pixel_sensitivity"), 0.51, "constants/pred_mask", id="sensitivity"),
+        pytest.param(("options", "comparison"), "gt", "constants/pred_mask", id="comparison"),
+        pytest.param(("options", "nan_guard"), False, "constants/pred_label", id="guard"),
+    ],
+)
+def test_a_record_that_does_not_reproduce_the_constants_is_caught(
+    path: tuple[str, ...], value: Any, subject: str, tmp_path: Path
+) -> None:
+    """Every number and rule of the record is needed to get the constants of the file again."""
+
+    def change(model: onnx.ModelProto) -> None:
+        entry = next(item for item in model.metadata_props if item.key == "postproc_export")
+        document = json.loads(entry.value)
+        holder = document
+        for key in path[:-1]:
+            holder = holder[key]
+        holder[path[-1]] = value
+        entry.value = json.dumps(document)
+
+    report = check_with(change, tmp_path)
+    assert missed(report, subject) == {None}
+
+
+def check_ir_with(fault: Callable[[Any], None], folder: Path) -> ParityReport:
+    """Attach to an IR, plant the fault, and check."""
+    import openvino
+
+    raw = hosts.to_ir(hosts.identity(), folder / "raw.xml")
+    path = attach_postprocessing(raw, STATS).output
+    model = openvino.Core().read_model(path)
+    fault(model)
+    faulty = folder / "faulty.xml"
+    openvino.save_model(model, faulty, compress_to_fp16=False)
+    return check_parity(faulty, count=2_000, threads=1)
+
+
+def _ir_label(model: Any) -> Any:
+    (result,) = (item for item in model.get_results() if "pred_label" in item.input_value(0).get_names())
+    return result.input_value(0).get_node()
+
+
+def ir_ulp(model: Any) -> None:
+    """Move the boundary of the image level up by one ulp."""
+    import openvino.opset13 as opset
+
+    less = _ir_label(model).input_value(0).get_node()
+    value = np.nextafter(less.input_value(1).get_node().get_data(), np.float32(np.inf))
+    less.input(1).replace_source_output(opset.constant(value).output(0))
+
+
+def ir_nan_as_normal(model: Any) -> None:
+    """Decide by GreaterEqual."""
+    import openvino.opset13 as opset
+
+    label = _ir_label(model)
+    less = label.input_value(0).get_node()
+    compared = opset.greater_equal(less.input_value(0), less.input_value(1))
+    names = label.output(0).get_names()
+    label.output(0).replace(compared.output(0))
+    compared.output(0).set_names(names)
+
+
+@pytest.mark.parametrize(
+    ("fault", "finding"),
+    [
+        pytest.param(ir_ulp, "boundary is 0.200000018 in the file, 0.200000003 by the record", id="ulp"),
+        pytest.param(ir_nan_as_normal, "expected logical_not, found GreaterEqual", id="nan-as-normal"),
+    ],
+)
+def test_a_fault_in_an_ir_is_caught_twice(fault: Callable[[Any], None], finding: str, tmp_path: Path) -> None:
+    """In an IR as in ONNX: the record does not fit, and the labels differ."""
+    report = check_ir_with(fault, tmp_path)
+    assert finding in message(report, "constants/pred_label")
+    assert missed(report, "tail/pred_label") == {"openvino"}
+
+
+def test_compressed_weights_that_round_the_constants_are_caught(tmp_path: Path) -> None:
+    """An IR saved again with constants in float16 decides elsewhere, and the constants say so."""
+
+    def compress(model: Any) -> None:
+        import openvino.opset13 as opset
+
+        for node in model.get_ops():
+            if node.get_type_name() == "Constant" and node.get_output_element_type(0).get_type_name() == "f32":
+                rounded = node.get_data().astype(np.float16).astype(np.float32)
+                node.output(0).replace(opset.constant(rounded).output(0))
+
+    report = check_ir_with(compress, tmp_path)
+    assert missed(report, "constants/pred_mask") == {None}
+    assert missed(report, "tail/pred_mask") == {"openvino"}
