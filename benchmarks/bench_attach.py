@@ -81,7 +81,8 @@ def _measure(folder: Path, gib: float) -> None:
     seconds = {name: [run[0] for run in values] for name, values in runs.items()}
     pairs = zip(seconds["attach"], seconds["copy"], strict=True)
     figures = {
-        name: {"median_s": statistics.median(seconds[name]), "peak_mb": max(run[1] for run in runs[name])} for name in runs
+        name: {"median_s": statistics.median(seconds[name]), "peak_mb": max(run[1] for run in runs[name])}
+        for name in runs
     }
     quoted = {
         "attach / copy of the file": round(statistics.median(a / b for a, b in pairs), 2),

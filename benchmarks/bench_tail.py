@@ -35,7 +35,11 @@ def tail(shape: tuple[int, ...], *, nan_guard: bool, nan_test: str, mask_dtype: 
     stats = CalibrationStats(image=level if nan_guard else None, pixel=level)
     selection = Selection(PortInfo("s", "float32", (shape[0], 1)), PortInfo("m", "float32", shape))
     built = build_tail(
-        stats, TailOptions(), selection, nan_test=nan_test, default_mask_dtype=mask_dtype  # type: ignore[arg-type]
+        stats,
+        TailOptions(),
+        selection,
+        nan_test=nan_test,
+        default_mask_dtype=mask_dtype,  # type: ignore[arg-type]
     )
     return {output.name: output.expr for output in built.outputs}
 
@@ -60,7 +64,9 @@ def onnx_session(
     kinds = {"pred_mask": TensorProto.BOOL, "pred_label": TensorProto.BOOL}
     infos = [
         helper.make_tensor_value_info(
-            name, kinds.get(name, TensorProto.FLOAT), [shape[0], 1] if name in ("pred_score", "pred_label") else list(shape)
+            name,
+            kinds.get(name, TensorProto.FLOAT),
+            [shape[0], 1] if name in ("pred_score", "pred_label") else list(shape),
         )
         for name in outputs
     ]

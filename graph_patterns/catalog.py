@@ -4,6 +4,7 @@ Axes count from the front, since negative axes are not known to ONNX below opset
 """
 
 import math
+from collections.abc import Iterator
 from typing import Final
 
 from graph_patterns.expr import (
@@ -69,6 +70,17 @@ def nan_guard_arithmetic(values: Expr, maps: Expr, *, rank: int) -> Call:
     return add(values, reshape(sub(total, total), shape_of(values)))
 
 
+def _folded_guards() -> Iterator[Call]:
+    """Yield what other tools make of the guard: a static shape becomes a constant, a reshape to the same shape goes."""
+    values, maps = Input("values"), Input("maps")
+    for rank in (4, 3):
+        for has_nan in (nan_by_sum(maps, rank=rank), nan_by_l1(maps, rank=rank)):
+            yield select(reshape(has_nan, Input("shape")), Const(math.nan, "nan"), values)
+            yield select(has_nan, Const(math.nan, "nan"), values)
+        total = reduce_sum(maps, axes=tuple(range(1, rank)))
+        yield add(values, reshape(sub(total, total), Input("shape")))
+
+
 _SOURCE: Final = "docs/definition.md"
 
 UNIT_SCORE: Final = Pattern(
@@ -87,15 +99,19 @@ MAP_MAX: Final = Pattern(
     source=f"{_SOURCE} section 1",
 )
 
+EMITTED_GUARDS: Final = tuple(
+    guard
+    for rank in (4, 3)
+    for guard in (
+        nan_guard(Input("values"), nan_by_sum(Input("maps"), rank=rank)),
+        nan_guard(Input("values"), nan_by_l1(Input("maps"), rank=rank)),
+        nan_guard_arithmetic(Input("values"), Input("maps"), rank=rank),
+    )
+)
+
 NAN_GUARD: Final = Pattern(
     name="nan_guard",
-    body=nan_guard(Input("values"), nan_by_sum(Input("maps"), rank=4)),
-    spellings=(
-        nan_guard(Input("values"), nan_by_sum(Input("maps"), rank=3)),
-        nan_guard(Input("values"), nan_by_l1(Input("maps"), rank=4)),
-        nan_guard(Input("values"), nan_by_l1(Input("maps"), rank=3)),
-        nan_guard_arithmetic(Input("values"), Input("maps"), rank=4),
-        nan_guard_arithmetic(Input("values"), Input("maps"), rank=3),
-    ),
+    body=EMITTED_GUARDS[0],
+    spellings=(*EMITTED_GUARDS[1:], *_folded_guards()),
     source=f"{_SOURCE} section 5",
 )

@@ -124,6 +124,16 @@ def logical_not(value: Expr) -> Call:
     return call("logical_not", value)
 
 
+def logical_and(left: Expr, right: Expr) -> Call:
+    """Whether both booleans hold."""
+    return call("logical_and", left, right)
+
+
+def logical_or(left: Expr, right: Expr) -> Call:
+    """Whether one of two booleans holds."""
+    return call("logical_or", left, right)
+
+
 def cast(value: Expr, *, dtype: str) -> Call:
     """Conversion to another element type."""
     return call("cast", value, dtype=dtype)

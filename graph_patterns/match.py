@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from graph_patterns.expr import COMMUTATIVE, Call, Const, Expr, Input, Scalar
 from graph_patterns.graph import GraphView, NodeView, Number, Value
 from graph_patterns.pattern import Pattern
+
+Site: TypeAlias = tuple[Value, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +25,18 @@ class Match:
         The number found for each `Scalar`.
     nodes
         The nodes of the match, the one at the bottom first.
+    values
+        What each of these nodes computes: what `remove` of a format takes out.
+    sites
+        Where the number of each `Scalar` is read: the value that the reading node computes, and which operand it is.
     """
 
     body: Expr
     inputs: Mapping[str, Value]
     scalars: Mapping[str, float]
     nodes: tuple[NodeView, ...]
+    values: tuple[Value, ...]
+    sites: Mapping[str, tuple[Site, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +68,14 @@ class Mismatch:
 class _Bindings:
     inputs: dict[str, Value] = field(default_factory=dict)
     scalars: dict[str, float] = field(default_factory=dict)
-    nodes: list[NodeView] = field(default_factory=list)
+    nodes: dict[Value, NodeView] = field(default_factory=dict)
+    sites: dict[str, tuple[Site, ...]] = field(default_factory=dict)
 
     def copy(self) -> "_Bindings":
-        return _Bindings(dict(self.inputs), dict(self.scalars), list(self.nodes))
+        return _Bindings(dict(self.inputs), dict(self.scalars), dict(self.nodes), dict(self.sites))
+
+    def take(self, other: "_Bindings") -> None:
+        self.inputs, self.scalars, self.nodes, self.sites = other.inputs, other.scalars, other.nodes, other.sites
 
 
 def find(pattern: Pattern | Expr, graph: GraphView, *, at: Value) -> Match | Mismatch:
@@ -85,7 +97,9 @@ def find(pattern: Pattern | Expr, graph: GraphView, *, at: Value) -> Match | Mis
 def _try(body: Expr, graph: GraphView, at: Value) -> Match | Mismatch:
     bound = _Bindings()
     miss = _fit(body, graph, at, bound)
-    return Match(body, bound.inputs, bound.scalars, tuple(bound.nodes)) if miss is None else miss
+    if miss is not None:
+        return miss
+    return Match(body, bound.inputs, bound.scalars, tuple(bound.nodes.values()), tuple(bound.nodes), bound.sites)
 
 
 def _fit(expr: Expr, graph: GraphView, at: Value | Number, bound: _Bindings) -> Mismatch | None:
@@ -98,11 +112,11 @@ def _fit(expr: Expr, graph: GraphView, at: Value | Number, bound: _Bindings) -> 
             if number is None:
                 return _miss(f"expected the number {name!r}, found {_shown(graph, at)}", graph, at, bound)
             known_number = bound.scalars.setdefault(name, number)
-            same = known_number == number
+            same = _equal(known_number, number)
             return None if same else _miss(f"{name!r} is {number:.9g} and {known_number:.9g}", graph, at, bound)
         case Const(value):
             number = _number(graph, at)
-            if number is None or not (number == value or (number != number and value != value)):
+            if number is None or not _equal(number, value):
                 return _miss(f"expected the constant {value}, found {_shown(graph, at)}", graph, at, bound)
             return None
         case Call():
@@ -120,23 +134,36 @@ def _fit_call(expr: Call, graph: GraphView, at: Value | Number, bound: _Bindings
             return _miss(f"expected {name} {wanted}, found none that is fixed", graph, at, bound)
     if len(node.args) != len(expr.args):
         return _miss(f"expected {len(expr.args)} operands, found {len(node.args)}", graph, at, bound)
-    bound.nodes.append(node)
-    miss = _fit_args(expr.args, node.args, graph, bound)
+    bound.nodes[at] = node
+    order = tuple(range(len(node.args)))
+    miss = _fit_args(expr.args, node.args, order, graph, at, bound)
     if miss is not None and expr.op in COMMUTATIVE:
-        return None if _fit_args(expr.args, node.args[::-1], graph, bound) is None else miss
+        return None if _fit_args(expr.args, node.args, order[::-1], graph, at, bound) is None else miss
     return miss
 
 
 def _fit_args(
-    wanted: tuple[Expr, ...], found: tuple[Value | Number, ...], graph: GraphView, bound: _Bindings
+    wanted: tuple[Expr, ...],
+    found: tuple[Value | Number, ...],
+    order: tuple[int, ...],
+    graph: GraphView,
+    reader: Value,
+    bound: _Bindings,
 ) -> Mismatch | None:
+    """Fit the operands of one node, taken in an order; nothing is bound unless all fit."""
     trial = bound.copy()
-    for expr, value in zip(wanted, found, strict=True):
-        miss = _fit(expr, graph, value, trial)
+    for expr, index in zip(wanted, order, strict=True):
+        miss = _fit(expr, graph, found[index], trial)
         if miss is not None:
             return miss
-    bound.inputs, bound.scalars, bound.nodes = trial.inputs, trial.scalars, trial.nodes
+        if isinstance(expr, Scalar):
+            trial.sites[expr.name] = (*trial.sites.get(expr.name, ()), (reader, index))
+    bound.take(trial)
     return None
+
+
+def _equal(left: float, right: float) -> bool:
+    return left == right or (left != left and right != right)  # NaN stands for NaN
 
 
 def _number(graph: GraphView, at: Value | Number) -> float | None:

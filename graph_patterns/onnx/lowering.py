@@ -17,7 +17,7 @@ from graph_patterns.expr import Call, Const, Expr, Input, Scalar
 
 OLDEST_OPSET: Final = 7
 OLDEST_IR_VERSION: Final = 3
-_INITIALIZERS_NEED_NO_INPUT_SINCE: Final = 4  # IR version; below it an initializer must be a graph input too
+INITIALIZERS_NEED_NO_INPUT_SINCE: Final = 4  # IR version; below it an initializer must be a graph input too
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +171,7 @@ class _Builder:
     def export(self) -> OnnxFragment:
         graph = gs.Graph(self._nodes, list(self._inputs.values()), self._outputs, opset=self._target.opset)
         proto = gs.export_onnx(graph, do_type_check=False, ir_version=self._target.ir_version).graph
-        if self._target.ir_version >= _INITIALIZERS_NEED_NO_INPUT_SINCE:
+        if self._target.ir_version >= INITIALIZERS_NEED_NO_INPUT_SINCE:
             return OnnxFragment(tuple(proto.node), tuple(proto.initializer))
         constants = (
             onnx.helper.make_node("Constant", [], [tensor.name], name=tensor.name, value=tensor)

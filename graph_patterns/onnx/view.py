@@ -9,13 +9,14 @@ from onnx import numpy_helper
 
 from graph_patterns.expr import Param
 from graph_patterns.graph import NodeView, Number, Value
-from graph_patterns.onnx.lowering import ELEMENT_TYPES, LOWERINGS, OnnxForm
+from graph_patterns.onnx.lowering import ELEMENT_TYPES, INITIALIZERS_NEED_NO_INPUT_SINCE, LOWERINGS, OnnxForm
 
 _DEFAULT_DOMAINS: Final = ("", "ai.onnx")
 _HARD_SIGMOID_DEFAULTS: Final = {"alpha": 0.2, "beta": 0.5}
 _LARGEST_FLOAT: Final = 3.4028234663852886e38
 _CLIP_DEFAULTS: Final = {"min": -_LARGEST_FLOAT, "max": _LARGEST_FLOAT}
 _ATTRIBUTE_DEFAULTS: Final = {"HardSigmoid": _HARD_SIGMOID_DEFAULTS, "Clip": _CLIP_DEFAULTS}
+_LONGEST_COPY: Final = 8  # Identity nodes behind one constant
 _DTYPES: Final = {element_type: name for name, element_type in ELEMENT_TYPES.items()}
 _OPS_BY_TYPE: Final = {form.op_type: op for op, forms in LOWERINGS.items() for form in forms}
 
@@ -32,6 +33,7 @@ class OnnxView:
     def __init__(self, model: onnx.ModelProto) -> None:
         self._graph = model.graph
         self._opset = default_opset(model)
+        self._initializers_are_inputs = model.ir_version < INITIALIZERS_NEED_NO_INPUT_SINCE
 
     @cached_property
     def _producers(self) -> Mapping[str, onnx.NodeProto]:
@@ -43,6 +45,8 @@ class OnnxView:
 
     @cached_property
     def _overridable(self) -> frozenset[str]:
+        if self._initializers_are_inputs:
+            return frozenset()  # every initializer had to be listed then, and nobody overrides them
         return frozenset(item.name for item in self._graph.input)
 
     def output(self, name: str) -> Value | None:
@@ -73,6 +77,15 @@ class OnnxView:
             return None
         return float(numpy_helper.to_array(tensor).reshape(()))
 
+    def tensor(self, value: Value) -> onnx.TensorProto | None:
+        """Return the tensor of a constant that nobody can override, as it stands in the file; else None."""
+        return self._tensor(str(value))
+
+    def is_constant(self, value: Value) -> bool:
+        """Whether a value is an initializer or a Constant node itself, and not computed from or copied of one."""
+        node = self._producers.get(str(value))
+        return str(value) in self._initializers if node is None else node.op_type == "Constant"
+
     def describe(self, value: Value) -> str:
         """Return the name of the node that computes a value, or the value's own."""
         node = self._producers.get(str(value))
@@ -80,9 +93,21 @@ class OnnxView:
 
     def _tensor(self, name: str) -> onnx.TensorProto | None:
         node = self._producers.get(name)
+        for _ in range(_LONGEST_COPY):
+            if node is None or node.op_type != "Identity" or len(node.input) != 1:
+                break
+            name = node.input[0]  # an exporter that shares constants copies one to each of its names
+            node = self._producers.get(name)
         if node is not None:
-            return _constant_tensor(node)
+            return self._filled_tensor(node) if node.op_type == "ConstantOfShape" else _constant_tensor(node)
         return None if name in self._overridable else self._initializers.get(name)
+
+    def _filled_tensor(self, node: onnx.NodeProto) -> onnx.TensorProto | None:
+        """Return the tensor that a ConstantOfShape gives where its shape is that of one number."""
+        shape = self._tensor(node.input[0]) if len(node.input) == 1 else None
+        if shape is None or list(shape.dims) != [0] or any(item.name != "value" for item in node.attribute):
+            return None
+        return node.attribute[0].t if node.attribute else onnx.helper.make_tensor("", onnx.TensorProto.FLOAT, [], [0.0])
 
     def _form(self, op: str) -> OnnxForm | None:
         known = [form for form in LOWERINGS[op] if form.since <= self._opset]

@@ -7,7 +7,7 @@ from graph_patterns.expr import Param
 from graph_patterns.graph import NodeView, Number, Value
 from graph_patterns.openvino.lowering import ELEMENT_TYPES, LOWERINGS
 
-_OPS_BY_TYPE: Final = {form.type_name: op for op, form in LOWERINGS.items()}
+_OPS_BY_TYPE: Final = {form.type_name: op for op, form in LOWERINGS.items()} | {"Identity": "identity"}
 _DTYPES: Final = {element_type: name for name, element_type in ELEMENT_TYPES.items()}
 
 
@@ -55,6 +55,15 @@ class OpenVinoView:
         if node.get_type_name() != "Constant" or any(size != 1 for size in node.get_output_shape(0)):
             return None
         return float(node.get_data().reshape(()))
+
+    def is_rounded(self, value: Value) -> bool:
+        """Whether the node that computes a value reads a constant that was compressed to fewer bits."""
+        node = _node(value)
+        sources = [node.input_value(index).get_node() for index in range(node.get_input_size())]
+        return any(
+            source.get_type_name() == "Convert" and source.input_value(0).get_node().get_type_name() == "Constant"
+            for source in sources
+        )
 
     def describe(self, value: Value) -> str:
         """Return the friendly name of the operator that computes a value."""

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from postproc_export.boundary import Comparison, decision_boundary
-from postproc_export.errors import UsageError
 from postproc_export.float32 import shortest
 from postproc_export.rewrite.attached import Attached
+from postproc_export.rewrite.targets import default_target, is_onnx
 from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.tail import LabelDtype, Tail, TailOptions
 
@@ -141,9 +141,9 @@ def attach_postprocessing(
         match_thresholds=match_thresholds,
         nan_guard=nan_guard,
     )
-    target = _target(source, output, in_place=in_place)
+    target = default_target(source, output, in_place=in_place, mark="post")
     outputs = {"image_output": image_output, "pixel_output": pixel_output}
-    if source.suffix == ".onnx":
+    if is_onnx(source):
         from postproc_export.rewrite.onnx_attach import attach_to_onnx_model
         from postproc_export.rewrite.onnx_file import rewrite_onnx_file
 
@@ -162,29 +162,6 @@ def attach_postprocessing(
             source, target, lambda model: attach_to_openvino_model(model, stats, options, **outputs), in_place=in_place
         )
     return AttachResult(source, target, attached.tail, attached.renamed)
-
-
-FORMATS: Final = {".onnx": "an ONNX model", ".xml": "an OpenVINO IR"}
-
-
-def _target(source: Path, output: str | Path | None, *, in_place: bool) -> Path:
-    if source.suffix not in FORMATS:
-        raise UsageError(
-            f"{source} is not a model that can be rewritten",
-            found=f"the suffix '{source.suffix}'",
-            needed=" or ".join(f"{suffix} ({what})" for suffix, what in FORMATS.items()),
-        )
-    if output is None:
-        return source if in_place else source.with_suffix(f".post{source.suffix}")
-    target = Path(output)
-    if target.suffix != source.suffix:
-        raise UsageError(
-            f"cannot write {FORMATS[source.suffix]} to {target}",
-            found=f"the suffix '{target.suffix}'",
-            needed=f"'{source.suffix}'",
-            fix="convert the model after attaching, or name the output accordingly",
-        )
-    return target
 
 
 def _shown(value: float) -> str:

@@ -40,6 +40,16 @@ class TailRecord:
     raw: Mapping[Level, str]
     original: Mapping[str, Any]
 
+    @property
+    def levels(self) -> frozenset[Level]:
+        """The levels that have outputs of the tail."""
+        has_score = "image" in self.raw or "pixel" in self.raw  # without one of its own it is the map's maximum
+        present: dict[Level, bool] = {"image": has_score, "pixel": "pixel" in self.raw}
+        stats = {level: self.stats.level(level) for level in present}
+        return frozenset(
+            level for level, of_level in stats.items() if present[level] and of_level and of_level.is_calibrated
+        )
+
     def dumps(self) -> str:
         """Return the JSON string; floats as the shortest decimal that reads back to the same float32."""
         options = {item.name: getattr(self.options, item.name) for item in fields(TailOptions)}

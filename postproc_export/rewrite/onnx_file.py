@@ -28,7 +28,8 @@ def rewrite_onnx_file(
     source, target
         The file to read and the one to write.
     edit
-        Changes the model in place; large payloads are placeholders in it.
+        Changes the model in place; large payloads are placeholders in it. Nothing is written where it returns
+        something falsy.
     in_place
         Allow the target to be the source.
     link_weights
@@ -42,6 +43,8 @@ def rewrite_onnx_file(
     with load_skeleton(source) as file:
         weights = external_files(file.model, source.parent)
         result = edit(file.model)
+        if not result:
+            return result
         with publishing([target], inputs=[source, *weights.values()], in_place=in_place) as publication:
             publication.bring_along(weights, link=link_weights)
             file.write(publication.temporary(target))

@@ -18,9 +18,15 @@ def output_ports(model: onnx.ModelProto) -> list[PortInfo]:
     return [_port(inferred.get(item.name, item)) for item in declared]
 
 
+def input_ports(model: onnx.ModelProto) -> list[PortInfo]:
+    """Return the inputs that have to be fed, in order: those that no initializer gives a value to."""
+    given = {tensor.name for tensor in model.graph.initializer}
+    return [_port(item) for item in model.graph.input if item.name not in given]
+
+
 def dtype_name(element_type: int) -> str:
     """Return the name of an element type: ``"float32"``, ``"bfloat16"``, ``"bool"``, ..."""
-    name = onnx.TensorProto.DataType.Name(element_type)
+    name: str = onnx.TensorProto.DataType.Name(element_type)
     return _NUMPY_NAMES.get(name, name.lower())
 
 

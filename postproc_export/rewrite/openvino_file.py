@@ -8,7 +8,7 @@ from postproc_export.errors import FileError, UnsupportedModelError
 from postproc_export.rewrite.files import publishing
 from postproc_export.rewrite.openvino_attach import tail_constants
 from postproc_export.runtimes.feeds import first_reason
-from postproc_export.runtimes.openvino import import_openvino
+from postproc_export.runtimes.openvino import import_openvino, openvino_core
 
 Result = TypeVar("Result")
 
@@ -23,7 +23,7 @@ def rewrite_openvino_file(
     source, target
         The .xml to read and the one to write; the weights are in the .bin beside each.
     edit
-        Changes the `openvino.Model` in place.
+        Changes the `openvino.Model` in place; nothing is written where it returns something falsy.
     in_place
         Allow the target to be the source; both files are kept as ``*.postproc-backup`` until both are replaced.
 
@@ -33,9 +33,11 @@ def rewrite_openvino_file(
         If the source cannot be read, or the target cannot be written.
     """
     openvino = import_openvino(purpose="rewriting an OpenVINO IR")
-    core = openvino.Core()
+    core = openvino_core(purpose="rewriting an OpenVINO IR")
     model = read_ir(core, source)
     result = edit(model)
+    if not result:
+        return result
     weights, written_weights = source.with_suffix(".bin"), target.with_suffix(".bin")
     with publishing([target, written_weights], inputs=[source, weights], in_place=in_place) as publication:
         written = publication.temporary(target)

@@ -10,7 +10,18 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "onnxruntime", "openvino", "matplotlib", "PIL", "skimage", "scipy")
 ORDER = {
-    "graph_patterns": ["errors", "expr", "pattern", "catalog", "graph", "match", "emission", "onnx", "openvino"],
+    "graph_patterns": [
+        "errors",
+        "expr",
+        "pattern",
+        "catalog",
+        "graph",
+        "match",
+        "folding",
+        "emission",
+        "onnx",
+        "openvino",
+    ],
 }
 
 

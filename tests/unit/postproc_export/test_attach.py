@@ -99,7 +99,7 @@ def test_writing_onto_the_input_has_to_be_asked_for(model: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [
-        ("model.pt", None, r"is not a model that can be rewritten\n.*'.pt'"),
+        ("model.pt", None, r"is not a model that can be read or rewritten\n.*'.pt'"),
         ("model.onnx", "out.xml", "cannot write an ONNX model to out.xml"),
         ("model.xml", "out.onnx", "cannot write an OpenVINO IR to out.onnx"),
     ],

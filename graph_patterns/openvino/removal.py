@@ -1,0 +1,53 @@
+"""Take matched operators out of an OpenVINO model, safely: nothing that is left may read what goes."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from graph_patterns.errors import SharedValueError
+from graph_patterns.graph import Value
+
+
+def remove(model: Any, values: Iterable[Value], *, results: Iterable[Any] = (), instead: Iterable[Any] = ()) -> None:
+    """Remove the operators that compute values, and results.
+
+    Parameters
+    ----------
+    model
+        The `openvino.Model`, changed in place.
+    values
+        What the operators compute, such as the `values` of a `Match`.
+    results
+        Results that are given up; an operator that no result reaches is gone.
+    instead
+        Results to add first: a model without any drops all its operators.
+
+    Raises
+    ------
+    SharedValueError
+        If an operator or a result that stays reads one of the values; nothing is changed then.
+    """
+    gone: list[Any] = list(values)
+    results = list(results)
+    going = {_key(value.get_node()) for value in gone} | {_key(result) for result in results}
+    for value in gone:
+        for output in value.get_node().outputs():
+            for reader in output.get_target_inputs():
+                if _key(reader.get_node()) not in going:
+                    raise _shared(value.get_node(), reader.get_node())
+    model.add_results(list(instead))
+    for result in results:
+        model.remove_result(result)
+
+
+def _key(node: Any) -> str:
+    return str(node.get_name())  # unique in a model, unlike the friendly name, and not kept in files
+
+
+def _shared(node: Any, reader: Any) -> SharedValueError:
+    name = reader.get_friendly_name()
+    return SharedValueError(
+        f"'{node.get_friendly_name()}' has a reader outside what is to be removed",
+        found=f"reader {name}",
+        needed="every value of it read only inside it",
+        fix=f"remove {name} first, or export the model again without it",
+    )

@@ -1,0 +1,44 @@
+"""The levels of a model, each with what it decides: the same for every format."""
+
+from collections.abc import Iterable
+
+from postproc_export.errors import PostprocError
+from postproc_export.rewrite.detached import Found
+from postproc_export.rewrite.levels import LevelReport, report_level, report_miss
+from postproc_export.rewrite.outputs import select_outputs
+from postproc_export.runtimes.protocol import PortInfo
+from postproc_export.stats import LEVELS, Level
+
+
+def report_levels(
+    found: Found, outputs: Iterable[PortInfo], *, rounded: frozenset[Level] = frozenset()
+) -> dict[Level, LevelReport | None]:
+    """Return what each level decides; None for a level that the model does not have.
+
+    Parameters
+    ----------
+    found
+        The tails and the record.
+    outputs
+        All outputs of the model.
+    rounded
+        The levels whose constants were compressed.
+    """
+    raw = _raw_outputs(tuple(outputs))
+    reports: dict[Level, LevelReport | None] = {}
+    for level in LEVELS:
+        if level in found.tails:
+            reports[level] = report_level(level, found.tails[level], record=found.record, is_rounded=level in rounded)
+        else:
+            reports[level] = report_miss(level, raw[level], found.misses[level]) if level in raw else None
+    return reports
+
+
+def _raw_outputs(outputs: tuple[PortInfo, ...]) -> dict[Level, str]:
+    """Return the outputs that would be taken for the raw ones."""
+    try:
+        selection = select_outputs(outputs)
+    except PostprocError:
+        return {}  # none, or several that could be it: then the list of outputs has to do
+    found: dict[Level, PortInfo | None] = {"image": selection.image, "pixel": selection.pixel}
+    return {level: port.name for level, port in found.items() if port is not None}
