@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from postproc_export.errors import PostprocError
     from postproc_export.parity import check_parity
     from postproc_export.rewrite.attach import attach_postprocessing
+    from postproc_export.rewrite.detach import detach_postprocessing
     from postproc_export.stats import CalibrationStats, LevelStats
 
 _HOMES: Final = {
@@ -25,6 +26,7 @@ _HOMES: Final = {
     "attach_postprocessing": "postproc_export.rewrite.attach",
     "calibrate": "postproc_export.calibration",
     "check_parity": "postproc_export.parity",
+    "detach_postprocessing": "postproc_export.rewrite.detach",
 }
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "attach_postprocessing",
     "calibrate",
     "check_parity",
+    "detach_postprocessing",
 ]
 
 

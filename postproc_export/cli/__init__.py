@@ -15,6 +15,7 @@ from postproc_export.cli.attach import attach
 from postproc_export.cli.calibrate import calibrate
 from postproc_export.cli.check import check
 from postproc_export.cli.demo import demo
+from postproc_export.cli.detach import detach
 from postproc_export.version import __version__
 
 UNUSABLE: Final = 2
@@ -28,7 +29,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: twice as fast, and no option name is cut off in a narrow terminal
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (demo, calibrate, attach, check):
+for _command in (demo, calibrate, attach, check, detach):
     app.command()(_command)
 
 

@@ -103,7 +103,7 @@ class LabelDifference:
         """Return the numbers alone."""
         if self.reason is not None:
             return "not comparable"
-        return f"{self.flipped:,} of {self.count:,} flipped" if self.flipped else f"{self.count:,} equal"
+        return f"{self.flipped:,} / {self.count:,}" if self.flipped else f"{self.count:,}"
 
     def describe(self) -> str:
         """Return one sentence."""
@@ -185,7 +185,7 @@ class ScoreDifference:
 
     def brief(self) -> str:
         """Return the numbers alone."""
-        return "not comparable" if self.reason is not None else f"{self.largest:.1e} / {self.tolerance.atol:.1e}"
+        return "not comparable" if self.reason is not None else f"{self.largest:.1e}"
 
     def describe(self) -> str:
         """Return one sentence."""

@@ -34,13 +34,10 @@ def junit(report: ParityReport) -> str:
 
 def markdown(report: ParityReport) -> str:
     """Return the report as Markdown: the verdict, a table as on the terminal, misses in full, what was not checked."""
-    ways = list(dict.fromkeys(check.way or "file" for check in report.checks))
-    rows: dict[str, dict[str, Check]] = {}
-    for check in report.checks:
-        rows.setdefault(check.subject, {})[check.way or "file"] = check
+    ways = report.ways
     lines = [f"### {_SIGNS['passed' if report else 'MISSED']} {_cell(report.verdict())}", ""]
     lines += [f"| check | {' | '.join(ways)} |", f"| --- |{' --- |' * len(ways)}"]
-    for subject, found in rows.items():
+    for subject, found in report.rows().items():
         cells = [f"{_SIGNS[found[way].verdict]} {_cell(found[way].brief)}" if way in found else "" for way in ways]
         lines.append(f"| {_cell(subject)} | {' | '.join(cells)} |")
     lines += ["", *(f"- **missed** `{check.name}`: {_cell(check.message)}" for check in report.missed)]

@@ -10,7 +10,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _STYLES: Final = {"passed": "green", "MISSED": "bold red", "shown": "yellow"}
-_LEGEND: Final = "labels: how many were equal or flipped; scores: largest error / allowed; shown: decides nothing"
+_CELLS: Final = {"passed": "ok {}", "MISSED": "MISS {}", "shown": "({})"}
+_LEGEND: Final = (
+    "labels: how many are equal, or flipped / all; scores: largest error; in brackets: shown, decides nothing"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +67,7 @@ class Check:
 
     def cell(self) -> str:
         """Return what stands in a cell of the table."""
-        return f"{self.verdict}: {self.brief}" if self.brief else self.verdict
+        return _CELLS[self.verdict].format(self.brief).strip()
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object; numbers that JSON does not know become strings."""
@@ -140,6 +143,18 @@ class ParityReport:
         open_ends = [f"  not checked: {sentence}" for sentence in self.not_checked]
         return "\n".join([self.verdict(), *rows, *open_ends])
 
+    @property
+    def ways(self) -> list[str]:
+        """The ways of running, and ``"file"`` for what was read and not run: the columns of a table."""
+        return list(dict.fromkeys(check.way or "file" for check in self.checks))
+
+    def rows(self) -> dict[str, dict[str, Check]]:
+        """Return the checks by subject, and of each subject by way: the rows of a table."""
+        rows: dict[str, dict[str, Check]] = {}
+        for check in self.checks:
+            rows.setdefault(check.subject, {})[check.way or "file"] = check
+        return rows
+
     def remarks(self) -> list[str]:
         """Return what the table does not show, a line each: what ran, misses in full, what was not checked, verdict."""
         ran = dict.fromkeys(
@@ -157,19 +172,21 @@ class ParityReport:
         from rich.table import Table
         from rich.text import Text
 
-        ways = list(dict.fromkeys(check.way or "file" for check in self.checks))
-        rows: dict[str, dict[str, Check]] = {}
-        for check in self.checks:
-            rows.setdefault(check.subject, {})[check.way or "file"] = check
+        ways = self.ways
         table = Table(title=f"parity of {self.subject}", title_justify="left", caption=_LEGEND, caption_justify="left")
-        for column in ("check", *ways):
-            table.add_column(column, overflow="fold")
-        for subject, found in rows.items():
+        table.add_column("check", no_wrap=True)
+        for way in ways:
+            table.add_column(way.replace("-", "\n", 1), overflow="fold")
+        group = None
+        for subject, found in self.rows().items():
+            heading, _, leaf = subject.rpartition("/")
+            if heading != group:
+                table.add_section()
+                table.add_row(Text(heading, style="bold"))
+            group = heading
             cells = [found.get(way) for way in ways]
-            table.add_row(
-                Text(subject),
-                *(Text("") if cell is None else Text(cell.cell(), style=_STYLES[cell.verdict]) for cell in cells),
-            )
+            shown = (Text() if cell is None else Text(cell.cell(), style=_STYLES[cell.verdict]) for cell in cells)
+            table.add_row(Text(f" {leaf}" if heading else leaf), *shown)
         return table
 
 

@@ -12,10 +12,11 @@ from graph_patterns.folding import Folded
 from graph_patterns.graph import GraphView, Number, Value
 from graph_patterns.match import Match, Mismatch, Site, find
 from postproc_export.float32 import to_float32
-from postproc_export.rewrite.dialects import CHAINS, COPY, LABEL, SCORE
+from postproc_export.rewrite.dialects import CHAINS, COPY, LABEL, SCORE, UNIT_SPAN
 from postproc_export.rewrite.own_tail import LABEL_OUTPUT, SCORE_OUTPUT
 from postproc_export.stats import Level
 
+_AFFINE: Final = ("add", "sub", "mul", "div")
 NEAR: Final = 2  # operators that fit before one does not: a clip alone may well be a model's own
 HALF_PRECISION: Final = 2.0**-10  # relative; twice what float16 rounds by
 
@@ -102,7 +103,7 @@ def find_anomalib_tail(view: GraphView, level: Level) -> AnomalibTail | Mismatch
     if score is None:
         return Mismatch(f"no output {SCORE_OUTPUT[level]!r}", SCORE_OUTPUT[level])
     decision = _decision(graph, level)
-    found = find(SCORE, graph, at=score)
+    found = _find_score(graph, score)
     if isinstance(found, Match):
         reading = read(found)
         if isinstance(reading, Mismatch):
@@ -119,6 +120,18 @@ def find_anomalib_tail(view: GraphView, level: Level) -> AnomalibTail | Mismatch
     return _unnormalised(graph, level, score, decision, found)
 
 
+def _find_score(graph: Folded, score: Value) -> Match | Mismatch:
+    found = find(SCORE, graph, at=score)
+    short = found if isinstance(found, Match) else find(UNIT_SPAN, graph, at=score)
+    if not isinstance(short, Match) or short is found:
+        return found
+    node = graph.producer(short.inputs["raw"])
+    operands = () if node is None or node.op not in _AFFINE else node.args
+    # A conversion that folds would have taken a constant below along; and T = 0 with R = 1 says nothing at all.
+    is_own = any(not isinstance(operand, Number) and graph.number(operand) is not None for operand in operands)
+    return found if is_own or short.scalars["shift"] == 0.5 else short
+
+
 def read(found: Match) -> Reading | Mismatch:
     """Return the numbers of a score that was found, or why the pattern does not hold after all."""
     scalars = found.scalars
@@ -131,7 +144,7 @@ def read(found: Match) -> Reading | Mismatch:
             return Mismatch("expected a comparison with the threshold, found something else", "an empty range")
         threshold = _number(scalars["step_threshold"])
         return Reading(threshold=threshold, span=0.0, min=low, max=high, notes=(ZERO_RANGE,))
-    if "unread_chain" in found.inputs or not _has_chain(found):
+    if "unread_chain" in found.inputs:
         return Mismatch("expected clip((x - T) / R + 0.5, 0, 1), found something else", "the live branch of a select")
     chain = _read_chain(scalars)
     return chain if isinstance(chain, Mismatch) else replace(chain, min=low, max=high)
@@ -161,10 +174,6 @@ def _read_chain(scalars: Mapping[str, float]) -> Reading | Mismatch:
         is_folded=is_folded,
         notes=notes,
     )
-
-
-def _has_chain(found: Match) -> bool:
-    return any(node.op == "clip" for node in found.nodes) or found.body in CHAINS
 
 
 def _agree(left: float, right: float, *, span: float) -> bool:

@@ -33,7 +33,6 @@ from graph_patterns.expr import (
 from graph_patterns.pattern import Pattern
 
 RAW: Final = Input("raw")
-_UNREAD: Final = Input("unread")
 _ZERO, _HALF, _ONE = Const(0.0, "zero"), Const(0.5, "half"), Const(1.0, "one")
 
 
@@ -46,8 +45,11 @@ CHAINS: Final[tuple[Call, ...]] = (
     _clamped(add(mul(sub(RAW, Scalar("threshold")), Scalar("scale")), _HALF)),  # IR: the divisor is a factor
     _clamped(add(mul(RAW, Scalar("scale")), Scalar("shift"))),  # IR: folded to one multiplication and one addition
     _clamped(add(sub(RAW, Scalar("threshold")), _HALF)),  # R = 1 is not divided by
+)
+UNIT_SPAN: Final = _clamped(add(RAW, Scalar("shift")))  # IR: folded, with R = 1
+_SHORT: Final[tuple[Call, ...]] = (  # so short that only a guard that repeats the threshold makes them a branch
+    UNIT_SPAN,
     _clamped(add(div(RAW, Scalar("span")), _HALF)),  # T = 0 is not subtracted
-    _clamped(add(RAW, Scalar("shift"))),  # IR: R = 1
     _clamped(mul(RAW, Scalar("scale"))),  # IR: T = R / 2
 )
 
@@ -57,9 +59,9 @@ _STEP: Final = select(
 _HAS_RANGE: Final = logical_and(logical_not(is_nan(Scalar("min"))), logical_not(is_nan(Scalar("max"))))
 
 
-def _guarded(chain: Expr) -> Iterator[Call]:
+def _guarded(chain: Expr, *, steps: tuple[Expr, ...] = (_STEP, Input("unread"))) -> Iterator[Call]:
     """Yield a chain behind the guards of 2.7.0; what a constant switches off may be written in any way."""
-    for step in (_STEP, _UNREAD):
+    for step in steps:
         inner = select(Scalar("is_zero_range"), step, chain)
         yield inner
         yield select(Scalar("has_range"), inner, RAW)
@@ -72,9 +74,10 @@ SCORE: Final = Pattern(
     spellings=(
         *CHAINS[1:],
         *(spelling for chain in CHAINS for spelling in _guarded(chain)),
+        *(spelling for chain in _SHORT for spelling in _guarded(chain, steps=(_STEP,))),
         *_guarded(Input("unread_chain")),
-        select(Scalar("has_range"), _UNREAD, RAW),
-        select(_HAS_RANGE, _UNREAD, RAW),
+        select(Scalar("has_range"), Input("unread"), RAW),
+        select(_HAS_RANGE, Input("unread"), RAW),
     ),
     source="anomalib 2.6.2 and 2.7.0 PostProcessor._normalize",
 )

@@ -47,7 +47,8 @@ def test_a_good_file_exits_0_and_prints_a_table(files: Path, capsys: pytest.Capt
     ]
     assert main(list(map(str, arguments))) == 0
     output, errors = capsys.readouterr()
-    assert "whole/raw/pred_mask" in output
+    assert "whole/raw" in output
+    assert max(map(len, output.splitlines()[1:3])) <= 80, "the table fits a terminal of 80 columns"
     assert "ran: openvino on openvino-cpu" in output
     assert "fed: 3 images, resized to 8x8" in output
     assert "BGR" in output, "the pre-processing that the statistics record is used by default"
@@ -94,6 +95,8 @@ def test_a_miss_exits_1_and_is_told_in_full(tmp_path: Path, capsys: pytest.Captu
         pytest.param(["none.xml"], "no such file", id="no-file"),
         pytest.param(["raw.xml"], "it has no record of a tail", id="no-record"),
         pytest.param(["attached.xml", "--raw", "none.xml", "--inputs", "inputs.npz"], "no such file", id="no-raw-file"),
+        pytest.param(["attached.xml", "--inputs", "raw.xml"], "cannot read the inputs raw.xml", id="no-npz"),
+        pytest.param(["attached.xml", "--inputs", "/dev/null"], "cannot read the inputs /dev/null", id="empty-npz"),
         pytest.param(["attached.xml", "--images", "none"], "no such file or folder", id="no-images"),
         pytest.param(
             ["attached.xml", "--images", "images", "--inputs", "inputs.npz"], "both images and inputs", id="both"

@@ -85,11 +85,8 @@ def test_min_and_max_are_read_where_the_exporter_left_them() -> None:
 def chain(body: str, *, outputs: str = "float[N] pred_score, bool[N] pred_label") -> OnnxView:
     """Return a view of a graph with the usual constants."""
     constants = "float t = {3.0}, float r = {4.0}, float h = {0.5}, float z = {0.0}, float o = {1.0}"
-    return OnnxView(
-        onnx.parser.parse_model(
-            f'<ir_version: 8, opset_import: ["": 17]> g (float[N] x, float[N] y) => ({outputs}) <{constants}> {{{body}}}'
-        )
-    )
+    graph = f"g (float[N] x, float[N] y) => ({outputs}) <{constants}> {{{body}}}"
+    return OnnxView(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {graph}'))
 
 
 GOOD = "s = Sub(x, t) d = Div(s, r) a = Add(d, h) pred_score = Clip(a, z, o) pred_label = Greater(pred_score, h)"
@@ -120,6 +117,18 @@ def test_a_near_miss_explains_itself(old: str, new: str, reason: str) -> None:
     assert reason in str(find_anomalib_tail(chain(GOOD.replace(old, new)), "image"))
 
 
+def test_a_span_of_one_is_read_where_nothing_is_divided() -> None:
+    """Exporters drop a division by 1, and a conversion folds what is left to one addition."""
+    body = "a = Add(x, q) pred_score = Clip(a, z, o) pred_label = Greater(pred_score, h) q = Constant<value = float {0.25}>()"
+    tail = find_anomalib_tail(chain(body), "image")
+    assert not isinstance(tail, Mismatch)
+    assert (tail.reading.threshold, tail.reading.span, tail.reading.certain) == (0.25, 1.0, False)
+    own = body.replace("Add(x, q)", "Add(m, q)").replace("a =", "m = Mul(y, r) a =")
+    tail = find_anomalib_tail(chain(own), "image")
+    assert not isinstance(tail, Mismatch)
+    assert (tail.raw, tail.reading.span) == ("y", 0.25)
+
+
 def test_a_branch_that_a_constant_switches_off_is_not_read() -> None:
     """A select on a constant is followed to its live branch; a dead one may hold anything."""
     constants = "f = Constant<value = bool {0}>() yes = Constant<value = bool {1}>()"
@@ -136,7 +145,8 @@ def test_a_branch_that_a_constant_switches_off_is_not_read() -> None:
 def test_a_clipped_scaled_score_without_a_label_is_left_alone(tmp_path: Path) -> None:
     """Models end like that themselves: without a label nothing says that it is post-processing."""
     body = "m = Mul(x, r) a = Add(m, h) pred_score = Clip(a, z, o)"
-    text = f"g (float[N] x) => (float[N] pred_score) <float r = {{4.0}}, float h = {{-0.25}}, float z = {{0.0}}, float o = {{1.0}}> {{{body}}}"
+    constants = "float r = {4.0}, float h = {-0.25}, float z = {0.0}, float o = {1.0}"
+    text = f"g (float[N] x) => (float[N] pred_score) <{constants}> {{{body}}}"
     onnx.save(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {text}'), tmp_path / "own.onnx")
     result = detach_postprocessing(tmp_path / "own.onnx", output=tmp_path / "raw.onnx")
     assert not result
