@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from postproc_export.parity import check_parity
     from postproc_export.rewrite.attach import attach_postprocessing
     from postproc_export.rewrite.detach import detach_postprocessing
+    from postproc_export.rewrite.inspect import inspect_model
+    from postproc_export.rewrite.update import update_postprocessing
     from postproc_export.stats import CalibrationStats, LevelStats
 
 _HOMES: Final = {
@@ -27,6 +29,8 @@ _HOMES: Final = {
     "calibrate": "postproc_export.calibration",
     "check_parity": "postproc_export.parity",
     "detach_postprocessing": "postproc_export.rewrite.detach",
+    "inspect_model": "postproc_export.rewrite.inspect",
+    "update_postprocessing": "postproc_export.rewrite.update",
 }
 
 __all__ = [
@@ -40,6 +44,8 @@ __all__ = [
     "calibrate",
     "check_parity",
     "detach_postprocessing",
+    "inspect_model",
+    "update_postprocessing",
 ]
 
 

@@ -72,17 +72,20 @@ def sharpen(table: Table, *, read: Pass) -> Table:
 
     Notes
     -----
-    Where it cannot but the data is small, the bins are divided by 8 bits at least.
+    Where it cannot but the data is small, the bins are divided by 8 bits at least. Bins scattered among most of a large
+    data set stay as they are: looking for their few values would cost as much as all passes before.
     """
+    total = table.n_normal + table.n_anomalous
     for width in (16, 8):
         blurred = np.flatnonzero((table.anomalous > 0) & (table.widths == width))
         held = _held(table, blurred)
-        if blurred.size and held <= min(_COLLECTED, MAX_BINS - len(table)):
+        between = _held(table, np.arange(blurred[0], blurred[-1] + 1)) if blurred.size else 0
+        is_cheap = total <= _SHARPENED or between <= total // 4
+        if blurred.size and is_cheap and held <= min(_COLLECTED, MAX_BINS - len(table)):
             finer = collect_bins(read(), table, blurred)
             _check_unchanged(table, blurred, finer)
             table = table.replace(blurred, finer)
     blurred = np.flatnonzero((table.anomalous > 0) & (table.widths == 16))
-    total = table.n_normal + table.n_anomalous
     if blurred.size and total <= _SHARPENED and blurred.size <= _CELLS >> 8 and _fits(table, blurred, cells=1 << 8):
         finer = split_bins(read(), table, blurred, bits=8)
         _check_unchanged(table, blurred, finer)

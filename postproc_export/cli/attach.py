@@ -59,7 +59,6 @@ def attach(
 
     Example: postproc-export attach model.onnx --stats stats.json -o model.post.onnx
     """
-    from postproc_export.cli.console import stdout
     from postproc_export.rewrite.attach import attach_postprocessing
 
     result = attach_postprocessing(
@@ -79,4 +78,4 @@ def attach(
         nan_guard=nan_guard,
         link_weights=link_weights,
     )
-    stdout().print(result.summary(), highlight=False, markup=False)
+    typer.echo(result.summary())

@@ -55,7 +55,9 @@ def calibrate(
     nonfinite: Annotated[
         NonfiniteChoice, typer.Option(help="Refuse NaN and infinite scores, or drop and count them.")
     ] = NonfiniteChoice.error,
-    compare: Annotated[bool, typer.Option("--compare", help="Print what other policies would give as well.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare/--no-compare", help="Print and record what other policies would give as well.")
+    ] = True,
     json: Annotated[bool, typer.Option("--json", help="Print the statistics file instead of a table.")] = False,
     images: ImagesOption = None,
     image_size: ImageSizeOption = None,

@@ -162,10 +162,19 @@ class ParityReport:
             for check in self.checks
             if check.runtime is not None
         )
+        seed = [f"seed: {self.environment['seed']}"] if "seed" in self.environment else []
         fed = [f"fed: {self.environment['inputs']}"] if "inputs" in self.environment else []
         saved = [f"replay: {item['replay']}" for item in self.environment.get("failures", ())]
         misses = [f"MISSED {check.name}: {check.message}" for check in self.missed]
-        return [*ran, *fed, *misses, *saved, *(f"not checked: {item}" for item in self.not_checked), self.verdict()]
+        return [
+            *ran,
+            *seed,
+            *fed,
+            *misses,
+            *saved,
+            *(f"not checked: {item}" for item in self.not_checked),
+            self.verdict(),
+        ]
 
     def table(self) -> "Table":
         """Return the report as a table for the terminal: one row per subject, one column per way of running."""
@@ -182,7 +191,8 @@ class ParityReport:
             heading, _, leaf = subject.rpartition("/")
             if heading != group:
                 table.add_section()
-                table.add_row(Text(heading, style="bold"))
+                if heading:
+                    table.add_row(Text(heading, style="bold"))
             group = heading
             cells = [found.get(way) for way in ways]
             shown = (Text() if cell is None else Text(cell.cell(), style=_STYLES[cell.verdict]) for cell in cells)

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from postproc_export.errors import FileError, UnsupportedModelError
 from postproc_export.rewrite.files import publishing
 from postproc_export.rewrite.openvino_attach import tail_constants
+from postproc_export.rewrite.xml_safety import refuse_unsafe_xml
 from postproc_export.runtimes.feeds import first_reason
 from postproc_export.runtimes.openvino import import_openvino, openvino_core
 
@@ -54,6 +55,7 @@ def read_ir(core: Any, source: Path) -> Any:
             raise FileError(
                 f"cannot read {path}", found="no such file", needed="an IR: an .xml with its .bin beside it"
             )
+    refuse_unsafe_xml(source)
     try:
         return core.read_model(source)
     except RuntimeError as error:

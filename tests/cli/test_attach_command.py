@@ -17,7 +17,7 @@ Invoke = Callable[..., Any]
 STATS = CalibrationStats(
     image=LevelStats(threshold=0.5, min=0.0, max=2.0), pixel=LevelStats(threshold=0.25, min=-1.0, max=1.0)
 )
-COMMANDS = ("demo", "calibrate", "attach", "check", "detach")
+COMMANDS = ("demo", "calibrate", "attach", "check", "inspect", "update", "detach")
 
 
 @pytest.fixture

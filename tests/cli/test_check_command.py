@@ -50,6 +50,7 @@ def test_a_good_file_exits_0_and_prints_a_table(files: Path, capsys: pytest.Capt
     assert "whole/raw" in output
     assert max(map(len, output.splitlines()[1:3])) <= 80, "the table fits a terminal of 80 columns"
     assert "ran: openvino on openvino-cpu" in output
+    assert "seed: 20240" in output
     assert "fed: 3 images, resized to 8x8" in output
     assert "BGR" in output, "the pre-processing that the statistics record is used by default"
     assert "not checked: ONNX Runtime: it does not read this format" in output

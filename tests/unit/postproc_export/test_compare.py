@@ -1,5 +1,8 @@
 """`parity.compare`: what differs, by how much, where, and how far from the boundary."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -157,3 +160,10 @@ def test_parts_of_a_stream_merge_to_the_whole(cut: int) -> None:
 def test_distance_in_steps_of_float32(value: float, reference: float, steps: int | None) -> None:
     """Steps count through zero, whose two signs are one value; there are none to NaN and infinity."""
     assert ulps_between(value, reference) == steps
+
+
+def test_comparing_needs_numpy_only() -> None:
+    """Importing the comparison, and the whole check with it, loads no runtime, no torch and no onnx."""
+    code = "import sys, postproc_export.parity.compare; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "onnx", "onnxruntime", "openvino", "PIL", "rich"} & set(run.stdout.split())

@@ -1,6 +1,7 @@
 """Calibration statistics: what is legal, and the file they are kept in."""
 
 import json
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,14 @@ def test_a_level_without_threshold_is_not_calibrated() -> None:
     """A range alone is legal, and not calibrated; a threshold of 0 is a threshold."""
     assert not RANGE_ONLY.is_calibrated
     assert LevelStats(threshold=0.0, min=0.0, max=2.0).is_calibrated
+
+
+def test_statistics_cannot_be_changed() -> None:
+    """What was validated stays as it was."""
+    with pytest.raises(FrozenInstanceError):
+        LEVEL.min = 9.0  # type: ignore[misc]
+    with pytest.raises(FrozenInstanceError):
+        CalibrationStats().image = LEVEL  # type: ignore[misc]
 
 
 # --- thresholds that are borrowed

@@ -1,0 +1,24 @@
+"""`postproc-export inspect`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def inspect(
+    model: Annotated[Path, typer.Argument(help="ONNX model (.onnx) or OpenVINO IR (.xml).")],
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Say what a model file is, what post-processing it has and what that decides, without running it.
+
+    Example: postproc-export inspect model.onnx --json
+    """
+    import json
+
+    from postproc_export.cli.console import stdout
+    from postproc_export.rewrite.inspect import inspect_model
+
+    result = inspect_model(model)
+    text = json.dumps(result.to_json(), indent=2, allow_nan=False) if json_output else result.summary()
+    stdout().print(text, highlight=False, markup=False)
