@@ -191,10 +191,12 @@ class PostProcessor(torch.nn.Module):
         self._settings = settings
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        own = {id(self.get_buffer(name)) for name in (*NUMBERS, *_BOUNDARIES)}
+
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             # half() and the like would round the statistics; only the device is taken over
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+            return tensor.to(moved.device) if id(tensor) in own and moved.dtype != tensor.dtype else moved
 
         super()._apply(move, recurse)  # type: ignore[no-untyped-call]
         return self

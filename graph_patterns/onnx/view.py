@@ -1,9 +1,12 @@
 """An ONNX graph as the matcher sees it; payloads are never loaded, only numbers of one element are read."""
 
+import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
@@ -45,8 +48,11 @@ class OnnxView:
 
     @cached_property
     def _overridable(self) -> frozenset[str]:
-        if self._initializers_are_inputs:
-            return frozenset()  # every initializer had to be listed then, and nobody overrides them
+        # Every initializer had to be listed as an input once, and nobody overrides them.
+        return frozenset() if self._initializers_are_inputs else self._inputs
+
+    @cached_property
+    def _inputs(self) -> frozenset[str]:
         return frozenset(item.name for item in self._graph.input)
 
     def output(self, name: str) -> Value | None:
@@ -75,7 +81,13 @@ class OnnxView:
             return None
         if tensor.data_type in (onnx.TensorProto.STRING, onnx.TensorProto.UNDEFINED):
             return None
-        return float(numpy_helper.to_array(tensor).reshape(()))
+        values = _values(tensor)
+        return float(values[0]) if values is not None and len(values) == 1 else None
+
+    def has(self, value: Value) -> bool:
+        """Whether the graph has a value of this name."""
+        name = str(value)
+        return name in self._producers or name in self._initializers or name in self._inputs
 
     def tensor(self, value: Value) -> onnx.TensorProto | None:
         """Return the tensor of a constant that nobody can override, as it stands in the file; else None."""
@@ -114,27 +126,60 @@ class OnnxView:
         return known[-1] if known else None
 
     def _canonical(self, node: onnx.NodeProto, op: str, form: OnnxForm) -> NodeView:
-        attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+        attributes = {item.name: _setting(item) for item in node.attribute}
         operands: list[Value | Number] = list(node.input)
         params: dict[str, Param] = {}
         defaults = _ATTRIBUTE_DEFAULTS.get(node.op_type, {})
-        operands += [Number(float(attributes.get(name, defaults.get(name, 0.0)))) for name in form.attributes]
+        given = (attributes[name] if name in attributes else defaults[name] for name in form.attributes)
+        operands += [Number(_as_number(setting)) for setting in given]
         if form.axes is not None:
             params.update(self._reduction(form, attributes, operands))
         if op == "cast":
-            params["dtype"] = _DTYPES.get(attributes.get("to", 0), "another type")
+            wanted = attributes.get("to")
+            params["dtype"] = _DTYPES.get(wanted, "another type") if isinstance(wanted, int) else "another type"
         return NodeView(node.name, op, tuple(operands), params)
 
     def _reduction(
         self, form: OnnxForm, attributes: Mapping[str, Any], operands: list[Value | Number]
     ) -> Iterator[tuple[str, Param]]:
         yield "keepdims", bool(attributes.get("keepdims", 1))
-        if form.axes == "attribute" and "axes" in attributes:
-            yield "axes", tuple(int(axis) for axis in attributes["axes"])
+        if form.axes == "attribute" and isinstance(attributes.get("axes"), list):
+            yield "axes", tuple(attributes["axes"])
         elif form.axes == "input" and len(operands) > 1:
             tensor = self._tensor(str(operands.pop()))
-            if tensor is not None and not tensor.external_data:
-                yield "axes", tuple(int(axis) for axis in numpy_helper.to_array(tensor).reshape(-1))
+            values = None if tensor is None or tensor.external_data else _values(tensor)
+            if values is not None and np.issubdtype(values.dtype, np.integer):
+                yield "axes", tuple(int(axis) for axis in values)
+
+
+def _setting(attribute: onnx.AttributeProto) -> float | int | list[int] | None:
+    """Return the value of an attribute of a kind that lowerings use; None for every other, as in a damaged file."""
+    match attribute.type:
+        case onnx.AttributeProto.FLOAT:
+            return float(attribute.f)
+        case onnx.AttributeProto.INT:
+            return int(attribute.i)
+        case onnx.AttributeProto.INTS:
+            return list(attribute.ints)
+        case _:
+            return None
+
+
+def _as_number(setting: float | int | list[int] | None) -> float:
+    return float(setting) if isinstance(setting, (float, int)) else math.nan
+
+
+def _values(tensor: onnx.TensorProto) -> npt.NDArray[Any] | None:
+    """Return the values of a small constant; None where the tensor is damaged or its payload was left in the file."""
+    try:
+        values = numpy_helper.to_array(tensor).reshape(-1)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+        return None
+    return values if values.dtype.kind in "biuf" else values.astype(np.float32) if _is_narrow(tensor) else None
+
+
+def _is_narrow(tensor: onnx.TensorProto) -> bool:
+    return tensor.data_type == onnx.TensorProto.BFLOAT16
 
 
 def default_opset(model: onnx.ModelProto) -> int:

@@ -8,6 +8,7 @@ from graph_patterns.graph import NodeView, Number, Value
 from graph_patterns.openvino.lowering import ELEMENT_TYPES, LOWERINGS
 
 _OPS_BY_TYPE: Final = {form.type_name: op for op, form in LOWERINGS.items()} | {"Identity": "identity"}
+_ON_BOOLEANS: Final = {"BitwiseNot": "logical_not", "BitwiseAnd": "logical_and", "BitwiseOr": "logical_or"}
 _DTYPES: Final = {element_type: name for name, element_type in ELEMENT_TYPES.items()}
 
 
@@ -38,6 +39,8 @@ class OpenVinoView:
         if type_name in ("Parameter", "Constant"):
             return None
         op = _OPS_BY_TYPE.get(type_name)
+        if type_name in _ON_BOOLEANS and node.get_output_element_type(0).get_type_name() == "boolean":
+            op = _ON_BOOLEANS[type_name]  # how a torch module's operators on booleans are converted
         operands: list[Value | Number] = [_as_value(node.input_value(i)) for i in range(node.get_input_size())]
         if op is None:
             return NodeView(node.get_friendly_name(), type_name, tuple(operands))

@@ -59,13 +59,7 @@ class Probe:
     outputs: tuple[str, ...]
 
     def failure(self, batch: RealBatch) -> str | None:
-        """Return why the model does not run on a batch; None where it does.
-
-        Notes
-        -----
-        OpenVINO may run a graph whose inner shapes are fixed at another size all the same, and then reads beyond its
-        buffers; the number of results tells.
-        """
+        """Return why the model does not run on a batch; None where it does."""
         try:
             outputs = self.runner.run(batch.feeds)
         except PostprocError as error:

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from postproc_export.parity.attached_model import AttachedModel
 from postproc_export.parity.compare import compare_labels, compare_scores
+from postproc_export.parity.configuration import Configuration
 from postproc_export.parity.difference import Difference, LabelDifference, ScoreDifference, merged
 from postproc_export.parity.level_reference import LevelReference, one_thread
 from postproc_export.parity.record_check import decided_value
 from postproc_export.parity.report import Check
 from postproc_export.parity.tail_cases import boundary_of, numpy_dtype
-from postproc_export.parity.tally import LABELS, Configuration, details_of, rounding_tolerance
+from postproc_export.parity.tally import LABELS, details_of, rounding_tolerance
 from postproc_export.parity.tolerance import Tolerance
 from postproc_export.runtimes import PortInfo, Runner, RuntimeName, open_runner
 from postproc_export.runtimes.protocol import RUNTIMES

@@ -1,13 +1,11 @@
 """An attached ONNX file: the record in metadata_props, the tail as a small model of its own, taps as outputs."""
 
-import base64
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Self
 
 import onnx
-from google.protobuf.message import DecodeError
 
 from graph_patterns.graph import Value
 from graph_patterns.onnx.container import load_skeleton
@@ -16,6 +14,7 @@ from graph_patterns.onnx.view import OnnxView, default_opset
 from postproc_export.errors import FileError, MetadataError, UnsupportedModelError
 from postproc_export.parity.attached_model import TAPS, Format, no_record
 from postproc_export.rewrite.metadata import METADATA_KEY, TailRecord
+from postproc_export.rewrite.onnx_detach import decoded_outputs
 from postproc_export.rewrite.onnx_file import rewrite_onnx_file
 from postproc_export.rewrite.onnx_ports import output_ports
 from postproc_export.runtimes.protocol import PortInfo
@@ -171,11 +170,7 @@ def _raw_ports(model: onnx.ModelProto, record: TailRecord, *, where: Path) -> It
 
 
 def _original_outputs(record: TailRecord, *, where: Path) -> list[onnx.ValueInfoProto]:
-    encoded = record.original.get("outputs", [])
-    try:
-        return [onnx.ValueInfoProto.FromString(base64.b64decode(text, validate=True)) for text in encoded]
-    except (ValueError, TypeError, DecodeError) as error:
-        raise MetadataError(f"{where}: the original outputs in the record cannot be read", found=str(error)) from error
+    return decoded_outputs(record.original, where=str(where))
 
 
 def _renamed(record: TailRecord) -> Mapping[str, str]:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from postproc_export.errors import FileError, UnsupportedModelError
 from postproc_export.parity.attached_model import AttachedModel
-from postproc_export.parity.tally import Configuration
-from postproc_export.runtimes import PortInfo, Runner, open_runner
+from postproc_export.parity.configuration import Configuration
+from postproc_export.runtimes import PortInfo, Runner
 from postproc_export.stats import Level
 
 
@@ -48,9 +48,7 @@ class RawFile:
         """
         if not self.path.is_file():
             raise FileError(f"cannot read the raw model {self.path}", found="no such file")
-        runner = open_runner(
-            self.path, runtime=way.runtime, precision=way.precision, optimize=way.optimize, threads=threads
-        )
+        runner = way.open(self.path, threads=threads)
         for level in self.attached.file.raw:
             self._port(level, runner.outputs)
         return runner

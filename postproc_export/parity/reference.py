@@ -27,7 +27,7 @@ class Reference:
     """
 
     def __init__(self, attached: AttachedModel) -> None:
-        self._attached = attached
+        self.attached = attached
         self._module = eager_module(attached.tail.stats, attached.tail.options)
 
     def outputs(self, raw: Mapping[Level, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -46,7 +46,7 @@ class Reference:
         with torch.inference_mode():
             result = self._module(pred_score=tensors.get("image"), anomaly_map=tensors.get("pixel"))
         named = result._asdict()
-        return {name: named[name].numpy() for name in self._attached.names}
+        return {name: named[name].numpy() for name in self.attached.names}
 
     def decided_on(self, output: TailOutput, raw: Mapping[Level, NDArray[Any]]) -> NDArray[np.float32]:
         """Return the float32 raw values that an output is computed from; a map's maximum where there is no score."""
@@ -60,7 +60,7 @@ class Reference:
         """Return where an output may be anomalous though the reference says normal; None where nowhere."""
         if output.level == "pixel" or "pixel" not in raw:
             return None
-        return excused_images(as_float32(_readable(raw["pixel"])), self._attached.guard)
+        return excused_images(as_float32(_readable(raw["pixel"])), self.attached.guard)
 
 
 def _readable(values: NDArray[Any]) -> NDArray[Any]:

@@ -4,11 +4,12 @@ from collections.abc import Iterator, Sequence
 
 from postproc_export.errors import MissingDependencyError, PostprocError, UnsupportedModelError
 from postproc_export.parity.attached_model import AttachedModel, Format, Shapes
+from postproc_export.parity.configuration import Configuration
 from postproc_export.parity.reference import Reference
 from postproc_export.parity.report import Check, failed
 from postproc_export.parity.tail_cases import Case, tail_cases
-from postproc_export.parity.tally import Configuration, Tally
-from postproc_export.runtimes import Runner, RuntimeName, open_runner
+from postproc_export.parity.tally import Tally
+from postproc_export.runtimes import Runner, RuntimeName
 
 _ONNX_RUNTIME = (Configuration(runtime="onnxruntime", optimize=False), Configuration(runtime="onnxruntime"))
 _OPENVINO = (Configuration(runtime="openvino"), Configuration(runtime="openvino", precision="default"))
@@ -55,9 +56,7 @@ def check_tail(
 def _open(model: object, tally: Tally, *, threads: int | None) -> Runner | None:
     way = tally.configuration
     try:
-        runner = open_runner(
-            model, runtime=way.runtime, precision=way.precision, optimize=way.optimize, threads=threads
-        )
+        runner = way.open(model, threads=threads)
     except MissingDependencyError:
         raise
     except PostprocError as error:

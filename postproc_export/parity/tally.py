@@ -10,45 +10,17 @@ from numpy.typing import NDArray
 from postproc_export.boundary import choose_form
 from postproc_export.parity.attached_model import AttachedModel
 from postproc_export.parity.compare import compare_labels, compare_scores
+from postproc_export.parity.configuration import Configuration
 from postproc_export.parity.difference import LabelDifference, ScoreDifference
 from postproc_export.parity.reference import Reference
 from postproc_export.parity.report import Check
 from postproc_export.parity.tail_cases import RawFeeds, boundary_of
 from postproc_export.parity.tolerance import TOLERANCES, Tolerance
-from postproc_export.runtimes import Precision, Runner, RuntimeName, as_float32
+from postproc_export.runtimes import Runner, as_float32
 from postproc_export.stats import LevelStats
 from postproc_export.tail import TailOutput
 
 LABELS = ("pred_label", "pred_mask")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Configuration:
-    """One way to run a model.
-
-    Parameters
-    ----------
-    runtime, precision, optimize
-        As `runtimes.open_runner` takes them.
-    judged
-        False for the machine's default precision, which is shown and decides nothing.
-    """
-
-    runtime: RuntimeName
-    precision: Precision = "float32"
-    optimize: bool = True
-
-    @property
-    def judged(self) -> bool:
-        """Whether a difference is a miss."""
-        return self.precision == "float32"
-
-    @property
-    def label(self) -> str:
-        """Return what tells it from the others, for the names of checks."""
-        if self.runtime == "onnxruntime":
-            return "onnxruntime" if self.optimize else "onnxruntime-unoptimised"
-        return "openvino" if self.judged else "openvino-default"
 
 
 @dataclass(slots=True)

@@ -1,25 +1,21 @@
 """The whole file on real inputs: against the raw value tapped in the same compiled model, and against the raw file."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from postproc_export.errors import UnsupportedModelError
-from postproc_export.parity.attached_model import TAPS, AttachedModel, Format
+from postproc_export.parity.attached_model import AttachedModel, Format
 from postproc_export.parity.batch_plan import Probe, plan_batches
-from postproc_export.parity.compare import compare_scores
-from postproc_export.parity.difference import ScoreDifference
+from postproc_export.parity.configuration import Configuration
 from postproc_export.parity.failures import FailureStore
-from postproc_export.parity.raw_file import RawFile, named_output
-from postproc_export.parity.real_inputs import RealBatch, RealInputs
+from postproc_export.parity.raw_file import RawFile
+from postproc_export.parity.real_inputs import RealInputs
 from postproc_export.parity.reference import Reference
 from postproc_export.parity.report import Check
-from postproc_export.parity.tail_cases import RawFeeds
-from postproc_export.parity.tally import Configuration, Tally, details_of
-from postproc_export.parity.tolerance import EXACT, TOLERANCES, Tolerance
-from postproc_export.runtimes import PortInfo, Runner, RuntimeName, as_float32, open_runner
-from postproc_export.stats import Level
+from postproc_export.parity.stages import Apart, Default, Stage, Tapped
+from postproc_export.runtimes import Runner, RuntimeName
 
 _WAYS: Final = (
     Configuration(runtime="onnxruntime", optimize=False),
@@ -109,12 +105,14 @@ class WholeCheck:
             yield _miss(f"whole/batch/{way.label}", way, sentence)
         if not plan.sizes:
             return
-        stages: list[_Stage] = [_Tapped(self, way, self._open(tapped, way))]
-        if apart is not None:
-            stages.append(_Apart(self, way, apart))
+        stages: list[Stage] = [Tapped(self.reference, way, self._open(tapped, way))]
+        if apart is not None and self.raw_file is not None:
+            stages.append(Apart(self.reference, way, apart, self.raw_file, max_flips=self.max_flips))
         if not way.judged:
             exact = Configuration(runtime=way.runtime)
-            stages.append(_Default(self, way, self._open(self.attached.path, exact), self._open(tapped, exact)))
+            stages.append(
+                Default(self.reference, way, self._open(self.attached.path, exact), self._open(tapped, exact))
+            )
         for stage in stages:
             stage.ran_on(runner)
         for batch in plan.batches(self.inputs):
@@ -131,9 +129,7 @@ class WholeCheck:
         """Load a model, or take the one that was loaded for the way before: the default is compared with float32."""
         key = (id(model), way)
         if key not in self._opened:
-            self._opened[key] = open_runner(
-                model, runtime=way.runtime, precision=way.precision, optimize=way.optimize, threads=self.threads
-            )
+            self._opened[key] = way.open(model, threads=self.threads)
         return self._opened[key]
 
     def _open_apart(self, way: Configuration) -> Runner | None:
@@ -149,127 +145,6 @@ class WholeCheck:
                 self.not_checked.append(f"the raw file in {way.label}: {' '.join(str(error).split())}")
                 return None
             raise
-
-
-class _Stage:
-    """One thing that the outputs of one configuration are compared with."""
-
-    name: ClassVar[str]
-
-    def __init__(self, whole: WholeCheck, way: Configuration) -> None:
-        self._whole = whole
-        self._tally = Tally(whole.attached, way)
-
-    @property
-    def missed(self) -> int:
-        """How many labels and scores were missed so far."""
-        return self._tally.missed
-
-    def ran_on(self, runner: Runner) -> None:
-        """Record what gave the outputs that are compared."""
-        self._tally.ran_on(runner)
-
-    def add(self, batch: RealBatch, outputs: Mapping[str, Any]) -> None:
-        """Compare one batch: what was fed, and what the attached file gave."""
-        raise NotImplementedError
-
-    def checks(self) -> Iterator[Check]:
-        """Yield what was found."""
-        raise NotImplementedError
-
-
-class _Tapped(_Stage):
-    """The reference on the raw value tapped in the same compiled model: nothing may differ but rounding."""
-
-    name = "whole/tapped"
-
-    def __init__(self, whole: WholeCheck, way: Configuration, tapped: Runner) -> None:
-        super().__init__(whole, way)
-        self._runner = tapped
-
-    def add(self, batch: RealBatch, outputs: Mapping[str, Any]) -> None:
-        together = batch.run(self._runner)
-        raw = _tapped_values(together, self._runner)
-        self._tally.add(self._whole.reference.outputs(raw), together, raw, self._whole.reference)
-
-    def checks(self) -> Iterator[Check]:
-        return self._tally.checks(self.name)
-
-
-class _Apart(_Stage):
-    """The reference on the raw file's own outputs: exact in ONNX Runtime, in OpenVINO within another compilation."""
-
-    name = "whole/raw"
-
-    def __init__(self, whole: WholeCheck, way: Configuration, apart: Runner) -> None:
-        super().__init__(whole, way)
-        self._runner = apart
-        self._tally.moved = way.runtime == "openvino"
-        self._tally.max_flips = whole.max_flips
-        self._others: dict[str, ScoreDifference] = {}
-
-    def add(self, batch: RealBatch, outputs: Mapping[str, Any]) -> None:
-        assert self._whole.raw_file is not None, "this stage runs the raw file"
-        apart = batch.run(self._runner)
-        raw = self._whole.raw_file.levels(apart, self._runner)
-        self._tally.add(self._whole.reference.outputs(raw), outputs, raw, self._whole.reference)
-        for port in self._whole.raw_file.others(self._runner):
-            level = next((level for level, values in raw.items() if values is apart[port.name]), None)
-            found = compare_scores(
-                apart[port.name],
-                self._counterpart(port, outputs),
-                tolerance=self._allowed(level),
-                nan="same",
-                dtype=port.dtype,
-            )
-            self._others[port.name] = self._others[port.name].merge(found) if port.name in self._others else found
-
-    def checks(self) -> Iterator[Check]:
-        yield from self._tally.checks(self.name)
-        way = self._tally.configuration
-        for name, difference in self._others.items():
-            yield Check(
-                name=f"whole/raw/{name}/{way.label}",
-                passed=bool(difference) or way.runtime == "openvino",
-                judged=way.runtime == "onnxruntime",
-                message=difference.describe(),
-                brief=difference.brief(),
-                way=way.label,
-                runtime=self._tally.runtime,
-                precision=self._tally.precision,
-                details=details_of(difference),
-            )
-
-    def _counterpart(self, port: PortInfo, outputs: Mapping[str, Any]) -> Any:
-        """Return the attached file's output of one of the names that the raw file's output has."""
-        found = (outputs.get(name) for name in (port.name, *port.aliases))
-        return next((values for values in found if values is not None), None)
-
-    def _allowed(self, level: Level | None) -> Tolerance:
-        stats = None if level is None else self._whole.attached.tail.stats.level(level)
-        return TOLERANCES["recompiled"](stats) if self._tally.moved and stats is not None else EXACT
-
-
-class _Default(_Stage):
-    """The same file at float32: what the machine's default precision does to the decisions. Shown, not judged."""
-
-    name = "whole/float32"
-
-    def __init__(self, whole: WholeCheck, way: Configuration, exact: Runner, exact_tapped: Runner) -> None:
-        super().__init__(whole, way)
-        self._exact, self._exact_tapped = exact, exact_tapped
-
-    def add(self, batch: RealBatch, outputs: Mapping[str, Any]) -> None:
-        raw = _tapped_values(batch.run(self._exact_tapped), self._exact_tapped)
-        self._tally.add(batch.run(self._exact), outputs, raw, self._whole.reference)
-
-    def checks(self) -> Iterator[Check]:
-        return self._tally.checks(self.name)
-
-
-def _tapped_values(outputs: Mapping[str, Any], runner: Runner) -> RawFeeds:
-    found = {level: named_output(name, outputs, runner) for level, name in TAPS.items()}
-    return {level: as_float32(values) for level, values in found.items() if values is not None}
 
 
 def _miss(name: str, way: Configuration, reason: str) -> Check:

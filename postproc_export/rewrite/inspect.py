@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from postproc_export.rewrite.levels import LevelReport
+from postproc_export.rewrite.level_report import LevelReport
 from postproc_export.rewrite.targets import is_onnx
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import LEVELS, Level

@@ -1,95 +1,22 @@
 """What a model decides, level by level: read from the graph, and from the file's record where the graph confirms it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, TypeAlias
-
-import numpy as np
+from dataclasses import replace
+from typing import Any, Final
 
 from graph_patterns.match import Mismatch
-from postproc_export.boundary import Comparison, Form, choose_form, decision_boundary, unit_constants
+from postproc_export.boundary import Form, choose_form, decision_boundary, unit_constants
 from postproc_export.errors import MetadataError
-from postproc_export.float32 import next_up, shortest, to_float32
-from postproc_export.rewrite.anomalib_tail import AnomalibTail, Reading
+from postproc_export.float32 import next_up, to_float32
+from postproc_export.rewrite.anomalib_reading import Reading
+from postproc_export.rewrite.anomalib_tail import AnomalibTail
+from postproc_export.rewrite.level_report import LevelReport, json_number, shown
 from postproc_export.rewrite.metadata import TailRecord
 from postproc_export.rewrite.own_tail import SCORE_OUTPUT, OwnTail
 from postproc_export.stats import Level, LevelStats
 
-TailKind: TypeAlias = Literal["postproc_export", "anomalib", "none"]
-
 _INFERRED: Final = "the record was stripped: read back from the tail's constants, the sensitivity assuming rule 'ge'"
 _CONTRADICTED: Final = "the constants in the file are not those of its record: {which}"
 _ROUNDED: Final = "constants of the tail were compressed to fewer bits: what is read back is rounded as they are"
-_ORDER: Final = ("min", "threshold", "boundary", "max")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LevelReport:
-    """One level of a model: what is at its outputs, and what it decides; None for what the file does not say.
-
-    Parameters
-    ----------
-    tail
-        Whose post-processing it is.
-    outputs
-        The outputs that belong to the level, by name.
-    threshold, span, min, max
-        float32, raw units.
-    boundary
-        float32, raw units: from where on a score is anomalous (rule ``ge``), or which it has to exceed.
-    sensitivity
-        float32 in [0, 1].
-    comparison
-        The rule.
-    certain
-        Whether threshold and span stand in the file as such, and were not inferred.
-    notes
-        What is inferred or not known, and why.
-    readings
-        Where more than one reading of the same constants is possible, each with its assumption.
-    """
-
-    tail: TailKind
-    outputs: tuple[str, ...] = ()
-    threshold: float | None = None
-    span: float | None = None
-    min: float | None = None
-    max: float | None = None
-    boundary: float | None = None
-    sensitivity: float | None = None
-    comparison: Comparison | None = None
-    certain: bool = True
-    notes: tuple[str, ...] = ()
-    readings: tuple[Mapping[str, Any], ...] = ()
-
-    @property
-    def raw_and_unit(self) -> dict[str, tuple[float, float | None]]:
-        """Known values in raw and, unclamped, in normalised units, in rising order of their names in the table."""
-        raw = {name: getattr(self, name) for name in _ORDER}
-        return {name: (value, self._unit(value)) for name, value in raw.items() if value is not None}
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object; floats as the shortest decimal of the float32, infinities as text."""
-        return {
-            "tail": self.tail,
-            "threshold": _json(self.threshold),
-            "span": _json(self.span),
-            "sensitivity": _json(self.sensitivity),
-            "comparison": self.comparison,
-            "certain": self.certain,
-            "min": _json(self.min),
-            "max": _json(self.max),
-            "boundary": _json(self.boundary),
-            "normalized": {name: _json(unit) for name, (_, unit) in self.raw_and_unit.items()},
-            "outputs": list(self.outputs),
-            "notes": list(self.notes),
-            "readings": [dict(reading) for reading in self.readings],
-        }
-
-    def _unit(self, value: float) -> float | None:
-        if self.threshold is None or not self.span or not np.isfinite(value):
-            return None
-        return to_float32((value - self.threshold) / self.span + 0.5)
 
 
 def report_level(
@@ -168,8 +95,8 @@ def _readings(reading: Reading) -> tuple[dict[str, Any], ...]:
     """Return both readings of an affine fold."""
     return (
         {
-            "threshold": _json(reading.threshold),
-            "span": _json(reading.span),
+            "threshold": json_number(reading.threshold),
+            "span": json_number(reading.span),
             "assumes": "the model's own score is the value that the tail reads in this file",
         },
         {
@@ -256,14 +183,3 @@ def _sensitivity(value: float, error: float) -> float | None:
         ),
         to_float32(clamped),
     )
-
-
-def _json(value: float | None) -> float | str | None:
-    if value is None:
-        return None
-    return shortest(value) if np.isfinite(value) else str(value)
-
-
-def shown(value: float | None) -> str:
-    """Return a float32 for people: the shortest decimal."""
-    return "unknown" if value is None else str(_json(to_float32(value)))

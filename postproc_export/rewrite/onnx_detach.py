@@ -9,6 +9,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from graph_patterns.onnx.removal import remove
+from graph_patterns.onnx.validation import check_text
 from graph_patterns.onnx.view import OnnxView
 from postproc_export.errors import MetadataError
 from postproc_export.rewrite.detached import (
@@ -64,10 +65,10 @@ def detach_from_onnx_model(model: onnx.ModelProto, *, where: str = "the model") 
 def find_in_onnx_model(model: onnx.ModelProto, *, where: str) -> Found:
     """Find the tails of a model, ours or Anomalib's, with the help of its record where it has one."""
     record = read_record(model, where=where)
-    known = used_names(model)
-    raw = () if record is None else tuple(name for name in record.raw.values() if name in known)
+    view = OnnxView(model)
+    raw = () if record is None else tuple(name for name in record.raw.values() if view.has(name))
     fits = record is not None and len(raw) == len(record.raw)
-    tails, misses = find_tails(OnnxView(model), raw=raw if fits else (), has_record=record is not None)
+    tails, misses = find_tails(view, raw=raw if fits else (), has_record=record is not None)
     return Found(tails, misses, record)
 
 
@@ -80,8 +81,10 @@ def read_record(model: onnx.ModelProto, *, where: str) -> TailRecord | None:
 def decoded_outputs(original: Mapping[str, Any], *, where: str) -> list[onnx.ValueInfoProto]:
     """Return the outputs of the original that a record of an ONNX model keeps."""
     try:
-        texts = original["outputs"]
-        return [onnx.ValueInfoProto.FromString(base64.b64decode(text, validate=True)) for text in texts]
+        serialised = [base64.b64decode(text, validate=True) for text in original["outputs"]]
+        outputs = [onnx.ValueInfoProto.FromString(item) for item in serialised]
+        check_text(onnx.ModelProto(graph=onnx.GraphProto(output=outputs)).SerializeToString())
+        return outputs
     except (KeyError, TypeError, binascii.Error, ValueError, DecodeError) as error:
         raise MetadataError(f"{where}: the record '{METADATA_KEY}' has no legal outputs", found=str(error)) from error
 

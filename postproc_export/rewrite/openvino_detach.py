@@ -1,17 +1,14 @@
 """Take a tail off an OpenVINO model, in place, and give the original's results and names back."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 from graph_patterns.openvino.removal import remove
-from graph_patterns.openvino.view import OpenVinoView
 from postproc_export.errors import MetadataError
 from postproc_export.rewrite.anomalib_tail import AnomalibTail
 from postproc_export.rewrite.detached import (
     Detached,
-    Found,
     FoundTail,
-    find_tails,
     notes_of,
     raw_name,
     refuse_damaged,
@@ -20,11 +17,18 @@ from postproc_export.rewrite.detached import (
 )
 from postproc_export.rewrite.metadata import METADATA_KEY, TailRecord
 from postproc_export.rewrite.onnx_detach import decoded_outputs, recorded_names
-from postproc_export.rewrite.openvino_names import outputs_of, rename_tensors, used_names
+from postproc_export.rewrite.openvino_find import (
+    add_names,
+    find_in_openvino_model,
+    raw_values,
+    result_names,
+    tensors_of,
+)
+from postproc_export.rewrite.openvino_names import rename_tensors, used_names
 from postproc_export.rewrite.own_tail import SCORE_OUTPUT, OwnTail
 from postproc_export.stats import Level
 
-CONVERTED = (
+CONVERTED: Final = (
     "the model was converted to OpenVINO after attaching: the names and the order of its outputs are those of the "
     "original, the rest is what the conversion made of it"
 )
@@ -55,30 +59,13 @@ def detach_from_openvino_model(model: Any, *, where: str = "the model") -> Detac
     return rewriter.restore_converted(found.record) if found.is_converted else rewriter.restore(found.record)
 
 
-def find_in_openvino_model(model: Any, *, where: str) -> Found:
-    """Find the tails of a model, ours or Anomalib's, with the help of its record where that fits."""
-    record, is_converted = read_record(model, where=where)
-    raw = raw_values(model, record, is_converted=is_converted)
-    fits = record is not None and raw.keys() == record.raw.keys()
-    tails, misses = find_tails(OpenVinoView(model), raw=tuple(raw.values()) if fits else (), has_record=fits)
-    return Found(tails, misses, record if fits else None, is_converted)
-
-
-def read_record(model: Any, *, where: str) -> tuple[TailRecord | None, bool]:
-    """Return the record of a model, and whether it is that of the ONNX model that was converted."""
-    for path, is_converted in (([METADATA_KEY], False), (["framework", METADATA_KEY], True)):
-        if model.has_rt_info(path):
-            return TailRecord.loads(str(model.get_rt_info(path).value), where=where), is_converted
-    return None, False
-
-
 class _Rewriter:
     def __init__(self, model: Any, tails: Mapping[Level, FoundTail], where: str) -> None:
         self._model = model
         self._tails = tails
         self._where = where
         names = {name for tail in tails.values() for name in tail.outputs}
-        self._gone = [result for result in model.get_results() if not names.isdisjoint(_names(result))]
+        self._gone = [result for result in model.get_results() if not names.isdisjoint(result_names(result))]
 
     def restore(self, record: TailRecord) -> Detached:
         """Give back the results and names that the record keeps."""
@@ -112,8 +99,10 @@ class _Rewriter:
         back = recorded_names(record.original, where=self._where)
         moved = {old: new for new, old in back.items()}
         wanted = [item.name for item in decoded_outputs(record.original, where=self._where)]
-        tensors = _tensors(self._model)
-        results = {name: item for item in self._model.get_results() if item not in self._gone for name in _names(item)}
+        tensors = tensors_of(self._model)
+        results = {
+            name: item for item in self._model.get_results() if item not in self._gone for name in result_names(item)
+        }
         final, made, notes = [], [], [CONVERTED]
         for name in wanted:
             current = moved.get(name, name)
@@ -150,10 +139,10 @@ class _Rewriter:
             if result not in self._gone:
                 final.append(result)
             else:
-                final += [made[name] for name in _names(result) & made.keys()]
+                final += [made[name] for name in result_names(result) & made.keys()]
         self._replace(list(made.values()), final)
         for score, names_to_add in wanted.items():
-            _add_names(made[score], names_to_add)
+            add_names(made[score], names_to_add)
         renamed = self._rename(renamed)
         sources = {
             level: made[tail.outputs[0]].input_value(0) if tail.outputs[0] in made else tail.raw
@@ -206,30 +195,6 @@ def drop_record(model: Any) -> None:
             model.set_rt_info(value, ["framework", key])
 
 
-def raw_values(model: Any, record: TailRecord | None, *, is_converted: bool) -> dict[Level, Any]:
-    """Return the raw values that a record names, as far as the model has them."""
-    if record is None:
-        return {}
-    tensors = _tensors(model) if is_converted else dict(_ports(model))
-    return {level: tensors[name] for level, name in record.raw.items() if name in tensors}
-
-
-def _tensors(model: Any) -> dict[str, Any]:
-    """Return the tensors by name, results left out: they repeat their tensor's names."""
-    return {
-        name: output
-        for output in outputs_of(model)
-        if output.get_node().get_type_name() != "Result"
-        for name in output.get_names()
-    }
-
-
-def _ports(model: Any) -> Iterator[tuple[str, Any]]:
-    for output in outputs_of(model):
-        if output.get_node().get_type_name() != "Result":
-            yield f"{output.get_node().get_friendly_name()}:{output.get_index()}", output
-
-
 def _own_output(raw: Any, name: str) -> Any:
     """Return an output for a result: an input of the model gets an operator between, as its name is not an output's."""
     if raw.get_node().get_type_name() != "Parameter":
@@ -239,13 +204,6 @@ def _own_output(raw: Any, name: str) -> Any:
     copy = opset.convert(raw, raw.get_element_type().get_type_name())
     copy.set_friendly_name(name)
     return copy.output(0)
-
-
-def _add_names(result: Any, names: set[str]) -> None:
-    """Name a result's tensor; it keeps the names that it has."""
-    source = result.input_value(0)
-    source.set_names(source.get_names() | names)
-    result.output(0).set_names(source.get_names())
 
 
 def _described(original: Mapping[str, Any], *, where: str) -> list[tuple[str, str, int]]:
@@ -270,7 +228,3 @@ def _result(output: Any, name: str) -> Any:
 def _key(result: Any) -> tuple[str, str, int]:
     source = result.input_value(0)
     return result.get_friendly_name(), source.get_node().get_friendly_name(), source.get_index()
-
-
-def _names(result: Any) -> set[str]:
-    return set(result.input_value(0).get_names()) | set(result.output(0).get_names())

@@ -2,16 +2,21 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from queue import Empty, Queue
+from threading import Thread
+from typing import Any, Final, TypeVar
 
 from postproc_export.errors import FileError, UnsupportedModelError
 from postproc_export.rewrite.files import publishing
+from postproc_export.rewrite.ir_safety import refuse_unsafe_ir
 from postproc_export.rewrite.openvino_attach import tail_constants
-from postproc_export.rewrite.xml_safety import refuse_unsafe_xml
 from postproc_export.runtimes.feeds import first_reason
 from postproc_export.runtimes.openvino import import_openvino, openvino_core
 
 Result = TypeVar("Result")
+
+PATIENCE: Final = 20.0  # seconds; a sound IR of 1 GiB takes 0.01
+SLOWEST: Final = 250_000  # bytes of an .xml per second, at the least
 
 
 def rewrite_openvino_file(
@@ -55,11 +60,36 @@ def read_ir(core: Any, source: Path) -> Any:
             raise FileError(
                 f"cannot read {path}", found="no such file", needed="an IR: an .xml with its .bin beside it"
             )
-    refuse_unsafe_xml(source)
+    refuse_unsafe_ir(source)
     try:
-        return core.read_model(source)
-    except RuntimeError as error:
+        return _read_in_time(core, source)
+    except (RuntimeError, ValueError, OverflowError, MemoryError) as error:  # texts that are no UTF-8 are a ValueError
         raise UnsupportedModelError(f"cannot read {source}: not an OpenVINO IR", found=first_reason(error)) from error
+
+
+def _read_in_time(core: Any, source: Path) -> Any:
+    """Read an IR in a thread of its own: OpenVINO computes shapes while it reads, and damaged ones may take forever."""
+    limit = PATIENCE + source.stat().st_size / SLOWEST
+    finished: Queue[tuple[Any, Exception | None]] = Queue()
+
+    def read() -> None:
+        try:
+            finished.put((core.read_model(source), None))
+        except Exception as error:  # whatever it is, it is raised again where it can be handled
+            finished.put((None, error))
+
+    Thread(target=read, daemon=True).start()
+    try:
+        model, error = finished.get(timeout=limit)
+    except Empty:
+        raise UnsupportedModelError(
+            f"cannot read {source}: OpenVINO did not finish reading it within {limit:.0f} s",
+            found="sizes in it that take very long to compute, as in a damaged file",
+            fix="convert or copy the model again",
+        ) from None
+    if error is not None:
+        raise error
+    return model
 
 
 def _verify(core: Any, written: Path, expected: dict[str, bytes], target: Path) -> None:

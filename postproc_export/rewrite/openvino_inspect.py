@@ -8,8 +8,8 @@ from graph_patterns.openvino.view import OpenVinoView
 from postproc_export.rewrite.detached import Found
 from postproc_export.rewrite.inspect import InspectResult, Weights
 from postproc_export.rewrite.level_reports import report_levels
-from postproc_export.rewrite.openvino_detach import find_in_openvino_model
 from postproc_export.rewrite.openvino_file import read_ir
+from postproc_export.rewrite.openvino_find import find_in_openvino_model
 from postproc_export.runtimes.openvino import openvino_core, port_info
 from postproc_export.stats import Level
 
@@ -20,9 +20,9 @@ _HEAD: Final = 4096  # bytes in which the first element of an IR stands
 def inspect_openvino_file(path: Path) -> InspectResult:
     """Inspect an IR; `inspect_model` says what and how."""
     model = read_ir(openvino_core(purpose="inspecting an OpenVINO IR"), path)
-    found = find_in_openvino_model(model, where=str(path))
-    view = OpenVinoView(model)
     outputs = tuple(port_info(port, f"output_{index}") for index, port in enumerate(model.outputs))
+    found = find_in_openvino_model(model, where=str(path))  # which may name outputs that have no name
+    view = OpenVinoView(model)
     weights = path.with_suffix(".bin")
     return InspectResult(
         path=path,

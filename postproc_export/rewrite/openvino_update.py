@@ -4,7 +4,8 @@ from typing import Any
 
 from graph_patterns.openvino.editing import set_numbers
 from postproc_export.rewrite.openvino_attach import attach_to_openvino_model
-from postproc_export.rewrite.openvino_detach import detach_from_openvino_model, find_in_openvino_model
+from postproc_export.rewrite.openvino_detach import detach_from_openvino_model
+from postproc_export.rewrite.openvino_find import find_in_openvino_model
 from postproc_export.rewrite.state import Changes
 from postproc_export.rewrite.updated import Updated
 from postproc_export.rewrite.updating import update_model

@@ -8,7 +8,7 @@ from typing import Any
 from postproc_export.boundary import Comparison
 from postproc_export.rewrite.counts import describe_counts
 from postproc_export.rewrite.detached import nearest_miss
-from postproc_export.rewrite.levels import shown
+from postproc_export.rewrite.level_report import shown
 from postproc_export.rewrite.state import Changes, State
 from postproc_export.rewrite.targets import default_target, is_onnx
 from postproc_export.rewrite.updated import Updated

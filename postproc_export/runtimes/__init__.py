@@ -55,8 +55,10 @@ def open_runner(
     source = str(model) if isinstance(model, (str, Path)) else model
     if (runtime or native) == "openvino":
         from postproc_export.runtimes.openvino import OpenVinoRunner
+        from postproc_export.runtimes.shape_checked import ShapeCheckedRunner
 
-        return OpenVinoRunner.load(source, precision=precision, threads=threads)
+        runner = OpenVinoRunner.load(source, precision=precision, threads=threads)
+        return ShapeCheckedRunner(runner, source)
     from postproc_export.runtimes.onnxruntime import OnnxRuntimeRunner
 
     return OnnxRuntimeRunner.load(source, precision=precision, optimize=optimize, threads=threads)

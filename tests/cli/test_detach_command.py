@@ -1,12 +1,16 @@
 """`postproc-export detach`: streams and exit codes."""
 
+import shutil
 from pathlib import Path
 
 import hosts
+import numpy as np
 import pytest
+from anomalib_files import FOLDER
 
 from postproc_export.cli import main
 from postproc_export.rewrite.attach import attach_postprocessing
+from postproc_export.rewrite.inspect import inspect_model
 from postproc_export.stats import CalibrationStats, LevelStats
 
 STATS = CalibrationStats(image=LevelStats(threshold=0.5, min=0.0, max=2.0))
@@ -39,3 +43,27 @@ def test_what_cannot_be_read_exits_2(name: str, tmp_path: Path, capsys: pytest.C
     assert printed.out == ""
     assert printed.err.startswith("error: ")
     assert "Traceback" not in printed.err
+
+
+@pytest.mark.parametrize("name", ["270_default_dynamo.onnx", "270_default_dynamo.xml", "262_default_legacy.xml"])
+def test_the_documented_path_from_anomalib_to_a_new_calibration(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The three commands of docs/finished_models.md, as they stand there, on Anomalib's own exports."""
+    page = (Path(__file__).parents[2] / "docs" / "finished_models.md").read_text(encoding="utf-8")
+    block = page.split("## Calibrate it again")[1].split("```sh\n")[1].split("```")[0]
+    suffix = Path(name).suffix
+    for path in FOLDER.glob(f"{Path(name).stem}.*"):
+        shutil.copy(path, tmp_path / f"model{path.suffix}")
+    scores = np.linspace(0, 9, 10, dtype=np.float32)
+    maps = scores[:, None, None, None].repeat(19, axis=3)
+    np.savez(tmp_path / "validation.npz", pred_score=scores, gt_label=scores > 6, anomaly_map=maps, gt_mask=maps > 4)
+    monkeypatch.chdir(tmp_path)
+    for line in block.strip().splitlines():
+        assert main(line.replace(".onnx", suffix).split()[1:]) == 0
+    result = inspect_model(tmp_path / f"recalibrated{suffix}")
+    image, pixel = result.levels["image"], result.levels["pixel"]
+    assert image is not None
+    assert pixel is not None
+    assert (image.threshold, pixel.threshold) == (7.0, 5.0)
+    assert [port.name for port in result.outputs] == ["pred_score", "pred_label", "anomaly_map", "pred_mask"]

@@ -78,6 +78,9 @@ def test_the_tail_passes_at_every_opset(opset: int, tmp_path: Path) -> None:
         pytest.param(False, {"stats": LARGE_RATIO}, id="centred-form"),
         pytest.param(True, {"stats": LARGE_RATIO}, id="ir-centred-form"),
         pytest.param(True, {"stats": CalibrationStats(pixel=PIXEL)}, id="pixel-level-only"),
+        pytest.param(
+            True, {"stats": CalibrationStats(pixel=LevelStats(threshold=0.5, min=0.0, max=1.0))}, id="ir-beta-zero"
+        ),
         pytest.param(False, {"stats": CalibrationStats(image=IMAGE)}, id="image-level-only"),
     ],
 )

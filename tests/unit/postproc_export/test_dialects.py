@@ -5,12 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import openvino
+import openvino.opset13 as opset
 import pytest
 from anomalib_files import EXPECTED, UNKNOWN, case_of, files, is_folded, tolerance
 
 from graph_patterns.match import Mismatch
 from graph_patterns.onnx.view import OnnxView
-from postproc_export.rewrite.anomalib_tail import find_anomalib_tail, sensitivity_of
+from postproc_export.rewrite.anomalib_reading import sensitivity_of
+from postproc_export.rewrite.anomalib_tail import find_anomalib_tail
 from postproc_export.rewrite.detach import detach_postprocessing
 from postproc_export.rewrite.inspect import inspect_model
 from postproc_export.runtimes import open_runner
@@ -119,7 +122,8 @@ def test_a_near_miss_explains_itself(old: str, new: str, reason: str) -> None:
 
 def test_a_span_of_one_is_read_where_nothing_is_divided() -> None:
     """Exporters drop a division by 1, and a conversion folds what is left to one addition."""
-    body = "a = Add(x, q) pred_score = Clip(a, z, o) pred_label = Greater(pred_score, h) q = Constant<value = float {0.25}>()"
+    constant = "q = Constant<value = float {0.25}>()"
+    body = f"{constant} a = Add(x, q) pred_score = Clip(a, z, o) pred_label = Greater(pred_score, h)"
     tail = find_anomalib_tail(chain(body), "image")
     assert not isinstance(tail, Mismatch)
     assert (tail.reading.threshold, tail.reading.span, tail.reading.certain) == (0.25, 1.0, False)
@@ -127,6 +131,16 @@ def test_a_span_of_one_is_read_where_nothing_is_divided() -> None:
     tail = find_anomalib_tail(chain(own), "image")
     assert not isinstance(tail, Mismatch)
     assert (tail.raw, tail.reading.span) == ("y", 0.25)
+
+
+def test_a_guard_that_is_not_known_is_no_raw_score() -> None:
+    """A select that no pattern explains is a near miss; only a plain score is compared as it is."""
+    body = "w = Less(x, t) pred_score = Where(w, x, y) pred_label = Greater(pred_score, h)"
+    assert "found less at 'w'" in str(find_anomalib_tail(chain(body), "image"))
+    plain = "pred_score = Relu(x) pred_label = Greater(pred_score, h)"
+    tail = find_anomalib_tail(chain(plain), "image")
+    assert not isinstance(tail, Mismatch)
+    assert (tail.outputs, tail.reading.is_normalised) == (("pred_label",), False)
 
 
 def test_a_branch_that_a_constant_switches_off_is_not_read() -> None:
@@ -159,3 +173,46 @@ def test_sensitivities_are_the_decimals_that_people_write() -> None:
         cut = float(np.float32(1) - np.float32(percent / 100))
         assert sensitivity_of(cut) == np.float32(percent / 100)
     assert sensitivity_of(4.9) is None
+
+
+def unnamed_module(*, threshold: float = 3.0, span: float = 4.0) -> openvino.Model:
+    """Return what `openvino.convert_model` makes of Anomalib's torch module: live guards, outputs without names."""
+
+    def number(value: float) -> openvino.Node:
+        return opset.constant(np.float32(value))
+
+    results, raws = [], []
+    for shape in ([-1], [-1, 1, 4, 4]):
+        raw = opset.parameter(shape, np.float32)
+        t = number(threshold)
+        t = opset.select(opset.is_nan(t), number(7.0), t)
+        r = opset.select(opset.constant(np.bool_(False)), number(1.0), number(span))
+        unit = opset.clamp(opset.add(opset.divide(opset.subtract(raw, t), r), number(0.5)), 0.0, 1.0)
+        step = opset.select(opset.less(raw, t), number(0.0), number(0.5))
+        step = opset.select(opset.greater(raw, t), number(1.0), step)
+        guarded = opset.select(opset.constant(np.bool_(False)), step, unit)
+        limits = [opset.bitwise_not(opset.is_nan(number(limit))) for limit in (1.0, 1.0 + span)]
+        score = opset.select(opset.bitwise_and(*limits), guarded, raw)
+        results += [opset.result(score), opset.result(opset.greater(score, number(0.25)))]
+        raws.append(raw)
+    return openvino.Model(results, raws, "module")
+
+
+def test_a_converted_torch_module_has_outputs_without_names(tmp_path: Path) -> None:
+    """They are taken in Anomalib's order, and detaching names what is left."""
+    openvino.save_model(unnamed_module(), tmp_path / "m.xml", compress_to_fp16=False)
+    report = inspect_model(tmp_path / "m.xml")
+    assert not any(port.name.startswith("pred") for port in report.outputs)
+    for level in LEVELS:
+        found = report.levels[level]
+        assert found is not None
+        assert (found.tail, found.threshold, found.span, found.sensitivity, found.certain) == (
+            "anomalib",
+            3.0,
+            4.0,
+            0.75,
+            True,
+        )
+    assert detach_postprocessing(tmp_path / "m.xml", output=tmp_path / "raw.xml")
+    raw = openvino.Core().read_model(tmp_path / "raw.xml")
+    assert [sorted(port.get_names()) for port in raw.outputs] == [["pred_score"], ["anomaly_map"]]

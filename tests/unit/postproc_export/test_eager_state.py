@@ -153,6 +153,16 @@ def test_assigning_moves_the_boundary(name: str, value: Any, raw: float, expecte
     assert module(torch.tensor([raw])).pred_label.item() is expected
 
 
+def test_assigning_moves_the_boundary_after_loading_too() -> None:
+    """A module that was loaded, or refused a state, follows assignments like any other."""
+    module = PostProcessor(BOTH)
+    module.load_state_dict(module.state_dict())
+    with pytest.raises(MetadataError):
+        module.load_state_dict({**module.state_dict(), "image_min": torch.tensor(9.0)})
+    module.image_threshold = 0.5
+    assert module(torch.tensor([0.5])).pred_label.tolist() == [True]
+
+
 def test_assigning_none_takes_a_threshold_away() -> None:
     """A level without threshold is not calibrated any more; its range stays."""
     module = PostProcessor(BOTH)
@@ -187,7 +197,9 @@ def test_other_attributes_are_plain() -> None:
     module.note = "mine"
     module.blur = torch.nn.Linear(1, 1)
     assert module.note == "mine"
-    assert module.half().blur.weight.dtype == torch.float16
+    module.register_buffer("kernel", torch.ones(3))
+    assert {module.half().blur.weight.dtype, module.kernel.dtype} == {torch.float16}
+    assert module.image_threshold.dtype == torch.float32
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Inspecting: what a file is, what it decides, what is certain, and how a near miss explains itself."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from graph_patterns.errors import ModelFileError
 from postproc_export.errors import UsageError
 from postproc_export.rewrite.attach import attach_postprocessing
 from postproc_export.rewrite.inspect import InspectResult, inspect_model
-from postproc_export.rewrite.levels import LevelReport
+from postproc_export.rewrite.level_report import LevelReport
 from postproc_export.stats import CalibrationStats, LevelStats
 
 IMAGE = LevelStats(threshold=0.5, min=0.0, max=2.0)
@@ -182,7 +181,7 @@ def test_external_data_outside_the_folder_is_refused(location: str, tmp_path: Pa
     """By its text or by a link."""
     (tmp_path / "in").mkdir()
     (tmp_path / "w.data").write_bytes(bytes(64))
-    os.symlink(tmp_path / "w.data", tmp_path / "in" / "link.data")
+    (tmp_path / "in" / "link.data").symlink_to(tmp_path / "w.data")
     model = hosts.score_and_map()
     tensor = model.graph.initializer[0]
     tensor.ClearField("float_data")

@@ -1,0 +1,147 @@
+"""What the outputs of a whole file are compared with: values tapped in it, the raw file apart, itself at float32."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+from postproc_export.parity.attached_model import TAPS
+from postproc_export.parity.compare import compare_scores
+from postproc_export.parity.configuration import Configuration
+from postproc_export.parity.difference import ScoreDifference
+from postproc_export.parity.raw_file import RawFile, named_output
+from postproc_export.parity.real_inputs import RealBatch
+from postproc_export.parity.reference import Reference
+from postproc_export.parity.report import Check
+from postproc_export.parity.tail_cases import RawFeeds
+from postproc_export.parity.tally import Tally, details_of
+from postproc_export.parity.tolerance import EXACT, TOLERANCES, Tolerance
+from postproc_export.runtimes import PortInfo, Runner, as_float32
+from postproc_export.stats import Level
+
+
+class Stage:
+    """One thing that the outputs of one configuration are compared with."""
+
+    name: ClassVar[str]
+
+    def __init__(self, reference: Reference, way: Configuration) -> None:
+        self._reference = reference
+        self._tally = Tally(reference.attached, way)
+
+    @property
+    def missed(self) -> int:
+        """How many labels and scores were missed so far."""
+        return self._tally.missed
+
+    def ran_on(self, runner: Runner) -> None:
+        """Record what gave the outputs that are compared."""
+        self._tally.ran_on(runner)
+
+    def add(self, batch: RealBatch, outputs: Mapping[str, Any]) -> None:
+        """Compare one batch: what was fed, and what the attached file gave."""
+        raise NotImplementedError
+
+    def checks(self) -> Iterator[Check]:
+        """Yield what was found."""
+        raise NotImplementedError
+
+
+class Tapped(Stage):
+    """The reference on the raw value tapped in the same compiled model: nothing may differ but rounding."""
+
+    name = "whole/tapped"
+
+    def __init__(self, reference: Reference, way: Configuration, tapped: Runner) -> None:
+        super().__init__(reference, way)
+        self._runner = tapped
+
+    def add(self, batch: RealBatch, outputs: Mapping[str, Any]) -> None:
+        """Compare what came out beside the taps."""
+        together = batch.run(self._runner)
+        raw = _tapped_values(together, self._runner)
+        self._tally.add(self._reference.outputs(raw), together, raw, self._reference)
+
+    def checks(self) -> Iterator[Check]:
+        """Yield one check per output."""
+        return self._tally.checks(self.name)
+
+
+class Apart(Stage):
+    """The reference on the raw file's own outputs: exact in ONNX Runtime, in OpenVINO within another compilation."""
+
+    name = "whole/raw"
+
+    def __init__(
+        self, reference: Reference, way: Configuration, apart: Runner, raw_file: RawFile, *, max_flips: int
+    ) -> None:
+        super().__init__(reference, way)
+        self._runner = apart
+        self._raw_file = raw_file
+        self._tally.moved = way.runtime == "openvino"
+        self._tally.max_flips = max_flips
+        self._others: dict[str, ScoreDifference] = {}
+
+    def add(self, batch: RealBatch, outputs: Mapping[str, Any]) -> None:
+        """Run the raw file, too; outputs of no level that is post-processed are compared as they are."""
+        apart = batch.run(self._runner)
+        raw = self._raw_file.levels(apart, self._runner)
+        self._tally.add(self._reference.outputs(raw), outputs, raw, self._reference)
+        for port in self._raw_file.others(self._runner):
+            level = next((level for level, values in raw.items() if values is apart[port.name]), None)
+            found = compare_scores(
+                apart[port.name],
+                self._counterpart(port, outputs),
+                tolerance=self._allowed(level),
+                nan="same",
+                dtype=port.dtype,
+            )
+            self._others[port.name] = self._others[port.name].merge(found) if port.name in self._others else found
+
+    def checks(self) -> Iterator[Check]:
+        """Yield one check per output, the untouched ones last."""
+        yield from self._tally.checks(self.name)
+        way = self._tally.configuration
+        for name, difference in self._others.items():
+            yield Check(
+                name=f"whole/raw/{name}/{way.label}",
+                passed=bool(difference) or way.runtime == "openvino",
+                judged=way.runtime == "onnxruntime",
+                message=difference.describe(),
+                brief=difference.brief(),
+                way=way.label,
+                runtime=self._tally.runtime,
+                precision=self._tally.precision,
+                details=details_of(difference),
+            )
+
+    def _counterpart(self, port: PortInfo, outputs: Mapping[str, Any]) -> Any:
+        """Return the attached file's output of one of the names that the raw file's output has."""
+        found = (outputs.get(name) for name in (port.name, *port.aliases))
+        return next((values for values in found if values is not None), None)
+
+    def _allowed(self, level: Level | None) -> Tolerance:
+        stats = None if level is None else self._reference.attached.tail.stats.level(level)
+        return TOLERANCES["recompiled"](stats) if self._tally.moved and stats is not None else EXACT
+
+
+class Default(Stage):
+    """The same file at float32: what the machine's default precision does to the decisions. Shown, not judged."""
+
+    name = "whole/float32"
+
+    def __init__(self, reference: Reference, way: Configuration, exact: Runner, exact_tapped: Runner) -> None:
+        super().__init__(reference, way)
+        self._exact, self._exact_tapped = exact, exact_tapped
+
+    def add(self, batch: RealBatch, outputs: Mapping[str, Any]) -> None:
+        """Run the file at float32, too; distances are those of the raw value there."""
+        raw = _tapped_values(batch.run(self._exact_tapped), self._exact_tapped)
+        self._tally.add(batch.run(self._exact), outputs, raw, self._reference)
+
+    def checks(self) -> Iterator[Check]:
+        """Yield one check per output."""
+        return self._tally.checks(self.name)
+
+
+def _tapped_values(outputs: Mapping[str, Any], runner: Runner) -> RawFeeds:
+    found = {level: named_output(name, outputs, runner) for level, name in TAPS.items()}
+    return {level: as_float32(values) for level, values in found.items() if values is not None}
