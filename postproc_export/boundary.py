@@ -147,7 +147,7 @@ def error_bound(level: LevelStats, form: Form) -> float:
 def choose_form(level: LevelStats) -> Form:
     """Return the one-operator form, unless its error bound exceeds 1e-5 (|threshold| / span above about 54).
 
-    Also not where beta would be 0: OpenVINO's CPU plugin (2026.4.1) computes a HardSigmoid of beta 0 as one of beta 0.5.
+    Nor where beta would be 0: OpenVINO's CPU plugin (2026.4.1) computes a HardSigmoid of beta 0 as one of 0.5.
     """
     if unit_constants(level, "fused").beta == 0.0:
         return "centred"
