@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import typer
 
 from postproc_export.cli.image_options import (
+    PREPROCESSING,
     BatchSizeOption,
     ChannelOrderChoice,
     ChannelOrderOption,
@@ -25,6 +26,7 @@ from postproc_export.cli.image_options import (
     ScaleOption,
     StdOption,
     WorkersOption,
+    given_options,
     parse_preprocessing,
 )
 
@@ -33,6 +35,18 @@ if TYPE_CHECKING:
     from postproc_export.stats import CalibrationStats
 
 _MODEL_SUFFIXES: Final = (".onnx", ".xml")
+_OF_MODELS: Final = (
+    *PREPROCESSING,
+    "batch_size",
+    "workers",
+    "image_output",
+    "pixel_output",
+    "image_only",
+    "runtime",
+    "precision",
+    "threads",
+    "spool_dir",
+)
 
 
 class NonfiniteChoice(StrEnum):
@@ -43,6 +57,7 @@ class NonfiniteChoice(StrEnum):
 
 
 def calibrate(
+    context: typer.Context,
     source: Annotated[
         list[Path],
         typer.Argument(help="Raw validation outputs (.npz files or folders of them), or a raw model with --images."),
@@ -97,6 +112,7 @@ def calibrate(
     from postproc_export.cli.console import stderr, stdout, warnings_to_stderr
 
     model = _model_among(source, images)
+    _refuse_unused(context, model)
     _check_target(output)
     options = CalibrationOptions(image_policy, pixel_policy, nonfinite.value, compare, spool_dir)
     with warnings_to_stderr():
@@ -189,6 +205,18 @@ def _model_among(source: list[Path], images: Path | None) -> Path | None:
     if images is not None and not models:
         raise UsageError("--images without a model", found=str(source[0]), needed="an .onnx or .xml file")
     return models[0] if models else None
+
+
+def _refuse_unused(context: typer.Context, model: Path | None) -> None:
+    from postproc_export.errors import UsageError
+
+    unused = given_options(context, _OF_MODELS)
+    if unused and model is None:
+        raise UsageError(
+            f"{unused[0]} is for a model that is run on images",
+            found="raw outputs in files",
+            fix="leave it out, or give a model with --images",
+        )
 
 
 def _check_target(output: Path) -> None:

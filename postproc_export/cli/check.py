@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from postproc_export.cli.image_options import (
     PANEL,
+    PREPROCESSING,
     ChannelOrderChoice,
     ChannelOrderOption,
     ImageSizeOption,
@@ -19,13 +20,12 @@ from postproc_export.cli.image_options import (
     MeanOption,
     ScaleOption,
     StdOption,
+    given_options,
     parse_preprocessing,
 )
 
 if TYPE_CHECKING:
     from postproc_export.parity import ParityReport
-
-_PREPROCESSING: Final = ("image_size", "scale", "mean", "std", "channel_order", "layout", "interpolation")
 
 
 def check(
@@ -75,11 +75,15 @@ def check(
     Example: postproc-export check model.post.onnx --raw model.onnx --images bottle/test
     """
     from postproc_export.cli.console import progress
+    from postproc_export.errors import UsageError
     from postproc_export.parity import check_parity
     from postproc_export.parity.inputs import SEED
 
     preprocessing = None
-    if any(_was_given(context, name) for name in _PREPROCESSING):
+    given = given_options(context, PREPROCESSING)
+    if given and images is None:
+        raise UsageError(f"{given[0]} without images", fix="leave it out, or give --images")
+    if given:
         preprocessing = parse_preprocessing(
             size=image_size,
             scale=scale,
@@ -135,8 +139,3 @@ def _show(report: ParityReport) -> None:
     console.print(report.table())
     for line in report.remarks():
         console.print(line, markup=False)
-
-
-def _was_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from postproc_export.images import Preprocessing
 
 PANEL = "Images"
+PREPROCESSING: Final = ("image_size", "scale", "mean", "std", "channel_order", "layout", "interpolation")
 
 
 class ChannelOrderChoice(StrEnum):
@@ -125,6 +127,16 @@ def parse_preprocessing(
         layout=layout,
         interpolation=interpolation,
     )
+
+
+def given_options(context: typer.Context, names: Iterable[str]) -> list[str]:
+    """Return those of the parameters that stand on the command line, as options."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return [
+        f"--{name.replace('_', '-')}"
+        for name, source in sources.items()
+        if source is not None and source.name == "COMMANDLINE"
+    ]
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -55,10 +55,8 @@ def open_runner(
     source = str(model) if isinstance(model, (str, Path)) else model
     if (runtime or native) == "openvino":
         from postproc_export.runtimes.openvino import OpenVinoRunner
-        from postproc_export.runtimes.shape_checked import ShapeCheckedRunner
 
-        runner = OpenVinoRunner.load(source, precision=precision, threads=threads)
-        return ShapeCheckedRunner(runner, source)
+        return OpenVinoRunner.load(source, precision=precision, threads=threads)
     from postproc_export.runtimes.onnxruntime import OnnxRuntimeRunner
 
     return OnnxRuntimeRunner.load(source, precision=precision, optimize=optimize, threads=threads)

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -75,8 +75,10 @@ class OpenVinoRunner:
     inference_precision: str
     inputs: tuple[PortInfo, ...]
     outputs: tuple[PortInfo, ...]
+    _model: Any
     _request: Any
     _openvino: ModuleType
+    _problems: dict[tuple[tuple[int, ...], ...], RuntimeError | None] = field(default_factory=dict)
     name: str = "openvino-cpu"
 
     @classmethod
@@ -98,6 +100,7 @@ class OpenVinoRunner:
             inference_precision=_dtype(compiled.get_property("INFERENCE_PRECISION_HINT")),
             inputs=tuple(port_info(port, f"input_{index}") for index, port in enumerate(compiled.inputs)),
             outputs=tuple(port_info(port, f"output_{index}") for index, port in enumerate(compiled.outputs)),
+            _model=parsed,
             _request=request,
             _openvino=openvino,
         )
@@ -105,6 +108,9 @@ class OpenVinoRunner:
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model once, as `Runner` says."""
         arrays = checked_feeds(feeds, self.inputs)
+        problem = self._shape_problem(tuple(arrays[port.name].shape for port in self.inputs))
+        if problem is not None:
+            raise cannot_run(self.label, "OpenVINO", problem, arrays) from problem
         # The request holds no reference to the arrays, so they stay in this frame until it is done.
         tensors = [self._tensor(arrays[port.name]) for port in self.inputs]
         try:
@@ -114,6 +120,19 @@ class OpenVinoRunner:
         except RuntimeError as error:
             raise cannot_run(self.label, "OpenVINO", error, arrays) from error
         return {port.name: self._array(index, port) for index, port in enumerate(self.outputs)}
+
+    def _shape_problem(self, shapes: tuple[tuple[int, ...], ...]) -> RuntimeError | None:
+        # The plugin does not compare sizes at run time: a Reshape to a fixed shape that does not fit its input reads
+        # and writes beyond its buffers, which gives random numbers or ends the process. Shape inference does compare
+        # them. Exports whose batch axis is declared dynamic and is not are common.
+        if shapes not in self._problems:
+            graph = self._model.clone()
+            try:
+                graph.reshape({index: list(shape) for index, shape in enumerate(shapes)})
+                self._problems[shapes] = None
+            except RuntimeError as error:
+                self._problems[shapes] = error.with_traceback(None)
+        return self._problems[shapes]
 
     def _tensor(self, array: Array) -> Any:
         contiguous = np.require(array, requirements=["C", "W"])

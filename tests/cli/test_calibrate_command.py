@@ -173,3 +173,18 @@ def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["calibrate", "--help"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "postproc-export calibrate model.onnx --images" in out
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--image-size", "96"), ("--batch-size", "2"), ("--runtime", "openvino"), ("--mean", "0.5")]
+)
+def test_options_for_images_are_refused_where_there_are_none(
+    option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An option that would decide nothing is an error, not a silence."""
+    np.savez(tmp_path / "raw.npz", pred_score=np.float32([1, 2, 3]), gt_label=[0, 0, 1])
+    arguments = ["calibrate", str(tmp_path / "raw.npz"), "-o", str(tmp_path / "s.json")]
+    assert main([*arguments, option, value]) == 2
+    assert f"{option} is for a model" in capsys.readouterr().err
+    assert not (tmp_path / "s.json").exists()
+    assert main(arguments) == 0

@@ -142,3 +142,9 @@ def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     """`check --help` exits 0 and holds a command to copy."""
     assert main(["check", "--help"]) == 0
     assert "postproc-export check model.post.onnx --raw model.onnx" in " ".join(capsys.readouterr().out.split())
+
+
+def test_options_for_images_are_refused_where_there_are_none(capsys: pytest.CaptureFixture[str]) -> None:
+    """An option that would decide nothing is an error, not a silence."""
+    assert main(["check", "attached.onnx", "--mean", "0.5"]) == 2
+    assert "--mean without images" in capsys.readouterr().err
