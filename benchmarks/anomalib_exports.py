@@ -38,13 +38,14 @@ def statistics(folder: Path) -> CalibrationStats:
     return CalibrationStats(image=levels.get("image"), pixel=levels.get("pixel"))
 
 
-def outputs(path: Path, images: Any) -> dict[str, Any]:
-    """Run a file in its own runtime at float32, in batches of the size that it declares."""
+def outputs(path: Any, images: Any) -> dict[str, Any]:
+    """Run a file in its own runtime at float32, in batches of the size that it declares; outputs by all their names."""
     runner = open_runner(path)
     (port,) = runner.inputs
     size = port.size(0) or len(images)
     runs = [runner.run({port.name: images[start : start + size]}) for start in range(0, len(images), size)]
-    return {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
+    whole = {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
+    return {name: whole[port.name] for port in runner.outputs for name in (port.name, *port.aliases)}
 
 
 def compared(folder: Path, raw: str, comparison: Comparison) -> dict[str, object]:

@@ -21,7 +21,8 @@ from graph_patterns.openvino.lowering import emit as emit_openvino
 from postproc_export.rewrite.outputs import Selection
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import CalibrationStats, LevelStats
-from postproc_export.tail import TailOptions, build_tail
+from postproc_export.tail import build_tail
+from postproc_export.tail_options import TailOptions
 
 SHAPES = ((8, 1, 512, 512), (4, 1, 2048, 2048))
 ROUNDS = 41

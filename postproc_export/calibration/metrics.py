@@ -40,7 +40,7 @@ def auroc(table: Table) -> dict[str, float] | None:
     Notes
     -----
     Pairs in different bins are decided. A pair within a bin of one value is a tie; within a wider bin it may go either
-    way. Products are Python integers: int64 overflows at 10^12 values.
+    way. Products are Python integers where int64 could overflow, as it does at 10^12 values.
     """
     pairs = table.n_normal * table.n_anomalous
     if not pairs:
@@ -55,6 +55,8 @@ def auroc(table: Table) -> dict[str, float] | None:
 
 
 def _dot(left: NDArray[np.int64], right: NDArray[np.int64]) -> int:
+    if int(left.sum()) * int(right.max(initial=0)) < 1 << 63:
+        return int(left @ right)
     used = np.flatnonzero((left > 0) & (right > 0))
     return sum(one * other for one, other in zip(left[used].tolist(), right[used].tolist(), strict=True))
 
