@@ -25,6 +25,7 @@ from postproc_export.calibration.table import Table
 COARSE_WIDTH: Final = 16
 _WAITING: Final = 1 << 17
 _PARTS: Final = 256
+_DENSE: Final = 0.2  # share of all values from which on a run of bins is not picked out first
 _FLUSH: Final = 1 << 20  # cells are gathered up to this many before they are counted at once
 
 
@@ -135,12 +136,20 @@ def split_bins(chunks: Iterable[Chunk], table: Table, chosen: Indices, *, bits: 
         The non-empty finer bins only.
     """
     locator, width = Locator(table, chosen), int(table.widths[chosen[0]])
-    cells, anomalous_cells = (_Cells(locator.starts.size << bits) for _ in range(2))
+    held = int(table.normal[chosen].sum() + table.anomalous[chosen].sum())
+    is_dense = locator.is_run and held > (table.n_normal + table.n_anomalous) * _DENSE
+    size = locator.starts.size << bits
+    cells, anomalous_cells = (_Cells(size + 1) for _ in range(2))
     for chunk in chunks:
+        if is_dense:  # counting the others, too, costs less than leaving them out
+            cells.add(locator.clipped_cells(chunk.values, bits=bits))
+            if chunk.truth is not None:
+                anomalous_cells.add(locator.clipped_cells(pick(chunk.values, chunk.truth), bits=bits))
+            continue
         keys, anomalous_keys = locator.select(chunk)
         cells.add(locator.cells(keys, bits=bits))
         anomalous_cells.add(locator.cells(anomalous_keys, bits=bits))
-    everything, anomalous = cells.counts(), anomalous_cells.counts()
+    everything, anomalous = cells.counts()[:size], anomalous_cells.counts()[:size]
     used = np.flatnonzero(everything)
     within = (used & ((1 << bits) - 1)).astype(np.uint32) << np.uint32(width - bits)
     return Table(

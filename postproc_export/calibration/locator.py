@@ -99,6 +99,18 @@ class Locator:
         slots: NDArray[np.int32] = self._slots[self._pages[keys >> np.uint32(16)], self._cell_in_page(keys)]
         return slots
 
+    @property
+    def is_run(self) -> bool:
+        """Whether `clipped_cells` can tell: the bins follow each other."""
+        return self._is_run
+
+    def clipped_cells(self, values: Floats, *, bits: int) -> Keys:
+        """Return the cell of each value, selected or not, of a run of bins; the cell after the last one for others."""
+        keys = ordered_keys(merge_zeros(values))
+        keys -= np.uint32(self._first)  # what lies below wraps around to far above
+        keys >>= np.uint32(self._width - bits)
+        return np.minimum(keys, np.uint32(self.starts.size << bits), out=keys)
+
     def cells(self, keys: Keys, *, bits: int) -> NDArray[np.integer[Any]]:
         """Return the cell of each selected key, each bin of `starts` divided into 2^bits."""
         shift = np.uint32(self._width - bits)
