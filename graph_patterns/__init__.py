@@ -10,7 +10,7 @@ from graph_patterns.errors import (
     SharedValueError,
     UnsupportedOpsetError,
 )
-from graph_patterns.expr import Call, Const, Expr, Input, Scalar, bind, call, substitute
+from graph_patterns.expr import Call, Const, Expr, Input, Ints, Scalar, bind, call, substitute
 from graph_patterns.graph import GraphView, NodeView, Number
 from graph_patterns.match import Match, Mismatch, find
 from graph_patterns.pattern import Pattern
@@ -23,6 +23,7 @@ __all__ = [
     "GraphPatternError",
     "GraphView",
     "Input",
+    "Ints",
     "Match",
     "Mismatch",
     "ModelFileError",

@@ -12,12 +12,18 @@ from graph_patterns.expr import (
     Const,
     Expr,
     Input,
+    Ints,
     Scalar,
     add,
+    concat,
+    expand,
+    greater,
     hard_sigmoid,
     is_nan,
     less,
     logical_not,
+    logical_or,
+    mul,
     reduce_l1,
     reduce_max,
     reduce_sum,
@@ -25,6 +31,8 @@ from graph_patterns.expr import (
     select,
     shape_of,
     sub,
+    transpose,
+    unsqueeze,
 )
 from graph_patterns.pattern import Pattern
 
@@ -39,9 +47,23 @@ def centred_unit_score(values: Expr) -> Call:
     return hard_sigmoid(sub(values, Scalar("offset")), alpha=Scalar("alpha"), beta=Const(0.5, "beta"))
 
 
-def at_least(values: Expr) -> Call:
-    """not (values < boundary): `>=` for numbers, true for NaN."""
-    return logical_not(less(values, Scalar("boundary")))
+def at_least(values: Expr, boundary: Expr | None = None) -> Call:
+    """not (values < boundary): `>=` for numbers, true for NaN; without another boundary it is a number."""
+    return logical_not(less(values, Scalar("boundary") if boundary is None else boundary))
+
+
+def adjusted_boundary(sensitivity: Expr) -> Call:
+    """threshold + (0.5 - a) span with a the sensitivity clamped to [0, 1]; -inf from 1 on, and for NaN.
+
+    Where a is the one that was attached, the boundary is the exact constant. Selections in place of a clamp: what that
+    makes of a NaN depends on the runtime, and converters write it in other ways.
+    """
+    zero = Const(0.0, "zero")
+    at_least_zero = select(less(sensitivity, zero), zero, sensitivity)
+    computed = add(Scalar("threshold"), mul(sub(Const(0.5, "half"), at_least_zero), Scalar("span")))
+    is_another = logical_or(less(at_least_zero, Scalar("attached")), greater(at_least_zero, Scalar("attached")))
+    below_one = select(is_another, computed, Scalar("boundary"))
+    return select(less(sensitivity, Const(1.0, "one")), below_one, Const(-math.inf, "everything"))
 
 
 def map_max(maps: Expr, *, rank: int) -> Call:
@@ -70,6 +92,24 @@ def nan_guard_arithmetic(values: Expr, maps: Expr, *, rank: int) -> Call:
     return add(values, reshape(sub(total, total), shape_of(values)))
 
 
+def packed(*, maps: Expr, score: Expr, label: Expr, mask: Expr, rank: int, shape: Expr | None = None) -> Call:
+    """One tensor [N, H, W, 4]: the map, the score and the label of its image at every place, the mask.
+
+    The planes lie one behind the other first: runtimes transpose faster than they interleave.
+    """
+    maps, mask = (value if rank == 4 else unsqueeze(value, axes=(1,)) for value in (maps, mask))
+    of_image = Ints((-1, 1, 1, 1))
+    pair = concat(reshape(score, of_image), reshape(label, of_image), axis=1)
+    planes = concat(maps, expand(pair, shape_of(maps) if shape is None else shape), mask, axis=1)
+    return transpose(planes, perm=(0, 2, 3, 1))
+
+
+def _packed(rank: int, *, shape: Expr | None = None) -> Call:
+    return packed(
+        maps=Input("maps"), score=Input("score"), label=Input("label"), mask=Input("mask"), rank=rank, shape=shape
+    )
+
+
 def _folded_guards() -> Iterator[Call]:
     """Yield what other tools make of the guard: a static shape becomes a constant, a reshape to the same shape goes."""
     values, maps = Input("values"), Input("maps")
@@ -91,6 +131,13 @@ UNIT_SCORE: Final = Pattern(
 )
 
 AT_LEAST: Final = Pattern(name="at_least", body=at_least(Input("values")), source=f"{_SOURCE} section 4")
+
+ADJUSTED_AT_LEAST: Final = Pattern(
+    name="adjusted_at_least",
+    body=at_least(Input("values"), adjusted_boundary(Input("adjusted"))),
+    spellings=(at_least(Input("values"), Input("adjusted")),),
+    source=f"{_SOURCE} section 4",
+)
 
 MAP_MAX: Final = Pattern(
     name="map_max",
@@ -114,4 +161,11 @@ NAN_GUARD: Final = Pattern(
     body=EMITTED_GUARDS[0],
     spellings=(*EMITTED_GUARDS[1:], *_folded_guards()),
     source=f"{_SOURCE} section 5",
+)
+
+PACKED: Final = Pattern(
+    name="packed",
+    body=_packed(4),
+    spellings=(_packed(3), _packed(4, shape=Input("shape")), _packed(3, shape=Input("shape"))),
+    source=f"{_SOURCE} section 8",
 )

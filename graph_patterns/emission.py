@@ -1,6 +1,13 @@
-"""What the emission of expressions has in common in every format: names."""
+"""What the emission of expressions has in common in every format: names, and whose value is whose."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+from graph_patterns.expr import Expr
+
+
+def owners(outputs: Mapping[str, Expr]) -> dict[Expr, str]:
+    """Return the output that bears the value of each expression; of several with the same one the first."""
+    return {expr: name for name, expr in reversed(list(outputs.items()))}
 
 
 class Names:

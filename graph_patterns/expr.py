@@ -37,6 +37,23 @@ class Const:
 
 
 @dataclass(frozen=True, slots=True)
+class Ints:
+    """A fixed vector of integers, such as a shape; `name` is what the emitted constant is called."""
+
+    values: tuple[int, ...]
+    name: str = "shape"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A fixed float32 tensor, such as the weights of a filter; `content` is its little-endian bytes."""
+
+    content: bytes
+    shape: tuple[int, ...]
+    name: str = "table"
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """One canonical operator applied to expressions; `params` are its fixed settings, sorted by name."""
 
@@ -49,7 +66,7 @@ class Call:
         return dict(self.params)[name]
 
 
-Expr: TypeAlias = Input | Scalar | Const | Call
+Expr: TypeAlias = Input | Scalar | Const | Ints | Table | Call
 
 
 def call(op: str, *args: Expr, **params: Param) -> Call:
@@ -172,6 +189,26 @@ def shape_of(value: Expr) -> Call:
 def reshape(value: Expr, shape: Expr) -> Call:
     """The same elements in another shape."""
     return call("reshape", value, shape)
+
+
+def concat(*values: Expr, axis: int) -> Call:
+    """Values one behind the other along an axis."""
+    return call("concat", *values, axis=axis)
+
+
+def transpose(value: Expr, *, perm: tuple[int, ...]) -> Call:
+    """The axes in another order: axis `i` of the result is axis ``perm[i]``."""
+    return call("transpose", value, perm=perm)
+
+
+def unsqueeze(value: Expr, *, axes: tuple[int, ...]) -> Call:
+    """Axes of size 1 put in; they count in the result."""
+    return call("unsqueeze", value, axes=axes)
+
+
+def expand(value: Expr, shape: Expr) -> Call:
+    """The value broadcast against a shape, in both directions."""
+    return call("expand", value, shape)
 
 
 def identity(value: Expr) -> Call:

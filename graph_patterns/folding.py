@@ -55,6 +55,15 @@ class Folded:
         """Return the number that a value is, whatever constants it is computed from; None where it depends on more."""
         return self._folded(value, DEEPEST)
 
+    def default(self, value: Value) -> float | None:
+        """Return the number of a constant, or what an input is where nobody gives another."""
+        number = self.number(value)
+        return self._view.default(value) if number is None else number
+
+    def integers(self, value: Value) -> tuple[int, ...] | None:
+        """Return the numbers of a constant vector of integers; these are not computed."""
+        return self._view.integers(value)
+
     def describe(self, value: Value) -> str:
         """Return how the graph names a value."""
         return self._view.describe(value)

@@ -50,5 +50,11 @@ class GraphView(Protocol):
     def number(self, value: Value) -> float | None:
         """Return the number that a constant of one element holds; None for everything else."""
 
+    def default(self, value: Value) -> float | None:
+        """Return the number of a constant, or what an input is where nobody gives another; None for everything else."""
+
+    def integers(self, value: Value) -> tuple[int, ...] | None:
+        """Return the numbers of a constant vector of integers; None for everything else."""
+
     def describe(self, value: Value) -> str:
         """Return how the graph names a value, for messages."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from graph_patterns.expr import COMMUTATIVE, Call, Const, Expr, Input, Scalar
+from graph_patterns.expr import COMMUTATIVE, Call, Const, Expr, Input, Ints, Scalar, Table
 from graph_patterns.graph import GraphView, NodeView, Number, Value
 from graph_patterns.pattern import Pattern
 
@@ -119,6 +119,14 @@ def _fit(expr: Expr, graph: GraphView, at: Value | Number, bound: _Bindings) -> 
             if number is None or not _equal(number, value):
                 return _miss(f"expected the constant {value}, found {_shown(graph, at)}", graph, at, bound)
             return None
+        case Ints(values):
+            found = None if isinstance(at, Number) else graph.integers(at)
+            if found != values:
+                shown = _shown(graph, at) if found is None else str(list(found))
+                return _miss(f"expected the constant {list(values)}, found {shown}", graph, at, bound)
+            return None
+        case Table(name=name):
+            return _miss(f"the table {name!r} is emitted and not matched", graph, at, bound)
         case Call():
             return _fit_call(expr, graph, at, bound)
 

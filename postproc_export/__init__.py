@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 from postproc_export.version import __version__
 
 if TYPE_CHECKING:
+    from postproc_export.boundary import decision_boundary
     from postproc_export.calibration import Calibrator, calibrate
     from postproc_export.eager import PostProcessor
     from postproc_export.errors import PostprocError
+    from postproc_export.export import export_model
+    from postproc_export.integrations.in_memory import attach_to_onnx, attach_to_openvino
     from postproc_export.parity import check_parity
     from postproc_export.rewrite.attach import attach_postprocessing
     from postproc_export.rewrite.detach import detach_postprocessing
@@ -26,9 +29,13 @@ _HOMES: Final = {
     "PostProcessor": "postproc_export.eager",
     "PostprocError": "postproc_export.errors",
     "attach_postprocessing": "postproc_export.rewrite.attach",
+    "attach_to_onnx": "postproc_export.integrations.in_memory",
+    "attach_to_openvino": "postproc_export.integrations.in_memory",
     "calibrate": "postproc_export.calibration",
     "check_parity": "postproc_export.parity",
+    "decision_boundary": "postproc_export.boundary",
     "detach_postprocessing": "postproc_export.rewrite.detach",
+    "export_model": "postproc_export.export",
     "inspect_model": "postproc_export.rewrite.inspect",
     "update_postprocessing": "postproc_export.rewrite.update",
 }
@@ -41,9 +48,13 @@ __all__ = [
     "PostprocError",
     "__version__",
     "attach_postprocessing",
+    "attach_to_onnx",
+    "attach_to_openvino",
     "calibrate",
     "check_parity",
+    "decision_boundary",
     "detach_postprocessing",
+    "export_model",
     "inspect_model",
     "update_postprocessing",
 ]

@@ -1,93 +1,25 @@
 """From statistics and options to the expressions of a tail: the same for every format.
 
-A tail reads the raw values ``raw_score`` and ``raw_map`` of the host and gives up to four outputs.
+A tail reads the raw values ``raw_score`` and ``raw_map`` of the host and gives up to four outputs, or one that holds
+all four.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 from graph_patterns import catalog
-from graph_patterns.expr import Expr, Input, bind, cast
-from postproc_export.boundary import (
-    Comparison,
-    check_comparison,
-    check_sensitivity,
-    choose_form,
-    decision_boundary,
-    unit_constants,
-)
+from postproc_export.adjusting import AdjustableInput, adjustable_inputs
 from postproc_export.errors import UsageError
+from postproc_export.packing import PACKED_OUTPUT, PARTS, packed_shape, refuse_unpackable
 from postproc_export.rewrite.outputs import Selection
-from postproc_export.runtimes.protocol import Axis, PortInfo
-from postproc_export.stats import CalibrationStats, Level, LevelStats
+from postproc_export.runtimes.protocol import PortInfo
+from postproc_export.stats import LEVELS, CalibrationStats, Level
+from postproc_export.tail_options import LabelDtype, TailOptions
+from postproc_export.tail_steps import RAW_INPUTS, NanTest, Steps, TailOutput
 
-LabelDtype: TypeAlias = Literal["bool", "uint8", "float32"]
-NanTest: TypeAlias = Literal["sum", "l1", "arithmetic"]
-
-LABEL_DTYPES: Final[tuple[LabelDtype, ...]] = ("bool", "uint8", "float32")
 OUTPUT_NAMES: Final = ("pred_score", "pred_label", "anomaly_map", "pred_mask")
 PREFIX: Final = "postproc/"
-RAW_INPUTS: Final[Mapping[Level, str]] = {"image": "raw_score", "pixel": "raw_map"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TailOptions:
-    """What a user decides about a tail; the defaults are docs/definition.md's.
-
-    Parameters
-    ----------
-    image_sensitivity, pixel_sensitivity
-        In [0, 1]; at 0.5 the decision is ``raw >= threshold``, at 1 everything is anomalous.
-    comparison
-        ``"ge"``, or ``"gt"`` for Anomalib's rule as its code computes it.
-    label_dtype, mask_dtype
-        Element type of `pred_label` and `pred_mask`; a `mask_dtype` of None is the format's default.
-    keep_raw
-        Whether the raw outputs stay as additional outputs.
-    match_thresholds
-        Whether a level that has a range but no threshold borrows the other level's.
-    nan_guard
-        Whether a NaN in a map makes its image's score NaN.
-
-    Raises
-    ------
-    MetadataError
-        If a sensitivity is not in [0, 1].
-    UsageError
-        If one of the other options is not known.
-    """
-
-    image_sensitivity: float = 0.5
-    pixel_sensitivity: float = 0.5
-    comparison: Comparison = "ge"
-    label_dtype: LabelDtype = "bool"
-    mask_dtype: LabelDtype | None = None
-    keep_raw: bool = False
-    match_thresholds: bool = False
-    nan_guard: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("image_sensitivity", "pixel_sensitivity"):
-            object.__setattr__(self, name, check_sensitivity(getattr(self, name), name=name))
-        check_comparison(self.comparison)
-        _check_choice("label_dtype", self.label_dtype, LABEL_DTYPES)
-        _check_choice("mask_dtype", self.mask_dtype, (*LABEL_DTYPES, None))
-
-    def sensitivity(self, level: Level) -> float:
-        """Return the sensitivity of one level."""
-        return self.image_sensitivity if level == "image" else self.pixel_sensitivity
-
-
-@dataclass(frozen=True, slots=True)
-class TailOutput:
-    """One output of a tail: its name, what it computes, its element type and declared shape."""
-
-    name: str
-    level: Level
-    expr: Expr
-    dtype: LabelDtype
-    shape: tuple[Axis, ...] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,19 +30,33 @@ class Tail:
     ----------
     outputs
         The outputs, in their final order.
-    raw
-        The host's output for each level that it has, calibrated or not.
+    parts
+        Scores, labels, maps and masks: the outputs themselves, or what the packed output holds.
+    selection
+        The host's raw outputs, and by which rule they were found.
+    nan_test
+        How it finds out that a map holds a NaN.
     stats
         The statistics that decide, thresholds matched.
     notes
         What a user should know about levels that were left as they are.
+    adjustable
+        The inputs by which it can be adjusted at run time.
     """
 
     outputs: tuple[TailOutput, ...]
-    raw: Mapping[Level, PortInfo]
+    parts: tuple[TailOutput, ...]
+    selection: Selection
+    nan_test: NanTest
     stats: CalibrationStats
     options: TailOptions
     notes: tuple[str, ...]
+    adjustable: tuple[AdjustableInput, ...] = ()
+
+    @property
+    def raw(self) -> dict[Level, PortInfo]:
+        """The host's output for each level that it has, calibrated or not."""
+        return _raw(self.selection)
 
     @property
     def inputs(self) -> dict[str, PortInfo]:
@@ -124,8 +70,8 @@ class Tail:
         return replace(self.options, mask_dtype=dtype)
 
     def names(self, level: Level) -> list[str]:
-        """Return the names of a level's outputs; none where it was left as it is."""
-        return [output.name for output in self.outputs if output.level == level]
+        """Return the names of a level's parts; none where it was left as it is."""
+        return [part.name for part in self.parts if part.level == level]
 
 
 def build_tail(
@@ -152,116 +98,73 @@ def build_tail(
     Raises
     ------
     UsageError
-        If the statistics calibrate no level that the model has.
+        If the statistics calibrate no level that the model has, or the packed layout cannot be had.
     MetadataError
         If a boundary is subnormal, or no threshold is there to borrow.
     """
     if options.match_thresholds:
         stats = stats.with_matched_thresholds()
-    raw: dict[Level, PortInfo] = {}
-    if selection.image is not None:
-        raw["image"] = selection.image
-    if selection.pixel is not None:
-        raw["pixel"] = selection.pixel
-    steps = _Steps(stats, options, raw, nan_test, options.mask_dtype or default_mask_dtype)
-    outputs = tuple(steps.outputs())
-    if not outputs:
+    calibrated = tuple(_calibrated(stats))
+    wanted = replace(
+        stats,
+        image=stats.image if options.includes("image") else None,
+        pixel=stats.pixel if options.includes("pixel") else None,
+    )
+    raw = _raw(selection)
+    mask_dtype = options.mask_dtype or default_mask_dtype
+    if options.is_packed:
+        refuse_unpackable(selection, calibrated)
+    steps = Steps(wanted, options, raw, nan_test, mask_dtype)
+    parts = tuple(steps.parts())
+    if not parts:
         raise UsageError(
-            "nothing to attach: the statistics calibrate no level that the model has",
-            found=f"calibrated: {_listed(_calibrated(stats))}; in the model: {_listed(raw)}",
+            "nothing to attach: the statistics calibrate no level that the model has and that is wanted",
+            found=f"calibrated: {_listed(calibrated)}; in the model: {_listed(raw)}; wanted: {options.levels}",
             fix="calibrate on outputs of this model, or pass --match-thresholds to borrow a threshold",
         )
-    return Tail(outputs=outputs, raw=raw, stats=stats, options=options, notes=tuple(_notes(stats, raw)))
+    return Tail(
+        outputs=(_packed(parts, raw["pixel"]),) if options.is_packed else parts,
+        parts=parts,
+        selection=selection,
+        nan_test=nan_test,
+        stats=wanted,
+        options=options,
+        notes=tuple(_notes(calibrated, raw, options)),
+        adjustable=tuple(adjustable_inputs(wanted, options, dict.fromkeys(part.level for part in parts))),
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class _Steps:
-    stats: CalibrationStats
-    options: TailOptions
-    raw: Mapping[Level, PortInfo]
-    nan_test: NanTest
-    mask_dtype: LabelDtype
+def _packed(parts: Iterable[TailOutput], port: PortInfo) -> TailOutput:
+    exprs = {part.name: part.expr for part in parts}
+    maps, score, label, mask = (exprs[name] for name in PARTS)
+    assert port.rank is not None, "a map of unknown rank is refused when it is selected"
+    expr = catalog.packed(maps=maps, score=score, label=label, mask=mask, rank=port.rank)
+    return TailOutput(PACKED_OUTPUT, "pixel", expr, "float32", packed_shape(port))
 
-    def outputs(self) -> Iterator[TailOutput]:
-        image, pixel = self.stats.image, self.stats.pixel
-        if image is not None and image.is_calibrated:
-            shape = self._score_shape()
-            yield TailOutput("pred_score", "image", self._unit(self._score(), image), "float32", shape)
-            label = self._label(self._score(), "image", image, self.options.label_dtype)
-            yield TailOutput("pred_label", "image", label, self.options.label_dtype, shape)
-        if pixel is not None and pixel.is_calibrated and "pixel" in self.raw:
-            shape = self.raw["pixel"].shape
-            yield TailOutput("anomaly_map", "pixel", self._unit(self._map(), pixel), "float32", shape)
-            mask = self._label(self._map(), "pixel", pixel, self.mask_dtype)
-            yield TailOutput("pred_mask", "pixel", mask, self.mask_dtype, shape)
 
-    def _map(self) -> Expr:
-        return self._float32("pixel")
-
-    def _score(self) -> Expr:
-        score = self._float32("image") if "image" in self.raw else catalog.map_max(self._map(), rank=self._map_rank())
-        if not self.options.nan_guard or "pixel" not in self.raw:
-            return score
-        maps, rank = self._map(), self._map_rank()
-        if self.nan_test == "arithmetic":
-            return catalog.nan_guard_arithmetic(score, maps, rank=rank)
-        has_nan = catalog.nan_by_sum if self.nan_test == "sum" else catalog.nan_by_l1
-        return catalog.nan_guard(score, has_nan(maps, rank=rank))
-
-    def _float32(self, level: Level) -> Expr:
-        value = Input(RAW_INPUTS[level])
-        return value if self.raw[level].dtype == "float32" else cast(value, dtype="float32")
-
-    def _map_rank(self) -> int:
-        rank = self.raw["pixel"].rank
-        assert rank is not None, "a map of unknown rank is refused when it is selected"
-        return rank
-
-    def _score_shape(self) -> tuple[Axis, ...] | None:
-        if "image" in self.raw:
-            return self.raw["image"].shape
-        shape = self.raw["pixel"].shape
-        return None if shape is None else shape[:-2]
-
-    def _unit(self, values: Expr, level: LevelStats) -> Expr:
-        form = choose_form(level)
-        constants = unit_constants(level, form)
-        if form == "fused":
-            return bind(catalog.fused_unit_score(values), {"alpha": constants.alpha, "beta": constants.beta})
-        assert constants.offset is not None, "the centred form subtracts the threshold"
-        return bind(catalog.centred_unit_score(values), {"alpha": constants.alpha, "offset": constants.offset})
-
-    def _label(self, values: Expr, name: Level, level: LevelStats, dtype: LabelDtype) -> Expr:
-        boundary = decision_boundary(
-            level, sensitivity=self.options.sensitivity(name), comparison=self.options.comparison
-        )
-        decision = bind(catalog.at_least(values), {"boundary": boundary})
-        return decision if dtype == "bool" else cast(decision, dtype=dtype)
+def _raw(selection: Selection) -> dict[Level, PortInfo]:
+    ports: dict[Level, PortInfo | None] = {"image": selection.image, "pixel": selection.pixel}
+    return {level: port for level, port in ports.items() if port is not None}
 
 
 def _calibrated(stats: CalibrationStats) -> Iterator[Level]:
-    for level, of_level in (("image", stats.image), ("pixel", stats.pixel)):
+    for level in LEVELS:
+        of_level = stats.level(level)
         if of_level is not None and of_level.is_calibrated:
-            yield "image" if level == "image" else "pixel"
+            yield level
 
 
-def _notes(stats: CalibrationStats, raw: Mapping[Level, PortInfo]) -> Iterator[str]:
-    calibrated = list(_calibrated(stats))
+def _notes(calibrated: tuple[Level, ...], raw: Mapping[Level, PortInfo], options: TailOptions) -> Iterator[str]:
     for level, port in raw.items():
-        if level not in calibrated:
+        if not options.includes(level):
+            yield f"{level} level left out: '{port.name}' stays as it is, with no label or mask"
+        elif level not in calibrated:
             yield f"{level} level not calibrated: '{port.name}' stays as it is, with no label or mask"
-    if "pixel" in calibrated and "pixel" not in raw:
+    if "pixel" in calibrated and "pixel" not in raw and options.includes("pixel"):
         yield "pixel level not attached: the model has no anomaly map"
-    if "image" in calibrated and "image" not in raw:
+    if "image" in calibrated and "image" not in raw and options.includes("image"):
         yield "image score taken as the maximum of the anomaly map: the model has none"
 
 
 def _listed(levels: Iterable[str]) -> str:
     return ", ".join(levels) or "none"
-
-
-def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
-        raise UsageError(
-            f"{name} {value!r} is not known", needed=", ".join(str(choice) for choice in choices if choice is not None)
-        )

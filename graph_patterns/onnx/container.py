@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError, EncodeError
 
 from graph_patterns.errors import ModelFileError
 from graph_patterns.onnx.payloads import Placeholders
-from graph_patterns.onnx.source import ChangedFileError, FileSource, MemorySource, write_all
+from graph_patterns.onnx.source import CHUNK, ChangedFileError, FileSource, MemorySource, write_all
 from graph_patterns.onnx.validation import LARGEST, check_text, not_a_model, refuse_other_messages, too_large
 from graph_patterns.onnx.walk import Edit, Payload, UnusualError
 from graph_patterns.onnx.wire import MalformedError
@@ -103,6 +103,24 @@ class OnnxFile:
             full.ClearField("raw_data")
             full.MergeFromString(self._read(payload))
         return full
+
+    def payload(self, tensor: onnx.TensorProto) -> Iterator[bytes]:
+        """Yield the serialised fields that hold a tensor's values, a piece at a time where they are in the file."""
+        payload = self._placeholders.find(tensor.raw_data)
+        if payload is None:
+            own = onnx.TensorProto()
+            own.CopyFrom(tensor)
+            for field in own.DESCRIPTOR.fields:
+                if not field.name.endswith("_data") or field.name == "external_data":
+                    own.ClearField(field.name)
+            yield own.SerializeToString()
+            return
+        try:
+            for start, end in payload.spans:
+                for at in range(start, end, CHUNK):
+                    yield self._source.read(at, min(CHUNK, end - at))
+        except ChangedFileError:
+            raise self._changed() from None
 
     def close(self) -> None:
         """Close the file; the model stays readable, its payloads do not."""

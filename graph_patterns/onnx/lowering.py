@@ -11,13 +11,14 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from graph_patterns.emission import Names
+from graph_patterns.emission import Names, owners
 from graph_patterns.errors import UnsupportedOpsetError
-from graph_patterns.expr import Call, Const, Expr, Input, Scalar
+from graph_patterns.expr import Call, Const, Expr, Input, Ints, Scalar, Table
 
 OLDEST_OPSET: Final = 7
 OLDEST_IR_VERSION: Final = 3
 INITIALIZERS_NEED_NO_INPUT_SINCE: Final = 4  # IR version; below it an initializer must be a graph input too
+CONSTANTS_HOLD_INTEGERS_SINCE: Final = 9  # opset; below it a Constant node holds floats alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class OnnxForm:
     attributes
         Names of the trailing operands that this form holds as float attributes.
     axes
-        Where the axes of a reduction stand.
+        Where the axes of a reduction, or those of size 1 that are put in, stand.
     """
 
     op_type: str
@@ -62,7 +63,25 @@ LOWERINGS: Final[Mapping[str, tuple[OnnxForm, ...]]] = {
     "select": (OnnxForm("Where", since=9),),
     "shape_of": (OnnxForm("Shape", since=1),),
     "reshape": (OnnxForm("Reshape", since=5),),  # a 0 in the shape copies the input's axis, which is 0 there too
+    "concat": (OnnxForm("Concat", since=4),),
+    "transpose": (OnnxForm("Transpose", since=1),),
+    "unsqueeze": (OnnxForm("Unsqueeze", since=1, axes="attribute"), OnnxForm("Unsqueeze", since=13, axes="input")),
+    "expand": (OnnxForm("Expand", since=8),),
     "identity": (OnnxForm("Identity", since=1),),
+}
+
+# Operators of what stands before a tail. They are emitted and never matched, so the view of a graph does not read them.
+EMITTED_ONLY: Final[Mapping[str, tuple[OnnxForm, ...]]] = {
+    "abs": (OnnxForm("Abs", since=6),),
+    "conv": (OnnxForm("Conv", since=1),),
+    "gather": (OnnxForm("Gather", since=1),),
+    "mod": (OnnxForm("Mod", since=10),),
+    "pad": (OnnxForm("Pad", since=11),),
+    "range": (OnnxForm("Range", since=11),),
+    "reduce_mean": (OnnxForm("ReduceMean", since=1, axes="attribute"), OnnxForm("ReduceMean", since=18, axes="input")),
+    "resize": (OnnxForm("Resize", since=11),),
+    "squeeze": (OnnxForm("Squeeze", since=1, axes="attribute"), OnnxForm("Squeeze", since=13, axes="input")),
+    "top_k": (OnnxForm("TopK", since=10),),
 }
 
 ELEMENT_TYPES: Final[Mapping[str, int]] = {
@@ -96,7 +115,22 @@ class OnnxTarget:
 
     def supports(self, op: str) -> bool:
         """Whether the opset has a form of a canonical operator."""
-        return any(form.since <= self.opset for form in LOWERINGS[op])
+        return any(form.since <= self.opset for form in _forms(op))
+
+    def check_integers(self) -> None:
+        """Refuse a target that has no form of a constant vector of integers.
+
+        Raises
+        ------
+        UnsupportedOpsetError
+            Below IR version 4, where constants are nodes, below opset 9.
+        """
+        if self.opset < CONSTANTS_HOLD_INTEGERS_SINCE and self.ir_version < INITIALIZERS_NEED_NO_INPUT_SINCE:
+            raise UnsupportedOpsetError(
+                f"a constant shape cannot be expressed at opset {self.opset} and IR version {self.ir_version}",
+                needed=f"opset {CONSTANTS_HOLD_INTEGERS_SINCE}, or IR version {INITIALIZERS_NEED_NO_INPUT_SINCE}",
+                fix="export the model again with a later opset",
+            )
 
     def form(self, op: str) -> OnnxForm:
         """Return the newest form that the opset knows.
@@ -106,14 +140,18 @@ class OnnxTarget:
         UnsupportedOpsetError
             If there is none.
         """
-        known = [form for form in LOWERINGS[op] if form.since <= self.opset]
+        known = [form for form in _forms(op) if form.since <= self.opset]
         if not known:
             raise UnsupportedOpsetError(
-                f"{LOWERINGS[op][0].op_type} cannot be expressed at opset {self.opset}",
-                needed=f"opset {LOWERINGS[op][0].since} or later",
+                f"{_forms(op)[0].op_type} cannot be expressed at opset {self.opset}",
+                needed=f"opset {_forms(op)[0].since} or later",
                 fix="export the model again with a later opset",
             )
         return known[-1]
+
+
+def _forms(op: str) -> tuple[OnnxForm, ...]:
+    return LOWERINGS[op] if op in LOWERINGS else EMITTED_ONLY[op]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,26 +185,28 @@ def emit(
     taken
         Names that are in use in the host.
     """
-    builder = _Builder(inputs, target, Names(prefix, taken))
+    builder = _Builder(inputs, target, Names(prefix, taken), owners(outputs))
     for name, expr in outputs.items():
         builder.output(name, expr)
     return builder.export()
 
 
 class _Builder:
-    def __init__(self, inputs: Mapping[str, str], target: OnnxTarget, names: Names) -> None:
+    def __init__(self, inputs: Mapping[str, str], target: OnnxTarget, names: Names, owned: Mapping[Expr, str]) -> None:
         self._inputs = {name: gs.Variable(value, dtype=np.float32) for name, value in inputs.items()}
         self._target = target
         self._names = names
+        self._owned = owned
         self._done: dict[Call, gs.Variable] = {}
         self._nodes: list[gs.Node] = []
         self._outputs: list[gs.Variable] = []
 
     def output(self, name: str, expr: Expr) -> None:
         self._names.scope = name
-        if not isinstance(expr, Call) or expr in self._done:
-            expr = Call("identity", (expr,))
-        self._outputs.append(self._call(expr, name=name))
+        if not isinstance(expr, Call) or self._owned[expr] != name:
+            self._outputs.append(self._call(Call("identity", (expr,)), name=name))
+        else:
+            self._outputs.append(self._value(expr))
 
     def export(self) -> OnnxFragment:
         graph = gs.Graph(self._nodes, list(self._inputs.values()), self._outputs, opset=self._target.opset)
@@ -185,8 +225,13 @@ class _Builder:
                 return self._inputs[name]
             case Const(value, name, dtype):
                 return self._constant(name, np.asarray(value, dtype=dtype))
+            case Ints(values, name):
+                self._target.check_integers()
+                return self._constant(name, np.asarray(values, dtype=np.int64))
+            case Table(content, shape, name):
+                return self._constant(name, np.frombuffer(content, "<f4").reshape(shape))
             case Call():
-                return self._done[expr] if expr in self._done else self._call(expr)
+                return self._done[expr] if expr in self._done else self._call(expr, name=self._owned.get(expr))
             case Scalar(name):
                 raise AssertionError(f"the scalar {name!r} was not bound")
 
@@ -206,12 +251,18 @@ class _Builder:
                 attributes["to"] = ELEMENT_TYPES[str(setting)]
             elif key == "keepdims":
                 attributes["keepdims"] = int(bool(setting))
-            elif form.axes == "input":
+            elif key == "axes" and form.axes == "input":
                 operands.append(self._constant("axes", np.asarray(setting, dtype=np.int64)))
             else:
-                attributes[key] = list(setting)  # type: ignore[arg-type]  # axes: the one setting left is a tuple
+                attributes[key] = list(setting) if isinstance(setting, tuple) else setting
         node_name = self._names.unique(expr.op)
         result = gs.Variable(name if name is not None else node_name)
-        self._nodes.append(gs.Node(form.op_type, node_name, attributes, operands, [result]))
+        results = [result]
+        if expr.op == "resize":
+            empty = gs.Variable.empty() if self._target.opset >= 13 else self._constant("empty", np.empty(0, np.float32))
+            operands = [operands[0], empty, empty, operands[1]]  # region of interest and scales, which are not used
+        elif expr.op == "top_k":
+            results.append(gs.Variable(self._names.unique("indices")))
+        self._nodes.append(gs.Node(form.op_type, node_name, attributes, operands, results))
         self._done[expr] = result
         return result

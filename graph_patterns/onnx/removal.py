@@ -12,7 +12,12 @@ from graph_patterns.onnx.lowering import INITIALIZERS_NEED_NO_INPUT_SINCE
 
 
 def remove(
-    model: onnx.ModelProto, values: Iterable[Value], *, outputs: Collection[str] = (), keep: Collection[Value] = ()
+    model: onnx.ModelProto,
+    values: Iterable[Value],
+    *,
+    outputs: Collection[str] = (),
+    inputs: Collection[str] = (),
+    keep: Collection[Value] = (),
 ) -> None:
     """Remove the nodes that compute values, outputs of the graph, and what nobody reads any more then.
 
@@ -24,6 +29,8 @@ def remove(
         What the nodes compute, such as the `values` of a `Match`.
     outputs
         Names of graph outputs that are given up.
+    inputs
+        Names of graph inputs that are given up where nothing reads them any more.
     keep
         Values that stay though only the removed nodes read them, such as the `inputs` of a `Match`.
 
@@ -42,7 +49,8 @@ def remove(
     staying = [node for node in model.graph.node if gone.isdisjoint(node.output)]
     _refuse_readers(model, gone, staying, outputs)
     read = {name for node in going for name in reads(node)}
-    gone |= _orphans(read, staying, kept={*(str(value) for value in keep), *_interface(model, outputs)})
+    kept = _interface(model, outputs) - set(inputs)
+    gone |= _orphans(read, staying, kept={*(str(value) for value in keep), *kept})
     _drop(model, gone)
     _keep(model.graph.output, lambda item: item.name not in outputs)
 

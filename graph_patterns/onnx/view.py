@@ -77,12 +77,19 @@ class OnnxView:
     def number(self, value: Value) -> float | None:
         """Return the number of a constant of one element that nobody can override; else None."""
         tensor = self._tensor(str(value))
-        if tensor is None or any(size != 1 for size in tensor.dims) or tensor.external_data:
-            return None
-        if tensor.data_type in (onnx.TensorProto.STRING, onnx.TensorProto.UNDEFINED):
-            return None
-        values = _values(tensor)
-        return float(values[0]) if values is not None and len(values) == 1 else None
+        return None if tensor is None else _single(tensor)
+
+    def default(self, value: Value) -> float | None:
+        """Return the number of a constant of one element, which a caller of the model may override; else None."""
+        number = self.number(value)
+        tensor = self._initializers.get(str(value)) if number is None else None
+        return number if tensor is None else _single(tensor)
+
+    def integers(self, value: Value) -> tuple[int, ...] | None:
+        """Return the numbers of a constant vector of integers that nobody can override; else None."""
+        tensor = self._tensor(str(value))
+        values = None if tensor is None or tensor.external_data or len(tensor.dims) != 1 else _values(tensor)
+        return None if values is None or values.dtype.kind not in "iu" else tuple(int(item) for item in values)
 
     def has(self, value: Value) -> bool:
         """Whether the graph has a value of this name."""
@@ -133,23 +140,27 @@ class OnnxView:
         given = (attributes[name] if name in attributes else defaults[name] for name in form.attributes)
         operands += [Number(_as_number(setting)) for setting in given]
         if form.axes is not None:
-            params.update(self._reduction(form, attributes, operands))
+            params.update(self._axes(op, form, attributes, operands))
+        for key in ("axis", "perm"):
+            setting = attributes.get(key)
+            if isinstance(setting, (int, list)):
+                params[key] = tuple(setting) if isinstance(setting, list) else setting
         if op == "cast":
             wanted = attributes.get("to")
             params["dtype"] = _DTYPES.get(wanted, "another type") if isinstance(wanted, int) else "another type"
         return NodeView(node.name, op, tuple(operands), params)
 
-    def _reduction(
-        self, form: OnnxForm, attributes: Mapping[str, Any], operands: list[Value | Number]
+    def _axes(
+        self, op: str, form: OnnxForm, attributes: Mapping[str, Any], operands: list[Value | Number]
     ) -> Iterator[tuple[str, Param]]:
-        yield "keepdims", bool(attributes.get("keepdims", 1))
+        if op.startswith("reduce_"):
+            yield "keepdims", bool(attributes.get("keepdims", 1))
         if form.axes == "attribute" and isinstance(attributes.get("axes"), list):
             yield "axes", tuple(attributes["axes"])
         elif form.axes == "input" and len(operands) > 1:
-            tensor = self._tensor(str(operands.pop()))
-            values = None if tensor is None or tensor.external_data else _values(tensor)
-            if values is not None and np.issubdtype(values.dtype, np.integer):
-                yield "axes", tuple(int(axis) for axis in values)
+            axes = self.integers(operands.pop())
+            if axes is not None:
+                yield "axes", axes
 
 
 def _setting(attribute: onnx.AttributeProto) -> float | int | list[int] | None:
@@ -167,6 +178,16 @@ def _setting(attribute: onnx.AttributeProto) -> float | int | list[int] | None:
 
 def _as_number(setting: float | int | list[int] | None) -> float:
     return float(setting) if isinstance(setting, (float, int)) else math.nan
+
+
+def _single(tensor: onnx.TensorProto) -> float | None:
+    """Return the number of a tensor of one element; None for every other, and for one that is not in the file."""
+    if any(size != 1 for size in tensor.dims) or tensor.external_data:
+        return None
+    if tensor.data_type in (onnx.TensorProto.STRING, onnx.TensorProto.UNDEFINED):
+        return None
+    values = _values(tensor)
+    return float(values[0]) if values is not None and len(values) == 1 else None
 
 
 def _values(tensor: onnx.TensorProto) -> npt.NDArray[Any] | None:

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Final
 
 import numpy as np
 
-from graph_patterns.emission import Names
-from graph_patterns.expr import Call, Const, Expr, Input, Scalar
+from graph_patterns.emission import Names, owners
+from graph_patterns.expr import Call, Const, Expr, Input, Ints, Scalar, Table
+from graph_patterns.openvino.tensor_ops import EMITTED_ONLY
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,17 +21,21 @@ class OpenVinoForm:
     type_name
         Operator type, as a graph shows it.
     factory
-        Function of `openvino.opset13` that makes it.
+        Function of the opset that makes it.
     settings
         Names of the canonical settings, in the order in which the function takes them behind the operands.
+    opset
+        The oldest opset of OpenVINO that will do.
     """
 
     type_name: str
     factory: str
     settings: tuple[str, ...] = ()
+    opset: str = "opset13"
 
 
 _REDUCTION: Final = ("axes", "keepdims")
+_VECTORS: Final = ("axes", "perm")  # settings that are operands
 
 LOWERINGS: Final[Mapping[str, OpenVinoForm]] = {
     "add": OpenVinoForm("Add", "add"),
@@ -51,6 +57,12 @@ LOWERINGS: Final[Mapping[str, OpenVinoForm]] = {
     "select": OpenVinoForm("Select", "select"),
     "shape_of": OpenVinoForm("ShapeOf", "shape_of"),
     "reshape": OpenVinoForm("Reshape", "reshape"),
+    "concat": OpenVinoForm("Concat", "concat", settings=("axis",)),
+    "transpose": OpenVinoForm("Transpose", "transpose", settings=("perm",)),
+    "unsqueeze": OpenVinoForm("Unsqueeze", "unsqueeze", settings=("axes",)),
+    "expand": OpenVinoForm("Broadcast", "broadcast"),
+    # not a Convert to the same type: between an input and a result that gives stale data (2026.4.1)
+    "identity": OpenVinoForm("Identity", "identity", opset="opset16"),
 }
 
 ELEMENT_TYPES: Final[Mapping[str, str]] = {"float32": "f32", "uint8": "u8", "bool": "boolean"}
@@ -77,23 +89,24 @@ def emit(
     dict
         The `openvino.Output` of each expression; it bears the output's name as its tensor name.
     """
-    builder = _Builder(inputs, Names(prefix, taken))
+    builder = _Builder(inputs, Names(prefix, taken), owners(outputs))
     return {name: builder.output(name, expr) for name, expr in outputs.items()}
 
 
 class _Builder:
-    def __init__(self, inputs: Mapping[str, Any], names: Names) -> None:
+    def __init__(self, inputs: Mapping[str, Any], names: Names, owned: Mapping[Expr, str]) -> None:
         import openvino.opset13 as opset
 
         self._opset = opset
         self._inputs = inputs
         self._names = names
+        self._owned = owned
         self._done: dict[Call, Any] = {}
 
     def output(self, name: str, expr: Expr) -> Any:
         self._names.scope = name
         assert isinstance(expr, Call), f"{name} is a value of the host itself"
-        assert expr not in self._done, f"{name} is also computed for another output"
+        assert self._owned[expr] == name, f"{name} is also computed for another output"
         result = self._value(expr)
         result.set_names({name})
         return result
@@ -104,6 +117,10 @@ class _Builder:
                 return self._inputs[name]
             case Const(value, name, dtype):
                 return self._constant(name, np.asarray(value, dtype=dtype))
+            case Ints(values, name):
+                return self._constant(name, np.asarray(values, dtype=np.int64))
+            case Table(content, shape, name):
+                return self._constant(name, np.frombuffer(content, "<f4").reshape(shape))
             case Call():
                 if expr not in self._done:
                     self._done[expr] = self._call(expr)
@@ -117,19 +134,26 @@ class _Builder:
         return node.output(0)
 
     def _call(self, expr: Call) -> Any:
-        form = LOWERINGS[expr.op]
         operands = [self._value(arg) for arg in expr.args]
+        if expr.op in EMITTED_ONLY:
+            return self._named(expr, EMITTED_ONLY[expr.op](self._opset, expr, operands))
+        form = LOWERINGS[expr.op]
         if expr.op == "clip":
             return self._named(expr, self._opset.clamp(operands[0], *(_number(arg) for arg in expr.args[1:])))
         settings = [self._setting(name, expr) for name in form.settings]
-        if expr.op == "reshape":
-            settings = [False]  # an axis of length 0 is one, not a wildcard
-        factory: Callable[..., Any] = getattr(self._opset, form.factory)
+        match expr.op:
+            case "reshape":
+                settings = [False]  # an axis of length 0 is one, not a wildcard
+            case "expand":
+                settings = [None, "BIDIRECTIONAL"]
+            case "concat":
+                operands = [operands]
+        factory: Callable[..., Any] = getattr(import_module(f"openvino.{form.opset}"), form.factory)
         return self._named(expr, factory(*operands, *settings))
 
     def _setting(self, name: str, expr: Call) -> Any:
         setting = expr.param(name)
-        if name == "axes":
+        if name in _VECTORS:
             return self._constant(name, np.asarray(setting, dtype=np.int64))
         return ELEMENT_TYPES[str(setting)] if name == "dtype" else setting
 

@@ -7,8 +7,9 @@ from graph_patterns.expr import Param
 from graph_patterns.graph import NodeView, Number, Value
 from graph_patterns.openvino.lowering import ELEMENT_TYPES, LOWERINGS
 
-_OPS_BY_TYPE: Final = {form.type_name: op for op, form in LOWERINGS.items()} | {"Identity": "identity"}
+_OPS_BY_TYPE: Final = {form.type_name: op for op, form in LOWERINGS.items()}
 _ON_BOOLEANS: Final = {"BitwiseNot": "logical_not", "BitwiseAnd": "logical_and", "BitwiseOr": "logical_or"}
+_VECTORS: Final = {"transpose": "perm", "unsqueeze": "axes"}  # the setting that is the last operand
 _DTYPES: Final = {element_type: name for name, element_type in ELEMENT_TYPES.items()}
 
 
@@ -47,6 +48,8 @@ class OpenVinoView:
         if op == "clip":
             attributes = node.get_attributes()
             operands += [Number(float(attributes[bound])) for bound in ("min", "max")]
+        if op == "expand" and node.get_attributes()["mode"] != "bidirectional":
+            op = type_name
         params = dict(self._params(op, node, operands))
         return NodeView(node.get_friendly_name(), op, tuple(operands), params)
 
@@ -58,6 +61,21 @@ class OpenVinoView:
         if node.get_type_name() != "Constant" or any(size != 1 for size in node.get_output_shape(0)):
             return None
         return float(node.get_data().reshape(()))
+
+    def default(self, value: Value) -> float | None:
+        """Return the number of a constant of one element, or the one that a variable begins with; else None."""
+        node = _node(value)
+        if node.get_type_name() == "ReadValue" and node.get_input_size():
+            return self.number(_as_value(node.input_value(0)))
+        return self.number(value)
+
+    def integers(self, value: Value) -> tuple[int, ...] | None:
+        """Return the numbers of a constant vector of integers; else None."""
+        node = _node(value)
+        if node.get_type_name() != "Constant" or len(node.get_output_shape(0)) != 1:
+            return None
+        values = node.get_data()
+        return tuple(int(item) for item in values) if values.dtype.kind in "iu" else None
 
     def is_rounded(self, value: Value) -> bool:
         """Whether the node that computes a value reads a constant that was compressed to fewer bits."""
@@ -75,6 +93,12 @@ class OpenVinoView:
     def _params(self, op: str, node: Any, operands: list[Value | Number]) -> Iterator[tuple[str, Param]]:
         if op == "cast":
             yield "dtype", _DTYPES.get(node.get_output_element_type(0).get_type_name(), "another type")
+        elif op == "concat":
+            yield "axis", int(node.get_attributes()["axis"])
+        elif op in _VECTORS:
+            vector = self.integers(operands.pop())
+            if vector is not None:
+                yield _VECTORS[op], vector
         elif op.startswith("reduce_"):
             yield "keepdims", bool(node.get_attributes()["keep_dims"])
             axes = _node(operands.pop())

@@ -3,6 +3,7 @@
 from postproc_export.calibration.calibrator import Calibrator
 from postproc_export.calibration.level import CalibrationWarning
 from postproc_export.calibration.policies import COMPARED, Policy
-from postproc_export.calibration.sources import Progress, calibrate
+from postproc_export.calibration.reading import Progress
+from postproc_export.calibration.sources import calibrate
 
 __all__ = ["COMPARED", "CalibrationWarning", "Calibrator", "Policy", "Progress", "calibrate"]

@@ -13,6 +13,7 @@ from postproc_export.stats import Level
 AnyArray = NDArray[Any]
 
 BLOCK: Final = 1 << 18  # values in a block: their int64 bucket numbers still fit a second-level cache
+_SLAB: Final = 1 << 24  # values of stored chunks that are held at once, so that each of them is decoded once
 KEYS: Final[dict[Level, tuple[str, str]]] = {"image": ("pred_score", "gt_label"), "pixel": ("anomaly_map", "gt_mask")}
 
 
@@ -52,6 +53,15 @@ class Place:
     key: str
     truth_key: str
     shape: tuple[int, ...] | None
+
+    @property
+    def size(self) -> int | None:
+        """Values in the array; None where its shape is not known."""
+        return None if self.shape is None else int(np.prod(self.shape, dtype=np.int64))
+
+    def rank(self, flat: int) -> int:
+        """Return where a flat index stands in the order of the array."""
+        return flat
 
     def at(self, flat: int, *, truth: bool = False) -> str:
         """Return ``"a.npz: anomaly_map[3, 10, 12]"`` for a flat index."""
@@ -138,6 +148,12 @@ def flat_chunks(array: ArrayLike) -> Iterator[AnyArray]:
     if len(array.shape) == 0:
         yield np.asarray(array[()]).reshape(-1)
         return
+    rows, row = stored_rows(array), int(np.prod(array.shape[1:], dtype=np.int64))
+    if rows > 1 and BLOCK < rows * row <= _SLAB:
+        for start in range(0, array.shape[0], rows):
+            slab = np.ascontiguousarray(array[start : start + rows]).reshape(-1)
+            yield from (slab[at : at + BLOCK] for at in range(0, slab.size, BLOCK))
+        return
     yield from _leading_chunks(array, ())
 
 
@@ -148,12 +164,12 @@ def _leading_chunks(array: ArrayLike, prefix: tuple[int, ...]) -> Iterator[AnyAr
         for index in range(array.shape[axis]):
             yield from _leading_chunks(array, (*prefix, index))
         return
-    step = max(1, BLOCK // max(row, 1), 1 if prefix else _stored_rows(array))
+    step = max(1, BLOCK // max(row, 1), 1 if prefix else stored_rows(array))
     for start in range(0, array.shape[axis], step):
         yield np.ascontiguousarray(array[(*prefix, slice(start, start + step))]).reshape(-1)
 
 
-def _stored_rows(array: ArrayLike) -> int:
+def stored_rows(array: ArrayLike) -> int:
     """Return the rows of a chunk of a chunked array, so that each chunk is read once, not once per slice."""
     stored = getattr(array, "chunks", None)
     if not stored:

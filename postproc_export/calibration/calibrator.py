@@ -1,13 +1,11 @@
 """`Calibrator`: statistics from batches as a model gives them, exact at any scale."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-
-from postproc_export.calibration.arrays import KEYS, AnyArray, Block, Place, array_blocks, as_numpy
+from postproc_export.calibration.arrays import KEYS, AnyArray, Place, array_blocks, as_numpy
 from postproc_export.calibration.checks import (
     check_counts,
     check_labelled,
@@ -15,48 +13,14 @@ from postproc_export.calibration.checks import (
     check_seen,
     checked_shape,
 )
-from postproc_export.calibration.cleaning import Clean, Nonfinite, clean, to_float32_array
+from postproc_export.calibration.cleaning import Clean, Nonfinite, clean
 from postproc_export.calibration.level import LevelOptions, level_stats
 from postproc_export.calibration.policies import Policy
 from postproc_export.calibration.spool import Spool
-from postproc_export.calibration.tally import Tally
+from postproc_export.calibration.state import LevelState
+from postproc_export.calibration.values import ReadValues
 from postproc_export.errors import CalibrationError, UsageError
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
-
-
-class LevelState:
-    """What one level has seen: a tally, the values to be read again, and whether they had ground truth."""
-
-    def __init__(self, spool: Spool | None) -> None:
-        self.tally = Tally()
-        self.spool = spool
-        self.labelled: bool | None = None
-        self.is_broken = False
-
-    def absorb(self, cleaned: Sequence[Clean]) -> None:
-        """Count checked chunks and keep their values."""
-        self.is_broken = True  # until all of it is kept: after a full disk the spool and the counts disagree
-        for each in cleaned:
-            if self.spool is not None:
-                self.spool.append(_storable(each), each.chunk.truth)
-            self.tally.add(each)
-        self.is_broken = False
-
-    def merge(self, other: "LevelState") -> None:
-        """Take over the values and counts of another level."""
-        if self.labelled is None:
-            self.labelled = other.labelled
-        self.is_broken = True
-        if self.spool is not None and other.spool is not None:
-            for block in other.spool.blocks(labelled=True):
-                self.spool.append(block.values, block.truth)
-        self.tally.merge(other.tally)
-        self.is_broken = False
-
-    def read(self) -> Iterator[Block]:
-        """Yield every value again."""
-        assert self.spool is not None, "a level without a spool is not read again"
-        return self.spool.blocks(labelled=bool(self.labelled))
 
 
 def level_options(
@@ -115,6 +79,11 @@ class Calibrator:
         self._exact = exact
         self._spool_dir = None if spool_dir is None else Path(spool_dir)
         self.reset()
+
+    @property
+    def policies(self) -> dict[Level, str]:
+        """The operating point of each level."""
+        return {level: options.policy.text for level, options in self._options.items()}
 
     def reset(self) -> None:
         """Forget everything that was seen; policies and options stay."""
@@ -210,19 +179,40 @@ class Calibrator:
             self._levels[level].merge(state)
         self._batches += other._batches
 
-    def compute(self) -> CalibrationStats:
-        """Return the statistics of everything seen so far.
+    def compute(self, *, distributed: bool = False, group: Any = None) -> CalibrationStats:
+        """Return the statistics of everything seen so far, by this process or by all of a process group.
+
+        Parameters
+        ----------
+        distributed
+            True: of what the Calibrators of all processes have seen, exactly as if one had seen it all. Every process
+            of the group has to call it, also one that has seen nothing, and gets the same statistics.
+        group
+            The group of `torch.distributed`; None is the default one.
 
         Raises
         ------
+        UsageError
+            If there is no process group, or a group is given without `distributed`.
         CalibrationError
-            If nothing was seen, a policy cannot be reached or the range of a level is not legal.
+            If nothing was seen, a policy cannot be reached or the range of a level is not legal. With `distributed` in
+            every process, naming the rank, if one of them fails, has other options or has no ground truth where another
+            one has.
         """
+        if distributed:
+            return self._compute_over(group)
+        if group is not None:
+            raise UsageError("a process group is given, but compute() was not asked to use it", fix="distributed=True")
         self._check_whole()
-        levels = {level: self._level(level, state) for level, state in self._levels.items()}
-        if not any(levels.values()):
-            raise CalibrationError("nothing to calibrate on: no sample was seen", needed="update() with a batch first")
-        return CalibrationStats(image=levels["image"], pixel=levels["pixel"])
+        return _whole({level: self._level(level, state) for level, state in self._levels.items()})
+
+    def _compute_over(self, group: Any) -> CalibrationStats:
+        from postproc_export.calibration.distributed import distributed_levels
+        from postproc_export.calibration.ranks import all_ranks
+
+        with all_ranks(group) as ranks:
+            self._check_whole()
+            return _whole(distributed_levels(self._levels, self._options, nonfinite=self._nonfinite, ranks=ranks))
 
     def _check_whole(self) -> None:
         if any(state.is_broken for state in self._levels.values()):
@@ -231,8 +221,16 @@ class Calibrator:
     def _level(self, level: Level, state: LevelState) -> LevelStats | None:
         if state.labelled is None:
             return None
-        check_seen(level, state.tally)
-        return level_stats(level, state.tally, self._options[level], labelled=state.labelled, read=state.read)
+        check_seen(level, state.tally.seen, dropped=state.tally.dropped)
+        return level_stats(
+            level, state.tally.counted(), self._options[level], labelled=state.labelled, values=ReadValues(state.read)
+        )
+
+
+def _whole(levels: Mapping[Level, LevelStats | None]) -> CalibrationStats:
+    if not any(levels.values()):
+        raise CalibrationError("nothing to calibrate on: no sample was seen", needed="update() with a batch first")
+    return CalibrationStats(image=levels.get("image"), pixel=levels.get("pixel"))
 
 
 class _Given:
@@ -247,11 +245,3 @@ class _Given:
         place = Place(where, *KEYS[level], raw.shape)
         shape = checked_shape(level, raw, raw_truth, place=place)
         return cls(raw.reshape(shape), None if raw_truth is None else raw_truth.reshape(shape), place, shape)
-
-
-def _storable(cleaned: Clean) -> AnyArray:
-    """Return the values to keep: as they came where float64 holds them, so that merged values can be noticed."""
-    if not cleaned.is_wide:
-        return cleaned.chunk.values
-    wide: AnyArray = cleaned.original.astype(np.float64)
-    return wide if np.array_equal(to_float32_array(wide), cleaned.chunk.values) else cleaned.chunk.values

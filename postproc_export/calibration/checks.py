@@ -3,7 +3,6 @@
 from typing import Any, Final
 
 from postproc_export.calibration.arrays import Place, check_type, level_shape
-from postproc_export.calibration.tally import Tally
 from postproc_export.errors import CalibrationError, UsageError
 from postproc_export.stats import Level
 
@@ -42,11 +41,11 @@ def check_labelled(before: bool | None, now: bool, *, place: Place) -> None:
         )
 
 
-def check_seen(level: Level, tally: Tally) -> None:
+def check_seen(level: Level, seen: int, *, dropped: int) -> None:
     """Refuse a level without a single value."""
-    if not tally.seen:
-        dropped = f"{tally.dropped} values, none of them finite" if tally.dropped else "arrays without elements"
-        raise CalibrationError(f"{level} level: no sample at all", found=dropped)
+    if not seen:
+        found = f"{dropped} values, none of them finite" if dropped else "arrays without elements"
+        raise CalibrationError(f"{level} level: no sample at all", found=found)
 
 
 def check_nonfinite(nonfinite: str) -> None:

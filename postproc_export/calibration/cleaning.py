@@ -37,7 +37,7 @@ class Clean:
 
 
 @dataclass(slots=True)
-class _Fault:
+class Fault:
     """One kind of illegal element in one array: how many, the first one and where."""
 
     place: Place
@@ -46,21 +46,32 @@ class _Fault:
     fix: str | None
     truth: bool
     count: int = 0
-    first: str = ""
+    first: int = 0
     shown: object = field(default=None)
 
     def note(self, block: Block, bad: NDArray[np.intp]) -> None:
+        """Count the illegal elements of a block, which follows those noted before."""
         if not self.count:
             elements = block.truth if self.truth and block.truth is not None else block.values
-            self.first = self.place.at(block.start + int(bad[0]), truth=self.truth)
+            self.first = block.start + int(bad[0])
             self.shown = elements[bad[0]].item()
         self.count += bad.size
 
+    def merge(self, other: "Fault") -> None:
+        """Add the illegal elements of another part of the same array."""
+        if other.place.rank(other.first) < self.place.rank(self.first):
+            self.place, self.first, self.shown = other.place, other.first, other.shown
+        self.count += other.count
+
     def error(self) -> CalibrationError:
-        shape = self.place.shape
-        total = "" if shape is None else f" of {int(np.prod(shape, dtype=np.int64))}"
-        found = f"{self.count}{total} values, the first is {self.shown} at {self.first}"
+        """Return the error that says how many there are, and which is the first."""
+        total = "" if self.place.size is None else f" of {self.place.size}"
+        at = self.place.at(self.first, truth=self.truth)
+        found = f"{self.count}{total} values, the first is {self.shown} at {at}"
         return CalibrationError(f"{self.place.where}: {self.sentence}", found=found, needed=self.needed, fix=self.fix)
+
+
+Faults = dict[str, Fault]
 
 
 def to_float32_array(values: AnyArray) -> Floats:
@@ -92,7 +103,14 @@ def clean(blocks: Iterable[Block], *, nonfinite: Nonfinite) -> Iterator[Clean]:
         If values are not finite after rounding (unless they are to be dropped) or ground truth is not 0/1: after the
         array with the first such element, with the number of them in that array.
     """
-    faults: dict[str, _Fault] = {}
+    faults: Faults = {}
+    yield from examine(blocks, faults, nonfinite=nonfinite)
+    for fault in faults.values():
+        raise fault.error()
+
+
+def examine(blocks: Iterable[Block], faults: Faults, *, nonfinite: Nonfinite) -> Iterator[Clean]:
+    """Check and round blocks as `clean` does, but leave what is illegal in `faults` for the caller to judge."""
     at: Place | None = None
     for block in blocks:
         if faults and block.place is not at:
@@ -101,11 +119,9 @@ def clean(blocks: Iterable[Block], *, nonfinite: Nonfinite) -> Iterator[Clean]:
         cleaned = _clean(block, nonfinite, faults)
         if cleaned is not None and not faults:
             yield cleaned
-    for fault in faults.values():
-        raise fault.error()
 
 
-def _clean(block: Block, nonfinite: Nonfinite, faults: dict[str, _Fault]) -> Clean | None:
+def _clean(block: Block, nonfinite: Nonfinite, faults: Faults) -> Clean | None:
     values = to_float32_array(block.values)
     if not values.size:
         return None
@@ -126,19 +142,19 @@ def _clean(block: Block, nonfinite: Nonfinite, faults: dict[str, _Fault]) -> Cle
     return Clean(chunk, low, high, dropped, block.values[finite])
 
 
-def _truth_fault(block: Block, faults: dict[str, _Fault]) -> _Fault:
+def _truth_fault(block: Block, faults: Faults) -> Fault:
     place = block.place
     sentence = f"{place.truth_key} is not 0/1"
     return faults.setdefault(
-        "truth", _Fault(place, sentence, "0 (normal) or 1 (anomalous)", "compare it with 0 first", True)
+        "truth", Fault(place, sentence, "0 (normal) or 1 (anomalous)", "compare it with 0 first", True)
     )
 
 
-def _value_fault(block: Block, faults: dict[str, _Fault]) -> _Fault:
+def _value_fault(block: Block, faults: Faults) -> Fault:
     place = block.place
     sentence = f"{place.key} has values that are not finite as float32"
     fix = 'correct the model, or leave such values out with nonfinite="drop"'
-    return faults.setdefault("values", _Fault(place, sentence, "finite values", fix, False))
+    return faults.setdefault("values", Fault(place, sentence, "finite values", fix, False))
 
 
 def counted_chunks(blocks: Iterable[Block]) -> Iterator[Chunk]:

@@ -2,15 +2,13 @@
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from postproc_export.calibration.arrays import Block
 from postproc_export.calibration.bootstrap import threshold_interval
-from postproc_export.calibration.cleaning import counted_chunks, is_wide, to_float32_array
 from postproc_export.calibration.metrics import auroc, average_precision, curve, rates_at
 from postproc_export.calibration.operating import Question, fixed_threshold, questions
 from postproc_export.calibration.ordered import value_of
@@ -18,12 +16,11 @@ from postproc_export.calibration.passes import answer, sharpen
 from postproc_export.calibration.policies import Policy
 from postproc_export.calibration.searches import MARGIN, BestRatio, CountsAt, Found, Outcome
 from postproc_export.calibration.table import Table
-from postproc_export.calibration.tally import Tally
+from postproc_export.calibration.tally import Counted
+from postproc_export.calibration.values import Values
 from postproc_export.errors import CalibrationError, MetadataError
 from postproc_export.float32 import shortest
 from postproc_export.stats import Level, LevelStats
-
-Blocks = Callable[[], Iterator[Block]]
 
 
 class CalibrationWarning(UserWarning):
@@ -40,55 +37,52 @@ class LevelOptions:
     exact: bool = True
 
 
-def level_stats(level: Level, tally: Tally, options: LevelOptions, *, labelled: bool, read: Blocks) -> LevelStats:
+def level_stats(level: Level, counted: Counted, options: LevelOptions, *, labelled: bool, values: Values) -> LevelStats:
     """Return the statistics of a level; warns where one class is missing or float32 merged values at the threshold.
 
     Parameters
     ----------
     level
         For messages, and because only image thresholds get a bootstrap interval.
-    tally
+    counted
         What the first pass counted; at least one value.
     options
         The policy and what else to record.
     labelled
         Whether there was ground truth. Without it a level has a range, and a threshold only by `value=T` or `range=U`.
-    read
-        Starts another pass over all blocks of the level.
+    values
+        All values of the level, to be counted again.
 
     Raises
     ------
     CalibrationError
         If the policy cannot be reached, or the range of the values is not legal.
     """
-    table = tally.table() if options.exact or tally.is_exact else single_values(tally.table())
-    _legal(level, tally, table, threshold=None)  # refused here already, not after the passes to come
+    table = counted.table if options.exact or counted.is_exact else single_values(counted.table)
+    _legal(level, counted, table, threshold=None)  # refused here already, not after the passes to come
     if not labelled:
-        return _unlabelled(level, tally, options.policy, table)
+        return _unlabelled(level, counted, options.policy, table)
     asked = questions([options.policy, *options.compare], table)
 
-    def again() -> Iterator[Any]:
-        return counted_chunks(read())
-
-    outcomes, table = answer([each.search for each in asked], table, read=again)
+    outcomes, table = answer([each.search for each in asked], table, values=values)
     found = outcomes[0]
     if not isinstance(found, Found):
-        raise _unreachable(level, options.policy, answer([BestRatio(0, 1)], table, read=again)[0][0], table)
+        raise _unreachable(level, options.policy, answer([BestRatio(0, 1)], table, values=values)[0][0], table)
     _warn_one_class(level, asked[0].rule, options.policy)
-    is_exact = options.exact or tally.is_exact
-    table = sharpen(table, read=again) if is_exact else tally.table()
-    if tally.is_wide and options.exact:
-        _warn_merged(level, found, read)
+    is_exact = options.exact or counted.is_exact
+    table = sharpen(table, values=values) if is_exact else counted.table
+    if counted.is_wide and options.exact:
+        _warn_merged(level, found, values)
     details = _details(table, found, is_exact=is_exact)
     if not is_exact:
         details |= one_pass_bound(table, found)
     if options.compare:
         details["policies"] = _compared(options.compare, asked[1:], outcomes[1:], table, is_exact=is_exact)
     if level == "image" and options.resamples and options.policy.kind != "value":
-        details["threshold_interval"] = _interval(tally, table, options)
+        details["threshold_interval"] = _interval(counted, table, options)
     return _legal(
         level,
-        tally,
+        counted,
         table,
         threshold=value_of(found.key),
         policy=options.policy.text,
@@ -130,9 +124,9 @@ def _details(table: Table, found: Found, *, is_exact: bool) -> dict[str, Any]:
     }
 
 
-def _interval(tally: Tally, table: Table, options: LevelOptions) -> dict[str, Any]:
-    if not tally.is_exact:
-        return {"left_out": f"{tally.seen} images are more than 10^6"}
+def _interval(counted: Counted, table: Table, options: LevelOptions) -> dict[str, Any]:
+    if not counted.is_exact:
+        return {"left_out": f"{counted.seen} images are more than 10^6"}
     return threshold_interval(table, options.policy, resamples=options.resamples)
 
 
@@ -149,22 +143,22 @@ def _compared(
     return rows
 
 
-def _legal(level: Level, tally: Tally, table: Table, **stats: Any) -> LevelStats:
+def _legal(level: Level, counted: Counted, table: Table, **stats: Any) -> LevelStats:
     try:
-        return LevelStats(min=value_of(table.low), max=value_of(table.high), n_dropped=tally.dropped, **stats)
+        return LevelStats(min=value_of(table.low), max=value_of(table.high), n_dropped=counted.dropped, **stats)
     except MetadataError as error:
         what = f"the {level} level cannot be calibrated: {error.what}"
         raise CalibrationError(what, found=error.found, needed=error.needed, fix=error.fix) from error
 
 
-def _unlabelled(level: Level, tally: Tally, policy: Policy, table: Table) -> LevelStats:
-    details = {"n_values": tally.seen}
+def _unlabelled(level: Level, counted: Counted, policy: Policy, table: Table) -> LevelStats:
+    details = {"n_values": counted.seen}
     if policy.is_fixed:
         threshold = fixed_threshold(policy, low=value_of(table.low), high=value_of(table.high))
-        return _legal(level, tally, table, threshold=threshold, policy=policy.text, rule=policy.text, details=details)
+        return _legal(level, counted, table, threshold=threshold, policy=policy.text, rule=policy.text, details=details)
     message = f"{level} level: no ground truth, so it gets a range but no threshold (policy '{policy.text}')"
     warnings.warn(CalibrationWarning(message), stacklevel=4)
-    return _legal(level, tally, table, threshold=None, policy=policy.text, rule="range_only", details=details)
+    return _legal(level, counted, table, threshold=None, policy=policy.text, rule="range_only", details=details)
 
 
 def _unreachable(level: Level, policy: Policy, best: Outcome, table: Table) -> CalibrationError:
@@ -188,14 +182,8 @@ def _warn_one_class(level: Level, rule: str, policy: Policy) -> None:
         warnings.warn(CalibrationWarning(message), stacklevel=4)
 
 
-def _warn_merged(level: Level, found: Found, read: Blocks) -> None:
-    threshold = np.float32(value_of(found.key))
-    low, high = float("inf"), float("-inf")
-    for block in read():
-        if is_wide(block.values.dtype):
-            merged = block.values[to_float32_array(block.values) == threshold]
-            if merged.size:
-                low, high = min(low, merged.min().item()), max(high, merged.max().item())
+def _warn_merged(level: Level, found: Found, values: Values) -> None:
+    low, high = values.extremes_at(np.float32(value_of(found.key)))
     if low < high:
         message = f"{level} level: rounding to float32 merges different values ({low!r} to {high!r}) at the threshold"
         warnings.warn(CalibrationWarning(message), stacklevel=4)

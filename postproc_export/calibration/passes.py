@@ -5,13 +5,12 @@ the table would outgrow its limit (scores that all reach nearly the same ratio),
 descending bound: memory stays bounded, the number of passes does not.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
-from postproc_export.calibration.histogram import collect_bins, split_bins
-from postproc_export.calibration.locator import Chunk, Indices
+from postproc_export.calibration.locator import Indices
 from postproc_export.calibration.ordered import Counts, Flags
 from postproc_export.calibration.searches import (
     MARGIN,
@@ -24,9 +23,8 @@ from postproc_export.calibration.searches import (
     Wanted,
 )
 from postproc_export.calibration.table import Table
+from postproc_export.calibration.values import Values
 from postproc_export.errors import CalibrationError
-
-Pass = Callable[[], Iterator[Chunk]]
 
 MAX_BINS: Final = 1 << 20
 _FULL_BINS: Final = 16
@@ -35,7 +33,7 @@ _COLLECTED: Final = 1 << 21
 _SHARPENED: Final = 1 << 23  # values for which a pass that only sharpens the areas costs little
 
 
-def answer(searches: Sequence[Search], table: Table, *, read: Pass) -> tuple[list[Outcome], Table]:
+def answer(searches: Sequence[Search], table: Table, *, values: Values) -> tuple[list[Outcome], Table]:
     """Answer every search, dividing bins pass by pass; the table as it stands at the end comes back too.
 
     Parameters
@@ -44,8 +42,8 @@ def answer(searches: Sequence[Search], table: Table, *, read: Pass) -> tuple[lis
         The questions.
     table
         The coarse table of the first pass.
-    read
-        Starts a pass over all values of the level.
+    values
+        All values of the level, to be counted again.
 
     Raises
     ------
@@ -60,14 +58,14 @@ def answer(searches: Sequence[Search], table: Table, *, read: Pass) -> tuple[lis
         plan = _plan(table, wanted)
         if plan is None:
             settled = zip(searches, outcomes, strict=True)
-            return [_settle(search, outcome, table, read=read) for search, outcome in settled], table
+            return [_settle(search, outcome, table, values=values) for search, outcome in settled], table
         chosen, bits = plan
-        finer = split_bins(read(), table, chosen, bits=bits) if bits else collect_bins(read(), table, chosen)
+        finer = values.split(table, chosen, bits=bits) if bits else values.collect(table, chosen)
         _check_unchanged(table, chosen, finer)
         table = table.replace(chosen, finer)
 
 
-def sharpen(table: Table, *, read: Pass) -> Table:
+def sharpen(table: Table, *, values: Values) -> Table:
     """Resolve the bins that blur the areas under the curves where one more pass can hold them all.
 
     Notes
@@ -82,12 +80,12 @@ def sharpen(table: Table, *, read: Pass) -> Table:
         between = _held(table, np.arange(blurred[0], blurred[-1] + 1)) if blurred.size else 0
         is_cheap = total <= _SHARPENED or between <= total // 4
         if blurred.size and is_cheap and held <= min(_COLLECTED, MAX_BINS - len(table)):
-            finer = collect_bins(read(), table, blurred)
+            finer = values.collect(table, blurred)
             _check_unchanged(table, blurred, finer)
             table = table.replace(blurred, finer)
     blurred = np.flatnonzero((table.anomalous > 0) & (table.widths == 16))
     if blurred.size and total <= _SHARPENED and blurred.size <= _CELLS >> 8 and _fits(table, blurred, cells=1 << 8):
-        finer = split_bins(read(), table, blurred, bits=8)
+        finer = values.split(table, blurred, bits=8)
         _check_unchanged(table, blurred, finer)
         table = table.replace(blurred, finer)
     return table
@@ -135,28 +133,28 @@ def _check_unchanged(table: Table, chosen: Indices, finer: Table) -> None:
             )
 
 
-def _settle(search: Search, outcome: Outcome, table: Table, *, read: Pass) -> Outcome:
+def _settle(search: Search, outcome: Outcome, table: Table, *, values: Values) -> Outcome:
     if not isinstance(outcome, Wanted):
         return outcome
     if isinstance(search, BestRatio):
-        return _settle_best(search, outcome.bins, table, read=read)
+        return _settle_best(search, outcome.bins, table, values=values)
     if isinstance(search, LowestPrecise):
-        return _settle_precise(search, outcome.bins, table, read=read)
+        return _settle_precise(search, outcome.bins, table, values=values)
     while isinstance(outcome, Wanted):  # the others want one or two bins at a time
-        finer, _, _ = _resolve(table, outcome.bins[:1], read=read)
+        finer, _, _ = _resolve(table, outcome.bins[:1], values=values)
         table = table.replace(outcome.bins[:1], finer)
         outcome = search.step(table)
     return outcome
 
 
-def _settle_best(search: BestRatio, bins: Indices, table: Table, *, read: Pass) -> Outcome:
+def _settle_best(search: BestRatio, bins: Indices, table: Table, *, values: Values) -> Outcome:
     positives, upper = table.n_anomalous, search.upper(table)
     hopeful = upper >= search.attained(table) * (1 - MARGIN)
     decided = np.flatnonzero(hopeful & (table.widths == 0) & (table.anomalous > 0))
     best = search.best(table.starts[decided], table.tp[decided], table.fp[decided], positives=positives)
     while bins.size:
         batch, bins = _batch(table, bins)
-        finer, tp, fp = _resolve(table, batch, read=read)
+        finer, tp, fp = _resolve(table, batch, values=values)
         near = np.flatnonzero(_near_best(search, finer, tp, fp, positives))
         new = search.best(finer.starts[near], tp[near], fp[near], positives=positives)
         if new is not None and (best is None or _comes_first(search, new, best, positives)):
@@ -180,10 +178,10 @@ def _comes_first(search: BestRatio, new: Found, best: Found, positives: int) -> 
     return new.key < best.key and not search.is_better(best, new, positives=positives)
 
 
-def _settle_precise(search: LowestPrecise, bins: Indices, table: Table, *, read: Pass) -> Outcome:
+def _settle_precise(search: LowestPrecise, bins: Indices, table: Table, *, values: Values) -> Outcome:
     while bins.size:
         batch, bins = _batch(table, bins)
-        finer, tp, fp = _resolve(table, batch, read=read)
+        finer, tp, fp = _resolve(table, batch, values=values)
         reached = np.flatnonzero(search.keeps(tp, fp))
         if reached.size:
             first = int(reached[0])
@@ -204,13 +202,13 @@ def _batch(table: Table, bins: Indices) -> tuple[Indices, Indices]:
     return bins[:size], bins[size:]
 
 
-def _resolve(table: Table, batch: Indices, *, read: Pass) -> tuple[Table, Counts, Counts]:
+def _resolve(table: Table, batch: Indices, *, values: Values) -> tuple[Table, Counts, Counts]:
     """Return every distinct value of the batch's bins, with true and false positives of a threshold there."""
     chosen = np.sort(batch)
     if _held(table, chosen) <= _COLLECTED:
-        finer = collect_bins(read(), table, chosen)
+        finer = values.collect(table, chosen)
     else:
-        finer = split_bins(read(), table, chosen, bits=int(table.widths[chosen[0]]))
+        finer = values.split(table, chosen, bits=int(table.widths[chosen[0]]))
     _check_unchanged(table, chosen, finer)
     parents = chosen[np.searchsorted(table.starts[chosen], finer.starts, side="right") - 1]
     after = np.searchsorted(finer.starts, table.ends[parents])

@@ -4,6 +4,8 @@ import os
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -11,6 +13,7 @@ import numpy as np
 
 from postproc_export.calibration.arrays import KEYS, AnyArray, ArrayLike, Block, Place, as_numpy, flat_chunks, paired
 from postproc_export.calibration.checks import check_counts, checked_shape
+from postproc_export.calibration.rows import Rows
 from postproc_export.calibration.streams import StreamedArray, npy_array, npz_array, npz_members
 from postproc_export.errors import CalibrationError, FileError, require
 from postproc_export.stats import LEVELS, Level
@@ -38,6 +41,57 @@ class Shard(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The arrays of one level, which fit each other; `truth` is None where there is none."""
+
+    values: Any
+    truth: Any
+    place: Place
+
+
+def level_pairs(named: Mapping[str, Any], *, name: str) -> dict[Level, Pair]:
+    """Return the pairs of arrays of the levels that are there.
+
+    Raises
+    ------
+    CalibrationError
+        If types or shapes do not fit, or there is neither a score nor a map.
+    """
+    found = {key: alias for key, names in NAMES.items() for alias in reversed(names) if alias in named}
+    pairs: dict[Level, Pair] = {}
+    shapes: dict[Level, tuple[int, ...]] = {}
+    for level in LEVELS:
+        key, truth_key = KEYS[level]
+        if key in found:
+            values, truth = named[found[key]], named[found[truth_key]] if truth_key in found else None
+            place = Place(name, found[key], found.get(truth_key, truth_key), tuple(values.shape))
+            shapes[level] = checked_shape(level, values, truth, place=place)
+            pairs[level] = Pair(values, truth, place)
+    if not pairs:
+        raise CalibrationError(
+            f"{name} has neither scores nor maps",
+            found=", ".join(sorted(named)) or "no array at all",
+            needed="pred_score (or scores), anomaly_map (or maps)",
+        )
+    check_counts(shapes, where=name)
+    return pairs
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Turn what reading a damaged or missing shard raises into an error that names it."""
+    try:
+        yield
+    except CalibrationError:
+        raise
+    except FileNotFoundError as error:
+        raise FileError(f"{name} is not there", found=str(error)) from error
+    except _UNREADABLE as error:
+        found = f"{type(error).__name__}: {error}"
+        raise CalibrationError(f"{name} is damaged or truncated", found=found, fix="write it again") from error
+
+
 class ArrayShard:
     """Arrays by key; subclasses say where they come from."""
 
@@ -59,50 +113,18 @@ class ArrayShard:
         CalibrationError
             If shapes or types do not fit, or the shard is damaged.
         """
-        try:
-            yield from self._blocks(level, verify=verify)
-        except CalibrationError:
-            raise
-        except FileNotFoundError as error:
-            raise FileError(f"{self.name} is not there", found=str(error)) from error
-        except _UNREADABLE as error:
-            found = f"{type(error).__name__}: {error}"
-            raise CalibrationError(f"{self.name} is damaged or truncated", found=found, fix="write it again") from error
+        with readable(self.name):
+            pair = level_pairs(self.arrays(verify=verify), name=self.name).get(level)
+            if pair is not None:
+                yield from self._blocks(pair)
 
-    def _blocks(self, level: Level, *, verify: bool) -> Iterator[Block]:
-        named = self.arrays(verify=verify)
-        found = {key: name for key, names in NAMES.items() for name in reversed(names) if name in named}
-        shapes = {each: self._shape(each, found, named) for each in LEVELS if KEYS[each][0] in found}
-        if not shapes:
-            raise CalibrationError(
-                f"{self.name} has neither scores nor maps",
-                found=", ".join(sorted(named)) or "no array at all",
-                needed="pred_score (or scores), anomaly_map (or maps)",
-            )
-        check_counts(shapes, where=self.name)
-        if level in shapes:
-            yield from self._level(level, found, named, shapes[level])
-
-    def _place(self, level: Level, found: Mapping[str, str], shape: tuple[int, ...]) -> Place:
-        key, truth_key = KEYS[level]
-        return Place(self.name, found[key], found.get(truth_key, truth_key), shape)
-
-    def _shape(self, level: Level, found: Mapping[str, str], named: Mapping[str, Any]) -> tuple[int, ...]:
-        key, truth_key = KEYS[level]
-        values, truth = named[found[key]], named[found[truth_key]] if truth_key in found else None
-        return checked_shape(level, values, truth, place=self._place(level, found, tuple(values.shape)))
-
-    def _level(
-        self, level: Level, found: Mapping[str, str], named: Mapping[str, Any], shape: tuple[int, ...]
-    ) -> Iterator[Block]:
-        key, truth_key = KEYS[level]
-        values, truth = named[found[key]], named[found[truth_key]] if truth_key in found else None
-        place = self._place(level, found, tuple(values.shape))
+    def _blocks(self, pair: Pair) -> Iterator[Block]:
+        values, truth = pair.values, pair.truth
         if any(isinstance(each, StreamedArray) and each.order_matters for each in (values, truth)):
             values, truth = _in_c_order(values), None if truth is None else _in_c_order(truth)
         start = 0
         for part, truth_part in paired(_chunks(values), None if truth is None else _chunks(truth)):
-            yield Block(part, truth_part, place, start)
+            yield Block(part, truth_part, pair.place, start)
             start += part.size
 
 
@@ -168,15 +190,15 @@ class MemoryShard(ArrayShard):
     def __init__(self, arrays: Mapping[str, Any], *, name: str = "the mapping") -> None:
         self.name = name
         known = {name for names in NAMES.values() for name in names}
-        self._arrays = {key: value for key, value in arrays.items() if key in known and value is not None}
+        self.given = {key: value for key, value in arrays.items() if key in known and value is not None}
 
     def signature(self) -> object:
         """Return the state of the files among them."""
-        return [file_signature(Path(value)) for value in self._arrays.values() if isinstance(value, str | Path)]
+        return [file_signature(Path(value)) for value in self.given.values() if isinstance(value, str | Path)]
 
     def arrays(self, *, verify: bool) -> dict[str, Any]:
         """Return the arrays; what NumPy can slice stays where it is."""
-        return {key: _array_of(value) for key, value in self._arrays.items()}
+        return {key: _array_of(value) for key, value in self.given.items()}
 
 
 def _array_of(value: Any) -> Any:
@@ -188,13 +210,25 @@ def _array_of(value: Any) -> Any:
 
 
 class ZarrShard(ArrayShard):
-    """A Zarr group on disk, read chunk by chunk."""
+    """A Zarr group on disk, read chunk by chunk; all of it, or some rows of both arrays of a level."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, str(path)
+        self.rows: tuple[int, int] | None = None
+
+    def _blocks(self, pair: Pair) -> Iterator[Block]:
+        if self.rows is None:
+            yield from super()._blocks(pair)
+            return
+        values, truth = (None if each is None else Rows(each, *self.rows) for each in (pair.values, pair.truth))
+        assert values is not None, "a pair has values"
+        for block in super()._blocks(Pair(values, truth, pair.place)):
+            yield Block(block.values, block.truth, block.place, values.start + block.start)
 
     def signature(self) -> object:
-        """Return the number, sizes and newest time of the files of the store."""
+        """Return the number, sizes and newest time of the files of the store; nothing of a part of it."""
+        if self.rows is not None:
+            return None
         status = [path.stat() for path in sorted(self.path.rglob("*")) if path.is_file()]
         return len(status), sum(each.st_size for each in status), max((each.st_mtime_ns for each in status), default=0)
 

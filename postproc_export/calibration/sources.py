@@ -2,18 +2,21 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from postproc_export.calibration.arrays import Block
 from postproc_export.calibration.calibrator import level_options
-from postproc_export.calibration.checks import check_labelled, check_nonfinite, check_seen
+from postproc_export.calibration.checks import check_nonfinite, check_seen
 from postproc_export.calibration.cleaning import Nonfinite, clean
 from postproc_export.calibration.csv_shard import CsvShard
+from postproc_export.calibration.dask_arrays import has_dask
 from postproc_export.calibration.level import LevelOptions, level_stats
+from postproc_export.calibration.reading import Progress, ShardReader
 from postproc_export.calibration.shards import NAMES, MemoryShard, NpyShard, NpzShard, Shard, ZarrShard
 from postproc_export.calibration.tally import Tally
+from postproc_export.calibration.values import ReadValues
 from postproc_export.errors import CalibrationError, FileError, UsageError
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
 
@@ -25,29 +28,6 @@ _KEY_AT_END: Final = re.compile(
 _ZARR_MARKS: Final = ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a pass over one level is.
-
-    Parameters
-    ----------
-    level
-        The level that is read.
-    number
-        The pass, from 1. Two or three do nearly always; scores that all reach nearly the same F1 need more.
-    values, total
-        Values read in this pass, and values of a whole pass; None in the first one, where it is not known yet.
-    shard
-        The file that is read.
-    """
-
-    level: Level
-    number: int
-    values: int
-    total: int | None
-    shard: str
-
-
 def calibrate(
     source: Source,
     *,
@@ -57,6 +37,7 @@ def calibrate(
     compare: Sequence[str] = (),
     resamples: int = 1000,
     progress: Callable[[Progress], None] | None = None,
+    dask: Any = None,
 ) -> CalibrationStats:
     """Return the statistics of validation outputs that can be read several times.
 
@@ -64,8 +45,8 @@ def calibrate(
     ----------
     source
         A `.npz` file, a folder of shards (`.npz`; `.npy` files named by key, such as `a_maps.npy` and `a_masks.npy`;
-        `.csv`; Zarr groups), a Zarr group, a CSV with the columns score and label, a mapping of arrays or `.npy` paths,
-        or a list of these.
+        `.csv`; Zarr groups), a Zarr group, a CSV with the columns score and label, a mapping of arrays (Dask arrays
+        among them) or `.npy` paths, or a list of these.
     image_policy, pixel_policy
         The operating points; see `postproc_export.calibration.policies`.
     nonfinite
@@ -75,7 +56,10 @@ def calibrate(
     resamples
         How many bootstrap resamples the interval of the image threshold rests on; 0 leaves it out.
     progress
-        Called after every block that was read.
+        Called after every block that was read, or every part where Dask reads.
+    dask
+        The address of a Dask scheduler, or a `distributed.Client`, whose workers open the shards themselves. Dask
+        arrays need none: they are computed where Dask computes by default.
 
     Raises
     ------
@@ -93,13 +77,30 @@ def calibrate(
     check_nonfinite(nonfinite)
     options = level_options({"image": image_policy, "pixel": pixel_policy}, compare=compare, resamples=resamples)
     shards = find_shards(source)
-    levels = {
-        level: _Reader(level, shards, progress=progress).stats(options[level], nonfinite=nonfinite) for level in LEVELS
-    }
+    with _readers(shards, dask, progress=progress) as reader:
+        levels = {level: reader(level).stats(options[level], nonfinite=nonfinite) for level in LEVELS}
     if not any(levels.values()):
         raise CalibrationError("nothing to calibrate on: no sample at all in the scores and maps")
     names = [shard.name for shard in shards]
     return CalibrationStats(image=levels["image"], pixel=levels["pixel"], details={"source": _shown(names)})
+
+
+@contextmanager
+def _readers(
+    shards: Sequence[Shard], dask: Any, *, progress: Callable[[Progress], None] | None
+) -> Iterator[Callable[[Level], "_LevelReader"]]:
+    """Yield a function that makes the reader of a level: in this process, or where Dask runs."""
+    if dask is None and not any(has_dask(shard) for shard in shards):
+        yield lambda level: _Reader(level, shards, progress=progress)
+        return
+    from postproc_export.calibration.dask_level import dask_levels
+
+    with dask_levels(shards, dask, progress=progress) as reader:
+        yield reader
+
+
+class _LevelReader(Protocol):
+    def stats(self, options: LevelOptions, *, nonfinite: Nonfinite) -> LevelStats | None: ...
 
 
 def _shown(names: Sequence[str]) -> list[str]:
@@ -107,51 +108,37 @@ def _shown(names: Sequence[str]) -> list[str]:
 
 
 class _Reader:
-    """One level of the shards, pass after pass."""
+    """One level of the shards, pass after pass, in this process."""
 
     def __init__(self, level: Level, shards: Sequence[Shard], *, progress: Callable[[Progress], None] | None) -> None:
-        self._level, self._shards, self._progress = level, shards, progress
-        self._signatures: list[object] = []
-        self._labelled: bool | None = None
+        self._level, self._progress = level, progress
+        self._reader = ShardReader(level, shards)
         self._number, self._total = 0, 0
 
     def stats(self, options: LevelOptions, *, nonfinite: Nonfinite) -> LevelStats | None:
         tally = Tally()
         for cleaned in clean(self.read(), nonfinite=nonfinite):
             tally.add(cleaned)
-        if self._labelled is None:
+        labelled = self._reader.labelled
+        if labelled is None:
             return None
-        check_seen(self._level, tally)
-        return level_stats(self._level, tally, options, labelled=self._labelled, read=self.read)
+        check_seen(self._level, tally.seen, dropped=tally.dropped)
+        return level_stats(self._level, tally.counted(), options, labelled=labelled, values=ReadValues(self.read))
 
     def read(self) -> Iterator[Block]:
         self._number += 1
-        done, is_first = 0, self._number == 1
-        for index, shard in enumerate(self._shards):
-            self._check_signature(index, shard)
-            for block in shard.blocks(self._level, verify=is_first):
-                check_labelled(self._labelled, block.truth is not None, place=block.place)
-                self._labelled = block.truth is not None
-                yield block
-                done += block.values.size
-                self._report(done, shard)
-        if is_first:
+        done = 0
+        for block in self._reader.read():
+            yield block
+            done += block.values.size
+            self._report(done, block.place.where)
+        if self._number == 1:
             self._total = done
 
-    def _check_signature(self, index: int, shard: Shard) -> None:
-        now = shard.signature()
-        if self._number == 1:
-            self._signatures.append(now)
-        elif now != self._signatures[index]:
-            raise CalibrationError(
-                f"{shard.name} changed between two passes over it",
-                fix="calibrate again when nothing writes to it any more",
-            )
-
-    def _report(self, done: int, shard: Shard) -> None:
+    def _report(self, done: int, shard: str) -> None:
         if self._progress is not None:
             total = None if self._number == 1 else self._total
-            self._progress(Progress(self._level, self._number, done, total, shard.name))
+            self._progress(Progress(self._level, self._number, done, total, shard))
 
 
 def find_shards(source: Source) -> list[Shard]:

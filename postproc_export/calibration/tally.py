@@ -1,5 +1,6 @@
 """What the first pass over a level leaves: the coarse histogram, the range, and the values while they are few."""
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -17,6 +18,33 @@ def joined(chunks: list[Chunk]) -> Chunk:
     """Return one chunk of all values; what has no ground truth counts as normal."""
     truths = [np.zeros(chunk.values.size, np.bool_) if chunk.truth is None else chunk.truth for chunk in chunks]
     return Chunk(np.concatenate([chunk.values for chunk in chunks]), np.concatenate(truths))
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What the first pass over all values of a level counted, wherever they were counted.
+
+    Parameters
+    ----------
+    table
+        At least one value; one bin per distinct value where `is_exact`, else bins 2^16 keys wide.
+    is_exact
+        Whether the values were few enough to be sorted: `SMALL` at most.
+    is_wide
+        Whether some came in a type that holds more than float32 does.
+    dropped
+        Values left out because they were not finite.
+    """
+
+    table: Table
+    is_exact: bool
+    is_wide: bool
+    dropped: int
+
+    @property
+    def seen(self) -> int:
+        """All values that were counted."""
+        return self.table.n_normal + self.table.n_anomalous
 
 
 class Tally:
@@ -55,10 +83,21 @@ class Tally:
             self._kept = [joined(self._kept)]
 
     @property
-    def is_exact(self) -> bool:
-        """Whether the values are all here, so that the table resolves every one of them."""
-        return self._kept is not None
+    def range(self) -> tuple[float, float]:
+        """The lowest and the highest value; (inf, -inf) where there is none."""
+        return self._histogram.low, self._histogram.high
 
-    def table(self) -> Table:
-        """Return the counts: one bin per distinct value where all are here, else bins 2^16 keys wide."""
-        return self._histogram.table() if self._kept is None else sorted_table(self._kept)
+    def coarse_table(self) -> Table:
+        """Return the counts in bins 2^16 keys wide; there must be at least one value."""
+        return self._histogram.table()
+
+    def counted(self) -> Counted:
+        """Return the counts: one bin per distinct value where all are here, else bins 2^16 keys wide.
+
+        Notes
+        -----
+        There must be at least one value.
+        """
+        is_exact = self._kept is not None
+        table = self._histogram.table() if self._kept is None else sorted_table(self._kept)
+        return Counted(table, is_exact=is_exact, is_wide=self.is_wide, dropped=self.dropped)

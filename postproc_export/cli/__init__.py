@@ -16,6 +16,7 @@ from postproc_export.cli.calibrate import calibrate
 from postproc_export.cli.check import check
 from postproc_export.cli.demo import demo
 from postproc_export.cli.detach import detach
+from postproc_export.cli.export import export
 from postproc_export.cli.inspect import inspect
 from postproc_export.cli.update import update
 from postproc_export.version import __version__
@@ -31,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: twice as fast, and no option name is cut off in a narrow terminal
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (demo, calibrate, attach, check, inspect, update, detach):
+for _command in (demo, calibrate, attach, export, check, inspect, update, detach):
     app.command()(_command)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -103,6 +104,12 @@ def calibrate(
     spool_dir: Annotated[
         Path | None, typer.Option(help="Folder for the temporary file that raw maps of a model are kept in.")
     ] = None,
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Dask scheduler, such as tcp://10.0.0.1:8786, whose workers read the files."
+        ),
+    ] = None,
 ) -> None:
     """Find threshold and range of both levels from labelled validation data.
 
@@ -114,7 +121,7 @@ def calibrate(
     model = _model_among(source, images)
     _refuse_unused(context, model)
     _check_target(output)
-    options = CalibrationOptions(image_policy, pixel_policy, nonfinite.value, compare, spool_dir)
+    options = CalibrationOptions(image_policy, pixel_policy, nonfinite.value, compare, spool_dir, dask)
     with warnings_to_stderr():
         if model is None or images is None:
             stats = _from_shards(source, options)
@@ -157,14 +164,15 @@ class CalibrationOptions:
     nonfinite: Literal["error", "drop"]
     compare: bool
     spool_dir: Path | None
+    dask: str | None
 
 
 def _from_shards(source: list[Path], options: CalibrationOptions) -> CalibrationStats:
     from postproc_export.calibration import COMPARED
     from postproc_export.calibration import calibrate as calibrate_shards
-    from postproc_export.cli.console import progress
+    from postproc_export.cli.console import progress, quiet_logging
 
-    with progress("reading") as advance:
+    with progress("reading") as advance, nullcontext() if options.dask is None else quiet_logging():
         return calibrate_shards(
             source,
             image_policy=options.image_policy,
@@ -172,6 +180,7 @@ def _from_shards(source: list[Path], options: CalibrationOptions) -> Calibration
             nonfinite=options.nonfinite,
             compare=COMPARED if options.compare else (),
             progress=lambda at: advance(at.values, at.total, f"{at.level} level, pass {at.number}"),
+            dask=options.dask,
         )
 
 
@@ -217,6 +226,9 @@ def _refuse_unused(context: typer.Context, model: Path | None) -> None:
             found="raw outputs in files",
             fix="leave it out, or give a model with --images",
         )
+    if model is not None and given_options(context, ("dask",)):
+        fix = "leave it out, or save the raw outputs as shards and calibrate on these"
+        raise UsageError("--dask is for raw outputs in files", found=f"the model {model}", fix=fix)
 
 
 def _check_target(output: Path) -> None:

@@ -41,15 +41,38 @@ def check(
     inputs: Annotated[
         Path | None, typer.Option("--inputs", help="In place of images: an .npz file with an array for each input.")
     ] = None,
+    torch: Annotated[
+        str | None,
+        typer.Option("--torch", metavar="MODULE:FACTORY", help="The PyTorch model that was exported, to be run apart."),
+    ] = None,
+    image_output: Annotated[
+        str | None, typer.Option("--image-output", help="Which output of --torch is the raw score: key or index.")
+    ] = None,
+    pixel_output: Annotated[
+        str | None, typer.Option("--pixel-output", help="Which output of --torch is the raw map: key or index.")
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Feed at most so many images.")] = None,
     max_flips: Annotated[
-        int, typer.Option("--max-flips", min=0, help="Labels that may flip against --raw outside the stated band.")
+        int, typer.Option("--max-flips", min=0, help="Labels that may flip against --raw or --torch beyond the band.")
     ] = 0,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of the raw values for the tail alone.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads of the runtimes.")] = None,
     exhaustive: Annotated[
         bool, typer.Option("--exhaustive", help="Put all 2^32 float32 values through the tail, too; takes minutes.")
     ] = False,
+    int8: Annotated[
+        bool | None,
+        typer.Option("--int8/--no-int8", help="Quantise it by nncf and run that, too; by default where nncf is there."),
+    ] = None,
+    preserved: Annotated[
+        Path | None, typer.Option("--preserved", help="The raw file: nothing of it may have changed but for the tail.")
+    ] = None,
+    contract: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--contract", metavar="anomalib|model-api", help="A program that the file has to fit; repeatable."
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a table.")] = False,
     junit: Annotated[Path | None, typer.Option("--junit", help="Write the report as JUnit XML, too.")] = None,
     markdown: Annotated[
@@ -93,18 +116,25 @@ def check(
             layout=layout.value,
             interpolation=interpolation.value,
         )
+    _make_folders(junit, markdown)
     with progress("checking") as advance:
         report = check_parity(
             attached,
             raw=raw,
             images=images,
             inputs=inputs,
+            torch=torch,
+            image_output=image_output,
+            pixel_output=pixel_output,
             preprocessing=preprocessing,
             limit=limit,
             max_flips=max_flips,
             seed=SEED if seed is None else seed,
             threads=threads,
+            int8=int8,
             exhaustive=exhaustive,
+            preserved=preserved,
+            contracts=contract or (),
             save_failures=save_failures,
             progress=advance,
         )
@@ -114,6 +144,18 @@ def check(
     else:
         _show(report)
     raise typer.Exit(0 if report else 1)
+
+
+def _make_folders(*reports: Path | None) -> None:
+    """Make the folders of the reports before the check, which takes long, and not after it."""
+    from postproc_export.errors import FileError
+
+    for path in reports:
+        try:
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(f"cannot write {path}", found=f"the folder cannot be made: {error.strerror}") from error
 
 
 def _write(report: ParityReport, *, junit: Path | None, markdown: Path | None) -> None:
@@ -137,5 +179,9 @@ def _show(report: ParityReport) -> None:
 
     console = stdout()
     console.print(report.table())
+    if report.whole:
+        from postproc_export.parity.stage_table import stage_table
+
+        console.print(stage_table(report.whole))
     for line in report.remarks():
         console.print(line, markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,3 +57,14 @@ def warnings_to_stderr() -> Iterator[None]:
         yield
     for warning in caught:
         stderr().print(f"warning: {warning.message}", markup=False)
+
+
+@contextmanager
+def quiet_logging() -> Iterator[None]:
+    """Keep what libraries log off stderr, where one message says what is wrong."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from postproc_export.cli.attach import ComparisonChoice, DtypeChoice
+from postproc_export.cli.attach import ComparisonChoice, DtypeChoice, LayoutChoice, LevelsChoice, adjustable_choice
 
 
 def update(
@@ -48,6 +48,35 @@ def update(
             help="Let a level without a threshold borrow the other one's.",
         ),
     ] = None,
+    layout: Annotated[
+        LayoutChoice | None,
+        typer.Option(help="'packed': one float32 output [N,H,W,4] with map, score, label and mask."),
+    ] = None,
+    levels: Annotated[
+        LevelsChoice | None, typer.Option(help="Post-process both levels, or one; the other stays raw.")
+    ] = None,
+    normalize: Annotated[
+        bool | None, typer.Option("--normalize/--no-normalize", help="Normalise scores and maps; else they stay raw.")
+    ] = None,
+    threshold: Annotated[bool | None, typer.Option("--threshold/--no-threshold", help="Give labels and masks.")] = None,
+    runtime_sensitivity: Annotated[
+        bool,
+        typer.Option("--runtime-sensitivity", help="Let image_sensitivity and pixel_sensitivity be set at run time."),
+    ] = False,
+    runtime_boundary: Annotated[
+        bool,
+        typer.Option("--runtime-boundary", help="Let image_boundary and pixel_boundary, raw, be set at run time."),
+    ] = False,
+    runtime_constant: Annotated[
+        bool, typer.Option("--runtime-constant", help="Take either away again: the decision is a constant.")
+    ] = False,
+    runtime_parameters: Annotated[
+        bool | None,
+        typer.Option(
+            "--runtime-parameters/--runtime-variables",
+            help="In an IR: as inputs that have to be given, or as variables.",
+        ),
+    ] = None,
     keep_dialect: Annotated[
         bool, typer.Option("--keep-dialect", help="Edit the constants of Anomalib's post-processing in place.")
     ] = False,
@@ -78,6 +107,14 @@ def update(
         keep_raw=keep_raw,
         nan_guard=nan_guard,
         match_thresholds=match_thresholds,
+        layout=None if layout is None else layout.value,
+        levels=None if levels is None else levels.value,
+        enable_normalization=normalize,
+        enable_thresholding=threshold,
+        adjustable=adjustable_choice(
+            sensitivity=runtime_sensitivity, boundary=runtime_boundary, constant=runtime_constant
+        ),
+        as_parameters=runtime_parameters,
         keep_dialect=keep_dialect,
         link_weights=link_weights,
     )

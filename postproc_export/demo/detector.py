@@ -18,7 +18,7 @@ import numpy.typing as npt
 from postproc_export.demo.defects import Gray
 from postproc_export.demo.filters import Float32Array
 from postproc_export.demo.network import texture_detector, texture_features
-from postproc_export.demo.quiet import quiet_exporter
+from postproc_export.quiet import quiet_exporter
 
 if TYPE_CHECKING:
     import torch

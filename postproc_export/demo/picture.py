@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from postproc_export.demo.evaluation import Verdict
-from postproc_export.demo.quiet import quiet_logger
+from postproc_export.quiet import quiet_logger
 from postproc_export.stats import LevelStats
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from postproc_export.calibration import Calibrator
 from postproc_export.calibration.model_source import ModelSource
@@ -23,9 +23,13 @@ from postproc_export.runtimes import open_runner
 from postproc_export.runtimes.openvino import import_openvino, openvino_core
 from postproc_export.stats import CalibrationStats, LevelStats
 
+if TYPE_CHECKING:
+    import torch
+
 Tell = Callable[[str, str], None]
 
 PACKAGES: Final = ("torch", "onnxscript", "onnxruntime", "openvino", "skimage", "PIL.Image", "matplotlib")
+DETECTOR: Final = "postproc_export.demo.factory:detector"
 TRAINING_CROPS: Final = 48
 GOOD_CROPS: Final = 30
 CROPS_EACH_DEFECT: Final = 10
@@ -81,7 +85,7 @@ class DemoResult:
             f"postproc-export calibrate {at[RAW_ONNX]} --images {at['validation/']} --image-size {CROP_SIZE}"
             f" -o {at[STATISTICS]}",
             f"postproc-export attach {at[RAW_ONNX]} --stats {at[STATISTICS]} -o {at[ATTACHED_ONNX]}",
-            f"postproc-export check {at[ATTACHED_ONNX]} --raw {at[RAW_ONNX]} --images {at['test/']}",
+            f"postproc-export check {at[ATTACHED_ONNX]} --torch {DETECTOR} --raw {at[RAW_ONNX]} --images {at['test/']}",
         )
 
 
@@ -107,10 +111,10 @@ def run_demo(folder: str | Path, *, tell: Tell = lambda step, outcome: None) -> 
     for package in PACKAGES:
         require(package, extra="demo", purpose=PURPOSE)
     crops = _write_crops(folder, tell=tell)
-    _export(crops["training"], folder, tell=tell)
+    detector = _export(crops["training"], folder, tell=tell)
     statistics = _calibrate(folder, tell=tell)
     reports = tuple(
-        _attach_and_check(folder, statistics, raw=raw, attached=attached, tell=tell)
+        _attach_and_check(folder, statistics, detector, raw=raw, attached=attached, tell=tell)
         for raw, attached in ((RAW_ONNX, ATTACHED_ONNX), (RAW_IR, ATTACHED_IR))
     )
     evaluation = _try_out(crops["test"], folder, statistics, tell=tell)
@@ -139,12 +143,14 @@ def _write_crops(folder: Path, *, tell: Tell) -> Mapping[Split, Sequence[Crop]]:
     return crops
 
 
-def _export(training: Sequence[Crop], folder: Path, *, tell: Tell) -> None:
+def _export(training: Sequence[Crop], folder: Path, *, tell: Tell) -> "torch.nn.Module":
     openvino = import_openvino(purpose="writing the demo's IR")
-    export_onnx(fit_detector(as_input(crop.image for crop in training)), folder / RAW_ONNX, size=CROP_SIZE)
+    detector = fit_detector(as_input(crop.image for crop in training))
+    export_onnx(detector, folder / RAW_ONNX, size=CROP_SIZE)
     model = openvino_core(purpose="writing the demo's IR").read_model(folder / RAW_ONNX)
     openvino.save_model(model, folder / RAW_IR, compress_to_fp16=False)
     tell("export", f"a detector fitted to the normal crops: {RAW_ONNX} by torch.onnx.export, {RAW_IR} from it")
+    return detector
 
 
 def _calibrate(folder: Path, *, tell: Tell) -> CalibrationStats:
@@ -162,11 +168,17 @@ def _calibrate(folder: Path, *, tell: Tell) -> CalibrationStats:
 
 
 def _attach_and_check(
-    folder: Path, statistics: CalibrationStats, *, raw: str, attached: str, tell: Tell
+    folder: Path,
+    statistics: CalibrationStats,
+    detector: "torch.nn.Module",
+    *,
+    raw: str,
+    attached: str,
+    tell: Tell,
 ) -> ParityReport:
     result = attach_postprocessing(folder / raw, statistics, output=folder / attached)
     tell("attach", f"{', '.join(result.output_names)}: {raw} becomes {attached}")
-    report = check_parity(folder / attached, raw=folder / raw, images=folder / "test")
+    report = check_parity(folder / attached, raw=folder / raw, torch=detector, images=folder / "test", int8=False)
     tell("check", report.verdict())
     return report
 

@@ -1,18 +1,23 @@
 """An attached file as the check sees it: record, raw values, tail alone, and itself with the raw values as outputs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from typing import Any, Final, Literal, Protocol, Self, TypeAlias
 
 from graph_patterns.graph import GraphView, Value
+from graph_patterns.match import Mismatch
 from postproc_export.errors import FileError, UnsupportedModelError, UsageError
+from postproc_export.parity.adjusted_runner import AdjustedRunner
 from postproc_export.parity.excuses import Guard
+from postproc_export.parity.unpacking import unpacked
 from postproc_export.rewrite.metadata import METADATA_KEY, TailRecord
 from postproc_export.rewrite.outputs import Selection
-from postproc_export.runtimes.protocol import PortInfo
+from postproc_export.rewrite.tail_places import Places, find_places
+from postproc_export.runtimes.protocol import PortInfo, Runner
 from postproc_export.stats import Level
 from postproc_export.tail import Tail, build_tail
+from postproc_export.tail_options import TailOptions
 
 Format: TypeAlias = Literal["onnx", "openvino"]
 Shapes: TypeAlias = Mapping[Level, tuple[int | None, ...]]
@@ -66,7 +71,7 @@ class ModelFile(Protocol):
         Parameters
         ----------
         names
-            Outputs of the tail.
+            Outputs of the tail, or values inside it as `value_name` gives them, which are float32 then.
         inputs
             Name, element type and shape of each value that becomes an input; one that is not read is left out.
 
@@ -92,11 +97,14 @@ class AttachedModel:
         What its format knows of it.
     tail
         The tail that the record describes, built anew from statistics and options.
+    places
+        Where its parts stand in the graph; why they do not, where the packed output is not as the record says.
     """
 
     path: Path
     file: ModelFile
     tail: Tail
+    places: Places | Mismatch
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -105,8 +113,46 @@ class AttachedModel:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The parts of the tail, in order: its outputs, or what the packed one holds."""
+        return tuple(part.name for part in self.tail.parts)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
         """The outputs of the tail, in order."""
         return tuple(output.name for output in self.tail.outputs)
+
+    def value_at(self, part: str) -> Value | Mismatch:
+        """Return the value of a part in the graph, or why it has none."""
+        return self.places if isinstance(self.places, Mismatch) else self.places.at(part)
+
+    def parts_of(self, runner: Runner, values: Mapping[str, float] | None = None) -> Runner:
+        """Return a runner of the file, or of its tail alone, that gives the parts apart.
+
+        Parameters
+        ----------
+        runner
+            The runner.
+        values
+            What is given for the inputs that adjust the tail; by default those that have to be given get what was
+            attached.
+        """
+        runner = self.with_values(runner, values)
+        return unpacked(runner, self.tail.parts) if self.tail.options.is_packed else runner
+
+    def with_values(self, runner: Runner, values: Mapping[str, float] | None = None) -> Runner:
+        """Return a runner that feeds the inputs that adjust the tail, as far as it has them."""
+        needed = {item.name: item.default for item in self.tail.adjustable}
+        given = needed if values is None else values
+        ports = runner.inputs if values is None else (*runner.inputs, *runner.optional)
+        fed = {name: value for name, value in given.items() if any(port.answers_to(name) for port in ports)}
+        return AdjustedRunner(runner, fed) if fed else runner
+
+    def at_sensitivity(self, sensitivity: float) -> Self:
+        """Return the same file as if both levels had been attached with a sensitivity."""
+        options = replace(
+            self.tail.options, image_sensitivity=sensitivity, pixel_sensitivity=sensitivity, adjustable="nothing"
+        )
+        return replace(self, tail=_built(self.file, options))
 
     def tail_alone(self, shapes: Shapes) -> Any:
         """Return a model of the tail alone: bytes of ONNX, or an `openvino.Model`.
@@ -117,7 +163,7 @@ class AttachedModel:
             The shape of each raw input; None is a dynamic axis.
         """
         ports = [PortInfo(port.name, port.dtype, shapes[level]) for level, port in self.file.raw.items()]
-        return self.file.cut(self.names, ports)
+        return self.file.cut(self.output_names, ports)
 
     @property
     def guard(self) -> Guard:
@@ -141,15 +187,18 @@ def load_attached(path: Path) -> AttachedModel:
     if not path.is_file():
         raise FileError(f"cannot read the model {path}", found="a folder" if path.is_dir() else "no such file")
     file = _open(path)
-    selection = Selection(file.raw.get("image"), file.raw.get("pixel"))
-    tail = build_tail(
+    tail = _built(file, file.record.options)
+    return AttachedModel(path, file, tail, find_places(file.view, is_packed=tail.options.is_packed))
+
+
+def _built(file: ModelFile, options: TailOptions) -> Tail:
+    return build_tail(
         file.record.stats,
-        file.record.options,
-        selection,
+        options,
+        Selection(file.raw.get("image"), file.raw.get("pixel")),
         nan_test=file.nan_test,
         default_mask_dtype="bool" if file.format == "onnx" else "uint8",
     )
-    return AttachedModel(path, file, tail)
 
 
 def no_record(path: Path) -> UnsupportedModelError:

@@ -1,6 +1,6 @@
 """Check an attached file: against its record, its tail alone, and as a whole on real inputs."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -8,26 +8,32 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from postproc_export.errors import MissingDependencyError, UsageError
+from postproc_export.parity.adjusted_check import check_adjusted
 from postproc_export.parity.attached_model import AttachedModel, load_attached
-from postproc_export.parity.environment import environment, installed_runtimes
+from postproc_export.parity.environment import environment, installed_runtimes, usable_cores
 from postproc_export.parity.exhaustive import check_exhaustively
 from postproc_export.parity.failures import FailureStore
+from postproc_export.parity.file_checks import FileChecks, record_is_missing
 from postproc_export.parity.inputs import COUNT, SEED
+from postproc_export.parity.not_checked import of_the_file, of_the_machine, of_the_options
 from postproc_export.parity.raw_file import RawFile
 from postproc_export.parity.real_inputs import RealInputs, array_inputs, image_inputs
 from postproc_export.parity.record_check import check_record
 from postproc_export.parity.reference import Reference
 from postproc_export.parity.report import Check, ParityReport
+from postproc_export.parity.stage_results import WayResult
 from postproc_export.parity.tail_check import check_tail, tail_configurations
-from postproc_export.parity.whole_check import WholeCheck, whole_configurations
+from postproc_export.parity.torch_runner import TorchRunner
+from postproc_export.parity.ways import whole_configurations
+from postproc_export.parity.whole_check import WholeCheck
 from postproc_export.runtimes import RuntimeName, open_runner
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from postproc_export.images import Preprocessing
 
 Progress = Callable[[int, int], None]
-
-_GUARDLESS = "the image score of a map that holds a NaN: the tail has no guard, so it is not defined"
 
 
 def check_parity(
@@ -36,13 +42,19 @@ def check_parity(
     raw: str | Path | None = None,
     images: str | Path | None = None,
     inputs: str | Path | Mapping[str, NDArray[Any]] | None = None,
+    torch: "str | Module | None" = None,
+    image_output: str | int | None = None,
+    pixel_output: str | int | None = None,
     preprocessing: "Preprocessing | None" = None,
     limit: int | None = None,
     max_flips: int = 0,
+    int8: bool | None = None,
     count: int = COUNT,
     seed: int = SEED,
     threads: int | None = None,
     exhaustive: bool = False,
+    preserved: str | Path | None = None,
+    contracts: Iterable[str] = (),
     save_failures: str | Path | None = None,
     progress: Progress | None = None,
 ) -> ParityReport:
@@ -58,21 +70,31 @@ def check_parity(
         A folder or a CSV file of real images, labels not needed.
     inputs
         In place of images: an ``.npz`` file or a mapping of arrays, by the names of the model's inputs.
+    torch
+        The PyTorch model that was exported, as ``"module:factory"`` or itself; it is fed the same inputs.
+    image_output, pixel_output
+        Which of its outputs are the raw ones, by key, attribute or index, where names and shapes do not tell.
     preprocessing
         What is done to the images; default: what the statistics record, else `Preprocessing()`.
     limit
         How many images or samples at most.
     max_flips
-        Labels per output that may differ from the raw file's though the raw value lies outside the band that another
-        compilation explains.
+        Labels per output that may differ from the raw file's or the PyTorch model's though the raw value lies outside
+        the band that another compilation or implementation explains.
+    int8
+        Whether the file is quantised by nncf and run, too; default: where nncf is installed.
     count
         Raw values per level for the tail alone.
     seed
         Seed of these values.
     threads
-        Threads inside an operator; default: the runtime's choice.
+        Threads inside an operator; default: as many as the process has cores, which the report records.
     exhaustive
         Whether every raw value there is (all 2^32 float32) goes through the tail of each level, too. Takes minutes.
+    preserved
+        The raw file, to be compared with the attached one: nothing besides the tail may differ.
+    contracts
+        Programs that the file has to fit: ``"anomalib"``, ``"model-api"``.
     save_failures
         A folder for inputs on which something was missed; the report's environment lists them with the commands that
         replay them.
@@ -87,7 +109,7 @@ def check_parity(
     Raises
     ------
     UsageError, FileError, MetadataError, UnsupportedModelError
-        If the file or the inputs cannot be used at all.
+        If the file, the inputs or the PyTorch model cannot be used at all.
     MissingDependencyError
         If no runtime for the format is installed, or torch, the reference's own, is not.
 
@@ -97,22 +119,40 @@ def check_parity(
     The tail alone, cut out of the file, on values that seek trouble: labels equal, scores within the tolerance derived
     from the statistics, NaN as docs/definition.md section 5 says. The whole file on real inputs at float32: against the
     reference on the raw value tapped in the same compiled model, and against the raw file run apart. The machine's
-    default precision is run and shown, and decides nothing.
+    default precision is run and shown, and decides nothing; neither do weights rounded to float16, or INT8.
+    With a PyTorch model all of it is compared with that model, stage by stage (docs/parity.md).
     """
     if images is not None and inputs is not None:
         raise UsageError("both images and inputs were given", needed="one of them")
+    if torch is not None and images is None and inputs is None:
+        raise UsageError("a PyTorch model without images or inputs to feed it", fix="give --images or --inputs")
+    if torch is None and (image_output is not None or pixel_output is not None):
+        raise UsageError("an output was named without a PyTorch model", fix="give --torch, or leave the name out")
+    threads = usable_cores() if threads is None else threads
+    file_checks = FileChecks.run(Path(attached), preserved=preserved, contracts=contracts)
+    missing = record_is_missing(Path(attached)) if file_checks else None
+    if missing is not None:  # what needs no record is told all the same
+        return _report_of(attached, [missing, *file_checks.checks], file_checks.not_checked, seed, threads)
     model = load_attached(Path(attached))
     runtimes = _runtimes(model)
     reference = Reference(model)
     real = _real_inputs(model, runtimes, images, inputs, preprocessing, limit)
-    not_checked = [*_not_checked(model, runtimes), *_not_given(raw=raw is not None, real=real is not None)]
-    failures = _store(save_failures, Path(attached), raw, seed)
-    checks = list(check_record(model))
-    checks += check_tail(
-        model, reference, tail_configurations(model.file.format, runtimes), count=count, seed=seed, threads=threads
+    exported = None
+    if torch is not None:
+        exported = TorchRunner.load(torch, model, image_output=image_output, pixel_output=pixel_output, threads=threads)
+    given = {"raw": raw is not None, "real": real is not None, "torch": torch is not None}
+    not_given = of_the_options(**given, int8=int8)
+    not_checked = [*file_checks.not_checked, *of_the_file(model, runtimes), *not_given]
+    failures = _store(
+        save_failures, Path(attached), raw, torch if isinstance(torch, str) else None, seed, threads, max_flips
     )
+    checks = [*check_record(model), *file_checks.checks]
+    ways = tail_configurations(model.file.format, runtimes)
+    checks += check_tail(model, reference, ways, count=count, seed=seed, threads=threads)
+    checks += check_adjusted(model, ways, count=count, seed=seed, threads=threads)
     if exhaustive:
         checks += check_exhaustively(model, runtimes, progress=progress)
+    results: tuple[WayResult, ...] = ()
     if real is not None:
         raw_file = None if raw is None else RawFile(Path(raw), model)
         with TemporaryDirectory(prefix="postproc-check-") as folder:
@@ -122,24 +162,23 @@ def check_parity(
                 real,
                 raw_file,
                 Path(folder),
+                torch=exported,
                 threads=threads,
                 max_flips=max_flips,
                 progress=progress,
                 failures=failures,
             )
-            checks += whole.checks(whole_configurations(model.file.format, runtimes))
+            checks += whole.checks(whole_configurations(model.file.format, runtimes, int8=int8))
         not_checked += whole.not_checked
-    not_checked += _precisions(checks)
+        results = tuple(whole.results)
+    not_checked += of_the_machine(checks)
     described: dict[str, Any] = {} if real is None else {"inputs": real.describe()}
+    if exported is not None:
+        described["torch"] = exported.describe()
     if failures is not None:
         failures.add_tail(checks)
         described["failures"] = failures.saved
-    return ParityReport(
-        subject=str(attached),
-        checks=tuple(checks),
-        not_checked=tuple(dict.fromkeys(not_checked)),
-        environment={**environment(seed=seed, threads=threads), **described},
-    )
+    return _report_of(attached, checks, not_checked, seed, threads, described, results)
 
 
 def assert_parity(attached: str | Path, **options: Any) -> ParityReport:
@@ -161,10 +200,37 @@ def assert_parity(attached: str | Path, **options: Any) -> ParityReport:
     return report
 
 
-def _store(folder: str | Path | None, attached: Path, raw: str | Path | None, seed: int) -> FailureStore | None:
+def _report_of(
+    attached: str | Path,
+    checks: Iterable[Check],
+    not_checked: Iterable[str],
+    seed: int,
+    threads: int | None,
+    described: Mapping[str, Any] | None = None,
+    whole: tuple[WayResult, ...] = (),
+) -> ParityReport:
+    return ParityReport(
+        subject=str(attached),
+        checks=tuple(checks),
+        not_checked=tuple(dict.fromkeys(not_checked)),
+        environment={**environment(seed=seed, threads=threads), **(described or {})},
+        whole=whole,
+    )
+
+
+def _store(
+    folder: str | Path | None,
+    attached: Path,
+    raw: str | Path | None,
+    torch: str | None,
+    seed: int,
+    threads: int,
+    max_flips: int,
+) -> FailureStore | None:
     if folder is None:
         return None
-    return FailureStore(Path(folder), attached, None if raw is None else Path(raw), seed)
+    original = None if raw is None else Path(raw)
+    return FailureStore(Path(folder), attached, original, seed, torch, threads, max_flips)
 
 
 def _runtimes(model: AttachedModel) -> tuple[RuntimeName, ...]:
@@ -189,37 +255,8 @@ def _real_inputs(
 ) -> RealInputs | None:
     if images is None and inputs is None:
         return None
-    ports = open_runner(model.path, runtime=runtimes[0]).inputs
+    ports = model.with_values(open_runner(model.path, runtime=runtimes[0])).inputs
     if images is not None:
         return image_inputs(images, ports, model.file.record.stats, preprocessing, limit=limit)
     assert inputs is not None, "without images there are inputs"
     return array_inputs(inputs, ports, limit=limit)
-
-
-def _not_checked(model: AttachedModel, runtimes: tuple[RuntimeName, ...]) -> Iterator[str]:
-    if model.file.format == "onnx":
-        for name in ("onnxruntime", "openvino"):
-            if name not in runtimes:
-                yield f"{name}: it is not installed (pip install 'postproc-export[{name}]')"
-    else:
-        yield "ONNX Runtime: it does not read this format"
-    for level in model.file.raw:
-        if level not in model.levels:
-            yield f"the {level} level: it is not calibrated, and '{model.file.raw[level].name}' stays as it is"
-    if model.guard == "none" and "image" in model.levels and "image" not in model.file.raw:
-        yield _GUARDLESS
-    yield "other devices than the CPU"
-
-
-def _not_given(*, raw: bool, real: bool) -> Iterator[str]:
-    if not real:
-        yield "the whole file on real inputs: neither images nor inputs were given"
-    if not (raw and real):
-        missing = "there was nothing to feed it" if raw else "no raw file was given"
-        yield f"the whole file against the raw file run apart: {missing}"
-
-
-def _precisions(checks: list[Check]) -> Iterator[str]:
-    default = {check.precision for check in checks if not check.judged and check.precision is not None}
-    if default == {"float32"}:
-        yield "another default precision than float32: this machine has none (some take bfloat16 or float16)"

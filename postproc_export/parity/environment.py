@@ -11,15 +11,18 @@ from typing import Any, Final
 from postproc_export.runtimes.protocol import RUNTIMES, RuntimeName
 from postproc_export.version import __version__
 
-_PACKAGES: Final = ("numpy", "torch", "onnx", "onnxruntime", "openvino")
+_PACKAGES: Final = ("numpy", "torch", "onnx", "onnxruntime", "openvino", "nncf")
 _FEATURES: Final = (
     "avx2",
     "fma",
     "avx512f",
     "avx512_bf16",
     "avx512_fp16",
+    "avx512_vnni",
+    "avx_vnni",
     "amx_bf16",
     "amx_fp16",
+    "amx_int8",
     "asimd",
     "bf16",
     "sve",
@@ -39,6 +42,12 @@ def environment(*, seed: int, threads: int | None) -> dict[str, Any]:
         "threads": threads,
         "seed": seed,
     }
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return (os.cpu_count() or 1) if affinity is None else len(affinity(0))
 
 
 def installed_runtimes() -> tuple[RuntimeName, ...]:

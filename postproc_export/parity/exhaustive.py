@@ -13,12 +13,13 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from graph_patterns.match import Mismatch
 from postproc_export.parity.attached_model import AttachedModel
 from postproc_export.parity.compare import compare_labels, compare_scores
 from postproc_export.parity.configuration import Configuration
 from postproc_export.parity.difference import Difference, LabelDifference, ScoreDifference, merged
 from postproc_export.parity.level_reference import LevelReference, one_thread
-from postproc_export.parity.record_check import decided_value
+from postproc_export.parity.record_check import computed_parts, decided_value
 from postproc_export.parity.report import Check
 from postproc_export.parity.tail_cases import boundary_of, numpy_dtype
 from postproc_export.parity.tally import LABELS, details_of, rounding_tolerance
@@ -98,7 +99,7 @@ class _Sweep:
         self._attached = attached
         self._level = level
         self._boundary = boundary_of(attached, level)
-        self._outputs = [output for output in attached.tail.outputs if output.level == level]
+        self._outputs = {self._value_name(part.name): part for part in computed_parts(attached, level)}
         self._fed: Level = level if level in attached.file.raw else "pixel"
         self.dtype = attached.file.raw[self._fed].dtype
         self._reference = LevelReference(attached, level)
@@ -116,6 +117,14 @@ class _Sweep:
             self.add(_values(first, min(first + CHUNK, chunks.stop), self.dtype))
             counter.advance()
 
+    def _value_name(self, part: str) -> str:
+        """Return the name by which a part can be cut out: that of its value where it has no output of its own."""
+        if not self._attached.tail.options.is_packed:
+            return part
+        at = self._attached.value_at(part)
+        assert not isinstance(at, Mismatch), "a tail that is not as recorded is refused by `decided_value`"
+        return self._attached.file.value_name(at)
+
     def _inputs(self) -> tuple[PortInfo, ...]:
         raw = self._attached.file.raw
         if self.dtype in _HALVES:
@@ -123,8 +132,9 @@ class _Sweep:
         return (PortInfo(decided_value(self._attached, self._level), "float32", (None,)),)
 
     def _open(self, way: Configuration) -> Runner:
-        model = self._attached.file.cut(tuple(output.name for output in self._outputs), self._inputs())
-        return open_runner(model, runtime=way.runtime, optimize=way.optimize, threads=1)
+        model = self._attached.file.cut(tuple(self._outputs), self._inputs())
+        runner = open_runner(model, runtime=way.runtime, optimize=way.optimize, threads=1)
+        return self._attached.with_values(runner)
 
     def add(self, values: NDArray[Any]) -> None:
         """Run one chunk everywhere."""
@@ -134,17 +144,17 @@ class _Sweep:
         formula = self._reference.anomalib(raw)
         if formula is not None:
             expected, known = formula
-            name = next(output.name for output in self._outputs if output.name in LABELS)
+            name = next((part.name for part in self._outputs.values() if part.name in LABELS), "the decision")
             self._merge(name, _FORMULA, self._labels(expected[known], labels[known], raw[known]))
         for way, runner in self._runners.items():
             outputs = runner.run(self._feeds(runner, values))
-            for output in self._outputs:
-                actual = outputs[output.name].reshape(-1)
-                if output.name in LABELS:
-                    self._merge(output.name, way.label, self._labels(labels, actual, raw))
+            for name, part in self._outputs.items():
+                actual = outputs[name].reshape(-1)
+                if part.name in LABELS:
+                    self._merge(part.name, way.label, self._labels(labels, actual, raw))
                 else:
-                    allowed = rounding_tolerance(self._attached, output)
-                    self._merge(output.name, way.label, _score_difference(scores, actual, allowed))
+                    allowed = rounding_tolerance(self._attached, part)
+                    self._merge(part.name, way.label, _score_difference(scores, actual, allowed))
 
     def checks(self) -> Iterator[Check]:
         """Yield one check per output and runtime."""

@@ -22,10 +22,12 @@ class FailureStore:
     ----------
     folder
         Made when the first failure is saved.
-    attached, raw
-        The files of the check, for the command.
+    attached, raw, torch
+        The files of the check and the PyTorch module, for the command.
     seed
         The seed of the raw values, which replays the tail's check as it was.
+    threads, max_flips
+        As the check had them.
     saved
         Each file and its command, in order.
     """
@@ -34,6 +36,9 @@ class FailureStore:
     attached: Path
     raw: Path | None
     seed: int
+    torch: str | None = None
+    threads: int | None = None
+    max_flips: int = 0
     saved: list[dict[str, str]] = field(default_factory=list)
     _counts: dict[str, int] = field(default_factory=dict)
 
@@ -50,7 +55,9 @@ class FailureStore:
         path = self._path(f"{name}-{number}")
         np.savez(path, **arrays)  # type: ignore[arg-type]  # the stubs take **arrays for allow_pickle
         raw = [] if self.raw is None else ["--raw", str(self.raw)]
-        self._record(path, [*raw, "--inputs", str(path)])
+        torch = [] if self.torch is None else ["--torch", self.torch]
+        budget = ["--max-flips", str(self.max_flips)] if self.max_flips else []
+        self._record(path, [*raw, *torch, "--inputs", str(path), *budget])
 
     def add_tail(self, checks: list[Check]) -> None:
         """Save the raw values that the tail decided wrongly; the seed alone replays them."""
@@ -69,5 +76,6 @@ class FailureStore:
         return self.folder / f"{name.replace('/', '-')}.npz"
 
     def _record(self, path: Path, options: list[str]) -> None:
-        command = shlex.join(["postproc-export", "check", str(self.attached), *options])
+        threads = [] if self.threads is None else ["--threads", str(self.threads)]
+        command = shlex.join(["postproc-export", "check", str(self.attached), *options, *threads])
         self.saved.append({"file": str(path), "replay": command})

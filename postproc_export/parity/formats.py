@@ -5,6 +5,7 @@ from typing import Final
 from xml.etree import ElementTree
 
 from postproc_export.parity.report import Check, ParityReport
+from postproc_export.parity.stage_table import markdown_rows
 
 _NOT_XML: Final = re.compile(r"[^\t\n\r\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")
 _SIGNS: Final = {"passed": "✅", "MISSED": "❌", "shown": "👁"}
@@ -29,6 +30,8 @@ def junit(report: ParityReport) -> str:
     for sentence in report.not_checked:
         case = ElementTree.SubElement(suite, "testcase", classname="not checked", name=_text(sentence))
         ElementTree.SubElement(case, "skipped", message="not checked")
+    if report.whole:
+        ElementTree.SubElement(suite, "system-out").text = _text("\n".join(report.verdicts()))
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
@@ -40,10 +43,17 @@ def markdown(report: ParityReport) -> str:
     for subject, found in report.rows().items():
         cells = [f"{_SIGNS[found[way].verdict]} {_cell(found[way].brief)}" if way in found else "" for way in ways]
         lines.append(f"| {_cell(subject)} | {' | '.join(cells)} |")
+    if report.whole:
+        lines += ["", *(_bullet(line) for line in report.verdicts()), "", *markdown_rows(report.whole)]
     lines += ["", *(f"- **missed** `{check.name}`: {_cell(check.message)}" for check in report.missed)]
     lines += [f"- not checked: {_cell(sentence)}" for sentence in report.not_checked]
     lines += [f"- {key}: {_cell(str(value))}" for key, value in report.environment.items()]
     return "\n".join(lines) + "\n"
+
+
+def _bullet(line: str) -> str:
+    """Return a list entry; what is indented belongs to the entry before it."""
+    return f"{'  ' if line.startswith(' ') else ''}- {_cell(line)}"
 
 
 def _add_case(suite: ElementTree.Element, check: Check) -> None:

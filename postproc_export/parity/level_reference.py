@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,8 @@ class LevelReference:
         self._level = level
         self._options = attached.tail.options
         alone = CalibrationStats(image=stats) if level == "image" else CalibrationStats(pixel=stats)
-        self._module = eager_module(alone, self._options)
+        both = replace(self._options, enable_normalization=True, enable_thresholding=True)
+        self._module = eager_module(alone, both)
 
     def __call__(self, raw: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Return float32 scores and boolean labels of float32 values, shape (n,)."""

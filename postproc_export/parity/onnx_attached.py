@@ -87,6 +87,7 @@ class OnnxAttached:
         model = self._model
         needed = list(_behind(model.graph, names, stop=frozenset(port.name for port in inputs)))
         read = {name for node in needed for name in node.input}
+        given = {tensor.name for tensor in model.graph.initializer}
         graph = onnx.helper.make_graph(
             needed,
             "tail",
@@ -94,8 +95,9 @@ class OnnxAttached:
                 onnx.helper.make_tensor_value_info(port.name, _ELEMENT_TYPES[port.dtype], port.shape)
                 for port in inputs
                 if port.name in read
-            ],
-            [onnx.ValueInfoProto(name=item.name, type=_shapeless(item)) for item in self._declared(names)],
+            ]
+            + [item for item in model.graph.input if item.name in read and item.name in given],
+            [onnx.ValueInfoProto(name=name, type=self._type(name)) for name in names],
             [tensor for tensor in model.graph.initializer if tensor.name in read],
         )
         alone = onnx.helper.make_model(graph, opset_imports=model.opset_import, functions=model.functions)
@@ -122,8 +124,12 @@ class OnnxAttached:
             model.graph.output.append(onnx.helper.make_tensor_value_info(TAPS[level], onnx.TensorProto.FLOAT, None))
         return True
 
-    def _declared(self, names: tuple[str, ...]) -> Iterator[onnx.ValueInfoProto]:
-        return (item for item in self._model.graph.output if item.name in names)
+    def _type(self, name: str) -> onnx.TypeProto:
+        """Return the element type without the shape: the tail alone is fed other sizes than the file declares."""
+        made = onnx.TypeProto()
+        declared = {item.name: item.type.tensor_type.elem_type for item in self._model.graph.output}
+        made.tensor_type.elem_type = declared.get(name, onnx.TensorProto.FLOAT)
+        return made
 
 
 def _behind(graph: onnx.GraphProto, names: tuple[str, ...], *, stop: frozenset[str]) -> Iterator[onnx.NodeProto]:
@@ -145,13 +151,6 @@ def _behind(graph: onnx.GraphProto, names: tuple[str, ...], *, stop: frozenset[s
             seen.add(producers[name])
             pending += graph.node[producers[name]].input
     return (graph.node[index] for index in sorted(seen))
-
-
-def _shapeless(item: onnx.ValueInfoProto) -> onnx.TypeProto:
-    """Return the element type without the shape: the tail alone is fed other sizes than the file declares."""
-    made = onnx.TypeProto()
-    made.tensor_type.elem_type = item.type.tensor_type.elem_type
-    return made
 
 
 def _raw_ports(model: onnx.ModelProto, record: TailRecord, *, where: Path) -> Iterator[tuple[Level, PortInfo]]:

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 from graph_patterns.graph import Value
 from graph_patterns.openvino.view import OpenVinoView
+from postproc_export.adjusting import INPUT_NAMES
 from postproc_export.errors import MetadataError, UnsupportedModelError
 from postproc_export.parity.attached_model import TAPS, Format, no_record
 from postproc_export.rewrite.metadata import METADATA_KEY, TailRecord
@@ -83,6 +84,8 @@ class OpenVinoAttached:
         openvino = import_openvino(purpose=_PURPOSE)
         model = _read(self.path)
         results = [result for result in model.get_results() if not _names(result).isdisjoint(names)]
+        found = {name for result in results for name in _names(result)}
+        results += [_inner_result(model, name, where=self.path) for name in names if name not in found]
         parameters = []
         for port in inputs:
             source = _source(model, port.name, where=self.path)
@@ -91,8 +94,12 @@ class OpenVinoAttached:
             source.replace(parameter.output(0))
             parameter.output(0).set_names({port.name})
             parameters.append(parameter)
+        sinks = [sink for sink in model.get_sinks() if sink.get_attributes().get("variable_id") in INPUT_NAMES]
+        parameters += [
+            item for item in model.get_parameters() if not INPUT_NAMES.isdisjoint(item.output(0).get_names())
+        ]
         try:
-            return openvino.Model(results, parameters, "tail")
+            return openvino.Model(results, sinks, parameters, "tail")
         except RuntimeError as error:
             raise UnsupportedModelError(
                 "the tail does not compute its outputs from the raw values alone",
@@ -124,6 +131,12 @@ def _source(model: Any, name: str, *, where: Path) -> Any:
         if node.get_friendly_name() == friendly_name and port.isdecimal() and int(port) < node.get_output_size():
             return node.output(int(port))
     raise MetadataError(f"{where}: the record names a raw value '{name}' that the model does not have")
+
+
+def _inner_result(model: Any, name: str, *, where: Path) -> Any:
+    source = _source(model, name, where=where)
+    source.add_names({name})
+    return import_openvino(purpose=_PURPOSE).opset13.result(source)
 
 
 def _raw_port(name: str, source: Any) -> PortInfo:

@@ -57,6 +57,9 @@ class RealInputs(Protocol):
     def describe(self) -> str:
         """Return one line: what they are, and what was done to them."""
 
+    def sample_name(self, index: int) -> str | None:
+        """Return the name of a sample; None where it has none."""
+
     def batches(self, size: int, *, start: int = 0, stop: int | None = None) -> Iterator[RealBatch]:
         """Yield batches of exactly `size` samples; the last one is filled up with its own last sample."""
 
@@ -77,6 +80,10 @@ class ImageInputs:
     def describe(self) -> str:
         """Return one line."""
         return f"{self.count} images, {self.preprocessing.describe()}"
+
+    def sample_name(self, index: int) -> str | None:
+        """Return the path of an image."""
+        return str(self.samples[index].image)
 
     def batches(self, size: int, *, start: int = 0, stop: int | None = None) -> Iterator[RealBatch]:
         """Yield batches."""
@@ -99,6 +106,10 @@ class ArrayInputs:
     def describe(self) -> str:
         """Return one line."""
         return f"{self.count} samples of {self.where}"
+
+    def sample_name(self, index: int) -> str | None:
+        """Return None: arrays have no names for their entries."""
+        return None
 
     def batches(self, size: int, *, start: int = 0, stop: int | None = None) -> Iterator[RealBatch]:
         """Yield batches."""

@@ -1,29 +1,35 @@
 """Compare an attached file with its record: outputs by name, order, type and shape; constants bit for bit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import numpy as np
 
-from graph_patterns.catalog import AT_LEAST, UNIT_SCORE
-from graph_patterns.expr import Call, Const, Expr, Scalar, cast
-from graph_patterns.match import Match, find
+from graph_patterns.catalog import UNIT_SCORE
+from graph_patterns.expr import Call, Const, Expr, Scalar
+from graph_patterns.match import Match, Mismatch, find
+from postproc_export.adjusting import AdjustableInput
 from postproc_export.errors import UnsupportedModelError
+from postproc_export.packing import PACKED_OUTPUT
 from postproc_export.parity.attached_model import AttachedModel
 from postproc_export.parity.report import Check, failed, sentences
+from postproc_export.rewrite.decision_steps import Decision, find_decision
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import LEVELS, Level
-from postproc_export.tail import OUTPUT_NAMES, RAW_INPUTS, TailOutput
+from postproc_export.tail import OUTPUT_NAMES, PREFIX
+from postproc_export.tail_steps import RAW_INPUTS, TailOutput
 
 _SCORES: Final = ("pred_score", "anomaly_map")
-_CONSTANTS: Final = frozenset({"alpha", "beta", "offset", "boundary"})
+_CONSTANTS: Final = frozenset({"alpha", "beta", "offset", "boundary", "threshold", "span", "attached"})
 
 
 def check_record(attached: AttachedModel) -> Iterator[Check]:
     """Check what can be read from the file without running it."""
     yield _check_outputs(attached)
-    for output in attached.tail.outputs:
-        yield _check_constants(attached, output)
+    for part in attached.tail.parts:
+        yield _check_constants(attached, part)
+    for item in attached.tail.adjustable:
+        yield _check_input(attached, item)
 
 
 def decided_value(attached: AttachedModel, level: Level) -> str:
@@ -36,12 +42,17 @@ def decided_value(attached: AttachedModel, level: Level) -> str:
     """
     view = attached.file.view
     found = []
-    for output in (output for output in attached.tail.outputs if output.level == level):
-        at = view.output(output.name)
-        forms = (UNIT_SCORE,) if output.name in _SCORES else _decisions(output)
-        matches = [] if at is None else [match for form in forms if (match := find(form, view, at=at))]
-        found += [match.inputs["values"] for match in matches if isinstance(match, Match)]
-    if len(found) != 2 or found[0] != found[1]:
+    parts = computed_parts(attached, level)
+    for part in parts:
+        at = attached.value_at(part.name)
+        if isinstance(at, Mismatch):
+            continue
+        if part.name not in _SCORES:
+            decision = find_decision(view, level, at=at)
+            found += [decision.values] if isinstance(decision, Decision) else []
+        elif isinstance(unit := find(UNIT_SCORE, view, at=at), Match):
+            found.append(unit.inputs["values"])
+    if len(found) != len(parts) or len(set(found)) != 1:
         raise UnsupportedModelError(
             f"{attached.path}: score and label of the {level} level are not computed from one value",
             fix="run the check without --exhaustive: it says what is wrong with the tail",
@@ -49,8 +60,10 @@ def decided_value(attached: AttachedModel, level: Level) -> str:
     return attached.file.value_name(found[0])
 
 
-def _decisions(output: TailOutput) -> tuple[Expr, ...]:
-    return (cast(AT_LEAST.body, dtype=output.dtype), AT_LEAST.body)
+def computed_parts(attached: AttachedModel, level: Level) -> list[TailOutput]:
+    """Return the parts of a level that are computed: a score that stays raw is the value itself."""
+    is_raw = not attached.tail.options.enable_normalization
+    return [part for part in attached.tail.parts if part.level == level and not (is_raw and part.name in _SCORES)]
 
 
 def _check_outputs(attached: AttachedModel) -> Check:
@@ -67,14 +80,15 @@ def _check_outputs(attached: AttachedModel) -> Check:
 
 def _order_problems(attached: AttachedModel) -> Iterator[str]:
     """Names and order of docs/definition.md section 1."""
-    names = [_public_name(port) for port in attached.file.outputs]
-    for name in attached.names:
+    wanted = (PACKED_OUTPUT,) if attached.tail.options.is_packed else OUTPUT_NAMES
+    names = [_public_name(port, wanted) for port in attached.file.outputs]
+    for name in attached.output_names:
         if name not in names:
             yield f"output '{name}' is missing"
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"output '{name}' is there twice"
-    ours = [name for name in names if name in attached.names]
-    if ours != [name for name in OUTPUT_NAMES if name in ours]:
+    ours = [name for name in names if name in attached.output_names]
+    if ours != [name for name in wanted if name in ours]:
         yield f"the outputs are in the order {', '.join(ours)}"
     last = max((names.index(name) for name in ours), default=-1)
     kept = [attached.file.original_output(level) for level in attached.file.raw if level not in attached.levels]
@@ -98,7 +112,7 @@ def _lost_outputs(attached: AttachedModel) -> Iterator[str]:
 
 def _port_problems(attached: AttachedModel) -> Iterator[str]:
     """Element types by the record's options, shapes by the raw outputs."""
-    declared = {_public_name(port): port for port in attached.file.outputs}
+    declared = {_public_name(port, attached.output_names): port for port in attached.file.outputs}
     for output in attached.tail.outputs:
         port = declared.get(output.name)
         if port is None:
@@ -123,9 +137,9 @@ def _shape_problems(port: PortInfo, output: TailOutput) -> Iterator[str]:
 def _check_constants(attached: AttachedModel, output: TailOutput) -> Check:
     """Find the expression that the record asks for and compare its constants with the recomputed ones."""
     name = f"constants/{output.name}"
-    at = attached.file.view.output(output.name)
-    if at is None:
-        return failed(name, f"output '{output.name}' is missing")
+    at = attached.value_at(output.name)
+    if isinstance(at, Mismatch):
+        return failed(name, f"the tail is not the one that the record describes: {at}")
     expected = dict(_constants(output.expr))
     found = find(_open(output.expr), attached.file.view, at=at)
     if not isinstance(found, Match):
@@ -136,13 +150,36 @@ def _check_constants(attached: AttachedModel, output: TailOutput) -> Check:
         if _bits(found.scalars[key]) != _bits(value)
     ]
     wrong += list(_misplaced(attached, found))
-    shown = ", ".join(f"{key} {value:.9g}" for key, value in expected.items())
+    shown = ", ".join(f"{key} {value:.9g}" for key, value in expected.items()) or "no constants of its own"
     return Check(
         name=name,
         passed=not wrong,
         message=sentences(wrong) or f"{shown}: equal to the bit",
         details={"expected": expected, "found": dict(found.scalars)},
     )
+
+
+def _check_input(attached: AttachedModel, item: AdjustableInput) -> Check:
+    """Find the input that adjusts a level: its name, and its default to the bit."""
+    name = f"input/{item.name}"
+    label = next(part.name for part in attached.tail.parts if part.level == item.level and part.name not in _SCORES)
+    at = attached.value_at(label)
+    decision = at if isinstance(at, Mismatch) else find_decision(attached.file.view, item.level, at=at)
+    if isinstance(decision, Mismatch) or decision.adjusted is None or decision.is_frozen:
+        found = str(decision) if isinstance(decision, Mismatch) else "a constant"
+        return failed(name, f"nothing adjusts '{label}' at run time: {found}")
+    bearer = attached.file.view.describe(decision.adjusted).removeprefix(PREFIX)
+    if bearer != item.name:
+        return failed(name, f"'{label}' is adjusted by '{bearer}'")
+    wanted = None if attached.tail.options.as_parameters else item.default
+    is_same = decision.default is None if wanted is None else _same(decision.default, wanted)
+    shown = "has to be given" if wanted is None else f"default {wanted:.9g}"
+    message = f"{shown}: equal to the bit" if is_same else f"{shown} by the record, {decision.default} in the file"
+    return Check(name=name, passed=is_same, message=message)
+
+
+def _same(found: float | None, wanted: float) -> bool:
+    return found is not None and _bits(found) == _bits(wanted)
 
 
 def _misplaced(attached: AttachedModel, found: Match) -> Iterator[str]:
@@ -178,5 +215,5 @@ def _bits(value: float) -> bytes:
     return np.float32(value).tobytes()
 
 
-def _public_name(port: PortInfo) -> str:
-    return next((name for name in OUTPUT_NAMES if port.answers_to(name)), port.name)
+def _public_name(port: PortInfo, ours: Iterable[str]) -> str:
+    return next((name for name in ours if port.answers_to(name)), port.name)

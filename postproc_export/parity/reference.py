@@ -11,7 +11,8 @@ from postproc_export.parity.attached_model import AttachedModel
 from postproc_export.parity.excuses import excused_images
 from postproc_export.runtimes.protocol import as_float32
 from postproc_export.stats import CalibrationStats, Level
-from postproc_export.tail import TailOptions, TailOutput
+from postproc_export.tail_options import TailOptions
+from postproc_export.tail_steps import TailOutput
 
 if TYPE_CHECKING:
     from postproc_export.eager import PostProcessor
@@ -85,4 +86,6 @@ def eager_module(stats: CalibrationStats, options: TailOptions) -> "PostProcesso
         pixel_sensitivity=options.pixel_sensitivity,
         comparison=options.comparison,
         nan_guard=options.nan_guard,
+        enable_normalization=options.enable_normalization,
+        enable_thresholding=options.enable_thresholding,
     )

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from postproc_export.parity.stage_results import WayResult
+from postproc_export.parity.verdicts import advice, verdict, worst_flips
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -92,12 +95,15 @@ class ParityReport:
         What was not checked, one sentence each, with the reason.
     environment
         Versions, CPU, threads and seed: what is needed to run it again.
+    whole
+        What every stage from the PyTorch model to the attached file did, for each way to run it.
     """
 
     subject: str
     checks: tuple[Check, ...]
     not_checked: tuple[str, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
+    whole: tuple[WayResult, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -119,6 +125,7 @@ class ParityReport:
             "passed": self.passed,
             "attached": self.subject,
             "checks": [check.to_json() for check in self.checks],
+            "whole_model": [_plain(result.to_json()) for result in self.whole],
             "not_checked": list(self.not_checked),
             "environment": _plain(self.environment),
         }
@@ -140,8 +147,18 @@ class ParityReport:
     def describe(self) -> str:
         """Return the report as plain text: the verdict, every check, and what was not checked."""
         rows = [f"  {check.verdict:<7} {check.name}: {check.message}" for check in self.checks]
+        found = [f"  {line}" for line in self.verdicts()]
         open_ends = [f"  not checked: {sentence}" for sentence in self.not_checked]
-        return "\n".join([self.verdict(), *rows, *open_ends])
+        return "\n".join([self.verdict(), *rows, *found, *open_ends])
+
+    def verdicts(self) -> list[str]:
+        """Return a sentence for each way to run the whole model, and after it what went otherwise and what helps."""
+        lines = []
+        for result in self.whole:
+            helps = advice(result)
+            more = [*worst_flips(result), *([] if helps is None else [f"to prevent it: {helps}"])]
+            lines += [verdict(result), *(f"  {line}" for line in more)]
+        return lines
 
     @property
     def ways(self) -> list[str]:
@@ -162,16 +179,19 @@ class ParityReport:
             for check in self.checks
             if check.runtime is not None
         )
-        seed = [f"seed: {self.environment['seed']}"] if "seed" in self.environment else []
+        seed = [f"{key}: {self.environment[key]}" for key in ("seed", "threads") if key in self.environment]
+        torch = [f"PyTorch: {_listed(self.environment['torch'])}"] if "torch" in self.environment else []
         fed = [f"fed: {self.environment['inputs']}"] if "inputs" in self.environment else []
         saved = [f"replay: {item['replay']}" for item in self.environment.get("failures", ())]
         misses = [f"MISSED {check.name}: {check.message}" for check in self.missed]
         return [
             *ran,
             *seed,
+            *torch,
             *fed,
             *misses,
             *saved,
+            *self.verdicts(),
             *(f"not checked: {item}" for item in self.not_checked),
             self.verdict(),
         ]
@@ -208,6 +228,10 @@ def failed(name: str, message: str, **details: Any) -> Check:
 def sentences(parts: Iterable[str]) -> str:
     """Join findings into one line."""
     return "; ".join(part for part in parts if part)
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What the outputs of a whole file are compared with: values tapped in it, the raw file apart, itself at float32."""
+"""What the outputs of a whole file are compared with: values tapped in it, the raw file, PyTorch, itself at float32."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
@@ -8,12 +8,13 @@ from postproc_export.parity.compare import compare_scores
 from postproc_export.parity.configuration import Configuration
 from postproc_export.parity.difference import ScoreDifference
 from postproc_export.parity.raw_file import RawFile, named_output
-from postproc_export.parity.real_inputs import RealBatch
+from postproc_export.parity.readings import RawStore
 from postproc_export.parity.reference import Reference
 from postproc_export.parity.report import Check
 from postproc_export.parity.tail_cases import RawFeeds
 from postproc_export.parity.tally import Tally, details_of
 from postproc_export.parity.tolerance import EXACT, TOLERANCES, Tolerance
+from postproc_export.parity.way_runs import BatchRuns, ModelName
 from postproc_export.runtimes import PortInfo, Runner, as_float32
 from postproc_export.stats import Level
 
@@ -36,8 +37,8 @@ class Stage:
         """Record what gave the outputs that are compared."""
         self._tally.ran_on(runner)
 
-    def add(self, batch: RealBatch, outputs: Mapping[str, Any]) -> None:
-        """Compare one batch: what was fed, and what the attached file gave."""
+    def add(self, runs: BatchRuns) -> None:
+        """Compare one batch: what was fed, and what each model gave."""
         raise NotImplementedError
 
     def checks(self) -> Iterator[Check]:
@@ -50,15 +51,10 @@ class Tapped(Stage):
 
     name = "whole/tapped"
 
-    def __init__(self, reference: Reference, way: Configuration, tapped: Runner) -> None:
-        super().__init__(reference, way)
-        self._runner = tapped
-
-    def add(self, batch: RealBatch, outputs: Mapping[str, Any]) -> None:
+    def add(self, runs: BatchRuns) -> None:
         """Compare what came out beside the taps."""
-        together = batch.run(self._runner)
-        raw = _tapped_values(together, self._runner)
-        self._tally.add(self._reference.outputs(raw), together, raw, self._reference)
+        raw = tapped_values(runs)
+        self._tally.add(self._reference.outputs(raw), runs.of("tapped"), raw, self._reference)
 
     def checks(self) -> Iterator[Check]:
         """Yield one check per output."""
@@ -70,22 +66,19 @@ class Apart(Stage):
 
     name = "whole/raw"
 
-    def __init__(
-        self, reference: Reference, way: Configuration, apart: Runner, raw_file: RawFile, *, max_flips: int
-    ) -> None:
+    def __init__(self, reference: Reference, way: Configuration, raw_file: RawFile, *, max_flips: int) -> None:
         super().__init__(reference, way)
-        self._runner = apart
         self._raw_file = raw_file
-        self._tally.moved = way.runtime == "openvino"
+        self._tally.drift = "recompiled" if way.runtime == "openvino" else None
         self._tally.max_flips = max_flips
         self._others: dict[str, ScoreDifference] = {}
 
-    def add(self, batch: RealBatch, outputs: Mapping[str, Any]) -> None:
-        """Run the raw file, too; outputs of no level that is post-processed are compared as they are."""
-        apart = batch.run(self._runner)
-        raw = self._raw_file.levels(apart, self._runner)
+    def add(self, runs: BatchRuns) -> None:
+        """Look at the raw file, too; outputs of no level that is post-processed are compared as they are."""
+        apart, outputs, runner = runs.of("apart"), runs.of("attached"), runs.runner("apart")
+        raw = self._raw_file.levels(apart, runner)
         self._tally.add(self._reference.outputs(raw), outputs, raw, self._reference)
-        for port in self._raw_file.others(self._runner):
+        for port in self._raw_file.others(runner):
             level = next((level for level, values in raw.items() if values is apart[port.name]), None)
             found = compare_scores(
                 apart[port.name],
@@ -120,7 +113,32 @@ class Apart(Stage):
 
     def _allowed(self, level: Level | None) -> Tolerance:
         stats = None if level is None else self._reference.attached.tail.stats.level(level)
-        return TOLERANCES["recompiled"](stats) if self._tally.moved and stats is not None else EXACT
+        return EXACT if self._tally.drift is None or stats is None else TOLERANCES[self._tally.drift](stats)
+
+
+class FromTorch(Stage):
+    """The reference on the PyTorch model's raw values: equal within what another float32 computation explains."""
+
+    name = "whole/torch"
+
+    def __init__(self, reference: Reference, way: Configuration, values: RawStore, *, max_flips: int) -> None:
+        super().__init__(reference, way)
+        self._values = values
+        self._tally.drift = "exported"
+        self._tally.max_flips = max_flips
+
+    def add(self, runs: BatchRuns) -> None:
+        """Take the PyTorch model's values of the same samples."""
+        raw = self._values.get(runs.start, runs.start + runs.batch.valid)
+        expected = {
+            name: values.reshape(runs.of("attached")[name].shape)
+            for name, values in self._reference.outputs(raw).items()
+        }
+        self._tally.add(expected, runs.of("attached"), raw, self._reference)
+
+    def checks(self) -> Iterator[Check]:
+        """Yield one check per output."""
+        return self._tally.checks(self.name)
 
 
 class Default(Stage):
@@ -128,20 +146,18 @@ class Default(Stage):
 
     name = "whole/float32"
 
-    def __init__(self, reference: Reference, way: Configuration, exact: Runner, exact_tapped: Runner) -> None:
-        super().__init__(reference, way)
-        self._exact, self._exact_tapped = exact, exact_tapped
-
-    def add(self, batch: RealBatch, outputs: Mapping[str, Any]) -> None:
+    def add(self, runs: BatchRuns) -> None:
         """Run the file at float32, too; distances are those of the raw value there."""
-        raw = _tapped_values(batch.run(self._exact_tapped), self._exact_tapped)
-        self._tally.add(batch.run(self._exact), outputs, raw, self._reference)
+        raw = tapped_values(runs, "exact tapped")
+        self._tally.add(runs.of("exact"), runs.of("attached"), raw, self._reference)
 
     def checks(self) -> Iterator[Check]:
         """Yield one check per output."""
         return self._tally.checks(self.name)
 
 
-def _tapped_values(outputs: Mapping[str, Any], runner: Runner) -> RawFeeds:
+def tapped_values(runs: BatchRuns, model: ModelName = "tapped") -> RawFeeds:
+    """Return the float32 raw values that came out at the taps of a model."""
+    outputs, runner = runs.of(model), runs.runner(model)
     found = {level: named_output(name, outputs, runner) for level, name in TAPS.items()}
     return {level: as_float32(values) for level, values in found.items() if values is not None}

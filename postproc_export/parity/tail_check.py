@@ -63,7 +63,7 @@ def _open(model: object, tally: Tally, *, threads: int | None) -> Runner | None:
         tally.fail(" ".join(str(error).split()))
         return None
     tally.ran_on(runner)
-    return runner
+    return tally.attached.parts_of(runner)
 
 
 def _run(case: Case, runners: Sequence[Runner | None], tallies: Sequence[Tally], reference: Reference) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from postproc_export.boundary import choose_form
+from postproc_export.float32 import LARGEST
 from postproc_export.parity.attached_model import AttachedModel
 from postproc_export.parity.compare import compare_labels, compare_scores
 from postproc_export.parity.configuration import Configuration
@@ -15,10 +16,10 @@ from postproc_export.parity.difference import LabelDifference, ScoreDifference
 from postproc_export.parity.reference import Reference
 from postproc_export.parity.report import Check
 from postproc_export.parity.tail_cases import RawFeeds, boundary_of
-from postproc_export.parity.tolerance import TOLERANCES, Tolerance
+from postproc_export.parity.tolerance import EXACT, TOLERANCES, Tolerance
 from postproc_export.runtimes import Runner, as_float32
 from postproc_export.stats import LevelStats
-from postproc_export.tail import TailOutput
+from postproc_export.tail_steps import TailOutput
 
 LABELS = ("pred_label", "pred_mask")
 
@@ -33,9 +34,9 @@ class Tally:
         What ran, and how.
     runtime, precision
         The runtime's name and version, and the precision that it says it computes in.
-    moved
-        Whether the raw values may have moved by another compilation of the same body; flips near the boundary are then
-        shown and not judged.
+    drift
+        The entry of the tolerance table that says how far the raw values may have moved; flips so near to the boundary
+        are then shown and not judged. None where they may not have moved at all.
     max_flips
         Labels per output that may flip all the same.
     """
@@ -44,7 +45,7 @@ class Tally:
     configuration: Configuration
     runtime: str | None = None
     precision: str | None = None
-    moved: bool = False
+    drift: str | None = None
     max_flips: int = 0
     labels: dict[str, LabelDifference] = field(default_factory=dict)
     scores: dict[str, ScoreDifference] = field(default_factory=dict)
@@ -57,7 +58,7 @@ class Tally:
         self, expected: Mapping[str, NDArray[Any]], actual: Mapping[str, NDArray[Any]], raw: RawFeeds, by: Reference
     ) -> None:
         """Compare the outputs of one run."""
-        for output in self.attached.tail.outputs:
+        for output in self.attached.tail.parts:
             excused = by.excused(output, raw)
             if self.attached.guard == "none" and output.level == "image" and "image" not in raw:
                 expected = _without_nan_images(expected, actual, raw)
@@ -70,7 +71,7 @@ class Tally:
                         raw=by.decided_on(output, raw),
                         boundary=boundary_of(self.attached, output.level),
                         excused=excused,
-                        band=self._drift(output).atol if self.moved else 0.0,
+                        band=self._band(output).atol,
                         dtype=output.dtype,
                     ),
                 )
@@ -78,9 +79,10 @@ class Tally:
                 self._merge_scores(
                     output.name,
                     compare_scores(
-                        expected[output.name],
-                        actual.get(output.name),
+                        _saturated(expected[output.name], self.attached),
+                        None if output.name not in actual else _saturated(actual[output.name], self.attached),
                         tolerance=self._tolerance(output),
+                        nan="anomalous" if self.attached.tail.options.enable_normalization else "same",
                         excused=excused,
                         dtype=output.dtype,
                     ),
@@ -88,7 +90,7 @@ class Tally:
 
     def fail(self, reason: str) -> None:
         """Record that a run was not possible, which fails every output."""
-        for output in self.attached.tail.outputs:
+        for output in self.attached.tail.parts:
             if output.name in LABELS:
                 self._merge_labels(output.name, LabelDifference(reason=reason))
             else:
@@ -102,7 +104,7 @@ class Tally:
 
     def checks(self, prefix: str) -> Iterator[Check]:
         """Yield one check per output."""
-        for output in self.attached.tail.outputs:
+        for output in self.attached.tail.parts:
             difference = self.labels[output.name] if output.name in self.labels else self.scores[output.name]
             yield Check(
                 name=f"{prefix}/{output.name}/{self.configuration.label}",
@@ -121,14 +123,16 @@ class Tally:
             return difference.flipped - difference.near <= self.max_flips
         return bool(difference)
 
-    def _drift(self, output: TailOutput) -> Tolerance:
-        return TOLERANCES["recompiled"](_stats(self.attached, output))
+    def _band(self, output: TailOutput) -> Tolerance:
+        return EXACT if self.drift is None else TOLERANCES[self.drift](_stats(self.attached, output))
 
     def _tolerance(self, output: TailOutput) -> Tolerance:
         rounding = rounding_tolerance(self.attached, output)
-        if not self.moved:
+        if self.drift is None:
             return rounding
-        drift, span = self._drift(output), _stats(self.attached, output).span
+        drift, span = self._band(output), _stats(self.attached, output).span
+        if not self.attached.tail.options.enable_normalization:
+            return drift
         return Tolerance(atol=rounding.atol + drift.atol / span, reason=f"{rounding.reason}; {drift.reason}")
 
     def _merge_labels(self, name: str, difference: LabelDifference) -> None:
@@ -139,9 +143,19 @@ class Tally:
 
 
 def rounding_tolerance(attached: AttachedModel, output: TailOutput) -> Tolerance:
-    """Return how far a normalised score may lie from the reference, by the form that the statistics ask for."""
+    """Return how far a score may lie from the reference: not at all where it stays raw."""
     stats = _stats(attached, output)
+    if not attached.tail.options.enable_normalization:
+        return EXACT
     return TOLERANCES[choose_form(stats)](stats)
+
+
+def _saturated(scores: NDArray[Any], attached: AttachedModel) -> NDArray[Any]:
+    """Return raw scores with infinities as the largest float32, as OpenVINO makes some."""
+    if attached.tail.options.enable_normalization or scores.dtype != np.float32:
+        return scores
+    saturated: NDArray[Any] = np.clip(scores, -LARGEST, LARGEST)
+    return saturated
 
 
 def details_of(difference: LabelDifference | ScoreDifference) -> dict[str, Any]:

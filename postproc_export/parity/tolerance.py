@@ -74,8 +74,61 @@ def recompiled(level: LevelStats) -> Tolerance:
     )
 
 
+def exported(level: LevelStats) -> Tolerance:
+    """Return how far a raw value of an export may lie from the PyTorch model's, both at float32, raw units.
+
+    Notes
+    -----
+    A runtime has kernels of its own for each operator, and PyTorch itself is not the same to the last bit from one
+    process to the next. The largest difference over 15 exported models was 2.3e-5 of the span; this allows four times
+    that. It bounds where a flip may lie, and never hides one.
+    """
+    return Tolerance(
+        atol=1e-4 * level.span,
+        reason="the same float32 operators in another implementation: 1e-4 of the span (2.3e-5 measured)",
+    )
+
+
+def observed(low: float, high: float) -> Tolerance:
+    """Return how far a raw value of an export may lie from the PyTorch model's where there are no statistics yet.
+
+    Parameters
+    ----------
+    low, high
+        The lowest and highest value that the model gave, raw units.
+
+    Notes
+    -----
+    It tells a graph that computes something else from one that rounds otherwise, before a calibration is begun;
+    decisions are held against `exported` afterwards. Beside the share of the range it allows 128 roundings of the
+    largest value, for the values of a few inputs may be all but equal.
+    """
+    return Tolerance(
+        atol=1e-4 * (high - low) + 2.0**-17 * max(abs(low), abs(high)),
+        reason="another implementation of the operators: 1e-4 of the range seen, and 2^-17 of the largest value",
+    )
+
+
+def adjusted(level: LevelStats) -> Tolerance:
+    """Return how far from the boundary a label may differ where the graph computes the boundary at run time, raw units.
+
+    Notes
+    -----
+    threshold + (0.5 - a) span in float32, in either order in which a runtime takes the steps: docs/definition.md
+    section 4 states 2^-22 (|threshold| + span). At the attached sensitivity the boundary is a constant: exact labels.
+    """
+    from postproc_export.adjusting import adjusted_error
+
+    return Tolerance(
+        atol=adjusted_error(level),
+        reason="a boundary computed at run time in float32: 2^-22 (|threshold| + span), docs/definition.md section 4",
+    )
+
+
 TOLERANCES: Final[Mapping[str, Callable[[LevelStats], Tolerance]]] = {
+    "adjusted": adjusted,
     "fused": fused,
     "centred": centred,
     "recompiled": recompiled,
+    "exported": exported,
 }

@@ -1,33 +1,31 @@
-"""The whole file on real inputs: against the raw value tapped in the same compiled model, and against the raw file."""
+"""The whole file on real inputs: against its own tapped values, the raw file and the PyTorch model, by stage."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from postproc_export.errors import UnsupportedModelError
-from postproc_export.parity.attached_model import AttachedModel, Format
-from postproc_export.parity.batch_plan import Probe, plan_batches
+from postproc_export.parity.attached_model import AttachedModel
+from postproc_export.parity.batch_plan import BatchPlan, Probe, plan_batches
 from postproc_export.parity.configuration import Configuration
 from postproc_export.parity.failures import FailureStore
 from postproc_export.parity.raw_file import RawFile
+from postproc_export.parity.readings import RawStore, Reader
 from postproc_export.parity.real_inputs import RealInputs
 from postproc_export.parity.reference import Reference
 from postproc_export.parity.report import Check
-from postproc_export.parity.stages import Apart, Default, Stage, Tapped
+from postproc_export.parity.stage_checks import raw_checks, with_origin
+from postproc_export.parity.stage_results import WayResult
+from postproc_export.parity.stages import Apart, Default, FromTorch, Stage, Tapped
+from postproc_export.parity.torch_runner import TorchRunner
+from postproc_export.parity.trace import Stored, Trace
+from postproc_export.parity.variants import with_fp16_weights, with_int8
+from postproc_export.parity.way_runs import BatchRuns, ModelName
 from postproc_export.runtimes import Runner, RuntimeName
-
-_WAYS: Final = (
-    Configuration(runtime="onnxruntime", optimize=False),
-    Configuration(runtime="onnxruntime"),
-    Configuration(runtime="openvino"),
-    Configuration(runtime="openvino", precision="default"),
-)
-
-
-def whole_configurations(file_format: Format, runtimes: Sequence[RuntimeName]) -> list[Configuration]:
-    """Return every way to run a whole file of a format on the runtimes at hand."""
-    return [way for way in _WAYS if way.runtime in runtimes and (file_format == "onnx" or way.runtime == "openvino")]
 
 
 @dataclass(slots=True)
@@ -44,16 +42,21 @@ class WholeCheck:
         The original with raw outputs; None where it was not given.
     folder
         An empty folder for temporary files.
+    torch
+        The PyTorch model; None where it was not given.
     threads
         Threads inside an operator; None is the runtime's choice.
     max_flips
-        Labels per output that may differ from the raw file's though the raw value lies outside the allowed band.
+        Labels per output that may differ from the raw file's or the PyTorch model's though the raw value lies outside
+        the allowed band.
     progress
-        Called with the number of samples run and of all there are to run.
+        Called with the number of ways run and of all there are to run.
     failures
         Where failing inputs are saved; None saves none.
     not_checked
         What could not be checked, one sentence each; filled while it runs.
+    results
+        What the stages of each way did; filled while it runs.
     """
 
     attached: AttachedModel
@@ -61,13 +64,17 @@ class WholeCheck:
     inputs: RealInputs
     raw_file: RawFile | None
     folder: Path
+    torch: TorchRunner | None = None
     threads: int | None = None
     max_flips: int = 0
     progress: Callable[[int, int], None] | None = None
     failures: FailureStore | None = None
     not_checked: list[str] = field(default_factory=list)
+    results: list[WayResult] = field(default_factory=list)
     _opened: dict[tuple[int, Configuration], Runner] = field(default_factory=dict, init=False)
     _sizes: tuple[int, ...] | None = field(default=None, init=False)
+    _from_torch: Stored | None = field(default=None, init=False)
+    _exact: dict[RuntimeName, Stored] = field(default_factory=dict, init=False)
 
     def checks(self, ways: Sequence[Configuration]) -> Iterator[Check]:
         """Run every configuration and yield its checks."""
@@ -77,11 +84,17 @@ class WholeCheck:
                 self.progress(number, len(ways))
             if way.judged:
                 self._opened.clear()
-            apart = self._open_apart(way)
-            try:
-                yield from self._checks_of(way, self._open(self.attached.path, way), apart, tapped)
-            except UnsupportedModelError as error:
-                yield from self._failure(way, error, apart)
+            if way.weights == "stored":
+                yield from self._stored(way, tapped)
+            elif way.runtime in self._exact:  # else the file does not run there, as was said
+                self._variant(way, tapped)
+
+    def _stored(self, way: Configuration, tapped: Any) -> Iterator[Check]:
+        apart = self._open_apart(way)
+        try:
+            yield from self._checks_of(way, self._open(self.attached.path, way), apart, tapped)
+        except UnsupportedModelError as error:
+            yield from self._failure(way, error, apart)
 
     def _failure(self, way: Configuration, error: UnsupportedModelError, apart: Runner | None) -> Iterator[Check]:
         """A miss, unless it is a foreign runtime that may know neither this file nor its original."""
@@ -93,6 +106,71 @@ class WholeCheck:
             self.not_checked.append(f"the whole file in {way.label}: {reason}")
 
     def _checks_of(self, way: Configuration, runner: Runner, apart: Runner | None, tapped: Any) -> Iterator[Check]:
+        plan = self._plan(way, runner, apart if way.judged else None)
+        for sentence in (*plan.misses, *(() if plan.sizes else ("it runs at none of the batch sizes",))):
+            yield _miss(f"whole/batch/{way.label}", way, sentence)
+        if not plan.sizes:
+            return
+        runners: dict[ModelName, Runner] = {"attached": runner, "tapped": self._open(tapped, way)}
+        if apart is not None:
+            runners["apart"] = apart
+        if not way.judged:
+            runners |= {
+                "exact": self._open(self.attached.path, way.exact),
+                "exact tapped": self._open(tapped, way.exact),
+            }
+        self._run_torch(plan)
+        stages = list(self._stages(way, apart))
+        for stage in stages:
+            stage.ran_on(runner)
+        result = self._run(way, plan, runners, stages)
+        for stage in stages:
+            yield from with_origin(stage.checks(), result) if isinstance(stage, FromTorch) else stage.checks()
+        if result is not None and way.judged:
+            yield from raw_checks(result)
+
+    def _stages(self, way: Configuration, apart: Runner | None) -> Iterator[Stage]:
+        yield Tapped(self.reference, way)
+        if not way.judged:
+            yield Default(self.reference, way)
+            return
+        if apart is not None and self.raw_file is not None:
+            yield Apart(self.reference, way, self.raw_file, max_flips=self.max_flips)
+        if self._from_torch is not None:
+            yield FromTorch(self.reference, way, self._from_torch.store, max_flips=self.max_flips)
+
+    def _variant(self, way: Configuration, tapped: Any) -> None:
+        """Other weights than the file's: only the stages are looked at."""
+        try:
+            runners = self._variant_runners(way, tapped)
+        except UnsupportedModelError as error:
+            self.not_checked.append(f"the whole file in {way.label}: {' '.join(str(error).split())}")
+            return
+        plan = self._plan(way, runners["attached"], None)
+        if plan.sizes:
+            self._run(way, plan, runners, ())
+
+    def _variant_runners(self, way: Configuration, tapped: Any) -> dict[ModelName, Runner]:
+        if way.weights == "int8":
+            size = (self._sizes or (1,))[0]
+            both = self.attached.parts_of(
+                way.open(with_int8(tapped, self.inputs, size, given=self._given()), threads=self.threads)
+            )
+            return {"attached": both, "tapped": both}
+        models: dict[ModelName, Any] = {"attached": self.attached.path, "tapped": tapped}
+        opened = {name: self.attached.parts_of(self._open_fp16(way, model, name)) for name, model in models.items()}
+        if self._exact[way.runtime].origin == "raw" and self.raw_file is not None:
+            opened["apart"] = self._open_fp16(way, self.raw_file.path, "raw")
+        return opened
+
+    def _given(self) -> dict[str, NDArray[np.float32]]:
+        """What inputs that adjust the tail are given."""
+        return {item.name: np.array(item.default, np.float32) for item in self.attached.tail.adjustable}
+
+    def _open_fp16(self, way: Configuration, model: Any, name: str) -> Runner:
+        return way.open(with_fp16_weights(model, self.folder / f"fp16-{name}.xml"), threads=self.threads)
+
+    def _plan(self, way: Configuration, runner: Runner, apart: Runner | None) -> BatchPlan:
         plan = plan_batches(
             Probe(runner, self.attached.names),
             None if apart is None or self.raw_file is None else Probe(apart, self.raw_file.level_names),
@@ -101,39 +179,59 @@ class WholeCheck:
         )
         self._sizes = self._sizes or plan.possible or None
         self.not_checked += [f"{way.label}, {refusal}" for refusal in plan.refusals]
-        for sentence in (*plan.misses, *(() if plan.sizes else ("it runs at none of the batch sizes",))):
-            yield _miss(f"whole/batch/{way.label}", way, sentence)
-        if not plan.sizes:
+        return plan
+
+    def _run_torch(self, plan: BatchPlan) -> None:
+        if self.torch is None or self._from_torch is not None:
             return
-        stages: list[Stage] = [Tapped(self.reference, way, self._open(tapped, way))]
-        if apart is not None and self.raw_file is not None:
-            stages.append(Apart(self.reference, way, apart, self.raw_file, max_flips=self.max_flips))
-        if not way.judged:
-            exact = Configuration(runtime=way.runtime)
-            stages.append(
-                Default(self.reference, way, self._open(self.attached.path, exact), self._open(tapped, exact))
-            )
-        for stage in stages:
-            stage.ran_on(runner)
+        store = RawStore(self.folder, "torch", self.inputs.count)
+        start = 0
         for batch in plan.batches(self.inputs):
-            outputs = batch.run(runner)
+            store.put(start, self.torch.raw(batch))
+            start += batch.valid
+        self._from_torch = Stored(store, "torch")
+
+    def _run(
+        self, way: Configuration, plan: BatchPlan, runners: dict[ModelName, Runner], stages: Sequence[Stage]
+    ) -> WayResult | None:
+        """Feed every batch to the stages and follow it through the chain."""
+        is_kept = way == way.exact and way.runtime == "openvino"
+        trace = Trace(
+            Reader(self.reference),
+            way,
+            self.inputs,
+            torch=self._from_torch,
+            exact=None if way.judged else self._exact.get(way.runtime),
+            raw_file=self.raw_file if "apart" in runners else None,
+            keep=RawStore(self.folder, way.label, self.inputs.count) if is_kept else None,
+        )
+        start = 0
+        for batch in plan.batches(self.inputs):
+            runs = BatchRuns(batch, start, runners)
+            trace.add(runs)
             for stage in stages:
                 missed_before = stage.missed
-                stage.add(batch, outputs)
+                stage.add(runs)
                 if self.failures is not None and way.judged and stage.missed > missed_before:
                     self.failures.add_batch(f"{stage.name}/{way.label}", batch)
-        for stage in stages:
-            yield from stage.checks()
+            start += batch.valid
+        if trace.kept is not None:
+            self._exact[way.runtime] = trace.kept
+        if trace.problem is not None:
+            self.not_checked.append(f"{way.label}, stage by stage: {trace.problem}")
+        result = trace.result()
+        self.results += [] if result is None else [result]
+        return result
 
     def _open(self, model: Any, way: Configuration) -> Runner:
         """Load a model, or take the one that was loaded for the way before: the default is compared with float32."""
         key = (id(model), way)
         if key not in self._opened:
-            self._opened[key] = way.open(model, threads=self.threads)
+            self._opened[key] = self.attached.parts_of(way.open(model, threads=self.threads))
         return self._opened[key]
 
     def _open_apart(self, way: Configuration) -> Runner | None:
-        if self.raw_file is None or not way.judged:
+        if self.raw_file is None:
             return None
         if not self.raw_file.can_run(way):
             self.not_checked.append(f"{way.label} does not read the raw file {self.raw_file.path}")

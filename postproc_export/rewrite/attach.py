@@ -1,16 +1,26 @@
 """Attach post-processing to a model file."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from postproc_export.boundary import Comparison, decision_boundary
 from postproc_export.float32 import shortest
+from postproc_export.packing import place
 from postproc_export.rewrite.attached import Attached
 from postproc_export.rewrite.targets import default_target, is_onnx
 from postproc_export.stats import LEVELS, CalibrationStats, Level
-from postproc_export.tail import LabelDtype, Tail, TailOptions
+from postproc_export.tail import Tail
+from postproc_export.tail_options import (
+    Adjustable,
+    LabelDtype,
+    Layout,
+    LevelChoice,
+    TailOptions,
+    changed_options,
+    refuse_unused,
+)
 
 Rewrite = Callable[[Any], Attached]
 
@@ -27,12 +37,15 @@ class AttachResult:
         The outputs, statistics and options of the tail, and notes on levels that were left as they are.
     renamed
         New name of each value of the model that had to give up the name of an output.
+    own
+        The tails of one's own around it, as they were asked for.
     """
 
     source: Path
     output: Path
     tail: Tail
     renamed: Mapping[str, str]
+    own: tuple[str, ...] = ()
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -55,6 +68,8 @@ class AttachResult:
         """Return what was done, one fact a line."""
         lines = [f"attached post-processing to {self.source}", f"  written  {self.output}"]
         lines += [f"  {level:<8} {self._decision(level)}" for level in LEVELS if self.tail.names(level)]
+        lines += [f"  with     {text}" for text in self.own]
+        lines += [f"  adjusted at run time by {item.describe()}" for item in self.tail.adjustable]
         lines += [f"  renamed  '{old}' is now '{new}' inside the model" for old, new in self.renamed.items()]
         lines += [f"  note     {note}" for note in self.notes]
         return "\n".join(lines)
@@ -63,10 +78,14 @@ class AttachResult:
         stats, options = self.tail.stats.level(level), self.tail.options
         assert stats is not None, "a level with outputs has statistics"
         assert stats.threshold is not None, "a level with outputs has a threshold"
+        names = [place(name) if options.is_packed else name for name in self.tail.names(level)]
+        calibrated = f"threshold {_shown(stats.threshold)}, range {_shown(stats.min)} to {_shown(stats.max)}"
+        if not options.enable_thresholding:
+            return f"{names[0]}: normalised, without a label ({calibrated})"
+        raw = "" if options.enable_normalization else f", {names[0]} raw"
         return (
-            f"{' and '.join(self.tail.names(level))}: anomalous from raw {_shown(self.boundary(level))} on "
-            f"(threshold {_shown(stats.threshold)}, range {_shown(stats.min)} to {_shown(stats.max)}, "
-            f"sensitivity {shortest(options.sensitivity(level))}, rule {options.comparison})"
+            f"{' and '.join(names)}: anomalous from raw {_shown(self.boundary(level))} on ({calibrated}, "
+            f"sensitivity {shortest(options.sensitivity(level))}, rule {options.comparison}{raw})"
         )
 
 
@@ -85,6 +104,13 @@ def attach_postprocessing(
     mask_dtype: LabelDtype | None = None,
     match_thresholds: bool = False,
     nan_guard: bool = True,
+    layout: Layout = "separate",
+    levels: LevelChoice = "both",
+    enable_normalization: bool = True,
+    enable_thresholding: bool = True,
+    adjustable: Adjustable = "nothing",
+    as_parameters: bool = False,
+    tail: str | Sequence[str] = (),
     in_place: bool = False,
     link_weights: bool = False,
 ) -> AttachResult:
@@ -113,6 +139,23 @@ def attach_postprocessing(
         Let a level that has a range but no threshold borrow the other level's.
     nan_guard
         Call an image anomalous when its map holds a NaN.
+    layout
+        ``"separate"``, or ``"packed"`` for one float32 output ``output`` [N, H, W, 4]: the normalised map, the
+        normalised score, the label and the mask.
+    levels
+        ``"both"``, or ``"image"`` or ``"pixel"`` to post-process one level only.
+    enable_normalization
+        If False, scores and maps stay raw, in float32.
+    enable_thresholding
+        If False, there are no labels and masks.
+    adjustable
+        ``"sensitivity"`` for inputs `image_sensitivity` and `pixel_sensitivity` that need not be given,
+        ``"boundary"`` for `image_boundary` and `pixel_boundary` in raw units; docs/runtime_sensitivity.md.
+    as_parameters
+        Of an IR: make them parameters, which have to be given, in place of state variables.
+    tail
+        Tails of one's own, each ``name:key=value`` or ``package.module:Class``, in the order in which they are applied;
+        see docs/tails.md.
     in_place
         Allow `output` to be the input.
     link_weights
@@ -128,7 +171,10 @@ def attach_postprocessing(
     Only the end of the graph changes; docs/definition.md section 7 lists what stays. The weights of an ONNX model are
     never loaded.
     """
-    source = Path(model_path)
+    from postproc_export.transforms.around import OnnxFormat, OpenVinoFormat, attach_around
+    from postproc_export.transforms.spec import parse_tails
+
+    source, own = Path(model_path), parse_tails(tail)
     if not isinstance(stats, CalibrationStats):
         stats = CalibrationStats.load(stats)
     options = TailOptions(
@@ -140,28 +186,36 @@ def attach_postprocessing(
         keep_raw=keep_raw,
         match_thresholds=match_thresholds,
         nan_guard=nan_guard,
+        layout=layout,
+        levels=levels,
+        enable_normalization=enable_normalization,
+        enable_thresholding=enable_thresholding,
+        adjustable=adjustable,
+        as_parameters=as_parameters,
     )
+    refuse_unused(options, changed_options(options))
     target = default_target(source, output, in_place=in_place, mark="post")
     outputs = {"image_output": image_output, "pixel_output": pixel_output}
     if is_onnx(source):
-        from postproc_export.rewrite.onnx_attach import attach_to_onnx_model
         from postproc_export.rewrite.onnx_file import rewrite_onnx_file
 
         attached = rewrite_onnx_file(
             source,
             target,
-            lambda model: attach_to_onnx_model(model, stats, options, **outputs),
+            lambda model: attach_around(OnnxFormat(), model, stats, options, own, **outputs),
             in_place=in_place,
             link_weights=link_weights,
         )
     else:
-        from postproc_export.rewrite.openvino_attach import attach_to_openvino_model
         from postproc_export.rewrite.openvino_file import rewrite_openvino_file
 
         attached = rewrite_openvino_file(
-            source, target, lambda model: attach_to_openvino_model(model, stats, options, **outputs), in_place=in_place
+            source,
+            target,
+            lambda model: attach_around(OpenVinoFormat(), model, stats, options, own, **outputs),
+            in_place=in_place,
         )
-    return AttachResult(source, target, attached.tail, attached.renamed)
+    return AttachResult(source, target, attached.tail, attached.renamed, tuple(spec.text for spec in own))
 
 
 def _shown(value: float) -> str:

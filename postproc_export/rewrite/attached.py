@@ -3,10 +3,13 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from graph_patterns.graph import GraphView
 from postproc_export.errors import UnsupportedModelError
 from postproc_export.rewrite.metadata import TailRecord
+from postproc_export.rewrite.own_tail import OwnTail, find_own_tail
 from postproc_export.stats import LEVELS
-from postproc_export.tail import OUTPUT_NAMES, Tail, TailOutput
+from postproc_export.tail import OUTPUT_NAMES, Tail
+from postproc_export.tail_steps import TailOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +19,11 @@ class Attached:
     tail: Tail
     record: TailRecord
     renamed: Mapping[str, str]
+
+
+def new_names(tail: Tail) -> list[str]:
+    """Return the names that the tail brings along: of its outputs, and of the inputs that adjust it."""
+    return [*(output.name for output in tail.outputs), *(item.name for item in tail.adjustable)]
 
 
 def replaced_outputs(tail: Tail) -> list[str]:
@@ -34,7 +42,7 @@ def final_order(tail: Tail, outputs: Iterable[str]) -> list[TailOutput | str]:
     replaced = replaced_outputs(tail)
     order: list[TailOutput | str] = []
     for level in LEVELS:
-        order += [output for output in tail.outputs if output.level == level]
+        order += [output for output in tail.outputs if output.level == level]  # a packed one counts as the map's
         if level in tail.raw and tail.raw[level].name not in replaced:
             order.append(tail.raw[level].name)
     order += [name for name in outputs if name not in order and name not in replaced]
@@ -49,6 +57,20 @@ def new_name(name: str, used: set[str]) -> str:
         candidate, count = f"{base}_{count}", count + 1
     used.add(candidate)
     return candidate
+
+
+def refuse_own_tail(view: GraphView) -> None:
+    """Refuse a model that has a tail of ours, also where its record was stripped.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If it has.
+    """
+    for level in LEVELS:
+        found = find_own_tail(view, level)
+        if isinstance(found, OwnTail):
+            raise already_attached(f"a tail at {' and '.join(found.outputs)}")
 
 
 def already_attached(found: str) -> UnsupportedModelError:
@@ -67,5 +89,6 @@ def name_is_taken(name: str, *, by: str) -> UnsupportedModelError:
         "another output": "say with --image-output or --pixel-output that this output is the raw one, or rename it",
         "an input": "rename the input: its name is part of the model's interface",
         "an overridable initializer": "rename the initializer: its name is part of the model's interface",
+        "a variable": "rename the variable: its name is part of the model's interface",
     }
-    return UnsupportedModelError(f"the output name '{name}' is taken", found=f"{by} of that name", fix=fixes[by])
+    return UnsupportedModelError(f"the name '{name}' is taken", found=f"{by} of that name", fix=fixes[by])

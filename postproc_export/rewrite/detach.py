@@ -53,6 +53,7 @@ class DetachResult:
             return f"no post-processing found: {nearest_miss(self.detached.misses.values())}"
         lines = [f"removed post-processing from {self.source}", f"  written  {self.output}"]
         lines += [f"  {level:<8} {self._removed(level)}" for level in self.detached.tails]
+        lines += [f"  with     {text}" for text in self.detached.own]
         lines += [f"  renamed  '{old}' is now '{new}'" for old, new in self.renamed.items()]
         if self.is_original:
             lines.append("  original its outputs, names and order are back as the file's record has them")
@@ -105,19 +106,19 @@ def detach_postprocessing(
     source = Path(model_path)
     target = default_target(source, output, in_place=in_place, mark="raw")
     if is_onnx(source):
-        from postproc_export.rewrite.onnx_detach import detach_from_onnx_model
         from postproc_export.rewrite.onnx_file import rewrite_onnx_file
+        from postproc_export.transforms.around import OnnxFormat, detach_around
 
         def from_onnx(model: Any) -> Detached:
-            return detach_from_onnx_model(model, where=str(source))
+            return detach_around(OnnxFormat(), model, where=str(source))
 
         detached = rewrite_onnx_file(source, target, from_onnx, in_place=in_place, link_weights=link_weights)
     else:
-        from postproc_export.rewrite.openvino_detach import detach_from_openvino_model
         from postproc_export.rewrite.openvino_file import rewrite_openvino_file
+        from postproc_export.transforms.around import OpenVinoFormat, detach_around
 
         def from_openvino(model: Any) -> Detached:
-            return detach_from_openvino_model(model, where=str(source))
+            return detach_around(OpenVinoFormat(), model, where=str(source))
 
         detached = rewrite_openvino_file(source, target, from_openvino, in_place=in_place)
     return DetachResult(source, target if detached else None, detached)

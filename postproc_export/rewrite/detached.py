@@ -56,6 +56,8 @@ class Detached:
         Whether a record gave the original back as it was.
     raw_outputs
         The output with each level's raw value, by name in ONNX, by index in OpenVINO.
+    own
+        The tails of one's own that went with it.
     """
 
     tails: Mapping[Level, FoundTail] = field(default_factory=dict)
@@ -64,13 +66,14 @@ class Detached:
     notes: tuple[str, ...] = ()
     is_original: bool = False
     raw_outputs: Mapping[Level, str | int] = field(default_factory=dict)
+    own: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.tails)
 
 
 def find_tails(
-    view: GraphView, *, raw: Collection[Value] = (), has_record: bool = False
+    view: GraphView, *, raw: Collection[Value] = (), record: TailRecord | None = None
 ) -> tuple[dict[Level, FoundTail], dict[Level, Mismatch]]:
     """Find the tails of all levels, or say per level why there is none.
 
@@ -80,14 +83,15 @@ def find_tails(
         The graph.
     raw
         The raw values that a record names, where the graph has them all.
-    has_record
-        Whether the file says that the tail is ours: then Anomalib's is not looked for.
+    record
+        What the file says of a tail of ours: then Anomalib's is not looked for.
     """
     tails: dict[Level, FoundTail] = {}
     misses: dict[Level, Mismatch] = {}
+    options = None if record is None else record.options
     for level in LEVELS:
-        own = find_own_tail(view, level, raw=raw)
-        found = find_anomalib_tail(view, level) if isinstance(own, Mismatch) and not has_record else own
+        own = find_own_tail(view, level, raw=raw, options=options)
+        found = find_anomalib_tail(view, level) if isinstance(own, Mismatch) and record is None else own
         if not isinstance(found, Mismatch):
             tails[level] = found
         else:
@@ -146,8 +150,15 @@ def raw_name(tail: FoundTail, name: str) -> str:
 def restored_tails(tails: Mapping[Level, FoundTail]) -> Iterator[FoundTail]:
     """Yield the tails whose raw value has to become an output again."""
     for level, tail in tails.items():
-        if SCORE_OUTPUT[level] in tail.outputs and not tail.from_map:
+        gives_raw = isinstance(tail, OwnTail) or SCORE_OUTPUT[level] in tail.outputs
+        if gives_raw and not tail.from_map:
             yield tail
+
+
+def adjusted_values(tails: Mapping[Level, FoundTail]) -> list[Value]:
+    """Return the inputs by which tails are adjusted at run time: they go with them."""
+    own = [tail for tail in tails.values() if isinstance(tail, OwnTail)]
+    return [tail.adjusted for tail in own if tail.adjusted is not None]
 
 
 def touched(tails: Mapping[Level, FoundTail]) -> list[str]:

@@ -1,10 +1,11 @@
 """Say what a model file is, what post-processing it has, and what that decides, without running it."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from postproc_export.rewrite.defaults import Defaults, default_attachment
 from postproc_export.rewrite.level_report import LevelReport
 from postproc_export.rewrite.targets import is_onnx
 from postproc_export.runtimes.protocol import PortInfo
@@ -57,6 +58,8 @@ class InspectResult:
         Per level what it decides; None for a level that the model does not have.
     attached_by
         Version of this package in the file's record; None where there is no record.
+    defaults
+        What attaching with no options would do; None unless that was asked for.
     """
 
     path: Path
@@ -69,6 +72,7 @@ class InspectResult:
     outputs: tuple[PortInfo, ...]
     levels: Mapping[Level, LevelReport | None]
     attached_by: str | None = None
+    defaults: Defaults | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the machine-readable form of docs/definition.md section 9; what is not known is None."""
@@ -88,6 +92,7 @@ class InspectResult:
             "outputs": [_port(port) for port in self.outputs],
             "attached_by": self.attached_by,
             "levels": {level: report and report.to_json() for level, report in self.levels.items()},
+            **({} if self.defaults is None else {"defaults": self.defaults.to_json()}),
         }
 
     def summary(self) -> str:
@@ -103,6 +108,8 @@ class InspectResult:
         for level in LEVELS:
             report = self.levels.get(level)
             yield from _level_lines(level, report) if report is not None else (f"  {level:<8} not in the model",)
+        if self.defaults is not None:
+            yield from self.defaults.lines()
 
     def _weights(self) -> str:
         weights = self.weights
@@ -117,7 +124,7 @@ _TITLES = {"postproc_export": "postproc-export's tail", "anomalib": "Anomalib's 
 
 def _level_lines(level: Level, report: LevelReport) -> Iterator[str]:
     sure = "" if report.tail == "none" else ", read from the file" if report.certain else ", inferred"
-    yield f"  {level:<8} {_TITLES[report.tail]} at {' and '.join(report.outputs)}{sure}"
+    yield f"  {level:<8} {_TITLES[report.tail]} at {' and '.join(report.places(level))}{sure}"
     if report.tail != "none":
         yield f"    {'':<12} {'raw':>14} {'normalised':>14}"
         for name, (raw, unit) in report.raw_and_unit.items():
@@ -125,6 +132,8 @@ def _level_lines(level: Level, report: LevelReport) -> Iterator[str]:
         yield f"    {'span':<12} {_cell(report.span)}"
         yield f"    {'sensitivity':<12} {_cell(report.sensitivity)}"
         yield f"    {'rule':<12} {_rule(report)}"
+    if report.adjusted_by is not None:
+        yield f"    {'adjusted by':<12} {report.adjusted_by}, at run time; the values above are those without it"
     yield from (f"    note         {note}" for note in report.notes)
     yield from (f"    reading      if {reading['assumes']}" for reading in report.readings)
 
@@ -143,13 +152,15 @@ def _port(port: PortInfo) -> dict[str, Any]:
     return {"name": port.name, "dtype": port.dtype, "shape": shape, "names": list(port.aliases) or [port.name]}
 
 
-def inspect_model(model_path: str | Path) -> InspectResult:
+def inspect_model(model_path: str | Path, *, defaults: bool = False) -> InspectResult:
     """Say what a model file is, what is at its outputs, and what it decides.
 
     Parameters
     ----------
     model_path
         An ONNX file (.onnx) or an OpenVINO IR (.xml, its .bin beside it).
+    defaults
+        Also say what `attach_postprocessing` would do to the file with no options, and why.
 
     Raises
     ------
@@ -164,7 +175,9 @@ def inspect_model(model_path: str | Path) -> InspectResult:
     if is_onnx(path):
         from postproc_export.rewrite.onnx_inspect import inspect_onnx_file
 
-        return inspect_onnx_file(path)
-    from postproc_export.rewrite.openvino_inspect import inspect_openvino_file
+        result = inspect_onnx_file(path)
+    else:
+        from postproc_export.rewrite.openvino_inspect import inspect_openvino_file
 
-    return inspect_openvino_file(path)
+        result = inspect_openvino_file(path)
+    return replace(result, defaults=default_attachment(path)) if defaults else result

@@ -8,6 +8,9 @@ import numpy as np
 
 from postproc_export.boundary import Comparison
 from postproc_export.float32 import shortest, to_float32
+from postproc_export.packing import place
+from postproc_export.stats import Level
+from postproc_export.tail_options import Adjustable, Layout
 
 TailKind: TypeAlias = Literal["postproc_export", "anomalib", "none"]
 
@@ -34,6 +37,10 @@ class LevelReport:
         The rule.
     certain
         Whether threshold and span stand in the file as such, and were not inferred.
+    layout
+        Whether the level has outputs of its own, or both levels are packed into one.
+    adjustable, adjusted_by
+        What can be adjusted at run time, and by which input or variable; the values told are its defaults.
     notes
         What is inferred or not known, and why.
     readings
@@ -50,8 +57,18 @@ class LevelReport:
     sensitivity: float | None = None
     comparison: Comparison | None = None
     certain: bool = True
+    layout: Layout = "separate"
+    adjustable: Adjustable = "nothing"
+    adjusted_by: str | None = None
     notes: tuple[str, ...] = ()
     readings: tuple[Mapping[str, Any], ...] = ()
+
+    def places(self, level: Level) -> tuple[str, ...]:
+        """Return where the level's score and label stand: its outputs, or its parts of the packed one."""
+        if self.layout == "separate":
+            return self.outputs
+        names = ("pred_score", "pred_label") if level == "image" else ("anomaly_map", "pred_mask")
+        return tuple(place(name) for name in names)
 
     @property
     def raw_and_unit(self) -> dict[str, tuple[float, float | None]]:
@@ -73,6 +90,9 @@ class LevelReport:
             "boundary": json_number(self.boundary),
             "normalized": {name: json_number(unit) for name, (_, unit) in self.raw_and_unit.items()},
             "outputs": list(self.outputs),
+            "layout": self.layout,
+            "adjustable": None if self.adjustable == "nothing" else self.adjustable,
+            "adjusted_by": self.adjusted_by,
             "notes": list(self.notes),
             "readings": [dict(reading) for reading in self.readings],
         }

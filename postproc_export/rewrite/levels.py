@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from graph_patterns.match import Mismatch
+from postproc_export.adjusting import input_name
 from postproc_export.boundary import Form, choose_form, decision_boundary, unit_constants
 from postproc_export.errors import MetadataError
 from postproc_export.float32 import next_up, to_float32
@@ -16,6 +17,11 @@ from postproc_export.stats import Level, LevelStats
 
 _INFERRED: Final = "the record was stripped: read back from the tail's constants, the sensitivity assuming rule 'ge'"
 _CONTRADICTED: Final = "the constants in the file are not those of its record: {which}"
+_RAW: Final = "normalisation is switched off: the score is the raw value"
+_NO_LABELS: Final = "labels are switched off"
+_READ: Final = "the record was stripped: read back from the tail's constants"
+_UNKNOWN: Final = "threshold and span are not in the file: normalisation is switched off, and the record was stripped"
+_FROZEN: Final = "made to be adjusted at run time by {name}; that is a constant in this file, as conversions make of it"
 _ROUNDED: Final = "constants of the tail were compressed to fewer bits: what is read back is rounded as they are"
 
 
@@ -40,6 +46,14 @@ def report_level(
     elif isinstance(tail, OwnTail):
         stats = None if record is None else record.stats.level(level)
         report = _own(tail) if record is None or stats is None else _recorded(tail, record, stats)
+        by = _adjusted_by(tail)
+        report = replace(
+            report,
+            layout="packed" if tail.is_packed else "separate",
+            adjustable=tail.adjustable if by else "nothing",
+            adjusted_by=by,
+            notes=(*report.notes, *_switches(tail), *_frozen(tail, record)),
+        )
     else:
         return LevelReport(tail="none", outputs=(SCORE_OUTPUT[level],))
     return replace(report, certain=False, notes=(*report.notes, _ROUNDED)) if is_rounded else report
@@ -108,10 +122,31 @@ def _readings(reading: Reading) -> tuple[dict[str, Any], ...]:
     )
 
 
+def _switches(tail: OwnTail) -> tuple[str, ...]:
+    """Return what is switched off."""
+    return (*(() if tail.is_normalised else (_RAW,)), *(() if tail.decides else (_NO_LABELS,)))
+
+
+def _adjusted_by(tail: OwnTail) -> str | None:
+    """Return what adjusts the decision: its name, and what it is in the format; None where it is a constant."""
+    if tail.adjusted is None or tail.adjustable == "nothing" or tail.is_frozen:
+        return None
+    return input_name(tail.level, tail.adjustable)
+
+
+def _frozen(tail: OwnTail, record: TailRecord | None) -> tuple[str, ...]:
+    recorded = "nothing" if record is None or not tail.decides else record.options.adjustable
+    what = tail.adjustable if tail.adjustable != "nothing" else recorded
+    if what == "nothing" or _adjusted_by(tail) is not None:
+        return ()
+    return (_FROZEN.format(name=input_name(tail.level, what)),)
+
+
 def _recorded(tail: OwnTail, record: TailRecord, stats: LevelStats) -> LevelReport:
-    sensitivity = record.options.sensitivity(tail.level)
-    boundary = decision_boundary(stats, sensitivity=sensitivity, comparison=record.options.comparison)
-    wrong = _contradictions(tail, stats, boundary)
+    options = record.options
+    sensitivity = options.sensitivity(tail.level) if tail.decides else None
+    boundary = _boundary(tail, stats, record)
+    wrong = _contradictions(tail, stats, boundary, sensitivity)
     is_relative = bool(stats.details.get("range_is_relative"))
     report = LevelReport(
         tail="postproc_export",
@@ -122,49 +157,71 @@ def _recorded(tail: OwnTail, record: TailRecord, stats: LevelStats) -> LevelRepo
         max=None if is_relative else stats.max,
         boundary=boundary,
         sensitivity=sensitivity,
-        comparison=record.options.comparison,
+        comparison=options.comparison if tail.decides else None,
     )
     if not wrong:
         return report
     notes = (_CONTRADICTED.format(which=", ".join(wrong)),)
-    return replace(report, boundary=tail.scalars["boundary"], certain=False, notes=notes)
+    return replace(report, boundary=tail.scalars.get("boundary"), certain=False, notes=notes)
 
 
-def _contradictions(tail: OwnTail, stats: LevelStats, boundary: float) -> list[str]:
+def _boundary(tail: OwnTail, stats: LevelStats, record: TailRecord) -> float | None:
+    if not tail.decides:
+        return None
+    sensitivity = record.options.sensitivity(tail.level)
+    return decision_boundary(stats, sensitivity=sensitivity, comparison=record.options.comparison)
+
+
+def _contradictions(tail: OwnTail, stats: LevelStats, boundary: float | None, sensitivity: float | None) -> list[str]:
     form: Form = "centred" if "offset" in tail.scalars else "fused"
     constants = unit_constants(stats, form)
-    expected = {"alpha": constants.alpha, "boundary": boundary}
-    expected |= {"beta": constants.beta} if form == "fused" else {"offset": constants.offset or 0.0}
+    expected = {} if boundary is None or "boundary" not in tail.scalars else {"boundary": boundary}
+    if tail.adjustable == "sensitivity":
+        expected |= {"threshold": stats.threshold or 0.0, "span": stats.span, "attached": sensitivity or 0.0}
+    if tail.is_normalised:
+        expected["alpha"] = constants.alpha
+        expected |= {"beta": constants.beta} if form == "fused" else {"offset": constants.offset or 0.0}
     wrong = [name for name, value in expected.items() if to_float32(tail.scalars[name]) != value]
     return [f"{name} is {shown(tail.scalars[name])}, not {shown(expected[name])}" for name in wrong] + (
-        [] if form == choose_form(stats) else ["the form of the normalised score"]
+        [] if form == choose_form(stats) or not tail.is_normalised else ["the form of the normalised score"]
     )
 
 
 def _own(tail: OwnTail) -> LevelReport:
     """Read our constants back: the boundary is exact, the threshold only in the longer form."""
-    alpha, boundary = tail.scalars["alpha"], to_float32(tail.scalars["boundary"])
+    boundary = to_float32(tail.scalars["boundary"]) if "boundary" in tail.scalars else None
+    if tail.adjustable == "sensitivity":
+        names = {"threshold": "threshold", "span": "span", "attached": "sensitivity"}
+        known = {names[name]: to_float32(tail.scalars[name]) for name in names}
+        return _read_back(tail, boundary=boundary, notes=(_READ,), **known)
+    if not tail.is_normalised:
+        return _read_back(tail, boundary=boundary, notes=(_UNKNOWN,))
+    alpha = tail.scalars["alpha"]
     span = to_float32(1.0 / alpha) if alpha else None
     threshold = tail.scalars.get("offset")
     if threshold is None:
         threshold = (0.5 - tail.scalars["beta"]) / alpha if alpha else None
     sensitivity = None
-    if threshold is not None and span:
+    if threshold is not None and span and boundary is not None:
         error = 2.0**-22 * (abs(threshold) + span)
         if abs(boundary - threshold) <= error:
             sensitivity, threshold = 0.5, boundary
         else:
             sensitivity = _sensitivity(0.5 - (boundary - threshold) / span, error / span)
+    threshold = None if threshold is None else to_float32(threshold)
+    return _read_back(
+        tail, threshold=threshold, span=span, boundary=boundary, sensitivity=sensitivity, notes=(_INFERRED,)
+    )
+
+
+def _read_back(tail: OwnTail, *, boundary: float | None, **known: Any) -> LevelReport:
     return LevelReport(
         tail="postproc_export",
         outputs=tail.outputs,
-        threshold=None if threshold is None else to_float32(threshold),
-        span=span,
         boundary=boundary,
-        sensitivity=sensitivity,
-        comparison="ge",
+        comparison="ge" if tail.decides else None,
         certain=False,
-        notes=(_INFERRED,),
+        **known,
     )
 
 

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, Self
 
+from postproc_export.adjusting import input_name
 from postproc_export.errors import MetadataError, UsageError
 from postproc_export.float32 import shortest
 from postproc_export.stats import CalibrationStats, Level
-from postproc_export.tail import TailOptions
+from postproc_export.tail_options import TailOptions
 
 METADATA_KEY: Final = "postproc_export"
 RECORD_VERSION: Final = 1
@@ -49,6 +50,14 @@ class TailRecord:
         return frozenset(
             level for level, of_level in stats.items() if present[level] and of_level and of_level.is_calibrated
         )
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        """The names of the inputs by which the tail is adjusted at run time."""
+        what = self.options.adjustable
+        if what == "nothing" or not self.options.enable_thresholding:
+            return frozenset()
+        return frozenset(input_name(level, what) for level in self.levels)
 
     def dumps(self) -> str:
         """Return the JSON string; floats as the shortest decimal that reads back to the same float32."""

@@ -6,15 +6,19 @@ from typing import Any, Final
 
 import onnx
 
-from graph_patterns.onnx.lowering import OLDEST_OPSET, OnnxTarget, emit
-from graph_patterns.onnx.view import default_opset
-from postproc_export.errors import UnsupportedModelError
+from graph_patterns.errors import UnsupportedOpsetError
+from graph_patterns.onnx.lowering import INITIALIZERS_NEED_NO_INPUT_SINCE, OLDEST_OPSET, OnnxTarget, emit
+from graph_patterns.onnx.view import OnnxView, default_opset
+from postproc_export.errors import UnsupportedModelError, UsageError
+from postproc_export.packing import PACKED_OUTPUT, PARTS
 from postproc_export.rewrite.attached import (
     Attached,
     already_attached,
     final_order,
     name_is_taken,
     new_name,
+    new_names,
+    refuse_own_tail,
     replaced_outputs,
 )
 from postproc_export.rewrite.metadata import METADATA_KEY, TailRecord
@@ -23,7 +27,9 @@ from postproc_export.rewrite.onnx_ports import output_ports
 from postproc_export.rewrite.outputs import select_outputs
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import CalibrationStats
-from postproc_export.tail import PREFIX, Tail, TailOptions, TailOutput, build_tail
+from postproc_export.tail import PREFIX, Tail, build_tail
+from postproc_export.tail_options import TailOptions
+from postproc_export.tail_steps import TailOutput
 from postproc_export.version import __version__
 
 _ELEMENT_TYPES: Final = {
@@ -67,6 +73,7 @@ def attach_to_onnx_model(
         nan_test="sum" if target.supports("is_nan") and target.supports("select") else "arithmetic",
         default_mask_dtype="bool",
     )
+    _refuse_adjustable(tail, target)
     return _Rewriter(model, tail, target).attach(added_opset)
 
 
@@ -100,25 +107,29 @@ class _Rewriter:
         replaced = replaced_outputs(self._tail)
         immovable = immovable_names(self._model.graph)
         renamed: dict[str, str] = {}
-        for output in self._tail.outputs:
-            if output.name in outputs and output.name not in replaced:
-                raise name_is_taken(output.name, by="another output")
-            if output.name in immovable:
-                raise name_is_taken(output.name, by=immovable[output.name])
-            if output.name in self._used:
-                renamed[output.name] = new_name(output.name, self._used)
+        for name in new_names(self._tail):
+            if name in outputs and name not in replaced:
+                raise name_is_taken(name, by="another output")
+            if name in immovable:
+                raise name_is_taken(name, by=immovable[name])
+            if name in self._used:
+                renamed[name] = new_name(name, self._used)
         return renamed
 
     def _append(self, renamed: Mapping[str, str]) -> None:
+        raw = {name: renamed.get(port.name, port.name) for name, port in self._tail.inputs.items()}
         fragment = emit(
             {output.name: output.expr for output in self._tail.outputs},
-            inputs={name: renamed.get(port.name, port.name) for name, port in self._tail.inputs.items()},
+            inputs={**raw, **{item.name: item.name for item in self._tail.adjustable}},
             target=self._target,
             prefix=PREFIX,
             taken=self._used,
         )
         self._model.graph.node.extend(fragment.nodes)
         self._model.graph.initializer.extend(fragment.initializers)
+        for item in self._tail.adjustable:  # an initializer that is an input too can be overridden
+            self._model.graph.initializer.append(onnx.helper.make_tensor(item.name, 1, [], [item.default]))
+            self._model.graph.input.append(onnx.helper.make_tensor_value_info(item.name, 1, []))
 
     def _replace_outputs(self, outputs: Mapping[str, onnx.ValueInfoProto]) -> None:
         final = []
@@ -137,8 +148,12 @@ def _value_info(output: TailOutput, source: onnx.ValueInfoProto) -> onnx.ValueIn
     item.type.tensor_type.elem_type = _ELEMENT_TYPES[output.dtype]
     if source.type.tensor_type.HasField("shape"):
         item.type.tensor_type.shape.CopyFrom(source.type.tensor_type.shape)
-        rank = len(output.shape) if output.shape is not None else len(source.type.tensor_type.shape.dim)
-        del item.type.tensor_type.shape.dim[rank:]
+        axes = item.type.tensor_type.shape.dim
+        if output.name == PACKED_OUTPUT:
+            del axes[1:-2]
+            axes.add(dim_value=len(PARTS))
+        rank = len(output.shape) if output.shape is not None else len(axes)
+        del axes[rank:]
     return item
 
 
@@ -159,6 +174,21 @@ def _refuse_attached(model: onnx.ModelProto) -> None:
     outputs = [item.name for item in model.graph.output if item.name in ("pred_label", "pred_mask")]
     if has_record or outputs:
         raise already_attached(f"outputs {', '.join(outputs)}" if outputs else f"the metadata entry '{METADATA_KEY}'")
+    refuse_own_tail(OnnxView(model))
+
+
+def _refuse_adjustable(tail: Tail, target: OnnxTarget) -> None:
+    if tail.options.as_parameters:
+        raise UsageError(
+            "as_parameters is for an IR", found="an ONNX model, whose inputs have defaults", fix="leave it out"
+        )
+    if tail.adjustable and target.ir_version < INITIALIZERS_NEED_NO_INPUT_SINCE:
+        raise UnsupportedOpsetError(
+            "an input with a default cannot be expressed",
+            found=f"IR version {target.ir_version}",
+            needed=f"IR version {INITIALIZERS_NEED_NO_INPUT_SINCE} or later",
+            fix="export the model again, or attach without a run-time sensitivity or boundary",
+        )
 
 
 def _refuse_bfloat16(port: PortInfo | None, target: OnnxTarget) -> None:

@@ -16,6 +16,7 @@ from postproc_export.rewrite.detached import (
     Detached,
     Found,
     FoundTail,
+    adjusted_values,
     find_tails,
     notes_of,
     raw_name,
@@ -25,7 +26,7 @@ from postproc_export.rewrite.detached import (
 )
 from postproc_export.rewrite.metadata import METADATA_KEY, TailRecord
 from postproc_export.rewrite.onnx_names import immovable_names, rename_values, used_names
-from postproc_export.rewrite.own_tail import SCORE_OUTPUT
+from postproc_export.rewrite.own_tail import SCORE_OUTPUT, OwnTail
 from postproc_export.stats import Level
 
 
@@ -54,6 +55,7 @@ def detach_from_onnx_model(model: onnx.ModelProto, *, where: str = "the model") 
         model,
         [value for tail in tails.values() for value in tail.values],
         outputs=[name for tail in tails.values() for name in tail.outputs],
+        inputs=[str(value) for value in adjusted_values(tails)],
         keep=[tail.raw for tail in tails.values()],
     )
     _drop_record(model)
@@ -68,7 +70,7 @@ def find_in_onnx_model(model: onnx.ModelProto, *, where: str) -> Found:
     view = OnnxView(model)
     raw = () if record is None else tuple(name for name in record.raw.values() if view.has(name))
     fits = record is not None and len(raw) == len(record.raw)
-    tails, misses = find_tails(view, raw=raw if fits else (), has_record=record is not None)
+    tails, misses = find_tails(view, raw=raw if fits else (), record=record)
     return Found(tails, misses, record)
 
 
@@ -150,24 +152,26 @@ def _rebuild(
     model: onnx.ModelProto, tails: Mapping[Level, FoundTail], outputs: Mapping[str, onnx.ValueInfoProto]
 ) -> Detached:
     """Name and order the raw outputs from the tail's own, where no record says how they were."""
-    wanted = {tail.outputs[0]: (str(tail.raw), raw_name(tail, str(tail.raw))) for tail in restored_tails(tails)}
-    infos = {score: _raw_info(model, old, outputs[score]) for score, (old, _) in wanted.items()}
-    renamed = _give_names_back(model, dict(wanted.values()))
+    restored = {tail.level: tail for tail in restored_tails(tails)}
+    infos = {level: _raw_info(model, tail, outputs[tail.outputs[0]]) for level, tail in restored.items()}
+    back = {str(tail.raw): raw_name(tail, str(tail.raw)) for tail in restored.values()}
+    renamed = _give_names_back(model, back)
     known = _values(model)
     final: dict[str, onnx.ValueInfoProto] = {}
     for name, item in outputs.items():
-        if name in wanted:
-            item = infos[name]
-            item.name = next(candidate for candidate in reversed(wanted[name]) if candidate in known)
-        else:
-            item.name = renamed.get(name, name)
-        if name in wanted or _is_output(model, item.name):
+        placed = [level for level, tail in restored.items() if tail.outputs[0] == name]
+        for level in placed:
+            old = infos[level].name
+            infos[level].name = next(candidate for candidate in (back[old], old) if candidate in known)
+            final.setdefault(infos[level].name, infos[level])
+        item.name = renamed.get(name, name)
+        if not placed and _is_output(model, item.name):
             final.setdefault(item.name, item)
     del model.graph.output[:]
     model.graph.output.extend(final.values())
     raw = {
-        tail.level: infos[tail.outputs[0]].name if tail.outputs[0] in infos else SCORE_OUTPUT[tail.level]
-        for tail in tails.values()
+        level: infos[level].name if level in infos else SCORE_OUTPUT[level]
+        for level, tail in tails.items()
         if not tail.from_map
     }
     return Detached(tails=tails, renamed=renamed, notes=notes_of(tails), raw_outputs=raw)
@@ -177,10 +181,14 @@ def _is_output(model: onnx.ModelProto, name: str) -> bool:
     return any(item.name == name for item in model.graph.output)
 
 
-def _raw_info(model: onnx.ModelProto, value: str, tail: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+def _raw_info(model: onnx.ModelProto, tail: FoundTail, output: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
     """Declare a raw value as an output: the tail's shape, and the element type that the model or ONNX knows."""
-    info: onnx.ValueInfoProto = onnx.ValueInfoProto.FromString(tail.SerializeToString())
-    known = next((item for item in _infos(model) if item.name == value), None)
+    info: onnx.ValueInfoProto = onnx.ValueInfoProto.FromString(output.SerializeToString())
+    info.name = str(tail.raw)
+    known = next((item for item in _infos(model) if item.name == info.name), None)
+    if isinstance(tail, OwnTail) and tail.is_packed:
+        info.type.tensor_type.ClearField("shape")
+        return info if known is None else onnx.ValueInfoProto(name=info.name, type=known.type)
     if known is not None and known.type.tensor_type.elem_type:
         info.type.tensor_type.elem_type = known.type.tensor_type.elem_type
     return info

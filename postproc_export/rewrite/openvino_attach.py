@@ -4,20 +4,26 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from graph_patterns.openvino.lowering import emit
+from graph_patterns.openvino.view import OpenVinoView
 from postproc_export.rewrite.attached import (
     Attached,
     already_attached,
     final_order,
     name_is_taken,
     new_name,
+    new_names,
+    refuse_own_tail,
     replaced_outputs,
 )
 from postproc_export.rewrite.metadata import METADATA_KEY, TailRecord
+from postproc_export.rewrite.openvino_adjusting import add_adjustable
 from postproc_export.rewrite.openvino_names import refuse_duplicates, rename_tensors, used_names
 from postproc_export.rewrite.outputs import select_outputs
 from postproc_export.runtimes.openvino import port_info
 from postproc_export.stats import CalibrationStats
-from postproc_export.tail import PREFIX, Tail, TailOptions, TailOutput, build_tail
+from postproc_export.tail import PREFIX, Tail, build_tail
+from postproc_export.tail_options import TailOptions
+from postproc_export.tail_steps import TailOutput
 from postproc_export.version import __version__
 
 _LABELS: Final = frozenset({"pred_label", "pred_mask"})
@@ -68,7 +74,7 @@ class _Rewriter:
             document["renamed"] = renamed
         raw = {level: _source_name(self._results[port.name]) for level, port in self._tail.raw.items()}
         self._replace_results()
-        refuse_duplicates(self._model, (output.name for output in self._tail.outputs))
+        refuse_duplicates(self._model, new_names(self._tail))
         record = TailRecord(
             version=__version__, stats=self._tail.stats, options=self._tail.resolved_options, raw=raw, original=document
         )
@@ -80,13 +86,13 @@ class _Rewriter:
         others = {name for port, result in self._results.items() if port not in replaced for name in _names(result)}
         inputs = {name for port in self._model.inputs for name in port.get_names()}
         renamed: dict[str, str] = {}
-        for output in self._tail.outputs:
-            if output.name in others:
-                raise name_is_taken(output.name, by="another output")
-            if output.name in inputs:
-                raise name_is_taken(output.name, by="an input")
-            if output.name in self._tensor_names:
-                renamed[output.name] = new_name(output.name, self._tensor_names)
+        for name in new_names(self._tail):
+            if name in others:
+                raise name_is_taken(name, by="another output")
+            if name in inputs:
+                raise name_is_taken(name, by="an input")
+            if name in self._tensor_names:
+                renamed[name] = new_name(name, self._tensor_names)
         return renamed
 
     def _replace_results(self) -> None:
@@ -107,9 +113,11 @@ class _Rewriter:
     def _added_results(self) -> dict[str, Any]:
         import openvino.opset13 as opset
 
+        raw = {name: self._results[port.name].input_value(0) for name, port in self._tail.inputs.items()}
+        given = add_adjustable(self._model, self._tail.adjustable, as_parameters=self._tail.options.as_parameters)
         emitted = emit(
             {output.name: output.expr for output in self._tail.outputs},
-            inputs={name: self._results[port.name].input_value(0) for name, port in self._tail.inputs.items()},
+            inputs={**raw, **given},
             prefix=PREFIX,
             taken=frozenset(self._friendly_names),
         )
@@ -149,7 +157,8 @@ def _names(result: Any) -> set[str]:
 
 def _refuse_attached(model: Any) -> None:
     names = {name for result in model.get_results() for name in _names(result)}
-    if model.has_rt_info(METADATA_KEY):
+    if model.has_rt_info(METADATA_KEY) or model.has_rt_info(["framework", METADATA_KEY]):
         raise already_attached(f"the rt_info entry '{METADATA_KEY}'")
     if names & _LABELS:
         raise already_attached(f"outputs {', '.join(sorted(names & _LABELS))}")
+    refuse_own_tail(OpenVinoView(model))

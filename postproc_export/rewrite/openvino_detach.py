@@ -9,6 +9,7 @@ from postproc_export.rewrite.anomalib_tail import AnomalibTail
 from postproc_export.rewrite.detached import (
     Detached,
     FoundTail,
+    adjusted_values,
     notes_of,
     raw_name,
     refuse_damaged,
@@ -17,6 +18,7 @@ from postproc_export.rewrite.detached import (
 )
 from postproc_export.rewrite.metadata import METADATA_KEY, TailRecord
 from postproc_export.rewrite.onnx_detach import decoded_outputs, recorded_names
+from postproc_export.rewrite.openvino_adjusting import remove_adjustable
 from postproc_export.rewrite.openvino_find import (
     add_names,
     find_in_openvino_model,
@@ -120,32 +122,33 @@ class _Rewriter:
 
     def rebuild(self) -> Detached:
         """Name and order the raw outputs from the tail's own, where no record says how they were."""
-        made: dict[str, Any] = {}
-        wanted: dict[str, set[str]] = {}
+        made: dict[Level, Any] = {}
+        wanted: dict[Level, set[str]] = {}
         renamed: dict[str, str] = {}
         present = [result.input_value(0) for result in self._model.get_results() if result not in self._gone]
         for tail in restored_tails(self._tails):
             raw: Any = tail.raw
-            score = tail.outputs[0]
+            score = SCORE_OUTPUT[tail.level]
             names = {old: raw_name(tail, old) for old in raw.get_names()} if isinstance(tail, OwnTail) else {}
             renamed |= {old: new for old, new in names.items() if old != new}
             if isinstance(tail, OwnTail) and raw in present:
                 continue
-            made[score] = _result(_own_output(raw, SCORE_OUTPUT[tail.level]), f"{score}/sink_port_0")
+            made[tail.level] = _result(_own_output(raw, score), f"{score}/sink_port_0")
             if isinstance(tail, AnomalibTail):
-                wanted[score] = {SCORE_OUTPUT[tail.level]}
+                wanted[tail.level] = {score}
         final: list[Any] = []
         for result in self._model.get_results():
             if result not in self._gone:
                 final.append(result)
             else:
-                final += [made[name] for name in result_names(result) & made.keys()]
+                names_here = result_names(result)
+                final += [item for level, item in made.items() if self._tails[level].outputs[0] in names_here]
         self._replace(list(made.values()), final)
-        for score, names_to_add in wanted.items():
-            add_names(made[score], names_to_add)
+        for level, names_to_add in wanted.items():
+            add_names(made[level], names_to_add)
         renamed = self._rename(renamed)
         sources = {
-            level: made[tail.outputs[0]].input_value(0) if tail.outputs[0] in made else tail.raw
+            level: made[level].input_value(0) if level in made else tail.raw
             for level, tail in self._tails.items()
             if not tail.from_map
         }
@@ -173,6 +176,7 @@ class _Rewriter:
         for result in final:  # the order of results is the order in which they were added
             self._model.remove_result(result)
             self._model.add_results([result])
+        remove_adjustable(self._model, adjusted_values(self._tails))
         drop_record(self._model)
 
     def _rename(self, back: Mapping[str, str]) -> dict[str, str]:

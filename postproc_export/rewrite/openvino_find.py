@@ -23,7 +23,9 @@ def find_in_openvino_model(model: Any, *, where: str) -> Found:
         name_outputs(model)
     raw = raw_values(model, record, is_converted=is_converted)
     fits = record is not None and raw.keys() == record.raw.keys()
-    tails, misses = find_tails(OpenVinoView(model), raw=tuple(raw.values()) if fits else (), has_record=fits)
+    tails, misses = find_tails(
+        OpenVinoView(model), raw=tuple(raw.values()) if fits else (), record=record if fits else None
+    )
     return Found(tails, misses, record if fits else None, is_converted)
 
 

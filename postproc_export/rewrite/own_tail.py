@@ -5,27 +5,20 @@ from dataclasses import dataclass
 from typing import Final
 
 from graph_patterns import catalog
-from graph_patterns.expr import Expr, Input, cast
+from graph_patterns.expr import Expr, Input, cast, identity
 from graph_patterns.graph import GraphView, Value
 from graph_patterns.match import Match, Mismatch, find
 from graph_patterns.pattern import Pattern
+from postproc_export.rewrite.decision_steps import Decision, find_decision
+from postproc_export.rewrite.tail_places import Places, find_places
 from postproc_export.stats import Level
-from postproc_export.tail import PREFIX, LabelDtype
+from postproc_export.tail import PREFIX
+from postproc_export.tail_options import Adjustable, LabelDtype, TailOptions
 
 SCORE_OUTPUT: Final[Mapping[Level, str]] = {"image": "pred_score", "pixel": "anomaly_map"}
 LABEL_OUTPUT: Final[Mapping[Level, str]] = {"image": "pred_label", "pixel": "pred_mask"}
 
 _VALUES: Final = Input("values")
-_LABEL: Final = Pattern(
-    name="label",
-    body=catalog.at_least(_VALUES),
-    spellings=(
-        cast(catalog.at_least(_VALUES), dtype="uint8"),
-        cast(catalog.at_least(_VALUES), dtype="float32"),
-        cast(catalog.at_least(_VALUES), dtype="bool"),
-    ),
-    source="docs/definition.md section 6",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +29,8 @@ class OwnTail:
     ----------
     level
         The level.
+    outputs
+        The outputs that hold its parts, score first.
     raw
         The raw value that the level reads: the host's score or map.
     from_map
@@ -43,16 +38,30 @@ class OwnTail:
     values
         What the nodes of the tail compute.
     scalars
-        ``alpha``, ``beta`` and ``boundary`` as they stand in the graph, ``offset`` in the longer form.
+        ``alpha``, ``beta`` and ``boundary`` as they stand in the graph, ``offset`` in the longer form; no boundary
+        where there are no labels, nothing else where scores stay raw.
     label_dtype
         Element type of the label or mask.
     is_guarded
         Whether a NaN in the map reaches the score.
+    decides
+        Whether it has labels.
     is_as_emitted
         Whether the nodes bear the names and the forms that attaching gave them: no other tool changed them since.
+    is_packed
+        Whether both levels are in one output.
+    adjusted
+        The value by which the decision is adjusted at run time; None where it cannot be.
+    adjustable
+        What that value is.
+    default
+        The number that it has where nobody gives another; None where it has to be given.
+    is_frozen
+        Whether it is a constant in this file, as conversions make of it.
     """
 
     level: Level
+    outputs: tuple[str, ...]
     raw: Value
     from_map: bool
     values: tuple[Value, ...]
@@ -60,14 +69,22 @@ class OwnTail:
     label_dtype: LabelDtype
     is_guarded: bool
     is_as_emitted: bool
+    is_packed: bool = False
+    adjusted: Value | None = None
+    adjustable: Adjustable = "nothing"
+    default: float | None = None
+    is_frozen: bool = False
+    decides: bool = True
 
     @property
-    def outputs(self) -> tuple[str, ...]:
-        """The names of the level's outputs: score first."""
-        return (SCORE_OUTPUT[self.level], LABEL_OUTPUT[self.level])
+    def is_normalised(self) -> bool:
+        """Whether its scores are normalised."""
+        return "alpha" in self.scalars
 
 
-def find_own_tail(view: GraphView, level: Level, *, raw: Collection[Value] = ()) -> OwnTail | Mismatch:
+def find_own_tail(
+    view: GraphView, level: Level, *, raw: Collection[Value] = (), options: TailOptions | None = None
+) -> OwnTail | Mismatch:
     """Find the tail of one level behind the outputs that bear our names.
 
     Parameters
@@ -78,42 +95,98 @@ def find_own_tail(view: GraphView, level: Level, *, raw: Collection[Value] = ())
         The level.
     raw
         Raw values that are known from a record: what computes them is the host's.
+    options
+        The options of a record: a tail of another form is none.
 
     Returns
     -------
     OwnTail | Mismatch
-        Without a record, a cast or a maximum in front of the tail counts as the tail's only where its name says so.
+        Without a record, a cast or a maximum in front of the tail counts as the tail's only where its name says so, and
+        so does a normalised score without a label, which may be the model's own.
     """
-    score, label = (_at_output(view, name[level]) for name in (SCORE_OUTPUT, LABEL_OUTPUT))
+    places = find_places(view, is_packed=None if options is None else options.is_packed)
+    if isinstance(places, Mismatch):
+        return places
+    score, label = SCORE_OUTPUT[level], LABEL_OUTPUT[level]
+    parts = _find_parts(view, level, places, options)
+    if isinstance(parts, Mismatch):
+        return parts
+    steps = _Steps(view, raw)
+    source, from_map = steps.walk(parts.values, level)
+    matches = (*parts.matches, *((places.packing,) if places.packing else ()))
+    return OwnTail(
+        level=level,
+        outputs=places.outputs(score, label),
+        raw=source,
+        from_map=from_map,
+        values=tuple(dict.fromkeys([*(value for match in matches for value in match.values), *steps.values])),
+        scalars=_scalars(parts),
+        label_dtype="bool" if parts.decision is None else parts.decision.dtype,
+        is_guarded=steps.is_guarded,
+        is_as_emitted=all(_is_emitted(match) for match in matches) and steps.is_as_emitted,
+        is_packed=places.packing is not None,
+        adjusted=None if parts.decision is None else parts.decision.adjusted,
+        adjustable="nothing" if parts.decision is None else parts.decision.what or "nothing",
+        default=None if parts.decision is None else parts.decision.default,
+        is_frozen=parts.decision is not None and parts.decision.is_frozen,
+        decides=parts.decision is not None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """The steps of the score, those of the label where there is one, and the value that both are of."""
+
+    score: tuple[Match, ...]
+    decision: Decision | None
+    values: Value
+
+    @property
+    def matches(self) -> tuple[Match, ...]:
+        return self.score if self.decision is None else (*self.score, self.decision.match)
+
+
+def _scalars(parts: _Parts) -> dict[str, float]:
+    scalars = {name: number for match in parts.matches for name, number in match.scalars.items()}
+    decision = parts.decision
+    if decision is not None and decision.what == "boundary" and decision.default is not None:
+        scalars["boundary"] = decision.default
+    return scalars
+
+
+def _find_parts(view: GraphView, level: Level, places: Places, options: TailOptions | None) -> _Parts | Mismatch:
+    score, label = places.at(SCORE_OUTPUT[level]), places.at(LABEL_OUTPUT[level])
     if isinstance(score, Mismatch):
         return score
     unit = find(catalog.UNIT_SCORE, view, at=score)
+    decision = label if isinstance(label, Mismatch) else find_decision(view, level, at=label)
     if isinstance(unit, Mismatch):
-        return unit
-    if isinstance(label, Mismatch):
-        return label
-    decision = find(_LABEL, view, at=label)
-    if isinstance(decision, Mismatch):
-        return decision
+        may_be_raw = options is None or not options.enable_normalization
+        raw = _raw_parts(view, score, decision) if may_be_raw and isinstance(decision, Decision) else None
+        return raw or unit
     values = unit.inputs["values"]
-    if decision.inputs["values"] != values:
+    if isinstance(decision, Mismatch):  # a score without a label may be the model's own
+        is_ours = _is_emitted(unit) if options is None else not options.enable_thresholding
+        return _Parts((unit,), None, values) if is_ours and decision is label else decision
+    if decision.values != values:
         return Mismatch(
             f"the score is of {view.describe(values)!r}, the decision of another value",
-            view.describe(decision.inputs["values"]),
+            view.describe(decision.values),
         )
-    steps = _Steps(view, raw)
-    source, from_map = steps.walk(values, level)
-    return OwnTail(
-        level=level,
-        raw=source,
-        from_map=from_map,
-        values=(*unit.values, *decision.values, *steps.values),
-        scalars={**unit.scalars, **decision.scalars},
-        label_dtype=_dtype_of(decision.body),
-        is_guarded=steps.is_guarded,
-        is_as_emitted=all(node.name.startswith(PREFIX) for found in (unit, decision) for node in found.nodes)
-        and steps.is_as_emitted,
-    )
+    return _Parts((unit,), decision, values)
+
+
+def _raw_parts(view: GraphView, score: Value, decision: Decision) -> _Parts | None:
+    """Return the steps of a score that stays raw and its label; None where the decision is on another value."""
+    if score == decision.values:
+        return _Parts((), decision, score)
+    copy = find(identity(_VALUES), view, at=score)
+    is_copy = isinstance(copy, Match) and copy.inputs["values"] == decision.values
+    return _Parts((copy,), decision, decision.values) if isinstance(copy, Match) and is_copy else None
+
+
+def _is_emitted(match: Match) -> bool:
+    return all(node.name.startswith(PREFIX) for node in match.nodes)
 
 
 class _Steps:
@@ -156,13 +229,3 @@ class _Steps:
             return None
         self.values += found.values
         return found
-
-
-def _at_output(view: GraphView, name: str) -> Value | Mismatch:
-    value = view.output(name)
-    return Mismatch(f"no output {name!r}", name) if value is None else value
-
-
-def _dtype_of(body: Expr) -> LabelDtype:
-    dtype = dict(getattr(body, "params", ())).get("dtype", "bool")
-    return "uint8" if dtype == "uint8" else "float32" if dtype == "float32" else "bool"

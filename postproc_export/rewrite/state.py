@@ -13,7 +13,7 @@ from postproc_export.rewrite.levels import report_level, stats_of
 from postproc_export.rewrite.metadata import TailRecord
 from postproc_export.rewrite.own_tail import OwnTail
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
-from postproc_export.tail import LabelDtype, TailOptions
+from postproc_export.tail_options import Adjustable, LabelDtype, Layout, LevelChoice, TailOptions, refuse_unused
 
 _OF_THE_THRESHOLD: Final = ("at_threshold", "policies", "threshold_interval", "exact", "f1_gap")
 
@@ -36,7 +36,7 @@ class State:
     def boundary(self, level: Level) -> float | None:
         """Return the raw value from which on a score is anomalous; None where the level does not decide."""
         stats = self.stats.level(level)
-        if stats is None or not stats.is_calibrated:
+        if stats is None or not stats.is_calibrated or not self.options.enable_thresholding:
             return None
         return decision_boundary(stats, sensitivity=self.options.sensitivity(level), comparison=self.options.comparison)
 
@@ -55,6 +55,8 @@ class Changes:
         Whether these are in normalised units instead, of the scores that the file gives now.
     image_sensitivity, pixel_sensitivity, comparison, label_dtype, mask_dtype, keep_raw, nan_guard, match_thresholds
         As in `TailOptions`.
+    layout, levels, enable_normalization, enable_thresholding, adjustable, as_parameters
+        As in `TailOptions`.
     """
 
     stats: CalibrationStats | None = None
@@ -69,6 +71,12 @@ class Changes:
     keep_raw: bool | None = None
     nan_guard: bool | None = None
     match_thresholds: bool | None = None
+    layout: Layout | None = None
+    levels: LevelChoice | None = None
+    enable_normalization: bool | None = None
+    enable_thresholding: bool | None = None
+    adjustable: Adjustable | None = None
+    as_parameters: bool | None = None
 
     def threshold(self, level: Level) -> float | None:
         """Return the new threshold of a level as it was given."""
@@ -90,14 +98,16 @@ class Changes:
         Raises
         ------
         UsageError
-            If a level has no range that a threshold could be in.
+            If a level has no range that a threshold could be in, or a given option would have no effect.
         MetadataError
             If the new statistics or options are not legal.
         """
         stats = state.stats if self.stats is None else self.stats
         levels = {level: self._level(level, stats.level(level), state.stats.level(level)) for level in LEVELS}
         changed = replace(stats, image=levels["image"], pixel=levels["pixel"])
-        return State(changed, replace(state.options, **self.options))
+        options = replace(state.options, **self.options)
+        refuse_unused(options, self.options)
+        return State(changed, options)
 
     def _level(self, level: Level, stats: LevelStats | None, current: LevelStats | None) -> LevelStats | None:
         given = self.threshold(level)
@@ -155,7 +165,10 @@ def _options(tails: Mapping[Level, FoundTail]) -> dict[str, Any]:
         name = "label_dtype" if level == "image" else "mask_dtype"
         if isinstance(tail, OwnTail):
             sensitivity = report_level(level, tail, record=None, is_rounded=False).sensitivity
-            options |= {name: tail.label_dtype}
+            options |= {"enable_normalization": tail.is_normalised, "enable_thresholding": tail.decides}
+            options |= {"layout": "packed"} if tail.is_packed else {name: tail.label_dtype}
+            if tail.adjustable != "nothing":
+                options |= {"adjustable": tail.adjustable, "as_parameters": tail.default is None}
             if level == "image":
                 options["nan_guard"] = tail.is_guarded or "pixel" not in tails
         else:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from postproc_export.boundary import Comparison
 from postproc_export.rewrite.counts import describe_counts
@@ -13,7 +13,16 @@ from postproc_export.rewrite.state import Changes, State
 from postproc_export.rewrite.targets import default_target, is_onnx
 from postproc_export.rewrite.updated import Updated
 from postproc_export.stats import LEVELS, CalibrationStats, Level
-from postproc_export.tail import LabelDtype
+from postproc_export.tail_options import Adjustable, LabelDtype, Layout, LevelChoice
+
+_SHOWN_OPTIONS: Final = {
+    "rule": "comparison",
+    "layout": "layout",
+    "levels": "levels",
+    "scores": "enable_normalization",
+    "labels": "enable_thresholding",
+    "adjusted": "adjustable",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +75,10 @@ class UpdateResult:
     def _lines(self) -> Iterator[str]:
         for level in LEVELS:
             yield from (f"  {level:<8} {line}" for line in self._level(level))
-        if self.before.options.comparison != self.after.options.comparison:
-            yield f"  rule     {self.before.options.comparison} -> {self.after.options.comparison}"
+        for title, name in _SHOWN_OPTIONS.items():
+            was, now = getattr(self.before.options, name), getattr(self.after.options, name)
+            if was != now:
+                yield f"  {title:<8} {_word(was)} -> {_word(now)}"
         yield from (f"  note     {note}" for note in self.updated.notes)
 
     def _level(self, level: Level) -> Iterator[str]:
@@ -80,7 +91,7 @@ class UpdateResult:
             ("sensitivity", self.before.options.sensitivity(level), self.after.options.sensitivity(level)),
             ("boundary", self.before.boundary(level), self.after.boundary(level)),
         )
-        for name, was, now in rows:
+        for name, was, now in (row for row in rows if row[2] is not None):
             yield f"{name} {shown(now)}" if was == now else f"{name} {shown(was)} -> {shown(now)}"
         yield from describe_counts(level, new, self.before.boundary(level), self.after.boundary(level))
 
@@ -101,6 +112,12 @@ def update_postprocessing(
     keep_raw: bool | None = None,
     nan_guard: bool | None = None,
     match_thresholds: bool | None = None,
+    layout: Layout | None = None,
+    levels: LevelChoice | None = None,
+    enable_normalization: bool | None = None,
+    enable_thresholding: bool | None = None,
+    adjustable: Adjustable | None = None,
+    as_parameters: bool | None = None,
     keep_dialect: bool = False,
     in_place: bool = False,
     link_weights: bool = False,
@@ -120,6 +137,8 @@ def update_postprocessing(
     normalized
         The thresholds are in normalised units instead, of the scores that the file gives now.
     image_sensitivity, pixel_sensitivity, comparison, label_dtype, mask_dtype, keep_raw, nan_guard, match_thresholds
+        As in `attach_postprocessing`.
+    layout, levels, enable_normalization, enable_thresholding, adjustable, as_parameters
         As in `attach_postprocessing`.
     keep_dialect
         Edit the constants of Anomalib's post-processing in place instead of putting ours there.
@@ -157,6 +176,12 @@ def update_postprocessing(
         keep_raw=keep_raw,
         nan_guard=nan_guard,
         match_thresholds=match_thresholds,
+        layout=layout,
+        levels=levels,
+        enable_normalization=enable_normalization,
+        enable_thresholding=enable_thresholding,
+        adjustable=adjustable,
+        as_parameters=as_parameters,
     )
     target = default_target(source, output, in_place=in_place, mark="updated")
     if is_onnx(source):
@@ -176,3 +201,7 @@ def update_postprocessing(
 
         updated = rewrite_openvino_file(source, target, on_openvino, in_place=in_place)
     return UpdateResult(source, target if updated else None, updated)
+
+
+def _word(value: object) -> str:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)

@@ -21,7 +21,7 @@ from postproc_export.rewrite.updated import (
     must_be_edited,
 )
 from postproc_export.stats import LEVELS, CalibrationStats
-from postproc_export.tail import TailOptions
+from postproc_export.tail_options import TailOptions
 
 Attach = Callable[[CalibrationStats, TailOptions, Mapping[str, Any]], Attached]
 

@@ -10,7 +10,9 @@ from postproc_export.runtimes.protocol import Array, PortInfo
 _MAX_REASON = 500
 
 
-def checked_feeds(feeds: Mapping[str, Array], ports: Sequence[PortInfo]) -> dict[str, Array]:
+def checked_feeds(
+    feeds: Mapping[str, Array], ports: Sequence[PortInfo], optional: Sequence[PortInfo] = ()
+) -> dict[str, Array]:
     """Return the feeds by the name of their port, and refuse names, element types or static sizes that are not its own.
 
     Notes
@@ -18,6 +20,7 @@ def checked_feeds(feeds: Mapping[str, Array], ports: Sequence[PortInfo]) -> dict
     A feed may go by any name of its input's tensor. The element type is checked because OpenVINO converts silently: a
     float32 array fed to a float16 input loses digits.
     """
+    ports = [*ports, *(port for port in optional if any(port.answers_to(name) for name in feeds))]
     found = {port.name: [name for name in feeds if port.answers_to(name)] for port in ports}
     if len(feeds) != len(ports) or any(len(names) != 1 for names in found.values()):
         raise UsageError("the model's inputs are others", found=str(sorted(feeds)), needed=str(list(found)))

@@ -34,6 +34,7 @@ class OnnxRuntimeRunner:
     version: str
     precision: Precision
     inputs: tuple[PortInfo, ...]
+    optional: tuple[PortInfo, ...]
     outputs: tuple[PortInfo, ...]
     _session: Any
     _onnxruntime: ModuleType
@@ -60,6 +61,7 @@ class OnnxRuntimeRunner:
             version=onnxruntime.__version__,
             precision=precision,
             inputs=tuple(_port(node) for node in session.get_inputs()),
+            optional=tuple(_port(node) for node in session.get_overridable_initializers()),
             outputs=tuple(_port(node) for node in session.get_outputs()),
             _session=session,
             _onnxruntime=onnxruntime,
@@ -68,9 +70,8 @@ class OnnxRuntimeRunner:
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model once, as `Runner` says; outputs that are no tensors are left out."""
         # The values of a run only point at the arrays, so these stay in this frame until it is over.
-        arrays = {
-            name: np.require(array, requirements="C") for name, array in checked_feeds(feeds, self.inputs).items()
-        }
+        checked = checked_feeds(feeds, self.inputs, self.optional)
+        arrays = {name: np.require(array, requirements="C") for name, array in checked.items()}
         names = [port.name for port in self.outputs if not port.dtype.endswith(")")]
         with_bfloat16 = any(port.dtype == "bfloat16" for port in (*self.inputs, *self.outputs))
         try:

@@ -36,7 +36,7 @@ def import_openvino(*, purpose: str) -> ModuleType:
     OpenVINO falls back to a stub of its own where the telemetry package cannot be imported, so it is hidden for the
     duration of the import. A process that imported OpenVINO before has made its own choice, and is left alone.
     """
-    with _hidden(_TELEMETRY):
+    with without_telemetry():
         return require("openvino", extra="openvino", purpose=purpose)
 
 
@@ -74,11 +74,13 @@ class OpenVinoRunner:
     precision: Precision
     inference_precision: str
     inputs: tuple[PortInfo, ...]
+    optional: tuple[PortInfo, ...]
     outputs: tuple[PortInfo, ...]
     _model: Any
     _request: Any
     _openvino: ModuleType
     _problems: dict[tuple[tuple[int, ...], ...], RuntimeError | None] = field(default_factory=dict)
+    _set: set[str] = field(default_factory=set)
     name: str = "openvino-cpu"
 
     @classmethod
@@ -99,6 +101,7 @@ class OpenVinoRunner:
             precision=precision,
             inference_precision=_dtype(compiled.get_property("INFERENCE_PRECISION_HINT")),
             inputs=tuple(port_info(port, f"input_{index}") for index, port in enumerate(compiled.inputs)),
+            optional=tuple(PortInfo(state.name, "float32", ()) for state in _scalars(request)),
             outputs=tuple(port_info(port, f"output_{index}") for index, port in enumerate(compiled.outputs)),
             _model=parsed,
             _request=request,
@@ -107,7 +110,7 @@ class OpenVinoRunner:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model once, as `Runner` says."""
-        arrays = checked_feeds(feeds, self.inputs)
+        arrays = checked_feeds(feeds, self.inputs, self.optional)
         problem = self._shape_problem(tuple(arrays[port.name].shape for port in self.inputs))
         if problem is not None:
             raise cannot_run(self.label, "OpenVINO", problem, arrays) from problem
@@ -116,10 +119,22 @@ class OpenVinoRunner:
         try:
             for index, tensor in enumerate(tensors):
                 self._request.set_input_tensor(index, tensor)
+            self._set_states(arrays)
             self._request.infer()
         except RuntimeError as error:
             raise cannot_run(self.label, "OpenVINO", error, arrays) from error
         return {port.name: self._array(index, port) for index, port in enumerate(self.outputs)}
+
+    def _set_states(self, arrays: Mapping[str, Array]) -> None:
+        """Set the variables that are fed, and give those that were fed before their default again."""
+        given = {port.name for port in self.optional} & arrays.keys()
+        for state in self._request.query_state() if given | self._set else ():
+            if state.name in given:
+                state.state = self._tensor(arrays[state.name])
+            elif state.name in self._set:
+                state.reset()
+        self._set.clear()
+        self._set.update(given)
 
     def _shape_problem(self, shapes: tuple[tuple[int, ...], ...]) -> RuntimeError | None:
         # The plugin does not compare sizes at run time: a Reshape to a fixed shape that does not fit its input reads
@@ -149,6 +164,12 @@ class OpenVinoRunner:
         return values.view(require("ml_dtypes", extra="openvino", purpose="reading a bfloat16 output").bfloat16)
 
 
+def _scalars(request: Any) -> list[Any]:
+    """Return the states that are one float32 number; before the first inference a scalar's shape is [1]."""
+    states = request.query_state()
+    return [state for state in states if state.state.element_type.get_type_name() == "f32" and state.state.size == 1]
+
+
 def _properties(precision: Precision, threads: int | None) -> dict[str, str | int]:
     exact = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
     properties: dict[str, str | int] = dict(exact) if precision == "float32" else {}
@@ -175,12 +196,13 @@ def _dtype(element_type: Any) -> str:
 
 
 @contextmanager
-def _hidden(module: str) -> Iterator[None]:
-    if module in sys.modules:
+def without_telemetry() -> Iterator[None]:
+    """Hide the telemetry package from what OpenVINO and its tools import while the block runs."""
+    if _TELEMETRY in sys.modules:
         yield
         return
-    sys.modules[module] = None  # type: ignore[assignment]  # Python's own way to make an import fail
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # Python's own way to make an import fail
     try:
         yield
     finally:
-        del sys.modules[module]
+        del sys.modules[_TELEMETRY]

@@ -86,6 +86,10 @@ class Runner(Protocol):
         """The inputs that have to be fed, in the model's order."""
 
     @property
+    def optional(self) -> tuple[PortInfo, ...]:
+        """The inputs that need not be fed: with a default in ONNX, state variables of an IR."""
+
+    @property
     def outputs(self) -> tuple[PortInfo, ...]:
         """The outputs, in the model's order."""
 
@@ -95,7 +99,7 @@ class Runner(Protocol):
         Parameters
         ----------
         feeds
-            One array per input name, of the input's dtype and shape.
+            One array per input name, of the input's dtype and shape; an input that need not be fed may be left out.
 
         Returns
         -------

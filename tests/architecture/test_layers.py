@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("torch", "onnxruntime", "openvino", "matplotlib", "PIL", "skimage", "scipy")
+HEAVY = (
+    *("torch", "lightning", "pytorch_lightning", "dask", "distributed"),
+    *("onnxruntime", "openvino", "matplotlib", "PIL", "skimage", "scipy"),
+)
 ORDER = {
     "graph_patterns": [
         "errors",

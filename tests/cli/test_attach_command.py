@@ -17,7 +17,7 @@ Invoke = Callable[..., Any]
 STATS = CalibrationStats(
     image=LevelStats(threshold=0.5, min=0.0, max=2.0), pixel=LevelStats(threshold=0.25, min=-1.0, max=1.0)
 )
-COMMANDS = ("demo", "calibrate", "attach", "check", "inspect", "update", "detach")
+COMMANDS = ("demo", "calibrate", "attach", "export", "check", "inspect", "update", "detach")
 
 
 @pytest.fixture
@@ -60,8 +60,55 @@ def test_every_option_reaches_the_file(files: tuple[Path, Path], invoke: Invoke)
 
 
 @pytest.mark.parametrize(
+    ("options", "outputs"),
+    [
+        (["--layout", "packed"], ["output"]),
+        (["--no-normalize"], ["pred_score", "pred_label", "anomaly_map", "pred_mask"]),
+        (["--no-threshold"], ["pred_score", "anomaly_map"]),
+        (["--levels", "image"], ["pred_score", "pred_label", "anomaly_map"]),
+        (["--levels", "pixel"], ["pred_score", "anomaly_map", "pred_mask"]),
+    ],
+)
+def test_the_form_of_the_tail_is_an_option(
+    options: list[str], outputs: list[str], files: tuple[Path, Path], invoke: Invoke
+) -> None:
+    """Layout, switches and levels reach the file, by `attach` and by `update` alike."""
+    model, stats = files
+    attached, updated = model.with_name("attached.onnx"), model.with_name("updated.onnx")
+    assert invoke("attach", model, "--stats", stats, "-o", attached, *options).exit_code == 0
+    assert [item.name for item in onnx.load(attached).graph.output] == outputs
+    assert invoke("attach", model, "--stats", stats, "-o", model.with_name("plain.onnx")).exit_code == 0
+    assert invoke("update", model.with_name("plain.onnx"), "-o", updated, *options).exit_code == 0
+    assert [item.name for item in onnx.load(updated).graph.output] == outputs
+
+
+def test_what_is_adjusted_at_run_time_is_an_option(files: tuple[Path, Path], invoke: Invoke) -> None:
+    """Inputs come by `attach`, change and go by `update`, and are shown by `inspect`."""
+    model, stats = files
+    attached, updated = model.with_name("attached.onnx"), model.with_name("updated.onnx")
+    result = invoke("attach", model, "--stats", stats, "-o", attached, "--runtime-sensitivity")
+    assert "adjusted at run time by image_sensitivity (default 0.5)" in result.stdout
+    assert "adjusted by  pixel_sensitivity, at run time" in invoke("inspect", attached).stdout
+    for option, inputs in (("--runtime-boundary", ["image_boundary", "pixel_boundary"]), ("--runtime-constant", [])):
+        assert invoke("update", attached, "-o", updated, option).exit_code == 0
+        assert [item.name for item in onnx.load(updated).graph.input] == ["input", *inputs]
+    assert invoke("update", attached, "-o", updated, "--image-sensitivity", "0.25").exit_code == 0
+    assert [item.name for item in onnx.load(updated).graph.input][1:] == ["image_sensitivity", "pixel_sensitivity"]
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["attach", "{model}", "--stats", "{stats}", "--layout", "packed", "--keep-raw"],
+            "the packed layout cannot be had: the raw outputs are to be kept beside it",
+        ),
+        (["attach", "{model}", "--stats", "{stats}", "--no-normalize", "--no-threshold"], "nothing to attach"),
+        (
+            ["attach", "{model}", "--stats", "{stats}", "--runtime-sensitivity", "--runtime-boundary"],
+            "--runtime-sensitivity and --runtime-boundary contradict each other",
+        ),
+        (["attach", "{model}", "--stats", "{stats}", "--runtime-parameters"], "as_parameters would have no effect"),
         (["attach", "nowhere.onnx", "--stats", "{stats}"], "cannot read nowhere.onnx"),
         (["attach", "{model}", "--stats", "nowhere.json"], "cannot read the statistics file nowhere.json"),
         (["attach", "{model}", "--stats", "{model}"], "model.onnx is not JSON"),

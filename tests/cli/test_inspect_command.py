@@ -40,6 +40,18 @@ def test_a_raw_model_is_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "  image    raw at pred_score" in capsys.readouterr().out
 
 
+def test_defaults_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--defaults` adds what `attach` would do, for people and for machines, and writes nothing."""
+    host = hosts.write(hosts.score_and_map(), tmp_path / "host.onnx")
+    assert main(["inspect", str(host), "--defaults"]) == 0
+    assert "image score  pred_score: float32 [N, 1] (its name says so)" in capsys.readouterr().out
+    assert main(["inspect", str(host), "--defaults", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["defaults"]["possible"] is True
+    assert main(["inspect", str(host), "--json"]) == 0
+    assert "defaults" not in json.loads(capsys.readouterr().out)
+    assert [path.name for path in tmp_path.iterdir()] == ["host.onnx"]
+
+
 def test_what_cannot_be_read_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One clear message on stderr."""
     (tmp_path / "bad.onnx").write_bytes(b"\x00" * 64)

@@ -6,71 +6,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+from adversarial import KINDS, ROUTES, take_route, values_of
 from calibration_reference import Plain
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from postproc_export.calibration import Calibrator, passes, tally
+from postproc_export.calibration import Calibrator, tally
 from postproc_export.calibration.level import CalibrationWarning, LevelOptions
 from postproc_export.calibration.policies import Policy
 from postproc_export.calibration.searches import BestRatio, Found, LowestPrecise, Ranked
 from postproc_export.calibration.table import Table
 from postproc_export.stats import LevelStats
 
-KINDS = (
-    "ties",
-    "heavy",
-    "one-bucket",
-    "offset",
-    "constant-f1",
-    "alternating",
-    "one-anomalous",
-    "subnormal",
-    "zeros",
-    "two-bins",
-)
 ONE_ROUTE = [HealthCheck.function_scoped_fixture]  # the route is the same for every example of a test
 
 
-def values_of(kind: str, seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return float32 values and ground truth with both classes, of one adversarial kind."""
-    rng = np.random.default_rng(seed)
-    truth = rng.random(size) < rng.choice([0.02, 0.3, 0.5])
-    truth[0], truth[-1] = True, False
-    raw: dict[str, Any] = {
-        "ties": lambda: rng.integers(-3, 4, size) + truth,
-        "heavy": lambda: rng.standard_cauchy(size) * 10.0 ** rng.integers(-20, 20) + truth,
-        "one-bucket": lambda: 1 + (rng.integers(0, 200, size) + 9 * truth) * 2.0**-23,
-        "offset": lambda: 1000 + rng.normal(size=size) + truth,
-        "constant-f1": lambda: -np.arange(size),
-        "alternating": lambda: np.arange(size) * 0.37 - size / 5,
-        "one-anomalous": lambda: rng.gamma(2, size=size),
-        "subnormal": lambda: (rng.integers(-300, 300, size) + 40 * truth) * 2.0**-149,
-        "zeros": lambda: rng.choice([0.0, -0.0, 1e-45, -1e-45, 1.0], size),
-        "two-bins": lambda: rng.choice([1.0, 1.0078125], size) + rng.integers(0, 3, size) * 2.0**-23,
-    }
-    values = raw[kind]().astype(np.float32)
-    if kind == "constant-f1":  # 2k of (2k + fp + P) stays near one value: 1, then one normal for each further anomalous
-        truth = np.arange(size) % 2 == 0
-    if kind == "alternating":
-        truth = np.arange(size) % 2 == 1
-    if kind == "one-anomalous":
-        truth = np.arange(size) == rng.integers(size)
-    values[0] = values.min() - max(abs(float(values.min())), 1e-20)  # a legal range whatever the kind draws
-    return values, truth
-
-
-@pytest.fixture(params=["sorted", "histogram", "eighths", "batches", "late-batches"])
+@pytest.fixture(params=ROUTES)
 def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The way through the engine: values sorted; bins divided at once or by 8 bits; no room at once or later."""
-    if request.param != "sorted":
-        monkeypatch.setattr(tally, "SMALL", 0)
-    if request.param in ("eighths", "late-batches"):
-        monkeypatch.setattr(passes, "_FULL_BINS", 0)
-    if request.param in ("batches", "late-batches"):
-        monkeypatch.setattr(passes, "MAX_BINS", 0 if request.param == "batches" else 60)
-        monkeypatch.setattr(passes, "_COLLECTED", 40)
-        monkeypatch.setattr(passes, "_CELLS", 1 << 9)
+    """The way through the engine that all passes of a test take."""
+    take_route(request.param, monkeypatch)
     return str(request.param)
 
 

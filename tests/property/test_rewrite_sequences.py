@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from strategies import comparisons, level_stats, sensitivities
 
-from postproc_export.errors import MetadataError, UnsupportedModelError
+from graph_patterns.errors import UnsupportedOpsetError
+from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError
 from postproc_export.rewrite.onnx_attach import attach_to_onnx_model
 from postproc_export.rewrite.onnx_detach import detach_from_onnx_model
 from postproc_export.rewrite.onnx_update import update_onnx_model
@@ -19,7 +20,7 @@ from postproc_export.rewrite.openvino_detach import detach_from_openvino_model
 from postproc_export.rewrite.openvino_update import update_openvino_model
 from postproc_export.rewrite.state import Changes
 from postproc_export.stats import CalibrationStats
-from postproc_export.tail import LABEL_DTYPES, TailOptions
+from postproc_export.tail_options import LABEL_DTYPES, TailOptions
 
 NAMES = (
     "pred_score",
@@ -34,20 +35,35 @@ NAMES = (
     "a",
     "b",
     "c",
+    "output",
+    "image_sensitivity",
 )
 LABELS = ("pred_label", "pred_mask")
+OURS = (*LABELS, "pred_score", "anomaly_map", "output", "image_sensitivity")
 OPSETS = ((7, 3), (8, 3), (9, 4), (11, 6), (13, 7), (17, 8), (18, 8), (21, 10))
 
-options = st.builds(
-    TailOptions,
-    image_sensitivity=sensitivities,
-    pixel_sensitivity=sensitivities,
-    comparison=comparisons,
-    label_dtype=st.sampled_from(LABEL_DTYPES),
-    mask_dtype=st.sampled_from([*LABEL_DTYPES, None]),
-    keep_raw=st.booleans(),
-    nan_guard=st.booleans(),
+FORMS: tuple[dict[str, Any], ...] = (
+    {},
+    {"layout": "packed", "keep_raw": False},
+    {"enable_normalization": False},
+    {"enable_thresholding": False},
+    {"levels": "image"},
+    {"levels": "pixel", "enable_normalization": False},
+    {"adjustable": "sensitivity", "comparison": "ge"},
+    {"adjustable": "boundary"},
 )
+settled = st.fixed_dictionaries(
+    {
+        "image_sensitivity": sensitivities,
+        "pixel_sensitivity": sensitivities,
+        "comparison": comparisons,
+        "label_dtype": st.sampled_from(LABEL_DTYPES),
+        "mask_dtype": st.sampled_from([*LABEL_DTYPES, None]),
+        "keep_raw": st.booleans(),
+        "nan_guard": st.booleans(),
+    }
+)
+options = st.builds(lambda drawn, form: TailOptions(**{**drawn, **form}), settled, st.sampled_from(FORMS))
 stats = st.builds(CalibrationStats, image=level_stats(), pixel=level_stats())
 changes = st.builds(
     Changes,
@@ -56,6 +72,10 @@ changes = st.builds(
     keep_raw=st.none() | st.booleans(),
     label_dtype=st.sampled_from([*LABEL_DTYPES, None]),
     stats=st.none() | stats,
+    layout=st.sampled_from([None, None, "separate", "packed"]),
+    enable_normalization=st.none() | st.booleans(),
+    enable_thresholding=st.none() | st.booleans(),
+    adjustable=st.sampled_from([None, None, "nothing", "sensitivity", "boundary"]),
 )
 steps = st.lists(
     st.one_of(
@@ -87,7 +107,7 @@ def graphs(draw: st.DrawFn) -> tuple[onnx.ModelProto, dict[str, str]]:
     nodes.append(helper.make_node("GlobalMaxPool", [draw(st.sampled_from(values))], [flat]))
     nodes.append(helper.make_node("Flatten", [flat], [score], axis=1))
     outputs = [_info(score, ["N", 1]), _info(anomaly_map, ["N", 1, "H", "W"])]
-    free = [name for name in values[1:-1] if name not in ("pred_score", "pred_label", "anomaly_map", "pred_mask")]
+    free = [name for name in values[1:-1] if name not in OURS]
     if free and draw(st.booleans()):
         outputs.insert(draw(st.integers(0, 2)), _info(free[0], ["N", 1, "H", "W"]))
     if draw(st.booleans()):
@@ -191,12 +211,15 @@ def play(form: Any, model: Any, outputs: dict[str, str], sequence: list[tuple[An
                 assert bool(form.detach(trial)) == is_attached
                 is_attached = False
                 assert form.described(trial) == original
-        except (UnsupportedModelError, MetadataError) as error:
+        except (UnsupportedModelError, MetadataError, UsageError, UnsupportedOpsetError) as error:
             refused: Exception | None = error
         else:
             refused, model = None, trial
-        # Refused is a second tail, or a boundary that is subnormal; the model in the file stays as it was then.
-        assert refused is None or is_attached or isinstance(refused, MetadataError)
+        # Refused is a second tail, a boundary that is subnormal, options that contradict each other in an update, a
+        # packed or an adjusted tail at an old opset, or a name that another output bears; the model stays as it was.
+        legal = isinstance(refused, (MetadataError, UnsupportedOpsetError)) or "is taken" in str(refused)
+        assert refused is None or is_attached or legal
+        assert not isinstance(refused, UsageError) or step == "update"
         after = form.described(model)
         assert is_attached or after == original
         assert refused is None or after == before

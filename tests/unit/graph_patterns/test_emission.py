@@ -10,10 +10,13 @@ import pytest
 
 from graph_patterns import Expr, Input, Match, UnsupportedOpsetError, bind, find
 from graph_patterns.catalog import (
+    ADJUSTED_AT_LEAST,
     AT_LEAST,
     MAP_MAX,
     NAN_GUARD,
+    PACKED,
     UNIT_SCORE,
+    adjusted_boundary,
     at_least,
     centred_unit_score,
     fused_unit_score,
@@ -22,6 +25,7 @@ from graph_patterns.catalog import (
     nan_by_sum,
     nan_guard,
     nan_guard_arithmetic,
+    packed,
 )
 from graph_patterns.expr import cast
 from graph_patterns.onnx.lowering import OnnxTarget, emit
@@ -118,6 +122,135 @@ def test_the_openvino_tail_is_right(rank: int, dtype: str) -> None:
     results = compiled([maps])
     check_results([results[name] for name in outputs])
     assert compiled([maps[:0]])["pred_label"].shape[0] == 0
+
+
+def packed_tail(rank: int) -> dict[str, Expr]:
+    """Return the tail over one map, in one output."""
+    exprs = tail(rank, "arithmetic")
+    names = {"maps": "anomaly_map", "score": "pred_score", "label": "pred_label", "mask": "pred_mask"}
+    parts = {piece: exprs[name] for piece, name in names.items()}
+    parts |= {piece: cast(parts[piece], dtype="float32") for piece in ("label", "mask")}
+    return {"output": packed(**parts, rank=rank)}
+
+
+@pytest.mark.parametrize(("opset", "ir_version"), [(8, 4), *(target for target in TARGETS if target[0] >= 9)])
+@pytest.mark.parametrize("rank", [3, 4])
+def test_the_packed_onnx_tail_is_right_and_found_at_every_opset(opset: int, ir_version: int, rank: int) -> None:
+    """From opset 8 on, ONNX's checker accepts it, ONNX Runtime computes it, and its parts are found again."""
+    fragment = emit(packed_tail(rank), inputs={"maps": "raw"}, target=OnnxTarget(opset, ir_version), prefix="tail/")
+    axes = ["N", 1, "H", "W"] if rank == 4 else ["N", "H", "W"]
+    graph = onnx.helper.make_graph(
+        fragment.nodes,
+        "g",
+        [onnx.helper.make_tensor_value_info("raw", 1, axes)],
+        [onnx.helper.make_tensor_value_info("output", 1, ["N", "H", "W", 4])],
+        fragment.initializers,
+    )
+    opsets = [onnx.helper.make_opsetid("", opset)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
+    onnx.checker.check_model(model, full_check=True)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    maps = MAPS if rank == 4 else MAPS[:, 0]
+    (results,) = session.run(None, {"raw": maps})
+    check_results([results[:, 0, 0, 1], results[:, 0, 0, 2], results[..., 0], results[..., 3]])
+    assert session.run(None, {"raw": maps[:0]})[0].shape == (0, 2, 2, 4)
+    assert_parts_are_found(OnnxView(model))
+
+
+def test_packing_is_not_known_below_opset_8() -> None:
+    """Expand does not exist there; at opset 8 a Constant node holds no shape, and IR version 3 has only those."""
+    with pytest.raises(UnsupportedOpsetError, match="Expand cannot be expressed at opset 7"):
+        emit(packed_tail(4), inputs={"maps": "raw"}, target=OnnxTarget(7, 4), prefix="tail/")
+    with pytest.raises(UnsupportedOpsetError, match="a constant shape cannot be expressed at opset 8 and IR version 3"):
+        emit(packed_tail(4), inputs={"maps": "raw"}, target=OnnxTarget(8, 3), prefix="tail/")
+
+
+@pytest.mark.parametrize("rank", [3, 4])
+def test_the_packed_openvino_tail_is_right_and_found(rank: int) -> None:
+    """The same in OpenVINO."""
+    import openvino
+    import openvino.opset13 as opset
+
+    from postproc_export.runtimes.openvino import openvino_core
+
+    raw = opset.parameter([-1, 1, -1, -1] if rank == 4 else [-1, -1, -1], np.float32, name="raw")
+    emitted = emit_openvino(packed_tail(rank), inputs={"maps": raw.output(0)}, prefix="tail/")
+    model = openvino.Model([opset.result(emitted["output"])], [raw], "m")
+    compiled = openvino_core(purpose="the tests").compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    results = compiled([MAPS if rank == 4 else MAPS[:, 0]])["output"]
+    check_results([results[:, 0, 0, 1], results[:, 0, 0, 2], results[..., 0], results[..., 3]])
+    assert_parts_are_found(OpenVinoView(model))
+
+
+def assert_parts_are_found(graph: Any) -> None:
+    """The four parts are bound to their own values."""
+    found = find(PACKED, graph, at=graph.output("output"))
+    assert isinstance(found, Match)
+    producers = {name: graph.producer(value).op for name, value in found.inputs.items()}
+    assert producers == {"maps": "hard_sigmoid", "score": "hard_sigmoid", "label": "cast", "mask": "cast"}
+    assert found.inputs["maps"] != found.inputs["score"]
+
+
+ADJUSTING = {"threshold": 1.5, "span": 4.0, "attached": 0.5, "boundary": 1.5}
+
+
+@pytest.mark.parametrize(("opset", "ir_version"), [target for target in TARGETS if target[0] >= 9])
+def test_an_adjusted_decision_is_right_and_found_at_every_opset(opset: int, ir_version: int) -> None:
+    """The boundary is computed from an input with a default, which is found with its number, and its constants too."""
+    label = bind(at_least(Input("score"), adjusted_boundary(Input("adjusted"))), ADJUSTING)
+    fragment = emit(
+        {"label": label}, inputs={"score": "s", "adjusted": "a"}, target=OnnxTarget(opset, ir_version), prefix="tail/"
+    )
+    infos = [onnx.helper.make_tensor_value_info(name, 1, shape) for name, shape in (("s", ["N"]), ("a", []))]
+    default = onnx.helper.make_tensor("a", 1, [], [0.5])
+    graph = onnx.helper.make_graph(
+        fragment.nodes,
+        "g",
+        infos,
+        [onnx.helper.make_tensor_value_info("label", onnx.TensorProto.BOOL, ["N"])],
+        [*fragment.initializers, default],
+    )
+    opsets = [onnx.helper.make_opsetid("", opset)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
+    onnx.checker.check_model(model, full_check=True)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    scores = np.array([-9.0, -0.5, 0.49, 0.5, 1.49, 1.5, 2.5, 3.5, np.nan], np.float32)
+    expected = {None: 1.5, 0.5: 1.5, 0.75: 0.5, 0.25: 2.5, 0.0: 3.5, -2.0: 3.5, 1.0: -np.inf, 3.0: -np.inf}
+    for given, boundary in {**expected, np.nan: -np.inf}.items():
+        feeds = {"s": scores} if given is None else {"s": scores, "a": np.array(given, np.float32)}
+        np.testing.assert_array_equal(session.run(None, feeds)[0], ~(scores < boundary))
+    view = OnnxView(model)
+    found = find(ADJUSTED_AT_LEAST, view, at="label")
+    assert isinstance(found, Match)
+    assert (found.inputs, found.scalars) == ({"values": "s", "adjusted": "a"}, ADJUSTING)
+    assert (view.number("a"), view.default("a"), view.default("s")) == (None, 0.5, None)
+
+
+def test_a_variable_of_openvino_has_a_default_and_is_no_number() -> None:
+    """What can be set from outside is not read as a constant; what it begins with is."""
+    import openvino.opset13 as opset
+
+    state = opset.read_value(opset.constant(np.float32(0.25)), "a")
+    below = opset.less(opset.parameter([-1], np.float32), state)
+    view = OpenVinoView(None)
+    found = find(at_least(Input("values"), Input("adjusted")), view, at=opset.logical_not(below).output(0))
+    assert isinstance(found, Match)
+    value = found.inputs["adjusted"]
+    assert (view.number(value), view.default(value), view.default(found.inputs["values"])) == (None, 0.25, None)
+
+
+def test_a_value_of_two_outputs_is_computed_once() -> None:
+    """An expression inside one output that is another output bears that output's name; a second name is a copy."""
+    inner = cast(Input("maps"), dtype="float32")
+    outputs = {"score": bind(fused_unit_score(inner), {"alpha": 1.0, "beta": 0.5}), "raw": inner, "copy": inner}
+    fragment = emit(outputs, inputs={"maps": "host"}, target=OnnxTarget(17, 8), prefix="tail/")
+    assert [(node.op_type, list(node.input), list(node.output)) for node in fragment.nodes] == [
+        ("Cast", ["host"], ["raw"]),
+        ("HardSigmoid", ["raw"], ["score"]),
+        ("Identity", ["raw"], ["copy"]),
+    ]
 
 
 @pytest.mark.parametrize("guard", NAN_GUARDS)

@@ -1,12 +1,14 @@
 """The matcher: what it finds, and how it explains what it does not."""
 
+import re
+
 import onnx
 import pytest
 from onnx import parser
 
-from graph_patterns import Const, Input, Match, Mismatch, Pattern, Scalar, find
+from graph_patterns import Const, Input, Ints, Match, Mismatch, Pattern, Scalar, find
 from graph_patterns.catalog import AT_LEAST, UNIT_SCORE, centred_unit_score, fused_unit_score
-from graph_patterns.expr import add, clip, logical_not, mul, reduce_max, sub
+from graph_patterns.expr import add, clip, concat, logical_not, mul, reduce_max, reshape, sub, transpose, unsqueeze
 from graph_patterns.onnx.view import OnnxView
 
 OPSETS = '<ir_version: 8, opset_import: ["": 17]>'
@@ -165,3 +167,36 @@ def test_a_view_never_reads_external_data() -> None:
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="nowhere.bin")
     assert not find(AT_LEAST, OnnxView(model), at="y")
+
+
+@pytest.mark.parametrize(
+    ("constant", "reason"),
+    [
+        ("int64[2] c = {1, -1}", None),
+        ("int64[2] c = {-1, 1}", r"expected the constant \[1, -1\], found \[-1, 1\] at 'c'"),
+        ("int64[1] c = {1}", r"expected the constant \[1, -1\], found \[1\]"),
+        ("float[2] c = {1.0, -1.0}", r"expected the constant \[1, -1\], found an input of the graph"),
+    ],
+)
+def test_a_vector_of_integers_has_to_be_the_same(constant: str, reason: str | None) -> None:
+    """`Ints` is a constant such as a shape, compared element by element; what is no such vector is named."""
+    found = find(reshape(Input("v"), Ints((1, -1))), view("y = Reshape(x, c)", constants=f"<{constant}>"), at="y")
+    assert isinstance(found, Match) is (reason is None)
+    assert reason is None or re.search(reason, str(found)), str(found)
+
+
+def test_settings_of_axes_are_compared() -> None:
+    """The axis of a Concat, the order of a Transpose and the axes of an Unsqueeze are part of the pattern."""
+    body = "t = Transpose<perm = [1, 0]>(x) y = Concat<axis = 1>(t, t)"
+    assert find(concat(Input("v"), Input("v"), axis=1), view(body), at="y")
+    assert not find(concat(Input("v"), Input("v"), axis=0), view(body), at="y")
+    assert not find(concat(Input("v"), axis=1), view(body), at="y")
+    assert find(transpose(Input("v"), perm=(1, 0)), view(body), at="t")
+    assert str(find(transpose(Input("v"), perm=(0, 1)), view(body), at="t")).startswith(
+        "expected perm (0, 1), found (1, 0)"
+    )
+    assert not find(transpose(Input("v"), perm=(1, 0)), view("y = Transpose(x)"), at="y")
+    for opset, graph in ((11, "y = Unsqueeze<axes = [1]>(x)"), (13, "y = Unsqueeze(x, c)")):
+        constants = "" if opset == 11 else "<int64[1] c = {1}>"
+        assert find(unsqueeze(Input("v"), axes=(1,)), view(graph, opset=opset, constants=constants), at="y")
+        assert not find(unsqueeze(Input("v"), axes=(0,)), view(graph, opset=opset, constants=constants), at="y")

@@ -12,9 +12,10 @@ from undo import record_of, undo
 
 from graph_patterns.errors import UnsupportedOpsetError
 from postproc_export.errors import UnsupportedModelError, UsageError
+from postproc_export.preservation.onnx_models import compare_onnx_models
 from postproc_export.rewrite.onnx_attach import attach_to_onnx_model
 from postproc_export.stats import CalibrationStats, LevelStats
-from postproc_export.tail import TailOptions
+from postproc_export.tail_options import TailOptions
 
 IMAGE = LevelStats(threshold=0.5, min=0.0, max=2.0)
 PIXEL = LevelStats(threshold=0.25, min=-1.0, max=1.0)
@@ -28,6 +29,8 @@ def attached(model: onnx.ModelProto, stats: CalibrationStats = STATS, **options:
     copy = onnx.ModelProto.FromString(model.SerializeToString())
     attach_to_onnx_model(copy, stats, TailOptions(**options), **outputs)  # type: ignore[arg-type]
     assert undo(copy).SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
+    found = compare_onnx_models(model, copy)
+    assert found, found.describe()
     return copy
 
 

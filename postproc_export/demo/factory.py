@@ -1,0 +1,27 @@
+"""The demo's detector as a factory, for `export`: ``postproc_export.demo.factory:detector``."""
+
+from typing import TYPE_CHECKING
+
+from postproc_export.demo.data import load_photos, make_crops
+from postproc_export.demo.detector import as_input, fit_detector
+from postproc_export.demo.run import TRAINING_CROPS
+
+if TYPE_CHECKING:
+    import torch
+
+
+def detector() -> "torch.nn.Module":
+    """Fit the detector to the demo's normal crops, which takes a second, and return it.
+
+    Returns
+    -------
+    torch.nn.Module
+        From float32 (N, 3, H, W) in [0, 1] to a score (N, 1) and a map (N, 1, H, W).
+
+    Raises
+    ------
+    MissingDependencyError
+        If a package of the extra ``demo`` is not installed.
+    """
+    crops = make_crops(load_photos(), "training", good=TRAINING_CROPS)
+    return fit_detector(as_input(crop.image for crop in crops))

@@ -1,0 +1,101 @@
+"""The target folder: what an export writes is made beside it and moved into it as a whole."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from postproc_export.errors import FileError, UsageError
+from postproc_export.export.result import SUFFIXES, Format
+from postproc_export.rewrite.files import publishing
+from postproc_export.rewrite.termination import termination_as_exception
+
+STATISTICS: Final = "statistics.json"
+REPORT: Final = "parity.json"
+
+
+def check_target(folder: Path, name: str) -> None:
+    """Refuse a target before anything is computed for it.
+
+    Raises
+    ------
+    FileError, UsageError
+        If the folder is a file, lies in a folder that is not there, or the name is no plain file name.
+    """
+    if not name or Path(name).name != name or name.startswith("."):
+        raise UsageError(
+            f"--name {name!r} is no name for the files", needed="a file name without a folder and a suffix"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise FileError(f"cannot write to {folder}", found="a file", needed="a folder, which may be new")
+    if not folder.absolute().parent.is_dir():
+        raise FileError(f"cannot make the folder {folder}", found=f"no folder {folder.absolute().parent}")
+
+
+@contextmanager
+def workshop(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder on the target's file system; it is gone after the block, whatever ends it."""
+    where = folder if folder.is_dir() else folder.absolute().parent
+    with termination_as_exception():
+        try:
+            temporary = Path(tempfile.mkdtemp(prefix=".postproc-", suffix=".tmp", dir=where))
+        except OSError as error:
+            raise FileError(f"cannot write to {where}", found=error.strerror) from error
+        try:
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def deliver(
+    made: Path, folder: Path, *, name: str, formats: Sequence[Format], inputs: Sequence[Path]
+) -> tuple[Path, ...]:
+    """Move everything in the folder `made` into the target folder, whole or not at all, and return the paths.
+
+    Parameters
+    ----------
+    made
+        A folder on the same file system, with nothing in it but what is to be delivered.
+    folder
+        The target; made where it is not there. Files of these names that are there are replaced.
+    name, formats
+        Which of the files are the models: they are moved last.
+    inputs
+        Files that were read, which are not replaced. Statistics that were read from their own target stay as they are.
+
+    Raises
+    ------
+    FileError
+        If a target cannot be written; nothing is changed then.
+    """
+    models = [f"{name}{SUFFIXES[each]}" for each in formats]
+    others = sorted(path.name for path in made.iterdir() if path.name not in models)
+    targets = [folder / each for each in (*models, *others)]
+    if _is_one_of(folder / STATISTICS, inputs):
+        targets.remove(folder / STATISTICS)
+    with _folder(folder), publishing(targets, inputs=inputs) as publication:
+        for target in targets:
+            (made / target.name).rename(publication.temporary(target))
+    return tuple(targets)
+
+
+@contextmanager
+def _folder(folder: Path) -> Iterator[None]:
+    """Make the folder where it is not there, and remove it again where the block fails."""
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise FileError(f"cannot make the folder {folder}", found=error.strerror) from error
+    try:
+        yield
+    except BaseException:
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+
+
+def _is_one_of(path: Path, files: Sequence[Path]) -> bool:
+    return path.exists() and any(file.exists() and path.samefile(file) for file in files)

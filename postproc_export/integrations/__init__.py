@@ -1,0 +1,1 @@
+"""Adapters for the libraries that others build their pipelines with; each module says which extra it needs."""

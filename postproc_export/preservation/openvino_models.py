@@ -1,0 +1,183 @@
+"""Compare an attached OpenVINO model with the raw one: everything but the tail, which is known by its prefix."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from postproc_export.errors import MetadataError
+from postproc_export.preservation.alignment import Key, aligned, keyed, moved
+from postproc_export.preservation.change import Change, Preservation, shown
+from postproc_export.preservation.expectation import NO_RECORD, assumed, remaining
+from postproc_export.preservation.openvino_rows import bodies, flattened, operators, row, same_values, wiring
+from postproc_export.rewrite.metadata import METADATA_KEY, TailRecord
+from postproc_export.rewrite.onnx_detach import recorded_names
+from postproc_export.rewrite.openvino_names import used_names
+from postproc_export.tail import PREFIX
+
+_UNNAMED: Final[Mapping[str, str]] = {}
+
+
+def compare_openvino_models(raw: Any, attached: Any, *, where: str = "the attached model") -> Preservation:
+    """Return what differs besides the tail.
+
+    Parameters
+    ----------
+    raw, attached
+        The `openvino.Model`s, which stay as they are.
+    where
+        The attached model, for errors.
+
+    Raises
+    ------
+    MetadataError
+        If the record of the attached model is not legal.
+    """
+    return _Pair(raw, attached, where).compared()
+
+
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """A result: its own name, and the value that it gives out with its tensor names."""
+
+    name: str
+    value: str
+    tensor_names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"result '{self.name}'"
+
+
+class _Pair:
+    def __init__(self, raw: Any, attached: Any, where: str) -> None:
+        self._raw, self._attached = raw, attached
+        has_record = attached.has_rt_info([METADATA_KEY])
+        text = attached.get_rt_info([METADATA_KEY]).astype(str) if has_record else None
+        self._record = None if text is None else TailRecord.loads(text, where=where)
+        self._where = where
+        self._names = self._renamed()
+
+    def compared(self) -> Preservation:
+        changes = list(self._scope_changes(self._raw, self._attached, "", tail=True))
+        names = (model.get_friendly_name() for model in (self._raw, self._attached))
+        changes += [*_changed("name of the model", *names), *self._rt_info_changes()]  # a body's own is not kept
+        if self._record is not None:
+            changes += self._output_changes(self._record)
+            changes += self._record_changes(self._record)
+        nodes = operators(self._raw).values()
+        constants = sum(node.get_type_name() == "Constant" for node in nodes)
+        return Preservation(
+            compared={
+                "operator": len(nodes) - constants,
+                "constant": constants,
+                "result": len(self._raw.get_results()),
+                "rt_info value": len(flattened(self._raw.get_rt_info())),
+            },
+            tail=len(self._tail(self._raw, self._attached)),
+            changes=tuple(changes),
+            not_judged=tuple(self._not_judged()),
+        )
+
+    def _renamed(self) -> Mapping[str, str]:
+        if self._record is not None:
+            return {old: new for new, old in recorded_names(self._record.original, where=self._where).items()}
+        tail = self._tail(self._raw, self._attached)
+        body = [node for key, node in operators(self._attached).items() if key not in tail]
+        return assumed(used_names(self._raw)[0], {name for node in body for name in _tensor_names(node)})
+
+    def _tail(self, raw: Any, attached: Any) -> set[Key]:
+        """Return the operators of the tail: those of its prefix that the raw model does not have."""
+        known = operators(raw)
+        return {key for key in operators(attached) if str(key[0]).startswith(PREFIX) and key not in known}
+
+    def _scope_changes(self, raw: Any, attached: Any, where: str, *, tail: bool = False) -> Iterator[Change]:
+        gone = self._tail(raw, attached) if tail else set()
+        before = operators(raw)
+        after = {key: node for key, node in operators(attached).items() if key not in gone}
+
+        def title(node: Any) -> str:
+            return f"{where}{node.get_type_name()} '{node.get_friendly_name()}'"
+
+        yield from moved(before, after, title, None)
+        for left, right in aligned(before, after):
+            yield from self._operator_changes(left, right, title(left))
+        for kind in ("parameters", "sinks"):
+            names = [_listed(model, kind) for model in (raw, attached)]
+            if tail:  # what adjusts it at run time is known by its prefix, too
+                names[1] = [name for name in names[1] if name in names[0] or not name.startswith(PREFIX)]
+            yield from _changed(f"{where}the order of {kind}", *names)
+
+    def _operator_changes(self, raw: Any, attached: Any, where: str) -> Iterator[Change]:
+        before, after = row(raw, self._names), row(attached, _UNNAMED)
+        for key in dict.fromkeys((*before, *after)):
+            yield from _changed(f"{where}: {key}", before.get(key), after.get(key))
+        both = (raw.get_type_name(), attached.get_type_name())
+        if both == ("Constant", "Constant") and not same_values(raw, attached):
+            yield Change(f"{where}: values", None, None)
+        if both[0] == both[1]:
+            yield from _changed(f"{where}: its wiring", wiring(raw), wiring(attached))
+            for (name, left), (_, right) in zip(bodies(raw), bodies(attached), strict=True):
+                yield from self._scope_changes(left, right, f"{where}: {name}: ")
+                results = (_listed(model, "results") for model in (left, right))
+                yield from _changed(f"{where}: {name}: results", *results)
+
+    def _rt_info_changes(self) -> Iterator[Change]:
+        before, after = (flattened(model.get_rt_info()) for model in (self._raw, self._attached))
+        after.pop(METADATA_KEY, None)
+        for key in dict.fromkeys((*before, *after)):
+            yield from _changed(f"rt_info '{key}'", before.get(key), after.get(key))
+
+    def _output_changes(self, record: TailRecord) -> Iterator[Change]:
+        """The results that are not the tail's: which, of what, in which order."""
+        own = [item for item in _outputs(self._attached, _UNNAMED) if not item.name.startswith(PREFIX)]
+        expected = remaining(record, ((item.value, item) for item in _outputs(self._raw, self._names)))
+        yield from _listed_changes(expected, own, "")
+
+    def _record_changes(self, record: TailRecord) -> Iterator[Change]:
+        """What detaching would give back as results."""
+        try:
+            recorded = [
+                _Output(str(item["name"]), f"{item['source']}:{item['port']}", tuple(item["tensor_names"]))
+                for item in record.original["results"]
+            ]
+        except (KeyError, TypeError) as error:
+            where = f"{self._where}: the record '{METADATA_KEY}' has no legal results"
+            raise MetadataError(where, found=str(error)) from error
+        yield from _listed_changes(_outputs(self._raw, _UNNAMED), recorded, "in the record: ")
+
+    def _not_judged(self) -> Iterator[str]:
+        if self._record is None:
+            yield NO_RECORD
+            for old, new in self._names.items():
+                yield f"whether '{new}' is '{old}' of the raw model: taken from the names, no record says so"
+
+
+def _tensor_names(node: Any) -> set[str]:
+    return {name for output in node.outputs() for name in output.get_names()}
+
+
+def _outputs(model: Any, names: Mapping[str, str]) -> list[_Output]:
+    found = []
+    for result in model.get_results():
+        source = result.input_value(0)
+        value = f"{source.get_node().get_friendly_name()}:{source.get_index()}"
+        tensor_names = tuple(sorted(names.get(name, name) for name in source.get_names()))
+        found.append(_Output(result.get_friendly_name(), value, tensor_names))
+    return found
+
+
+def _listed_changes(raw: list[_Output], attached: list[_Output], where: str) -> Iterator[Change]:
+    before, after = (keyed(items, lambda item: item.name) for items in (raw, attached))
+    yield from moved(before, after, lambda item: f"{where}{item}", f"{where}the order of results")
+    for left, right in aligned(before, after):
+        yield from _changed(f"{where}{left}: its value", left.value, right.value)
+        yield from _changed(f"{where}{left}: tensor names", left.tensor_names, right.tensor_names)
+
+
+def _listed(model: Any, kind: str) -> list[str]:
+    return [node.get_friendly_name() for node in getattr(model, f"get_{kind}")()]
+
+
+def _changed(where: str, raw: Any, attached: Any) -> Iterator[Change]:
+    if raw == attached or (not raw and not attached):
+        return
+    yield Change(where, None if raw is None else shown(raw), None if attached is None else shown(attached))

@@ -1,0 +1,150 @@
+"""What attaching to a file with no options would do, and why: it is done in memory, with made-up statistics."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from graph_patterns.errors import ExplainedError
+from postproc_export.rewrite.attached import Attached
+from postproc_export.rewrite.outputs import Found
+from postproc_export.rewrite.targets import default_target, is_onnx
+from postproc_export.runtimes.protocol import PortInfo
+from postproc_export.stats import CalibrationStats, Level, LevelStats
+from postproc_export.tail_options import TailOptions
+from postproc_export.tail_steps import NanTest
+
+_ANY: Final = LevelStats(threshold=0.0, min=0.0, max=1.0)
+_BOTH: Final = CalibrationStats(image=_ANY, pixel=_ANY)
+_TITLES: Final[Mapping[Level, str]] = {"image": "image score", "pixel": "anomaly map"}
+_RULES: Final[Mapping[Found, str]] = {
+    "option": "it was asked for",
+    "name": "its name says so",
+    "rank": "the only output of such a type and shape",
+}
+_MISSING: Final[Mapping[Level, tuple[str, str]]] = {
+    "image": ("the maximum of the anomaly map", "no output can be an image score"),
+    "pixel": ("none", "no output can be an anomaly map"),
+}
+_GUARDS: Final[Mapping[NanTest, tuple[str, str]]] = {
+    "sum": ("NaN in a map, found by its sum", "ONNX from opset 9 on; without it ReduceMax drops a NaN"),
+    "l1": ("NaN in a map, found by its L1 norm", "OpenVINO, where that is exact; without it ReduceMax drops a NaN"),
+    "arithmetic": ("NaN in a map, found by arithmetic", "opsets 7 and 8 have neither IsNaN nor Where"),
+}
+_UINT8: Final = "a boolean map costs OpenVINO ten times the rest of the tail"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One thing that is decided without being asked for.
+
+    Parameters
+    ----------
+    what, chosen, why
+        What it is, how it is decided, and the reason.
+    """
+
+    what: str
+    chosen: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What attaching with no options would do.
+
+    Parameters
+    ----------
+    choices
+        All that would be decided; empty where it is refused.
+    refused
+        Why it would be refused; None where it would not.
+    """
+
+    choices: tuple[Choice, ...]
+    refused: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        choices = [{"what": item.what, "chosen": item.chosen, "why": item.why} for item in self.choices]
+        return {"possible": self.refused is None, "refused": self.refused, "choices": choices}
+
+    def lines(self) -> Iterator[str]:
+        """Yield one line per choice, with its reason behind it."""
+        if self.refused is not None:
+            yield f"  attach   would be refused: {self.refused.replace(chr(10), chr(10) + ' ' * 11)}"
+            return
+        yield "  attach   with no options, given statistics of both levels:"
+        width = max(len(item.what) for item in self.choices)
+        yield from (f"    {item.what:<{width}}  {item.chosen} ({item.why})" for item in self.choices)
+
+
+def default_attachment(path: Path) -> Defaults:
+    """Say what `attach_postprocessing` would do to a file with no options; nothing is written.
+
+    Raises
+    ------
+    PostprocError, graph_patterns.GraphPatternError
+        If the file cannot be read.
+    """
+    on_file = _on_onnx if is_onnx(path) else _on_openvino
+    try:
+        attached, outputs = on_file(path)
+    except ExplainedError as error:
+        return Defaults((), refused=str(error))
+    return Defaults(tuple(_choices(path, attached, outputs)))
+
+
+def _on_onnx(path: Path) -> tuple[Attached, list[PortInfo]]:
+    from graph_patterns.onnx.container import load_skeleton
+    from postproc_export.rewrite.onnx_attach import attach_to_onnx_model
+    from postproc_export.rewrite.onnx_ports import output_ports
+
+    with load_skeleton(path) as file:
+        attached = attach_to_onnx_model(file.model, _BOTH, TailOptions())
+        return attached, output_ports(file.model)
+
+
+def _on_openvino(path: Path) -> tuple[Attached, list[PortInfo]]:
+    from postproc_export.rewrite.openvino_attach import attach_to_openvino_model
+    from postproc_export.rewrite.openvino_file import read_ir
+    from postproc_export.runtimes.openvino import openvino_core, port_info
+
+    model = read_ir(openvino_core(purpose="inspecting an OpenVINO IR"), path)
+    attached = attach_to_openvino_model(model, _BOTH, TailOptions())
+    return attached, [port_info(port, f"output_{index}") for index, port in enumerate(model.outputs)]
+
+
+def _choices(path: Path, attached: Attached, outputs: list[PortInfo]) -> Iterator[Choice]:
+    tail = attached.tail
+    selection = tail.selection
+    found: dict[Level, Found | None] = {"image": selection.image_found, "pixel": selection.pixel_found}
+    for level, rule in found.items():
+        port = tail.raw.get(level)
+        chosen = _MISSING[level] if port is None or rule is None else (port.describe(), _RULES[rule])
+        yield Choice(_TITLES[level], *chosen)
+    ours = {output.name for output in tail.outputs}
+    added = [port.describe() for port in outputs if any(port.answers_to(name) for name in ours)]
+    yield Choice("outputs", "; ".join(added), "in this order; a level without statistics keeps its raw output")
+    kept = [port.describe() for port in outputs if not any(port.answers_to(name) for name in ours)]
+    if kept:
+        yield Choice("kept", "; ".join(kept), "no raw score or map")
+    casts = sorted({port.dtype for port in tail.raw.values()} - {"float32"})
+    if casts:
+        yield Choice("computed in", "float32", f"raw outputs are {', '.join(casts)} and are cast first")
+    yield from _decisions(attached)
+    for old, new in attached.renamed.items():
+        yield Choice("renamed", f"'{old}' becomes '{new}' inside the model", "the name is an output's now")
+    yield Choice("written to", str(default_target(path, None, in_place=False, mark="post")), "beside the model")
+
+
+def _decisions(attached: Attached) -> Iterator[Choice]:
+    tail = attached.tail
+    yield Choice("decision", "raw >= threshold", "sensitivity 0.5, rule ge: as calibrated")
+    form = "max(0, min(1, alpha raw + beta))"
+    yield Choice("scores", form, "one operator; threshold subtracted first where |threshold| / span is above 54")
+    for part in tail.parts:
+        if part.name == "pred_mask":
+            yield Choice("mask type", part.dtype, _UINT8 if part.dtype == "uint8" else "as Anomalib exports it")
+    has_guard = "pixel" in tail.raw
+    yield Choice("guard", *(_GUARDS[tail.nan_test] if has_guard else ("none", "the model has no map")))

@@ -1,0 +1,237 @@
+"""A PyTorch module named as MODULE:FACTORY, and which of its outputs is the raw score and which the raw map."""
+
+import importlib
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from postproc_export.errors import MissingDependencyError, UnsupportedModelError, UsageError, require
+from postproc_export.rewrite.outputs import RESULT_NAMES, Selection, select_outputs
+from postproc_export.runtimes.protocol import PortInfo
+from postproc_export.stats import Level
+
+if TYPE_CHECKING:
+    import torch
+
+_PURPOSE = "running a PyTorch module"
+_FORM = "MODULE:FACTORY, such as package.models:build_detector"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModule:
+    """A module on the CPU, in evaluation mode.
+
+    Parameters
+    ----------
+    spec
+        How it was asked for: ``"package.module:factory"``.
+    module
+        The module.
+    remarks
+        What was changed of it, one sentence each.
+    """
+
+    spec: str
+    module: "torch.nn.Module"
+    remarks: tuple[str, ...] = ()
+
+
+def load_module(spec: "str | torch.nn.Module") -> LoadedModule:
+    """Import ``MODULE``, call ``FACTORY()`` and return the module on the CPU and in evaluation mode.
+
+    Parameters
+    ----------
+    spec
+        The module itself, or ``"package.module:factory"``: the factory is a function or a class without arguments, or
+        a module, and may be dotted (``Detector.pretrained``). Modules are found as ``python -m`` finds them: the
+        current folder comes first.
+
+    Raises
+    ------
+    UsageError
+        If the text is of another form, or the import or the call fails or gives something else; with the reason.
+    MissingDependencyError
+        If torch is not installed.
+    """
+    torch = require("torch", extra="torch", purpose=_PURPOSE)
+    if not isinstance(spec, str):
+        return _ready(spec, type(spec).__name__)
+    name, _, factory = spec.partition(":")
+    if not name or not all(part.isidentifier() for part in (*name.split("."), *factory.split("."))):
+        raise UsageError(f"'{spec}' names no PyTorch module", needed=_FORM)
+    with _current_folder():
+        found = _attribute(_imported(name, spec), factory, spec)
+        made = found if isinstance(found, torch.nn.Module) else _called(found, spec)
+    if not isinstance(made, torch.nn.Module):
+        raise UsageError(f"{spec} gives no torch.nn.Module", found=type(made).__name__, needed=_FORM)
+    return _ready(made, spec)
+
+
+def named_tensors(outputs: Any) -> "dict[str, torch.Tensor]":
+    """Return every tensor among what a forward call gave, in order, by its key, attribute or position.
+
+    Notes
+    -----
+    A mapping, a named tuple, a dataclass or another object gives its own names, a tuple or list ``"0"``, ``"1"``; what
+    is nested gets dotted names, and a tensor alone is called ``"output"``. None and what is no tensor is left out.
+    Nothing but the structure is looked at, so this works while a module is traced, too.
+    """
+    import torch
+
+    if isinstance(outputs, torch.Tensor):
+        return {"output": outputs}
+    return dict(_leaves(outputs, ""))
+
+
+def identify_outputs(
+    outputs: Any, *, image_output: str | int | None = None, pixel_output: str | int | None = None
+) -> Selection:
+    """Find the raw score and the raw map in what a forward call gave, by the rules of `rewrite.outputs`.
+
+    Parameters
+    ----------
+    outputs
+        What the module returned for an example: a tensor, tuple, list, mapping, named tuple, dataclass or object.
+    image_output, pixel_output
+        A key, attribute or index; ``"none"`` leaves the level out; None finds it by name, then by rank.
+
+    Returns
+    -------
+    Selection
+        Its ports bear the names of `named_tensors`; `raw_tensors` takes them out of every later call.
+
+    Raises
+    ------
+    UsageError, UnsupportedModelError
+        If there is no score and no map, several could be one, or the module normalises and decides by itself; the
+        message lists what was found and names the option that decides.
+    """
+    tensors = named_tensors(outputs)
+    if not tensors:
+        raise UnsupportedModelError(
+            "the PyTorch module gives no tensor",
+            found=type(outputs).__name__,
+            needed="a raw score, a raw anomaly map, or both",
+        )
+    if decided := [name for name in RESULT_NAMES if name in tensors]:
+        raise UnsupportedModelError(
+            f"the PyTorch module gives '{decided[0]}', so its scores are post-processed already",
+            found=", ".join(tensors),
+            needed="a module with raw outputs",
+            fix="let the factory return the part of the module before its post-processing",
+        )
+    return select_outputs(
+        [PortInfo(name, _dtype(tensor), tuple(tensor.shape)) for name, tensor in tensors.items()],
+        image_output=image_output,
+        pixel_output=pixel_output,
+    )
+
+
+def raw_tensors(outputs: Any, selection: Selection) -> "dict[Level, torch.Tensor]":
+    """Return the raw score and map that `identify_outputs` found, from what another call of the module gave.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If an output is not there any more: the module returns other things for other inputs.
+    """
+    tensors = named_tensors(outputs)
+    ports: dict[Level, PortInfo | None] = {"image": selection.image, "pixel": selection.pixel}
+    wanted = {level: port.name for level, port in ports.items() if port is not None}
+    missing = [name for name in wanted.values() if name not in tensors]
+    if missing:
+        raise UnsupportedModelError(
+            f"the PyTorch module gave no '{missing[0]}' this time", found=", ".join(tensors) or "no tensor"
+        )
+    return {level: tensors[name] for level, name in wanted.items()}
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the type and text of somebody else's error in one line, and where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" (raised at {frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}{where}" if text else f"{type(error).__name__}{where}"
+
+
+def _ready(module: "torch.nn.Module", spec: str) -> LoadedModule:
+    is_training = any(part.training for part in module.modules())
+    remark = f"{spec} was in training mode, and was put into evaluation mode"
+    return LoadedModule(spec, module.cpu().eval(), (remark,) if is_training else ())
+
+
+def _imported(name: str, spec: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        unknown = error.name if isinstance(error, ModuleNotFoundError) else None
+        if unknown is not None and f"{name}.".startswith(f"{unknown}."):
+            found, fix = f"no module '{unknown}'", f"run it in the folder that holds it ({Path.cwd()} was searched)"
+            raise UsageError(f"cannot import {spec}", found=found, needed=_FORM, fix=fix) from error
+        raise UsageError(f"cannot import {spec}", found=reason_of(error)) from error
+
+
+def _attribute(module: ModuleType, dotted: str, spec: str) -> Any:
+    found: Any = module
+    for part in dotted.split("."):
+        if not hasattr(found, part):
+            near = get_close_matches(part, dir(found), n=3) or [name for name in dir(found) if name[0] != "_"][:10]
+            raise UsageError(f"{spec}: there is no '{part}'", found=", ".join(near) or "nothing public", needed=_FORM)
+        found = getattr(found, part)
+    return found
+
+
+def _called(factory: Any, spec: str) -> Any:
+    if not callable(factory):
+        raise UsageError(f"{spec} cannot be called", found=type(factory).__name__, needed=_FORM)
+    try:
+        return factory()
+    except MissingDependencyError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UsageError(
+            f"{spec}() failed", found=reason_of(error), needed="a call without arguments that gives a torch.nn.Module"
+        ) from error
+
+
+@contextmanager
+def _current_folder() -> Iterator[None]:
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if folder in sys.path:  # what was imported may have changed the path, too
+            sys.path.remove(folder)
+
+
+def _leaves(value: Any, name: str) -> "Iterator[tuple[str, torch.Tensor]]":
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        yield name, value
+        return
+    for key, item in _parts(value):
+        yield from _leaves(item, f"{name}.{key}" if name else key)
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        yield from ((str(key), item) for key, item in value.items())
+    elif isinstance(value, (tuple, list)):
+        names = getattr(value, "_fields", None) or map(str, range(len(value)))
+        yield from zip(names, value, strict=True)
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield from ((field.name, getattr(value, field.name)) for field in fields(value))
+    elif hasattr(value, "__dict__") and not callable(value):
+        yield from vars(value).items()
+
+
+def _dtype(tensor: "torch.Tensor") -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -1,0 +1,139 @@
+"""`check --preserved` and `check --contract`: exit codes, the report's forms, files without a record."""
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import hosts
+import onnx
+import openvino
+import pytest
+
+from postproc_export.cli import main
+from postproc_export.parity import assert_parity
+from postproc_export.rewrite.attach import attach_postprocessing
+from postproc_export.stats import CalibrationStats, LevelStats
+
+STATS = CalibrationStats(
+    image=LevelStats(threshold=0.2, min=-1.0, max=0.75), pixel=LevelStats(threshold=0.3, min=-0.25, max=0.625)
+)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    """Return a raw file and the attached one."""
+    raw = hosts.write(hosts.score_and_map(), tmp_path / "raw.onnx")
+    return raw, attach_postprocessing(raw, STATS, output=tmp_path / "attached.onnx").output
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, dict[str, dict[str, object]], list[str]]:
+    """Run `check --json` and return the exit code, the checks by name and what was not checked."""
+    code = main(["check", *map(str, arguments), "--threads", "1", "--json"])
+    document = json.loads(capsys.readouterr().out)
+    return code, {check["name"]: check for check in document["checks"]}, document["not_checked"]
+
+
+def edit(path: Path, *, entry: str | None = None, weight: bool = False) -> None:
+    """Drop a metadata entry of a file, or change a weight."""
+    model = onnx.load(path)
+    if entry is not None:
+        model.metadata_props.remove(next(item for item in model.metadata_props if item.key == entry))
+    if weight:
+        model.graph.initializer[0].float_data[0] += 1
+    onnx.save(model, path)
+
+
+def test_a_file_that_kept_everything_passes(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """The checks stand in the report beside the others."""
+    raw, attached = files
+    code, checks, _ = run(capsys, attached, "--preserved", raw, "--contract", "anomalib", "--contract", "model-api")
+    assert code == 0
+    assert checks["preserved"]["changes"] == []
+    assert checks["anomalib/outputs"]["passed"] is checks["model-api/outputs"]["passed"] is True
+    assert checks["tail/pred_label/openvino"]["passed"] is True
+
+
+def test_a_change_besides_the_tail_exits_1_with_the_list(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The list is in JSON, JUnit, Markdown and on the terminal."""
+    raw, attached = files
+    edit(attached, weight=True)
+    code, checks, _ = run(capsys, attached, "--preserved", raw)
+    assert code == 1
+    changed = [{"where": "graph: initializer 'weight': values", "raw": None, "attached": None}]
+    assert checks["preserved"]["changes"] == changed
+    assert [name for name, check in checks.items() if not check["passed"]] == ["preserved"]
+    reports = ["--junit", str(tmp_path / "new" / "j.xml"), "--markdown", str(tmp_path / "m.md")]
+    assert main(["check", str(attached), "--preserved", str(raw), *reports]) == 1
+    text = "1 changed: graph: initializer 'weight': values differ"
+    assert f"MISSED preserved: {text}" in capsys.readouterr().out
+    assert text in (tmp_path / "m.md").read_text(encoding="utf-8")
+    (failure,) = ElementTree.parse(tmp_path / "new" / "j.xml").getroot().findall("testcase/failure")
+    assert failure.get("message") == text
+
+
+def test_a_contract_that_is_missed_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Found, needed and fix stand in the message and apart in JSON."""
+    raw = hosts.to_ir(hosts.score_and_map(), tmp_path / "raw.xml")
+    path = attach_postprocessing(raw, STATS, keep_raw=True).output
+    code, checks, not_checked = run(capsys, path, "--contract", "model-api")
+    assert code == 1
+    missed = checks["model-api/outputs"]
+    assert "pred_score_raw" in str(missed["found"])
+    assert "--keep-raw" in str(missed["fix"])
+    assert "found " in str(missed["message"])
+    assert any("the statistics do not say how images were fed" in sentence for sentence in not_checked)
+
+
+@pytest.mark.parametrize("ir", [False, True], ids=["onnx", "ir"])
+def test_a_stripped_file_is_missed_and_judged_as_far_as_it_can_be(
+    ir: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the record the check fails, says so, and still compares what needs no record."""
+    model = hosts.score_and_map()
+    raw = hosts.to_ir(model, tmp_path / "raw.xml") if ir else hosts.write(model, tmp_path / "raw.onnx")
+    path = attach_postprocessing(raw, STATS).output
+    if ir:
+        read = openvino.Core().read_model(path)
+        del read.get_rt_info()["postproc_export"]
+        path = tmp_path / "stripped.xml"
+        openvino.save_model(read, path, compress_to_fp16=False)
+    else:
+        edit(path, entry="postproc_export")
+    code, checks, not_checked = run(capsys, path, "--preserved", raw, "--contract", "anomalib")
+    assert code == 1
+    assert "no entry 'postproc_export' in the file's metadata" in str(checks["record"]["message"])
+    assert checks["preserved"]["passed"] is True
+    assert checks["anomalib/outputs"]["passed"] is True
+    assert any("the record of what they were is gone" in sentence for sentence in not_checked)
+    assert not any(name.startswith("tail/") for name in checks)
+
+
+def test_assert_parity_takes_them_too(files: tuple[Path, Path]) -> None:
+    """In a test suite a change besides the tail fails with the list."""
+    raw, attached = files
+    assert_parity(attached, preserved=raw, contracts=["anomalib"], count=1_000, threads=1)
+    edit(attached, weight=True)
+    with pytest.raises(AssertionError, match="MISSED  preserved: 1 changed: graph: initializer 'weight': values"):
+        assert_parity(attached, preserved=raw, count=1_000, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "finding"),
+    [
+        pytest.param(["--preserved", "none.onnx"], "cannot read the raw model", id="no-raw-file"),
+        pytest.param(["--preserved", "raw.xml"], "of different formats", id="another-format"),
+        pytest.param(["--preserved", "raw.txt"], "raw.txt", id="no-model"),
+        pytest.param(["--contract", "other"], "the contract 'other' is not known", id="unknown-contract"),
+        pytest.param(["--junit", "/dev/null/j.xml"], "the folder cannot be made", id="no-folder-for-a-report"),
+    ],
+)
+def test_what_cannot_be_compared_exits_2(
+    arguments: list[str], finding: str, files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One message on stderr, and no report."""
+    assert main(["check", str(files[1]), *arguments]) == 2
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert finding in errors

@@ -1,0 +1,49 @@
+"""docs/export.md: every command and every program, run as it stands there beside docs/examples/feature_distance.py."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import hosts
+import onnx
+import openvino
+import pytest
+
+from postproc_export import CalibrationStats, LevelStats, check_parity
+from postproc_export.cli import main
+from postproc_export.quiet import quiet_exporter
+from postproc_export.runtimes.openvino import openvino_core
+
+pytestmark = pytest.mark.e2e
+
+DOCS = Path(__file__).parents[2] / "docs"
+BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", (DOCS / "export.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+STATS = CalibrationStats(
+    image=LevelStats(threshold=2.0, min=0.0, max=4.0), pixel=LevelStats(threshold=1.5, min=0.0, max=4.0)
+)
+MADE = ("dist/model.onnx", "dist/model.xml", "release/model.onnx")
+ATTACHED = ("attached.onnx", "attached.xml", "attached_ir.onnx", "program.onnx")
+
+
+def test_every_block_runs_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files that the page speaks of come about, and every one of them passes its check."""
+    shutil.copy(DOCS / "examples/feature_distance.py", tmp_path)
+    hosts.write(hosts.score_and_map(), tmp_path / "raw.onnx")
+    STATS.save(tmp_path / "stats.json")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    core = openvino_core(purpose="the tests")
+    monkeypatch.setattr(openvino, "Core", lambda: core)  # one core per process
+    names: dict[str, Any] = {}
+    assert [language for language, _ in BLOCKS] == ["sh", *["python"] * 5]
+    for language, text in BLOCKS:
+        if language == "sh":
+            assert main(shlex.split(text)[1:]) == 0, text
+        else:
+            with quiet_exporter():
+                exec(compile(text, "docs/export.md", "exec"), names)
+    assert all(Path(name).is_file() for name in MADE)
+    assert all(check_parity(name, count=500) for name in ATTACHED)
+    assert onnx.load("program.onnx").graph.output[0].name == "pred_score"

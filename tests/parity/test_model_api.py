@@ -1,0 +1,110 @@
+"""The contract of OpenVINO Model API, held against its own `AnomalyDetection` wrapper."""
+
+from pathlib import Path
+from typing import Any
+
+import hosts
+import numpy as np
+import openvino
+import pytest
+from model_api.adapters import OpenvinoAdapter
+from model_api.models import Model
+from model_api.models.model import WrapperError
+
+from postproc_export.contracts import check_contract
+from postproc_export.rewrite.attach import attach_postprocessing
+from postproc_export.runtimes import open_runner
+from postproc_export.stats import CalibrationStats, LevelStats
+
+STATS = CalibrationStats(
+    image=LevelStats(threshold=0.3, min=-0.25, max=0.7), pixel=LevelStats(threshold=0.2, min=-0.25, max=0.625)
+)
+EXACT = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
+IMAGES = np.random.default_rng(3).integers(0, 256, (4, 16, 16, 3), np.uint8) // np.uint8(
+    [[[[1]]], [[[2]]], [[[3]]], [[[9]]]]
+)
+
+
+def attached(folder: Path, *, ir: bool = True, dynamic: bool = True, settings: Any = (), **options: Any) -> Path:
+    """Return a file with a tail; settings go into its model_info."""
+    model = hosts.score_and_map(dynamic=dynamic, size=(16, 16))
+    for key, value in settings:
+        model.metadata_props.add(key=f"model_info {key}", value=value)
+    raw = hosts.to_ir(model, folder / "raw.xml") if ir else hosts.write(model, folder / "raw.onnx")
+    return attach_postprocessing(raw, STATS, **options).output
+
+
+def wrapper(path: Path, **configuration: Any) -> Any:
+    """Return Model API's wrapper of a file, at float32."""
+    adapter = OpenvinoAdapter(openvino.Core(), str(path), device="CPU", plugin_config=EXACT)
+    return Model.create_model(adapter, configuration=configuration)
+
+
+def ours(path: Path, image: np.ndarray) -> dict[str, np.ndarray]:
+    """Run the file itself on what the wrapper is to feed: RGB from 0 to 1."""
+    runner = open_runner(path, runtime="openvino")
+    (port,) = runner.inputs
+    return runner.run({port.name: (image.astype(np.float32) / 255).transpose(2, 0, 1)[None]})
+
+
+def differences(path: Path, **configuration: Any) -> int:
+    """Return how many labels and mask pixels the wrapper decides otherwise on all images."""
+    model = wrapper(path, **configuration)
+    count = 0
+    for image in IMAGES:
+        result, expected = model(image), ours(path, image)
+        count += result.pred_label != str(bool(expected["pred_label"].item()))
+        count += int((result.pred_mask.astype(bool) != expected["pred_mask"].squeeze().astype(bool)).sum())
+    return count
+
+
+@pytest.mark.parametrize("ir", [False, True], ids=["onnx", "ir"])
+@pytest.mark.parametrize("options", [{}, {"mask_dtype": "bool"}, {"comparison": "gt"}], ids=["plain", "bool", "gt"])
+def test_a_file_that_fits_is_decided_as_it_decides(ir: bool, options: dict[str, Any], tmp_path: Path) -> None:
+    """The wrapper is found by the outputs alone, and hands on every label, mask, score and map."""
+    path = attached(tmp_path, ir=ir, **options)
+    assert check_contract(path, "model-api")
+    assert type(wrapper(path)).__name__ == "AnomalyDetection"
+    assert differences(path) == 0
+    labels = {wrapper(path)(image).pred_label for image in IMAGES}
+    assert labels == {"True", "False"}, "both decisions are among the images"
+    result, expected = wrapper(path)(IMAGES[0]), ours(path, IMAGES[0])
+    assert result.pred_score == expected["pred_score"].item()
+    np.testing.assert_array_equal(result.anomaly_map, np.round(expected["anomaly_map"].squeeze() * 255))
+
+
+def test_a_fixed_size_is_fed_bytes_unless_it_says_otherwise(tmp_path: Path) -> None:
+    """What the contract calls a miss does decide otherwise, and its fix helps, given by the caller or in the file."""
+    path = attached(tmp_path, dynamic=False)
+    (missed,) = check_contract(path, "model-api").missed
+    assert missed.name == "input values"
+    assert differences(path) > 0
+    assert "configuration={'scale_values': [255.0]}" in missed.fix
+    assert differences(path, scale_values=[255.0]) == 0
+    said = attached(tmp_path, ir=False, dynamic=False, settings=[("scale_values", "255 255 255")])
+    assert check_contract(said, "model-api")
+    assert differences(said) == 0
+
+
+@pytest.mark.parametrize("options", [{"keep_raw": True}, {"levels": "image"}], ids=["six-outputs", "three-outputs"])
+def test_other_outputs_are_refused_by_both(options: dict[str, Any], tmp_path: Path) -> None:
+    """Where the contract misses the outputs, the wrapper cannot be made."""
+    path = attached(tmp_path, **options)
+    assert "outputs" in [item.name for item in check_contract(path, "model-api").missed]
+    with pytest.raises(WrapperError):
+        wrapper(path, model_type="AnomalyDetection")
+
+
+def test_labels_of_another_type_are_another_text(tmp_path: Path) -> None:
+    """A label of uint8 is handed on as '1', which no program that waits for 'True' understands."""
+    path = attached(tmp_path, label_dtype="uint8")
+    assert [item.name for item in check_contract(path, "model-api").missed] == ["pred_label type"]
+    assert {wrapper(path)(image).pred_label for image in IMAGES} == {"0", "1"}
+
+
+def test_a_packed_file_is_no_anomaly_model(tmp_path: Path) -> None:
+    """One output of four channels would be taken for a raw map; by itself it is not recognised at all."""
+    path = attached(tmp_path, layout="packed")
+    assert not check_contract(path, "model-api")
+    with pytest.raises(WrapperError):
+        wrapper(path)

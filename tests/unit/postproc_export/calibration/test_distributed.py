@@ -1,0 +1,88 @@
+"""Distributed calibration, as far as one process shows it: refusals, devices, and the sums of tables."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from postproc_export.calibration import Calibrator
+from postproc_export.calibration.histogram import CoarseHistogram, collect_bins, split_bins
+from postproc_export.calibration.locator import Chunk
+from postproc_export.calibration.ranks import _device
+from postproc_export.calibration.table import Table
+from postproc_export.calibration.tables import COARSE_GRID, Grid, empty_table, sum_tables
+from postproc_export.errors import UsageError
+
+
+def test_without_a_process_group_it_is_refused_not_computed_alone() -> None:
+    """`distributed=True` never falls back to one process."""
+    with pytest.raises(UsageError, match="there is no process group") as raised:
+        Calibrator().compute(distributed=True)
+    assert "torchrun" in str(raised.value)
+
+
+def test_a_group_without_distributed_is_refused() -> None:
+    """A plain compute() is never collective, so a group for it is a mistake."""
+    with pytest.raises(UsageError, match=r"(?s)not asked to use it.*distributed=True"):
+        Calibrator().compute(group=object())
+
+
+@pytest.mark.parametrize(
+    ("backends", "device"),
+    [
+        ("cpu:gloo,cuda:gloo", "cpu"),
+        ("cpu:gloo", "cpu"),
+        ("cpu:gloo,cuda:nccl", "cpu"),
+        ("cuda:nccl", "cuda:3"),
+        ("xpu:xccl", "xpu:3"),
+    ],
+)
+def test_tensors_are_where_the_backend_works(backends: str, device: str) -> None:
+    """On the CPU with gloo; with nccl alone on the device that the rank has chosen."""
+    modules = SimpleNamespace(current_device=lambda: 3)
+    package = SimpleNamespace(device=torch.device, get_device_module=lambda name: modules)
+    assert _device(package, backends) == torch.device(device)
+
+
+def coarse(chunk: Chunk) -> Table:
+    """Return the table of a first pass."""
+    histogram = CoarseHistogram()
+    histogram.add(chunk, low=float(chunk.values.min()), high=float(chunk.values.max()))
+    return histogram.table()
+
+
+def same(one: Table, other: Table) -> bool:
+    """Whether two tables are equal to the type."""
+    rows = [(getattr(one, name), getattr(other, name)) for name in ("starts", "widths", "normal", "anomalous")]
+    return (one.low, one.high) == (other.low, other.high) and all(
+        np.array_equal(left, right) and left.dtype == right.dtype for left, right in rows
+    )
+
+
+@given(seed=st.integers(0, 10**6), cut=st.integers(0, 400), bits=st.sampled_from([8, 16]))
+def test_tables_of_parts_add_up_to_the_table_of_the_whole(seed: int, cut: int, bits: int) -> None:
+    """Sparse and dense sums of divided and of collected bins equal one pass over everything; parts may be empty."""
+    rng = np.random.default_rng(seed)
+    values, truth = rng.normal(size=400).astype(np.float32).round(2), rng.random(400) < 0.3
+    whole = [Chunk(values, truth)]
+    parts = [[Chunk(values[:cut], truth[:cut])], [Chunk(values[cut:], truth[cut:])], []]
+    table = coarse(whole[0])
+    chosen = np.sort(rng.choice(len(table), 5, replace=False))
+    grid, ends = Grid.of(table, chosen, bits=bits), {"low": table.low, "high": table.high}
+    divided = split_bins(whole, table, chosen, bits=bits)
+    divided_parts = [split_bins(part, table, chosen, bits=bits) for part in parts]
+    assert same(sum_tables(divided_parts, **ends), divided)
+    assert same(grid.table(sum(grid.dense(part) for part in divided_parts), **ends), divided)
+    collected = [collect_bins(part, table, chosen) for part in parts]
+    assert same(sum_tables(collected, **ends), collect_bins(whole, table, chosen))
+    assert same(COARSE_GRID.table(COARSE_GRID.dense(table), **ends), table)
+
+
+def test_tables_without_bins_add_up_to_one_without_bins() -> None:
+    """Nothing plus nothing is nothing, with the range that it was given."""
+    empty = empty_table(low=3, high=7)
+    assert same(sum_tables([empty, empty], low=3, high=7), empty)
+    assert not COARSE_GRID.dense(empty).any()

@@ -1,0 +1,181 @@
+"""`export_model`: from a module to finished files that give what the module gives, or to nothing at all."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import export_modules
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from postproc_export import CalibrationStats, LevelStats, PostProcessor, check_parity, export_model
+from postproc_export.errors import FileError, MetadataError, UnsupportedModelError, UsageError
+from postproc_export.export import Calibration, ExportResult, exporter
+from postproc_export.runtimes import open_runner
+
+STATS = CalibrationStats(
+    image=LevelStats(threshold=1.5, min=0.0, max=3.0), pixel=LevelStats(threshold=0.5, min=-1.0, max=2.5)
+)
+EXAMPLE = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+NAMES = ["pred_score", "pred_label", "anomaly_map", "pred_mask"]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ExportResult]:
+    """One module, exported to both formats into a folder that was not there."""
+    folder = tmp_path_factory.mktemp("export") / "dist"
+    module = export_modules.training()
+    result = export_model(
+        module,
+        EXAMPLE,
+        STATS,
+        output=folder,
+        formats="onnx,openvino",
+        dynamic="batch,height",
+        image_sensitivity=0.6,
+    )
+    assert module.training
+    return folder, result
+
+
+def test_the_files_are_finished_models(exported: tuple[Path, ExportResult]) -> None:
+    """Both formats with four outputs and open axes, the statistics, and nothing else beside them."""
+    folder, result = exported
+    assert result, [check.message for file in result.files for check in file.report.missed]
+    names = ["model.bin", "model.onnx", "model.xml", "parity.json", "statistics.json"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert sorted(path.name for path in result.written) == names
+    assert CalibrationStats.load(folder / "statistics.json") == STATS
+    for file, axes in zip(result.files, (("batch", "height"), (None, None)), strict=True):
+        assert [port.name for port in file.outputs] == NAMES
+        assert [port.shape for port in file.inputs] == [(axes[0], 3, axes[1], 16)]
+        assert file.attached.tail.options.image_sensitivity == np.float32(0.6)
+    assert onnx.load(folder / "model.onnx").opset_import[0].version == result.opset
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.xml"])
+def test_the_files_decide_as_the_module_does(exported: tuple[Path, ExportResult], name: str) -> None:
+    """At other sizes than the example's, labels and masks are `PostProcessor`'s on what the module gives."""
+    images = torch.rand(5, 3, 40, 16, generator=torch.Generator().manual_seed(7))
+    with torch.no_grad():
+        anomaly_map = export_modules.detector("tensor")(images)
+    wanted = PostProcessor(STATS, image_sensitivity=0.6)(anomaly_map.amax(dim=(2, 3)), anomaly_map)
+    found = open_runner(exported[0] / name).run({"input": images.numpy()})
+    assert 0 < found["pred_mask"].sum() < found["pred_mask"].size
+    assert np.array_equal(found["pred_label"], wanted.pred_label.numpy())
+    assert np.array_equal(found["pred_mask"].astype(bool), wanted.pred_mask.numpy())
+    assert np.allclose(found["anomaly_map"], wanted.anomaly_map.numpy(), atol=1e-5)
+
+
+def test_the_report_holds_every_file_and_the_module(exported: tuple[Path, ExportResult]) -> None:
+    """`parity.json`: the verdict, and per file a report as of `check --json` with the checks against the module."""
+    document = json.loads((exported[0] / "parity.json").read_text(encoding="utf-8"))
+    assert document["passed"] is True
+    assert [Path(file["attached"]).name for file in document["files"]] == ["model.onnx", "model.xml"]
+    for file, way in zip(document["files"], ("onnxruntime", "openvino"), strict=True):
+        names = {check["name"] for check in file["checks"]}
+        assert {f"module/raw/anomaly_map/{way}", f"module/pred_mask/{way}", f"whole/raw/pred_label/{way}"} <= names
+    assert check_parity(exported[0] / "model.onnx", count=500)
+
+
+def test_the_summary_says_what_was_done(exported: tuple[Path, ExportResult]) -> None:
+    """Mode, ports with axes, sizes, statistics, a verdict for each runtime, files."""
+    text = exported[1].summary()
+    for expected in (
+        "exported Detector at opset",
+        "the module was in training mode",
+        "input: float32 [batch, 3, height, 16]",
+        "pred_label: bool [batch, 1]",
+        "as the model at batch 1, batch 3, height 48, batch 3 x height 48",
+        "pred_score and pred_label: anomalous from raw",
+        "threshold 1.5, range 0.0 to 3.0",
+        "model.onnx, onnxruntime: passed",
+        "model.xml, openvino: passed",
+        f"written  {exported[0] / 'model.xml'}",
+    ):
+        assert expected in text
+
+
+def test_a_second_export_replaces_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of the same names are replaced, external weights among them; others stay, and so do the statistics read."""
+    monkeypatch.setattr(exporter, "_ONE_FILE", 0)
+    for name in ("model.onnx", "model.onnx.data", "mine.txt"):
+        (tmp_path / name).write_text(name)
+    STATS.save(tmp_path / "statistics.json")
+    before = (tmp_path / "statistics.json").stat()
+    module = export_modules.Wide().eval()
+    module.form = "score"
+    assert export_model(module, EXAMPLE, tmp_path / "statistics.json", output=tmp_path, dynamic="batch")
+    assert (tmp_path / "mine.txt").read_text() == "mine.txt"
+    assert (tmp_path / "model.onnx.data").stat().st_size >= 64 * 27 * 4
+    assert list(open_runner(tmp_path / "model.onnx").run({"input": EXAMPLE.numpy()})) == NAMES[:2]
+    assert (tmp_path / "statistics.json").stat().st_ino == before.st_ino
+    names = ["mine.txt", "model.onnx", "model.onnx.data", "parity.json", "statistics.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_a_missed_check_is_written_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    """A module that no export can equal: the result is falsy, and `keep_failed` writes the files all the same."""
+    result = export_model(export_modules.Undecided(), EXAMPLE, STATS, output=tmp_path / "dist", keep_failed=True)
+    assert not result
+    assert "module/raw/anomaly_map/onnxruntime" in [check.name for check in result.files[0].report.missed]
+    assert "nothing was written" not in result.summary()
+    assert json.loads((tmp_path / "dist/parity.json").read_text(encoding="utf-8"))["passed"] is False
+
+
+@pytest.mark.parametrize(
+    ("module", "dynamic", "message"),
+    [
+        pytest.param(export_modules.Branching, "batch,height", "'height' (.|\n)*at height 48", id="frozen-silently"),
+        pytest.param(export_modules.SquareOnly, "height", "itself takes no other size(.|\n)*16 x 16 only", id="module"),
+    ],
+)
+def test_an_axis_that_is_not_dynamic_is_named_and_nothing_written(
+    module: type[torch.nn.Module], dynamic: str, message: str, tmp_path: Path
+) -> None:
+    """The exporter keeps one branch without an error, or the module takes one size alone: found by running it."""
+    with pytest.raises(UnsupportedModelError, match=message):
+        export_model(module().eval(), EXAMPLE, STATS, output=tmp_path / "dist", dynamic=dynamic)
+    assert list(tmp_path.iterdir()) == []
+
+
+REFUSED: list[Any] = [
+    pytest.param({"formats": "onnx,tflite"}, UsageError, "--to tflite: unknown", id="format"),
+    pytest.param({"formats": ""}, UsageError, "--to (.|\n)*onnx or openvino", id="no-format"),
+    pytest.param({"dynamic": "depth"}, UsageError, "--dynamic depth", id="axis"),
+    pytest.param({"stats": None}, UsageError, "statistics are needed", id="no-statistics"),
+    pytest.param({"calibrate": "images"}, UsageError, "one of the two", id="both"),
+    pytest.param({"stats": "nowhere.json"}, FileError, "nowhere.json", id="statistics"),
+    pytest.param({"image_sensitivity": 2}, MetadataError, "image_sensitivity", id="option"),
+    pytest.param({"sensitivity": 0.5}, TypeError, "unexpected keyword argument 'sensitivity'", id="unknown"),
+    pytest.param({"in_place": True}, TypeError, "unexpected keyword argument 'in_place'", id="of-attach-alone"),
+    pytest.param({"stats": None, "calibrate": "nowhere"}, FileError, "nowhere", id="calibration-images"),
+    pytest.param({"images": "nowhere"}, FileError, "nowhere", id="images"),
+    pytest.param({"name": "../model"}, UsageError, "is no name", id="name"),
+    pytest.param({"output": "taken.txt"}, FileError, "found: +a file", id="output"),
+    pytest.param({"output": "a/b"}, FileError, "no folder", id="no-parent"),
+    pytest.param({"example_input": "x"}, UsageError, "is no tensor", id="example"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), REFUSED)
+def test_what_cannot_be_done_is_refused_before_anything_is_exported(
+    options: dict[str, Any], error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong options and targets: one error, nothing written, the exporter never called."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken.txt").write_text("")
+    monkeypatch.setattr(exporter, "_program", None)
+    given = {"example_input": EXAMPLE, "stats": STATS, "output": "dist", **options}
+    with pytest.raises(error, match=message):
+        export_model(export_modules.detector(), **given)
+    assert [path.name for path in tmp_path.iterdir()] == ["taken.txt"]
+
+
+def test_a_policy_that_is_not_known_is_refused() -> None:
+    """Before there is anything to calibrate."""
+    assert Calibration(pixel_policy="recall=0.9").pixel_policy == "recall=0.9"
+    with pytest.raises(UsageError, match="f2"):
+        Calibration(image_policy="f2")
