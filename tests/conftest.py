@@ -1,12 +1,14 @@
 """What all tests share: hypothesis profiles, the demo's files, the command line in process."""
 
 import os
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import hypothesis
 import pytest
+from scripting import run_command
 
 from postproc_export.runtimes.openvino import import_openvino
 
@@ -18,13 +20,18 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 
 
 @pytest.fixture(scope="session")
-def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of one demo run."""
-    from postproc_export.demo.run import run_demo
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The folder in which the demo ran in a process of its own, once for all tests, and what it printed."""
+    home = tmp_path_factory.mktemp("home")
+    return home, run_command("demo", cwd=home)
 
-    folder = tmp_path_factory.mktemp("demo") / "postproc-export-demo"
-    assert run_demo(folder).passed
-    return folder
+
+@pytest.fixture(scope="session")
+def demo_folder(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
+    """The files of that run."""
+    home, finished = demo
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return home / "postproc-export-demo"
 
 
 @dataclass(frozen=True)

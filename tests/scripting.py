@@ -1,4 +1,4 @@
-"""Starting the scripts of tests/scripts in processes of their own."""
+"""Starting the command line, and the scripts of tests/scripts, in processes of their own."""
 
 import os
 import subprocess
@@ -17,3 +17,15 @@ def run_script(name: str, *arguments: str | Path, launcher: tuple[str, ...] = ()
     command = [sys.executable, *launcher, str(SCRIPTS / name), *map(str, arguments)]
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT, env=environment)
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def run_command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own, with every warning shown."""
+    return subprocess.run(
+        [sys.executable, "-m", "postproc_export", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(SCRIPTS.parents[1]), "COLUMNS": "200"},
+    )

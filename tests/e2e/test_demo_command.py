@@ -1,14 +1,13 @@
 """`postproc-export demo` as a user runs it: a process of its own, twice, and the commands that it prints."""
 
-import os
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from scripting import run_command
 
 from postproc_export.demo.data import CROP_SIZE
 from postproc_export.demo.folder import MARKER
@@ -18,25 +17,6 @@ from postproc_export.stats import CalibrationStats
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
-
-
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own, with every warning shown."""
-    return subprocess.run(
-        [sys.executable, "-m", "postproc_export", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"},
-    )
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The folder of a first run, and what the run printed."""
-    home = tmp_path_factory.mktemp("home")
-    return home, run("demo", cwd=home)
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -101,7 +81,7 @@ def test_the_printed_commands_work_as_they_stand(demo: tuple[Path, subprocess.Co
     assert [command.split()[1] for command in commands] == ["calibrate", "attach", "check"]
     before, stats = sorted(snapshot(folder)), CalibrationStats.load(folder / "statistics.json")
     for command in commands:
-        repeated = run(*shlex.split(command)[1:], cwd=home)
+        repeated = run_command(*shlex.split(command)[1:], cwd=home)
         assert repeated.returncode == 0, f"{command}\n{repeated.stdout}\n{repeated.stderr}"
     again = CalibrationStats.load(folder / "statistics.json")
     assert sorted(snapshot(folder)) == before
@@ -117,7 +97,7 @@ def test_a_second_run_replaces_its_own_files_only(demo: tuple[Path, subprocess.C
     folder = home / "postproc-export-demo"
     (folder / "mine.txt").write_text("keep me", encoding="utf-8")
     before = snapshot(folder)
-    finished = run("demo", "--output", str(folder), cwd=home)
+    finished = run_command("demo", "--output", str(folder), cwd=home)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     after = snapshot(folder)
     assert list(after) == list(before)
@@ -128,7 +108,7 @@ def test_a_second_run_replaces_its_own_files_only(demo: tuple[Path, subprocess.C
 def test_a_folder_of_others_is_refused(tmp_path: Path) -> None:
     """A folder with other files is refused with exit code 2 and one message, and left as it is."""
     (tmp_path / "thesis.tex").write_text("x", encoding="utf-8")
-    finished = run("demo", "--output", str(tmp_path), cwd=tmp_path)
+    finished = run_command("demo", "--output", str(tmp_path), cwd=tmp_path)
     assert finished.returncode == 2
     assert "is not the demo's to write to" in finished.stderr
     assert "Traceback" not in finished.stderr
