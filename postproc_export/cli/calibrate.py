@@ -61,7 +61,11 @@ def calibrate(
     context: typer.Context,
     source: Annotated[
         list[Path],
-        typer.Argument(help="Raw validation outputs (.npz files or folders of them), or a raw model with --images."),
+        typer.Argument(
+            metavar="SOURCE",
+            help="Raw validation outputs: .npz, .npy, Zarr, CSV, folders of them; or a raw model with --images.",
+            show_default=False,
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Statistics file to write.")],
     image_policy: Annotated[
