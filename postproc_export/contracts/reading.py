@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from graph_patterns.onnx.container import load_skeleton
 from postproc_export.errors import FileError
 from postproc_export.images.preprocessing import Preprocessing
 from postproc_export.preservation.openvino_rows import flattened
@@ -118,6 +117,8 @@ def _read_onnx(core: Any, path: Path) -> Any:
 
 
 def _onnx_entries(path: Path) -> dict[str, str]:
+    from graph_patterns.onnx.container import load_skeleton
+
     with load_skeleton(path) as file:
         return {item.key: item.value for item in file.model.metadata_props}
 
