@@ -5,7 +5,6 @@ from typing import Any
 
 import hosts
 import numpy as np
-import openvino
 import pytest
 from model_api.adapters import OpenvinoAdapter
 from model_api.models import Model
@@ -14,6 +13,7 @@ from model_api.models.model import WrapperError
 from postproc_export.contracts import check_contract
 from postproc_export.rewrite.attach import attach_postprocessing
 from postproc_export.runtimes import open_runner
+from postproc_export.runtimes.openvino import openvino_core
 from postproc_export.stats import CalibrationStats, LevelStats
 
 STATS = CalibrationStats(
@@ -35,8 +35,8 @@ def attached(folder: Path, *, ir: bool = True, dynamic: bool = True, settings: A
 
 
 def wrapper(path: Path, **configuration: Any) -> Any:
-    """Return Model API's wrapper of a file, at float32."""
-    adapter = OpenvinoAdapter(openvino.Core(), str(path), device="CPU", plugin_config=EXACT)
+    """Return Model API's wrapper of a file, at float32, on the process's one core (`openvino_core` says why)."""
+    adapter = OpenvinoAdapter(openvino_core(purpose="this test"), str(path), device="CPU", plugin_config=EXACT)
     return Model.create_model(adapter, configuration=configuration)
 
 
