@@ -28,7 +28,9 @@ class Margin:
         self._counts += np.bincount(_bucket(known[np.isfinite(known)]), minlength=_BUCKETS)
 
     def within(self, distance: float) -> tuple[float, int]:
-        """Return a distance, this one or up to 1 % more, and how many values lie at most so far away."""
+        """Return a distance, this one or up to 1 % more, and how many values lie at most so far away; of 0 none does."""
+        if not distance:
+            return 0.0, 0
         bucket = int(_bucket(np.array([distance], np.float32))[0])
         upper = np.array(((bucket + 1) << 16) - 1, np.uint32).view(np.float32)
         return float(upper), int(self._counts[: bucket + 1].sum())

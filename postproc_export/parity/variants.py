@@ -2,7 +2,8 @@
 
 import io
 import logging
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -13,15 +14,15 @@ from typing import Any, Final
 from numpy.typing import NDArray
 
 from postproc_export.errors import UnsupportedModelError, require
+from postproc_export.parity.attached_model import AttachedModel
 from postproc_export.parity.real_inputs import RealInputs
 from postproc_export.runtimes.feeds import first_reason
 from postproc_export.runtimes.openvino import import_openvino, openvino_core, without_telemetry
-from postproc_export.tail import OUTPUT_NAMES, PREFIX
+from postproc_export.tail import PREFIX
 
 MOST_SAMPLES: Final = 300
 """How many samples nncf takes its statistics from at most: its own default."""
 
-_TAIL: Final = f"{PREFIX}.*"
 _PURPOSE: Final = "running a model with other weights"
 
 
@@ -50,20 +51,36 @@ def with_fp16_weights(model: Any, target: Path) -> Path:
     return target
 
 
-def with_int8(model: Any, inputs: RealInputs, size: int, *, given: Mapping[str, NDArray[Any]]) -> Any:
+def tail_patterns(attached: AttachedModel) -> list[str]:
+    """Return regular expressions for the names of the tail's operators, as OpenVINO shows them.
+
+    Notes
+    -----
+    OpenVINO calls the last operators of an ONNX file by the names of the outputs. In an IR every operator of the tail
+    has a name of its own, and the model's own last operator may bear that of an output. nncf matches from the start of
+    a name, so what is to be the whole of it has to end it, too: ``anomaly_map`` would fit ``anomaly_map_raw``.
+    """
+    outputs = attached.output_names if attached.file.format == "onnx" else ()
+    return [f"{PREFIX}.*", *(f"{re.escape(name)}$" for name in outputs)]
+
+
+def with_int8(
+    model: Any, inputs: RealInputs, size: int, *, given: Mapping[str, NDArray[Any]], ignored: Sequence[str]
+) -> Any:
     """Quantise a model by nncf after training, all but the tail, and return an `openvino.Model`.
 
     Parameters
     ----------
     model
-        The path of an ONNX file or an IR, or an `openvino.Model`. The operators of the tail, whose names begin with
-        ``postproc/`` or are those of the outputs, stay as they are.
+        The path of an ONNX file or an IR, or an `openvino.Model`.
     inputs
         The samples that nncf takes its statistics from.
     size
         The batch size to feed them in.
     given
         What further inputs are fed each time, as far as the model has them.
+    ignored
+        Regular expressions for the names of operators that stay as they are: `tail_patterns`.
 
     Raises
     ------
@@ -77,7 +94,7 @@ def with_int8(model: Any, inputs: RealInputs, size: int, *, given: Mapping[str, 
     with without_telemetry(), redirect_stdout(silence), redirect_stderr(silence):
         nncf = require("nncf", extra="nncf", purpose="quantising a model")
         nncf.set_log_level(logging.ERROR)
-        scope = nncf.IgnoredScope(patterns=[_TAIL, *OUTPUT_NAMES], validate=False)
+        scope = nncf.IgnoredScope(patterns=list(ignored), validate=False)
         names = {name for port in parsed.inputs for name in port.get_names()}
         feeds = _Feeds(inputs, size, {name: value for name, value in given.items() if name in names})
         try:

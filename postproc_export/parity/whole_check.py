@@ -23,7 +23,7 @@ from postproc_export.parity.stage_results import WayResult
 from postproc_export.parity.stages import Apart, Default, FromTorch, Stage, Tapped
 from postproc_export.parity.torch_runner import TorchRunner
 from postproc_export.parity.trace import Stored, Trace
-from postproc_export.parity.variants import with_fp16_weights, with_int8
+from postproc_export.parity.variants import tail_patterns, with_fp16_weights, with_int8
 from postproc_export.parity.way_runs import BatchRuns, ModelName
 from postproc_export.runtimes import Runner, RuntimeName
 
@@ -153,9 +153,8 @@ class WholeCheck:
     def _variant_runners(self, way: Configuration, tapped: Any) -> dict[ModelName, Runner]:
         if way.weights == "int8":
             size = (self._sizes or (1,))[0]
-            both = self.attached.parts_of(
-                way.open(with_int8(tapped, self.inputs, size, given=self._given()), threads=self.threads)
-            )
+            model = with_int8(tapped, self.inputs, size, given=self._given(), ignored=tail_patterns(self.attached))
+            both = self.attached.parts_of(way.open(model, threads=self.threads))
             return {"attached": both, "tapped": both}
         models: dict[ModelName, Any] = {"attached": self.attached.path, "tapped": tapped}
         opened = {name: self.attached.parts_of(self._open_fp16(way, model, name)) for name, model in models.items()}

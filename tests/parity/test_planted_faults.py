@@ -1,6 +1,5 @@
 """Planted faults: each is caught by `check_parity`, and the check that it misses names it."""
 
-import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -9,8 +8,10 @@ from typing import Any
 import hosts
 import numpy as np
 import onnx
+import planted_ir
+import planted_onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from planted_onnx import Fault
 
 from postproc_export.parity import ParityReport, check_parity
 from postproc_export.rewrite.attach import attach_postprocessing
@@ -20,8 +21,6 @@ STATS = CalibrationStats(
     image=LevelStats(threshold=0.2, min=-1.0, max=0.75), pixel=LevelStats(threshold=0.3, min=-0.25, max=0.625)
 )
 IN_EVERY_RUNTIME = {"onnxruntime", "onnxruntime-unoptimised", "openvino"}
-
-Fault = Callable[[onnx.ModelProto], None]
 
 
 def check_with(fault: Fault, folder: Path, **host: Any) -> ParityReport:
@@ -50,96 +49,24 @@ def message(report: ParityReport, name: str) -> str:
     return next(check.message for check in report.checks if check.name == name)
 
 
-def node_of(model: onnx.ModelProto, output: str) -> onnx.NodeProto:
-    """Return the node that computes a value."""
-    return next(node for node in model.graph.node if output in node.output)
-
-
-def constant_of(model: onnx.ModelProto, output: str) -> onnx.TensorProto:
-    """Return the boundary that a label is compared with."""
-    less = node_of(model, node_of(model, output).input[0])
-    return next(tensor for tensor in model.graph.initializer if tensor.name == less.input[1])
-
-
-def set_value(tensor: onnx.TensorProto, value: Any) -> None:
-    """Give a constant another number."""
-    changed = numpy_helper.from_array(np.full(tuple(tensor.dims), value, np.float32), tensor.name)
-    tensor.CopyFrom(changed)
-
-
-def one_ulp_off(model: onnx.ModelProto) -> None:
-    """Move the boundary of the image level up by one ulp."""
-    tensor = constant_of(model, "pred_label")
-    set_value(tensor, np.nextafter(numpy_helper.to_array(tensor).reshape(()), np.float32(np.inf)))
-
-
-def half_precision_boundary(model: onnx.ModelProto) -> None:
-    """Round the boundary of the pixel level to float16, as a converter may."""
-    tensor = constant_of(model, "pred_mask")
-    set_value(tensor, numpy_helper.to_array(tensor).astype(np.float16).astype(np.float32))
-
-
-def half_precision_slope(model: onnx.ModelProto) -> None:
-    """Round alpha of the map to float16."""
-    alpha = next(item for item in node_of(model, "anomaly_map").attribute if item.name == "alpha")
-    alpha.f = float(np.float16(alpha.f))
-
-
-def greater(model: onnx.ModelProto) -> None:
-    """Decide by `>` in place of `>=`: not (s <= boundary)."""
-    node_of(model, node_of(model, "pred_label").input[0]).op_type = "LessOrEqual"
-
-
-def nan_as_normal(model: onnx.ModelProto) -> None:
-    """Decide by `s >= boundary`, which is false for NaN."""
-    label = node_of(model, "pred_mask")
-    less = node_of(model, label.input[0])
-    label.op_type, less.op_type = "Identity", "GreaterOrEqual"
-
-
-def no_guard(model: onnx.ModelProto) -> None:
-    """Let the image level read the raw score and pass by the guard."""
-    guard = next(node for node in model.graph.node if node.op_type == "Where")
-    raw = guard.input[2]
-    for node in model.graph.node:
-        node.input[:] = [raw if name == guard.output[0] else name for name in node.input]
-
-
-def frozen_guard(model: onnx.ModelProto) -> None:
-    """Freeze the batch axis inside the tail: reshape to the shape that an example had."""
-    reshape = next(node for node in model.graph.node if node.op_type == "Reshape")
-    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 1]), "postproc/frozen"))
-    reshape.input[1] = "postproc/frozen"
-
-
-def bfloat16(model: onnx.ModelProto) -> None:
-    """Compute the map's tail on values rounded to bfloat16."""
-    raw = node_of(model, "anomaly_map").input[0]
-    casts = [
-        helper.make_node("Cast", [raw], ["postproc/low"], name="postproc/low", to=TensorProto.BFLOAT16),
-        helper.make_node("Cast", ["postproc/low"], ["postproc/high"], name="postproc/high", to=TensorProto.FLOAT),
-    ]
-    first = next(i for i, node in enumerate(model.graph.node) if node.name.startswith("postproc/"))
-    for node in model.graph.node[first:]:
-        node.input[:] = ["postproc/high" if name == raw else name for name in node.input]
-    nodes = [*model.graph.node[:first], *casts, *model.graph.node[first:]]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-
-
-def other_input(model: onnx.ModelProto) -> None:
-    """Let the label read a graph input in place of the raw value."""
-    node_of(model, node_of(model, "pred_mask").input[0]).input[0] = "map"
-
-
 TAIL_FAULTS = [
-    pytest.param(one_ulp_off, "pred_label", "boundary is 0.200000018 in the file, 0.200000003 by the record", id="ulp"),
-    pytest.param(half_precision_boundary, "pred_mask", "boundary is 0.300048828 in the file", id="float16-boundary"),
-    pytest.param(half_precision_slope, "anomaly_map", "alpha is 1.14257812 in the file", id="float16-alpha"),
-    pytest.param(greater, "pred_label", "expected less, found LessOrEqual", id="greater"),
-    pytest.param(nan_as_normal, "pred_mask", "expected logical_not, found identity", id="nan-as-normal"),
-    pytest.param(no_guard, "pred_label", "expected select", id="no-guard"),
-    pytest.param(frozen_guard, "pred_score", "expected shape_of", id="frozen-guard"),
+    pytest.param(
+        planted_onnx.one_ulp_off,
+        "pred_label",
+        "boundary is 0.200000018 in the file, 0.200000003 by the record",
+        id="ulp",
+    ),
+    pytest.param(
+        planted_onnx.half_precision_boundary, "pred_mask", "boundary is 0.300048828 in the file", id="float16-boundary"
+    ),
+    pytest.param(
+        planted_onnx.half_precision_slope, "anomaly_map", "alpha is 1.14257812 in the file", id="float16-alpha"
+    ),
+    pytest.param(planted_onnx.greater, "pred_label", "expected less, found LessOrEqual", id="greater"),
+    pytest.param(planted_onnx.swapped_range, "anomaly_map", "alpha is -1.14285719 in the file", id="min-and-max"),
+    pytest.param(planted_onnx.nan_as_normal, "pred_mask", "expected logical_not, found identity", id="nan-as-normal"),
+    pytest.param(planted_onnx.no_guard, "pred_label", "expected select", id="no-guard"),
+    pytest.param(planted_onnx.frozen_guard, "pred_score", "expected shape_of", id="frozen-guard"),
 ]
 
 
@@ -156,21 +83,21 @@ def test_a_fault_in_the_tail_is_caught_twice(
 
 def test_a_tail_in_bfloat16_is_caught(tmp_path: Path) -> None:
     """A detour through bfloat16 is named by the graph, and flips labels wherever the runtime does not remove it."""
-    report = check_with(bfloat16, tmp_path)
+    report = check_with(planted_onnx.bfloat16, tmp_path)
     assert "in place of the raw value 'anomaly_map_raw'" in message(report, "constants/pred_mask")
     assert missed(report, "tail/pred_mask") >= {"onnxruntime", "onnxruntime-unoptimised"}
 
 
 def test_a_boundary_one_ulp_off_flips_exactly_the_value_between(report_of: Callable[[Fault], ParityReport]) -> None:
     """The flip is shown with its raw value and its distance of 0 from the boundary by the record."""
-    report = report_of(one_ulp_off)
+    report = report_of(planted_onnx.one_ulp_off)
     flips = [check.details["flips"][0] for check in report.missed if check.subject == "tail/pred_label"]
     assert {(flip["expected"], flip["ulps"]) for flip in flips} == {(True, 0)}
 
 
 def test_a_nan_called_normal_is_shown_as_nan(report_of: Callable[[Fault], ParityReport]) -> None:
     """Where NaN alone is decided wrongly, every flip that is shown is a NaN."""
-    report = report_of(nan_as_normal)
+    report = report_of(planted_onnx.nan_as_normal)
     flips = [flip for check in report.missed if check.subject == "tail/pred_mask" for flip in check.details["flips"]]
     assert flips
     assert all(np.isnan(flip["raw"]) for flip in flips)
@@ -178,53 +105,22 @@ def test_a_nan_called_normal_is_shown_as_nan(report_of: Callable[[Fault], Parity
 
 def test_a_tail_that_reads_something_else_is_caught(tmp_path: Path) -> None:
     """An output that is not computed from the raw values alone cannot be cut out, and the stranger is named."""
-    report = check_with(other_input, tmp_path)
+    report = check_with(planted_onnx.other_input, tmp_path)
     assert "it reads 'map'" in message(report, "tail")
     assert "in place of the raw value" in message(report, "constants/pred_mask")
-
-
-def swapped_order(model: onnx.ModelProto) -> None:
-    """Swap the first two outputs."""
-    first, second, *others = list(model.graph.output)
-    outputs = [onnx.ValueInfoProto.FromString(item.SerializeToString()) for item in (second, first, *others)]
-    del model.graph.output[:]
-    model.graph.output.extend(outputs)
-
-
-def swapped_names(model: onnx.ModelProto) -> None:
-    """Let score and map come out under each other's names."""
-    names = {"pred_score": "anomaly_map", "anomaly_map": "pred_score"}
-    for node in model.graph.node:
-        node.output[:] = [names.get(name, name) for name in node.output]
-
-
-def frozen_batch(model: onnx.ModelProto) -> None:
-    """Declare a batch axis of 1."""
-    model.graph.output[1].type.tensor_type.shape.dim[0].dim_value = 1
-
-
-def missing_mask(model: onnx.ModelProto) -> None:
-    """Drop an output."""
-    del model.graph.output[3]
-
-
-def other_dtype(model: onnx.ModelProto) -> None:
-    """Give the mask out as uint8 though the record says bool."""
-    node_of(model, "pred_mask").output[0] = "postproc/mask"
-    cast = helper.make_node("Cast", ["postproc/mask"], ["pred_mask"], name="postproc/cast", to=TensorProto.UINT8)
-    model.graph.node.append(cast)
-    model.graph.output[3].type.tensor_type.elem_type = TensorProto.UINT8
 
 
 @pytest.mark.parametrize(
     ("fault", "finding"),
     [
-        pytest.param(swapped_order, "the outputs are in the order pred_label, pred_score", id="order"),
+        pytest.param(planted_onnx.swapped_order, "the outputs are in the order pred_label, pred_score", id="order"),
         pytest.param(
-            frozen_batch, "axis 0 of output 'pred_label' is frozen to 1; in the raw output it is N", id="frozen"
+            planted_onnx.frozen_batch,
+            "axis 0 of output 'pred_label' is frozen to 1; in the raw output it is N",
+            id="frozen",
         ),
-        pytest.param(missing_mask, "output 'pred_mask' is missing", id="missing"),
-        pytest.param(other_dtype, "output 'pred_mask' is uint8, not bool", id="dtype"),
+        pytest.param(planted_onnx.missing_mask, "output 'pred_mask' is missing", id="missing"),
+        pytest.param(planted_onnx.other_dtype, "output 'pred_mask' is uint8, not bool", id="dtype"),
     ],
 )
 def test_a_fault_of_the_outputs_is_named(fault: Fault, finding: str, tmp_path: Path) -> None:
@@ -272,7 +168,7 @@ def test_an_output_that_attaching_had_to_leave_is_missed(lost: str, ir: bool, tm
 
 def test_outputs_under_each_others_names_are_caught(tmp_path: Path) -> None:
     """Score and map swapped: their constants are not the record's, and their values differ in every runtime."""
-    report = check_with(swapped_names, tmp_path)
+    report = check_with(planted_onnx.swapped_names, tmp_path)
     assert missed(report, "constants/pred_score") == {None}
     assert missed(report, "tail/anomaly_map") == IN_EVERY_RUNTIME
 
@@ -292,16 +188,13 @@ def test_a_record_that_does_not_reproduce_the_constants_is_caught(
 ) -> None:
     """Every number and rule of the record is needed to get the constants of the file again."""
 
-    def change(model: onnx.ModelProto) -> None:
-        entry = next(item for item in model.metadata_props if item.key == "postproc_export")
-        document = json.loads(entry.value)
+    def edit(document: dict[str, Any]) -> None:
         holder = document
         for key in path[:-1]:
             holder = holder[key]
         holder[path[-1]] = value
-        entry.value = json.dumps(document)
 
-    report = check_with(change, tmp_path)
+    report = check_with(planted_onnx.edited_record(edit), tmp_path)
     assert missed(report, subject) == {None}
 
 
@@ -318,44 +211,30 @@ def check_ir_with(fault: Callable[[Any], None], folder: Path) -> ParityReport:
     return check_parity(faulty, count=2_000, threads=1)
 
 
-def _ir_label(model: Any) -> Any:
-    (result,) = (item for item in model.get_results() if "pred_label" in item.input_value(0).get_names())
-    return result.input_value(0).get_node()
-
-
-def ir_ulp(model: Any) -> None:
-    """Move the boundary of the image level up by one ulp."""
-    import openvino.opset13 as opset
-
-    less = _ir_label(model).input_value(0).get_node()
-    value = np.nextafter(less.input_value(1).get_node().get_data(), np.float32(np.inf))
-    less.input(1).replace_source_output(opset.constant(value).output(0))
-
-
-def ir_nan_as_normal(model: Any) -> None:
-    """Decide by GreaterEqual."""
-    import openvino.opset13 as opset
-
-    label = _ir_label(model)
-    less = label.input_value(0).get_node()
-    compared = opset.greater_equal(less.input_value(0), less.input_value(1))
-    names = label.output(0).get_names()
-    label.output(0).replace(compared.output(0))
-    compared.output(0).set_names(names)
-
-
 @pytest.mark.parametrize(
-    ("fault", "finding"),
+    ("fault", "output", "finding"),
     [
-        pytest.param(ir_ulp, "boundary is 0.200000018 in the file, 0.200000003 by the record", id="ulp"),
-        pytest.param(ir_nan_as_normal, "expected logical_not, found GreaterEqual", id="nan-as-normal"),
+        pytest.param(
+            planted_ir.one_ulp_off,
+            "pred_label",
+            "boundary is 0.200000018 in the file, 0.200000003 by the record",
+            id="ulp",
+        ),
+        pytest.param(planted_ir.greater, "pred_label", "expected less, found LessEqual", id="greater"),
+        pytest.param(
+            planted_ir.nan_as_normal, "pred_mask", "expected logical_not, found GreaterEqual", id="nan-as-normal"
+        ),
+        pytest.param(planted_ir.half_precision_boundary, "pred_mask", "boundary is 0.300048828", id="float16-boundary"),
+        pytest.param(planted_ir.swapped_range, "anomaly_map", "alpha is -1.14285719", id="min-and-max"),
     ],
 )
-def test_a_fault_in_an_ir_is_caught_twice(fault: Callable[[Any], None], finding: str, tmp_path: Path) -> None:
-    """In an IR as in ONNX: the record does not fit, and the labels differ."""
+def test_a_fault_in_an_ir_is_caught_twice(
+    fault: Callable[[Any], None], output: str, finding: str, tmp_path: Path
+) -> None:
+    """In an IR as in ONNX: the record does not fit, and the numbers differ."""
     report = check_ir_with(fault, tmp_path)
-    assert finding in message(report, "constants/pred_label")
-    assert missed(report, "tail/pred_label") == {"openvino"}
+    assert finding in message(report, f"constants/{output}")
+    assert missed(report, f"tail/{output}") == {"openvino"}
 
 
 def test_compressed_weights_that_round_the_constants_are_caught(tmp_path: Path) -> None:

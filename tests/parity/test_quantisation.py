@@ -15,7 +15,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from postproc_export import CalibrationStats, LevelStats, attach_postprocessing, check_parity
 from postproc_export.cli import main
+from postproc_export.parity.attached_model import load_attached
+from postproc_export.parity.real_inputs import array_inputs
+from postproc_export.parity.variants import tail_patterns, with_int8
 from postproc_export.preservation import compare_files
+from postproc_export.runtimes import PortInfo
 from postproc_export.runtimes.openvino import without_telemetry
 
 with without_telemetry():
@@ -122,3 +126,19 @@ def test_the_scope_keeps_the_tail_float32(scope: bool, tmp_path: Path) -> None:
     openvino.save_model(model, tmp_path / "int8.xml", compress_to_fp16=False)
     report = check_parity(tmp_path / "int8.xml", count=2_000, threads=1)
     assert bool(report) == scope, report.describe()
+
+
+@pytest.mark.parametrize("options", [{}, {"layout": "packed"}, {"levels": "image"}], ids=["all", "packed", "one-level"])
+@pytest.mark.parametrize("suffix", ["onnx", "xml"])
+def test_check_quantises_all_of_the_model_and_nothing_of_its_tail(
+    suffix: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """The model's last convolution is quantised whatever its name has become, and no operator of the tail is."""
+    raw = network(tmp_path).with_suffix(f".{suffix}")
+    path = attach_postprocessing(raw, FAR, output=tmp_path / f"attached.{suffix}", **options).output
+    attached = load_attached(path)
+    samples = np.random.default_rng(2).random((8, 3, 32, 32)).astype(np.float32)
+    inputs = array_inputs({"input": samples}, (PortInfo("input", "float32", (1, 3, 32, 32)),))
+    model = with_int8(attached.file.tapped(tmp_path), inputs, 1, given={}, ignored=tail_patterns(attached))
+    readers = {node.get_friendly_name(): node.get_type_name() for node in model.get_ordered_ops()}
+    assert sorted(readers[name] for name in fake_quantised(model)) == ["Convolution"] * 3
