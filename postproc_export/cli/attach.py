@@ -138,6 +138,10 @@ def attach(
         bool,
         typer.Option("--runtime-parameters", help="In an IR: as inputs that have to be given, not as variables."),
     ] = False,
+    tail: Annotated[
+        list[str] | None,
+        typer.Option("--tail", metavar="NAME:KEY=VALUE", help="A tail of your own, such as gaussian:sigma=4; repeatable."),
+    ] = None,
     link_weights: Annotated[
         bool, typer.Option("--link-weights", help="Hard-link external data instead of copying it.")
     ] = False,
@@ -172,6 +176,7 @@ def attach(
             runtime_boundary=runtime_boundary,
             runtime_parameters=runtime_parameters,
         ),
+        tail=tail or (),
         link_weights=link_weights,
     )
     typer.echo(result.summary())
