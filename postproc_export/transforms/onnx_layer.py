@@ -1,6 +1,6 @@
 """Put a layer before or behind the tail of an ONNX model, in place, and take it off again."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
 import onnx
@@ -24,7 +24,10 @@ _ELEMENT_TYPES: Final = {
 }
 
 
-def put_layer(model: onnx.ModelProto, plan: Plan, *, made: OnnxFragment | None = None) -> LayerRecord:
+Make = Callable[[Mapping[str, str], Collection[str]], OnnxFragment]
+
+
+def put_layer(model: onnx.ModelProto, plan: Plan, *, make: Make | None = None) -> LayerRecord:
     """Append a layer to a model, which may be a skeleton without its weights.
 
     Parameters
@@ -33,9 +36,9 @@ def put_layer(model: onnx.ModelProto, plan: Plan, *, made: OnnxFragment | None =
         Changed in place.
     plan
         What is added.
-    made
-        Nodes that compute its outputs already, under their names, from values named as the inputs of the plan; None
-        lowers the expressions.
+    make
+        Returns nodes that compute the outputs under their names, from the names that the inputs of the plan have in the
+        model and the names that are taken; None lowers the expressions.
 
     Raises
     ------
@@ -50,15 +53,9 @@ def put_layer(model: onnx.ModelProto, plan: Plan, *, made: OnnxFragment | None =
     renamed = _renamings(model, plan)
     read = {name: renamed.get(port.name, port.name) for name, port in plan.inputs.items()}
     taken = used_names(model) | set(renamed.values())
-    fragment = made or emit(
-        {output.name: output.expr for output in plan.outputs},
-        inputs=read,
-        target=target,
-        prefix=PREFIXES[plan.where],
-        taken=taken,
-    )
+    fragment = make(read, taken) if make is not None else _emitted(plan, read, target, taken)
     rename_values(model, renamed)
-    model.graph.node.extend(_reading(node, read) for node in fragment.nodes)
+    model.graph.node.extend(fragment.nodes)
     model.graph.initializer.extend(fragment.initializers)
     if renamed:
         document["renamed"] = renamed
@@ -135,10 +132,9 @@ def moved_name(name: str, where: Where, used: set[str]) -> str:
     return candidate
 
 
-def _reading(node: onnx.NodeProto, read: Mapping[str, str]) -> onnx.NodeProto:
-    for index, name in enumerate(node.input):
-        node.input[index] = read.get(name, name)
-    return node
+def _emitted(plan: Plan, read: Mapping[str, str], target: OnnxTarget, taken: Collection[str]) -> OnnxFragment:
+    exprs = {output.name: output.expr for output in plan.outputs if output.expr is not None}
+    return emit(exprs, inputs=read, target=target, prefix=PREFIXES[plan.where], taken=taken)
 
 
 def _replace_outputs(model: onnx.ModelProto, plan: Plan, renamed: Mapping[str, str]) -> None:

@@ -1,6 +1,6 @@
 """Put a layer before or behind the tail of an OpenVINO model, in place, and take it off again."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from graph_patterns.errors import SharedValueError
@@ -15,7 +15,10 @@ from postproc_export.transforms.record import KEYS, PREFIXES, LayerRecord, Where
 from postproc_export.version import __version__
 
 
-def put_layer(model: Any, plan: Plan, *, made: Mapping[str, Any] | None = None) -> LayerRecord:
+Make = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+
+def put_layer(model: Any, plan: Plan, *, make: Make | None = None) -> LayerRecord:
     """Append a layer to an `openvino.Model`.
 
     Parameters
@@ -24,8 +27,8 @@ def put_layer(model: Any, plan: Plan, *, made: Mapping[str, Any] | None = None) 
         Changed in place.
     plan
         What is added.
-    made
-        The `openvino.Output` of each output of the plan, where they are computed already; None lowers the expressions.
+    make
+        Returns the `openvino.Output` of each output of the plan, from those of its inputs; None lowers the expressions.
 
     Raises
     ------
@@ -42,12 +45,7 @@ def put_layer(model: Any, plan: Plan, *, made: Mapping[str, Any] | None = None) 
     document: dict[str, Any] = {"results": [_described(result) for result in results.values()]}
     renamed = _renamings(model, plan, results)
     old_names = set(used_names(model)[1])
-    outputs = made or emit(
-        {output.name: output.expr for output in plan.outputs},
-        inputs=read,
-        prefix=PREFIXES[plan.where],
-        taken=frozenset(old_names),
-    )
+    outputs = make(read) if make is not None else _emitted(plan, read, old_names)
     rename_tensors(model, renamed)
     if renamed:
         document["renamed"] = renamed
@@ -147,6 +145,11 @@ def named_value(model: Any, name: str) -> Any:
         if node.get_friendly_name() == friendly_name and port.isdecimal() and int(port) < node.get_output_size():
             return node.output(int(port))
     raise MetadataError(f"the record names a value '{name}' that the model does not have")
+
+
+def _emitted(plan: Plan, read: Mapping[str, Any], taken: set[str]) -> Mapping[str, Any]:
+    exprs = {output.name: output.expr for output in plan.outputs if output.expr is not None}
+    return emit(exprs, inputs=read, prefix=PREFIXES[plan.where], taken=frozenset(taken))
 
 
 def _renamings(model: Any, plan: Plan, results: Mapping[str, Any]) -> dict[str, str]:

@@ -26,7 +26,7 @@ class LayerOutput:
     name
         Its name in the graph.
     expr
-        What it is.
+        What it is; None where a graph that was exported computes it.
     dtype, shape
         Element type and declared shape.
     replaces
@@ -34,7 +34,7 @@ class LayerOutput:
     """
 
     name: str
-    expr: Expr
+    expr: Expr | None
     dtype: LabelDtype
     shape: tuple[Axis, ...] | None
     replaces: str | None
@@ -108,7 +108,7 @@ def plan_transform(
         if expr is not None and new is not None and expr != was
     ]
     read = {"score": selection.image, "map": selection.pixel, "image": image}
-    used = {name for output in outputs for name in inputs_of(output.expr)}
+    used = {name for output in outputs if output.expr is not None for name in inputs_of(output.expr)}
     return Plan(
         where="transform",
         tails=tuple(TailSpec(transform.name, transform.parameters) for transform in transforms),
