@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 PURPOSE: Final = "a tail of one's own as a class"
 FORWARD: Final = "forward(pred_score, anomaly_map)"
 _RESULT: Final = "(pred_score, anomaly_map), or a dict, named tuple or dataclass with these names"
-_FACTORY: Final = "name a function without arguments that builds it: package.module:factory"
+_CLASS: Final = "package.module:Class, a torch.nn.Module that is built without arguments"
+_FACTORY: Final = "name a function in its place that builds it: package.module:factory"
 _LARGEST: Final = 1 << 31  # bytes: no message of protobuf may be larger
 _SHAPES: Final[Mapping[Level, str]] = {
     "image": "a floating-point tensor [], [N] or [N, 1]",
@@ -146,7 +147,9 @@ def refuse_result(name: str, given: Tensors, made: Tensors) -> None:
         batch = next((item.shape[0] for item in given.values() if item.ndim), None)
         problem = _problem(level, source, tensor, batch)
         if problem is not None:
-            needed = _SHAPES[level] if source is None else f"a floating-point tensor like {described('the input', source)}"
+            needed = (
+                _SHAPES[level] if source is None else f"a floating-point tensor like {described('the input', source)}"
+            )
             raise _unfit(name, problem, described(RAW_NAMES[level], tensor), needed)
 
 
@@ -194,7 +197,7 @@ def _built(name: str) -> "torch.nn.Module":
         raise
     except UsageError as error:
         raise UsageError(
-            f"the tail '{name}': {error.what}", found=error.found, needed=error.needed, fix=error.fix or _FACTORY
+            f"a tail of one's own: {error.what}", found=error.found, needed=_CLASS, fix=error.fix or _FACTORY
         ) from error
 
 

@@ -1,9 +1,12 @@
 """Export a class of one's own to an ONNX graph of the opset that a host has, by whichever exporter reaches it."""
 
 import io
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -25,11 +28,13 @@ if TYPE_CHECKING:
 Open = Callable[[bytes], Runner]
 
 _DYNAMO_SINCE: Final = 18  # below it torch's own exporter converts down, which fails at Pad, ReduceMean, Resize, ...
+_OTHER_OPSET: Final = "what came out has opset"
 _LONGEST: Final = 300  # characters of somebody else's error
 _DEFAULT_DOMAINS: Final = ("", "ai.onnx")
+_STDERR: Final = 2
 
 
-def export_own(form: OwnForm, *, opset: int, open_runner: Open) -> onnx.ModelProto:
+def export_own(form: OwnForm, *, opset: int, open_runner: Open, whose: str = "that of the host") -> onnx.ModelProto:
     """Export a class and hold the graph against its own eager run, at every size that was probed.
 
     Parameters
@@ -40,6 +45,8 @@ def export_own(form: OwnForm, *, opset: int, open_runner: Open) -> onnx.ModelPro
         The host's opset, which is not converted.
     open_runner
         Loads the serialised graph in the runtime that it is for.
+    whose
+        Where the opset comes from, for errors.
 
     Returns
     -------
@@ -53,17 +60,18 @@ def export_own(form: OwnForm, *, opset: int, open_runner: Open) -> onnx.ModelPro
         If no exporter gives a graph of this opset that computes what the class computes; what each of them gave is said.
     """
     exporters = (("torch.export", _by_dynamo), ("TorchScript", _by_torchscript))
-    tried: list[str] = []
+    tried: dict[str, str] = {}
     for name, export in exporters if opset >= _DYNAMO_SINCE else reversed(exporters):
         model, problem = _attempt(export, form, opset, open_runner)
         if model is not None and problem is None:
             return model
-        tried.append(f"by {name}: {problem}")
+        tried[name] = str(problem)
+    is_newer = any(problem.startswith(_OTHER_OPSET) for problem in tried.values())
     raise UnsupportedModelError(
-        f"the tail '{form.tail.spec.name}' cannot be exported at opset {opset}, the host's",
-        found="; ".join(tried),
-        needed=f"a graph of opset {opset} that gives what the class gives, for the host is not converted",
-        fix="rewrite what is named in other torch operations, or export the host at the opset that came out",
+        f"the tail '{form.tail.spec.name}' cannot be exported at opset {opset}, {whose}",
+        found="; ".join(f"by {name}: {problem}" for name, problem in tried.items()),
+        needed=f"a graph of opset {opset} that gives what the class gives: the host is not converted",
+        fix="write it in other torch operations" + (", or export the host at the opset that came out" * is_newer),
     )
 
 
@@ -78,7 +86,7 @@ def _attempt(
         return None, reason_of(reason)[:_LONGEST] if not isinstance(error, PostprocError) else error.what
     found = default_opset(model)
     if found != opset:
-        return None, f"opset {found} came out"
+        return None, f"{_OTHER_OPSET} {found}"
     foreign = sorted({node.domain for scope in subgraphs(model.graph) for node in scope.node} - {*_DEFAULT_DOMAINS})
     if foreign:
         return None, f"operators of the domain '{foreign[0]}', which the host does not import"
@@ -109,19 +117,20 @@ def _by_dynamo(form: OwnForm, wrapper: "torch.nn.Module", opset: int) -> onnx.Mo
 def _by_torchscript(form: OwnForm, wrapper: "torch.nn.Module", opset: int) -> onnx.ModelProto:
     import torch
 
-    stream = io.BytesIO()
-    torch.onnx.export(
-        wrapper,
-        tuple(form.probes[0].given[level] for level in form.ports),
-        stream,
-        dynamo=False,
-        input_names=[INPUTS[level] for level in form.ports],
-        output_names=exported_names(form.made),
-        dynamic_axes={INPUTS[level]: axes for level, axes in form.dynamic.items() if axes},
-        opset_version=opset,
-        verbose=False,
-    )
-    return onnx.load_model_from_string(stream.getvalue())
+    with TemporaryDirectory() as folder, _without_graphs():
+        path = Path(folder) / "tail.onnx"
+        torch.onnx.export(
+            wrapper,
+            tuple(form.probes[0].given[level] for level in form.ports),
+            path,
+            dynamo=False,
+            input_names=[INPUTS[level] for level in form.ports],
+            output_names=exported_names(form.made),
+            dynamic_axes={INPUTS[level]: axes for level, axes in form.dynamic.items() if axes},
+            opset_version=opset,
+            verbose=False,
+        )
+        return onnx.load(path)
 
 
 def _wrapper(tail: OwnTail, given: Sequence[Level], made: Sequence[Level]) -> "torch.nn.Module":
@@ -195,6 +204,28 @@ def as_array(tensor: "torch.Tensor") -> Array:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence what exporters say of themselves and of sizes: what matters of it is read back from the graph."""
-    with quiet_logger("torch.onnx"), quiet_logger("onnxscript"), warnings.catch_warnings():
+    with ExitStack() as stack:
+        for name in ("torch.onnx", "torch.fx", "torch._export", "torch.export", "onnxscript"):
+            stack.enter_context(quiet_logger(name))
+        stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
+        for redirect in (redirect_stdout, redirect_stderr):  # whole graphs are printed where an export fails
+            stack.enter_context(redirect(io.StringIO()))
         yield
+
+
+@contextmanager
+def _without_graphs() -> Iterator[None]:
+    """Send what TorchScript's exporter prints nowhere: the whole graph, from C++, where it cannot be switched off."""
+    import torch
+
+    torch._C._jit_set_onnx_log_output_stream("stderr")  # standard output may be read by a program, meanwhile too
+    kept = os.dup(_STDERR)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), _STDERR)
+        yield
+    finally:
+        os.dup2(kept, _STDERR)
+        os.close(kept)
+        torch._C._jit_set_onnx_log_output_stream("stdout")

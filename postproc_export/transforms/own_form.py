@@ -199,8 +199,7 @@ def _symbols(ports: Mapping[Level, PortInfo]) -> dict[Level, tuple[int | str, ..
         rest: list[int | str] = [1 if not isinstance(axis, int) else axis for axis in shape[1:]]
         if level == "pixel":
             rest[-2:] = [
-                axis if isinstance(axis, int) else name
-                for axis, name in zip(shape[-2:], _plane(shape), strict=True)
+                axis if isinstance(axis, int) else name for axis, name in zip(shape[-2:], _plane(shape), strict=True)
             ]
         found[level] = (batch, *rest) if shape else ()
     return found

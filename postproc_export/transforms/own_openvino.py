@@ -38,7 +38,10 @@ def put_own(model: Any, spec: TailSpec, outputs: Mapping[str, str | int | None])
     """
     ports = [port_info(port, f"output_{index}") for index, port in enumerate(model.outputs)]
     form = own_form(eager_own(spec), select_raw(ports, (), **outputs), outputs)
-    exported = export_own(form, opset=OPSET, open_runner=_open).SerializeToString() if form.made else None
+    exported = None
+    if form.made:
+        whose = "from which OpenVINO reads it"
+        exported = export_own(form, opset=OPSET, open_runner=_open, whose=whose).SerializeToString()
     names, plan = form.output_names(), form.plan()
 
     def make(read: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -47,7 +50,9 @@ def put_own(model: Any, spec: TailSpec, outputs: Mapping[str, str | int | None])
         made = _spliced(exported, read)
         return _anchored({names[name]: made[name] for name in exported_names(form.made)}, plan, read)
 
-    return put_layer(model, plan, make=make)
+    record = put_layer(model, plan, make=make)
+    model.validate_nodes_and_infer_types()  # what was spliced still has the shapes that it was read with
+    return record
 
 
 def _open(model: bytes) -> Runner:
@@ -65,8 +70,6 @@ def _spliced(exported: bytes, read: Mapping[str, Any]) -> dict[str, Any]:
                 output.set_names(set())  # names of the export mean nothing in the host, and might be taken there
     for name, parameter in parameters.items():
         parameter.replace(read[name])
-    for node in fragment.get_ordered_ops():
-        node.validate()
     return outputs
 
 
