@@ -14,7 +14,6 @@ from postproc_export.transforms.plan import Plan
 from postproc_export.transforms.record import KEYS, PREFIXES, LayerRecord, Where
 from postproc_export.version import __version__
 
-
 Make = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 

@@ -3,7 +3,7 @@
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -57,7 +57,7 @@ def export_own(form: OwnForm, *, opset: int, open_runner: Open, whose: str = "th
     Raises
     ------
     UnsupportedModelError
-        If no exporter gives a graph of this opset that computes what the class computes; what each of them gave is said.
+        If no exporter gives a graph of this opset that computes what the class computes; what came out is said.
     """
     exporters = (("torch.export", _by_dynamo), ("TorchScript", _by_torchscript))
     tried: dict[str, str] = {}

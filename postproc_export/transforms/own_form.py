@@ -1,4 +1,4 @@
-"""What a class of one's own is exported with: tensors of the host's ranks, element types and sizes, and what it made."""
+"""What a class of one's own is exported with: tensors of the form of the host, and what it makes of them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
