@@ -80,7 +80,7 @@ def _attempt(
 ) -> tuple[onnx.ModelProto | None, str | None]:
     try:
         with _quiet():
-            model = _inlined(export(form, _wrapper(form.tail, tuple(form.ports), form.made), opset))
+            model = inlined(export(form, _wrapper(form.tail, tuple(form.ports), form.made), opset))
     except Exception as error:  # all that an exporter and the class itself may raise
         reason = error.__cause__ or error
         return None, reason_of(reason)[:_LONGEST] if not isinstance(error, PostprocError) else error.what
@@ -117,7 +117,8 @@ def _by_dynamo(form: OwnForm, wrapper: "torch.nn.Module", opset: int) -> onnx.Mo
 def _by_torchscript(form: OwnForm, wrapper: "torch.nn.Module", opset: int) -> onnx.ModelProto:
     import torch
 
-    with TemporaryDirectory() as folder, _without_graphs():
+    with TemporaryDirectory() as folder, _without_graphs(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         path = Path(folder) / "tail.onnx"
         torch.onnx.export(
             wrapper,
@@ -130,7 +131,12 @@ def _by_torchscript(form: OwnForm, wrapper: "torch.nn.Module", opset: int) -> on
             opset_version=opset,
             verbose=False,
         )
-        return onnx.load(path)
+        model = onnx.load(path)
+    for warning in caught:
+        if issubclass(warning.category, torch.jit.TracerWarning):  # a branch that was taken once, a size that was read
+            text = str(warning.message).split(".", 1)[0]
+            raise UnsupportedModelError(f"{text} ({warning.filename}:{warning.lineno}): it would be fixed")
+    return model
 
 
 def _wrapper(tail: OwnTail, given: Sequence[Level], made: Sequence[Level]) -> "torch.nn.Module":
@@ -152,7 +158,7 @@ def _wrapper(tail: OwnTail, given: Sequence[Level], made: Sequence[Level]) -> "t
     return Exported().eval()
 
 
-def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     """Put the bodies of functions where they are called: a host takes nodes alone."""
     if not model.functions:
         return model
