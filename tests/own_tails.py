@@ -264,7 +264,7 @@ class Freezing(Tail):
     def forward(self, pred_score: Tensor | None, anomaly_map: Tensor | None) -> Raw:
         """Return the map divided by the number of its columns."""
         assert anomaly_map is not None
-        return pred_score, anomaly_map / torch.tensor(float(len(list(range(anomaly_map.shape[-1])))))
+        return pred_score, anomaly_map / sum(1.0 for _ in range(anomaly_map.shape[-1]))
 
 
 class TwiceByFunction(torch.autograd.Function):
