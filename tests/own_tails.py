@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from postproc_export.transforms.modules import GaussianSmoothing
+
 Raw = tuple[Tensor | None, Tensor | None]
 
 
@@ -117,6 +119,19 @@ class Branching(Tail):
         assert pred_score is not None
         above = (pred_score > 0).all()
         return torch.cond(above, lambda score: score * 2.0, lambda score: score - 1.0, (pred_score,)), anomaly_map
+
+
+class Shipped(Tail):
+    """A class that calls what the package ships."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.smooth = GaussianSmoothing(1.0)
+
+    def forward(self, pred_score: Tensor | None, anomaly_map: Tensor | None) -> Raw:
+        """Return the map smoothed, and its square root."""
+        score, smoothed = self.smooth(pred_score, anomaly_map)
+        return score, smoothed.abs().sqrt()
 
 
 def built() -> torch.nn.Module:

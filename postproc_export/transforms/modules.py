@@ -118,6 +118,7 @@ class Chain(TailTransform):
 
 
 def _mirrored(length: int, radius: int) -> Tensor:
-    period = max(1, 2 * (length - 1))
-    places = torch.arange(-radius, length + radius).abs() % period
+    places = torch.arange(-radius, length + radius).abs()
+    period = torch.full_like(places, 2 * (length - 1)).clamp(min=1)  # tensors: a length need not be known in an export
+    places = torch.remainder(places, period)
     return (length - 1) - (places - (length - 1)).abs()

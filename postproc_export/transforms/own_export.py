@@ -133,8 +133,9 @@ def _by_torchscript(form: OwnForm, wrapper: "torch.nn.Module", opset: int) -> on
         )
         model = onnx.load(path)
     for warning in caught:
-        if issubclass(warning.category, torch.jit.TracerWarning):  # a branch that was taken once, a size that was read
-            text = str(warning.message).split(".", 1)[0]
+        # A branch that was taken once, or a size that was read, however well it does at the sizes that are tried.
+        if issubclass(warning.category, torch.jit.TracerWarning):  # type: ignore[attr-defined]
+            text = str(warning.message).split(". ", 1)[0]
             raise UnsupportedModelError(f"{text} ({warning.filename}:{warning.lineno}): it would be fixed")
     return model
 
