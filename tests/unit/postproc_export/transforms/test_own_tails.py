@@ -225,6 +225,22 @@ def test_files_with_a_class_decide_and_come_off(kind: str, tmp_path: Path) -> No
     assert back.output.read_bytes() == source.read_bytes()
 
 
+def test_the_class_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example in docs/tails.md is found in the current folder, and gives what it says in a model of any opset."""
+    text = (Path(__file__).parents[4] / "docs" / "tails.md").read_text(encoding="utf-8")
+    (tmp_path / "own_tail.py").write_text(text.split("```python\n")[1].split("```")[0], encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    named = TailSpec("own_tail:CentreWeighted")
+    for levels in ("both", "map"):
+        model = HOSTS[levels](opset=11)
+        own_onnx.put_own(model, named, EITHER)
+        raw = hosts.expected(images(SIZES[0]))
+        score = torch.from_numpy(raw["pred_score"]) if levels == "both" else None
+        wanted, _ = eager_own(named)(score, torch.from_numpy(raw["anomaly_map"]))
+        found = open_runner(model.SerializeToString()).run({"input": images(SIZES[0])})
+        np.testing.assert_allclose(found["pred_score"], wanted.numpy(), rtol=0, atol=1e-5)
+
+
 def _axes(shape: str) -> list[str]:
     return shape.split(",") if shape else []
 
