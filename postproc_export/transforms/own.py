@@ -1,7 +1,7 @@
 """A class of one's own as a tail: found by its name, run eagerly, and what it gives held against what a host needs."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -82,6 +82,7 @@ class OwnTail:
                 f"the tail '{self.spec.name}' does not run on {shown}",
                 found=reason_of(error),
                 needed="a forward that takes the raw outputs as the model gives them",
+                fix=advice(tensor.dtype for tensor in given.values() if tensor is not None),
             ) from error
         return by_level(self.spec.name, result)
 
@@ -115,6 +116,16 @@ def eager_own(spec: TailSpec) -> OwnTail:
             fix="load them from a file, or draw them with a torch.Generator of a fixed seed",
         )
     return OwnTail(spec, module)
+
+
+def advice(dtypes: "Iterable[torch.dtype]") -> str | None:
+    """Return what helps a class that has no operators for the element types of a model."""
+    others = [str(dtype).removeprefix("torch.") for dtype in dtypes if str(dtype) != "torch.float32"]
+    return (
+        f"the model gives {others[0]}: let forward begin with pred_score.float() and anomaly_map.float()"
+        if others
+        else None
+    )
 
 
 def described(name: str, tensor: "torch.Tensor | None") -> str:

@@ -19,7 +19,7 @@ from postproc_export.rewrite.onnx_names import subgraphs
 from postproc_export.runtimes.protocol import Array, Runner, as_float32
 from postproc_export.stats import LEVELS, Level
 from postproc_export.torch_modules import reason_of
-from postproc_export.transforms.own import PURPOSE, OwnTail, by_level
+from postproc_export.transforms.own import PURPOSE, OwnTail, advice, by_level
 from postproc_export.transforms.own_form import INPUTS, OwnForm, Probe, exported_names
 
 if TYPE_CHECKING:
@@ -67,11 +67,13 @@ def export_own(form: OwnForm, *, opset: int, open_runner: Open, whose: str = "th
             return model
         tried[name] = str(problem)
     is_newer = any(problem.startswith(_OTHER_OPSET) for problem in tried.values())
+    types = advice(tensor.dtype for tensor in form.probes[0].given.values())
     raise UnsupportedModelError(
         f"the tail '{form.tail.spec.name}' cannot be exported at opset {opset}, {whose}",
         found="; ".join(f"by {name}: {problem}" for name, problem in tried.items()),
         needed=f"a graph of opset {opset} that gives what the class gives: the host is not converted",
-        fix="write it in other torch operations" + (", or export the host at the opset that came out" * is_newer),
+        fix=types
+        or "write it in other torch operations" + ", or export the host at the opset that came out" * is_newer,
     )
 
 

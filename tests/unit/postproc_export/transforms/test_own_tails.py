@@ -184,8 +184,13 @@ def test_a_class_gets_the_element_types_of_the_host() -> None:
     model = put(hosts.score_and_map(opset=14, dtype="float16"), "InFloat32")
     raw = {key: values.astype(np.float16) for key, values in hosts.expected(images(SIZES[0])).items()}
     assert_equal_to_eager("InFloat32", open_runner(model.SerializeToString()), {"input": images(SIZES[0])}, raw)
-    with pytest.raises(ValueError, match=r"does not run on pred_score: float16 \[2, 1\], anomaly_map: float16"):
+    with pytest.raises(
+        ValueError, match=r"does not run on pred_score: float16 \[2, 1\], anomaly_map: float16"
+    ) as caught:
         put(hosts.score_and_map(opset=14, dtype="float16"), "Weighted")
+    assert "let forward begin with pred_score.float()" in str(caught.value)
+    with pytest.raises(ValueError, match=r"NOT_IMPLEMENTED(.|\n)*the model gives float64: let forward begin"):
+        put(hosts.score_and_map(opset=14, dtype="double"), "Halved")
 
 
 def test_names_that_are_taken_are_left_alone() -> None:
