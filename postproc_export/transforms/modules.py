@@ -18,8 +18,8 @@ class TailTransform(torch.nn.Module):
     Notes
     -----
     `forward` gets the raw outputs in their own element types (float32 for those that are shipped), None for a level
-    that the model does not have. It returns ``(pred_score, anomaly_map)`` of the forms that docs/definition.md section 1
-    allows, None where there is none, and has to be plain torch that `torch.onnx.export` can export.
+    that the model does not have. It returns ``(pred_score, anomaly_map)`` of the forms that docs/definition.md section
+    1 allows, None where there is none, and has to be plain torch that `torch.onnx.export` can export.
     """
 
     def forward(self, pred_score: Tensor | None = None, anomaly_map: Tensor | None = None) -> Raw:
