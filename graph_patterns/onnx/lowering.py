@@ -259,10 +259,16 @@ class _Builder:
         result = gs.Variable(name if name is not None else node_name)
         results = [result]
         if expr.op == "resize":
-            empty = gs.Variable.empty() if self._target.opset >= 13 else self._constant("empty", np.empty(0, np.float32))
-            operands = [operands[0], empty, empty, operands[1]]  # region of interest and scales, which are not used
+            operands = [operands[0], *self._unused_operands(), operands[1]]
         elif expr.op == "top_k":
             results.append(gs.Variable(self._names.unique("indices")))
         self._nodes.append(gs.Node(form.op_type, node_name, attributes, operands, results))
         self._done[expr] = result
         return result
+
+    def _unused_operands(self) -> list[gs.Tensor]:
+        """Region of interest and scales of a Resize that is given sizes: they may be left out from opset 13 on."""
+        if self._target.opset >= 13:
+            return [gs.Variable.empty(), gs.Variable.empty()]
+        empty = self._constant("empty", np.empty(0, np.float32))
+        return [empty, empty]

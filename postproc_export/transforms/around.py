@@ -258,9 +258,7 @@ def detach_around(form: Format, model: Any, *, where: str) -> Detached:
     return replace(detached, own=tuple(own))
 
 
-def _now(
-    port: PortInfo | None, given: str | int | None, name: str, record: LayerRecord
-) -> str | int | None:
+def _now(port: PortInfo | None, given: str | int | None, name: str, record: LayerRecord) -> str | int | None:
     """Return the output that a level reads now: the layer's where it gives one, else the one that was selected."""
     if port is not None:
         return port.name

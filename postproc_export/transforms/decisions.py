@@ -99,9 +99,7 @@ def _gate(spec: TailSpec, parts: Mapping[str, TailOutput], inputs: dict[str, Por
         raise UsageError("the tail 'gate' has no parameters", found=spec.text)
     missing = [name for name in ("pred_label", "pred_mask") if name not in parts]
     if missing:
-        raise UnsupportedModelError(
-            "the tail 'gate' needs a label and a mask", found=f"no '{missing[0]}' in the model"
-        )
+        raise UnsupportedModelError("the tail 'gate' needs a label and a mask", found=f"no '{missing[0]}' in the model")
     mask, label = parts["pred_mask"], parts["pred_label"]
     assert mask.shape is not None, "a map of unknown rank is refused when it is selected"
     inputs["mask"] = PortInfo("pred_mask", mask.dtype, mask.shape)

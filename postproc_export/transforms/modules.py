@@ -74,6 +74,7 @@ class Resized(TailTransform):
     def __init__(self, size: tuple[int, int] | None) -> None:
         super().__init__()
         self.size = size
+        self.follows_input = size is None
 
     def forward(self, pred_score: Tensor | None = None, anomaly_map: Tensor | None = None) -> Raw:
         """Return the score as it is, and the map resized."""
@@ -113,7 +114,7 @@ class Chain(TailTransform):
     def set_size(self, size: tuple[int, int]) -> None:
         """Set the size that maps are resized to, for every step that takes it from the model's input."""
         for step in self.steps:
-            if isinstance(step, Resized):
+            if isinstance(step, Resized) and step.follows_input:
                 step.size = size
 
 

@@ -1,4 +1,4 @@
-"""The shipped transforms: parameters, what they do to the raw values as expressions, and how far runtimes may differ."""
+"""The shipped transforms: their parameters, raw values to raw values as expressions, how far runtimes may differ."""
 
 import base64
 import binascii
@@ -328,9 +328,7 @@ class Thresholds:
         return largest + float(np.abs(self.values).max()), _ROUNDING * largest
 
 
-TRANSFORMS: Final[Mapping[str, type[Transform]]] = {
-    item.name: item for item in (Gaussian, TopK, Resize, Thresholds)
-}
+TRANSFORMS: Final[Mapping[str, type[Transform]]] = {item.name: item for item in (Gaussian, TopK, Resize, Thresholds)}
 
 
 def resolve(spec: TailSpec) -> Transform:

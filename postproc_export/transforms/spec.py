@@ -1,4 +1,4 @@
-"""How a tail of one's own is named: ``gaussian:sigma=4`` for one that is shipped, ``package.module:Class`` for yours."""
+"""How a tail of one's own is named: ``gaussian:sigma=4`` where it is shipped, ``package.module:Class`` for yours."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,11 +9,11 @@ from postproc_export.errors import MetadataError, UsageError
 BEFORE: Final = ("gaussian", "top-k", "resize", "thresholds")
 BEHIND: Final = ("gate", "points")
 SHIPPED: Final = (*BEFORE, *BEHIND)
-NO_GRAPH_FORM: Final[Mapping[str, str]] = {
-    name: "connected components (as in MEBin) are found by following neighbours until nothing changes: how many steps "
-    "that takes depends on the values, and neither ONNX nor OpenVINO has an operator for it"
-    for name in ("mebin", "connected-components")
-}
+NO_GRAPH_FORM: Final[Mapping[str, str]] = dict.fromkeys(
+    ("mebin", "connected-components"),
+    "connected components (as in MEBin) are found by following neighbours until nothing changes: how many steps that "
+    "takes depends on the values, and neither ONNX nor OpenVINO has an operator for it",
+)
 
 
 @dataclass(frozen=True, slots=True)
