@@ -171,7 +171,8 @@ def attach_postprocessing(
     Only the end of the graph changes; docs/definition.md section 7 lists what stays. The weights of an ONNX model are
     never loaded.
     """
-    from postproc_export.transforms.around import OnnxFormat, OpenVinoFormat, attach_around
+    from postproc_export.transforms.around import attach_around
+    from postproc_export.transforms.formats import OnnxFormat, OpenVinoFormat
     from postproc_export.transforms.spec import parse_tails
 
     source, own = Path(model_path), parse_tails(tail)

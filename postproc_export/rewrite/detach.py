@@ -107,7 +107,8 @@ def detach_postprocessing(
     target = default_target(source, output, in_place=in_place, mark="raw")
     if is_onnx(source):
         from postproc_export.rewrite.onnx_file import rewrite_onnx_file
-        from postproc_export.transforms.around import OnnxFormat, detach_around
+        from postproc_export.transforms.around import detach_around
+        from postproc_export.transforms.formats import OnnxFormat
 
         def from_onnx(model: Any) -> Detached:
             return detach_around(OnnxFormat(), model, where=str(source))
@@ -115,7 +116,8 @@ def detach_postprocessing(
         detached = rewrite_onnx_file(source, target, from_onnx, in_place=in_place, link_weights=link_weights)
     else:
         from postproc_export.rewrite.openvino_file import rewrite_openvino_file
-        from postproc_export.transforms.around import OpenVinoFormat, detach_around
+        from postproc_export.transforms.around import detach_around
+        from postproc_export.transforms.formats import OpenVinoFormat
 
         def from_openvino(model: Any) -> Detached:
             return detach_around(OpenVinoFormat(), model, where=str(source))

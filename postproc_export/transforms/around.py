@@ -1,148 +1,24 @@
-"""Attach and detach with tails of one's own around the tail: in memory, in both formats."""
+"""Attach, update and detach with tails of one's own around the tail: in memory, in both formats."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from postproc_export.errors import UsageError
 from postproc_export.rewrite.attached import Attached
 from postproc_export.rewrite.detached import Detached
 from postproc_export.rewrite.outputs import LEAVE_OUT
+from postproc_export.rewrite.state import Changes
+from postproc_export.rewrite.updated import Updated
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import CalibrationStats
+from postproc_export.tail import Tail
 from postproc_export.tail_options import TailOptions
-from postproc_export.transforms.decisions import decided_values, plan_decisions
+from postproc_export.transforms.decisions import plan_decisions
+from postproc_export.transforms.formats import Format, Outputs
 from postproc_export.transforms.plan import Plan, plan_transform, resolve_all, select_raw, split
-from postproc_export.transforms.record import LayerRecord, Where, recorded_tails
+from postproc_export.transforms.record import LayerRecord, recorded_tails
 from postproc_export.transforms.spec import TailSpec
-
-if TYPE_CHECKING:
-    import onnx
-
-Outputs = dict[str, str | int | None]
-
-
-class Format(Protocol):
-    """What attaching around a tail needs of a format."""
-
-    def ports(self, model: Any) -> tuple[list[PortInfo], list[PortInfo]]:
-        """Return the outputs and the inputs of a model."""
-
-    def put(self, model: Any, plan: Plan) -> LayerRecord:
-        """Append a layer."""
-
-    def put_own(self, model: Any, spec: TailSpec, outputs: Outputs) -> LayerRecord:
-        """Append a class of one's own, exported."""
-
-    def take(self, model: Any, layer: Where, *, where: str) -> LayerRecord | None:
-        """Remove a layer."""
-
-    def decided(self, model: Any, options: TailOptions) -> PortInfo | None:
-        """Return what `pred_label` compares."""
-
-    def attach(self, model: Any, stats: CalibrationStats, options: TailOptions, outputs: Outputs) -> Attached:
-        """Append the tail."""
-
-    def detach(self, model: Any, *, where: str) -> Detached:
-        """Remove the tail."""
-
-
-class OnnxFormat:
-    """ONNX models, or their skeletons."""
-
-    def ports(self, model: "onnx.ModelProto") -> tuple[list[PortInfo], list[PortInfo]]:
-        """Return the outputs and the inputs of a model."""
-        from postproc_export.rewrite.onnx_ports import input_ports, output_ports
-
-        return output_ports(model), input_ports(model)
-
-    def put(self, model: "onnx.ModelProto", plan: Plan) -> LayerRecord:
-        """Append a layer."""
-        from postproc_export.transforms.onnx_layer import put_layer
-
-        return put_layer(model, plan)
-
-    def put_own(self, model: "onnx.ModelProto", spec: TailSpec, outputs: Outputs) -> LayerRecord:
-        """Append a class of one's own, exported at the model's opset."""
-        from postproc_export.transforms.own_onnx import put_own
-
-        return put_own(model, spec, outputs)
-
-    def take(self, model: "onnx.ModelProto", layer: Where, *, where: str) -> LayerRecord | None:
-        """Remove a layer."""
-        from postproc_export.transforms.onnx_layer import take_layer
-
-        return take_layer(model, layer, where=where)
-
-    def decided(self, model: "onnx.ModelProto", options: TailOptions) -> PortInfo | None:
-        """Return what `pred_label` compares."""
-        from graph_patterns.onnx.view import OnnxView
-
-        value = decided_values(OnnxView(model), options)
-        return None if value is None else PortInfo(str(value), "float32", None)
-
-    def attach(
-        self, model: "onnx.ModelProto", stats: CalibrationStats, options: TailOptions, outputs: Outputs
-    ) -> Attached:
-        """Append the tail."""
-        from postproc_export.rewrite.onnx_attach import attach_to_onnx_model
-
-        return attach_to_onnx_model(model, stats, options, **outputs)
-
-    def detach(self, model: "onnx.ModelProto", *, where: str) -> Detached:
-        """Remove the tail."""
-        from postproc_export.rewrite.onnx_detach import detach_from_onnx_model
-
-        return detach_from_onnx_model(model, where=where)
-
-
-class OpenVinoFormat:
-    """OpenVINO models."""
-
-    def ports(self, model: Any) -> tuple[list[PortInfo], list[PortInfo]]:
-        """Return the outputs and the inputs of a model."""
-        from postproc_export.runtimes.openvino import port_info
-
-        outputs = [port_info(port, f"output_{index}") for index, port in enumerate(model.outputs)]
-        return outputs, [port_info(port, f"input_{index}") for index, port in enumerate(model.inputs)]
-
-    def put(self, model: Any, plan: Plan) -> LayerRecord:
-        """Append a layer."""
-        from postproc_export.transforms.openvino_layer import put_layer
-
-        return put_layer(model, plan)
-
-    def put_own(self, model: Any, spec: TailSpec, outputs: Outputs) -> LayerRecord:
-        """Append a class of one's own, exported and read by OpenVINO."""
-        from postproc_export.transforms.own_openvino import put_own
-
-        return put_own(model, spec, outputs)
-
-    def take(self, model: Any, layer: Where, *, where: str) -> LayerRecord | None:
-        """Remove a layer."""
-        from postproc_export.transforms.openvino_layer import take_layer
-
-        return take_layer(model, layer, where=where)
-
-    def decided(self, model: Any, options: TailOptions) -> PortInfo | None:
-        """Return what `pred_label` compares."""
-        from graph_patterns.openvino.view import OpenVinoView
-        from postproc_export.transforms.openvino_layer import value_name
-
-        value = decided_values(OpenVinoView(model), options)
-        return None if value is None else PortInfo(value_name(value), "float32", None)
-
-    def attach(self, model: Any, stats: CalibrationStats, options: TailOptions, outputs: Outputs) -> Attached:
-        """Append the tail."""
-        from postproc_export.rewrite.openvino_attach import attach_to_openvino_model
-
-        return attach_to_openvino_model(model, stats, options, **outputs)
-
-    def detach(self, model: Any, *, where: str) -> Detached:
-        """Remove the tail."""
-        from postproc_export.rewrite.openvino_detach import detach_from_openvino_model
-
-        return detach_from_openvino_model(model, where=where)
 
 
 def attach_around(
@@ -172,8 +48,7 @@ def attach_around(
         refuse_other_tails(stats, ())
     attached = form.attach(model, stats, options, outputs)
     if behind:
-        plan = plan_decisions(behind, attached.tail, values=form.decided(model, options))
-        form.put(model, plan)
+        form.put(model, _decisions(form, model, behind, attached.tail))
     return attached
 
 
@@ -256,6 +131,31 @@ def detach_around(form: Format, model: Any, *, where: str) -> Detached:
     before = form.take(model, "transform", where=where)
     own = [spec.text for record in (before, behind) if record is not None for spec in record.tails]
     return replace(detached, own=tuple(own))
+
+
+def update_around(form: Format, model: Any, changes: Changes, *, keep_dialect: bool, where: str) -> Updated:
+    """Change what the tail of a model in memory decides, between what stands around it.
+
+    Raises
+    ------
+    UsageError
+        If new statistics were calibrated behind other tails than the model has, or the tails behind the decision do not
+        go with the changes.
+    PostprocError, graph_patterns.GraphPatternError
+        If the model does not allow it.
+    """
+    before = form.read(model, "transform", where=where)
+    if changes.stats is not None:
+        refuse_other_tails(changes.stats, () if before is None else before.tails)
+    behind = form.take(model, "decision", where=where)
+    updated = form.update(model, changes, keep_dialect=keep_dialect, where=where)
+    if behind is not None and updated.tail is not None:
+        form.put(model, _decisions(form, model, behind.tails, updated.tail))
+    return updated
+
+
+def _decisions(form: Format, model: Any, behind: Sequence[TailSpec], tail: Tail) -> Plan:
+    return plan_decisions(behind, tail, values=form.decided(model, tail.options))
 
 
 def _now(port: PortInfo | None, given: str | int | None, name: str, record: LayerRecord) -> str | int | None:
