@@ -18,6 +18,7 @@ from postproc_export.runtimes.protocol import PortInfo, Runner
 from postproc_export.stats import Level
 from postproc_export.tail import Tail, build_tail
 from postproc_export.tail_options import TailOptions
+from postproc_export.transforms.record import LayerRecord, Where
 
 Format: TypeAlias = Literal["onnx", "openvino"]
 Shapes: TypeAlias = Mapping[Level, tuple[int | None, ...]]
@@ -81,8 +82,29 @@ class ModelFile(Protocol):
             If an output depends on more than these values.
         """
 
-    def tapped(self, folder: Path) -> Any:
-        """Return this model with the raw values as additional outputs, named by `TAPS`; files go into `folder`."""
+    def tapped(self, folder: Path, taps: Mapping[str, PortInfo]) -> Any:
+        """Return this model with some values as additional float32 outputs; files go into `folder`.
+
+        Parameters
+        ----------
+        folder
+            An empty folder.
+        taps
+            Name of the output for each value, and what is known of the value.
+        """
+
+    def layer(self, layer: Where) -> LayerRecord | None:
+        """Return the record of what stands before the tail or behind it; None where nothing does."""
+
+    def layer_inputs(self, record: LayerRecord) -> Mapping[str, PortInfo]:
+        """Return what a layer reads, by its own names, each under the name that `cut` and `tapped` know."""
+
+    def layer_values(self, record: LayerRecord) -> Mapping[str, str]:
+        """Return what a layer makes, by output, each under the name that `cut` and the record of the tail know."""
+
+    @property
+    def host_names(self) -> frozenset[str] | None:
+        """The names of the outputs of the model before its first layer; None where it has no transform."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +186,20 @@ class AttachedModel:
         """
         ports = [PortInfo(port.name, port.dtype, shapes[level]) for level, port in self.file.raw.items()]
         return self.file.cut(self.output_names, ports)
+
+    @property
+    def host_levels(self) -> tuple[Level, ...]:
+        """The levels that the model itself has a raw output for; a transform may have made others."""
+        names = self.file.host_names
+        ports = {level: self.file.original_output(level) for level in self.file.raw}
+        return tuple(
+            level for level, port in ports.items() if names is None or not names.isdisjoint((port.name, *port.aliases))
+        )
+
+    @property
+    def taps(self) -> dict[str, PortInfo]:
+        """The raw values that the tail reads, by the names of `TAPS`."""
+        return {TAPS[level]: port for level, port in self.file.raw.items()}
 
     @property
     def guard(self) -> Guard:

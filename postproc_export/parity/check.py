@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from postproc_export.errors import MissingDependencyError, UsageError
 from postproc_export.parity.adjusted_check import check_adjusted
 from postproc_export.parity.attached_model import AttachedModel, load_attached
+from postproc_export.parity.eager_transform import EagerTransform
 from postproc_export.parity.environment import environment, installed_runtimes, usable_cores
 from postproc_export.parity.exhaustive import check_exhaustively
 from postproc_export.parity.failures import FailureStore
@@ -135,11 +136,12 @@ def check_parity(
         return _report_of(attached, [missing, *file_checks.checks], file_checks.not_checked, seed, threads)
     model = load_attached(Path(attached))
     runtimes = _runtimes(model)
-    reference = Reference(model)
+    reference, transform = Reference(model), EagerTransform.load(model)
     real = _real_inputs(model, runtimes, images, inputs, preprocessing, limit)
     exported = None
     if torch is not None:
-        exported = TorchRunner.load(torch, model, image_output=image_output, pixel_output=pixel_output, threads=threads)
+        outputs = {"image_output": image_output, "pixel_output": pixel_output}
+        exported = TorchRunner.load(torch, model, **outputs, threads=threads, transform=transform)
     given = {"raw": raw is not None, "real": real is not None, "torch": torch is not None}
     not_given = of_the_options(**given, int8=int8)
     not_checked = [*file_checks.not_checked, *of_the_file(model, runtimes), *not_given]
@@ -154,7 +156,7 @@ def check_parity(
         checks += check_exhaustively(model, runtimes, progress=progress)
     results: tuple[WayResult, ...] = ()
     if real is not None:
-        raw_file = None if raw is None else RawFile(Path(raw), model)
+        raw_file = None if raw is None else RawFile(Path(raw), model, transform)
         with TemporaryDirectory(prefix="postproc-check-") as folder:
             whole = WholeCheck(
                 model,
@@ -163,6 +165,7 @@ def check_parity(
                 raw_file,
                 Path(folder),
                 torch=exported,
+                transform=transform,
                 threads=threads,
                 max_flips=max_flips,
                 progress=progress,

@@ -7,8 +7,9 @@ from postproc_export.parity.attached_model import TAPS
 from postproc_export.parity.compare import compare_scores
 from postproc_export.parity.configuration import Configuration
 from postproc_export.parity.difference import ScoreDifference
+from postproc_export.parity.eager_transform import READ_TAPS, READS, EagerTransform, image_size
 from postproc_export.parity.raw_file import RawFile, named_output
-from postproc_export.parity.readings import RawStore
+from postproc_export.parity.readings import SCORES, RawStore
 from postproc_export.parity.reference import Reference
 from postproc_export.parity.report import Check
 from postproc_export.parity.tail_cases import RawFeeds
@@ -77,6 +78,7 @@ class Apart(Stage):
         """Look at the raw file, too; outputs of no level that is post-processed are compared as they are."""
         apart, outputs, runner = runs.of("apart"), runs.of("attached"), runs.runner("apart")
         raw = self._raw_file.levels(apart, runner)
+        self._tally.moved = self._raw_file.bounds(runner)
         self._tally.add(self._reference.outputs(raw), outputs, raw, self._reference)
         for port in self._raw_file.others(runner):
             level = next((level for level, values in raw.items() if values is apart[port.name]), None)
@@ -154,6 +156,49 @@ class Default(Stage):
     def checks(self) -> Iterator[Check]:
         """Yield one check per output."""
         return self._tally.checks(self.name)
+
+
+class Transformed(Stage):
+    """The eager twin of a transform on the values that it reads in the same compiled model."""
+
+    name = "whole/transform"
+
+    def __init__(self, reference: Reference, way: Configuration, transform: EagerTransform) -> None:
+        super().__init__(reference, way)
+        self._transform = transform
+        self._found: dict[Level, ScoreDifference] = {}
+
+    @property
+    def missed(self) -> int:
+        """How many values were missed so far."""
+        return sum(difference.over for difference in self._found.values())
+
+    def add(self, runs: BatchRuns) -> None:
+        """Compare what came out behind the transform with the twin on what came in."""
+        outputs, runner = runs.of("tapped"), runs.runner("tapped")
+        taps = {level: named_output(READ_TAPS[name], outputs, runner) for name, level in READS.items()}
+        read = {level: values for level, values in taps.items() if values is not None}
+        wanted, found = self._transform(read, size=image_size(runs.batch.feeds)), tapped_values(runs)
+        tolerance = self._transform.tolerance(read, wanted)
+        for level in self._transform.values:
+            difference = compare_scores(wanted[level], found.get(level), tolerance=tolerance, nan="same")
+            self._found[level] = self._found[level].merge(difference) if level in self._found else difference
+
+    def checks(self) -> Iterator[Check]:
+        """Yield one check per value that the transform makes."""
+        way = self._tally.configuration
+        for level, difference in self._found.items():
+            yield Check(
+                name=f"{self.name}/{SCORES[level]}/{way.label}",
+                passed=bool(difference) or not way.judged,
+                judged=way.judged,
+                message=difference.describe(),
+                brief=difference.brief(),
+                way=way.label,
+                runtime=self._tally.runtime,
+                precision=self._tally.precision,
+                details=details_of(difference),
+            )
 
 
 def tapped_values(runs: BatchRuns, model: ModelName = "tapped") -> RawFeeds:

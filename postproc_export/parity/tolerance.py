@@ -133,6 +133,22 @@ def own(low: float, high: float, dtypes: Iterable[str] = ("float32",)) -> Tolera
     )
 
 
+def transformed(bound: float) -> Tolerance:
+    """Return how far a value behind shipped transforms may lie from their eager twin on the same raw values.
+
+    Parameters
+    ----------
+    bound
+        The sum of what each of them may round, raw units; see `transforms.shipped`.
+
+    Notes
+    -----
+    Sums of n products are off by at most n + 1 roundings of the largest value in each of two implementations, weights
+    that sum to 1 hand on what came in; docs/tails.md lists the bound of each transform.
+    """
+    return Tolerance(atol=bound, reason="another order of summation in float32, as docs/tails.md bounds it")
+
+
 def adjusted(level: LevelStats) -> Tolerance:
     """Return how far from the boundary a label may differ where the graph computes the boundary at run time, raw units.
 

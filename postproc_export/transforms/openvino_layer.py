@@ -214,6 +214,7 @@ def _described(result: Any) -> dict[str, Any]:
         "name": result.get_friendly_name(),
         "source": source.get_node().get_friendly_name(),
         "port": source.get_index(),
+        "tensor_names": sorted(source.get_names()),
     }
 
 
