@@ -83,7 +83,6 @@ def test_every_runtime_gives_what_the_module_gives(tail: str, opset: int, ir: bo
         statistics(tails),
         tail=tails,
         output=tmp_path / f"new{source.suffix}",
-        keep_raw=True,
         mask_dtype="uint8",
     ).output
     feed = images((1, 3, *SIZE))
