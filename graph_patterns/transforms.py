@@ -82,7 +82,10 @@ def top_mean(maps: Expr, *, k: int, rank: int, is_static: bool) -> Expr:
 
 
 def resized(maps: Expr, sizes: Expr, *, rank: int) -> Expr:
-    """A map resized bilinearly, pixels taken as areas; `sizes` is a vector [height, width]."""
+    """A map resized bilinearly, pixels taken as areas; `sizes` is a vector [height, width].
+
+    A map that holds a NaN becomes NaN as a whole: one that is made smaller has pixels that no new one is made of.
+    """
     planes = _as_planes(maps, rank)
     batch = call("gather", shape_of(planes), Ints((0, 1), "batch_axes"), axis=0)
     sized = call(
@@ -92,7 +95,9 @@ def resized(maps: Expr, sizes: Expr, *, rank: int) -> Expr:
         mode="linear",
         coordinate_transformation_mode="half_pixel",
     )
-    return sized if rank == 4 else call("squeeze", sized, axes=(1,))
+    unknown = is_nan(reduce_sum(planes, axes=(1, 2, 3), keepdims=True))
+    guarded = select(unknown, Const(math.nan, "nan"), sized)
+    return guarded if rank == 4 else call("squeeze", guarded, axes=(1,))
 
 
 def sizes_of(value: Expr, axes: tuple[int, ...]) -> Expr:

@@ -222,7 +222,7 @@ def load_attached(path: Path) -> AttachedModel:
     """
     if not path.is_file():
         raise FileError(f"cannot read the model {path}", found="a folder" if path.is_dir() else "no such file")
-    file = _open(path)
+    file = open_file(path)
     tail = _built(file, file.record.options)
     return AttachedModel(path, file, tail, find_places(file.view, is_packed=tail.options.is_packed))
 
@@ -247,7 +247,14 @@ def no_record(path: Path) -> UnsupportedModelError:
     )
 
 
-def _open(path: Path) -> ModelFile:
+def open_file(path: Path) -> ModelFile:
+    """Read an attached file of either format.
+
+    Raises
+    ------
+    UsageError, FileError, MetadataError, UnsupportedModelError
+        As `load_attached` does.
+    """
     match path.suffix.lower():
         case ".onnx":
             from postproc_export.parity.onnx_attached import OnnxAttached

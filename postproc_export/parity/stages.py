@@ -8,6 +8,7 @@ from postproc_export.parity.compare import compare_scores
 from postproc_export.parity.configuration import Configuration
 from postproc_export.parity.difference import ScoreDifference
 from postproc_export.parity.eager_transform import READ_TAPS, READS, EagerTransform, image_size
+from postproc_export.parity.outcome import Outcome
 from postproc_export.parity.raw_file import RawFile, named_output
 from postproc_export.parity.readings import SCORES, RawStore
 from postproc_export.parity.reference import Reference
@@ -166,12 +167,16 @@ class Transformed(Stage):
     def __init__(self, reference: Reference, way: Configuration, transform: EagerTransform) -> None:
         super().__init__(reference, way)
         self._transform = transform
-        self._found: dict[Level, ScoreDifference] = {}
+        self._outcome = Outcome(way)
 
     @property
     def missed(self) -> int:
         """How many values were missed so far."""
-        return sum(difference.over for difference in self._found.values())
+        return sum(found.over for found in self._outcome.found.values() if isinstance(found, ScoreDifference))
+
+    def ran_on(self, runner: Runner) -> None:
+        """Record what gave the values that are compared."""
+        self._outcome.ran_on(runner)
 
     def add(self, runs: BatchRuns) -> None:
         """Compare what came out behind the transform with the twin on what came in."""
@@ -182,23 +187,11 @@ class Transformed(Stage):
         tolerance = self._transform.tolerance(read, wanted)
         for level in self._transform.values:
             difference = compare_scores(wanted[level], found.get(level), tolerance=tolerance, nan="same")
-            self._found[level] = self._found[level].merge(difference) if level in self._found else difference
+            self._outcome.add(SCORES[level], difference)
 
     def checks(self) -> Iterator[Check]:
         """Yield one check per value that the transform makes."""
-        way = self._tally.configuration
-        for level, difference in self._found.items():
-            yield Check(
-                name=f"{self.name}/{SCORES[level]}/{way.label}",
-                passed=bool(difference) or not way.judged,
-                judged=way.judged,
-                message=difference.describe(),
-                brief=difference.brief(),
-                way=way.label,
-                runtime=self._tally.runtime,
-                precision=self._tally.precision,
-                details=details_of(difference),
-            )
+        return self._outcome.checks(self.name)
 
 
 def tapped_values(runs: BatchRuns, model: ModelName = "tapped") -> RawFeeds:

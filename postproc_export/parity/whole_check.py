@@ -12,6 +12,7 @@ from postproc_export.errors import UnsupportedModelError
 from postproc_export.parity.attached_model import AttachedModel
 from postproc_export.parity.batch_plan import BatchPlan, Probe, plan_batches
 from postproc_export.parity.configuration import Configuration
+from postproc_export.parity.decision_check import DecisionCheck
 from postproc_export.parity.eager_transform import EagerTransform
 from postproc_export.parity.failures import FailureStore
 from postproc_export.parity.raw_file import RawFile
@@ -47,6 +48,8 @@ class WholeCheck:
         The PyTorch model; None where it was not given.
     transform
         What stands before the tail; None where nothing does.
+    behind
+        The check of what stands behind the decision; None where nothing does.
     threads
         Threads inside an operator; None is the runtime's choice.
     max_flips
@@ -69,6 +72,7 @@ class WholeCheck:
     folder: Path
     torch: TorchRunner | None = None
     transform: EagerTransform | None = None
+    behind: DecisionCheck | None = None
     threads: int | None = None
     max_flips: int = 0
     progress: Callable[[int, int], None] | None = None
@@ -93,6 +97,8 @@ class WholeCheck:
                 yield from self._stored(way, tapped)
             elif way.runtime in self._exact:  # else the file does not run there, as was said
                 self._variant(way, tapped)
+        if self.behind is not None and self._sizes:
+            yield from self.behind.whole(ways, self.inputs, self._sizes[-1])
 
     def _stored(self, way: Configuration, tapped: Any) -> Iterator[Check]:
         apart = self._open_apart(way)

@@ -69,7 +69,12 @@ class TopKMean(TailTransform):
 
 
 class Resized(TailTransform):
-    """The map resized bilinearly to `size`, (height, width) in pixels; the score stays."""
+    """The map resized bilinearly to `size`, (height, width) in pixels; the score stays.
+
+    Notes
+    -----
+    A map that holds a NaN becomes NaN as a whole: made smaller, it may have it in a pixel that no new one is made of.
+    """
 
     def __init__(self, size: tuple[int, int] | None) -> None:
         super().__init__()
@@ -80,7 +85,9 @@ class Resized(TailTransform):
         """Return the score as it is, and the map resized."""
         assert anomaly_map is not None and self.size is not None, "refused where there is no map or no size"  # noqa: PT018
         planes = anomaly_map.flatten(0, -3).unsqueeze(1)
+        unknown = planes.isnan().flatten(1).any(dim=1).reshape(-1, 1, 1, 1)
         planes = functional.interpolate(planes, self.size, mode="bilinear", align_corners=False)
+        planes = planes.masked_fill(unknown, float("nan"))
         return pred_score, planes.reshape(*anomaly_map.shape[:-2], *self.size)
 
 
