@@ -220,8 +220,6 @@ def load_attached(path: Path) -> AttachedModel:
     UnsupportedModelError
         If there is no record.
     """
-    if not path.is_file():
-        raise FileError(f"cannot read the model {path}", found="a folder" if path.is_dir() else "no such file")
     file = open_file(path)
     tail = _built(file, file.record.options)
     return AttachedModel(path, file, tail, find_places(file.view, is_packed=tail.options.is_packed))
@@ -255,6 +253,8 @@ def open_file(path: Path) -> ModelFile:
     UsageError, FileError, MetadataError, UnsupportedModelError
         As `load_attached` does.
     """
+    if not path.is_file():
+        raise FileError(f"cannot read the model {path}", found="a folder" if path.is_dir() else "no such file")
     match path.suffix.lower():
         case ".onnx":
             from postproc_export.parity.onnx_attached import OnnxAttached

@@ -1,7 +1,7 @@
 """Attach, update and detach with tails of one's own around the tail: in memory, in both formats."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from postproc_export.errors import UsageError
@@ -18,7 +18,24 @@ from postproc_export.transforms.decisions import plan_decisions
 from postproc_export.transforms.formats import Format, Outputs
 from postproc_export.transforms.plan import Plan, plan_transform, resolve_all, select_raw, split
 from postproc_export.transforms.record import LayerRecord, recorded_tails
+from postproc_export.transforms.shipped import resolve
 from postproc_export.transforms.spec import TailSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What stands before the threshold now.
+
+    Parameters
+    ----------
+    outputs
+        Which outputs are the raw ones, by the options that say so.
+    tails
+        The tails, their parameters as they are recorded.
+    """
+
+    outputs: Outputs
+    tails: tuple[TailSpec, ...]
 
 
 def attach_around(
@@ -44,7 +61,7 @@ def attach_around(
     before, behind = split(specs)
     if before:
         _refuse_keep_raw(options.keep_raw)
-        outputs = put_before(form, model, before, stats=stats, outputs=outputs)
+        outputs = put_before(form, model, before, stats=stats, outputs=outputs).outputs
     else:
         refuse_other_tails(stats, ())
     attached = form.attach(model, stats, options, outputs)
@@ -60,8 +77,8 @@ def put_before(
     *,
     outputs: Outputs,
     stats: CalibrationStats | None = None,
-) -> Outputs:
-    """Put tails before the threshold, and return which outputs are the raw ones now.
+) -> Before:
+    """Put tails before the threshold.
 
     Parameters
     ----------
@@ -74,6 +91,7 @@ def put_before(
     stats
         Statistics that have to be those behind these tails; None where there are none yet.
     """
+    split(before)  # a class of one's own stands alone
     ports, images = form.ports(model)
     if not before[0].is_shipped:
         if stats is not None:
@@ -87,13 +105,14 @@ def put_before(
             refuse_other_tails(stats, plan.tails)
         selection = select_raw(ports, transforms, **outputs)
         record = form.put(model, plan)
-    return {
+    now: Outputs = {
         f"{level}_output": _now(port, given, "pred_score" if level == "image" else "anomaly_map", record)
         for level, port, given in (
             ("image", selection.image, outputs["image_output"]),
             ("pixel", selection.pixel, outputs["pixel_output"]),
         )
     }
+    return Before(now, record.tails)
 
 
 def refuse_other_tails(stats: CalibrationStats, tails: tuple[TailSpec, ...]) -> None:
@@ -105,7 +124,7 @@ def refuse_other_tails(stats: CalibrationStats, tails: tuple[TailSpec, ...]) -> 
         If they were.
     """
     calibrated = recorded_tails(stats)
-    if calibrated == tails:
+    if _are_equal(calibrated, tails):
         return
     flags = " ".join(f"--tail {spec.text}" for spec in tails)
     wanted = " ".join(f"--tail {spec.text}" for spec in calibrated)
@@ -155,6 +174,14 @@ def update_around(form: Format, model: Any, changes: Changes, *, keep_dialect: b
     if behind is not None and updated.tail is not None:
         form.put(model, _decisions(form, model, behind.tails, updated.tail))
     return updated
+
+
+def _are_equal(some: Sequence[TailSpec], others: Sequence[TailSpec]) -> bool:
+    """Compare what parameters mean: a table may be compressed otherwise on another machine."""
+    return [spec.name for spec in some] == [spec.name for spec in others] and all(
+        resolve(one) == resolve(other) if one.is_shipped else one == other
+        for one, other in zip(some, others, strict=True)
+    )
 
 
 def _refuse_keep_raw(keep_raw: bool) -> None:
