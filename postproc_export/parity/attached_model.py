@@ -42,6 +42,10 @@ class ModelFile(Protocol):
         """The raw outputs as the original declared them, under the names that their values bear in this file."""
 
     @property
+    def inputs(self) -> tuple[PortInfo, ...]:
+        """The inputs that this file declares, in order."""
+
+    @property
     def outputs(self) -> tuple[PortInfo, ...]:
         """The outputs that this file declares, in order."""
 

@@ -1,6 +1,6 @@
 """What a transform before the tail has to give: its eager twin, on the raw values of a model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -42,6 +42,8 @@ class EagerTransform:
         Raw score and map in, raw score and map out.
     steps
         The shipped transforms that it is made of; none for a class of one's own.
+    size
+        Height and width of the model's input, where they are fixed.
     """
 
     record: LayerRecord
@@ -49,6 +51,7 @@ class EagerTransform:
     values: Mapping[Level, str]
     module: Any
     steps: tuple[Transform, ...]
+    size: Size | None = None
 
     @classmethod
     def load(cls, attached: AttachedModel) -> Self | None:
@@ -75,7 +78,8 @@ class EagerTransform:
         from postproc_export.transforms.modules import Chain
 
         steps = resolve_all(record.tails)
-        return cls(record, ports, levels, Chain([step.module() for step in steps]).eval(), steps)
+        module = Chain([step.module() for step in steps]).eval()
+        return cls(record, ports, levels, module, steps, _fixed_size(attached.file.inputs))
 
     @property
     def title(self) -> str:
@@ -128,6 +132,7 @@ class EagerTransform:
         return transformed(error)
 
     def _set_size(self, size: Size | None) -> None:
+        size = self.size or size
         if size is None and "image" in self.ports:
             raise UsageError(
                 f"'{self.title}' resizes to the input's size", found="no input, or several, of images [N, C, H, W]"
@@ -144,6 +149,12 @@ class EagerTransform:
         plain = values.astype(np.float32) if values.dtype.name == "bfloat16" else values
         tensor: torch.Tensor = torch.from_numpy(np.require(plain, requirements=["C", "W"]))
         return tensor.to(getattr(torch, dtype))
+
+
+def _fixed_size(inputs: Sequence[PortInfo]) -> Size | None:
+    images = [port for port in inputs if port.rank == 4]
+    height, width = (images[0].size(2), images[0].size(3)) if len(images) == 1 else (None, None)
+    return None if height is None or width is None else (height, width)
 
 
 def image_size(feeds: Mapping[str, NDArray[Any]]) -> Size | None:

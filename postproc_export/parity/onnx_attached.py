@@ -56,6 +56,11 @@ class OnnxAttached:
         return cls(path=path, record=record, raw=raw, outputs=tuple(output_ports(model)), _model=model)
 
     @property
+    def inputs(self) -> tuple[PortInfo, ...]:
+        """The inputs that this file declares."""
+        return tuple(input_ports(self._model))
+
+    @property
     def view(self) -> OnnxView:
         """The graph, for the matcher."""
         return OnnxView(self._model)

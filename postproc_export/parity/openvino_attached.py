@@ -50,6 +50,11 @@ class OpenVinoAttached:
         return cls(path=path, record=record, raw=raw, outputs=outputs, _model=model)
 
     @property
+    def inputs(self) -> tuple[PortInfo, ...]:
+        """The inputs that this file declares."""
+        return tuple(port_info(port, f"input_{index}") for index, port in enumerate(self._model.inputs))
+
+    @property
     def view(self) -> OpenVinoView:
         """The graph, for the matcher."""
         return OpenVinoView(self._model)

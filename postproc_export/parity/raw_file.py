@@ -57,7 +57,10 @@ class RawFile:
         """
         if not self.path.is_file():
             raise FileError(f"cannot read the raw model {self.path}", found="no such file")
-        runner = way.open(self.path, threads=threads)
+        return self.behind_transform(way.open(self.path, threads=threads))
+
+    def behind_transform(self, runner: Runner) -> Runner:
+        """Return a runner of the file, or of a variant of it, with the attached one's transform behind it."""
         names = {level: self._port(level, runner.outputs).name for level in self.attached.host_levels}
         if self.transform is None:
             return runner

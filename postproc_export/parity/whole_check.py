@@ -173,7 +173,7 @@ class WholeCheck:
         models: dict[ModelName, Any] = {"attached": self.attached.path, "tapped": tapped}
         opened = {name: self.attached.parts_of(self._open_fp16(way, model, name)) for name, model in models.items()}
         if self._exact[way.runtime].origin == "raw" and self.raw_file is not None:
-            opened["apart"] = self._open_fp16(way, self.raw_file.path, "raw")
+            opened["apart"] = self.raw_file.behind_transform(self._open_fp16(way, self.raw_file.path, "raw"))
         return opened
 
     def _given(self) -> dict[str, NDArray[np.float32]]:
