@@ -22,7 +22,8 @@ def _pad(opset: Any, expr: Call, operands: list[Any]) -> Any:
     pads = operands[1].get_node().get_data()
     half = len(pads) // 2
     begin, end = (opset.constant(np.array(part, np.int64)) for part in (pads[:half], pads[half:]))
-    return opset.pad(operands[0], begin, end, str(expr.param("mode")))
+    # A value is not used by a reflection; where none is given, one is made when the model is saved, without a name.
+    return opset.pad(operands[0], begin, end, str(expr.param("mode")), opset.constant(np.float32(0)))
 
 
 def _gather(opset: Any, expr: Call, operands: list[Any]) -> Any:

@@ -67,6 +67,7 @@ def tail_keywords(
     runtime_sensitivity: bool,
     runtime_boundary: bool,
     runtime_parameters: bool,
+    tail: list[str] | None,
     **others: Any,
 ) -> dict[str, Any]:
     """Return the keywords of `attach_postprocessing` for the options of a command line, which `export` has, too.
@@ -83,6 +84,7 @@ def tail_keywords(
         "enable_thresholding": threshold,
         "adjustable": adjustable or "nothing",
         "as_parameters": runtime_parameters,
+        "tail": tail or (),
     }
 
 
@@ -175,8 +177,8 @@ def attach(
             runtime_sensitivity=runtime_sensitivity,
             runtime_boundary=runtime_boundary,
             runtime_parameters=runtime_parameters,
+            tail=tail,
         ),
-        tail=tail or (),
         link_weights=link_weights,
     )
     typer.echo(result.summary())
