@@ -15,7 +15,7 @@ from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import Level
 from postproc_export.transforms.plan import resolve_all
 from postproc_export.transforms.record import LayerRecord
-from postproc_export.transforms.shipped import Transform
+from postproc_export.transforms.step import Transform
 
 if TYPE_CHECKING:
     import torch

@@ -139,7 +139,7 @@ def transformed(bound: float) -> Tolerance:
     Parameters
     ----------
     bound
-        The sum of what each of them may round, raw units; see `transforms.shipped`.
+        The sum of what each of them may round, raw units; see `transforms.step.Transform`.
 
     Notes
     -----

@@ -5,7 +5,7 @@ from typing import Any
 
 from graph_patterns.errors import SharedValueError
 from graph_patterns.openvino.lowering import emit
-from postproc_export.errors import MetadataError
+from postproc_export.errors import MetadataError, UnsupportedModelError
 from postproc_export.rewrite.attached import name_is_taken
 from postproc_export.rewrite.openvino_names import refuse_duplicates, rename_tensors, used_names
 from postproc_export.runtimes.openvino import port_info
@@ -66,10 +66,9 @@ def put_layer(model: Any, plan: Plan, *, make: Make | None = None) -> LayerRecor
 
 
 def read_layer(model: Any, layer: Where, *, where: str) -> LayerRecord | None:
-    """Return the record of a layer; None where the model has none."""
-    if not model.has_rt_info([KEYS[layer]]):
-        return None
-    return LayerRecord.loads(model.get_rt_info([KEYS[layer]]).astype(str), layer=layer, where=where)
+    """Return the record of a layer, of an ONNX model that was converted, too; None where there is none."""
+    path = next((path for path in _paths(layer) if model.has_rt_info(path)), None)
+    return None if path is None else LayerRecord.loads(model.get_rt_info(path).astype(str), layer=layer, where=where)
 
 
 def take_layer(model: Any, layer: Where, *, where: str) -> LayerRecord | None:
@@ -81,10 +80,18 @@ def take_layer(model: Any, layer: Where, *, where: str) -> LayerRecord | None:
         If an operator outside the layer reads one of its values.
     MetadataError
         If the record is not legal, or names what the model does not have.
+    UnsupportedModelError
+        If the model was converted since: the record names what an ONNX model had.
     """
     record = read_layer(model, layer, where=where)
     if record is None:
         return None
+    if was_converted(model, layer):
+        raise UnsupportedModelError(
+            f"{where} was converted to OpenVINO with tails of one's own: they cannot be told from the rest",
+            found=", ".join(spec.text for spec in record.tails),
+            fix="take the ONNX file for this, and convert what comes out",
+        )
     nodes = {node.get_friendly_name(): node for node in model.get_ops()}
     values = _keys(node for name, node in nodes.items() if name.startswith(PREFIXES[layer]))
     kept = {_place(result): result for result in model.get_results()}
@@ -106,6 +113,12 @@ def take_layer(model: Any, layer: Where, *, where: str) -> LayerRecord | None:
     rename_tensors(model, {new: old for old, new in record.original.get("renamed", {}).items()})
     del model.get_rt_info()[KEYS[layer]]
     return record
+
+
+def was_converted(model: Any, layer: Where) -> bool:
+    """Whether the record of a layer is that of an ONNX model, from which this one was converted."""
+    native, framework = _paths(layer)
+    return not model.has_rt_info(native) and model.has_rt_info(framework)
 
 
 def name_nodes(outputs: Iterable[Any], *, stop: set[str], prefix: str, taken: set[str]) -> None:
@@ -144,6 +157,10 @@ def named_value(model: Any, name: str) -> Any:
         if node.get_friendly_name() == friendly_name and port.isdecimal() and int(port) < node.get_output_size():
             return node.output(int(port))
     raise MetadataError(f"the record names a value '{name}' that the model does not have")
+
+
+def _paths(layer: Where) -> tuple[list[str], list[str]]:
+    return [KEYS[layer]], ["framework", KEYS[layer]]
 
 
 def _emitted(plan: Plan, read: Mapping[str, Any], taken: set[str]) -> Mapping[str, Any]:

@@ -11,8 +11,10 @@ from postproc_export.runtimes.protocol import Axis, PortInfo
 from postproc_export.stats import Level
 from postproc_export.tail_options import LabelDtype
 from postproc_export.transforms.record import Where
-from postproc_export.transforms.shipped import Thresholds, Transform, Values, resolve
+from postproc_export.transforms.shipped import resolve
 from postproc_export.transforms.spec import TailSpec
+from postproc_export.transforms.step import Transform, Values
+from postproc_export.transforms.thresholds import Thresholds
 
 RAW: Final[Mapping[str, Level]] = {"score": "image", "map": "pixel"}
 

@@ -1,84 +1,19 @@
 """The shipped transforms: their parameters, raw values to raw values as expressions, how far runtimes may differ."""
 
-import base64
-import binascii
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, Self
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 from graph_patterns import transforms as steps
-from graph_patterns.expr import Expr, Ints, Table, reshape, shape_of
-from postproc_export.errors import FileError, UnsupportedModelError, UsageError
+from graph_patterns.expr import Expr, Ints, reshape, shape_of
+from postproc_export.errors import UnsupportedModelError, UsageError
 from postproc_export.runtimes.protocol import Axis, PortInfo
 from postproc_export.transforms.spec import TailSpec
+from postproc_export.transforms.step import ROUNDING, Transform, Values, number, refuse_unknown, whole
+from postproc_export.transforms.thresholds import Thresholds
 
 if TYPE_CHECKING:
     from postproc_export.transforms.modules import TailTransform
-
-_LARGEST_TABLE: Final = 1 << 22  # elements
-_ROUNDING: Final = 2.0**-24
-
-
-@dataclass(frozen=True, slots=True)
-class Values:
-    """The raw values at one point of a chain: float32 expressions, and what is declared of them; None where none is.
-
-    Parameters
-    ----------
-    score, map
-        The expressions.
-    score_port, map_port
-        Name, element type and shape.
-    image, image_port
-        The model's input, for its height and width alone.
-    """
-
-    score: Expr | None
-    map: Expr | None
-    score_port: PortInfo | None
-    map_port: PortInfo | None
-    image: Expr | None = None
-    image_port: PortInfo | None = None
-
-    def need_map(self, name: str) -> tuple[Expr, PortInfo, int]:
-        """Return the map, its port and its rank.
-
-        Raises
-        ------
-        UnsupportedModelError
-            If there is none.
-        """
-        if self.map is None or self.map_port is None or self.map_port.rank is None:
-            raise UnsupportedModelError(f"the tail '{name}' needs an anomaly map", found="a model with a score only")
-        return self.map, self.map_port, self.map_port.rank
-
-
-class Transform(Protocol):
-    """A step before the threshold."""
-
-    name: ClassVar[str]
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The parameters as JSON values."""
-
-    @classmethod
-    def parse(cls, given: Mapping[str, Any]) -> Self:
-        """Read parameters, as text of the command line or as JSON values."""
-
-    def apply(self, values: Values) -> Values:
-        """Return the values behind it, or refuse a model that it does not fit."""
-
-    def module(self) -> "TailTransform":
-        """Return its eager twin."""
-
-    def bound(self, largest: float, size: tuple[int, int]) -> tuple[float, float]:
-        """Return the largest magnitude behind it, and what two implementations in float32 may differ by more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +31,8 @@ class Gaussian:
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> Self:
         """Read ``sigma``, pixels, in (0, 100]; default 4, Anomalib's."""
-        _refuse_unknown(cls.name, given, ("sigma",))
-        return cls(_number(cls.name, "sigma", given.get("sigma", 4.0), low=0.05, high=100.0))
+        refuse_unknown(cls.name, given, ("sigma",))
+        return cls(number(cls.name, "sigma", given.get("sigma", 4.0), low=0.05, high=100.0))
 
     def apply(self, values: Values) -> Values:
         """Smooth the map; a static one has to exceed the kernel's radius in both directions."""
@@ -123,7 +58,7 @@ class Gaussian:
     def bound(self, largest: float, size: tuple[int, int]) -> tuple[float, float]:
         """Two passes of n products and sums in each implementation, with weights that sum to 1."""
         taps = 2 * steps.gaussian_radius(self.sigma) + 1
-        return largest, 4 * (taps + 1) * _ROUNDING * largest
+        return largest, 4 * (taps + 1) * ROUNDING * largest
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +76,8 @@ class TopK:
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> Self:
         """Read ``k``, a number of pixels of at least 1."""
-        _refuse_unknown(cls.name, given, ("k",))
-        return cls(_whole(cls.name, "k", given.get("k")))
+        refuse_unknown(cls.name, given, ("k",))
+        return cls(whole(cls.name, "k", given.get("k")))
 
     def apply(self, values: Values) -> Values:
         """Put the mean in the place of the score, in its shape; a static map has to have `k` pixels."""
@@ -169,7 +104,7 @@ class TopK:
 
     def bound(self, largest: float, size: tuple[int, int]) -> tuple[float, float]:
         """Sums of k values in each implementation, and a division."""
-        return largest, 2 * (min(self.k, size[0] * size[1]) + 1) * _ROUNDING * largest
+        return largest, 2 * (min(self.k, size[0] * size[1]) + 1) * ROUNDING * largest
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,10 +123,10 @@ class Resize:
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> Self:
         """Read ``height`` and ``width``, pixels; neither for the size of the model's input."""
-        _refuse_unknown(cls.name, given, ("height", "width"))
+        refuse_unknown(cls.name, given, ("height", "width"))
         if len(given) == 1:
             raise UsageError(f"the tail '{cls.name}' has one of height and width", needed="both, or neither")
-        return cls(*(_whole(cls.name, key, given[key]) for key in ("height", "width"))) if given else cls()
+        return cls(*(whole(cls.name, key, given[key]) for key in ("height", "width"))) if given else cls()
 
     def apply(self, values: Values) -> Values:
         """Resize the map."""
@@ -231,101 +166,7 @@ class Resize:
 
     def bound(self, largest: float, size: tuple[int, int]) -> tuple[float, float]:
         """A place on either axis is off by some roundings of the axis' length, times the steepest slope there is."""
-        return largest, (16 + 8 * sum(size)) * _ROUNDING * largest
-
-
-@dataclass(frozen=True, slots=True)
-class Thresholds:
-    """A threshold per pixel, region or channel: the map becomes its distance from it."""
-
-    shape: tuple[int, ...]
-    content: bytes
-    name: ClassVar[str] = "thresholds"
-
-    @property
-    def values(self) -> NDArray[np.float32]:
-        """The thresholds, float32, raw units."""
-        return np.frombuffer(self.content, "<f4").reshape(self.shape)
-
-    @property
-    def channels(self) -> int:
-        """How many channels a map has to have."""
-        return self.shape[0] if len(self.shape) == 3 else 1
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """Shape and values, so that a record needs no other file."""
-        packed = base64.b64encode(zlib.compress(self.content, 9)).decode("ascii")
-        return {"shape": list(self.shape), "zlib": packed}
-
-    @classmethod
-    def parse(cls, given: Mapping[str, Any]) -> Self:
-        """Read ``file``, a .npy of floats [H, W], [C] or [C, H, W] with axes of size 1 where it repeats."""
-        if "zlib" in given:
-            return cls._unpacked(given)
-        _refuse_unknown(cls.name, given, ("file",))
-        if "file" not in given:
-            raise UsageError(f"the tail '{cls.name}' has no file", needed="thresholds:file=thresholds.npy")
-        path = Path(str(given["file"]))
-        try:
-            array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise FileError(f"cannot read the thresholds {path}", found=str(error), needed="a .npy file") from error
-        return cls.of(array)
-
-    @classmethod
-    def of(cls, array: Any) -> Self:
-        """Take an array; one of a single axis has a threshold per channel."""
-        found = np.asarray(array)
-        if found.dtype.kind not in "fiu" or not 1 <= found.ndim <= 3 or not 0 < found.size <= _LARGEST_TABLE:
-            raise UsageError(
-                f"the tail '{cls.name}' cannot use these values",
-                found=f"{found.dtype} {list(found.shape)}",
-                needed=f"numbers [H, W], [C] or [C, H, W], at most {_LARGEST_TABLE:,}",
-            )
-        values = found.astype("<f4")
-        values = values.reshape(-1, 1, 1) if values.ndim == 1 else values
-        if not np.isfinite(values).all():
-            raise UsageError(f"the tail '{cls.name}' has a threshold that is not finite")
-        return cls(values.shape, values.tobytes())
-
-    @classmethod
-    def _unpacked(cls, given: Mapping[str, Any]) -> Self:
-        _refuse_unknown(cls.name, given, ("shape", "zlib"))
-        try:
-            shape = tuple(int(size) for size in given["shape"])
-            content = zlib.decompressobj().decompress(base64.b64decode(given["zlib"]), 4 * _LARGEST_TABLE)
-            return cls.of(np.frombuffer(content, "<f4").reshape(shape))
-        except (KeyError, TypeError, ValueError, zlib.error, binascii.Error) as error:
-            raise UsageError(f"the tail '{cls.name}' is damaged", found=str(error)) from error
-
-    def apply(self, values: Values) -> Values:
-        """Subtract the thresholds; several channels need a map that has as many."""
-        maps, port, rank = values.need_map(self.name)
-        fits = (rank == 4 or self.channels == 1) and all(
-            size in (1, found) or found is None
-            for size, found in zip(self.shape[-2:], (port.size(-2), port.size(-1)), strict=True)
-        )
-        declared = port.size(1) if rank == 4 else 1
-        if not fits or declared not in (None, self.channels):
-            raise UnsupportedModelError(
-                f"the thresholds {list(self.shape)} do not fit the map", found=port.describe(), needed="the same sizes"
-            )
-        table = Table(self.content, self.shape[-2:] if rank == 3 else self.shape, "thresholds")
-        expr = steps.above_thresholds(maps, table, channels=self.channels)
-        assert port.shape is not None, "a map of unknown rank is refused when it is selected"
-        made = PortInfo(port.name, port.dtype, (port.shape[0], 1, *port.shape[2:]) if rank == 4 else port.shape)
-        return replace(values, map=expr, map_port=made)
-
-    def module(self) -> "TailTransform":
-        """Return `AboveThresholds`."""
-        from postproc_export.transforms.modules import AboveThresholds
-
-        return AboveThresholds(self.values)
-
-    def bound(self, largest: float, size: tuple[int, int]) -> tuple[float, float]:
-        """The same subtraction everywhere; it rounds alike."""
-        return largest + float(np.abs(self.values).max()), _ROUNDING * largest
+        return largest, (16 + 8 * sum(size)) * ROUNDING * largest
 
 
 TRANSFORMS: Final[Mapping[str, type[Transform]]] = {item.name: item for item in (Gaussian, TopK, Resize, Thresholds)}
@@ -340,26 +181,3 @@ def resolve(spec: TailSpec) -> Transform:
         If a parameter is missing, unknown or not legal.
     """
     return TRANSFORMS[spec.name].parse(spec.parameters)
-
-
-def _refuse_unknown(name: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    unknown = [key for key in given if key not in known]
-    if unknown:
-        raise UsageError(f"the tail '{name}' has no parameter '{unknown[0]}'", needed=", ".join(known) or "none")
-
-
-def _number(name: str, key: str, value: Any, *, low: float, high: float) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if not low <= number <= high:
-        raise UsageError(f"the tail '{name}': {key} is {value!r}", needed=f"a number in [{low:g}, {high:g}]")
-    return number
-
-
-def _whole(name: str, key: str, value: Any) -> int:
-    text = str(value)
-    if not text.isdecimal() or not 1 <= int(text) <= 2**31 - 1:
-        raise UsageError(f"the tail '{name}': {key} is {value!r}", needed="a whole number of at least 1")
-    return int(text)
