@@ -45,6 +45,15 @@ class Ints:
 
 
 @dataclass(frozen=True, slots=True)
+class Table:
+    """A fixed float32 tensor, such as the weights of a filter; `content` is its little-endian bytes."""
+
+    content: bytes
+    shape: tuple[int, ...]
+    name: str = "table"
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """One canonical operator applied to expressions; `params` are its fixed settings, sorted by name."""
 
@@ -57,7 +66,7 @@ class Call:
         return dict(self.params)[name]
 
 
-Expr: TypeAlias = Input | Scalar | Const | Ints | Call
+Expr: TypeAlias = Input | Scalar | Const | Ints | Table | Call
 
 
 def call(op: str, *args: Expr, **params: Param) -> Call:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from graph_patterns.expr import COMMUTATIVE, Call, Const, Expr, Input, Ints, Scalar
+from graph_patterns.expr import COMMUTATIVE, Call, Const, Expr, Input, Ints, Scalar, Table
 from graph_patterns.graph import GraphView, NodeView, Number, Value
 from graph_patterns.pattern import Pattern
 
@@ -125,6 +125,8 @@ def _fit(expr: Expr, graph: GraphView, at: Value | Number, bound: _Bindings) -> 
                 shown = _shown(graph, at) if found is None else str(list(found))
                 return _miss(f"expected the constant {list(values)}, found {shown}", graph, at, bound)
             return None
+        case Table(name=name):
+            return _miss(f"the table {name!r} is emitted and not matched", graph, at, bound)
         case Call():
             return _fit_call(expr, graph, at, bound)
 

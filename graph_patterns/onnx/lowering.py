@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 
 from graph_patterns.emission import Names, owners
 from graph_patterns.errors import UnsupportedOpsetError
-from graph_patterns.expr import Call, Const, Expr, Input, Ints, Scalar
+from graph_patterns.expr import Call, Const, Expr, Input, Ints, Scalar, Table
 
 OLDEST_OPSET: Final = 7
 OLDEST_IR_VERSION: Final = 3
@@ -70,6 +70,20 @@ LOWERINGS: Final[Mapping[str, tuple[OnnxForm, ...]]] = {
     "identity": (OnnxForm("Identity", since=1),),
 }
 
+# Operators of what stands before a tail. They are emitted and never matched, so the view of a graph does not read them.
+EMITTED_ONLY: Final[Mapping[str, tuple[OnnxForm, ...]]] = {
+    "abs": (OnnxForm("Abs", since=6),),
+    "conv": (OnnxForm("Conv", since=1),),
+    "gather": (OnnxForm("Gather", since=1),),
+    "mod": (OnnxForm("Mod", since=10),),
+    "pad": (OnnxForm("Pad", since=11),),
+    "range": (OnnxForm("Range", since=11),),
+    "reduce_mean": (OnnxForm("ReduceMean", since=1, axes="attribute"), OnnxForm("ReduceMean", since=18, axes="input")),
+    "resize": (OnnxForm("Resize", since=11),),
+    "squeeze": (OnnxForm("Squeeze", since=1, axes="attribute"), OnnxForm("Squeeze", since=13, axes="input")),
+    "top_k": (OnnxForm("TopK", since=10),),
+}
+
 ELEMENT_TYPES: Final[Mapping[str, int]] = {
     "float32": onnx.TensorProto.FLOAT,
     "uint8": onnx.TensorProto.UINT8,
@@ -101,7 +115,7 @@ class OnnxTarget:
 
     def supports(self, op: str) -> bool:
         """Whether the opset has a form of a canonical operator."""
-        return any(form.since <= self.opset for form in LOWERINGS[op])
+        return any(form.since <= self.opset for form in _forms(op))
 
     def check_integers(self) -> None:
         """Refuse a target that has no form of a constant vector of integers.
@@ -126,14 +140,18 @@ class OnnxTarget:
         UnsupportedOpsetError
             If there is none.
         """
-        known = [form for form in LOWERINGS[op] if form.since <= self.opset]
+        known = [form for form in _forms(op) if form.since <= self.opset]
         if not known:
             raise UnsupportedOpsetError(
-                f"{LOWERINGS[op][0].op_type} cannot be expressed at opset {self.opset}",
-                needed=f"opset {LOWERINGS[op][0].since} or later",
+                f"{_forms(op)[0].op_type} cannot be expressed at opset {self.opset}",
+                needed=f"opset {_forms(op)[0].since} or later",
                 fix="export the model again with a later opset",
             )
         return known[-1]
+
+
+def _forms(op: str) -> tuple[OnnxForm, ...]:
+    return LOWERINGS[op] if op in LOWERINGS else EMITTED_ONLY[op]
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +228,8 @@ class _Builder:
             case Ints(values, name):
                 self._target.check_integers()
                 return self._constant(name, np.asarray(values, dtype=np.int64))
+            case Table(content, shape, name):
+                return self._constant(name, np.frombuffer(content, "<f4").reshape(shape))
             case Call():
                 return self._done[expr] if expr in self._done else self._call(expr, name=self._owned.get(expr))
             case Scalar(name):
@@ -237,6 +257,18 @@ class _Builder:
                 attributes[key] = list(setting) if isinstance(setting, tuple) else setting
         node_name = self._names.unique(expr.op)
         result = gs.Variable(name if name is not None else node_name)
-        self._nodes.append(gs.Node(form.op_type, node_name, attributes, operands, [result]))
+        results = [result]
+        if expr.op == "resize":
+            operands = [operands[0], *self._unused_operands(), operands[1]]
+        elif expr.op == "top_k":
+            results.append(gs.Variable(self._names.unique("indices")))
+        self._nodes.append(gs.Node(form.op_type, node_name, attributes, operands, results))
         self._done[expr] = result
         return result
+
+    def _unused_operands(self) -> list[gs.Tensor]:
+        """Region of interest and scales of a Resize that is given sizes: they may be left out from opset 13 on."""
+        if self._target.opset >= 13:
+            return [gs.Variable.empty(), gs.Variable.empty()]
+        empty = self._constant("empty", np.empty(0, np.float32))
+        return [empty, empty]

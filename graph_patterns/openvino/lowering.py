@@ -8,7 +8,8 @@ from typing import Any, Final
 import numpy as np
 
 from graph_patterns.emission import Names, owners
-from graph_patterns.expr import Call, Const, Expr, Input, Ints, Scalar
+from graph_patterns.expr import Call, Const, Expr, Input, Ints, Scalar, Table
+from graph_patterns.openvino.tensor_ops import EMITTED_ONLY
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,8 @@ class _Builder:
                 return self._constant(name, np.asarray(value, dtype=dtype))
             case Ints(values, name):
                 return self._constant(name, np.asarray(values, dtype=np.int64))
+            case Table(content, shape, name):
+                return self._constant(name, np.frombuffer(content, "<f4").reshape(shape))
             case Call():
                 if expr not in self._done:
                     self._done[expr] = self._call(expr)
@@ -131,8 +134,10 @@ class _Builder:
         return node.output(0)
 
     def _call(self, expr: Call) -> Any:
-        form = LOWERINGS[expr.op]
         operands = [self._value(arg) for arg in expr.args]
+        if expr.op in EMITTED_ONLY:
+            return self._named(expr, EMITTED_ONLY[expr.op](self._opset, expr, operands))
+        form = LOWERINGS[expr.op]
         if expr.op == "clip":
             return self._named(expr, self._opset.clamp(operands[0], *(_number(arg) for arg in expr.args[1:])))
         settings = [self._setting(name, expr) for name in form.settings]

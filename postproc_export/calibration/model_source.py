@@ -1,7 +1,7 @@
 """Calibrating on an exported raw model itself, run over a folder of labelled images."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from postproc_export.calibration.model_batches import find_batch_size, run_batch
+from postproc_export.calibration.transformed import open_transformed
 from postproc_export.errors import CalibrationError, FileError, UnsupportedModelError
 from postproc_export.images import Batch, Preprocessing, Sample, find_samples, fit_mask, image_input, load_batches
 from postproc_export.rewrite.outputs import RESULT_NAMES, Selection, select_outputs
-from postproc_export.runtimes import Array, Precision, Runner, RuntimeName, as_float32, open_runner
+from postproc_export.runtimes import Array, PortInfo, Precision, Runner, RuntimeName, as_float32, open_runner
 from postproc_export.stats import CalibrationStats
+from postproc_export.transforms.record import STATISTICS_KEY
+from postproc_export.transforms.spec import TailSpec, parse_tails
 
 if TYPE_CHECKING:
     from postproc_export.calibration.calibrator import Calibrator
@@ -43,6 +46,8 @@ class ModelSource:
         Whether the pixel level is left out, so that no masks are needed.
     workers
         Decoding threads; None chooses.
+    tails
+        Tails of one's own behind which it is calibrated, as they are recorded.
     """
 
     path: Path
@@ -53,6 +58,7 @@ class ModelSource:
     batch_size: int
     image_only: bool = False
     workers: int | None = None
+    tails: tuple[TailSpec, ...] = ()
 
     @classmethod
     def open(
@@ -69,6 +75,7 @@ class ModelSource:
         batch_size: int | None = None,
         threads: int | None = None,
         workers: int | None = None,
+        tail: str | Sequence[str] = (),
     ) -> Self:
         """Load the model, find the images and settle everything that can be settled before the first of them is read.
 
@@ -91,15 +98,27 @@ class ModelSource:
             batch axis is declared dynamic, does not run at 8.
         workers
             Decoding threads.
+        tail
+            Tails of one's own before the threshold, behind which it is calibrated; see `attach_postprocessing`.
 
         Raises
         ------
         FileError, UsageError, UnsupportedModelError, CalibrationError
             If the model, its outputs, the images or the options do not go together.
         """
-        runner = open_runner(model, runtime=runtime, precision=precision, threads=threads)
-        selection = select_outputs(runner.outputs, image_output=image_output, pixel_output=pixel_output)
-        _refuse_post_processed(runner, selection)
+        outputs: dict[str, str | int | None] = {"image_output": image_output, "pixel_output": pixel_output}
+        options: dict[str, Any] = {"runtime": runtime, "precision": precision, "threads": threads}
+        specs = parse_tails(tail)
+        tails: tuple[TailSpec, ...] = ()
+        if specs:
+            transformed = open_transformed(model, specs, outputs, **options)
+            runner, outputs, tails = transformed.runner, transformed.before.outputs, transformed.before.tails
+            _refuse_post_processed(transformed.ports, transformed.selection)
+        else:
+            runner = open_runner(model, **options)
+        selection = select_outputs(runner.outputs, **outputs)
+        if not specs:
+            _refuse_post_processed(runner.outputs, selection)
         resolved = (preprocessing or Preprocessing()).for_input(image_input(runner.inputs))
         samples = tuple(find_samples(images))
         if selection.pixel is not None and not image_only:
@@ -114,6 +133,7 @@ class ModelSource:
             batch_size=size,
             image_only=image_only,
             workers=workers,
+            tails=tails,
         )
 
     @property
@@ -171,6 +191,7 @@ class ModelSource:
                 "precision": self.runner.precision,
                 "inference_precision": self.runner.inference_precision,
             },
+            **({STATISTICS_KEY: [spec.to_json() for spec in self.tails]} if self.tails else {}),
             "preprocessing": self.preprocessing.to_json(),
             "samples": {**self.counts(), "batch_size": self.batch_size},
         }
@@ -190,6 +211,7 @@ class ModelSource:
             (
                 f"runtime: {runner.name} {runner.version}, computing in {runner.inference_precision}",
                 f"outputs: {self.selection.describe()}{'; pixel level left out' if self.image_only else ''}",
+                *(f"behind: {spec.text}" for spec in self.tails),
                 f"pre-processing: {self.preprocessing.describe()}",
                 f"images: {counts['normal']} normal, {counts['anomalous']} anomalous, {counts['masks']} masks, "
                 f"{self.batch_size} at a time",
@@ -231,8 +253,8 @@ def file_digests(model: Path) -> dict[str, str]:
     return digests
 
 
-def _refuse_post_processed(runner: Runner, selection: Selection) -> None:
-    results = [port.name for port in runner.outputs if any(port.answers_to(name) for name in RESULT_NAMES)]
+def _refuse_post_processed(ports: Sequence[PortInfo], selection: Selection) -> None:
+    results = [port.name for port in ports if any(port.answers_to(name) for name in RESULT_NAMES)]
     asked = [found for found in (selection.image_found, selection.pixel_found) if found is not None]
     if results and set(asked) != {"option"}:
         raise UnsupportedModelError(

@@ -67,6 +67,7 @@ def tail_keywords(
     runtime_sensitivity: bool,
     runtime_boundary: bool,
     runtime_parameters: bool,
+    tail: list[str] | None,
     **others: Any,
 ) -> dict[str, Any]:
     """Return the keywords of `attach_postprocessing` for the options of a command line, which `export` has, too.
@@ -83,6 +84,7 @@ def tail_keywords(
         "enable_thresholding": threshold,
         "adjustable": adjustable or "nothing",
         "as_parameters": runtime_parameters,
+        "tail": tail or (),
     }
 
 
@@ -138,6 +140,10 @@ def attach(
         bool,
         typer.Option("--runtime-parameters", help="In an IR: as inputs that have to be given, not as variables."),
     ] = False,
+    tail: Annotated[
+        list[str] | None,
+        typer.Option("--tail", metavar="NAME:KEY=VALUE", help="A tail of your own: gaussian:sigma=4, ...; repeatable."),
+    ] = None,
     link_weights: Annotated[
         bool, typer.Option("--link-weights", help="Hard-link external data instead of copying it.")
     ] = False,
@@ -171,6 +177,7 @@ def attach(
             runtime_sensitivity=runtime_sensitivity,
             runtime_boundary=runtime_boundary,
             runtime_parameters=runtime_parameters,
+            tail=tail,
         ),
         link_weights=link_weights,
     )

@@ -47,6 +47,7 @@ _OF_MODELS: Final = (
     "precision",
     "threads",
     "spool_dir",
+    "tail",
 )
 
 
@@ -105,6 +106,10 @@ def calibrate(
         PrecisionChoice, typer.Option(help="float32, or the runtime's default on this machine.")
     ] = PrecisionChoice.float32,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime.")] = None,
+    tail: Annotated[
+        list[str] | None,
+        typer.Option("--tail", metavar="NAME:KEY=VALUE", help="A tail of your own to calibrate behind; repeatable."),
+    ] = None,
     spool_dir: Annotated[
         Path | None, typer.Option(help="Folder for the temporary file that raw maps of a model are kept in.")
     ] = None,
@@ -152,6 +157,7 @@ def calibrate(
                 batch_size=batch_size,
                 threads=threads,
                 workers=workers,
+                tail=tail or (),
             )
             stats = _from_model(opened, options)
     stats.save(output)

@@ -30,7 +30,7 @@ from postproc_export.cli.image_options import (
 if TYPE_CHECKING:
     from postproc_export.export import ExportResult
 
-_OWN: Final = ("model", "stats", "output", "in_place", "link_weights", "image_output", "pixel_output", "tail")
+_OWN: Final = ("model", "stats", "output", "in_place", "link_weights", "image_output", "pixel_output")
 _IMAGE_OPTIONS: Final = tuple("image_layout" if name == "layout" else name for name in PREPROCESSING)
 
 

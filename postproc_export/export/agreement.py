@@ -13,6 +13,7 @@ from postproc_export.parity.attached_model import AttachedModel
 from postproc_export.parity.compare import compare_scores
 from postproc_export.parity.configuration import Configuration
 from postproc_export.parity.difference import ScoreDifference
+from postproc_export.parity.eager_transform import EagerTransform, image_size
 from postproc_export.parity.reference import Reference
 from postproc_export.parity.report import Check
 from postproc_export.parity.tally import Tally, details_of
@@ -106,8 +107,10 @@ def decision_checks(attached: AttachedModel, way: Configuration, probes: Sequenc
     reference, runner = Reference(attached), attached.parts_of(way.open(attached.path, threads=None))
     tally = Tally(attached, way, drift="exported")
     tally.ran_on(runner)
+    transform = EagerTransform.load(attached)
     for probe in probes:
-        tally.add(reference.outputs(probe.raw), runner.run({INPUT: probe.images}), probe.raw, reference)
+        raw = probe.raw if transform is None else transform(probe.raw, size=image_size({INPUT: probe.images}))
+        tally.add(reference.outputs(raw), runner.run({INPUT: probe.images}), raw, reference)
     yield from tally.checks("module")
 
 

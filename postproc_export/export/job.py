@@ -17,6 +17,7 @@ from postproc_export.export.result import SUFFIXES, ExportedFile, Format
 from postproc_export.parity import check_parity
 from postproc_export.parity.attached_model import load_attached
 from postproc_export.parity.configuration import Configuration
+from postproc_export.parity.decision_check import without_decisions
 from postproc_export.parity.report import Check, ParityReport
 from postproc_export.rewrite.attach import AttachResult, attach_postprocessing
 from postproc_export.runtimes import open_runner
@@ -105,7 +106,8 @@ class Job:
         assert images is not None, "there are statistics or images to calibrate on"
         self.tell(f"calibrating on {images}")
         preprocessing = self.request.preprocessing_for(tuple(self.example.shape))
-        return self.request.calibration.run(self._raw(self.request.formats[0]), images, preprocessing)
+        raw, tail = self._raw(self.request.formats[0]), self.request.attach_options.get("tail", ())
+        return self.request.calibration.run(raw, images, preprocessing, tail=tail)
 
     def finish(self, stats: CalibrationStats) -> tuple[ExportedFile, ...]:
         """Attach to every raw file, and check what comes out."""
@@ -134,7 +136,8 @@ class Job:
     def _report(self, each: Format, path: Path, final: Path) -> ParityReport:
         usual = np.concatenate([probe.images for probe in self.probes if not probe.axes])
         report = check_parity(path, raw=self._raw(each), inputs={INPUT: usual}, seed=self.request.seed)
-        decisions = decision_checks(load_attached(path), WAYS[each], self.probes)
+        with without_decisions(path) as (plain, _):
+            decisions = list(decision_checks(load_attached(plain), WAYS[each], self.probes))
         checks = (*report.checks, *self._raw_checks[each], *decisions)
         fed = {"inputs": f"{len(usual)} samples: {', '.join(self._labels())}"}
         return replace(report, subject=str(final), checks=checks, environment={**report.environment, **fed})

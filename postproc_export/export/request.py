@@ -1,7 +1,7 @@
 """What an export is asked for, settled before anything is computed."""
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -14,11 +14,12 @@ from postproc_export.images import Preprocessing, find_samples
 from postproc_export.parity.inputs import SEED
 from postproc_export.stats import CalibrationStats
 from postproc_export.tail_options import TailOptions
+from postproc_export.transforms.spec import parse_tail, parse_tails
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_OWN: Final = ("model_path", "stats", "output", "in_place", "link_weights", "image_output", "pixel_output", "tail")
+_OWN: Final = ("model_path", "stats", "output", "in_place", "link_weights", "image_output", "pixel_output")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,13 +56,26 @@ class Calibration:
         images: str | Path,
         preprocessing: Preprocessing,
         *,
+        tail: str | Sequence[str] = (),
         progress: "Callable[[int, int], None] | None" = None,
     ) -> CalibrationStats:
-        """Run a raw file over labelled images and return its statistics, with a record of how they came about."""
+        """Run a raw file over labelled images and return its statistics, with a record of how they came about.
+
+        Parameters
+        ----------
+        model, images, preprocessing
+            See `ModelSource.open`.
+        tail
+            Tails of one's own; it is calibrated behind those that stand before the threshold.
+        progress
+            See `ModelSource.calibrate`.
+        """
         from postproc_export.calibration import COMPARED, Calibrator
         from postproc_export.calibration.model_source import ModelSource
 
-        source = ModelSource.open(model, images, preprocessing=preprocessing, image_only=self.image_only)
+        texts = [tail] if isinstance(tail, str) else tail
+        before = [text for text in texts if parse_tail(text).changes_values]
+        source = ModelSource.open(model, images, preprocessing=preprocessing, image_only=self.image_only, tail=before)
         policies = {"image_policy": self.image_policy, "pixel_policy": self.pixel_policy}
         with Calibrator(**policies, nonfinite=self.nonfinite, compare=COMPARED) as calibrator:  # type: ignore[arg-type]
             return source.calibrate(calibrator, progress=progress)
@@ -159,5 +173,6 @@ def check_attach_options(options: Mapping[str, Any]) -> None:
         raise TypeError(
             f"export_model() got an unexpected keyword argument {unknown[0]!r}; {', '.join(known)} are known"
         )
+    parse_tails(options.get("tail", ()))
     of_tail = {item.name for item in fields(TailOptions)}
     TailOptions(**{name: value for name, value in options.items() if name in of_tail})

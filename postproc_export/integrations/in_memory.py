@@ -1,5 +1,6 @@
 """Attaching to a model that another program holds in memory: a step of its own compiler pipeline."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from postproc_export.rewrite.attached import Attached
@@ -19,6 +20,7 @@ def attach_to_onnx(
     *,
     image_output: str | int | None = None,
     pixel_output: str | int | None = None,
+    tail: str | Sequence[str] = (),
     **options: Any,
 ) -> Attached:
     """Append normalised scores, labels and masks to an ONNX model in memory, in place.
@@ -31,6 +33,8 @@ def attach_to_onnx(
         Statistics, or the path of a statistics file.
     image_output, pixel_output
         Which output is the raw score and which the raw map; see `attach_postprocessing`.
+    tail
+        Tails of one's own around it; see `attach_postprocessing`.
     options
         The fields of `TailOptions`, such as ``image_sensitivity=0.6`` or ``keep_raw=True``.
 
@@ -48,11 +52,19 @@ def attach_to_onnx(
     -----
     The result equals, byte for byte, what `attach_postprocessing` makes of the same model in a file.
     """
-    from postproc_export.rewrite.onnx_attach import attach_to_onnx_model
+    from postproc_export.transforms.around import attach_around
+    from postproc_export.transforms.formats import OnnxFormat
+    from postproc_export.transforms.spec import parse_tails
 
-    return attach_to_onnx_model(
-        model, as_stats(stats), TailOptions(**options), image_output=image_output, pixel_output=pixel_output
+    specs, statistics, tail_options = parse_tails(tail), as_stats(stats), TailOptions(**options)
+    # One layer may be in when the next is refused; without tails of one's own there is but one.
+    target = type(model).FromString(model.SerializeToString()) if specs else model
+    attached = attach_around(
+        OnnxFormat(), target, statistics, tail_options, specs, image_output=image_output, pixel_output=pixel_output
     )
+    if target is not model:
+        model.CopyFrom(target)
+    return attached
 
 
 def attach_to_openvino(
@@ -61,6 +73,7 @@ def attach_to_openvino(
     *,
     image_output: str | int | None = None,
     pixel_output: str | int | None = None,
+    tail: str | Sequence[str] = (),
     **options: Any,
 ) -> Attached:
     """Append normalised scores, labels and masks to an `openvino.Model` in memory, in place.
@@ -69,7 +82,7 @@ def attach_to_openvino(
     ----------
     model
         A model with raw outputs.
-    stats, image_output, pixel_output, options
+    stats, image_output, pixel_output, tail, options
         See `attach_to_onnx`.
 
     Raises
@@ -82,12 +95,21 @@ def attach_to_openvino(
     Save it with ``openvino.save_model(model, path, compress_to_fp16=False)``: compression would round the constants of
     the tail, too. To have the body compressed, compress before attaching.
     """
-    from postproc_export.rewrite.openvino_attach import attach_to_openvino_model
+    from postproc_export.transforms.around import attach_around
+    from postproc_export.transforms.formats import OpenVinoFormat
+    from postproc_export.transforms.spec import parse_tails
 
+    specs = parse_tails(tail)
     statistics, tail_options = as_stats(stats), TailOptions(**options)
     # Some refusals come when results are replaced already. A clone shares the weights: trying it costs next to nothing.
     for target in (model.clone(), model):
-        attached = attach_to_openvino_model(
-            target, statistics, tail_options, image_output=image_output, pixel_output=pixel_output
+        attached = attach_around(
+            OpenVinoFormat(),
+            target,
+            statistics,
+            tail_options,
+            specs,
+            image_output=image_output,
+            pixel_output=pixel_output,
         )
     return attached

@@ -18,6 +18,7 @@ from postproc_export.runtimes.protocol import PortInfo, Runner
 from postproc_export.stats import Level
 from postproc_export.tail import Tail, build_tail
 from postproc_export.tail_options import TailOptions
+from postproc_export.transforms.record import LayerRecord, Where
 
 Format: TypeAlias = Literal["onnx", "openvino"]
 Shapes: TypeAlias = Mapping[Level, tuple[int | None, ...]]
@@ -39,6 +40,10 @@ class ModelFile(Protocol):
     @property
     def raw(self) -> Mapping[Level, PortInfo]:
         """The raw outputs as the original declared them, under the names that their values bear in this file."""
+
+    @property
+    def inputs(self) -> tuple[PortInfo, ...]:
+        """The inputs that this file declares, in order."""
 
     @property
     def outputs(self) -> tuple[PortInfo, ...]:
@@ -81,8 +86,29 @@ class ModelFile(Protocol):
             If an output depends on more than these values.
         """
 
-    def tapped(self, folder: Path) -> Any:
-        """Return this model with the raw values as additional outputs, named by `TAPS`; files go into `folder`."""
+    def tapped(self, folder: Path, taps: Mapping[str, PortInfo]) -> Any:
+        """Return this model with some values as additional float32 outputs; files go into `folder`.
+
+        Parameters
+        ----------
+        folder
+            An empty folder.
+        taps
+            Name of the output for each value, and what is known of the value.
+        """
+
+    def layer(self, layer: Where) -> LayerRecord | None:
+        """Return the record of what stands before the tail or behind it; None where nothing does."""
+
+    def layer_inputs(self, record: LayerRecord) -> Mapping[str, PortInfo]:
+        """Return what a layer reads, by its own names, each under the name that `cut` and `tapped` know."""
+
+    def layer_values(self, record: LayerRecord) -> Mapping[str, str]:
+        """Return what a layer makes, by output, each under the name that `cut` and the record of the tail know."""
+
+    @property
+    def host_names(self) -> frozenset[str] | None:
+        """The names of the outputs of the model before its first layer; None where it has no transform."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +192,20 @@ class AttachedModel:
         return self.file.cut(self.output_names, ports)
 
     @property
+    def host_levels(self) -> tuple[Level, ...]:
+        """The levels that the model itself has a raw output for; a transform may have made others."""
+        names = self.file.host_names
+        ports = {level: self.file.original_output(level) for level in self.file.raw}
+        return tuple(
+            level for level, port in ports.items() if names is None or not names.isdisjoint((port.name, *port.aliases))
+        )
+
+    @property
+    def taps(self) -> dict[str, PortInfo]:
+        """The raw values that the tail reads, by the names of `TAPS`."""
+        return {TAPS[level]: port for level, port in self.file.raw.items()}
+
+    @property
     def guard(self) -> Guard:
         """How the tail guards the image level against a NaN in the map."""
         has_guard = self.tail.options.nan_guard and "pixel" in self.tail.raw and "image" in self.levels
@@ -184,9 +224,7 @@ def load_attached(path: Path) -> AttachedModel:
     UnsupportedModelError
         If there is no record.
     """
-    if not path.is_file():
-        raise FileError(f"cannot read the model {path}", found="a folder" if path.is_dir() else "no such file")
-    file = _open(path)
+    file = open_file(path)
     tail = _built(file, file.record.options)
     return AttachedModel(path, file, tail, find_places(file.view, is_packed=tail.options.is_packed))
 
@@ -211,7 +249,16 @@ def no_record(path: Path) -> UnsupportedModelError:
     )
 
 
-def _open(path: Path) -> ModelFile:
+def open_file(path: Path) -> ModelFile:
+    """Read an attached file of either format.
+
+    Raises
+    ------
+    UsageError, FileError, MetadataError, UnsupportedModelError
+        As `load_attached` does.
+    """
+    if not path.is_file():
+        raise FileError(f"cannot read the model {path}", found="a folder" if path.is_dir() else "no such file")
     match path.suffix.lower():
         case ".onnx":
             from postproc_export.parity.onnx_attached import OnnxAttached

@@ -1,6 +1,6 @@
 """Check an attached file: against its record, its tail alone, and as a whole on real inputs."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from postproc_export.errors import MissingDependencyError, UsageError
 from postproc_export.parity.adjusted_check import check_adjusted
 from postproc_export.parity.attached_model import AttachedModel, load_attached
+from postproc_export.parity.decision_check import DecisionCheck, without_decisions
+from postproc_export.parity.eager_transform import EagerTransform
 from postproc_export.parity.environment import environment, installed_runtimes, usable_cores
 from postproc_export.parity.exhaustive import check_exhaustively
 from postproc_export.parity.failures import FailureStore
@@ -24,6 +26,7 @@ from postproc_export.parity.report import Check, ParityReport
 from postproc_export.parity.stage_results import WayResult
 from postproc_export.parity.tail_check import check_tail, tail_configurations
 from postproc_export.parity.torch_runner import TorchRunner
+from postproc_export.parity.transform_check import TransformCheck
 from postproc_export.parity.ways import whole_configurations
 from postproc_export.parity.whole_check import WholeCheck
 from postproc_export.runtimes import RuntimeName, open_runner
@@ -133,44 +136,49 @@ def check_parity(
     missing = record_is_missing(Path(attached)) if file_checks else None
     if missing is not None:  # what needs no record is told all the same
         return _report_of(attached, [missing, *file_checks.checks], file_checks.not_checked, seed, threads)
-    model = load_attached(Path(attached))
-    runtimes = _runtimes(model)
-    reference = Reference(model)
-    real = _real_inputs(model, runtimes, images, inputs, preprocessing, limit)
-    exported = None
-    if torch is not None:
-        exported = TorchRunner.load(torch, model, image_output=image_output, pixel_output=pixel_output, threads=threads)
-    given = {"raw": raw is not None, "real": real is not None, "torch": torch is not None}
-    not_given = of_the_options(**given, int8=int8)
-    not_checked = [*file_checks.not_checked, *of_the_file(model, runtimes), *not_given]
-    failures = _store(
-        save_failures, Path(attached), raw, torch if isinstance(torch, str) else None, seed, threads, max_flips
-    )
-    checks = [*check_record(model), *file_checks.checks]
-    ways = tail_configurations(model.file.format, runtimes)
-    checks += check_tail(model, reference, ways, count=count, seed=seed, threads=threads)
-    checks += check_adjusted(model, ways, count=count, seed=seed, threads=threads)
-    if exhaustive:
-        checks += check_exhaustively(model, runtimes, progress=progress)
-    results: tuple[WayResult, ...] = ()
-    if real is not None:
-        raw_file = None if raw is None else RawFile(Path(raw), model)
-        with TemporaryDirectory(prefix="postproc-check-") as folder:
-            whole = WholeCheck(
-                model,
-                reference,
-                real,
-                raw_file,
-                Path(folder),
-                torch=exported,
-                threads=threads,
-                max_flips=max_flips,
-                progress=progress,
-                failures=failures,
-            )
-            checks += whole.checks(whole_configurations(model.file.format, runtimes, int8=int8))
-        not_checked += whole.not_checked
-        results = tuple(whole.results)
+    with without_decisions(Path(attached)) as (path, decisions):
+        model = load_attached(path)
+        runtimes = _runtimes(model)
+        reference, transform = Reference(model), EagerTransform.load(model)
+        real = _real_inputs(model, runtimes, images, inputs, preprocessing, limit)
+        exported = None
+        if torch is not None:
+            outputs = {"image_output": image_output, "pixel_output": pixel_output}
+            exported = TorchRunner.load(torch, model, **outputs, threads=threads, transform=transform)
+        given = {"raw": raw is not None, "real": real is not None, "torch": torch is not None}
+        not_given = of_the_options(**given, int8=int8)
+        not_checked = [*file_checks.not_checked, *of_the_file(model, runtimes), *not_given]
+        failures = _store(
+            save_failures, Path(attached), raw, torch if isinstance(torch, str) else None, seed, threads, max_flips
+        )
+        behind = None
+        if decisions is not None:
+            behind = DecisionCheck(Path(attached), decisions, model, seed=seed, threads=threads)
+        checks = [*check_record(model), *file_checks.checks]
+        checks += _parts(model, reference, transform, behind, runtimes, count=count, seed=seed, threads=threads)
+        if exhaustive:
+            checks += check_exhaustively(model, runtimes, progress=progress)
+        results: tuple[WayResult, ...] = ()
+        if real is not None:
+            raw_file = None if raw is None else RawFile(Path(raw), model, transform)
+            with TemporaryDirectory(prefix="postproc-check-") as folder:
+                whole = WholeCheck(
+                    model,
+                    reference,
+                    real,
+                    raw_file,
+                    Path(folder),
+                    torch=exported,
+                    transform=transform,
+                    behind=behind,
+                    threads=threads,
+                    max_flips=max_flips,
+                    progress=progress,
+                    failures=failures,
+                )
+                checks += whole.checks(whole_configurations(model.file.format, runtimes, int8=int8))
+            not_checked += whole.not_checked
+            results = tuple(whole.results)
     not_checked += of_the_machine(checks)
     described: dict[str, Any] = {} if real is None else {"inputs": real.describe()}
     if exported is not None:
@@ -179,6 +187,27 @@ def check_parity(
         failures.add_tail(checks)
         described["failures"] = failures.saved
     return _report_of(attached, checks, not_checked, seed, threads, described, results)
+
+
+def _parts(
+    model: AttachedModel,
+    reference: Reference,
+    transform: EagerTransform | None,
+    behind: DecisionCheck | None,
+    runtimes: Sequence[RuntimeName],
+    *,
+    count: int,
+    seed: int,
+    threads: int,
+) -> Iterator[Check]:
+    """Check the tail alone, and what stands before and behind it alone."""
+    ways = tail_configurations(model.file.format, runtimes)
+    yield from check_tail(model, reference, ways, count=count, seed=seed, threads=threads)
+    if transform is not None:
+        yield from TransformCheck(model, reference, transform, seed, threads).checks(ways)
+    if behind is not None:
+        yield from behind.alone(ways)
+    yield from check_adjusted(model, ways, count=count, seed=seed, threads=threads)
 
 
 def assert_parity(attached: str | Path, **options: Any) -> ParityReport:

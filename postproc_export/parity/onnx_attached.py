@@ -1,6 +1,6 @@
 """An attached ONNX file: the record in metadata_props, the tail as a small model of its own, taps as outputs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Self
@@ -12,19 +12,23 @@ from graph_patterns.onnx.container import load_skeleton
 from graph_patterns.onnx.lowering import LOWERINGS
 from graph_patterns.onnx.view import OnnxView, default_opset
 from postproc_export.errors import FileError, MetadataError, UnsupportedModelError
-from postproc_export.parity.attached_model import TAPS, Format, no_record
+from postproc_export.parity.attached_model import Format, no_record
 from postproc_export.rewrite.metadata import METADATA_KEY, TailRecord
 from postproc_export.rewrite.onnx_detach import decoded_outputs
 from postproc_export.rewrite.onnx_file import rewrite_onnx_file
-from postproc_export.rewrite.onnx_ports import output_ports
+from postproc_export.rewrite.onnx_ports import input_ports, output_ports
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import Level
+from postproc_export.transforms.onnx_layer import read_layer
+from postproc_export.transforms.record import LayerRecord, Where
 
 _ELEMENT_TYPES: Final = {
     "float16": onnx.TensorProto.FLOAT16,
     "bfloat16": onnx.TensorProto.BFLOAT16,
     "float32": onnx.TensorProto.FLOAT,
     "float64": onnx.TensorProto.DOUBLE,
+    "bool": onnx.TensorProto.BOOL,
+    "uint8": onnx.TensorProto.UINT8,
 }
 
 
@@ -50,6 +54,11 @@ class OnnxAttached:
         record = TailRecord.loads(entries[-1], where=str(path))
         raw = dict(_raw_ports(model, record, where=path))
         return cls(path=path, record=record, raw=raw, outputs=tuple(output_ports(model)), _model=model)
+
+    @property
+    def inputs(self) -> tuple[PortInfo, ...]:
+        """The inputs that this file declares."""
+        return tuple(input_ports(self._model))
 
     @property
     def view(self) -> OnnxView:
@@ -105,24 +114,51 @@ class OnnxAttached:
         text: bytes = alone.SerializeToString()
         return text
 
-    def tapped(self, folder: Path) -> Path:
-        """Write the whole file, weights included, with the raw values as float32 outputs."""
+    def tapped(self, folder: Path, taps: Mapping[str, PortInfo]) -> Path:
+        """Write the whole file, weights included, with some values as float32 outputs."""
         target = folder / "tapped.onnx"
+
+        def tap(model: onnx.ModelProto) -> bool:
+            _tap(model, taps)
+            return True
+
         try:  # a hard link of external data saves a copy where the file system allows it
-            rewrite_onnx_file(self.path, target, self._tap, link_weights=True)
+            rewrite_onnx_file(self.path, target, tap, link_weights=True)
         except FileError:
-            rewrite_onnx_file(self.path, target, self._tap)
+            rewrite_onnx_file(self.path, target, tap)
         return target
 
-    def _tap(self, model: onnx.ModelProto) -> bool:
-        for level, port in self.raw.items():
-            cast = onnx.helper.make_node(
-                "Cast", [port.name], [TAPS[level]], name=TAPS[level], to=onnx.TensorProto.FLOAT
-            )
-            identity = onnx.helper.make_node("Identity", [port.name], [TAPS[level]], name=TAPS[level])
-            model.graph.node.append(identity if port.dtype == "float32" else cast)
-            model.graph.output.append(onnx.helper.make_tensor_value_info(TAPS[level], onnx.TensorProto.FLOAT, None))
-        return True
+    def layer(self, layer: Where) -> LayerRecord | None:
+        """Return the record of what stands before the tail or behind it."""
+        return read_layer(self._model, layer, where=str(self.path))
+
+    def layer_inputs(self, record: LayerRecord) -> Mapping[str, PortInfo]:
+        """Return what a layer reads, with the types and shapes of the outputs that there were before it."""
+        now = self._renamed_since(record)
+        names = _renamed(record)
+        original = _with_outputs(
+            self._model, decoded_outputs(record.original, where=str(self.path)), lambda name: now(names.get(name, name))
+        )
+        ports = {port.name: port for port in (*output_ports(original), *input_ports(self._model))}
+        return {key: ports.get(now(name), PortInfo(now(name), "float32", None)) for key, name in record.read.items()}
+
+    def layer_values(self, record: LayerRecord) -> Mapping[str, str]:
+        """Return what a layer makes, under the names that its values have in this file."""
+        now = self._renamed_since(record)
+        return {name: now(value) for name, value in record.made.items()}
+
+    @property
+    def host_names(self) -> frozenset[str] | None:
+        """The names of the outputs of the model before its transform."""
+        record = self.layer("transform")
+        if record is None:
+            return None
+        return frozenset(item.name for item in decoded_outputs(record.original, where=str(self.path)))
+
+    def _renamed_since(self, record: LayerRecord) -> Callable[[str], str]:
+        """Return the name that a value has now: the tail renamed what stood before it."""
+        renamed = _renamed(self.record) if record.where == "transform" else {}
+        return lambda name: renamed.get(name, name)
 
     def _type(self, name: str) -> onnx.TypeProto:
         """Return the element type without the shape: the tail alone is fed other sizes than the file declares."""
@@ -156,11 +192,7 @@ def _behind(graph: onnx.GraphProto, names: tuple[str, ...], *, stop: frozenset[s
 def _raw_ports(model: onnx.ModelProto, record: TailRecord, *, where: Path) -> Iterator[tuple[Level, PortInfo]]:
     """Yield the raw outputs with the types and shapes that the original declared, or that ONNX infers for them."""
     renamed = _renamed(record)
-    original = onnx.ModelProto()
-    original.CopyFrom(model)
-    del original.graph.output[:]
-    for item in _original_outputs(record, where=where):
-        original.graph.output.add(name=renamed.get(item.name, item.name), type=item.type)
+    original = _with_outputs(model, _original_outputs(record, where=where), lambda name: renamed.get(name, name))
     ports = {port.name: port for port in output_ports(original)}
     for level, name in record.raw.items():
         if name not in ports:
@@ -168,10 +200,29 @@ def _raw_ports(model: onnx.ModelProto, record: TailRecord, *, where: Path) -> It
         yield level, ports[name]
 
 
+def _with_outputs(
+    model: onnx.ModelProto, outputs: Iterable[onnx.ValueInfoProto], now: Callable[[str], str]
+) -> onnx.ModelProto:
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    del made.graph.output[:]
+    for item in outputs:
+        made.graph.output.add(name=now(item.name), type=item.type)
+    return made
+
+
+def _tap(model: onnx.ModelProto, taps: Mapping[str, PortInfo]) -> None:
+    for name, port in taps.items():
+        cast = onnx.helper.make_node("Cast", [port.name], [name], name=name, to=onnx.TensorProto.FLOAT)
+        identity = onnx.helper.make_node("Identity", [port.name], [name], name=name)
+        model.graph.node.append(identity if port.dtype == "float32" else cast)
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+
+
 def _original_outputs(record: TailRecord, *, where: Path) -> list[onnx.ValueInfoProto]:
     return decoded_outputs(record.original, where=str(where))
 
 
-def _renamed(record: TailRecord) -> Mapping[str, str]:
+def _renamed(record: TailRecord | LayerRecord) -> Mapping[str, str]:
     renamed = record.original.get("renamed", {})
     return renamed if isinstance(renamed, dict) else {}

@@ -9,13 +9,15 @@ from graph_patterns.graph import Value
 from graph_patterns.openvino.view import OpenVinoView
 from postproc_export.adjusting import INPUT_NAMES
 from postproc_export.errors import MetadataError, UnsupportedModelError
-from postproc_export.parity.attached_model import TAPS, Format, no_record
+from postproc_export.parity.attached_model import Format, no_record
 from postproc_export.rewrite.metadata import METADATA_KEY, TailRecord
 from postproc_export.rewrite.openvino_file import read_ir
 from postproc_export.runtimes.feeds import first_reason
 from postproc_export.runtimes.openvino import import_openvino, openvino_core, port_info
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import Level
+from postproc_export.transforms.openvino_layer import read_layer
+from postproc_export.transforms.record import LayerRecord, Where
 
 _PURPOSE = "checking an OpenVINO IR"
 
@@ -46,6 +48,11 @@ class OpenVinoAttached:
         raw = {level: _raw_port(name, _source(model, name, where=path)) for level, name in record.raw.items()}
         outputs = tuple(port_info(port, f"output_{index}") for index, port in enumerate(model.outputs))
         return cls(path=path, record=record, raw=raw, outputs=outputs, _model=model)
+
+    @property
+    def inputs(self) -> tuple[PortInfo, ...]:
+        """The inputs that this file declares."""
+        return tuple(port_info(port, f"input_{index}") for index, port in enumerate(self._model.inputs))
 
     @property
     def view(self) -> OpenVinoView:
@@ -107,17 +114,41 @@ class OpenVinoAttached:
                 needed=f"only {', '.join(sorted(port.name for port in inputs))} and constants",
             ) from error
 
-    def tapped(self, folder: Path) -> Any:
-        """Return the whole model with the raw values as float32 results; nothing is written."""
+    def tapped(self, folder: Path, taps: Mapping[str, PortInfo]) -> Any:
+        """Return the whole model with some values as float32 results; nothing is written."""
         openvino = import_openvino(purpose=_PURPOSE)
         model = _read(self.path)
-        for level, name in self.record.raw.items():
-            source = _source(model, name, where=self.path)
+        for tap, port in taps.items():
+            source = _source(model, port.name, where=self.path)
             if source.get_element_type() != openvino.Type.f32:
                 source = openvino.opset13.convert(source, "f32").output(0)
-            source.add_names({TAPS[level]})
+            source.add_names({tap})
             model.add_results([openvino.opset13.result(source)])
         return model
+
+    def layer(self, layer: Where) -> LayerRecord | None:
+        """Return the record of what stands before the tail or behind it."""
+        return read_layer(self._model, layer, where=str(self.path))
+
+    def layer_inputs(self, record: LayerRecord) -> Mapping[str, PortInfo]:
+        """Return what a layer reads."""
+        return {key: _raw_port(name, _source(self._model, name, where=self.path)) for key, name in record.read.items()}
+
+    def layer_values(self, record: LayerRecord) -> Mapping[str, str]:
+        """Return what a layer makes."""
+        return record.made
+
+    @property
+    def host_names(self) -> frozenset[str] | None:
+        """The tensor names of the outputs of the model before its transform."""
+        record = self.layer("transform")
+        if record is None:
+            return None
+        return frozenset(
+            name
+            for index, item in enumerate(record.original.get("results", []))
+            for name in (item.get("tensor_names") or (f"output_{index}",))
+        )
 
 
 def _read(path: Path) -> Any:

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from postproc_export.errors import FileError, UnsupportedModelError
 from postproc_export.parity.attached_model import AttachedModel
 from postproc_export.parity.configuration import Configuration
+from postproc_export.parity.eager_transform import EagerTransform
+from postproc_export.parity.transformed_runner import TransformedRunner
 from postproc_export.runtimes import PortInfo, Runner
 from postproc_export.stats import Level
 
@@ -24,22 +26,29 @@ class RawFile:
         The file with raw outputs.
     attached
         What was attached to it; its record says which outputs were the raw ones.
+    transform
+        What stands before the tail of the attached one; None where nothing does.
     """
 
     path: Path
     attached: AttachedModel
+    transform: EagerTransform | None = None
 
     @property
     def level_names(self) -> tuple[str, ...]:
         """The names of the raw outputs in this file."""
         return tuple(self.attached.file.original_output(level).name for level in self.attached.file.raw)
 
+    def bounds(self, runner: Runner) -> Mapping[Level, float]:
+        """Return how far the values of a run may lie from the same transform in another float32, raw units."""
+        return runner.bounds if isinstance(runner, TransformedRunner) else {}
+
     def can_run(self, way: Configuration) -> bool:
         """Whether a runtime reads the format of the file."""
         return way.runtime == "openvino" or self.path.suffix.lower() == ".onnx"
 
     def open(self, way: Configuration, *, threads: int | None) -> Runner:
-        """Load the file.
+        """Load the file, with the transform of the attached one behind it where that has one.
 
         Raises
         ------
@@ -48,10 +57,17 @@ class RawFile:
         """
         if not self.path.is_file():
             raise FileError(f"cannot read the raw model {self.path}", found="no such file")
-        runner = way.open(self.path, threads=threads)
-        for level in self.attached.file.raw:
-            self._port(level, runner.outputs)
-        return runner
+        return self.behind_transform(way.open(self.path, threads=threads))
+
+    def behind_transform(self, runner: Runner) -> Runner:
+        """Return a runner of the file, or of a variant of it, with the attached one's transform behind it."""
+        names = {level: self._port(level, runner.outputs).name for level in self.attached.host_levels}
+        if self.transform is None:
+            return runner
+        made = {
+            level: names.get(level) or self.attached.file.original_output(level).name for level in self.transform.values
+        }
+        return TransformedRunner(runner, self.transform, names, made)
 
     def levels(self, outputs: Mapping[str, NDArray[Any]], runner: Runner) -> dict[Level, NDArray[Any]]:
         """Return the raw values of each level among the outputs of a run."""

@@ -7,8 +7,10 @@ from postproc_export.parity.attached_model import TAPS
 from postproc_export.parity.compare import compare_scores
 from postproc_export.parity.configuration import Configuration
 from postproc_export.parity.difference import ScoreDifference
+from postproc_export.parity.eager_transform import READ_TAPS, READS, EagerTransform, image_size
+from postproc_export.parity.outcome import Outcome
 from postproc_export.parity.raw_file import RawFile, named_output
-from postproc_export.parity.readings import RawStore
+from postproc_export.parity.readings import SCORES, RawStore
 from postproc_export.parity.reference import Reference
 from postproc_export.parity.report import Check
 from postproc_export.parity.tail_cases import RawFeeds
@@ -77,6 +79,7 @@ class Apart(Stage):
         """Look at the raw file, too; outputs of no level that is post-processed are compared as they are."""
         apart, outputs, runner = runs.of("apart"), runs.of("attached"), runs.runner("apart")
         raw = self._raw_file.levels(apart, runner)
+        self._tally.moved = self._raw_file.bounds(runner)
         self._tally.add(self._reference.outputs(raw), outputs, raw, self._reference)
         for port in self._raw_file.others(runner):
             level = next((level for level, values in raw.items() if values is apart[port.name]), None)
@@ -154,6 +157,41 @@ class Default(Stage):
     def checks(self) -> Iterator[Check]:
         """Yield one check per output."""
         return self._tally.checks(self.name)
+
+
+class Transformed(Stage):
+    """The eager twin of a transform on the values that it reads in the same compiled model."""
+
+    name = "whole/transform"
+
+    def __init__(self, reference: Reference, way: Configuration, transform: EagerTransform) -> None:
+        super().__init__(reference, way)
+        self._transform = transform
+        self._outcome = Outcome(way)
+
+    @property
+    def missed(self) -> int:
+        """How many values were missed so far."""
+        return sum(found.over for found in self._outcome.found.values() if isinstance(found, ScoreDifference))
+
+    def ran_on(self, runner: Runner) -> None:
+        """Record what gave the values that are compared."""
+        self._outcome.ran_on(runner)
+
+    def add(self, runs: BatchRuns) -> None:
+        """Compare what came out behind the transform with the twin on what came in."""
+        outputs, runner = runs.of("tapped"), runs.runner("tapped")
+        taps = {level: named_output(READ_TAPS[name], outputs, runner) for name, level in READS.items()}
+        read = {level: values for level, values in taps.items() if values is not None}
+        wanted, found = self._transform(read, size=image_size(runs.batch.feeds)), tapped_values(runs)
+        tolerance = self._transform.tolerance(read, wanted)
+        for level in self._transform.values:
+            difference = compare_scores(wanted[level], found.get(level), tolerance=tolerance, nan="same")
+            self._outcome.add(SCORES[level], difference)
+
+    def checks(self) -> Iterator[Check]:
+        """Yield one check per value that the transform makes."""
+        return self._outcome.checks(self.name)
 
 
 def tapped_values(runs: BatchRuns, model: ModelName = "tapped") -> RawFeeds:

@@ -52,7 +52,7 @@ def tail_cases(attached: AttachedModel, *, count: int, seed: int) -> Iterator[Ca
     values = {level: _values(attached, level, count=count, seed=seed) for level in attached.file.raw}
     yield Case("one value per map", _loose_shapes(attached), (_singly(attached, values),))
     yield Case("declared shapes", _declared_shapes(attached), tuple(_declared(attached, values)))
-    if all(_dims(port)[:1] == (None,) for port in attached.file.raw.values()):
+    if all(axes_of(port)[:1] == (None,) for port in attached.file.raw.values()):
         yield Case("empty batch", _declared_shapes(attached), (_nothing(attached),))
 
 
@@ -87,7 +87,7 @@ def _singly(attached: AttachedModel, values: Mapping[Level, RawValues]) -> RawFe
         column = np.concatenate([of_level.all, fill])
         column = column[::-1] if level == "pixel" else column
         port = attached.file.raw[level]
-        feeds[level] = column.reshape(-1, *[1] * (max(1, len(_dims(port))) - 1)).astype(numpy_dtype(port))
+        feeds[level] = column.reshape(-1, *[1] * (max(1, len(axes_of(port))) - 1)).astype(numpy_dtype(port))
     return feeds
 
 
@@ -110,7 +110,7 @@ def _declared(attached: AttachedModel, values: Mapping[Level, RawValues]) -> Ite
 
 
 def _declared_scores(port: PortInfo, few: FloatArray) -> Iterator[RawFeeds]:
-    dims = _dims(port)
+    dims = axes_of(port)
     fixed = 1 if not dims else dims[0]
     per_run = fixed or len(few)
     for start in range(0, len(few), per_run):
@@ -150,7 +150,7 @@ def _filler(attached: AttachedModel) -> float:
 
 
 def _sizes(port: PortInfo) -> list[tuple[int, int]]:
-    height, width = _dims(port)[-2:]
+    height, width = axes_of(port)[-2:]
     if height is not None and width is not None:
         return [(height, width)]
     return [(height or rows, width or columns) for rows, columns in SIZES]
@@ -158,13 +158,13 @@ def _sizes(port: PortInfo) -> list[tuple[int, int]]:
 
 def _batch(attached: AttachedModel) -> int | None:
     """Return the static batch size; 1 for a scalar score."""
-    dims = [_dims(port) for port in attached.file.raw.values()]
+    dims = [axes_of(port) for port in attached.file.raw.values()]
     return next((axes[0] if axes else 1 for axes in dims if not axes or axes[0] is not None), None)
 
 
 def _shaped(values: NDArray[Any], port: PortInfo, size: tuple[int, int]) -> NDArray[Any]:
     """Give values of one image each, or maps, the axes that the port declares."""
-    axes = len(_dims(port))
+    axes = len(axes_of(port))
     typed = values.astype(numpy_dtype(port))
     if axes >= 3:
         return typed.reshape(len(typed), *[1] * (axes - 3), *size)
@@ -172,14 +172,14 @@ def _shaped(values: NDArray[Any], port: PortInfo, size: tuple[int, int]) -> NDAr
 
 
 def _loose_shapes(attached: AttachedModel) -> Shapes:
-    return {level: (None,) * max(1, len(_dims(port))) for level, port in attached.file.raw.items()}
+    return {level: (None,) * max(1, len(axes_of(port))) for level, port in attached.file.raw.items()}
 
 
 def _declared_shapes(attached: AttachedModel) -> Shapes:
-    return {level: _dims(port) for level, port in attached.file.raw.items()}
+    return {level: axes_of(port) for level, port in attached.file.raw.items()}
 
 
-def _dims(port: PortInfo) -> tuple[int | None, ...]:
+def axes_of(port: PortInfo) -> tuple[int | None, ...]:
     """Return the declared axes; a score of unknown rank is taken as one per image."""
     if port.shape is None:
         return (None,)

@@ -18,10 +18,11 @@ from postproc_export.parity.report import Check
 from postproc_export.parity.tail_cases import RawFeeds, boundary_of
 from postproc_export.parity.tolerance import EXACT, TOLERANCES, Tolerance
 from postproc_export.runtimes import Runner, as_float32
-from postproc_export.stats import LevelStats
+from postproc_export.stats import Level, LevelStats
 from postproc_export.tail_steps import TailOutput
 
 LABELS = ("pred_label", "pred_mask")
+TRANSFORMED = "the transform before the tail, in another float32 computation"
 
 
 @dataclass(slots=True)
@@ -39,6 +40,8 @@ class Tally:
         are then shown and not judged. None where they may not have moved at all.
     max_flips
         Labels per output that may flip all the same.
+    moved
+        How far a transform before the tail may have moved the raw values of a level besides, raw units.
     """
 
     attached: AttachedModel
@@ -47,6 +50,7 @@ class Tally:
     precision: str | None = None
     drift: str | None = None
     max_flips: int = 0
+    moved: Mapping[Level, float] = field(default_factory=dict)
     labels: dict[str, LabelDifference] = field(default_factory=dict)
     scores: dict[str, ScoreDifference] = field(default_factory=dict)
 
@@ -124,11 +128,14 @@ class Tally:
         return bool(difference)
 
     def _band(self, output: TailOutput) -> Tolerance:
-        return EXACT if self.drift is None else TOLERANCES[self.drift](_stats(self.attached, output))
+        level: Level = output.level if output.level in self.attached.tail.raw else "pixel"
+        band = EXACT if self.drift is None else TOLERANCES[self.drift](_stats(self.attached, output))
+        moved = self.moved.get(level, 0.0)
+        return band if not moved else Tolerance(atol=band.atol + moved, reason=f"{band.reason}; {TRANSFORMED}")
 
     def _tolerance(self, output: TailOutput) -> Tolerance:
         rounding = rounding_tolerance(self.attached, output)
-        if self.drift is None:
+        if self.drift is None and not self.moved:
             return rounding
         drift, span = self._band(output), _stats(self.attached, output).span
         if not self.attached.tail.options.enable_normalization:

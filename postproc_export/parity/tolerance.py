@@ -1,6 +1,6 @@
 """Every tolerance of the project, each with its reason; what is not in this table is compared exactly."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,6 +22,8 @@ class Tolerance:
     atol: float
     reason: str
 
+
+_PRECISIONS: Final[Mapping[str, int]] = {"float32": 24, "float16": 11, "bfloat16": 8}  # bits of a significand
 
 EXACT: Final = Tolerance(atol=0.0, reason="a comparison does not round, and a copy does not either")
 
@@ -107,6 +109,44 @@ def observed(low: float, high: float) -> Tolerance:
         atol=1e-4 * (high - low) + 2.0**-17 * max(abs(low), abs(high)),
         reason="another implementation of the operators: 1e-4 of the range seen, and 2^-17 of the largest value",
     )
+
+
+def own(low: float, high: float, dtypes: Iterable[str] = ("float32",)) -> Tolerance:
+    """Return how far a value behind a class of one's own may lie from its eager run on the same raw values.
+
+    Parameters
+    ----------
+    low, high
+        The lowest and highest value behind the class, raw units.
+    dtypes
+        The element types of what it is given, in which it computes.
+
+    Notes
+    -----
+    Nothing is known of such a class but that its operators are the same: 1e-5 of the range, and 16 roundings of the
+    largest value in the coarsest of the types.
+    """
+    bits = min(_PRECISIONS.get(dtype, 24) for dtype in dtypes)
+    return Tolerance(
+        atol=1e-5 * (high - low) + 16 * 2.0**-bits * max(abs(low), abs(high)),
+        reason=f"another implementation of the operators: 1e-5 of the range, and 2^-{bits - 4} of the largest value",
+    )
+
+
+def transformed(bound: float) -> Tolerance:
+    """Return how far a value behind shipped transforms may lie from their eager twin on the same raw values.
+
+    Parameters
+    ----------
+    bound
+        The sum of what each of them may round, raw units; see `transforms.step.Transform`.
+
+    Notes
+    -----
+    Sums of n products are off by at most n + 1 roundings of the largest value in each of two implementations, weights
+    that sum to 1 hand on what came in; docs/tails.md lists the bound of each transform.
+    """
+    return Tolerance(atol=bound, reason="another order of summation in float32, as docs/tails.md bounds it")
 
 
 def adjusted(level: LevelStats) -> Tolerance:

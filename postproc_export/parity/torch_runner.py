@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from postproc_export.errors import UnsupportedModelError, UsageError
 from postproc_export.parity.attached_model import AttachedModel
+from postproc_export.parity.eager_transform import EagerTransform, image_size
 from postproc_export.parity.real_inputs import RealBatch
 from postproc_export.rewrite.outputs import LEAVE_OUT, Selection
 from postproc_export.stats import LEVELS, Level
@@ -42,6 +43,8 @@ class TorchRunner:
         Which of the module's outputs are the raw ones, where that is not plain.
     threads
         Threads inside an operator; None is PyTorch's choice.
+    transform
+        What stands before the tail of the attached file; None where nothing does.
     """
 
     loaded: LoadedModule
@@ -49,6 +52,7 @@ class TorchRunner:
     image_output: str | int | None = None
     pixel_output: str | int | None = None
     threads: int | None = None
+    transform: EagerTransform | None = None
     _selection: Selection | None = None
 
     @classmethod
@@ -94,6 +98,8 @@ class TorchRunner:
                     found=f"shape {list(values.shape)}",
                 )
         arrays = {level: values.float().numpy() for level, values in found.items()}
+        if self.transform is not None:
+            arrays = self.transform(arrays, size=image_size(batch.feeds))
         return {level: values[: batch.valid] if values.ndim else values for level, values in arrays.items()}
 
     def _identify(self, outputs: Any) -> Selection:
@@ -101,7 +107,7 @@ class TorchRunner:
         given = {"image": self.image_output, "pixel": self.pixel_output}
         chosen: dict[str, str | int | None] = {}
         for level in LEVELS:
-            if level not in self.attached.file.raw:
+            if level not in self.attached.host_levels:
                 chosen[level] = LEAVE_OUT
                 continue
             original = self.attached.file.original_output(level)
@@ -109,7 +115,7 @@ class TorchRunner:
             chosen[level] = same if given[level] is None else given[level]
         selection = identify_outputs(outputs, image_output=chosen["image"], pixel_output=chosen["pixel"])
         for level, port in (("image", selection.image), ("pixel", selection.pixel)):
-            if port is None and level in self.attached.file.raw:
+            if port is None and level in self.attached.host_levels:
                 raise UsageError(
                     f"{self.loaded.spec} has no output that is the raw {level} output of the exported model",
                     found=", ".join(f"{name} {list(tensor.shape)}" for name, tensor in names.items()),

@@ -12,6 +12,8 @@ from postproc_export.errors import UnsupportedModelError
 from postproc_export.parity.attached_model import AttachedModel
 from postproc_export.parity.batch_plan import BatchPlan, Probe, plan_batches
 from postproc_export.parity.configuration import Configuration
+from postproc_export.parity.decision_check import DecisionCheck
+from postproc_export.parity.eager_transform import EagerTransform
 from postproc_export.parity.failures import FailureStore
 from postproc_export.parity.raw_file import RawFile
 from postproc_export.parity.readings import RawStore, Reader
@@ -20,7 +22,7 @@ from postproc_export.parity.reference import Reference
 from postproc_export.parity.report import Check
 from postproc_export.parity.stage_checks import raw_checks, with_origin
 from postproc_export.parity.stage_results import WayResult
-from postproc_export.parity.stages import Apart, Default, FromTorch, Stage, Tapped
+from postproc_export.parity.stages import Apart, Default, FromTorch, Stage, Tapped, Transformed
 from postproc_export.parity.torch_runner import TorchRunner
 from postproc_export.parity.trace import Stored, Trace
 from postproc_export.parity.variants import tail_patterns, with_fp16_weights, with_int8
@@ -44,6 +46,10 @@ class WholeCheck:
         An empty folder for temporary files.
     torch
         The PyTorch model; None where it was not given.
+    transform
+        What stands before the tail; None where nothing does.
+    behind
+        The check of what stands behind the decision; None where nothing does.
     threads
         Threads inside an operator; None is the runtime's choice.
     max_flips
@@ -65,6 +71,8 @@ class WholeCheck:
     raw_file: RawFile | None
     folder: Path
     torch: TorchRunner | None = None
+    transform: EagerTransform | None = None
+    behind: DecisionCheck | None = None
     threads: int | None = None
     max_flips: int = 0
     progress: Callable[[int, int], None] | None = None
@@ -78,7 +86,8 @@ class WholeCheck:
 
     def checks(self, ways: Sequence[Configuration]) -> Iterator[Check]:
         """Run every configuration and yield its checks."""
-        tapped = self.attached.file.tapped(self.folder)
+        reads = {} if self.transform is None else self.transform.taps
+        tapped = self.attached.file.tapped(self.folder, {**self.attached.taps, **reads})
         for number, way in enumerate(ways):
             if self.progress is not None:
                 self.progress(number, len(ways))
@@ -88,6 +97,8 @@ class WholeCheck:
                 yield from self._stored(way, tapped)
             elif way.runtime in self._exact:  # else the file does not run there, as was said
                 self._variant(way, tapped)
+        if self.behind is not None and self._sizes:
+            yield from self.behind.whole(ways, self.inputs, self._sizes[-1])
 
     def _stored(self, way: Configuration, tapped: Any) -> Iterator[Check]:
         apart = self._open_apart(way)
@@ -131,6 +142,8 @@ class WholeCheck:
 
     def _stages(self, way: Configuration, apart: Runner | None) -> Iterator[Stage]:
         yield Tapped(self.reference, way)
+        if self.transform is not None:
+            yield Transformed(self.reference, way, self.transform)
         if not way.judged:
             yield Default(self.reference, way)
             return
@@ -159,7 +172,7 @@ class WholeCheck:
         models: dict[ModelName, Any] = {"attached": self.attached.path, "tapped": tapped}
         opened = {name: self.attached.parts_of(self._open_fp16(way, model, name)) for name, model in models.items()}
         if self._exact[way.runtime].origin == "raw" and self.raw_file is not None:
-            opened["apart"] = self._open_fp16(way, self.raw_file.path, "raw")
+            opened["apart"] = self.raw_file.behind_transform(self._open_fp16(way, self.raw_file.path, "raw"))
         return opened
 
     def _given(self) -> dict[str, NDArray[np.float32]]:

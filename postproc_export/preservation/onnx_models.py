@@ -15,6 +15,7 @@ from postproc_export.rewrite.metadata import METADATA_KEY, TailRecord
 from postproc_export.rewrite.onnx_detach import decoded_outputs, read_record, recorded_names
 from postproc_export.rewrite.onnx_names import used_names
 from postproc_export.tail import PREFIX
+from postproc_export.transforms.merged import merged_onnx
 
 _UNNAMED: Final[Names] = {}
 
@@ -42,7 +43,7 @@ def compare_onnx_models(
     MetadataError
         If the record of the attached model is not legal.
     """
-    return _Pair(raw, attached, same_payload or _equal_payloads, where).compared()
+    return _Pair(raw, merged_onnx(attached, where=where), same_payload or _equal_payloads, where).compared()
 
 
 class _Pair:

@@ -13,6 +13,7 @@ from postproc_export.rewrite.metadata import METADATA_KEY, TailRecord
 from postproc_export.rewrite.onnx_detach import recorded_names
 from postproc_export.rewrite.openvino_names import used_names
 from postproc_export.tail import PREFIX
+from postproc_export.transforms.merged import merged_openvino
 
 _UNNAMED: Final[Mapping[str, str]] = {}
 
@@ -32,7 +33,7 @@ def compare_openvino_models(raw: Any, attached: Any, *, where: str = "the attach
     MetadataError
         If the record of the attached model is not legal.
     """
-    return _Pair(raw, attached, where).compared()
+    return _Pair(raw, merged_openvino(attached, where=where), where).compared()
 
 
 @dataclass(frozen=True, slots=True)

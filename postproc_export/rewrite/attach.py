@@ -1,6 +1,6 @@
 """Attach post-processing to a model file."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,15 @@ class AttachResult:
         The outputs, statistics and options of the tail, and notes on levels that were left as they are.
     renamed
         New name of each value of the model that had to give up the name of an output.
+    own
+        The tails of one's own around it, as they were asked for.
     """
 
     source: Path
     output: Path
     tail: Tail
     renamed: Mapping[str, str]
+    own: tuple[str, ...] = ()
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -65,6 +68,7 @@ class AttachResult:
         """Return what was done, one fact a line."""
         lines = [f"attached post-processing to {self.source}", f"  written  {self.output}"]
         lines += [f"  {level:<8} {self._decision(level)}" for level in LEVELS if self.tail.names(level)]
+        lines += [f"  with     {text}" for text in self.own]
         lines += [f"  adjusted at run time by {item.describe()}" for item in self.tail.adjustable]
         lines += [f"  renamed  '{old}' is now '{new}' inside the model" for old, new in self.renamed.items()]
         lines += [f"  note     {note}" for note in self.notes]
@@ -106,6 +110,7 @@ def attach_postprocessing(
     enable_thresholding: bool = True,
     adjustable: Adjustable = "nothing",
     as_parameters: bool = False,
+    tail: str | Sequence[str] = (),
     in_place: bool = False,
     link_weights: bool = False,
 ) -> AttachResult:
@@ -148,6 +153,9 @@ def attach_postprocessing(
         ``"boundary"`` for `image_boundary` and `pixel_boundary` in raw units; docs/runtime_sensitivity.md.
     as_parameters
         Of an IR: make them parameters, which have to be given, in place of state variables.
+    tail
+        Tails of one's own, each ``name:key=value`` or ``package.module:Class``, in the order in which they are applied;
+        see docs/tails.md.
     in_place
         Allow `output` to be the input.
     link_weights
@@ -163,7 +171,11 @@ def attach_postprocessing(
     Only the end of the graph changes; docs/definition.md section 7 lists what stays. The weights of an ONNX model are
     never loaded.
     """
-    source = Path(model_path)
+    from postproc_export.transforms.around import attach_around
+    from postproc_export.transforms.formats import OnnxFormat, OpenVinoFormat
+    from postproc_export.transforms.spec import parse_tails
+
+    source, own = Path(model_path), parse_tails(tail)
     if not isinstance(stats, CalibrationStats):
         stats = CalibrationStats.load(stats)
     options = TailOptions(
@@ -186,24 +198,25 @@ def attach_postprocessing(
     target = default_target(source, output, in_place=in_place, mark="post")
     outputs = {"image_output": image_output, "pixel_output": pixel_output}
     if is_onnx(source):
-        from postproc_export.rewrite.onnx_attach import attach_to_onnx_model
         from postproc_export.rewrite.onnx_file import rewrite_onnx_file
 
         attached = rewrite_onnx_file(
             source,
             target,
-            lambda model: attach_to_onnx_model(model, stats, options, **outputs),
+            lambda model: attach_around(OnnxFormat(), model, stats, options, own, **outputs),
             in_place=in_place,
             link_weights=link_weights,
         )
     else:
-        from postproc_export.rewrite.openvino_attach import attach_to_openvino_model
         from postproc_export.rewrite.openvino_file import rewrite_openvino_file
 
         attached = rewrite_openvino_file(
-            source, target, lambda model: attach_to_openvino_model(model, stats, options, **outputs), in_place=in_place
+            source,
+            target,
+            lambda model: attach_around(OpenVinoFormat(), model, stats, options, own, **outputs),
+            in_place=in_place,
         )
-    return AttachResult(source, target, attached.tail, attached.renamed)
+    return AttachResult(source, target, attached.tail, attached.renamed, tuple(spec.text for spec in own))
 
 
 def _shown(value: float) -> str:

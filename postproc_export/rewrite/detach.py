@@ -106,19 +106,21 @@ def detach_postprocessing(
     source = Path(model_path)
     target = default_target(source, output, in_place=in_place, mark="raw")
     if is_onnx(source):
-        from postproc_export.rewrite.onnx_detach import detach_from_onnx_model
         from postproc_export.rewrite.onnx_file import rewrite_onnx_file
+        from postproc_export.transforms.around import detach_around
+        from postproc_export.transforms.formats import OnnxFormat
 
         def from_onnx(model: Any) -> Detached:
-            return detach_from_onnx_model(model, where=str(source))
+            return detach_around(OnnxFormat(), model, where=str(source))
 
         detached = rewrite_onnx_file(source, target, from_onnx, in_place=in_place, link_weights=link_weights)
     else:
-        from postproc_export.rewrite.openvino_detach import detach_from_openvino_model
         from postproc_export.rewrite.openvino_file import rewrite_openvino_file
+        from postproc_export.transforms.around import detach_around
+        from postproc_export.transforms.formats import OpenVinoFormat
 
         def from_openvino(model: Any) -> Detached:
-            return detach_from_openvino_model(model, where=str(source))
+            return detach_around(OpenVinoFormat(), model, where=str(source))
 
         detached = rewrite_openvino_file(source, target, from_openvino, in_place=in_place)
     return DetachResult(source, target if detached else None, detached)

@@ -10,6 +10,7 @@ from postproc_export.rewrite.level_report import LevelReport
 from postproc_export.rewrite.targets import is_onnx
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import LEVELS, Level
+from postproc_export.transforms.spec import TailSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,8 @@ class InspectResult:
         Per level what it decides; None for a level that the model does not have.
     attached_by
         Version of this package in the file's record; None where there is no record.
+    before, behind
+        Tails of one's own before the threshold and behind the decision, by their records; docs/tails.md.
     defaults
         What attaching with no options would do; None unless that was asked for.
     """
@@ -72,6 +75,8 @@ class InspectResult:
     outputs: tuple[PortInfo, ...]
     levels: Mapping[Level, LevelReport | None]
     attached_by: str | None = None
+    before: tuple[TailSpec, ...] = ()
+    behind: tuple[TailSpec, ...] = ()
     defaults: Defaults | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -91,6 +96,10 @@ class InspectResult:
             "inputs": [_port(port) for port in self.inputs],
             "outputs": [_port(port) for port in self.outputs],
             "attached_by": self.attached_by,
+            "tails": {
+                "before": [spec.to_json() for spec in self.before],
+                "behind": [spec.to_json() for spec in self.behind],
+            },
             "levels": {level: report and report.to_json() for level, report in self.levels.items()},
             **({} if self.defaults is None else {"defaults": self.defaults.to_json()}),
         }
@@ -105,9 +114,11 @@ class InspectResult:
         yield f"  weights  {self._weights()}"
         for role, ports in (("input", self.inputs), ("output", self.outputs)):
             yield from (f"  {role:<8} {port.describe()}" for port in ports)
+        yield from (f"  before   {spec.text}, on the raw values" for spec in self.before)
         for level in LEVELS:
             report = self.levels.get(level)
             yield from _level_lines(level, report) if report is not None else (f"  {level:<8} not in the model",)
+        yield from (f"  behind   {spec.text}, on the decisions above" for spec in self.behind)
         if self.defaults is not None:
             yield from self.defaults.lines()
 

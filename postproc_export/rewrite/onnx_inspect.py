@@ -11,14 +11,17 @@ from postproc_export.rewrite.inspect import InspectResult, Weights
 from postproc_export.rewrite.level_reports import report_levels
 from postproc_export.rewrite.onnx_detach import find_in_onnx_model
 from postproc_export.rewrite.onnx_ports import input_ports, output_ports
+from postproc_export.transforms.onnx_layer import read_layer, take_layer
 
 
 def inspect_onnx_file(path: Path) -> InspectResult:
     """Inspect an ONNX file; `inspect_model` says what and how."""
     with load_skeleton(path) as file:
         model = file.model
-        found = find_in_onnx_model(model, where=str(path))
         outputs = tuple(output_ports(model))
+        before = read_layer(model, "transform", where=str(path))
+        behind = take_layer(model, "decision", where=str(path))  # what it reads is what the levels decide
+        found = find_in_onnx_model(model, where=str(path))
         return InspectResult(
             path=path,
             format="onnx",
@@ -30,6 +33,8 @@ def inspect_onnx_file(path: Path) -> InspectResult:
             outputs=outputs,
             levels=report_levels(found, outputs),
             attached_by=None if found.record is None else found.record.version,
+            before=() if before is None else before.tails,
+            behind=() if behind is None else behind.tails,
         )
 
 

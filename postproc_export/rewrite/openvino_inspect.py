@@ -12,6 +12,7 @@ from postproc_export.rewrite.openvino_file import read_ir
 from postproc_export.rewrite.openvino_find import find_in_openvino_model
 from postproc_export.runtimes.openvino import openvino_core, port_info
 from postproc_export.stats import Level
+from postproc_export.transforms.openvino_layer import read_layer, take_layer, was_converted
 
 _VERSION: Final = re.compile(rb"<net\b[^>]*\bversion=\"(\d{1,6})\"")
 _HEAD: Final = 4096  # bytes in which the first element of an IR stands
@@ -21,6 +22,9 @@ def inspect_openvino_file(path: Path) -> InspectResult:
     """Inspect an IR; `inspect_model` says what and how."""
     model = read_ir(openvino_core(purpose="inspecting an OpenVINO IR"), path)
     outputs = tuple(port_info(port, f"output_{index}") for index, port in enumerate(model.outputs))
+    before = read_layer(model, "transform", where=str(path))
+    peel = read_layer if was_converted(model, "decision") else take_layer  # what it reads is what the levels decide
+    behind = peel(model, "decision", where=str(path))
     found = find_in_openvino_model(model, where=str(path))  # which may name outputs that have no name
     view = OpenVinoView(model)
     weights = path.with_suffix(".bin")
@@ -35,6 +39,8 @@ def inspect_openvino_file(path: Path) -> InspectResult:
         outputs=outputs,
         levels=report_levels(found, outputs, rounded=_rounded(view, found)),
         attached_by=None if found.record is None else found.record.version,
+        before=() if before is None else before.tails,
+        behind=() if behind is None else behind.tails,
     )
 
 

@@ -186,18 +186,20 @@ def update_postprocessing(
     target = default_target(source, output, in_place=in_place, mark="updated")
     if is_onnx(source):
         from postproc_export.rewrite.onnx_file import rewrite_onnx_file
-        from postproc_export.rewrite.onnx_update import update_onnx_model
+        from postproc_export.transforms.around import update_around
+        from postproc_export.transforms.formats import OnnxFormat
 
         def on_onnx(model: Any) -> Updated:
-            return update_onnx_model(model, changes, keep_dialect=keep_dialect, where=str(source))
+            return update_around(OnnxFormat(), model, changes, keep_dialect=keep_dialect, where=str(source))
 
         updated = rewrite_onnx_file(source, target, on_onnx, in_place=in_place, link_weights=link_weights)
     else:
         from postproc_export.rewrite.openvino_file import rewrite_openvino_file
-        from postproc_export.rewrite.openvino_update import update_openvino_model
+        from postproc_export.transforms.around import update_around
+        from postproc_export.transforms.formats import OpenVinoFormat
 
         def on_openvino(model: Any) -> Updated:
-            return update_openvino_model(model, changes, keep_dialect=keep_dialect, where=str(source))
+            return update_around(OpenVinoFormat(), model, changes, keep_dialect=keep_dialect, where=str(source))
 
         updated = rewrite_openvino_file(source, target, on_openvino, in_place=in_place)
     return UpdateResult(source, target if updated else None, updated)

@@ -12,6 +12,7 @@ from postproc_export.rewrite.anomalib_tail import AnomalibTail
 from postproc_export.rewrite.detached import FoundTail
 from postproc_export.rewrite.state import Changes, State, no_range, no_state
 from postproc_export.stats import Level, LevelStats
+from postproc_export.tail import Tail
 
 REPLACED: Final = "Anomalib's post-processing was replaced by ours, with its threshold, span, sensitivity and rule"
 EDITED: Final = "the constants of Anomalib's post-processing were edited in place"
@@ -39,6 +40,10 @@ class Updated:
         Why no post-processing was found, by level.
     notes
         What a user should know.
+    is_found
+        Whether it has any.
+    tail
+        The tail that was attached anew; None where constants were edited in place.
     """
 
     before: State = field(default_factory=no_state)
@@ -47,6 +52,7 @@ class Updated:
     misses: Mapping[Level, Mismatch] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     is_found: bool = True
+    tail: Tail | None = None
 
     def __bool__(self) -> bool:
         return self.is_found

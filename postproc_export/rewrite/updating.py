@@ -68,6 +68,7 @@ def update_model(
         after=after,
         is_changed=is_foreign or bool(rewritten) or _differ(before, after),
         notes=(*notes, *rewritten),
+        tail=attached.tail,
     )
 
 

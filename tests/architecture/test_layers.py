@@ -18,6 +18,7 @@ ORDER = {
         "expr",
         "pattern",
         "catalog",
+        "transforms",
         "graph",
         "match",
         "folding",

@@ -1,0 +1,204 @@
+"""Attach, update and detach with tails of one's own around the tail: in memory, in both formats."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from postproc_export.errors import UsageError
+from postproc_export.rewrite.attached import Attached
+from postproc_export.rewrite.detached import Detached
+from postproc_export.rewrite.outputs import LEAVE_OUT
+from postproc_export.rewrite.state import Changes
+from postproc_export.rewrite.updated import Updated
+from postproc_export.runtimes.protocol import PortInfo
+from postproc_export.stats import CalibrationStats
+from postproc_export.tail import Tail
+from postproc_export.tail_options import TailOptions
+from postproc_export.transforms.decisions import plan_decisions
+from postproc_export.transforms.formats import Format, Outputs
+from postproc_export.transforms.plan import Plan, plan_transform, resolve_all, select_raw, split
+from postproc_export.transforms.record import LayerRecord, recorded_tails
+from postproc_export.transforms.shipped import resolve
+from postproc_export.transforms.spec import TailSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What stands before the threshold now.
+
+    Parameters
+    ----------
+    outputs
+        Which outputs are the raw ones, by the options that say so.
+    tails
+        The tails, their parameters as they are recorded.
+    """
+
+    outputs: Outputs
+    tails: tuple[TailSpec, ...]
+
+
+def attach_around(
+    form: Format,
+    model: Any,
+    stats: CalibrationStats,
+    options: TailOptions,
+    specs: Sequence[TailSpec],
+    *,
+    image_output: str | int | None = None,
+    pixel_output: str | int | None = None,
+) -> Attached:
+    """Attach the tail to a model in memory, with tails of one's own before it and behind it.
+
+    Raises
+    ------
+    UsageError
+        If the statistics were calibrated behind other tails, or these contradict each other.
+    PostprocError, graph_patterns.GraphPatternError
+        If the model does not allow it.
+    """
+    outputs: Outputs = {"image_output": image_output, "pixel_output": pixel_output}
+    before, behind = split(specs)
+    if before:
+        _refuse_keep_raw(options.keep_raw)
+        outputs = put_before(form, model, before, stats=stats, outputs=outputs).outputs
+    else:
+        refuse_other_tails(stats, ())
+    attached = form.attach(model, stats, options, outputs)
+    if behind:
+        form.put(model, _decisions(form, model, behind, attached.tail))
+    return attached
+
+
+def put_before(
+    form: Format,
+    model: Any,
+    before: Sequence[TailSpec],
+    *,
+    outputs: Outputs,
+    stats: CalibrationStats | None = None,
+) -> Before:
+    """Put tails before the threshold.
+
+    Parameters
+    ----------
+    form, model
+        The model, changed in place.
+    before
+        Shipped tails, or one class of one's own.
+    outputs
+        Which outputs are the raw ones.
+    stats
+        Statistics that have to be those behind these tails; None where there are none yet.
+    """
+    split(before)  # a class of one's own stands alone
+    ports, images = form.ports(model)
+    if not before[0].is_shipped:
+        if stats is not None:
+            refuse_other_tails(stats, tuple(before))
+        selection = select_raw(ports, (), **outputs)
+        record = form.put_own(model, before[0], outputs)
+    else:
+        transforms = resolve_all(before)
+        plan = plan_transform(transforms, ports, images, **outputs)
+        if stats is not None:
+            refuse_other_tails(stats, plan.tails)
+        selection = select_raw(ports, transforms, **outputs)
+        record = form.put(model, plan)
+    now: Outputs = {
+        f"{level}_output": _now(port, given, "pred_score" if level == "image" else "anomaly_map", record)
+        for level, port, given in (
+            ("image", selection.image, outputs["image_output"]),
+            ("pixel", selection.pixel, outputs["pixel_output"]),
+        )
+    }
+    return Before(now, record.tails)
+
+
+def refuse_other_tails(stats: CalibrationStats, tails: tuple[TailSpec, ...]) -> None:
+    """Refuse statistics that were calibrated behind other tails than those that stand before the threshold.
+
+    Raises
+    ------
+    UsageError
+        If they were.
+    """
+    calibrated = recorded_tails(stats)
+    if _are_equal(calibrated, tails):
+        return
+    flags = " ".join(f"--tail {spec.text}" for spec in tails)
+    wanted = " ".join(f"--tail {spec.text}" for spec in calibrated)
+    raise UsageError(
+        "the statistics are not those behind this tail: a transform changes the range",
+        found=f"calibrated {f'behind {wanted}' if wanted else 'on the raw outputs themselves'}",
+        needed=f"statistics calibrated {f'behind {flags}' if flags else 'on the raw outputs themselves'}",
+        fix=f"postproc-export calibrate {flags} ..." if flags else f"attach with {wanted}, or calibrate without it",
+    )
+
+
+def detach_around(form: Format, model: Any, *, where: str) -> Detached:
+    """Take the tail off a model in memory, with what stands around it.
+
+    Returns
+    -------
+    Detached
+        Falsy where there is no tail; the model is not to be written then.
+    """
+    behind = form.take(model, "decision", where=where)
+    detached = form.detach(model, where=where)
+    if not detached:
+        return detached
+    before = form.take(model, "transform", where=where)
+    own = [spec.text for record in (before, behind) if record is not None for spec in record.tails]
+    return replace(detached, own=tuple(own))
+
+
+def update_around(form: Format, model: Any, changes: Changes, *, keep_dialect: bool, where: str) -> Updated:
+    """Change what the tail of a model in memory decides, between what stands around it.
+
+    Raises
+    ------
+    UsageError
+        If new statistics were calibrated behind other tails than the model has, or the tails behind the decision do not
+        go with the changes.
+    PostprocError, graph_patterns.GraphPatternError
+        If the model does not allow it.
+    """
+    before = form.read(model, "transform", where=where)
+    if before is not None:
+        _refuse_keep_raw(bool(changes.keep_raw))
+    if changes.stats is not None:
+        refuse_other_tails(changes.stats, () if before is None else before.tails)
+    behind = form.take(model, "decision", where=where)
+    updated = form.update(model, changes, keep_dialect=keep_dialect, where=where)
+    if behind is not None and updated.tail is not None:
+        form.put(model, _decisions(form, model, behind.tails, updated.tail))
+    return updated
+
+
+def _are_equal(some: Sequence[TailSpec], others: Sequence[TailSpec]) -> bool:
+    """Compare what parameters mean: a table may be compressed otherwise on another machine."""
+    return [spec.name for spec in some] == [spec.name for spec in others] and all(
+        resolve(one) == resolve(other) if one.is_shipped else one == other
+        for one, other in zip(some, others, strict=True)
+    )
+
+
+def _refuse_keep_raw(keep_raw: bool) -> None:
+    if keep_raw:
+        raise UsageError(
+            "the raw outputs cannot be kept beside a transform",
+            found="--keep-raw with a tail before the threshold, which takes the raw outputs' place",
+            fix="leave --keep-raw out, and run the raw model for its outputs",
+        )
+
+
+def _decisions(form: Format, model: Any, behind: Sequence[TailSpec], tail: Tail) -> Plan:
+    return plan_decisions(behind, tail, values=form.decided(model, tail.options))
+
+
+def _now(port: PortInfo | None, given: str | int | None, name: str, record: LayerRecord) -> str | int | None:
+    """Return the output that a level reads now: the layer's where it gives one, else the one that was selected."""
+    if port is not None:
+        return port.name
+    return name if name in record.made and given != LEAVE_OUT else LEAVE_OUT
