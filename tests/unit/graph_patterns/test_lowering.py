@@ -86,9 +86,7 @@ def onnx_model(fragment: OnnxFragment, target: OnnxTarget, result: Array) -> onn
     """Return a checked model that is nothing but a fragment."""
     info, code = onnx.helper.make_tensor_value_info, onnx.helper.np_dtype_to_tensor_dtype(result.dtype)
     outputs = [info("y", code, [f"Y{axis}" for axis in range(result.ndim)])]
-    graph = onnx.helper.make_graph(
-        fragment.nodes, "g", [info("x", 1, ["A", "B", "C"])], outputs, fragment.initializers
-    )
+    graph = onnx.helper.make_graph(fragment.nodes, "g", [info("x", 1, ["A", "B", "C"])], outputs, fragment.initializers)
     opsets = [onnx.helper.make_opsetid("", target.opset)]
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=target.ir_version)
     onnx.checker.check_model(model)
@@ -142,7 +140,9 @@ def test_openvino_computes_what_the_operator_means(op: str) -> None:
     found = compiled([fed(op)])["y"]
     assert found.dtype == expected.dtype
     np.testing.assert_array_equal(found, expected)
-    names = [node.get_friendly_name() for node in model.get_ops() if node.get_type_name() not in ("Parameter", "Result")]
+    names = [
+        node.get_friendly_name() for node in model.get_ops() if node.get_type_name() not in ("Parameter", "Result")
+    ]
     assert len(set(names)) == len(names)
     assert all(name.startswith(f"{PREFIX}y/") for name in names), names
     producer = OpenVinoView(model).producer(result)
