@@ -28,7 +28,7 @@ class Margin:
         self._counts += np.bincount(_bucket(known[np.isfinite(known)]), minlength=_BUCKETS)
 
     def within(self, distance: float) -> tuple[float, int]:
-        """Return a distance, this one or up to 1 % more, and how many values lie at most so far away; of 0 none does."""
+        """Return a distance, this one or up to 1 % more (0 stays 0), and how many values lie at most so far away."""
         if not distance:
             return 0.0, 0
         bucket = int(_bucket(np.array([distance], np.float32))[0])

@@ -87,8 +87,9 @@ def _at_risk(result: WayResult) -> str:
         return "the raw values are equal to the bit"
     near = [outcome for outcome in result.outcomes if outcome.at_risk]
     if not near:
-        errors = " and ".join(f"{outcome.within:.1e}" for outcome in result.outcomes)
-        return f"no value lies nearer to its boundary than the largest error, {errors}"
+        moved = [outcome for outcome in result.outcomes if outcome.largest]
+        nouns = " and ".join(f"no {_ONE[outcome.level]} within {outcome.within:.1e}" for outcome in moved)
+        return f"{nouns} of the boundary, the largest error"
     return " and ".join(
         f"{_share(outcome, outcome.at_risk)} {'lies' if outcome.at_risk == 1 else 'lie'} "
         f"within {outcome.within:.1e} of the boundary"

@@ -390,6 +390,6 @@ def test_a_result_without_flips_is_at_risk_by_its_error() -> None:
     text = "openvino at float32: decides as PyTorch; "
     assert verdict(result) == f"{text}3 of 131,072 mask pixels lie within 1.0e-06 of the boundary"
     alone = replace(result, outcomes=(replace(near_one, at_risk=0),))
-    assert verdict(alone) == f"{text}no value lies nearer to its boundary than the largest error, 1.0e-06"
+    assert verdict(alone) == f"{text}no mask pixel within 1.0e-06 of the boundary, the largest error"
     exact = replace(result, outcomes=(replace(near_one, largest=0.0),))
     assert verdict(exact) == f"{text}the raw values are equal to the bit"

@@ -1,0 +1,79 @@
+"""What a check is given: options that fit together, runtimes that are installed, real inputs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from postproc_export.errors import MissingDependencyError, UsageError
+from postproc_export.parity.attached_model import AttachedModel
+from postproc_export.parity.environment import installed_runtimes
+from postproc_export.parity.real_inputs import RealInputs, array_inputs, image_inputs
+from postproc_export.runtimes import RuntimeName, open_runner
+
+if TYPE_CHECKING:
+    from postproc_export.images import Preprocessing
+
+Inputs = str | Path | Mapping[str, NDArray[Any]] | None
+
+
+def check_options(
+    *, images: str | Path | None, inputs: Inputs, torch: object, outputs: tuple[str | int | None, ...]
+) -> None:
+    """Refuse options of `check_parity` that do not fit together; `outputs` are those named of the PyTorch model.
+
+    Raises
+    ------
+    UsageError
+        If they do not.
+    """
+    if images is not None and inputs is not None:
+        raise UsageError("both images and inputs were given", needed="one of them")
+    if torch is not None and images is None and inputs is None:
+        raise UsageError("a PyTorch model without images or inputs to feed it", fix="give --images or --inputs")
+    if torch is None and any(output is not None for output in outputs):
+        raise UsageError("an output was named without a PyTorch model", fix="give --torch, or leave the name out")
+
+
+def usable_runtimes(model: AttachedModel) -> tuple[RuntimeName, ...]:
+    """Return the installed runtimes that read the format of a file.
+
+    Raises
+    ------
+    MissingDependencyError
+        If there is none.
+    """
+    wanted: tuple[RuntimeName, ...] = ("onnxruntime", "openvino") if model.file.format == "onnx" else ("openvino",)
+    found = tuple(name for name in wanted if name in installed_runtimes())
+    if not found:
+        raise MissingDependencyError(
+            f"{model.path} cannot be checked: no runtime for it is installed",
+            needed=" or ".join(wanted),
+            fix=f"pip install 'postproc-export[{wanted[0]}]'",
+        )
+    return found
+
+
+def real_inputs(
+    model: AttachedModel,
+    runtimes: tuple[RuntimeName, ...],
+    images: str | Path | None,
+    inputs: Inputs,
+    preprocessing: "Preprocessing | None",
+    limit: int | None,
+) -> RealInputs | None:
+    """Return the images or inputs of a check; None where neither was given.
+
+    Raises
+    ------
+    UsageError, FileError
+        If they do not fit the inputs of the file, or cannot be read.
+    """
+    if images is None and inputs is None:
+        return None
+    ports = model.with_values(open_runner(model.path, runtime=runtimes[0])).inputs
+    if images is not None:
+        return image_inputs(images, ports, model.file.record.stats, preprocessing, limit=limit)
+    assert inputs is not None, "without images there are inputs"
+    return array_inputs(inputs, ports, limit=limit)
