@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from postproc_export.errors import MissingDependencyError, UsageError
+from postproc_export.errors import UsageError
 from postproc_export.parity.adjusted_check import check_adjusted
 from postproc_export.parity.attached_model import AttachedModel, load_attached
 from postproc_export.parity.decision_check import DecisionCheck, without_decisions
 from postproc_export.parity.eager_transform import EagerTransform
-from postproc_export.parity.environment import environment, installed_runtimes, usable_cores
+from postproc_export.parity.environment import environment, usable_cores
 from postproc_export.parity.exhaustive import check_exhaustively
 from postproc_export.parity.failures import FailureStore
 from postproc_export.parity.file_checks import FileChecks, record_is_missing
+from postproc_export.parity.given import given_inputs, usable_runtimes
 from postproc_export.parity.inputs import COUNT, SEED
 from postproc_export.parity.not_checked import of_the_file, of_the_machine, of_the_options
 from postproc_export.parity.raw_file import RawFile
-from postproc_export.parity.real_inputs import RealInputs, array_inputs, image_inputs
 from postproc_export.parity.record_check import check_record
 from postproc_export.parity.reference import Reference
 from postproc_export.parity.report import Check, ParityReport
@@ -29,7 +29,7 @@ from postproc_export.parity.torch_runner import TorchRunner
 from postproc_export.parity.transform_check import TransformCheck
 from postproc_export.parity.ways import whole_configurations
 from postproc_export.parity.whole_check import WholeCheck
-from postproc_export.runtimes import RuntimeName, open_runner
+from postproc_export.runtimes import RuntimeName
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -125,12 +125,7 @@ def check_parity(
     default precision is run and shown, and decides nothing; neither do weights rounded to float16, or INT8.
     With a PyTorch model all of it is compared with that model, stage by stage (docs/parity.md).
     """
-    if images is not None and inputs is not None:
-        raise UsageError("both images and inputs were given", needed="one of them")
-    if torch is not None and images is None and inputs is None:
-        raise UsageError("a PyTorch model without images or inputs to feed it", fix="give --images or --inputs")
-    if torch is None and (image_output is not None or pixel_output is not None):
-        raise UsageError("an output was named without a PyTorch model", fix="give --torch, or leave the name out")
+    _refuse_contradictions(images, inputs, torch, image_output, pixel_output)
     threads = usable_cores() if threads is None else threads
     file_checks = FileChecks.run(Path(attached), preserved=preserved, contracts=contracts)
     missing = record_is_missing(Path(attached)) if file_checks else None
@@ -138,9 +133,9 @@ def check_parity(
         return _report_of(attached, [missing, *file_checks.checks], file_checks.not_checked, seed, threads)
     with without_decisions(Path(attached)) as (path, decisions):
         model = load_attached(path)
-        runtimes = _runtimes(model)
+        runtimes = usable_runtimes(model)
         reference, transform = Reference(model), EagerTransform.load(model)
-        real = _real_inputs(model, runtimes, images, inputs, preprocessing, limit)
+        real = given_inputs(model, runtimes, images, inputs, preprocessing, limit)
         exported = None
         if torch is not None:
             outputs = {"image_output": image_output, "pixel_output": pixel_output}
@@ -187,6 +182,17 @@ def check_parity(
         failures.add_tail(checks)
         described["failures"] = failures.saved
     return _report_of(attached, checks, not_checked, seed, threads, described, results)
+
+
+def _refuse_contradictions(
+    images: object, inputs: object, torch: object, image_output: object, pixel_output: object
+) -> None:
+    if images is not None and inputs is not None:
+        raise UsageError("both images and inputs were given", needed="one of them")
+    if torch is not None and images is None and inputs is None:
+        raise UsageError("a PyTorch model without images or inputs to feed it", fix="give --images or --inputs")
+    if torch is None and (image_output is not None or pixel_output is not None):
+        raise UsageError("an output was named without a PyTorch model", fix="give --torch, or leave the name out")
 
 
 def _parts(
@@ -260,32 +266,3 @@ def _store(
         return None
     original = None if raw is None else Path(raw)
     return FailureStore(Path(folder), attached, original, seed, torch, threads, max_flips)
-
-
-def _runtimes(model: AttachedModel) -> tuple[RuntimeName, ...]:
-    wanted: tuple[RuntimeName, ...] = ("onnxruntime", "openvino") if model.file.format == "onnx" else ("openvino",)
-    found = tuple(name for name in wanted if name in installed_runtimes())
-    if not found:
-        raise MissingDependencyError(
-            f"{model.path} cannot be checked: no runtime for it is installed",
-            needed=" or ".join(wanted),
-            fix=f"pip install 'postproc-export[{wanted[0]}]'",
-        )
-    return found
-
-
-def _real_inputs(
-    model: AttachedModel,
-    runtimes: tuple[RuntimeName, ...],
-    images: str | Path | None,
-    inputs: str | Path | Mapping[str, NDArray[Any]] | None,
-    preprocessing: "Preprocessing | None",
-    limit: int | None,
-) -> RealInputs | None:
-    if images is None and inputs is None:
-        return None
-    ports = model.with_values(open_runner(model.path, runtime=runtimes[0])).inputs
-    if images is not None:
-        return image_inputs(images, ports, model.file.record.stats, preprocessing, limit=limit)
-    assert inputs is not None, "without images there are inputs"
-    return array_inputs(inputs, ports, limit=limit)
