@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from postproc_export.errors import MissingDependencyError, PostprocError
-from postproc_export.parity.attached_model import AttachedModel, ModelFile, open_file
+from postproc_export.parity.attached_model import AttachedModel, open_file
 from postproc_export.parity.compare import compare_labels
 from postproc_export.parity.configuration import Configuration
 from postproc_export.parity.difference import LabelDifference
 from postproc_export.parity.eager_decisions import EagerDecisions
 from postproc_export.parity.inputs import raw_values
+from postproc_export.parity.model_file import ModelFile
 from postproc_export.parity.outcome import Outcome
 from postproc_export.parity.raw_file import named_output
 from postproc_export.parity.real_inputs import RealInputs

@@ -7,7 +7,7 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from postproc_export.parity.attached_model import ModelFile
+from postproc_export.parity.model_file import ModelFile
 from postproc_export.runtimes.protocol import PortInfo, as_float32
 from postproc_export.tail import Tail
 from postproc_export.tail_steps import TailOutput

@@ -12,7 +12,8 @@ from graph_patterns.onnx.container import load_skeleton
 from graph_patterns.onnx.lowering import LOWERINGS
 from graph_patterns.onnx.view import OnnxView, default_opset
 from postproc_export.errors import FileError, MetadataError, UnsupportedModelError
-from postproc_export.parity.attached_model import Format, no_record
+from postproc_export.parity.attached_model import no_record
+from postproc_export.parity.model_file import Format
 from postproc_export.rewrite.metadata import METADATA_KEY, TailRecord
 from postproc_export.rewrite.onnx_detach import decoded_outputs
 from postproc_export.rewrite.onnx_file import rewrite_onnx_file

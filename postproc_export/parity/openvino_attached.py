@@ -9,7 +9,8 @@ from graph_patterns.graph import Value
 from graph_patterns.openvino.view import OpenVinoView
 from postproc_export.adjusting import INPUT_NAMES
 from postproc_export.errors import MetadataError, UnsupportedModelError
-from postproc_export.parity.attached_model import Format, no_record
+from postproc_export.parity.attached_model import no_record
+from postproc_export.parity.model_file import Format
 from postproc_export.rewrite.metadata import METADATA_KEY, TailRecord
 from postproc_export.rewrite.openvino_file import read_ir
 from postproc_export.runtimes.feeds import first_reason

@@ -7,8 +7,9 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from postproc_export.parity.attached_model import AttachedModel, Shapes
+from postproc_export.parity.attached_model import AttachedModel
 from postproc_export.parity.inputs import SPECIAL, FloatArray, RawValues, maps_of, raw_values
+from postproc_export.parity.model_file import Shapes
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import Level, LevelStats
 

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 from postproc_export.errors import MissingDependencyError, PostprocError, UnsupportedModelError
-from postproc_export.parity.attached_model import AttachedModel, Format, Shapes
+from postproc_export.parity.attached_model import AttachedModel
 from postproc_export.parity.configuration import Configuration
+from postproc_export.parity.model_file import Format, Shapes
 from postproc_export.parity.reference import Reference
 from postproc_export.parity.report import Check, failed
 from postproc_export.parity.tail_cases import Case, tail_cases

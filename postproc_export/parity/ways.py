@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Final
 
-from postproc_export.parity.attached_model import Format
 from postproc_export.parity.configuration import Configuration
+from postproc_export.parity.model_file import Format
 from postproc_export.parity.variants import has_nncf
 from postproc_export.runtimes import RuntimeName
 

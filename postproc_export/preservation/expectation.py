@@ -6,6 +6,7 @@ from typing import Final, TypeVar
 from postproc_export.rewrite.metadata import TailRecord
 from postproc_export.stats import LEVELS
 from postproc_export.tail import OUTPUT_NAMES
+from postproc_export.transforms.record import TRANSFORMED
 
 Output = TypeVar("Output")
 
@@ -30,7 +31,8 @@ def remaining(record: TailRecord, outputs: Iterable[tuple[str, Output]]) -> list
     by_value = dict(outputs)
     raw = {level: value for level, value in record.raw.items() if value in by_value}
     left_alone = [raw[level] for level in LEVELS if level in raw and level not in record.levels]
-    replaced = [raw[level] for level in LEVELS if level in raw and level in record.levels]
+    transformed = record.original.get(TRANSFORMED, ())  # what is kept of these is not what the raw file gives
+    replaced = [raw[level] for level in LEVELS if level in raw and level in record.levels and level not in transformed]
     others = [value for value in by_value if value not in raw.values()]
     return [by_value[value] for value in (*left_alone, *others, *(replaced if record.options.keep_raw else []))]
 

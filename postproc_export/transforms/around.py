@@ -60,7 +60,6 @@ def attach_around(
     outputs: Outputs = {"image_output": image_output, "pixel_output": pixel_output}
     before, behind = split(specs)
     if before:
-        _refuse_keep_raw(options.keep_raw)
         outputs = put_before(form, model, before, stats=stats, outputs=outputs).outputs
     else:
         refuse_other_tails(stats, ())
@@ -165,8 +164,6 @@ def update_around(form: Format, model: Any, changes: Changes, *, keep_dialect: b
         If the model does not allow it.
     """
     before = form.read(model, "transform", where=where)
-    if before is not None:
-        _refuse_keep_raw(bool(changes.keep_raw))
     if changes.stats is not None:
         refuse_other_tails(changes.stats, () if before is None else before.tails)
     behind = form.take(model, "decision", where=where)
@@ -182,15 +179,6 @@ def _are_equal(some: Sequence[TailSpec], others: Sequence[TailSpec]) -> bool:
         resolve(one) == resolve(other) if one.is_shipped else one == other
         for one, other in zip(some, others, strict=True)
     )
-
-
-def _refuse_keep_raw(keep_raw: bool) -> None:
-    if keep_raw:
-        raise UsageError(
-            "the raw outputs cannot be kept beside a transform",
-            found="--keep-raw with a tail before the threshold, which takes the raw outputs' place",
-            fix="leave --keep-raw out, and run the raw model for its outputs",
-        )
 
 
 def _decisions(form: Format, model: Any, behind: Sequence[TailSpec], tail: Tail) -> Plan:

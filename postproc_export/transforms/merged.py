@@ -9,7 +9,7 @@ import onnx
 from postproc_export.rewrite.metadata import METADATA_KEY, TailRecord
 from postproc_export.rewrite.onnx_detach import read_record
 from postproc_export.transforms import onnx_layer, openvino_layer
-from postproc_export.transforms.record import KEYS, LayerRecord
+from postproc_export.transforms.record import KEYS, TRANSFORMED, LayerRecord
 
 
 def merged_onnx(model: onnx.ModelProto, *, where: str) -> onnx.ModelProto:
@@ -79,7 +79,11 @@ def _merged(record: TailRecord, layer: LayerRecord, hosts: Mapping[str, str | No
     return replace(
         record,
         raw={level: name for level, name in raw.items() if name is not None},
-        original={**layer.original, "renamed": {**own, **_renamed(layer)}},
+        original={
+            **layer.original,
+            "renamed": {**own, **_renamed(layer)},
+            TRANSFORMED: [level for level, name in record.raw.items() if name in now],
+        },
     )
 
 

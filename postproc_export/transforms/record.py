@@ -14,6 +14,7 @@ Where: TypeAlias = Literal["transform", "decision"]
 PREFIXES: Final[Mapping[Where, str]] = {"transform": "postproc/transform/", "decision": "postproc/decision/"}
 KEYS: Final[Mapping[Where, str]] = {"transform": "postproc_export_transform", "decision": "postproc_export_decision"}
 STATISTICS_KEY: Final = "tail"
+TRANSFORMED: Final = "transformed"  # in a merged record: the levels whose raw values a transform takes the place of
 RECORD_VERSION: Final = 1
 
 

@@ -113,5 +113,6 @@ class Thresholds:
         return AboveThresholds(self.values)
 
     def bound(self, largest: float, size: tuple[int, int]) -> tuple[float, float]:
-        """The same subtraction everywhere; it rounds alike."""
-        return largest + float(np.abs(self.values).max()), ROUNDING * largest
+        """A subtraction; two roundings where a runtime folds it into what stands before it."""
+        largest += float(np.abs(self.values).max())
+        return largest, 2 * ROUNDING * largest

@@ -1,205 +1,224 @@
-"""The shipped transforms: the same values in eager PyTorch, ONNX Runtime and OpenVINO, and no trace after detaching."""
+"""The shipped tails: what they are called, what they compute, and what they refuse."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hosts
 import numpy as np
-import onnx
 import pytest
 import torch
+from torch.nn import functional
 
-from postproc_export import CalibrationStats, attach_postprocessing, detach_postprocessing
-from postproc_export.errors import UnsupportedModelError, UsageError
-from postproc_export.runtimes import RuntimeName, open_runner
-from postproc_export.runtimes.protocol import Array
-from postproc_export.stats import LevelStats
-from postproc_export.transforms.modules import Chain
-from postproc_export.transforms.plan import resolve_all
-from postproc_export.transforms.record import STATISTICS_KEY
-from postproc_export.transforms.spec import TailSpec, parse_tails
-
-LEVEL = LevelStats(threshold=0.25, min=-2.0, max=2.0)
-SIZE = (24, 20)
-THRESHOLDS = np.linspace(-0.5, 0.5, SIZE[0] * SIZE[1], dtype=np.float32).reshape(SIZE)
-RUNTIMES: tuple[RuntimeName, ...] = ("onnxruntime", "openvino")
-TAILS = {
-    "gaussian": "gaussian:sigma=1.5",
-    "top-k": "top-k:k=7",
-    "resize": "resize:height=31,width=17",
-    "resize-input": "resize",
-    "thresholds": "thresholds:file={folder}/thresholds.npy",
-}
-CHAIN = ("gaussian:sigma=1", "resize:height=48,width=40", "top-k:k=9")
-
-
-def named(text: str, folder: Path) -> str:
-    """Return how a tail is asked for, with a file of thresholds where it needs one."""
-    np.save(folder / "thresholds.npy", THRESHOLDS)
-    return text.format(folder=folder)
-
-
-def statistics(tails: tuple[str, ...]) -> CalibrationStats:
-    """Return statistics that say that they are those behind some tails."""
-    specs = [TailSpec(item.name, item.parameters).to_json() for item in resolve_all(parse_tails(tails))]
-    return CalibrationStats(image=LEVEL, pixel=LEVEL, details={STATISTICS_KEY: specs})
-
-
-def eager(tails: tuple[str, ...], raw: dict[str, Array], size: tuple[int, int]) -> dict[str, Array]:
-    """Return what the modules give."""
-    chain = Chain([item.module() for item in resolve_all(parse_tails(tails))])
-    chain.set_size(size)
-    score, anomaly_map = chain(
-        *(torch.from_numpy(raw[name]) if name in raw else None for name in ("pred_score", "anomaly_map"))
-    )
-    found = {"pred_score": score, "anomaly_map": anomaly_map}
-    return {name: value.numpy() for name, value in found.items() if value is not None}
-
-
-def host_file(folder: Path, *, ir: bool, make: Callable[..., onnx.ModelProto], **form: Any) -> Path:
-    """Write a host."""
-    model = make(**form)
-    return hosts.to_ir(model, folder / "raw.xml") if ir else hosts.write(model, folder / "raw.onnx")
-
-
-def images(shape: tuple[int, ...]) -> Array:
-    """Draw images whose raw outputs are exact."""
-    return np.random.default_rng(0).integers(-512, 512, shape).astype(np.float32) / np.float32(256)
-
-
-@pytest.mark.parametrize("ir", [False, True], ids=["onnx", "ir"])
-@pytest.mark.parametrize("opset", [11, 14, 18])
-@pytest.mark.parametrize("tail", TAILS)
-@pytest.mark.parametrize("form", ["dynamic", "static", "flat"])
-def test_every_runtime_gives_what_the_module_gives(tail: str, opset: int, ir: bool, form: str, tmp_path: Path) -> None:
-    """Raw values behind a transform are the module's within its bound, and detaching gives the original back."""
-    tails = (named(TAILS[tail], tmp_path),)
-    source = host_file(
-        tmp_path, ir=ir, make=hosts.score_and_map, opset=opset, dynamic=form != "static", size=SIZE, flat=form == "flat"
-    )
-    attached = attach_postprocessing(
-        source,
-        statistics(tails),
-        tail=tails,
-        output=tmp_path / f"new{source.suffix}",
-        mask_dtype="uint8",
-    ).output
-    feed = images((1, 3, *SIZE))
-    raw = hosts.expected(feed, flat=form == "flat")
-    wanted = eager(tails, raw, SIZE)
-    for runtime in ("openvino",) if ir else RUNTIMES:
-        found = open_runner(attached, runtime=runtime).run({"input": feed})
-        for name, level in (("anomaly_map", "pred_mask"), ("pred_score", "pred_label")):
-            scores = wanted[name]
-            np.testing.assert_allclose(found[name], np.clip((scores - 0.25) / 4 + 0.5, 0, 1), rtol=0, atol=3e-6)
-            clear = np.abs(scores - 0.25) > 1e-5
-            assert np.array_equal(found[level].astype(bool)[clear], (scores >= 0.25)[clear])
-    restored = detach_postprocessing(attached, output=tmp_path / f"restored{source.suffix}")
-    assert restored
-    if not ir:
-        assert onnx.load(restored.output) == onnx.load(source)
-
-
-@pytest.mark.parametrize("ir", [False, True], ids=["onnx", "ir"])
-def test_a_chain_is_applied_in_order(ir: bool, tmp_path: Path) -> None:
-    """Several transforms give what their modules give one behind the other, on a model with a map only."""
-    source = host_file(tmp_path, ir=ir, make=hosts.map_only)
-    attached = attach_postprocessing(source, statistics(CHAIN), tail=CHAIN, output=tmp_path / f"new{source.suffix}")
-    assert attached.output_names == ("pred_score", "pred_label", "anomaly_map", "pred_mask")
-    feed = images((2, 3, *SIZE))
-    raw = {"anomaly_map": hosts.expected(feed)["anomaly_map"]}
-    wanted = eager(CHAIN, raw, SIZE)
-    assert wanted["anomaly_map"].shape == (2, 1, 48, 40)
-    found = open_runner(attached.output).run({"input": feed})
-    for name, scores in wanted.items():
-        np.testing.assert_allclose(found[name], np.clip((scores - 0.25) / 4 + 0.5, 0, 1), rtol=0, atol=3e-6)
-
-
-@pytest.mark.parametrize("ir", [False, True], ids=["onnx", "ir"])
-def test_channels_with_a_threshold_each_become_one_map(ir: bool, tmp_path: Path) -> None:
-    """The highest distance of the channels from their thresholds is the map, and NaN in one of them is anomalous."""
-    np.save(tmp_path / "per_channel.npy", np.array([0.5, 1.0, -0.25], np.float32))
-    tails = (f"thresholds:file={tmp_path / 'per_channel.npy'}",)
-    model = hosts.parse(
-        "channels (float[N,3,H,W] input) => (float[N,3,H,W] anomaly_map) { anomaly_map = Identity(input) }"
-    )
-    source = hosts.to_ir(model, tmp_path / "raw.xml") if ir else hosts.write(model, tmp_path / "raw.onnx")
-    output = attach_postprocessing(source, statistics(tails), tail=tails, mask_dtype="uint8").output
-    feed = images((2, 3, 5, 4))
-    feed[1, 1, 2, 2] = np.nan
-    found = open_runner(output).run({"input": feed})
-    distance = (feed - np.array([0.5, 1.0, -0.25], np.float32).reshape(1, 3, 1, 1)).max(axis=1, keepdims=True)
-    assert np.array_equal(found["pred_mask"].astype(bool), ~(distance < 0.25))
-    assert found["pred_mask"][1, 0, 2, 2]
-    assert found["pred_label"][1]
-
-
-@pytest.mark.parametrize("size", [(1, 1), (2, 9), (3, 40)], ids=str)
-@pytest.mark.parametrize("ir", [False, True], ids=["onnx", "ir"])
-def test_a_map_smaller_than_the_kernel_is_defined_where_sizes_are_open(
-    ir: bool, size: tuple[int, int], tmp_path: Path
-) -> None:
-    """The mirror is repeated and all pixels are taken, as the modules do, where the size is known at run time."""
-    tails = ("gaussian:sigma=2", "top-k:k=50")
-    source = host_file(tmp_path, ir=ir, make=hosts.score_and_map)
-    output = attach_postprocessing(source, statistics(tails), tail=tails).output
-    feed = images((2, 3, *size))
-    wanted = eager(tails, hosts.expected(feed), size)
-    for runtime in ("openvino",) if ir else RUNTIMES:
-        found = open_runner(output, runtime=runtime).run({"input": feed})
-        for name, scores in wanted.items():
-            np.testing.assert_allclose(found[name], np.clip((scores - 0.25) / 4 + 0.5, 0, 1), rtol=0, atol=3e-6)
+from graph_patterns.transforms import gaussian_weights
+from postproc_export.errors import FileError, MetadataError, PostprocError, UnsupportedModelError, UsageError
+from postproc_export.runtimes.protocol import PortInfo
+from postproc_export.transforms.modules import AboveThresholds, GaussianSmoothing, Resized, TopKMean
+from postproc_export.transforms.plan import plan_transform
+from postproc_export.transforms.shipped import resolve
+from postproc_export.transforms.spec import TailSpec, parse_tail, parse_tails
+from postproc_export.transforms.thresholds import Thresholds
 
 
 @pytest.mark.parametrize(
-    ("tail", "message"),
+    ("text", "spec"),
     [
-        ("gaussian:sigma=4", "mirrors 16 pixels at each edge"),
-        ("top-k:k=65", "takes 65 pixels"),
-        ("thresholds:file={folder}/thresholds.npy", "do not fit the map"),
+        ("gate", TailSpec("gate")),
+        ("gaussian:sigma=4", TailSpec("gaussian", {"sigma": "4"})),
+        ("points:a=0.3,b=recall=0.99", TailSpec("points", {"a": "0.3", "b": "recall=0.99"})),
+        ("package.module:Class", TailSpec("package.module:Class")),
     ],
 )
-def test_a_static_map_that_does_not_fit_is_refused(tail: str, message: str, tmp_path: Path) -> None:
-    """A map of 8 x 8 whose sizes the graph knows is refused with what would fit; nothing is written."""
-    tails = (named(tail, tmp_path),)
-    source = host_file(tmp_path, ir=False, make=hosts.score_and_map, dynamic=False)
-    with pytest.raises(UnsupportedModelError, match=message):
-        attach_postprocessing(source, statistics(tails), tail=tails)
-    assert not source.with_name("raw.post.onnx").exists()
+def test_a_tail_is_named(text: str, spec: TailSpec) -> None:
+    """A shipped one by its name and parameters, one's own by module and class."""
+    assert parse_tail(text) == spec
+    assert parse_tails(text) == (spec,)
+    assert TailSpec.from_json(spec.to_json(), where="here") == spec
 
 
 @pytest.mark.parametrize(
-    ("tail", "message"),
+    ("text", "message"),
     [
-        ("mebin", "no graph form"),
-        ("blur", "not known"),
-        ("gaussian:sigma=0", r"sigma is '0'"),
-        ("gaussian:radius=3", "no parameter 'radius'"),
-        ("top-k", "k is None"),
-        ("resize:height=3", "one of height and width"),
-        ("gaussian:sigma=1,sigma=2", "twice"),
-        ("thresholds", "no file"),
+        ("gausian:sigma=4", r"'gausian:sigma=4' is not known(.|\n)*needed:  gaussian, top-k"),
+        ("median", "'median' is not known"),
+        ("gaussian:sigma", "cannot be read"),
+        ("gaussian:sigma=1,sigma=2", "has a parameter twice"),
+        ("mebin", r"'mebin' has no graph form\n  found:   connected components \(as in MEBin\) are found by following"),
+        ("connected-components", "no graph form"),
     ],
 )
-def test_what_cannot_be_is_said(tail: str, message: str, tmp_path: Path) -> None:
-    """Unknown tails, tails without a graph form and illegal parameters are one clear message."""
-    source = host_file(tmp_path, ir=False, make=hosts.score_and_map)
+def test_what_names_no_tail_is_refused(text: str, message: str) -> None:
+    """The names that there are are listed; what cannot be a graph is refused with the reason."""
     with pytest.raises(UsageError, match=message):
-        attach_postprocessing(source, CalibrationStats(image=LEVEL, pixel=LEVEL), tail=tail)
+        parse_tail(text)
 
 
 @pytest.mark.parametrize(
-    ("calibrated", "asked"),
-    [((), ("gaussian:sigma=1",)), (("gaussian:sigma=1",), ()), (("gaussian:sigma=1",), ("gaussian:sigma=2",))],
-    ids=["none-some", "some-none", "another"],
+    ("text", "message"),
+    [
+        ("gaussian:sigma=0", r"sigma is '0'\n  needed:  a number in \[0.05, 100\]"),
+        ("gaussian:sigma=wide", "sigma is 'wide'"),
+        ("gaussian:radius=3", r"no parameter 'radius'\n  needed:  sigma"),
+        ("top-k", "k is None"),
+        ("top-k:k=0", "a whole number of at least 1"),
+        ("top-k:k=1.5", "a whole number of at least 1"),
+        ("resize:height=3", "one of height and width"),
+        ("thresholds", "has no file"),
+    ],
 )
-def test_statistics_of_another_tail_are_refused(
-    calibrated: tuple[str, ...], asked: tuple[str, ...], tmp_path: Path
+def test_parameters_that_are_not_legal_are_refused(text: str, message: str) -> None:
+    """The parameter, what was found and what is needed are named."""
+    with pytest.raises(UsageError, match=message):
+        resolve(parse_tail(text))
+
+
+def test_the_kernel_is_anomalib_s() -> None:
+    """2 int(4 sigma + 0.5) + 1 taps of a sampled Gaussian that sum to 1; sigma 4 has 33."""
+    assert [len(gaussian_weights(sigma)) for sigma in (4.0, 1.0, 0.5, 0.1)] == [33, 9, 5, 1]
+    assert sum(gaussian_weights(4.0)) == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1.0, 4.0])
+def test_the_twin_smooths_as_one_convolution_with_both_axes_does(sigma: float) -> None:
+    """The two passes are the normalised two-dimensional kernel on a map that is padded by reflection."""
+    maps = torch.rand(2, 1, 24, 37, generator=torch.Generator().manual_seed(1))
+    radius = int(4 * sigma + 0.5)
+    axis = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    kernel = torch.exp(-0.5 * (axis / sigma) ** 2)
+    square = torch.outer(kernel, kernel) / torch.outer(kernel, kernel).sum()
+    padded = functional.pad(maps.double(), [radius] * 4, mode="reflect")
+    _, found = GaussianSmoothing(sigma)(None, maps)
+    np.testing.assert_allclose(found, functional.conv2d(padded, square[None, None]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("length", "radius"), [(1, 4), (2, 5), (5, 16), (3, 2)])
+def test_a_mirror_goes_back_and_forth_as_often_as_it_takes(length: int, radius: int) -> None:
+    """A map smaller than the kernel is defined: as NumPy pads by reflection, whatever the width."""
+    row = np.arange(1.0, length + 1, dtype=np.float32)
+    mirrored = np.pad(row, radius, mode="reflect") if length > 1 else np.full(2 * radius + 1, row[0])
+    sigma = radius / 4
+    wanted = np.convolve(mirrored, gaussian_weights(sigma), mode="valid")
+    _, found = GaussianSmoothing(sigma)(None, torch.from_numpy(np.broadcast_to(row, (1, 1, 3, length)).copy()))
+    np.testing.assert_allclose(found[0, 0, 1], wanted, rtol=0, atol=1e-5)
+
+
+def test_the_score_is_the_mean_of_the_highest_pixels() -> None:
+    """In the shape of the score, [N] without one; of a map with fewer pixels, of all."""
+    maps = torch.tensor([[3.0, 1.0, 2.0, 0.0], [0.0, 0.0, 8.0, 4.0]]).reshape(2, 1, 2, 2)
+    assert TopKMean(2)(torch.zeros(2, 1), maps)[0].tolist() == [[2.5], [6.0]]
+    assert TopKMean(2)(None, maps)[0].tolist() == [2.5, 6.0]
+    assert TopKMean(9)(None, maps)[0].tolist() == [1.5, 3.0]
+
+
+def test_of_several_channels_the_highest_above_its_threshold_remains() -> None:
+    """Each channel has a threshold of its own; a NaN in one of them stays one."""
+    maps = torch.tensor([1.0, 2.0, 3.0]).reshape(1, 3, 1, 1).repeat(1, 1, 1, 2)
+    maps[0, 1, 0, 1] = float("nan")
+    _, found = AboveThresholds(Thresholds.of([0.5, 2.5, 2.75]).values)(None, maps)
+    np.testing.assert_array_equal(found, [[[[0.5, np.nan]]]])
+
+
+@pytest.mark.parametrize("pixel", [0, 7, 15], ids=["first", "inside", "last"])
+def test_a_nan_survives_a_map_that_is_made_smaller(pixel: int) -> None:
+    """Some pixels are not part of any new one; the map is NaN as a whole then, and another image is not."""
+    maps = torch.zeros(2, 1, 4, 4)
+    maps[0].view(-1)[pixel] = float("nan")
+    _, found = Resized((2, 1))(None, maps)
+    assert found[0].isnan().all()
+    assert not found[1].isnan().any()
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (1, 5), (3,), (3, 1, 1), (3, 4, 5)])
+def test_thresholds_go_into_the_record_and_come_back(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """A record needs no other file; one axis alone is one of channels."""
+    array = np.random.default_rng(0).normal(size=shape)
+    np.save(tmp_path / "t.npy", array)
+    found = Thresholds.parse({"file": tmp_path / "t.npy"})
+    assert Thresholds.parse(found.parameters) == found
+    np.testing.assert_array_equal(found.values.ravel(), array.astype(np.float32).ravel())
+    assert found.channels == (shape[0] if len(shape) in (1, 3) else 1)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.array([[np.nan]]), "not finite"),
+        (np.zeros((1, 1, 1, 1)), "cannot use these values"),
+        (np.array(["a"]), "cannot use these values"),
+        (np.zeros((0, 3)), "cannot use these values"),
+    ],
+    ids=["nan", "four-axes", "text", "empty"],
+)
+def test_thresholds_that_are_none_are_refused(array: Any, message: str) -> None:
+    """Numbers, finite, of one to three axes."""
+    with pytest.raises(UsageError, match=message):
+        Thresholds.of(array)
+
+
+def test_files_and_records_of_thresholds_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    """A file that is none of NumPy's, and a record that was changed."""
+    (tmp_path / "t.npy").write_text("1, 2")
+    with pytest.raises(FileError, match=r"cannot read the thresholds .*t\.npy"):
+        Thresholds.parse({"file": tmp_path / "t.npy"})
+    with pytest.raises(UsageError, match="is damaged"):
+        Thresholds.parse({"shape": [2, 2], "zlib": "AAAA"})
+
+
+SCORE = PortInfo("pred_score", "float32", ("N", 1))
+
+
+def map_of(*axes: int | str) -> PortInfo:
+    """Return the port of a map."""
+    return PortInfo("anomaly_map", "float32", axes)
+
+
+@pytest.mark.parametrize(
+    ("tail", "ports", "images", "message"),
+    [
+        ("gaussian:sigma=1", [map_of("N", 1, 4, 8)], [], r"mirrors 4 pixels(.|\n)*height and width of 5 or more"),
+        ("gaussian:sigma=1", [map_of("N", 1, "H", 4)], [], "a smaller sigma than 1"),
+        ("gaussian", [SCORE], [], "needs an anomaly map"),
+        ("top-k:k=33", [map_of("N", 4, 8)], [], r"takes 33 pixels(.|\n)*k of at most 32"),
+        ("resize", [map_of("N", 1, 4, 8)], [], "needs one input of images"),
+        ("resize", [map_of("N", 1, 4, 8)], [PortInfo("x", "uint8", (1, 32, 32, 3))], "has its channels last"),
+    ],
+    ids=["as-large-as-the-map", "one-axis", "no-map", "k", "no-input", "channels-last"],
+)
+def test_models_that_a_tail_does_not_fit_are_refused(
+    tail: str, ports: list[PortInfo], images: list[PortInfo], message: str
 ) -> None:
-    """A transform changes the range, so statistics have to be those behind the same; `1` and `1.0` are one."""
-    source = host_file(tmp_path, ir=False, make=hosts.score_and_map)
-    with pytest.raises(UsageError, match="a transform changes the range"):
-        attach_postprocessing(source, statistics(calibrated), tail=asked)
-    same = attach_postprocessing(source, statistics(("gaussian:sigma=1",)), tail="gaussian:sigma=1.0")
-    assert same.output.exists()
+    """Where the sizes are static it is known before anything is written; what is needed is said."""
+    with pytest.raises(UnsupportedModelError, match=message):
+        plan_transform([resolve(parse_tail(tail))], ports, images)
+
+
+@pytest.mark.parametrize(
+    ("tail", "port"),
+    [
+        ("gaussian:sigma=1", map_of("N", 1, 5, 5)),
+        ("gaussian:sigma=1", map_of("N", 1, "H", "W")),
+        ("top-k:k=32", map_of("N", 4, 8)),
+        ("top-k:k=33", map_of("N", "H", 8)),
+    ],
+    ids=["just-larger", "dynamic", "all-pixels", "dynamic-k"],
+)
+def test_models_that_a_tail_just_fits_are_taken(tail: str, port: PortInfo) -> None:
+    """Where the sizes are dynamic nothing is refused: what comes out is defined for all of them."""
+    assert len(plan_transform([resolve(parse_tail(tail))], [port], []).outputs) == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "port"),
+    [((3,), map_of("N", 1, 4, 5)), ((2, 4, 5), map_of("N", 4, 5)), ((4, 6), map_of("N", 1, 4, 5))],
+    ids=["channels", "rank", "width"],
+)
+def test_thresholds_of_another_shape_are_refused(shape: tuple[int, ...], port: PortInfo) -> None:
+    """Channels, rank and sizes have to be the map's, or 1."""
+    with pytest.raises(PostprocError, match=r"do not fit the map|more than one channel|anomaly map"):
+        plan_transform([Thresholds.of(np.zeros(shape))], [port], [])
+
+
+@pytest.mark.parametrize("make", [lambda: [1], lambda: {"name": 3}, lambda: {"name": "gate", "parameters": []}])
+def test_a_record_that_names_no_tail_is_refused(make: Callable[[], object]) -> None:
+    """A record that was changed is not taken for one."""
+    with pytest.raises(MetadataError, match="not a tail of one's own"):
+        TailSpec.from_json(make(), where="the record")

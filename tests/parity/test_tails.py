@@ -1,0 +1,220 @@
+"""Files with tails of one's own, under `check`: sound ones pass at every opset, planted faults are named."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hosts
+import numpy as np
+import onnx
+import own_tails
+import pytest
+import torch
+from onnx import TensorProto, numpy_helper
+from shipped_tails import IMAGE, PIXEL, images, stats_behind
+
+from postproc_export import CalibrationStats, attach_postprocessing, check_parity
+from postproc_export.errors import UsageError
+from postproc_export.parity import ParityReport
+
+FED = {"input": images((4, 3, 20, 24))}
+COUNT = 500
+TAILS = {
+    "gaussian": ["gaussian:sigma=1"],
+    "top-k": ["top-k:k=5"],
+    "resize": ["resize:height=9,width=31"],
+    "thresholds": ["thresholds:file=thresholds.npy"],
+    "gate": ["gate"],
+    "points": ["points:strict=0.3,all=1,none=0"],
+    "chain": ["gaussian:sigma=1", "top-k:k=5", "resize", "thresholds:file=thresholds.npy", "gate", "points:strict=0.3"],
+}
+
+
+def checked(path: Path, **options: Any) -> ParityReport:
+    """Check a file on few values."""
+    return check_parity(path, count=COUNT, threads=1, int8=False, **options)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with thresholds, which is the working directory."""
+    np.save(tmp_path / "thresholds.npy", np.random.default_rng(0).normal(size=(1, 1)))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def attached(folder: Path, tails: list[str], *, kind: str = "onnx", **host: Any) -> tuple[Path, Path]:
+    """Return a raw file and the one that was attached to it."""
+    model = hosts.score_and_map(**host)
+    raw = hosts.write(model, folder / "m.onnx") if kind == "onnx" else hosts.to_ir(model, folder / "m.xml")
+    stats = stats_behind(tails) if "own" not in tails[0] else stats_of_own(tails[0])
+    return raw, attach_postprocessing(raw, stats, tail=tails).output
+
+
+def stats_of_own(name: str) -> CalibrationStats:
+    """Return statistics behind a class of one's own."""
+    return CalibrationStats(image=IMAGE, pixel=PIXEL, details={"tail": [{"name": name, "parameters": {}}]})
+
+
+@pytest.mark.parametrize("opset", [11, 14, 18])
+@pytest.mark.parametrize("name", TAILS)
+def test_every_shipped_tail_passes_at_every_opset(name: str, opset: int, folder: Path) -> None:
+    """Eager, ONNX Runtime and OpenVINO agree, NaN stays anomalous, and nothing besides the tails differs."""
+    raw, path = attached(folder, TAILS[name], opset=opset)
+    report = checked(path, raw=raw, inputs=FED, preserved=raw)
+    assert report, report.describe()
+    names = {check.subject for check in report.checks if check.judged}
+    before = [tail for tail in TAILS[name] if not tail.startswith(("gate", "points"))]
+    assert any(each.startswith("transform/") for each in names) is bool(before)
+    assert ("transform/nan" in names) is bool(before)
+    assert any(each.startswith("whole/transform/") for each in names) is bool(before)
+    for tail, output in (("gate", "pred_mask"), ("points:strict", "pred_label_strict")):
+        is_there = any(each.startswith(tail) for each in TAILS[name])
+        assert ({f"decision/{output}", f"whole/decision/{output}"} <= names) is is_there
+
+
+@pytest.mark.parametrize("name", TAILS)
+def test_every_shipped_tail_passes_in_an_ir(name: str, folder: Path) -> None:
+    """The same of an OpenVINO IR."""
+    raw, path = attached(folder, TAILS[name], kind="xml")
+    report = checked(path, raw=raw, inputs=FED, preserved=raw)
+    assert report, report.describe()
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        {"dynamic": False, "size": (20, 24), "batch": 2},
+        {"flat": True},
+        {"dtype": "float16", "opset": 14},
+        {"dtype": "double", "names": ("s", "heat")},
+    ],
+    ids=["static", "flat", "half", "double"],
+)
+def test_hosts_of_every_form_pass(host: dict[str, Any], folder: Path) -> None:
+    """Fixed sizes and a fixed batch, without axes of size 1, and in other element types."""
+    raw, path = attached(folder, TAILS["chain"], **host)
+    report = checked(path, raw=raw, inputs=FED, preserved=raw)
+    assert report, report.describe()
+
+
+def test_a_model_with_a_map_only_passes(folder: Path) -> None:
+    """Its score is one that the transform makes; the raw file has none to compare with."""
+    raw = hosts.write(hosts.map_only(), folder / "m.onnx")
+    path = attach_postprocessing(raw, stats_behind(["top-k:k=5"]), tail="top-k:k=5").output
+    report = checked(path, raw=raw, inputs=FED, preserved=raw)
+    assert report, report.describe()
+
+
+def test_thresholds_per_channel_pass(folder: Path) -> None:
+    """A map of three channels, each with a threshold of its own; none of them is a class of the model's."""
+    np.save(folder / "channels.npy", np.array([0.25, -0.5, 1.0]))
+    raw = hosts.write(hosts.identity(map="N,3,H,W"), folder / "m.onnx")
+    tails = ["thresholds:file=channels.npy"]
+    path = attach_postprocessing(raw, stats_behind(tails), tail=tails).output
+    fed = {"score": images((4, 1)), "map": images((4, 3, 6, 5))}
+    report = checked(path, raw=raw, inputs=fed, preserved=raw)
+    assert report, report.describe()
+
+
+class Net(torch.nn.Module):
+    """The detector of `hosts.score_and_map` in PyTorch."""
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return score and map."""
+        weights = torch.tensor(hosts.CHANNEL_WEIGHTS).reshape(1, 3, 1, 1)
+        anomaly_map = (image * weights).sum(dim=1, keepdim=True) + hosts.BIAS
+        return {"pred_score": anomaly_map.amax(dim=(2, 3)), "anomaly_map": anomaly_map}
+
+
+def test_a_pytorch_model_is_transformed_as_well(folder: Path) -> None:
+    """With `--torch` the twin stands behind the module; a module without it would decide otherwise."""
+    raw, path = attached(folder, TAILS["gaussian"])
+    report = checked(path, raw=raw, inputs=FED, torch=Net())
+    assert report, report.describe()
+    assert any(check.subject == "whole/torch/anomaly_map" for check in report.checks)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "xml"])
+def test_a_class_of_one_s_own_passes(kind: str, folder: Path) -> None:
+    """Found again by its name, and run eagerly on what it reads in the same compiled model."""
+    raw, path = attached(folder, ["own_tails:Weighted", "gate"], kind=kind, opset=18)
+    report = checked(path, raw=raw, inputs=FED, preserved=raw)
+    assert report, report.describe()
+    assert any(check.subject == "whole/transform/pred_score" for check in report.checks)
+
+
+def test_a_class_that_changed_since_is_a_miss(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the file computes is not what the class of this name computes now."""
+    _, path = attached(folder, ["own_tails:Weighted"], opset=14)
+    monkeypatch.setattr(own_tails, "Weighted", own_tails.OfTheMap)
+    report = checked(path)
+    assert "transform/pred_score" in {check.subject for check in report.missed}
+
+
+def test_a_class_that_is_gone_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it there is nothing to compare with."""
+    _, path = attached(folder, ["own_tails:Weighted"], opset=14)
+    monkeypatch.delattr(own_tails, "Weighted")
+    with pytest.raises(UsageError, match="a tail of one's own"):
+        checked(path)
+
+
+Fault = Callable[[onnx.ModelProto], None]
+
+
+def weights_off(model: onnx.ModelProto) -> None:
+    """One weight of the kernel is 1 % off."""
+    tensor = next(item for item in model.graph.initializer if item.name.endswith("/weights"))
+    values = numpy_helper.to_array(tensor).copy()
+    values.ravel()[4] *= 1.01
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+def point_off(model: onnx.ModelProto) -> None:
+    """A point's boundary is one float32 further."""
+    tensor = next(item for item in model.graph.initializer if "pred_label_strict" in item.name)
+    assert tensor.data_type == TensorProto.FLOAT
+    values = np.nextafter(numpy_helper.to_array(tensor), np.float32(np.inf), dtype=np.float32)
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+def gate_open(model: onnx.ModelProto) -> None:
+    """The gate gives the mask as it is."""
+    node = next(item for item in model.graph.node if item.output[0] == "pred_mask")
+    node.op_type = "Or"
+
+
+@pytest.mark.parametrize(
+    ("tails", "fault", "subject"),
+    [
+        (["gaussian:sigma=1"], weights_off, "transform/anomaly_map"),
+        (["points:strict=0.3"], point_off, "decision/pred_label_strict"),
+        (["gate"], gate_open, "decision/pred_mask"),
+    ],
+    ids=["weight", "point", "gate"],
+)
+def test_planted_faults_are_missed_in_every_runtime(tails: list[str], fault: Fault, subject: str, folder: Path) -> None:
+    """The check names the output, and the tail itself is found sound."""
+    _, path = attached(folder, tails)
+    model = onnx.load(path)
+    fault(model)
+    onnx.save(model, path)
+    report = checked(path)
+    assert {check.way for check in report.missed if check.subject == subject} == {
+        "onnxruntime",
+        "onnxruntime-unoptimised",
+        "openvino",
+    }
+    assert {check.subject for check in report.missed} == {subject}
+
+
+def test_a_nan_that_is_lost_is_a_miss(folder: Path) -> None:
+    """A resized map that forgets it: some images with a NaN come out normal."""
+    _, path = attached(folder, ["resize:height=2,width=2"])
+    model = onnx.load(path)
+    node = next(item for item in model.graph.node if "transform" in item.name and item.op_type == "Where")
+    node.input[1] = node.input[2]  # the number is taken in either case
+    onnx.save(model, path)
+    missed = {check.subject: check.message for check in checked(path).missed}
+    assert "normal though a NaN came in, fed [3, 1, 33, 40]" in missed["transform/nan"]
