@@ -1,11 +1,11 @@
 """The report of a parity check: what ran, on which runtime and precision, what passed, and what was not checked."""
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from postproc_export.parity.json_values import plain
 from postproc_export.parity.stage_results import WayResult
 from postproc_export.parity.verdicts import advice, verdict, worst_flips
 
@@ -78,7 +78,7 @@ class Check:
         for key in ("runtime", "precision"):
             if getattr(self, key) is not None:
                 document[key] = getattr(self, key)
-        return {**document, "message": self.message, **_plain(self.details)}
+        return {**document, "message": self.message, **plain(self.details)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,9 +125,9 @@ class ParityReport:
             "passed": self.passed,
             "attached": self.subject,
             "checks": [check.to_json() for check in self.checks],
-            "whole_model": [_plain(result.to_json()) for result in self.whole],
+            "whole_model": [plain(result.to_json()) for result in self.whole],
             "not_checked": list(self.not_checked),
-            "environment": _plain(self.environment),
+            "environment": plain(self.environment),
         }
 
     def dumps(self) -> str:
@@ -179,14 +179,17 @@ class ParityReport:
             for check in self.checks
             if check.runtime is not None
         )
-        seed = [f"{key}: {self.environment[key]}" for key in ("seed", "threads") if key in self.environment]
+        keys = ("processor", "processor_features", "seed", "threads")
+        machine = [
+            f"{key.replace('_', ' ')}: {_told(self.environment[key])}" for key in keys if key in self.environment
+        ]
         torch = [f"PyTorch: {_listed(self.environment['torch'])}"] if "torch" in self.environment else []
         fed = [f"fed: {self.environment['inputs']}"] if "inputs" in self.environment else []
         saved = [f"replay: {item['replay']}" for item in self.environment.get("failures", ())]
         misses = [f"MISSED {check.name}: {check.message}" for check in self.missed]
         return [
             *ran,
-            *seed,
+            *machine,
             *torch,
             *fed,
             *misses,
@@ -230,18 +233,9 @@ def sentences(parts: Iterable[str]) -> str:
     return "; ".join(part for part in parts if part)
 
 
+def _told(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
 def _listed(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in values.items())
-
-
-def _plain(value: Any) -> Any:
-    """Return JSON values only: NaN and infinities as strings, tuples as lists, unknown things as text."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    return _plain(value.item()) if hasattr(value, "item") else str(value)

@@ -191,6 +191,25 @@ def test_flips_beside_the_boundary_are_listed_and_forgiven(tmp_path: Path) -> No
     assert "whole/torch/pred_mask/openvino" not in {check.name for check in forgiven.missed}
 
 
+def test_the_command_takes_a_budget_of_flips(tmp_path: Path, invoke: Any) -> None:
+    """One bit in the raw file's bias flips the label beside the boundary: a miss by default, and one flip of budget."""
+    _, path = attach(hosts.score_and_map(), tmp_path)
+    other = hosts.score_and_map()
+    bias = next(item for item in other.graph.initializer if item.name == "bias")
+    lower = np.nextafter(numpy_helper.to_array(bias), np.float32(-1))
+    bias.CopyFrom(numpy_helper.from_array(lower, bias.name))
+    images = np.zeros((2, 3, 8, 8), np.float32)
+    images[0, 0, 0, 0] = 1.1  # raw 0.3, the boundary
+    np.savez(tmp_path / "images.npz", input=images)
+    fed = ("--inputs", tmp_path / "images.npz", "--no-int8", "--threads", 1, "--json")
+    raw = hosts.write(other, tmp_path / "other.onnx")
+    result = invoke("check", path, "--raw", raw, *fed)
+    assert result.exit_code == 1
+    missed = {check["name"] for check in json.loads(result.stdout)["checks"] if not check["passed"]}
+    assert missed == {"whole/raw/pred_mask/onnxruntime", "whole/raw/pred_mask/onnxruntime-unoptimised"}
+    assert invoke("check", path, "--raw", raw, *fed, "--max-flips", 1).exit_code == 0
+
+
 def test_every_number_is_in_the_json(swapped: ParityReport) -> None:
     """The JSON holds every way, stage, level and flip with its numbers, in raw units and of the span."""
     document = json.loads(swapped.dumps())
@@ -224,6 +243,8 @@ def test_the_numbers_are_those_of_numpy(swapped: ParityReport) -> None:
     error = np.abs(first.astype(float) - last)
     assert stage.errors.largest == error.max()
     assert stage.errors.mean == pytest.approx(error.mean())
+    exact = np.quantile(error, 0.999, method="inverted_cdf")
+    assert exact <= stage.errors.quantile <= exact * 1.01
     near = np.abs(first.astype(float) - boundary)
     assert (near <= found.largest).sum() <= found.at_risk <= (near <= found.largest * 1.01).sum()
 

@@ -74,6 +74,8 @@ CASES: dict[str, tuple[Call, Callable[[Array], Array]]] = {
     "expand": (build.expand(X, Ints((5, 1, 2, 1))), lambda x: np.broadcast_to(x, (5, 2, 2, 3))),
     "identity": (build.identity(X), lambda x: x),
 }
+LATER = {"is_nan": 9, "select": 9, "expand": 8}
+"""First opsets of the operators that opset 7 does not have."""
 WITH_NAN = {"is_nan", "less", "greater", "logical_not", "add", "select", "identity"}
 
 
@@ -96,6 +98,55 @@ def onnx_model(fragment: OnnxFragment, target: OnnxTarget, result: Array) -> onn
 def test_every_operator_has_its_case() -> None:
     """No operator of either table is left out here."""
     assert set(CASES) == set(ONNX_LOWERINGS) == set(OPENVINO_LOWERINGS)
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_forms_of_onnx_begin_where_onnx_says(op: str) -> None:
+    """A form begins with a version of the operator, and only what opset 7 lacks is not to be had there."""
+    versions: dict[str, set[int]] = {}
+    for schema in onnx.defs.get_all_schemas_with_history():
+        if not schema.domain:
+            versions.setdefault(schema.name, set()).add(schema.since_version)
+    assert all(form.since in versions[form.op_type] for form in ONNX_LOWERINGS[op])
+    supported = [opset for opset in range(7, 25) if OnnxTarget(opset, 8).supports(op)]
+    assert supported == list(range(LATER.get(op, 7), 25))
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("bool", bool), ("uint8", np.uint8), ("float32", np.float32)])
+def test_every_element_type_can_be_had(dtype: str, expected: type) -> None:
+    """A cast gives each type that a label, mask or score may have, and is read back as that."""
+    import openvino
+    import openvino.opset13 as opset
+
+    numbers = np.array([[[0.0, 1.0, 1.0]]], np.float32)
+    expr = build.cast(X, dtype=dtype)
+    target = OnnxTarget(17, 8)
+    model = onnx_model(
+        emit({"y": expr}, inputs={"x": "x"}, target=target, prefix=PREFIX), target, numbers.astype(expected)
+    )
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    raw = opset.parameter([-1, -1, -1], np.float32, name="x")
+    result = emit_openvino({"y": expr}, inputs={"x": raw.output(0)}, prefix=PREFIX)["y"]
+    ir = openvino.Model([opset.result(result)], [raw], "m")
+    for found in (
+        session.run(None, {"x": numbers})[0],
+        openvino_core(purpose="the tests").compile_model(ir)(numbers)[0],
+    ):
+        assert found.dtype == expected
+        np.testing.assert_array_equal(found, numbers.astype(expected))
+    for node in (OnnxView(model).producer("y"), OpenVinoView(ir).producer(result)):
+        assert node is not None
+        assert node.params["dtype"] == dtype
+
+
+def test_an_axis_of_length_0_is_no_wildcard_in_openvino() -> None:
+    """A shape is meant as it stands, so that an empty batch stays one."""
+    import openvino
+    import openvino.opset13 as opset
+
+    raw = opset.parameter([0, 2, 3], np.float32)
+    result = emit_openvino({"y": build.reshape(X, Ints((3, 0)))}, inputs={"x": raw.output(0)}, prefix=PREFIX)["y"]
+    assert tuple(openvino.Model([opset.result(result)], [raw], "m").output(0).get_shape()) == (3, 0)
 
 
 @pytest.mark.filterwarnings("ignore:divide by zero")
@@ -193,10 +244,10 @@ def test_what_openvino_is_never_asked_for_is_a_bug() -> None:
     inputs = {"x": opset.parameter([-1], np.float32).output(0)}
     double = build.add(X, X)
     wrong: list[tuple[dict[str, Expr], str]] = [
-        ({"y": X}, "y is a value of the host itself"),
-        ({"y": double, "z": double}, "z is also computed for another output"),
-        ({"y": build.add(X, Scalar("t"))}, "the scalar 't' was not bound"),
-        ({"y": build.clip(X, X, number(1.0))}, "the bounds of a clamp have to be numbers"),
+        ({"y": X}, "^y is a value of the host itself$"),
+        ({"y": double, "z": double}, "^z is also computed for another output$"),
+        ({"y": build.add(X, Scalar("t"))}, "^the scalar 't' was not bound$"),
+        ({"y": build.clip(X, X, number(1.0))}, "^the bounds of a clamp have to be numbers$"),
     ]
     for outputs, text in wrong:
         with pytest.raises(AssertionError, match=text):
@@ -204,10 +255,13 @@ def test_what_openvino_is_never_asked_for_is_a_bug() -> None:
 
 
 def test_what_onnx_is_never_asked_for_is_a_bug() -> None:
-    """Attributes have to be numbers."""
-    expr = build.hard_sigmoid(X, alpha=X, beta=number(0.5))
-    with pytest.raises(AssertionError, match="alpha of HardSigmoid has to be a number"):
-        emit({"y": expr}, inputs={"x": "x"}, target=OnnxTarget(17, 8), prefix=PREFIX)
+    """Attributes have to be numbers, and scalars bound."""
+    for expr, text in (
+        (build.hard_sigmoid(X, alpha=X, beta=number(0.5)), "^alpha of HardSigmoid has to be a number$"),
+        (build.add(X, Scalar("t")), "^the scalar 't' was not bound$"),
+    ):
+        with pytest.raises(AssertionError, match=text):
+            emit({"y": expr}, inputs={"x": "x"}, target=OnnxTarget(17, 8), prefix=PREFIX)
 
 
 def test_a_value_of_the_host_is_copied_under_the_output_name() -> None:
