@@ -1,9 +1,11 @@
 """Statistics behind shipped tails, and what their eager twins make of a model's raw outputs."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+from image_files import save
 
 from postproc_export import CalibrationStats, LevelStats
 from postproc_export.runtimes.protocol import Array
@@ -35,3 +37,17 @@ def behind(tails: Sequence[str], raw: dict[str, Array], *, size: tuple[int, int]
 def images(shape: tuple[int, ...], *, seed: int = 0) -> Array:
     """Draw images on which the raw outputs of a detector are exact."""
     return np.random.default_rng(seed).integers(-512, 512, shape).astype(np.float32) / np.float32(256)
+
+
+def labelled_images(root: Path, *, size: tuple[int, int] = (32, 32)) -> Path:
+    """Write six normal and five anomalous images with masks in MVTec AD's layout; the defects are bright spots."""
+    random = np.random.default_rng(11)
+    for folder, count in {"good": 6, "spot": 5}.items():
+        for index in range(count):
+            pixels, mask = random.integers(0, 128, (*size, 3), np.uint8), np.zeros(size, np.uint8)
+            if folder != "good":
+                pixels[8:20, 10:22] += 100
+                mask[8:20, 10:22] = 255
+                save(root / "ground_truth" / folder / f"{index:03}_mask.png", mask)
+            save(root / "test" / folder / f"{index:03}.png", pixels)
+    return root

@@ -1,6 +1,6 @@
 """The transform before the tail alone, and with the tail where a value is NaN, in every runtime."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from postproc_export.parity.configuration import Configuration
 from postproc_export.parity.difference import ScoreDifference
 from postproc_export.parity.eager_transform import READS, EagerTransform
 from postproc_export.parity.outcome import Outcome
+from postproc_export.parity.raw_file import named_output
 from postproc_export.parity.readings import SCORES
 from postproc_export.parity.reference import Reference
 from postproc_export.parity.report import Check
@@ -21,16 +22,29 @@ from postproc_export.parity.transform_cases import Feeds, raw_of, size_of, spoil
 from postproc_export.runtimes.protocol import PortInfo, Runner
 from postproc_export.stats import Level
 
+Made = Mapping[Level, NDArray[np.float32]]
+
 
 @dataclass(slots=True)
-class _OfNan:
-    """What became of NaN in one way."""
+class _Run:
+    """One way to run the transform, alone and with the tail behind it, and what became of NaN."""
 
+    outcome: Outcome
+    alone: Runner | None = None
+    tail: Runner | None = None
     anomalous: int = 0
     normal: list[str] = field(default_factory=list)
 
-    def message(self) -> str:
-        return "; ".join(self.normal[:3]) or f"{self.anomalous} images with a NaN are anomalous"
+    def checks(self) -> Iterator[Check]:
+        yield from self.outcome.checks("transform")
+        if self.anomalous or self.normal:
+            message = "; ".join(self.normal[:3]) or f"{self.anomalous} images with a NaN are anomalous"
+            yield self.outcome.check("transform/nan", not self.normal, message)
+
+    def judge(self, name: str, missed: NDArray[np.bool_], feeds: Feeds) -> None:
+        if missed.any():
+            shape = list(feeds.get("map", feeds.get("score", missed)).shape)
+            self.normal.append(f"{int(missed.sum())} of {name} normal though a NaN came in, fed {shape}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,33 +74,35 @@ class TransformCheck:
     threads: int | None = None
 
     def checks(self, ways: Sequence[Configuration]) -> Iterator[Check]:
-        """Run every way and yield its checks."""
-        for way in ways:
-            outcome, of_nan = Outcome(way, self.threads), _OfNan()
-            try:
-                self._run(outcome, of_nan)
-            except MissingDependencyError:
-                raise
-            except PostprocError as error:
-                for level in self.transform.values:
-                    outcome.add(SCORES[level], ScoreDifference(reason=" ".join(str(error).split())))
-            yield from outcome.checks("transform")
-            if of_nan.anomalous or of_nan.normal:
-                yield outcome.check("transform/nan", not of_nan.normal, of_nan.message())
+        """Run every way and yield its checks; the twin, which is the slowest, runs once for all of them."""
+        runs = [_Run(Outcome(way, self.threads)) for way in ways]
+        for run in runs:
+            self._guarded(run, self._open)
+        for feeds in transform_feeds(self._ports(), self._span(), self.seed):
+            with_nan = spoilt(feeds)
+            for fed, compare in ((feeds, self._compare), (with_nan, self._compare_nan)):
+                made = self._made(fed)
+                if made is not None:
+                    for run in runs:
+                        self._guarded(run, compare, fed, made)
+        for run in runs:
+            yield from run.checks()
 
-    def _run(self, outcome: Outcome, of_nan: _OfNan) -> None:
+    def _guarded(self, run: _Run, step: Callable[..., None], *arguments: Any) -> None:
+        """Take a step; a runtime that fails is a miss, with the reason."""
+        try:
+            step(run, *arguments)
+        except MissingDependencyError:
+            raise
+        except PostprocError as error:
+            for level in self.transform.values:
+                run.outcome.add(SCORES[level], ScoreDifference(reason=" ".join(str(error).split())))
+
+    def _open(self, run: _Run) -> None:
         file, ports = self.attached.file, self._ports()
         values, reads = tuple(self.transform.values.values()), list(self.transform.ports.values())
-        alone = outcome.open(file.cut(values, reads))
-        tail = self.attached.parts_of(outcome.open(file.cut(self.attached.output_names, list(ports.values()))))
-        for feeds in transform_feeds(ports, self._span(), self.seed):
-            made = self._made(feeds)
-            if made is not None:
-                self._compare(outcome, alone, feeds, made)
-            with_nan = spoilt(feeds)
-            made = self._made(with_nan)
-            if made is not None:
-                self._compare_nan(of_nan, tail, with_nan, made)
+        run.alone = run.outcome.open(file.cut(values, reads))
+        run.tail = self.attached.parts_of(run.outcome.open(file.cut(self.attached.output_names, list(ports.values()))))
 
     def _ports(self) -> dict[str, PortInfo]:
         """Return what the transform reads, and the raw values that the tail reads besides."""
@@ -94,7 +110,7 @@ class TransformCheck:
         others = {name: raw[level] for name, level in READS.items() if level in raw and level not in made}
         return {**others, **self.transform.ports}
 
-    def _made(self, feeds: Feeds) -> Mapping[Level, NDArray[np.float32]] | None:
+    def _made(self, feeds: Feeds) -> Made | None:
         try:
             return self.transform(raw_of(feeds), size=size_of(feeds))
         except UnsupportedModelError:
@@ -102,26 +118,26 @@ class TransformCheck:
                 raise
             return None
 
-    def _compare(
-        self, outcome: Outcome, runner: Runner, feeds: Feeds, made: Mapping[Level, NDArray[np.float32]]
-    ) -> None:
-        found = self._outputs(runner, feeds)
+    def _compare(self, run: _Run, feeds: Feeds, made: Made) -> None:
+        if run.alone is None:
+            return
+        found = self._outputs(run.alone, feeds)
         tolerance = self.transform.tolerance(raw_of(feeds), made)
         for level, name in self.transform.values.items():
-            actual = next((found[port.name] for port in runner.outputs if port.answers_to(name)), None)
-            outcome.add(SCORES[level], compare_scores(made[level], actual, tolerance=tolerance, nan="same"))
+            actual = named_output(name, found, run.alone)
+            run.outcome.add(SCORES[level], compare_scores(made[level], actual, tolerance=tolerance, nan="same"))
 
-    def _compare_nan(
-        self, of_nan: _OfNan, runner: Runner, feeds: Feeds, made: Mapping[Level, NDArray[np.float32]]
-    ) -> None:
+    def _compare_nan(self, run: _Run, feeds: Feeds, made: Made) -> None:
+        if run.tail is None:
+            return
         wanted = self.reference.outputs({level: made[level] for level in self.attached.file.raw})
-        found = self._outputs(runner, feeds)
+        found = self._outputs(run.tail, feeds)
         if "pred_label" in wanted and (self.attached.guard != "none" or "pixel" not in self.attached.file.raw):
             images = wanted["pred_label"].astype(bool) & _images_of_nan(made, wanted["pred_label"].shape)
-            of_nan.anomalous += int(images.sum())
-            _judge(of_nan, "pred_label", images & ~found["pred_label"].astype(bool), feeds)
+            run.anomalous += int(images.sum())
+            run.judge("pred_label", images & ~found["pred_label"].astype(bool), feeds)
         if "pred_mask" in wanted:
-            _judge(of_nan, "pred_mask", np.isnan(made["pixel"]) & ~found["pred_mask"].astype(bool), feeds)
+            run.judge("pred_mask", np.isnan(made["pixel"]) & ~found["pred_mask"].astype(bool), feeds)
 
     def _outputs(self, runner: Runner, feeds: Feeds) -> dict[str, NDArray[Any]]:
         fed = {port.name: feeds[name] for name, port in self._ports().items()}
@@ -133,13 +149,7 @@ class TransformCheck:
         return stats.min - stats.span, stats.max + stats.span
 
 
-def _judge(of_nan: _OfNan, name: str, missed: NDArray[np.bool_], feeds: Feeds) -> None:
-    if missed.any():
-        shape = list(feeds.get("map", feeds.get("score", missed)).shape)
-        of_nan.normal.append(f"{int(missed.sum())} of {name} normal though a NaN came in, fed {shape}")
-
-
-def _images_of_nan(made: Mapping[Level, NDArray[np.float32]], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+def _images_of_nan(made: Made, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     rows = [np.isnan(values).reshape(max(1, len(np.atleast_1d(values))), -1).any(axis=1) for values in made.values()]
     of_nan: NDArray[np.bool_] = np.logical_or.reduce(rows).reshape(shape)
     return of_nan

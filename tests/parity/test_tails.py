@@ -16,6 +16,7 @@ from shipped_tails import IMAGE, PIXEL, images, stats_behind
 from postproc_export import CalibrationStats, attach_postprocessing, check_parity
 from postproc_export.errors import UsageError
 from postproc_export.parity import ParityReport
+from postproc_export.transforms import own_openvino
 
 FED = {"input": images((4, 3, 20, 24))}
 COUNT = 500
@@ -56,28 +57,32 @@ def stats_of_own(name: str) -> CalibrationStats:
     return CalibrationStats(image=IMAGE, pixel=PIXEL, details={"tail": [{"name": name, "parameters": {}}]})
 
 
-@pytest.mark.parametrize("opset", [11, 14, 18])
-@pytest.mark.parametrize("name", TAILS)
+ONE_EACH = zip(list(TAILS)[:-1], [11, 14, 18] * 2, strict=True)  # the chain holds all of them at each opset
+
+
+@pytest.mark.parametrize(("name", "opset"), [("chain", 11), ("chain", 14), ("chain", 18), *ONE_EACH])
 def test_every_shipped_tail_passes_at_every_opset(name: str, opset: int, folder: Path) -> None:
     """Eager, ONNX Runtime and OpenVINO agree, NaN stays anomalous, and nothing besides the tails differs."""
     raw, path = attached(folder, TAILS[name], opset=opset)
-    report = checked(path, raw=raw, inputs=FED, preserved=raw)
+    whole = {"raw": raw, "inputs": FED} if name == "chain" else {}  # all of them in one file
+    report = checked(path, preserved=raw, **whole)
     assert report, report.describe()
     names = {check.subject for check in report.checks if check.judged}
     before = [tail for tail in TAILS[name] if not tail.startswith(("gate", "points"))]
     assert any(each.startswith("transform/") for each in names) is bool(before)
     assert ("transform/nan" in names) is bool(before)
-    assert any(each.startswith("whole/transform/") for each in names) is bool(before)
+    assert any(each.startswith("whole/transform/") for each in names) is bool(whole)
     for tail, output in (("gate", "pred_mask"), ("points:strict", "pred_label_strict")):
         is_there = any(each.startswith(tail) for each in TAILS[name])
-        assert ({f"decision/{output}", f"whole/decision/{output}"} <= names) is is_there
+        assert (f"decision/{output}" in names) is is_there
+        assert (f"whole/decision/{output}" in names) is bool(whole)
 
 
-@pytest.mark.parametrize("name", TAILS)
+@pytest.mark.parametrize("name", ["gaussian", "points", "chain"])
 def test_every_shipped_tail_passes_in_an_ir(name: str, folder: Path) -> None:
     """The same of an OpenVINO IR."""
     raw, path = attached(folder, TAILS[name], kind="xml")
-    report = checked(path, raw=raw, inputs=FED, preserved=raw)
+    report = checked(path, preserved=raw, **({"raw": raw, "inputs": FED} if name == "chain" else {}))
     assert report, report.describe()
 
 
@@ -86,15 +91,14 @@ def test_every_shipped_tail_passes_in_an_ir(name: str, folder: Path) -> None:
     [
         {"dynamic": False, "size": (20, 24), "batch": 2},
         {"flat": True},
-        {"dtype": "float16", "opset": 14},
-        {"dtype": "double", "names": ("s", "heat")},
+        {"dtype": "float16", "opset": 14, "names": ("s", "heat")},
     ],
-    ids=["static", "flat", "half", "double"],
+    ids=["static", "flat", "half"],
 )
 def test_hosts_of_every_form_pass(host: dict[str, Any], folder: Path) -> None:
     """Fixed sizes and a fixed batch, without axes of size 1, and in other element types."""
     raw, path = attached(folder, TAILS["chain"], **host)
-    report = checked(path, raw=raw, inputs=FED, preserved=raw)
+    report = checked(path, inputs=FED, preserved=raw)
     assert report, report.describe()
 
 
@@ -136,10 +140,11 @@ def test_a_pytorch_model_is_transformed_as_well(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["onnx", "xml"])
-def test_a_class_of_one_s_own_passes(kind: str, folder: Path) -> None:
+def test_a_class_of_one_s_own_passes(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Found again by its name, and run eagerly on what it reads in the same compiled model."""
-    raw, path = attached(folder, ["own_tails:Weighted", "gate"], kind=kind, opset=18)
-    report = checked(path, raw=raw, inputs=FED, preserved=raw)
+    monkeypatch.setattr(own_openvino, "OPSET", 14)  # by the exporter that takes milliseconds
+    raw, path = attached(folder, ["own_tails:Weighted", "gate"], kind=kind, opset=14)
+    report = checked(path, inputs=FED, preserved=raw)
     assert report, report.describe()
     assert any(check.subject == "whole/transform/pred_score" for check in report.checks)
 
