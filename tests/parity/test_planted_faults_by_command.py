@@ -125,8 +125,8 @@ def test_a_planted_fault_is_caught_and_named(
 @pytest.mark.parametrize(
     ("edit", "finding"),
     [
-        pytest.param(wrong_range, "min", id="min-and-max"),
-        pytest.param(no_threshold, "threshold", id="one-number"),
+        pytest.param(wrong_range, "the range [0.75, -1.0] is empty", id="min-and-max"),
+        pytest.param(no_threshold, "image has no 'threshold'", id="one-number"),
         pytest.param(None, "it has no record of a tail", id="record"),
     ],
 )
