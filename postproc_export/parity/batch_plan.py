@@ -21,7 +21,7 @@ class BatchPlan:
     sizes
         Sizes at which it runs; empty where it runs at none.
     misses
-        Sizes at which only the raw file runs, with the reason, and axes that are open in the raw file alone.
+        Sizes at which only the raw file runs, with the reason.
     refusals
         Sizes at which it does not run, and no raw file shows that it should, with the reason.
     possible
@@ -100,17 +100,5 @@ def plan_batches(
         else:
             refusals.append(f"batch size {size}: {problem}")
             refused.append(size)
-    misses += [] if apart is None else frozen_axes(attached.runner, apart.runner)
     possible = tuple(size for size in candidates if size not in refused)
     return BatchPlan(tuple(sizes), tuple(misses), tuple(refusals), possible)
-
-
-def frozen_axes(attached: Runner, apart: Runner) -> Iterator[str]:
-    """Yield each axis of an input that is open in the raw file and of one size in the attached one."""
-    for port in attached.inputs:
-        original = next((other for other in apart.inputs if other.answers_to(port.name)), None)
-        if original is None or original.shape is None or port.shape is None:
-            continue
-        for axis, (size, open_size) in enumerate(zip(port.shape, original.shape, strict=False)):
-            if size is not None and open_size is None:
-                yield f"axis {axis} of input '{port.name}' is frozen to {size}; in the raw file it is dynamic"

@@ -1,6 +1,6 @@
 """The original file with raw outputs, run apart from the attached one."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,21 @@ class RawFile:
             self._port(level, runner.outputs).name for level in self.attached.levels if level in self.attached.file.raw
         }
         return [port for port in runner.outputs if port.name not in taken]
+
+    def frozen_axes(self, runner: Runner, attached: Runner) -> Iterator[str]:
+        """Yield each axis of an input that is open in this file, run by `runner`, and of one size in the attached one.
+
+        A file in another format was converted, maybe to one size, before anything was attached.
+        """
+        if self.path.suffix.lower() != self.attached.path.suffix.lower():
+            return
+        for port in attached.inputs:
+            original = next((other for other in runner.inputs if other.answers_to(port.name)), None)
+            if original is None or original.shape is None or port.shape is None:
+                continue
+            for axis, (size, open_size) in enumerate(zip(port.shape, original.shape, strict=False)):
+                if isinstance(size, int) and not isinstance(open_size, int):
+                    yield f"axis {axis} of input '{port.name}' is frozen to {size}; in the raw file it is dynamic"
 
     def _port(self, level: Level, ports: tuple[PortInfo, ...]) -> PortInfo:
         wanted = self.attached.file.original_output(level)

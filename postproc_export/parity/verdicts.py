@@ -27,7 +27,8 @@ _PYTORCH: Final[Mapping[Baseline, str]] = {
 
 def verdict(result: WayResult) -> str:
     """Return one sentence: how it ran, whether it decides alike, and how near to a boundary that is."""
-    return f"{result.way.label} {_computing(result)}: {_decided(result)}{_rounded_tail(result)}"
+    found = f"{result.way.label} {_computing(result)}: {_decided(result)}{_rounded_tail(result)}"
+    return f"{found}; shown, not judged" if result.flipped and not result.way.judged else found
 
 
 def advice(result: WayResult) -> str | None:
@@ -47,7 +48,7 @@ def worst_flips(result: WayResult) -> Iterator[str]:
             yield f"{_ONE[outcome.level]}: {traced.describe()}"
         rest = outcome.flipped - min(SHOWN_FLIPS, len(outcome.flips))
         if rest:
-            yield f"{rest:,} more {_NOUNS[outcome.level]}, nearer to the boundary"
+            yield f"{rest:,} more {(_ONE if rest == 1 else _NOUNS)[outcome.level]}, nearer to the boundary"
 
 
 def _decided(result: WayResult) -> str:

@@ -118,7 +118,8 @@ class WholeCheck:
 
     def _checks_of(self, way: Configuration, runner: Runner, apart: Runner | None, tapped: Any) -> Iterator[Check]:
         plan = self._plan(way, runner, apart if way.judged else None)
-        for sentence in (*plan.misses, *(() if plan.sizes else ("it runs at none of the batch sizes",))):
+        frozen = () if apart is None or self.raw_file is None else self.raw_file.frozen_axes(apart, runner)
+        for sentence in (*plan.misses, *frozen, *(() if plan.sizes else ("it runs at none of the batch sizes",))):
             yield _miss(f"whole/batch/{way.label}", way, sentence)
         if not plan.sizes:
             return

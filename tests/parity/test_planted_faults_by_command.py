@@ -125,8 +125,8 @@ def test_a_planted_fault_is_caught_and_named(
 @pytest.mark.parametrize(
     ("edit", "finding"),
     [
-        pytest.param(wrong_range, "min", id="min-and-max"),
-        pytest.param(no_threshold, "threshold", id="one-number"),
+        pytest.param(wrong_range, "the range [0.75, -1.0] is empty", id="min-and-max"),
+        pytest.param(no_threshold, "image has no 'threshold'", id="one-number"),
         pytest.param(None, "it has no record of a tail", id="record"),
     ],
 )
@@ -149,3 +149,19 @@ def test_a_file_without_a_fault_passes_all_that_finds_them(suffix: str, clean: P
     options = [clean / item.format(suffix=suffix) if "." in item else item for item in (*RAW, *TORCH[2:], *PRESERVED)]
     result = invoke("check", clean / f"attached.{suffix}", *options, "--threads", 1, "--no-int8")
     assert result.exit_code == 0, result.stdout
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_raw_file_in_another_format_freezes_nothing(clean: Path, tmp_path: Path, invoke: Any) -> None:
+    """An IR that was converted to one size before attaching passes beside an ONNX file that is open; ONNX does not."""
+    frozen = planted(planted_ir.frozen_input, clean / "attached.xml", tmp_path)
+    given = ("--inputs", clean / "images.npz", "--threads", 1, "--no-int8")
+    assert invoke("check", frozen, "--raw", clean / "raw.onnx", *given).exit_code == 0
+    result = invoke(
+        "check",
+        planted(planted_onnx.frozen_input, clean / "attached.onnx", tmp_path),
+        "--raw",
+        clean / "raw.onnx",
+        *given,
+    )
+    assert "MISSED whole/batch/onnxruntime: axis 0 of input 'input' is frozen to 1" in " ".join(result.stdout.split())

@@ -162,6 +162,7 @@ def test_the_default_precision_names_what_prevents_it(tmp_path: Path, bfloat16_b
     assert dict(found.brought_in) == {"f32 -> bfloat16": found.flipped}
     result = next(result for result in report.whole if result.way.label == "openvino-default")
     assert verdict(result).startswith("openvino-default at bfloat16, the default here: decides otherwise than")
+    assert verdict(result).endswith("; shown, not judged")
     assert PREVENTED_BY in str(advice(result))
     assert any(PREVENTED_BY in line for line in report.remarks())
 
@@ -251,12 +252,19 @@ def test_the_numbers_are_those_of_numpy(swapped: ParityReport) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"layout": "packed"}, {"levels": "pixel"}, {"enable_normalization": False}, {"adjustable": "sensitivity"}],
-    ids=lambda item: next(iter(item)),
+    [
+        {"layout": "packed"},
+        {"levels": "pixel"},
+        {"enable_normalization": False},
+        {"adjustable": "sensitivity"},
+        {"adjustable": "boundary", "layout": "packed"},
+    ],
+    ids=lambda item: "-".join(map(str, item.values())),
 )
-def test_every_form_of_tail_has_its_stages(options: dict[str, Any], tmp_path: Path) -> None:
-    """Packed outputs, one level, and raw values in place of scores are followed stage by stage, too."""
-    raw, path = attach(hosts.score_and_map(), tmp_path, **options)
+@pytest.mark.parametrize("ir", [False, True], ids=["onnx", "ir"])
+def test_every_form_of_tail_has_its_stages(ir: bool, options: dict[str, Any], tmp_path: Path) -> None:
+    """Packed outputs, one level, inputs that adjust it, raw values for scores: followed stage by stage, too."""
+    raw, path = attach(hosts.score_and_map(), tmp_path, ir=ir, **options)
     report = check(path, raw, torch="torch_hosts:detector")
     assert report, report.describe()
     assert "decides as PyTorch" in verdict(report.whole[0])
@@ -295,14 +303,27 @@ def test_int8_is_quantised_in_front_of_the_tail(tmp_path: Path) -> None:
         assert all(stage.errors.largest < 1e-6 for stage in tail)
 
 
-@pytest.mark.parametrize("options", [{"as_parameters": True}, {}], ids=["parameters", "state"])
-def test_an_adjustable_ir_is_followed_in_every_way(options: dict[str, Any], tmp_path: Path) -> None:
-    """Inputs that adjust the tail get what was attached, also while nncf quantises."""
+@pytest.mark.parametrize(
+    ("ir", "options"),
+    [
+        pytest.param(True, {"adjustable": "sensitivity", "as_parameters": True}, id="parameters-ir"),
+        pytest.param(True, {"adjustable": "sensitivity", "layout": "packed"}, id="state-packed-ir"),
+        pytest.param(False, {"adjustable": "boundary", "layout": "packed"}, id="default-packed-onnx"),
+    ],
+)
+def test_an_adjustable_or_packed_file_is_followed_in_every_way(
+    ir: bool, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """Inputs that adjust the tail get what was attached, also while nncf quantises, and INT8 leaves the tail exact."""
     pytest.importorskip("nncf")
-    raw, path = attach(hosts.score_and_map(), tmp_path, ir=True, adjustable="sensitivity", **options)
+    raw, path = attach(hosts.score_and_map(), tmp_path, ir=ir, **options)
     report = check(path, raw, int8=True)
     assert report, report.describe()
-    assert [result.way.label for result in report.whole] == ["openvino", *SHOWN, "openvino-int8"]
+    ways = [*([] if ir else JUDGED[:2]), "openvino", *SHOWN, "openvino-int8"]
+    assert [result.way.label for result in report.whole] == ways
+    assert stages_of(report, "openvino-int8") == ["f32 -> int8", "tail"]
+    tail = [stage for stage in report.whole[-1].stages if stage.stage == "tail"]
+    assert all(stage.errors.largest < 1e-6 and not stage.labels.flipped for stage in tail if stage.labels)
 
 
 def test_the_table_fits_a_terminal_of_80_columns(swapped: ParityReport) -> None:
