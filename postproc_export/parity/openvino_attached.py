@@ -102,9 +102,13 @@ class OpenVinoAttached:
             source.replace(parameter.output(0))
             parameter.output(0).set_names({port.name})
             parameters.append(parameter)
-        sinks = [sink for sink in model.get_sinks() if sink.get_attributes().get("variable_id") in INPUT_NAMES]
+        reached = _above(results)  # a part of the tail need not read what adjusts the decision
+        variables = {_variable(node) for node in reached.values()}
+        sinks = [sink for sink in model.get_sinks() if _variable(sink) in INPUT_NAMES & variables]
         parameters += [
-            item for item in model.get_parameters() if not INPUT_NAMES.isdisjoint(item.output(0).get_names())
+            item
+            for item in model.get_parameters()
+            if str(item.get_name()) in reached and not INPUT_NAMES.isdisjoint(item.output(0).get_names())
         ]
         try:
             return openvino.Model(results, sinks, parameters, "tail")
@@ -169,6 +173,23 @@ def _inner_result(model: Any, name: str, *, where: Path) -> Any:
     source = _source(model, name, where=where)
     source.add_names({name})
     return import_openvino(purpose=_PURPOSE).opset13.result(source)
+
+
+def _above(results: Sequence[Any]) -> dict[str, Any]:
+    """Return every operator that results depend on, by its unique name."""
+    pending, seen = list(results), dict[str, Any]()
+    while pending:
+        node = pending.pop()
+        if str(node.get_name()) not in seen:
+            seen[str(node.get_name())] = node
+            pending += [node.input_value(index).get_node() for index in range(node.get_input_size())]
+    return seen
+
+
+def _variable(node: Any) -> str | None:
+    """Return the state variable that an operator reads or sets; None for any other."""
+    found = node.get_attributes().get("variable_id") if node.get_type_name() in ("ReadValue", "Assign") else None
+    return None if found is None else str(found)
 
 
 def _raw_port(name: str, source: Any) -> PortInfo:

@@ -15,7 +15,7 @@ from postproc_export.parity.reference import Reference
 from postproc_export.parity.report import Check
 from postproc_export.parity.tail_cases import RawFeeds
 from postproc_export.parity.tally import Tally, details_of
-from postproc_export.parity.tolerance import EXACT, TOLERANCES, Tolerance
+from postproc_export.parity.tolerance import EXACT, TOLERANCES, Tolerance, transformed
 from postproc_export.parity.way_runs import BatchRuns, ModelName
 from postproc_export.runtimes import PortInfo, Runner, as_float32
 from postproc_export.stats import Level
@@ -86,7 +86,7 @@ class Apart(Stage):
             found = compare_scores(
                 apart[port.name],
                 self._counterpart(port, outputs),
-                tolerance=self._allowed(level),
+                tolerance=self._allowed(level, runner),
                 nan="same",
                 dtype=port.dtype,
             )
@@ -114,9 +114,11 @@ class Apart(Stage):
         found = (outputs.get(name) for name in (port.name, *port.aliases))
         return next((values for values in found if values is not None), None)
 
-    def _allowed(self, level: Level | None) -> Tolerance:
+    def _allowed(self, level: Level | None, runner: Runner) -> Tolerance:
         stats = None if level is None else self._reference.attached.tail.stats.level(level)
-        return EXACT if self._tally.drift is None or stats is None else TOLERANCES[self._tally.drift](stats)
+        band = EXACT if self._tally.drift is None or stats is None else TOLERANCES[self._tally.drift](stats)
+        moved = None if level is None else self._raw_file.bounds(runner).get(level)
+        return band if moved is None else transformed(band.atol + moved)
 
 
 class FromTorch(Stage):

@@ -30,9 +30,10 @@ def remaining(record: TailRecord, outputs: Iterable[tuple[str, Output]]) -> list
     """
     by_value = dict(outputs)
     raw = {level: value for level, value in record.raw.items() if value in by_value}
-    left_alone = [raw[level] for level in LEVELS if level in raw and level not in record.levels]
-    transformed = record.original.get(TRANSFORMED, ())  # what is kept of these is not what the raw file gives
-    replaced = [raw[level] for level in LEVELS if level in raw and level in record.levels and level not in transformed]
+    transformed = record.original.get(TRANSFORMED, ())  # what the file gives of these is not what the raw one gives
+    kept = [level for level in LEVELS if level in raw and level not in transformed]
+    left_alone = [raw[level] for level in kept if level not in record.levels]
+    replaced = [raw[level] for level in kept if level in record.levels]
     others = [value for value in by_value if value not in raw.values()]
     return [by_value[value] for value in (*left_alone, *others, *(replaced if record.options.keep_raw else []))]
 
