@@ -1,7 +1,7 @@
 """Which of the values of a chunk lie in chosen bins of a table."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,9 @@ class Chunk:
 
     values: Floats
     truth: Flags | None
+
+
+_ZERO: Final = key_of(0.0)
 
 
 def pick(values: Floats, flags: Flags) -> Floats:
@@ -106,8 +109,11 @@ class Locator:
 
     def clipped_cells(self, values: Floats, *, bits: int) -> Keys:
         """Return the cell of each value, selected or not, of a run of bins; the cell after the last one for others."""
-        keys = ordered_keys(merge_zeros(values))
-        keys -= np.uint32(self._first)  # what lies below wraps around to far above
+        if self._first > _ZERO:  # the bits of positive values are in order themselves; negative ones lie above all runs
+            keys: Keys = values.view(np.uint32) - np.uint32(self._first - _ZERO)
+        else:
+            keys = ordered_keys(merge_zeros(values))
+            keys -= np.uint32(self._first)  # what lies below wraps around to far above
         keys >>= np.uint32(self._width - bits)
         return np.minimum(keys, np.uint32(self.starts.size << bits), out=keys)
 
