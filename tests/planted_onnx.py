@@ -52,10 +52,11 @@ def greater(model: onnx.ModelProto) -> None:
 
 
 def nan_as_normal(model: onnx.ModelProto) -> None:
-    """Decide by `s >= boundary`, which is false for NaN."""
+    """Decide by `boundary <= s`, false for NaN on every processor: OpenVINO's GreaterEqual is true for it with AVX-512."""
     label = node_of(model, "pred_mask")
     less = node_of(model, label.input[0])
-    label.op_type, less.op_type = "Identity", "GreaterOrEqual"
+    label.op_type, less.op_type = "Identity", "LessOrEqual"
+    less.input[:] = list(reversed(less.input))
 
 
 def no_guard(model: onnx.ModelProto) -> None:

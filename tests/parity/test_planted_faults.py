@@ -222,7 +222,7 @@ def check_ir_with(fault: Callable[[Any], None], folder: Path) -> ParityReport:
         ),
         pytest.param(planted_ir.greater, "pred_label", "expected less, found LessEqual", id="greater"),
         pytest.param(
-            planted_ir.nan_as_normal, "pred_mask", "expected logical_not, found GreaterEqual", id="nan-as-normal"
+            planted_ir.nan_as_normal, "pred_mask", "expected logical_not, found LessEqual", id="nan-as-normal"
         ),
         pytest.param(planted_ir.half_precision_boundary, "pred_mask", "boundary is 0.300048828", id="float16-boundary"),
         pytest.param(planted_ir.swapped_range, "anomaly_map", "alpha is -1.14285719", id="min-and-max"),
