@@ -52,7 +52,7 @@ def greater(model: onnx.ModelProto) -> None:
 
 
 def nan_as_normal(model: onnx.ModelProto) -> None:
-    """Decide by `boundary <= s`, false for NaN on every processor: OpenVINO's GreaterEqual is true for it with AVX-512."""
+    """Decide by `boundary <= s`, false for NaN on every processor, as GreaterEqual is not in OpenVINO."""
     label = node_of(model, "pred_mask")
     less = node_of(model, label.input[0])
     label.op_type, less.op_type = "Identity", "LessOrEqual"

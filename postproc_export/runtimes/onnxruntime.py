@@ -16,6 +16,7 @@ from postproc_export.runtimes.protocol import Array, PortInfo, Precision
 
 _BFLOAT16_CODE: Final = 16  # onnx.TensorProto.BFLOAT16
 _FATAL_ONLY: Final = 4  # what fails is raised; ONNX Runtime would print it to stderr as well
+_NO_SPINNING: Final = ("session.intra_op.allow_spinning", "0")  # waiting threads would take cores from decoding images
 _DTYPES: Final = {"float": "float32", "double": "float64"}
 _PURPOSE: Final = "running an ONNX model"
 
@@ -49,6 +50,7 @@ class OnnxRuntimeRunner:
         levels = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
         options.log_severity_level = _FATAL_ONLY
+        options.add_session_config_entry(*_NO_SPINNING)
         if threads is not None:
             options.intra_op_num_threads = threads
         label = Path(model).name if isinstance(model, str) else "the model"

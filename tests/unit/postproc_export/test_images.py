@@ -1,7 +1,10 @@
 """How image and mask files are decoded, and how batches of them are made."""
 
 import threading
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from queue import SimpleQueue
+from typing import cast
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ from image_files import PIXELS, mvtec, png_rgb16, save
 from PIL import Image
 
 from postproc_export.errors import CalibrationError, FileError
-from postproc_export.images import Preprocessing, Sample, find_samples, fit_mask, load_batches
+from postproc_export.images import Batch, Preprocessing, Sample, find_samples, fit_mask, load_batches, loading
 from postproc_export.images.decoding import decode_rgb
 from postproc_export.images.masks import read_mask
 
@@ -131,6 +134,39 @@ class TestLoadBatches:
         np.testing.assert_array_equal(values, np.arange(7, dtype=np.uint8) / np.float32(255))
         assert {mask for batch in batches for mask in batch.masks} == {None}
 
+    def test_the_next_batch_is_decoded_while_the_model_holds_one(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A whole batch and one image per thread, and no more, so that memory does not grow with the folder."""
+        decoded: SimpleQueue[Path] = SimpleQueue()
+
+        def told(path: Path) -> Image.Image:
+            decoded.put(path)
+            return decode_rgb(path)
+
+        monkeypatch.setattr(loading, "decode_rgb", told)
+        samples = [Sample(save(tmp_path / f"{index}.png"), 0) for index in range(20)]
+        batches = load_batches(samples, self.READY, batch_size=3, workers=2)
+        next(batches)
+        ahead = {decoded.get(timeout=60) for _ in range(3 + 3 + 2)}
+        join_decoders(batches)
+        assert ahead == {sample.image for sample in samples[: 3 + 3 + 2]}
+        assert decoded.empty()
+
+    def test_as_many_images_are_decoded_at_once_as_there_are_threads(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each waits for two others inside the decoder, which would fail with fewer threads."""
+        together = threading.Barrier(3, timeout=60)
+
+        def awaited(path: Path) -> Image.Image:
+            together.wait()
+            return decode_rgb(path)
+
+        monkeypatch.setattr(loading, "decode_rgb", awaited)
+        samples = [Sample(save(tmp_path / f"{index}.png"), 0) for index in range(6)]
+        assert len(list(load_batches(samples, self.READY, batch_size=2, workers=3))) == 3
+
     def test_masks_come_at_the_images_size_and_normal_ones_are_empty(self, tmp_path: Path) -> None:
         """Masks are read where asked for."""
         samples = find_samples(mvtec(tmp_path))
@@ -156,7 +192,13 @@ class TestLoadBatches:
         assert len(next(batches).samples) == 2
         with pytest.raises(FileError, match=r"cannot read the image .*5\.png"):
             list(batches)
-        for thread in threading.enumerate():
-            if thread.name.startswith("decode"):
-                thread.join(timeout=5)
-                assert not thread.is_alive()
+        join_decoders(batches)
+
+
+def join_decoders(batches: Iterator[Batch]) -> None:
+    """Stop decoding and wait until none of its threads is left."""
+    cast("Generator[Batch]", batches).close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("decode"):
+            thread.join(timeout=60)
+            assert not thread.is_alive()

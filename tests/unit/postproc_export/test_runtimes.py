@@ -37,6 +37,12 @@ def test_a_detector_gives_its_outputs_by_name_in_order(runtime: RuntimeName, fla
             np.testing.assert_array_equal(values, expected[name], strict=True)
 
 
+def test_threads_that_wait_leave_their_cores_to_decoding() -> None:
+    """ONNX Runtime's threads sleep between operators, instead of spinning."""
+    options = from_bytes(hosts.score_and_map())._session.get_session_options()
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
 @BOTH
 def test_an_empty_batch_gives_empty_outputs(runtime: RuntimeName) -> None:
     """N = 0 is a batch like any other."""
