@@ -25,8 +25,8 @@ from harness import environment, interleaved, publish, ratio, summary
 from PIL import Image
 
 from postproc_export.calibration import Calibrator
-from postproc_export.calibration.model_batches import run_batch
-from postproc_export.calibration.model_source import ModelSource
+from postproc_export.calibration.models.batches import run_batch
+from postproc_export.calibration.models.source import ModelSource
 from postproc_export.images import Batch, Preprocessing
 from postproc_export.images.loading import load_batches
 

@@ -18,7 +18,7 @@ from graph_patterns.expr import Expr
 from graph_patterns.onnx.lowering import OnnxTarget
 from graph_patterns.onnx.lowering import emit as emit_onnx
 from graph_patterns.openvino.lowering import emit as emit_openvino
-from postproc_export.rewrite.outputs import Selection
+from postproc_export.outputs import Selection
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import CalibrationStats, LevelStats
 from postproc_export.tail import build_tail

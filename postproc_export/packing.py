@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator
 from typing import Final
 
 from postproc_export.errors import UsageError
-from postproc_export.rewrite.outputs import Selection
+from postproc_export.outputs import Selection
 from postproc_export.runtimes.protocol import Axis, PortInfo
 from postproc_export.stats import LEVELS, Level
 

@@ -11,8 +11,8 @@ from typing import Final
 from graph_patterns import catalog
 from postproc_export.adjusting import AdjustableInput, adjustable_inputs
 from postproc_export.errors import UsageError
+from postproc_export.outputs import Selection
 from postproc_export.packing import PACKED_OUTPUT, PARTS, packed_shape, refuse_unpackable
-from postproc_export.rewrite.outputs import Selection
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.tail_options import LabelDtype, TailOptions

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from postproc_export.errors import MissingDependencyError, UnsupportedModelError, UsageError, require
-from postproc_export.rewrite.outputs import RESULT_NAMES, Selection, select_outputs
+from postproc_export.outputs import RESULT_NAMES, Selection, select_outputs
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import Level
 

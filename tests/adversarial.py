@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from postproc_export.calibration import passes, tally
+from postproc_export.calibration.counting import tally
+from postproc_export.calibration.thresholds import passes
 
 KINDS = (
     "ties",

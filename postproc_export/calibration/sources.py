@@ -6,17 +6,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from postproc_export.calibration.arrays import Block
 from postproc_export.calibration.calibrator import level_options
-from postproc_export.calibration.checks import check_nonfinite, check_seen
-from postproc_export.calibration.cleaning import Nonfinite, clean
-from postproc_export.calibration.csv_shard import CsvShard
-from postproc_export.calibration.dask_arrays import has_dask
-from postproc_export.calibration.level import LevelOptions, level_stats
-from postproc_export.calibration.reading import Progress, ShardReader
-from postproc_export.calibration.shards import NAMES, MemoryShard, NpyShard, NpzShard, Shard, ZarrShard
-from postproc_export.calibration.tally import Tally
-from postproc_export.calibration.values import ReadValues
+from postproc_export.calibration.counting.arrays import Block
+from postproc_export.calibration.counting.checks import check_nonfinite, check_seen
+from postproc_export.calibration.counting.cleaning import Nonfinite, clean
+from postproc_export.calibration.counting.tally import Tally
+from postproc_export.calibration.counting.values import ReadValues
+from postproc_export.calibration.dask.arrays import has_dask
+from postproc_export.calibration.shards.csv_shard import CsvShard
+from postproc_export.calibration.shards.kinds import NAMES, MemoryShard, NpyShard, NpzShard, Shard, ZarrShard
+from postproc_export.calibration.shards.reading import Progress, ShardReader
+from postproc_export.calibration.statistics.level import LevelOptions, level_stats
 from postproc_export.errors import CalibrationError, FileError, UsageError
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
 
@@ -48,7 +48,7 @@ def calibrate(
         `.csv`; Zarr groups), a Zarr group, a CSV with the columns score and label, a mapping of arrays (Dask arrays
         among them) or `.npy` paths, or a list of these.
     image_policy, pixel_policy
-        The operating points; see `postproc_export.calibration.policies`.
+        The operating points; see `postproc_export.calibration.thresholds.policies`.
     nonfinite
         ``"error"`` refuses NaN and infinite values, ``"drop"`` leaves them out and counts them.
     compare
@@ -93,7 +93,7 @@ def _readers(
     if dask is None and not any(has_dask(shard) for shard in shards):
         yield lambda level: _Reader(level, shards, progress=progress)
         return
-    from postproc_export.calibration.dask_level import dask_levels
+    from postproc_export.calibration.dask.level import dask_levels
 
     with dask_levels(shards, dask, progress=progress) as reader:
         yield reader

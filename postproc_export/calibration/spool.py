@@ -9,8 +9,8 @@ from typing import IO, Any, Final
 
 import numpy as np
 
-from postproc_export.calibration.arrays import AnyArray, Block, Place
-from postproc_export.calibration.ordered import Flags
+from postproc_export.calibration.counting.arrays import AnyArray, Block, Place
+from postproc_export.calibration.counting.ordered import Flags
 from postproc_export.errors import FileError
 
 _BLOCK: Final = 1 << 18

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from postproc_export.calibration.arrays import AnyArray, Block
-from postproc_export.calibration.cleaning import Clean, to_float32_array
+from postproc_export.calibration.counting.arrays import AnyArray, Block
+from postproc_export.calibration.counting.cleaning import Clean, to_float32_array
+from postproc_export.calibration.counting.tally import Tally
 from postproc_export.calibration.spool import Spool
-from postproc_export.calibration.tally import Tally
 
 
 class LevelState:

@@ -32,7 +32,7 @@ from postproc_export.cli.image_options import (
 )
 
 if TYPE_CHECKING:
-    from postproc_export.calibration.model_source import ModelSource
+    from postproc_export.calibration.models.source import ModelSource
     from postproc_export.stats import CalibrationStats
 
 _MODEL_SUFFIXES: Final = (".onnx", ".xml")
@@ -135,7 +135,7 @@ def calibrate(
         if model is None or images is None:
             stats = _from_shards(source, options)
         else:
-            from postproc_export.calibration.model_source import ModelSource
+            from postproc_export.calibration.models.source import ModelSource
 
             opened = ModelSource.open(
                 model,

@@ -100,7 +100,7 @@ def check(
     from postproc_export.cli.console import progress
     from postproc_export.errors import UsageError
     from postproc_export.parity import check_parity
-    from postproc_export.parity.inputs import SEED
+    from postproc_export.parity.fed.inputs import SEED
 
     preprocessing = None
     given = given_options(context, PREPROCESSING)
@@ -160,10 +160,10 @@ def _make_folders(*reports: Path | None) -> None:
 
 def _write(report: ParityReport, *, junit: Path | None, markdown: Path | None) -> None:
     from postproc_export.errors import FileError
-    from postproc_export.parity import formats
+    from postproc_export.parity.reports import formats
 
     if junit is not None:
-        from postproc_export.rewrite.files import write_text
+        from postproc_export.files.writing import write_text
 
         write_text(junit, formats.junit(report))
     if markdown is not None:
@@ -180,7 +180,7 @@ def _show(report: ParityReport) -> None:
     console = stdout()
     console.print(report.table())
     if report.whole:
-        from postproc_export.parity.stage_table import stage_table
+        from postproc_export.parity.reports.stage_table import stage_table
 
         console.print(stage_table(report.whole))
     for line in report.remarks():

@@ -119,7 +119,7 @@ def export(
     """
     from postproc_export.cli.console import stderr, warnings_to_stderr
     from postproc_export.export import Calibration, export_model, load_example
-    from postproc_export.parity.inputs import SEED
+    from postproc_export.parity.fed.inputs import SEED
 
     _refuse_unused(context, calibrating=calibrate is not None, with_images=images is not None)
     preprocessing = parse_preprocessing(

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from postproc_export.errors import FileError
+from postproc_export.files.targets import is_onnx
+from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
 from postproc_export.images.preprocessing import Preprocessing
 from postproc_export.preservation.openvino_rows import flattened
-from postproc_export.rewrite.metadata import METADATA_KEY, TailRecord
 from postproc_export.rewrite.openvino_file import read_ir
-from postproc_export.rewrite.targets import is_onnx
 from postproc_export.runtimes.feeds import cannot_load
 from postproc_export.runtimes.openvino import openvino_core, port_info
 from postproc_export.runtimes.protocol import PortInfo

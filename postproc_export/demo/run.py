@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
 from postproc_export.calibration import Calibrator
-from postproc_export.calibration.model_source import ModelSource
+from postproc_export.calibration.models.source import ModelSource
 from postproc_export.demo.data import CROP_SIZE, GOOD, PURPOSE, Crop, Split, image_files, load_photos, make_crops
 from postproc_export.demo.defects import DEFECTS, Gray
 from postproc_export.demo.detector import as_input, export_onnx, fit_detector
@@ -17,7 +17,7 @@ from postproc_export.demo.picture import draw_picture
 from postproc_export.errors import require
 from postproc_export.images import Preprocessing
 from postproc_export.parity import check_parity
-from postproc_export.parity.report import ParityReport
+from postproc_export.parity.reports.report import ParityReport
 from postproc_export.rewrite.attach import attach_postprocessing
 from postproc_export.runtimes import open_runner
 from postproc_export.runtimes.openvino import import_openvino, openvino_core

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import numpy as np
 
+from postproc_export.comparison.compare import compare_scores
+from postproc_export.comparison.difference import ScoreDifference
+from postproc_export.comparison.tolerance import Tolerance, observed
 from postproc_export.errors import UnsupportedModelError
 from postproc_export.export.exporter import INPUT, fixed_axis
 from postproc_export.export.probes import Probe
-from postproc_export.parity.attached_model import AttachedModel
-from postproc_export.parity.compare import compare_scores
-from postproc_export.parity.configuration import Configuration
-from postproc_export.parity.difference import ScoreDifference
-from postproc_export.parity.eager_transform import EagerTransform, image_size
-from postproc_export.parity.reference import Reference
-from postproc_export.parity.report import Check
-from postproc_export.parity.tally import Tally, details_of
-from postproc_export.parity.tolerance import Tolerance, observed
-from postproc_export.rewrite.outputs import RAW_NAMES
+from postproc_export.outputs import RAW_NAMES
+from postproc_export.parity.models.attached_model import AttachedModel
+from postproc_export.parity.models.configuration import Configuration
+from postproc_export.parity.reference.eager_transform import EagerTransform, image_size
+from postproc_export.parity.reference.post_processor import Reference
+from postproc_export.parity.reports.report import Check
+from postproc_export.parity.reports.tally import Tally, details_of
 from postproc_export.runtimes import Array, Runner, as_float32
 from postproc_export.stats import Level
 

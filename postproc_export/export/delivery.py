@@ -9,8 +9,8 @@ from typing import Final
 
 from postproc_export.errors import FileError, UsageError
 from postproc_export.export.result import SUFFIXES, Format
-from postproc_export.rewrite.files import publishing
-from postproc_export.rewrite.termination import termination_as_exception
+from postproc_export.files.termination import termination_as_exception
+from postproc_export.files.writing import publishing
 
 STATISTICS: Final = "statistics.json"
 REPORT: Final = "parity.json"

@@ -10,8 +10,8 @@ from graph_patterns.onnx.view import default_opset
 from postproc_export.errors import UnsupportedModelError, require
 from postproc_export.export.axes import DynamicAxis
 from postproc_export.export.raw_module import PURPOSE, RawModule
+from postproc_export.graphs.onnx.ports import input_ports
 from postproc_export.quiet import quiet_logger
-from postproc_export.rewrite.onnx_ports import input_ports
 from postproc_export.runtimes.feeds import first_reason
 from postproc_export.runtimes.openvino import import_openvino, openvino_core, port_info
 from postproc_export.runtimes.protocol import PortInfo

@@ -15,10 +15,10 @@ from postproc_export.export.raw_module import RawModule
 from postproc_export.export.request import ExportRequest
 from postproc_export.export.result import SUFFIXES, ExportedFile, Format
 from postproc_export.parity import check_parity
-from postproc_export.parity.attached_model import load_attached
-from postproc_export.parity.configuration import Configuration
-from postproc_export.parity.decision_check import without_decisions
-from postproc_export.parity.report import Check, ParityReport
+from postproc_export.parity.checks.decisions import without_decisions
+from postproc_export.parity.models.attached_model import load_attached
+from postproc_export.parity.models.configuration import Configuration
+from postproc_export.parity.reports.report import Check, ParityReport
 from postproc_export.rewrite.attach import AttachResult, attach_postprocessing
 from postproc_export.runtimes import open_runner
 from postproc_export.stats import CalibrationStats

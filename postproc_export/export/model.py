@@ -12,7 +12,7 @@ from postproc_export.export.job import Job, Tell
 from postproc_export.export.raw_module import RawModule, as_example, evaluation_mode
 from postproc_export.export.request import Calibration, ExportRequest, parse_formats
 from postproc_export.export.result import ExportResult
-from postproc_export.parity.inputs import SEED
+from postproc_export.parity.fed.inputs import SEED
 from postproc_export.settings import as_stats
 from postproc_export.stats import CalibrationStats
 

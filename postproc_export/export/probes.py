@@ -10,7 +10,7 @@ import numpy as np
 from postproc_export.errors import UnsupportedModelError
 from postproc_export.export.axes import DynamicAxis, other_sizes
 from postproc_export.export.raw_module import RawModule
-from postproc_export.parity.real_inputs import image_inputs
+from postproc_export.parity.fed.real_inputs import image_inputs
 from postproc_export.runtimes.protocol import Array, PortInfo
 from postproc_export.stats import CalibrationStats, Level
 

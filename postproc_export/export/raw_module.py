@@ -10,7 +10,7 @@ import numpy as np
 
 from postproc_export.errors import FileError, UnsupportedModelError, UsageError, require
 from postproc_export.export.axes import parse_shape
-from postproc_export.rewrite.outputs import RAW_NAMES, Selection
+from postproc_export.outputs import RAW_NAMES, Selection
 from postproc_export.runtimes.protocol import Array
 from postproc_export.stats import LEVELS, Level
 from postproc_export.torch_modules import LoadedModule, identify_outputs, load_module, raw_tensors, reason_of

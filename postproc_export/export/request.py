@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from postproc_export.calibration.policies import Policy
+from postproc_export.calibration.thresholds.policies import Policy
 from postproc_export.errors import UsageError
 from postproc_export.export.delivery import check_target
 from postproc_export.export.result import SUFFIXES, Format
 from postproc_export.images import Preprocessing, find_samples
-from postproc_export.parity.inputs import SEED
+from postproc_export.parity.fed.inputs import SEED
 from postproc_export.stats import CalibrationStats
 from postproc_export.tail_options import TailOptions
 from postproc_export.transforms.spec import parse_tail, parse_tails
@@ -71,7 +71,7 @@ class Calibration:
             See `ModelSource.calibrate`.
         """
         from postproc_export.calibration import COMPARED, Calibrator
-        from postproc_export.calibration.model_source import ModelSource
+        from postproc_export.calibration.models.source import ModelSource
 
         texts = [tail] if isinstance(tail, str) else tail
         before = [text for text in texts if parse_tail(text).changes_values]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
-from postproc_export.parity.report import ParityReport
+from postproc_export.parity.reports.report import ParityReport
 from postproc_export.rewrite.attach import AttachResult
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import CalibrationStats

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from postproc_export.rewrite.attached import Attached
+from postproc_export.graphs.attached import Attached
 from postproc_export.settings import as_stats
 from postproc_export.stats import CalibrationStats
 from postproc_export.tail_options import TailOptions

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from postproc_export.calibration import Calibrator, Policy
-from postproc_export.calibration.ranks import all_ranks
+from postproc_export.calibration.processes.ranks import all_ranks
 from postproc_export.errors import FileError, PostprocError, UsageError, require
 from postproc_export.integrations.lightning_batches import Extract, checked_arrays, find_arrays
 from postproc_export.integrations.lightning_samples import Deal, agreed_deals, unrepeated_part

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from postproc_export.calibration.shards import NAMES
+from postproc_export.calibration.shards.kinds import NAMES
 from postproc_export.errors import UsageError
 
 Extract = Callable[[Any, Any], Mapping[str, Any]]

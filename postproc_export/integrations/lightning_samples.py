@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from postproc_export.calibration.ranks import Ranks
+from postproc_export.calibration.processes.ranks import Ranks
 from postproc_export.errors import UsageError, require
 
 _FIX = "leave use_distributed_sampler=True on, or give unrepeated=True once no sample reaches two processes"

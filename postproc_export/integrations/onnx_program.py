@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from postproc_export.graphs.attached import Attached
 from postproc_export.integrations.onnx_ir_pass import onnx_ir_pass
-from postproc_export.rewrite.attached import Attached
 from postproc_export.stats import CalibrationStats
 
 if TYPE_CHECKING:

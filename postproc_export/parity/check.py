@@ -7,27 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from postproc_export.parity.adjusted_check import check_adjusted
-from postproc_export.parity.attached_model import AttachedModel, load_attached
-from postproc_export.parity.decision_check import DecisionCheck, without_decisions
-from postproc_export.parity.eager_transform import EagerTransform
-from postproc_export.parity.environment import environment, usable_cores
-from postproc_export.parity.exhaustive import check_exhaustively
-from postproc_export.parity.failures import FailureStore
-from postproc_export.parity.file_checks import FileChecks, record_is_missing
+from postproc_export.parity.checks.adjusted import check_adjusted
+from postproc_export.parity.checks.decisions import DecisionCheck, without_decisions
+from postproc_export.parity.checks.exhaustive import check_exhaustively
+from postproc_export.parity.checks.file import FileChecks, record_is_missing
+from postproc_export.parity.checks.record import check_record
+from postproc_export.parity.checks.tail import check_tail, tail_configurations
+from postproc_export.parity.checks.transform import TransformCheck
+from postproc_export.parity.checks.whole import WholeCheck
+from postproc_export.parity.fed.inputs import COUNT, SEED
 from postproc_export.parity.given import check_options, real_inputs, usable_runtimes
-from postproc_export.parity.inputs import COUNT, SEED
-from postproc_export.parity.not_checked import of_the_file, of_the_machine, of_the_options
-from postproc_export.parity.raw_file import RawFile
-from postproc_export.parity.record_check import check_record
-from postproc_export.parity.reference import Reference
-from postproc_export.parity.report import Check, ParityReport
-from postproc_export.parity.stage_results import WayResult
-from postproc_export.parity.tail_check import check_tail, tail_configurations
-from postproc_export.parity.torch_runner import TorchRunner
-from postproc_export.parity.transform_check import TransformCheck
-from postproc_export.parity.ways import whole_configurations
-from postproc_export.parity.whole_check import WholeCheck
+from postproc_export.parity.models.attached_model import AttachedModel, load_attached
+from postproc_export.parity.models.environment import environment, usable_cores
+from postproc_export.parity.models.ways import whole_configurations
+from postproc_export.parity.originals.raw_file import RawFile
+from postproc_export.parity.originals.torch_runner import TorchRunner
+from postproc_export.parity.reference.eager_transform import EagerTransform
+from postproc_export.parity.reference.post_processor import Reference
+from postproc_export.parity.reports.failures import FailureStore
+from postproc_export.parity.reports.not_checked import of_the_file, of_the_machine, of_the_options
+from postproc_export.parity.reports.report import Check, ParityReport
+from postproc_export.parity.reports.stage_results import WayResult
 from postproc_export.runtimes import RuntimeName
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from postproc_export.errors import MissingDependencyError, UsageError
-from postproc_export.parity.attached_model import AttachedModel
-from postproc_export.parity.environment import installed_runtimes
-from postproc_export.parity.real_inputs import RealInputs, array_inputs, image_inputs
+from postproc_export.parity.fed.real_inputs import RealInputs, array_inputs, image_inputs
+from postproc_export.parity.models.attached_model import AttachedModel
+from postproc_export.parity.models.environment import installed_runtimes
 from postproc_export.runtimes import RuntimeName, open_runner
 
 if TYPE_CHECKING:

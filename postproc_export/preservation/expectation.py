@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable
 from typing import Final, TypeVar
 
-from postproc_export.rewrite.metadata import TailRecord
+from postproc_export.graphs.metadata import TailRecord
 from postproc_export.stats import LEVELS
 from postproc_export.tail import OUTPUT_NAMES
 from postproc_export.transforms.record import TRANSFORMED

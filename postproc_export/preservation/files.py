@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from postproc_export.errors import FileError, UsageError
+from postproc_export.files.targets import is_onnx
 from postproc_export.preservation.change import Preservation
-from postproc_export.rewrite.targets import is_onnx
 
 
 def compare_files(raw: str | Path, attached: str | Path) -> Preservation:

@@ -12,9 +12,9 @@ import onnx
 from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from postproc_export.graphs.onnx.names import defined_names
 from postproc_export.preservation.alignment import aligned, keyed, moved
 from postproc_export.preservation.change import Change, shown
-from postproc_export.rewrite.onnx_names import defined_names
 
 Names: TypeAlias = Mapping[str, str]
 SamePayload: TypeAlias = Callable[[onnx.TensorProto, onnx.TensorProto], bool]

@@ -7,13 +7,13 @@ from typing import Any, Final
 import onnx
 
 from postproc_export.adjusting import INPUT_NAMES
+from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
+from postproc_export.graphs.onnx.names import used_names
+from postproc_export.graphs.onnx.original import decoded_outputs, read_record, recorded_names
 from postproc_export.preservation.alignment import Key, keyed, moved
 from postproc_export.preservation.change import Change, Preservation
 from postproc_export.preservation.expectation import NO_RECORD, assumed, remaining
 from postproc_export.preservation.messages import PAYLOADS, Comparison, Names, SamePayload
-from postproc_export.rewrite.metadata import METADATA_KEY, TailRecord
-from postproc_export.rewrite.onnx_detach import decoded_outputs, read_record, recorded_names
-from postproc_export.rewrite.onnx_names import used_names
 from postproc_export.tail import PREFIX
 from postproc_export.transforms.merged import merged_onnx
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from postproc_export.errors import MetadataError
+from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
+from postproc_export.graphs.onnx.original import recorded_names
+from postproc_export.graphs.openvino.names import used_names
 from postproc_export.preservation.alignment import Key, aligned, keyed, moved
 from postproc_export.preservation.change import Change, Preservation, shown
 from postproc_export.preservation.expectation import NO_RECORD, assumed, remaining
 from postproc_export.preservation.openvino_rows import bodies, flattened, operators, row, same_values, wiring
-from postproc_export.rewrite.metadata import METADATA_KEY, TailRecord
-from postproc_export.rewrite.onnx_detach import recorded_names
-from postproc_export.rewrite.openvino_names import used_names
 from postproc_export.tail import PREFIX
 from postproc_export.transforms.merged import merged_openvino
 

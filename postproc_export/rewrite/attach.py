@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from postproc_export.boundary import Comparison, decision_boundary
+from postproc_export.files.targets import default_target, is_onnx
 from postproc_export.float32 import shortest
+from postproc_export.graphs.attached import Attached
 from postproc_export.packing import place
-from postproc_export.rewrite.attached import Attached
-from postproc_export.rewrite.targets import default_target, is_onnx
 from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.tail import Tail
 from postproc_export.tail_options import (

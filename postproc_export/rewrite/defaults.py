@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from graph_patterns.errors import ExplainedError
-from postproc_export.rewrite.attached import Attached
-from postproc_export.rewrite.outputs import Found
-from postproc_export.rewrite.targets import default_target, is_onnx
+from postproc_export.files.targets import default_target, is_onnx
+from postproc_export.graphs.attached import Attached
+from postproc_export.outputs import Found
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import CalibrationStats, Level, LevelStats
 from postproc_export.tail_options import TailOptions
@@ -97,8 +97,8 @@ def default_attachment(path: Path) -> Defaults:
 
 def _on_onnx(path: Path) -> tuple[Attached, list[PortInfo]]:
     from graph_patterns.onnx.container import load_skeleton
-    from postproc_export.rewrite.onnx_attach import attach_to_onnx_model
-    from postproc_export.rewrite.onnx_ports import output_ports
+    from postproc_export.graphs.onnx.attach import attach_to_onnx_model
+    from postproc_export.graphs.onnx.ports import output_ports
 
     with load_skeleton(path) as file:
         attached = attach_to_onnx_model(file.model, _BOTH, TailOptions())
@@ -106,7 +106,7 @@ def _on_onnx(path: Path) -> tuple[Attached, list[PortInfo]]:
 
 
 def _on_openvino(path: Path) -> tuple[Attached, list[PortInfo]]:
-    from postproc_export.rewrite.openvino_attach import attach_to_openvino_model
+    from postproc_export.graphs.openvino.attach import attach_to_openvino_model
     from postproc_export.rewrite.openvino_file import read_ir
     from postproc_export.runtimes.openvino import openvino_core, port_info
 

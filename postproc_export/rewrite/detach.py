@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from postproc_export.rewrite.anomalib_tail import AnomalibTail
-from postproc_export.rewrite.detached import Detached, nearest_miss
-from postproc_export.rewrite.targets import default_target, is_onnx
+from postproc_export.files.targets import default_target, is_onnx
+from postproc_export.graphs.detached import Detached, nearest_miss
+from postproc_export.graphs.reading.anomalib_tail import AnomalibTail
 from postproc_export.stats import Level
 
 

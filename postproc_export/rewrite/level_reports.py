@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 
 from postproc_export.errors import PostprocError
-from postproc_export.rewrite.detached import Found
-from postproc_export.rewrite.level_report import LevelReport
-from postproc_export.rewrite.levels import report_level, report_miss
-from postproc_export.rewrite.outputs import select_outputs
+from postproc_export.graphs.detached import Found
+from postproc_export.graphs.reading.level_report import LevelReport
+from postproc_export.graphs.reading.levels import report_level, report_miss
+from postproc_export.outputs import select_outputs
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import LEVELS, Level
 

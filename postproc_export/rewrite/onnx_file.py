@@ -8,7 +8,7 @@ import onnx
 
 from graph_patterns.onnx.container import load_skeleton
 from graph_patterns.onnx.external import external_files
-from postproc_export.rewrite.files import publishing
+from postproc_export.files.writing import publishing
 
 Result = TypeVar("Result")
 

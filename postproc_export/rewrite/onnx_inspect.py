@@ -7,10 +7,10 @@ from graph_patterns.errors import ModelFileError
 from graph_patterns.onnx.container import OnnxFile, load_skeleton
 from graph_patterns.onnx.external import external_data_locations, external_files
 from graph_patterns.onnx.view import default_opset
-from postproc_export.rewrite.inspect import InspectResult, Weights
+from postproc_export.graphs.onnx.detach import find_in_onnx_model
+from postproc_export.graphs.onnx.ports import input_ports, output_ports
+from postproc_export.rewrite.inspection import InspectResult, Weights
 from postproc_export.rewrite.level_reports import report_levels
-from postproc_export.rewrite.onnx_detach import find_in_onnx_model
-from postproc_export.rewrite.onnx_ports import input_ports, output_ports
 from postproc_export.transforms.onnx_layer import read_layer, take_layer
 
 

@@ -7,9 +7,9 @@ from threading import Thread
 from typing import Any, Final, TypeVar
 
 from postproc_export.errors import FileError, UnsupportedModelError
-from postproc_export.rewrite.files import publishing
-from postproc_export.rewrite.ir_safety import refuse_unsafe_ir
-from postproc_export.rewrite.openvino_attach import tail_constants
+from postproc_export.files.ir_safety import refuse_unsafe_ir
+from postproc_export.files.writing import publishing
+from postproc_export.graphs.openvino.attach import tail_constants
 from postproc_export.runtimes.feeds import first_reason
 from postproc_export.runtimes.openvino import import_openvino, openvino_core
 

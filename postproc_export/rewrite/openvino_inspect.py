@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from graph_patterns.openvino.view import OpenVinoView
-from postproc_export.rewrite.detached import Found
-from postproc_export.rewrite.inspect import InspectResult, Weights
+from postproc_export.graphs.detached import Found
+from postproc_export.graphs.openvino.find import find_in_openvino_model
+from postproc_export.rewrite.inspection import InspectResult, Weights
 from postproc_export.rewrite.level_reports import report_levels
 from postproc_export.rewrite.openvino_file import read_ir
-from postproc_export.rewrite.openvino_find import find_in_openvino_model
 from postproc_export.runtimes.openvino import openvino_core, port_info
 from postproc_export.stats import Level
 from postproc_export.transforms.openvino_layer import read_layer, take_layer, was_converted

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from postproc_export.boundary import Comparison
+from postproc_export.files.targets import default_target, is_onnx
+from postproc_export.graphs.detached import nearest_miss
+from postproc_export.graphs.reading.level_report import shown
+from postproc_export.graphs.state import Changes, State
+from postproc_export.graphs.updated import Updated
 from postproc_export.rewrite.counts import describe_counts
-from postproc_export.rewrite.detached import nearest_miss
-from postproc_export.rewrite.level_report import shown
-from postproc_export.rewrite.state import Changes, State
-from postproc_export.rewrite.targets import default_target, is_onnx
-from postproc_export.rewrite.updated import Updated
 from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.tail_options import Adjustable, LabelDtype, Layout, LevelChoice
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from postproc_export.errors import UsageError
-from postproc_export.rewrite.attached import Attached
-from postproc_export.rewrite.detached import Detached
-from postproc_export.rewrite.outputs import LEAVE_OUT
-from postproc_export.rewrite.state import Changes
-from postproc_export.rewrite.updated import Updated
+from postproc_export.graphs.attached import Attached
+from postproc_export.graphs.detached import Detached
+from postproc_export.graphs.state import Changes
+from postproc_export.graphs.updated import Updated
+from postproc_export.outputs import LEAVE_OUT
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import CalibrationStats
 from postproc_export.tail import Tail

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from postproc_export.rewrite.attached import Attached
-from postproc_export.rewrite.detached import Detached
-from postproc_export.rewrite.state import Changes
-from postproc_export.rewrite.updated import Updated
+from postproc_export.graphs.attached import Attached
+from postproc_export.graphs.detached import Detached
+from postproc_export.graphs.state import Changes
+from postproc_export.graphs.updated import Updated
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import CalibrationStats
 from postproc_export.tail_options import TailOptions
@@ -56,7 +56,7 @@ class OnnxFormat:
 
     def ports(self, model: "onnx.ModelProto") -> tuple[list[PortInfo], list[PortInfo]]:
         """Return the outputs and the inputs of a model."""
-        from postproc_export.rewrite.onnx_ports import input_ports, output_ports
+        from postproc_export.graphs.onnx.ports import input_ports, output_ports
 
         return output_ports(model), input_ports(model)
 
@@ -95,19 +95,19 @@ class OnnxFormat:
         self, model: "onnx.ModelProto", stats: CalibrationStats, options: TailOptions, outputs: Outputs
     ) -> Attached:
         """Append the tail."""
-        from postproc_export.rewrite.onnx_attach import attach_to_onnx_model
+        from postproc_export.graphs.onnx.attach import attach_to_onnx_model
 
         return attach_to_onnx_model(model, stats, options, **outputs)
 
     def detach(self, model: "onnx.ModelProto", *, where: str) -> Detached:
         """Remove the tail."""
-        from postproc_export.rewrite.onnx_detach import detach_from_onnx_model
+        from postproc_export.graphs.onnx.detach import detach_from_onnx_model
 
         return detach_from_onnx_model(model, where=where)
 
     def update(self, model: "onnx.ModelProto", changes: Changes, *, keep_dialect: bool, where: str) -> Updated:
         """Change what the tail decides."""
-        from postproc_export.rewrite.onnx_update import update_onnx_model
+        from postproc_export.graphs.onnx.update import update_onnx_model
 
         return update_onnx_model(model, changes, keep_dialect=keep_dialect, where=where)
 
@@ -156,18 +156,18 @@ class OpenVinoFormat:
 
     def attach(self, model: Any, stats: CalibrationStats, options: TailOptions, outputs: Outputs) -> Attached:
         """Append the tail."""
-        from postproc_export.rewrite.openvino_attach import attach_to_openvino_model
+        from postproc_export.graphs.openvino.attach import attach_to_openvino_model
 
         return attach_to_openvino_model(model, stats, options, **outputs)
 
     def detach(self, model: Any, *, where: str) -> Detached:
         """Remove the tail."""
-        from postproc_export.rewrite.openvino_detach import detach_from_openvino_model
+        from postproc_export.graphs.openvino.detach import detach_from_openvino_model
 
         return detach_from_openvino_model(model, where=where)
 
     def update(self, model: Any, changes: Changes, *, keep_dialect: bool, where: str) -> Updated:
         """Change what the tail decides."""
-        from postproc_export.rewrite.openvino_update import update_openvino_model
+        from postproc_export.graphs.openvino.update import update_openvino_model
 
         return update_openvino_model(model, changes, keep_dialect=keep_dialect, where=where)

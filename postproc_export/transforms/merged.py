@@ -6,8 +6,8 @@ from typing import Any
 
 import onnx
 
-from postproc_export.rewrite.metadata import METADATA_KEY, TailRecord
-from postproc_export.rewrite.onnx_detach import read_record
+from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
+from postproc_export.graphs.onnx.original import read_record
 from postproc_export.transforms import onnx_layer, openvino_layer
 from postproc_export.transforms.record import KEYS, TRANSFORMED, LayerRecord
 

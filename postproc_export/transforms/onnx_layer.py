@@ -8,10 +8,10 @@ import onnx
 from graph_patterns.onnx.lowering import OnnxFragment, OnnxTarget, emit
 from graph_patterns.onnx.removal import remove
 from graph_patterns.onnx.view import default_opset
-from postproc_export.rewrite.attached import name_is_taken
-from postproc_export.rewrite.onnx_attach import _encoded, _opset_of
-from postproc_export.rewrite.onnx_detach import decoded_outputs
-from postproc_export.rewrite.onnx_names import immovable_names, rename_values, used_names
+from postproc_export.graphs.attached import name_is_taken
+from postproc_export.graphs.onnx.attach import oldest_opset_of
+from postproc_export.graphs.onnx.names import immovable_names, rename_values, used_names
+from postproc_export.graphs.onnx.original import decoded_outputs, encoded_port
 from postproc_export.runtimes.protocol import Axis
 from postproc_export.transforms.plan import LayerOutput, Plan
 from postproc_export.transforms.record import KEYS, PREFIXES, LayerRecord, Where
@@ -47,8 +47,8 @@ def put_layer(model: onnx.ModelProto, plan: Plan, *, make: Make | None = None) -
     UnsupportedOpsetError
         If the model's opset has no form of an operator that it needs.
     """
-    document: dict[str, Any] = {"outputs": [_encoded(item) for item in model.graph.output]}
-    added_opset = None if default_opset(model) else _opset_of(model.ir_version)
+    document: dict[str, Any] = {"outputs": [encoded_port(item) for item in model.graph.output]}
+    added_opset = None if default_opset(model) else oldest_opset_of(model.ir_version)
     target = OnnxTarget(added_opset or default_opset(model), model.ir_version)
     renamed = _renamings(model, plan)
     read = {name: renamed.get(port.name, port.name) for name, port in plan.inputs.items()}

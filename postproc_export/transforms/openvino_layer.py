@@ -6,8 +6,8 @@ from typing import Any
 from graph_patterns.errors import SharedValueError
 from graph_patterns.openvino.lowering import emit
 from postproc_export.errors import MetadataError, UnsupportedModelError
-from postproc_export.rewrite.attached import name_is_taken
-from postproc_export.rewrite.openvino_names import refuse_duplicates, rename_tensors, used_names
+from postproc_export.graphs.attached import name_is_taken
+from postproc_export.graphs.openvino.names import refuse_duplicates, rename_tensors, used_names
 from postproc_export.runtimes.openvino import port_info
 from postproc_export.transforms.onnx_layer import moved_name
 from postproc_export.transforms.plan import Plan

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from postproc_export.errors import MissingDependencyError, UnsupportedModelError, UsageError, require
-from postproc_export.rewrite.outputs import FLOAT_TYPES, RAW_NAMES
+from postproc_export.outputs import FLOAT_TYPES, RAW_NAMES
 from postproc_export.stats import LEVELS, Level
 from postproc_export.torch_modules import load_module, reason_of
 from postproc_export.transforms.spec import TailSpec

@@ -14,8 +14,8 @@ import onnx
 
 from graph_patterns.onnx.view import default_opset
 from postproc_export.errors import MissingDependencyError, PostprocError, UnsupportedModelError, require
+from postproc_export.graphs.onnx.names import subgraphs
 from postproc_export.quiet import quiet_logger
-from postproc_export.rewrite.onnx_names import subgraphs
 from postproc_export.runtimes.protocol import Array, Runner, as_float32
 from postproc_export.stats import LEVELS, Level
 from postproc_export.torch_modules import reason_of
@@ -182,8 +182,8 @@ def _disagreement(model: onnx.ModelProto, form: OwnForm, open_runner: Open) -> s
 
 
 def _at(runner: Runner, form: OwnForm, probe: Probe) -> str | None:
-    from postproc_export.parity.compare import compare_scores
-    from postproc_export.parity.tolerance import own
+    from postproc_export.comparison.compare import compare_scores
+    from postproc_export.comparison.tolerance import own
 
     feeds = {INPUTS[level]: as_array(tensor) for level, tensor in probe.given.items()}
     found = runner.run({port.name: feeds[port.name] for port in runner.inputs})

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from postproc_export.errors import UnsupportedModelError
-from postproc_export.rewrite.outputs import LEAVE_OUT, RAW_NAMES, Selection
+from postproc_export.outputs import LEAVE_OUT, RAW_NAMES, Selection
 from postproc_export.runtimes.protocol import Axis, PortInfo
 from postproc_export.stats import LEVELS, Level
 from postproc_export.transforms.own import OwnTail, Tensors, dtype_of, refuse_result

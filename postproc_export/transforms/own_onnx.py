@@ -8,9 +8,9 @@ import onnx
 from graph_patterns.onnx.lowering import INITIALIZERS_NEED_NO_INPUT_SINCE, OnnxFragment
 from graph_patterns.onnx.removal import reads
 from graph_patterns.onnx.view import default_opset
-from postproc_export.rewrite.onnx_attach import _opset_of
-from postproc_export.rewrite.onnx_names import subgraphs
-from postproc_export.rewrite.onnx_ports import output_ports
+from postproc_export.graphs.onnx.attach import oldest_opset_of
+from postproc_export.graphs.onnx.names import subgraphs
+from postproc_export.graphs.onnx.ports import output_ports
 from postproc_export.runtimes.protocol import Runner
 from postproc_export.transforms.onnx_layer import put_layer
 from postproc_export.transforms.own import eager_own
@@ -40,7 +40,7 @@ def put_own(model: onnx.ModelProto, spec: TailSpec, outputs: Mapping[str, str | 
     MissingDependencyError
         If torch, its exporter or ONNX Runtime is not installed.
     """
-    opset = default_opset(model) or _opset_of(model.ir_version)
+    opset = default_opset(model) or oldest_opset_of(model.ir_version)
     tail = eager_own(spec)
     form = own_form(tail, select_raw(output_ports(model), (), **outputs), outputs)
     exported = export_own(form, opset=opset, open_runner=_open) if form.made else onnx.ModelProto()

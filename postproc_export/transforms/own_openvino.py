@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from postproc_export.rewrite.openvino_names import models_of
+from postproc_export.graphs.openvino.names import models_of
 from postproc_export.runtimes.openvino import OpenVinoRunner, openvino_core, port_info
 from postproc_export.runtimes.protocol import Runner
 from postproc_export.transforms.openvino_layer import put_layer

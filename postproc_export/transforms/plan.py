@@ -6,7 +6,7 @@ from typing import Final
 
 from graph_patterns.expr import Call, Expr, Input, cast, identity
 from postproc_export.errors import UsageError
-from postproc_export.rewrite.outputs import Selection, select_outputs
+from postproc_export.outputs import Selection, select_outputs
 from postproc_export.runtimes.protocol import Axis, PortInfo
 from postproc_export.stats import Level
 from postproc_export.tail_options import LabelDtype

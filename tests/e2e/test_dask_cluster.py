@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from postproc_export.calibration import COMPARED, Progress, calibrate, dask_connection
-from postproc_export.calibration.dask_shards import ShardPart
-from postproc_export.calibration.part_counts import Count
-from postproc_export.calibration.parts import Divide, reply
-from postproc_export.calibration.shards import NpzShard
+from postproc_export.calibration import COMPARED, Progress, calibrate
+from postproc_export.calibration.dask import connection as dask_connection
+from postproc_export.calibration.dask.part_counts import Count
+from postproc_export.calibration.dask.parts import Divide, reply
+from postproc_export.calibration.dask.shards import ShardPart
+from postproc_export.calibration.shards.kinds import NpzShard
 from postproc_export.errors import CalibrationError, FileError
 
 distributed = pytest.importorskip("distributed", reason="the extra 'dask' is not installed")

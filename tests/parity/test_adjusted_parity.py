@@ -13,8 +13,8 @@ from tail_forms import FORMS, attached
 
 from postproc_export import CalibrationStats, LevelStats
 from postproc_export.parity import check_parity
-from postproc_export.parity.attached_model import load_attached
-from postproc_export.parity.exhaustive import CHUNK, check_exhaustively
+from postproc_export.parity.checks.exhaustive import CHUNK, check_exhaustively
+from postproc_export.parity.models.attached_model import load_attached
 from postproc_export.preservation import compare_files
 
 STATS = CalibrationStats(

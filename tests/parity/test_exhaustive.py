@@ -10,9 +10,9 @@ import pytest
 from onnx import numpy_helper
 
 from postproc_export.errors import UnsupportedModelError
-from postproc_export.parity.attached_model import load_attached
-from postproc_export.parity.exhaustive import ALL, CHUNK, check_exhaustively
-from postproc_export.parity.report import Check
+from postproc_export.parity.checks.exhaustive import ALL, CHUNK, check_exhaustively
+from postproc_export.parity.models.attached_model import load_attached
+from postproc_export.parity.reports.report import Check
 from postproc_export.rewrite.attach import attach_postprocessing
 from postproc_export.stats import CalibrationStats, LevelStats
 

@@ -13,8 +13,8 @@ from onnx import numpy_helper
 
 from postproc_export.cli import main
 from postproc_export.parity import assert_parity
-from postproc_export.parity.formats import junit, markdown
-from postproc_export.parity.report import Check, ParityReport, failed
+from postproc_export.parity.reports.formats import junit, markdown
+from postproc_export.parity.reports.report import Check, ParityReport, failed
 from postproc_export.rewrite.attach import attach_postprocessing
 from postproc_export.stats import CalibrationStats, LevelStats
 

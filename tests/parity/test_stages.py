@@ -15,14 +15,14 @@ import torch_hosts
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from postproc_export.comparison.difference import LabelDifference
 from postproc_export.parity import ParityReport, check_parity
-from postproc_export.parity.attached_model import load_attached
-from postproc_export.parity.configuration import Configuration
-from postproc_export.parity.difference import LabelDifference
-from postproc_export.parity.readings import Reader
-from postproc_export.parity.reference import Reference
-from postproc_export.parity.stage_results import LevelOutcome, WayResult
-from postproc_export.parity.verdicts import PREVENTED_BY, advice, verdict
+from postproc_export.parity.models.attached_model import load_attached
+from postproc_export.parity.models.configuration import Configuration
+from postproc_export.parity.reference.post_processor import Reference
+from postproc_export.parity.reports.stage_results import LevelOutcome, WayResult
+from postproc_export.parity.reports.verdicts import PREVENTED_BY, advice, verdict
+from postproc_export.parity.stages.readings import Reader
 from postproc_export.rewrite.attach import attach_postprocessing
 from postproc_export.stats import CalibrationStats, LevelStats
 
@@ -330,7 +330,7 @@ def test_the_table_fits_a_terminal_of_80_columns(swapped: ParityReport) -> None:
     """No cell is cut and no line is longer than 80 characters, also with hundreds of thousands of flipped pixels."""
     from rich.console import Console
 
-    from postproc_export.parity.stage_table import stage_table
+    from postproc_export.parity.reports.stage_table import stage_table
 
     many = LabelDifference(count=645_120, flipped=610_943)
     worst = [

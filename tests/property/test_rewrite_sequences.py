@@ -12,13 +12,13 @@ from strategies import comparisons, level_stats, sensitivities
 
 from graph_patterns.errors import UnsupportedOpsetError
 from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError
-from postproc_export.rewrite.onnx_attach import attach_to_onnx_model
-from postproc_export.rewrite.onnx_detach import detach_from_onnx_model
-from postproc_export.rewrite.onnx_update import update_onnx_model
-from postproc_export.rewrite.openvino_attach import attach_to_openvino_model
-from postproc_export.rewrite.openvino_detach import detach_from_openvino_model
-from postproc_export.rewrite.openvino_update import update_openvino_model
-from postproc_export.rewrite.state import Changes
+from postproc_export.graphs.onnx.attach import attach_to_onnx_model
+from postproc_export.graphs.onnx.detach import detach_from_onnx_model
+from postproc_export.graphs.onnx.update import update_onnx_model
+from postproc_export.graphs.openvino.attach import attach_to_openvino_model
+from postproc_export.graphs.openvino.detach import detach_from_openvino_model
+from postproc_export.graphs.openvino.update import update_openvino_model
+from postproc_export.graphs.state import Changes
 from postproc_export.stats import CalibrationStats
 from postproc_export.tail_options import LABEL_DTYPES, TailOptions
 

@@ -25,8 +25,8 @@ from postproc_export import (
 )
 from postproc_export.adjusting import LARGEST_SUM, adjusted_error
 from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError
-from postproc_export.rewrite.onnx_attach import attach_to_onnx_model
-from postproc_export.rewrite.openvino_attach import attach_to_openvino_model
+from postproc_export.graphs.onnx.attach import attach_to_onnx_model
+from postproc_export.graphs.openvino.attach import attach_to_openvino_model
 from postproc_export.runtimes import Runner, open_runner
 from postproc_export.runtimes.openvino import openvino_core
 from postproc_export.tail_options import TailOptions

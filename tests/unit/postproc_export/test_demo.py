@@ -18,7 +18,7 @@ from postproc_export.demo.filters import dct_filters, direction_sums
 from postproc_export.demo.picture import draw_picture
 from postproc_export.demo.run import CROPS_EACH_DEFECT, FILES, GOOD_CROPS, TRAINING_CROPS, DemoResult
 from postproc_export.errors import FileError, MissingDependencyError
-from postproc_export.parity.report import Check, ParityReport
+from postproc_export.parity.reports.report import Check, ParityReport
 from postproc_export.runtimes import open_runner
 from postproc_export.stats import CalibrationStats, LevelStats
 

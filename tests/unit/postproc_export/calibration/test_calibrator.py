@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from postproc_export.calibration import CalibrationWarning, Calibrator, spool, tally
+from postproc_export.calibration import CalibrationWarning, Calibrator, spool
+from postproc_export.calibration.counting import tally
 from postproc_export.errors import CalibrationError, FileError, UsageError
 from postproc_export.stats import CalibrationStats
 

@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from postproc_export.calibration import COMPARED, Progress, calibrate, dask_level, tally
-from postproc_export.calibration.shards import NpzShard
+from postproc_export.calibration import COMPARED, Progress, calibrate
+from postproc_export.calibration.counting import tally
+from postproc_export.calibration.dask import level as dask_level
+from postproc_export.calibration.shards.kinds import NpzShard
 from postproc_export.errors import CalibrationError, UsageError
 
 dask = pytest.importorskip("dask", reason="the extra 'dask' is not installed")

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from postproc_export.calibration import Calibrator
-from postproc_export.calibration.histogram import CoarseHistogram, collect_bins, split_bins
-from postproc_export.calibration.locator import Chunk
-from postproc_export.calibration.ranks import _device
-from postproc_export.calibration.table import Table
-from postproc_export.calibration.tables import COARSE_GRID, Grid, empty_table, sum_tables
+from postproc_export.calibration.counting.histogram import CoarseHistogram, collect_bins, split_bins
+from postproc_export.calibration.counting.locator import Chunk
+from postproc_export.calibration.counting.table import Table
+from postproc_export.calibration.counting.tables import COARSE_GRID, Grid, empty_table, sum_tables
+from postproc_export.calibration.processes.ranks import _device
 from postproc_export.errors import UsageError
 
 

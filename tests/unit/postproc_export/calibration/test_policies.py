@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from postproc_export.calibration import COMPARED, Calibrator, Policy
-from postproc_export.calibration.operating import nearest_float32
+from postproc_export.calibration.thresholds.operating import nearest_float32
 from postproc_export.errors import CalibrationError, UsageError
 
 LEGAL = [

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from postproc_export import CalibrationStats, attach_postprocessing, detach_postprocessing
-from postproc_export.parity.tolerance import own
+from postproc_export.comparison.tolerance import own
 from postproc_export.runtimes import RuntimeName, open_runner
 from postproc_export.runtimes.openvino import openvino_core
 from postproc_export.runtimes.protocol import Array

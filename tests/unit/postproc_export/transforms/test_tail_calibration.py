@@ -10,7 +10,7 @@ from shipped_tails import behind, labelled_images
 
 from postproc_export import CalibrationStats, attach_postprocessing
 from postproc_export.calibration import Calibrator
-from postproc_export.calibration.model_source import ModelSource
+from postproc_export.calibration.models.source import ModelSource
 from postproc_export.cli import main
 from postproc_export.errors import UnsupportedModelError, UsageError
 from postproc_export.images import Preprocessing, find_samples

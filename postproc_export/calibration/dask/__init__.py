@@ -1,0 +1,1 @@
+"""Calibrating where Dask has the data."""

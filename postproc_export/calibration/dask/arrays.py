@@ -1,0 +1,201 @@
+"""Dask arrays as parts: one per chunk, read where the chunk is, and its ground truth brought into the same chunks."""
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from postproc_export.calibration.counting.arrays import AnyArray, Block, Place, array_blocks, check_type
+from postproc_export.calibration.dask.parts import Reply, Work, reply
+from postproc_export.calibration.shards.kinds import MemoryShard, Pair, level_pairs
+from postproc_export.calibration.shards.streams import StreamedArray
+from postproc_export.errors import CalibrationError, UsageError, require
+from postproc_export.stats import Level
+
+_PURPOSE = "calibrating on Dask arrays"
+
+
+def is_dask(value: object) -> bool:
+    """Whether a value is a collection of Dask; told by its type, so that dask is not imported."""
+    return any(base.__module__.split(".")[0] in ("dask", "dask_expr") for base in type(value).__mro__)
+
+
+def has_dask(shard: object) -> bool:
+    """Whether a shard is a mapping with something of Dask in it."""
+    return isinstance(shard, MemoryShard) and any(is_dask(value) for value in shard.given.values())
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkPlace(Place):
+    """Where a chunk is in its array: `shape` is the chunk's, `origin` the index of its first element.
+
+    Parameters
+    ----------
+    origin, chunk
+        The index of the first element in the array, and the number of the chunk along every axis.
+    whole
+        The shape of the array.
+    """
+
+    origin: tuple[int, ...]
+    chunk: tuple[int, ...]
+    whole: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Values in the whole array."""
+        return int(np.prod(self.whole, dtype=np.int64))
+
+    def rank(self, flat: int) -> int:
+        """Return where an element of the chunk stands in the whole array."""
+        return int(np.ravel_multi_index(self._index(flat), self.whole)) if self.whole else flat
+
+    def at(self, flat: int, *, truth: bool = False) -> str:
+        """Return ``"the mapping: anomaly_map[3, 10, 12], in chunk (0, 1, 0)"``."""
+        index = ", ".join(str(axis) for axis in self._index(flat))
+        key, chunk = self.truth_key if truth else self.key, ", ".join(map(str, self.chunk))
+        return f"{self.where}: {key}[{index}], in chunk ({chunk})"
+
+    def _index(self, flat: int) -> tuple[int, ...]:
+        inside = np.unravel_index(flat, self.shape) if self.shape else ()
+        return tuple(int(first) + int(axis) for first, axis in zip(self.origin, inside, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkPart:
+    """A chunk of the values of a level and the same chunk of its ground truth."""
+
+    values: AnyArray
+    truth: AnyArray | None
+    place: ChunkPlace
+    number: int
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield the blocks of the chunk."""
+        self._check(self.values, truth=False)
+        if self.truth is not None:
+            self._check(self.truth, truth=True)
+        yield from array_blocks(self.values, self.truth, self.place)
+
+    def signatures(self) -> Sequence[object]:
+        """Return nothing: a chunk has no cheap sign of a change."""
+        return ()
+
+    def _check(self, array: AnyArray, *, truth: bool) -> None:
+        at = f"{self.place.where}: chunk {self.place.chunk} of {self.place.truth_key if truth else self.place.key}"
+        check_type(array.dtype, place=at, truth=truth)
+        if array.shape != self.place.shape:
+            raise CalibrationError(
+                f"{at} is not what the Dask array promises",
+                found=f"shape {array.shape}",
+                needed=f"shape {self.place.shape}",
+                fix="give the function that makes the chunks its chunk sizes (`chunks=` of map_blocks)",
+            )
+
+
+def answer_chunk(*arrays: Any, work: Work, place: Place, number: int, block_info: Mapping[Any, Any]) -> Reply:
+    """Return what a chunk answers; a task, called by dask with the chunks and where they are."""
+    info = block_info[0]
+    location = [(int(start), int(end)) for start, end in info["array-location"]]
+    chunk = ChunkPlace(
+        place.where,
+        place.key,
+        place.truth_key,
+        tuple(end - start for start, end in location),
+        origin=tuple(start for start, _ in location),
+        chunk=tuple(int(axis) for axis in info["chunk-location"]),
+        whole=tuple(int(length) for length in info["shape"]),
+    )
+    values, truth = (*(np.asarray(array) for array in arrays), None)[:2]
+    assert values is not None, "a level has values"
+    return reply(ChunkPart(values, truth, chunk, number), work)
+
+
+class ArraySource:
+    """A level of a mapping of Dask arrays; NumPy arrays beside them are cut into the same chunks.
+
+    Parameters
+    ----------
+    level, shard
+        What is read.
+    number
+        The number that all its chunks bear.
+
+    Raises
+    ------
+    CalibrationError
+        If types or shapes do not fit, or the sizes of chunks are not known.
+    UsageError
+        If something in the mapping is not an array.
+    """
+
+    def __init__(self, level: Level, shard: MemoryShard, *, number: int) -> None:
+        self._number = number
+        self._pair = level_pairs(_checked(shard), name=shard.name).get(level)
+
+    def size(self) -> int | None:
+        """Return the number of values."""
+        return 0 if self._pair is None else self._pair.place.size
+
+    def leaves(self, work: Any) -> list[Any]:
+        """Return a task for each chunk, none where the level is not there."""
+        return [] if self._pair is None else _chunk_tasks(self._pair, work, number=self._number)
+
+    def learn(self, signatures: Iterator[object]) -> None:
+        """Take nothing: chunks have no state."""
+
+
+def _checked(shard: MemoryShard) -> dict[str, Any]:
+    array_type = require("dask.array", extra="dask", purpose=_PURPOSE).Array
+    for key, value in shard.given.items():
+        if is_dask(value) and not isinstance(value, array_type):
+            found, fix = type(value).__name__, "array = frame.to_dask_array(lengths=True)"
+            raise UsageError(f"{shard.name}: {key} is not an array", found=found, needed="a Dask array", fix=fix)
+    named = shard.arrays(verify=True)
+    for key, array in named.items():
+        at = f"{shard.name}: {key}"
+        if isinstance(array, StreamedArray):
+            raise UsageError(f"{at} is a path beside arrays", fix="give paths only, or np.load(path, mmap_mode='r')")
+        if any(np.isnan(length) for length in array.shape):
+            raise CalibrationError(
+                f"{at} has chunks of unknown size",
+                found=f"shape {array.shape}",
+                needed="sizes that are known, since values and ground truth are paired by their position",
+                fix="array = array.compute_chunk_sizes()",
+            )
+    return named
+
+
+def _chunk_tasks(pair: Pair, work: Any, *, number: int) -> list[Any]:
+    da = require("dask.array", extra="dask", purpose=_PURPOSE)
+    values = pair.values if is_dask(pair.values) else da.from_array(np.asarray(pair.values))
+    arrays = [values] if pair.truth is None else [values, _like(values, pair.truth)]
+    answers = da.map_blocks(
+        answer_chunk,
+        *arrays,
+        work=work,
+        place=pair.place,
+        number=number,
+        dtype=object,
+        meta=np.empty((0,) * values.ndim, dtype=object),
+        name=f"postproc-export-{uuid.uuid4().hex}",
+    )
+    return list(np.ravel(answers.to_delayed()))
+
+
+def _like(values: Any, truth: Any) -> Any:
+    """Return ground truth in the shape and the chunks of the values; it is the smaller one, so it is what moves.
+
+    Notes
+    -----
+    Both have the same canonical shape, so they differ by axes of length 1 only.
+    """
+    da = require("dask.array", extra="dask", purpose=_PURPOSE)
+    if not is_dask(truth):
+        return da.from_array(np.asarray(truth).reshape(values.shape), chunks=values.chunks)
+    if truth.shape != values.shape:
+        truth = truth[tuple(0 if length == 1 else slice(None) for length in truth.shape)]
+        truth = truth[tuple(None if length == 1 else slice(None) for length in values.shape)]
+    return truth.rechunk(values.chunks)

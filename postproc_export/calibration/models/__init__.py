@@ -1,0 +1,1 @@
+"""Calibrating on a raw model that is run over images."""

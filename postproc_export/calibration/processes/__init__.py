@@ -1,0 +1,1 @@
+"""One calibration over the processes of a `torch.distributed` group."""

@@ -1,0 +1,1 @@
+"""Validation outputs in files: .npz, .npy, Zarr, CSV, read pass by pass."""

@@ -1,0 +1,1 @@
+"""The statistics of a level: threshold, rates, areas, curve, bootstrap interval."""

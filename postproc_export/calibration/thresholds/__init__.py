@@ -1,0 +1,1 @@
+"""Operating points, and the search for their thresholds in tables of counts."""

@@ -1,0 +1,175 @@
+"""What detaching has in common in ONNX and OpenVINO: the levels to remove, the names to give back, the result."""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+from graph_patterns.graph import GraphView, Value
+from graph_patterns.match import Mismatch
+from postproc_export.errors import UnsupportedModelError
+from postproc_export.graphs.metadata import TailRecord
+from postproc_export.graphs.reading.anomalib_tail import AnomalibTail, find_anomalib_tail
+from postproc_export.graphs.reading.own_tail import SCORE_OUTPUT, OwnTail, find_own_tail
+from postproc_export.outputs import RAW_NAMES
+from postproc_export.stats import LEVELS, Level
+from postproc_export.tail import OUTPUT_NAMES
+
+TOUCHED: Final = "another tool has been over the file since it was attached: what else it changed stays"
+MAYBE_SHIFTED: Final = (
+    "the conversion may have folded the model's last multiplication or addition into the tail, and it goes with it: "
+    "the raw value may differ from the model's own by a constant factor and a constant; it ranks the same and can be "
+    "calibrated"
+)
+
+FoundTail: TypeAlias = OwnTail | AnomalibTail
+
+STRIPPED: Final = (
+    "the record of the original is gone: the order and the declared shapes of the outputs are taken from the tail's"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The tails of a model, why other levels have none, and the record where there is one that fits."""
+
+    tails: Mapping[Level, FoundTail]
+    misses: Mapping[Level, Mismatch]
+    record: TailRecord | None
+    is_converted: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detached:
+    """What was taken out of a model in memory; falsy where nothing was found.
+
+    Parameters
+    ----------
+    tails
+        What was removed, by level.
+    misses
+        Why nothing was found, by level.
+    renamed
+        Names that values got back: {name in the file: name in the original}.
+    notes
+        What could not be restored, and what a user should know.
+    is_original
+        Whether a record gave the original back as it was.
+    raw_outputs
+        The output with each level's raw value, by name in ONNX, by index in OpenVINO.
+    own
+        The tails of one's own that went with it.
+    """
+
+    tails: Mapping[Level, FoundTail] = field(default_factory=dict)
+    misses: Mapping[Level, Mismatch] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    is_original: bool = False
+    raw_outputs: Mapping[Level, str | int] = field(default_factory=dict)
+    own: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.tails)
+
+
+def find_tails(
+    view: GraphView, *, raw: Collection[Value] = (), record: TailRecord | None = None
+) -> tuple[dict[Level, FoundTail], dict[Level, Mismatch]]:
+    """Find the tails of all levels, or say per level why there is none.
+
+    Parameters
+    ----------
+    view
+        The graph.
+    raw
+        The raw values that a record names, where the graph has them all.
+    record
+        What the file says of a tail of ours: then Anomalib's is not looked for.
+    """
+    tails: dict[Level, FoundTail] = {}
+    misses: dict[Level, Mismatch] = {}
+    options = None if record is None else record.options
+    for level in LEVELS:
+        own = find_own_tail(view, level, raw=raw, options=options)
+        found = find_anomalib_tail(view, level) if isinstance(own, Mismatch) and record is None else own
+        if not isinstance(found, Mismatch):
+            tails[level] = found
+        else:
+            misses[level] = nearest_miss((found, own) if isinstance(own, Mismatch) else (found,))
+    _drop_doubtful(tails, misses)
+    return tails, misses
+
+
+def refuse_damaged(record: TailRecord | None, misses: Mapping[Level, Mismatch]) -> None:
+    """Refuse a model whose record names a level that has no such tail.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If it does.
+    """
+    for level in () if record is None else sorted(record.levels & misses.keys()):
+        raise UnsupportedModelError(
+            f"the {level} level's tail is not as it was attached",
+            found=str(misses[level]),
+            needed="the tail that the model's record describes",
+            fix="undo what was changed at the end of the graph, or attach to the original again",
+        )
+
+
+def _drop_doubtful(tails: dict[Level, FoundTail], misses: dict[Level, Mismatch]) -> None:
+    """Leave a clipped, scaled score without a label alone, unless the map ends in the same way: models do that too."""
+    if len(tails) == len(LEVELS):
+        return
+    for level, tail in list(tails.items()):
+        if isinstance(tail, AnomalibTail) and tail.reading.is_folded and len(tail.outputs) == 1:
+            reason = "a clipped and scaled value without a label may be the model's own"
+            misses[level] = Mismatch(reason, tail.outputs[0], depth=len(tail.values))
+            del tails[level]
+
+
+def nearest_miss(misses: Iterable[Mismatch]) -> Mismatch:
+    """Return the miss that went deepest."""
+    return max(misses, key=lambda miss: miss.depth)
+
+
+def raw_name(tail: FoundTail, name: str) -> str:
+    """Return the name for a raw value that becomes an output, where no record tells the original's.
+
+    Notes
+    -----
+    Anomalib's tails give the names that its raw models have. Ours moved a value only out of the way of its own outputs,
+    to ``<name>_raw``; every other value still has its name.
+    """
+    if isinstance(tail, AnomalibTail):
+        return RAW_NAMES[tail.level]
+    stem = next((stem for stem in OUTPUT_NAMES if name == f"{stem}_raw" or name.startswith(f"{stem}_raw_")), None)
+    return RAW_NAMES[tail.level] if stem == RAW_NAMES[tail.level] else name
+
+
+def restored_tails(tails: Mapping[Level, FoundTail]) -> Iterator[FoundTail]:
+    """Yield the tails whose raw value has to become an output again."""
+    for level, tail in tails.items():
+        gives_raw = isinstance(tail, OwnTail) or SCORE_OUTPUT[level] in tail.outputs
+        if gives_raw and not tail.from_map:
+            yield tail
+
+
+def adjusted_values(tails: Mapping[Level, FoundTail]) -> list[Value]:
+    """Return the inputs by which tails are adjusted at run time: they go with them."""
+    own = [tail for tail in tails.values() if isinstance(tail, OwnTail)]
+    return [tail.adjusted for tail in own if tail.adjusted is not None]
+
+
+def touched(tails: Mapping[Level, FoundTail]) -> list[str]:
+    """Return a note where the tail is not as attaching left it."""
+    return [TOUCHED] if any(isinstance(tail, OwnTail) and not tail.is_as_emitted for tail in tails.values()) else []
+
+
+def notes_of(tails: Mapping[Level, FoundTail]) -> tuple[str, ...]:
+    """Return what a user should know of a model whose tail was removed without a record."""
+    kinds = {isinstance(tail, AnomalibTail) for tail in tails.values()}
+    notes = [STRIPPED] if False in kinds else []
+    folded = [tail for tail in tails.values() if isinstance(tail, AnomalibTail) and tail.reading.is_folded]
+    notes += [f"{SCORE_OUTPUT[tail.level]}: {MAYBE_SHIFTED}" for tail in folded]
+    return tuple(notes)

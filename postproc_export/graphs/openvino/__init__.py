@@ -1,0 +1,1 @@
+"""Tails in an `openvino.Model`."""

@@ -1,0 +1,234 @@
+"""Take a tail off an OpenVINO model, in place, and give the original's results and names back."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from graph_patterns.openvino.removal import remove
+from postproc_export.errors import MetadataError
+from postproc_export.graphs.detached import (
+    Detached,
+    FoundTail,
+    adjusted_values,
+    notes_of,
+    raw_name,
+    refuse_damaged,
+    restored_tails,
+    touched,
+)
+from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
+from postproc_export.graphs.onnx.original import decoded_outputs, recorded_names
+from postproc_export.graphs.openvino.adjusting import remove_adjustable
+from postproc_export.graphs.openvino.find import (
+    add_names,
+    find_in_openvino_model,
+    raw_values,
+    result_names,
+    tensors_of,
+)
+from postproc_export.graphs.openvino.names import rename_tensors, used_names
+from postproc_export.graphs.reading.anomalib_tail import AnomalibTail
+from postproc_export.graphs.reading.own_tail import SCORE_OUTPUT, OwnTail
+from postproc_export.stats import Level
+
+CONVERTED: Final = (
+    "the model was converted to OpenVINO after attaching: the names and the order of its outputs are those of the "
+    "original, the rest is what the conversion made of it"
+)
+
+
+def detach_from_openvino_model(model: Any, *, where: str = "the model") -> Detached:
+    """Remove the tail from an `openvino.Model`.
+
+    Returns
+    -------
+    Detached
+        Falsy, with reasons, where there is no tail; the model is as it was then.
+
+    Raises
+    ------
+    SharedValueError
+        If an operator outside the tail reads one of its values.
+    MetadataError, UnsupportedModelError
+        If the record is not legal, or the tail is not the one that it describes.
+    """
+    found = find_in_openvino_model(model, where=where)
+    refuse_damaged(found.record, found.misses)
+    if not found.tails:
+        return Detached(misses=found.misses)
+    rewriter = _Rewriter(model, found.tails, where)
+    if found.record is None:
+        return rewriter.rebuild()
+    return rewriter.restore_converted(found.record) if found.is_converted else rewriter.restore(found.record)
+
+
+class _Rewriter:
+    def __init__(self, model: Any, tails: Mapping[Level, FoundTail], where: str) -> None:
+        self._model = model
+        self._tails = tails
+        self._where = where
+        names = {name for tail in tails.values() for name in tail.outputs}
+        self._gone = [result for result in model.get_results() if not names.isdisjoint(result_names(result))]
+
+    def restore(self, record: TailRecord) -> Detached:
+        """Give back the results and names that the record keeps."""
+        raw = raw_values(self._model, record, is_converted=False)
+        described = _described(record.original, where=self._where)
+        kept = {_key(result): result for result in self._model.get_results() if result not in self._gone}
+        nodes = {node.get_friendly_name(): node for node in self._model.get_ops()}
+        final, made, notes = [], [], touched(self._tails)
+        for name, source, port in described:
+            result = kept.pop((name, source, port), None)
+            if result is None and source in nodes and port < nodes[source].get_output_size():
+                result = _result(nodes[source].output(port), name)
+                made.append(result)
+            if result is None:
+                notes.append(f"the output '{name}' of the original is not in the model any more")
+            else:
+                final.append(result)
+        notes += [f"the output '{name}', which the original did not have, stays" for name, *_ in kept]
+        self._replace(made, [*final, *kept.values()])
+        back = self._rename(recorded_names(record.original, where=self._where))
+        return Detached(
+            tails=self._tails,
+            renamed=back,
+            notes=tuple(notes),
+            is_original=not notes,
+            raw_outputs=self._indices(raw),
+        )
+
+    def restore_converted(self, record: TailRecord) -> Detached:
+        """Give back the names and the order of an ONNX model's outputs in what OpenVINO made of it."""
+        back = recorded_names(record.original, where=self._where)
+        moved = {old: new for new, old in back.items()}
+        wanted = [item.name for item in decoded_outputs(record.original, where=self._where)]
+        tensors = tensors_of(self._model)
+        results = {
+            name: item for item in self._model.get_results() if item not in self._gone for name in result_names(item)
+        }
+        final, made, notes = [], [], [CONVERTED]
+        for name in wanted:
+            current = moved.get(name, name)
+            if current in results:
+                final.append(results[current])
+            elif current in tensors:
+                made.append(_result(tensors[current], f"{name}/result"))
+                final.append(made[-1])
+            else:
+                notes.append(f"the output '{name}' of the original is not in the model any more")
+        raw = raw_values(self._model, record, is_converted=True)
+        self._replace(made, final)
+        renamed = self._rename(back)
+        return Detached(tails=self._tails, renamed=renamed, notes=tuple(notes), raw_outputs=self._indices(raw))
+
+    def rebuild(self) -> Detached:
+        """Name and order the raw outputs from the tail's own, where no record says how they were."""
+        made: dict[Level, Any] = {}
+        wanted: dict[Level, set[str]] = {}
+        renamed: dict[str, str] = {}
+        present = [result.input_value(0) for result in self._model.get_results() if result not in self._gone]
+        for tail in restored_tails(self._tails):
+            raw: Any = tail.raw
+            score = SCORE_OUTPUT[tail.level]
+            names = {old: raw_name(tail, old) for old in raw.get_names()} if isinstance(tail, OwnTail) else {}
+            renamed |= {old: new for old, new in names.items() if old != new}
+            if isinstance(tail, OwnTail) and raw in present:
+                continue
+            made[tail.level] = _result(_own_output(raw, score), f"{score}/sink_port_0")
+            if isinstance(tail, AnomalibTail):
+                wanted[tail.level] = {score}
+        final: list[Any] = []
+        for result in self._model.get_results():
+            if result not in self._gone:
+                final.append(result)
+            else:
+                names_here = result_names(result)
+                final += [item for level, item in made.items() if self._tails[level].outputs[0] in names_here]
+        self._replace(list(made.values()), final)
+        for level, names_to_add in wanted.items():
+            add_names(made[level], names_to_add)
+        renamed = self._rename(renamed)
+        sources = {
+            level: made[level].input_value(0) if level in made else tail.raw
+            for level, tail in self._tails.items()
+            if not tail.from_map
+        }
+        return Detached(
+            tails=self._tails, renamed=renamed, notes=notes_of(self._tails), raw_outputs=self._indices(sources)
+        )
+
+    def _indices(self, raw: Mapping[Level, Any]) -> dict[Level, str | int]:
+        """Return the index of the result of each raw value."""
+        results = self._model.get_results()
+        return {
+            level: index
+            for level, value in raw.items()
+            for index, result in enumerate(results)
+            if result.input_value(0) == value
+        }
+
+    def _replace(self, made: list[Any], final: list[Any]) -> None:
+        remove(
+            self._model,
+            [value for tail in self._tails.values() for value in tail.values],
+            results=self._gone,
+            instead=made,
+        )
+        for result in final:  # the order of results is the order in which they were added
+            self._model.remove_result(result)
+            self._model.add_results([result])
+        remove_adjustable(self._model, adjusted_values(self._tails))
+        drop_record(self._model)
+
+    def _rename(self, back: Mapping[str, str]) -> dict[str, str]:
+        tensors, _ = used_names(self._model)
+        back = {new: old for new, old in back.items() if new in tensors and old not in tensors}
+        rename_tensors(self._model, back)
+        return back
+
+
+def drop_record(model: Any) -> None:
+    """Remove the record, wherever it stands in the rt_info."""
+    info = model.get_rt_info()
+    if model.has_rt_info([METADATA_KEY]):
+        del info[METADATA_KEY]
+    if model.has_rt_info(["framework", METADATA_KEY]):
+        others = [key for key in info["framework"] if key != METADATA_KEY]
+        kept = {key: str(model.get_rt_info(["framework", key]).value) for key in others}
+        del info["framework"]
+        for key, value in kept.items():
+            model.set_rt_info(value, ["framework", key])
+
+
+def _own_output(raw: Any, name: str) -> Any:
+    """Return an output for a result: an input of the model gets an operator between, as its name is not an output's."""
+    if raw.get_node().get_type_name() != "Parameter":
+        return raw
+    import openvino.opset13 as opset
+
+    copy = opset.convert(raw, raw.get_element_type().get_type_name())
+    copy.set_friendly_name(name)
+    return copy.output(0)
+
+
+def _described(original: Mapping[str, Any], *, where: str) -> list[tuple[str, str, int]]:
+    try:
+        rows = [(row["name"], row["source"], row["port"]) for row in original["results"]]
+    except (KeyError, TypeError) as error:
+        raise MetadataError(f"{where}: the record '{METADATA_KEY}' has no legal results", found=str(error)) from error
+    for row in rows:
+        if not (isinstance(row[0], str) and isinstance(row[1], str) and type(row[2]) is int and row[2] >= 0):
+            raise MetadataError(f"{where}: the record '{METADATA_KEY}' has no legal results", found=repr(row)[:60])
+    return rows
+
+
+def _result(output: Any, name: str) -> Any:
+    import openvino.opset13 as opset
+
+    result = opset.result(output)
+    result.set_friendly_name(name)
+    return result
+
+
+def _key(result: Any) -> tuple[str, str, int]:
+    source = result.input_value(0)
+    return result.get_friendly_name(), source.get_node().get_friendly_name(), source.get_index()

@@ -1,0 +1,141 @@
+"""What updating has in common in ONNX and OpenVINO: what is replaced, what is edited in place, the result."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from graph_patterns.match import Mismatch, Site
+from postproc_export.boundary import check_sensitivity
+from postproc_export.errors import UsageError
+from postproc_export.float32 import to_float32
+from postproc_export.graphs.detached import FoundTail
+from postproc_export.graphs.reading.anomalib_tail import AnomalibTail
+from postproc_export.graphs.state import Changes, State, no_range, no_state
+from postproc_export.stats import Level, LevelStats
+from postproc_export.tail import Tail
+
+REPLACED: Final = "Anomalib's post-processing was replaced by ours, with its threshold, span, sensitivity and rule"
+EDITED: Final = "the constants of Anomalib's post-processing were edited in place"
+NOT_KNOWN: Final = (
+    "its threshold or range is not in the file, so ours could not take its place: its constants were edited in place"
+)
+STRICT: Final = (
+    "rule gt decides as Anomalib's code does, and misses the sample that set the threshold; --comparison ge finds it"
+)
+
+Edits = dict[Site, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Updated:
+    """What was done to a model in memory; falsy where it has no post-processing.
+
+    Parameters
+    ----------
+    before, after
+        What it decided and decides.
+    is_changed
+        Whether anything is different.
+    misses
+        Why no post-processing was found, by level.
+    notes
+        What a user should know.
+    is_found
+        Whether it has any.
+    tail
+        The tail that was attached anew; None where constants were edited in place.
+    """
+
+    before: State = field(default_factory=no_state)
+    after: State = field(default_factory=no_state)
+    is_changed: bool = True
+    misses: Mapping[Level, Mismatch] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    is_found: bool = True
+    tail: Tail | None = None
+
+    def __bool__(self) -> bool:
+        return self.is_found
+
+
+def must_be_edited(tails: Mapping[Level, FoundTail], before: State, changes: Changes) -> bool:
+    """Whether Anomalib's constants have to be edited in place, since what they decide is not in the file."""
+    return any(
+        isinstance(tail, AnomalibTail) and before.stats.level(level) is None and _new_stats(changes, level) is None
+        for level, tail in tails.items()
+    )
+
+
+def edits_of(tails: Mapping[Level, FoundTail], changes: Changes) -> Edits:
+    """Return the new numbers for Anomalib's constants: {where: number}.
+
+    Raises
+    ------
+    UsageError
+        If a tail is not Anomalib's, or an option has no constant in it.
+    """
+    others = set(changes.options) - {"image_sensitivity", "pixel_sensitivity"}
+    if others:
+        raise UsageError(
+            f"{', '.join(sorted(others))} cannot change while Anomalib's post-processing is kept",
+            fix="leave out --keep-dialect, and give --stats where the threshold or the range is not in the file",
+        )
+    edits: Edits = {}
+    for level, tail in tails.items():
+        if not isinstance(tail, AnomalibTail):
+            raise UsageError(f"the {level} level has our tail: there is no other dialect to keep")
+        edits |= _edits(level, tail, changes)
+    return edits
+
+
+def _edits(level: Level, tail: AnomalibTail, changes: Changes) -> Edits:
+    wanted: dict[str, float] = {}
+    sensitivity, threshold = changes.sensitivity(level), changes.threshold(level)
+    if sensitivity is not None:
+        # Anomalib subtracts in float32, from float32 values.
+        wanted["cut"] = to_float32(1.0 - check_sensitivity(sensitivity, name=f"{level}_sensitivity"))
+    if not tail.reading.is_normalised and threshold is not None:
+        wanted["cut"] = to_float32(threshold)  # the raw score itself is compared with it
+    elif threshold is not None or _new_stats(changes, level) is not None:
+        wanted |= _constants(level, tail, changes)
+    missing = sorted(name for name in wanted if name not in tail.sites)
+    if missing:
+        raise UsageError(
+            f"the {level} level's post-processing has no constant for {', '.join(missing)}",
+            fix="let ours take its place: leave out --keep-dialect",
+        )
+    return {site: number for name, number in wanted.items() for site in tail.sites[name]}
+
+
+def _constants(level: Level, tail: AnomalibTail, changes: Changes) -> dict[str, float]:
+    """Return every constant of the normalised score that the new threshold and span decide."""
+    reading, stats = tail.reading, _new_stats(changes, level)
+    span = reading.span if stats is None else stats.span
+    threshold = _threshold(level, tail, changes, stats)
+    if threshold is None or span is None:
+        raise no_range(level)
+    names = [name for name in ("threshold", "step_threshold", "step_threshold_below") if name in tail.sites]
+    wanted = dict.fromkeys(names, threshold)
+    if "shift" in tail.sites:
+        if not span:
+            raise no_range(level)
+        wanted["shift"] = to_float32(0.5 - threshold / span)
+    if stats is not None:
+        wanted |= {"scale": to_float32(1.0 / span)} if "scale" in tail.sites else {"span": span}
+        wanted |= {name: getattr(stats, name) for name in ("min", "max") if name in tail.sites}
+    return wanted or {"threshold": threshold}
+
+
+def _threshold(level: Level, tail: AnomalibTail, changes: Changes, stats: LevelStats | None) -> float | None:
+    given, reading = changes.threshold(level), tail.reading
+    if given is None:
+        return reading.threshold if stats is None else stats.threshold
+    if not changes.normalized:
+        return to_float32(given)
+    if reading.threshold is None or reading.span is None:
+        return None
+    return to_float32(reading.threshold + (given - 0.5) * reading.span)
+
+
+def _new_stats(changes: Changes, level: Level) -> LevelStats | None:
+    return None if changes.stats is None else changes.stats.level(level)

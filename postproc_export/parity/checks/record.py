@@ -1,0 +1,219 @@
+"""Compare an attached file with its record: outputs by name, order, type and shape; constants bit for bit."""
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import numpy as np
+
+from graph_patterns.catalog import UNIT_SCORE
+from graph_patterns.expr import Call, Const, Expr, Scalar
+from graph_patterns.match import Match, Mismatch, find
+from postproc_export.adjusting import AdjustableInput
+from postproc_export.errors import UnsupportedModelError
+from postproc_export.graphs.reading.decision_steps import Decision, find_decision
+from postproc_export.packing import PACKED_OUTPUT
+from postproc_export.parity.models.attached_model import AttachedModel
+from postproc_export.parity.reports.report import Check, failed, sentences
+from postproc_export.runtimes.protocol import PortInfo
+from postproc_export.stats import LEVELS, Level
+from postproc_export.tail import OUTPUT_NAMES, PREFIX
+from postproc_export.tail_steps import RAW_INPUTS, TailOutput
+
+_SCORES: Final = ("pred_score", "anomaly_map")
+_CONSTANTS: Final = frozenset({"alpha", "beta", "offset", "boundary", "threshold", "span", "attached"})
+
+
+def check_record(attached: AttachedModel) -> Iterator[Check]:
+    """Check what can be read from the file without running it."""
+    yield _check_outputs(attached)
+    for part in attached.tail.parts:
+        yield _check_constants(attached, part)
+    for item in attached.tail.adjustable:
+        yield _check_input(attached, item)
+
+
+def decided_value(attached: AttachedModel, level: Level) -> str:
+    """Return the name of the float32 value that a level's label and normalised score are computed from.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If there is no such value: the tail is not the one that the record describes.
+    """
+    view = attached.file.view
+    found = []
+    parts = computed_parts(attached, level)
+    for part in parts:
+        at = attached.value_at(part.name)
+        if isinstance(at, Mismatch):
+            continue
+        if part.name not in _SCORES:
+            decision = find_decision(view, level, at=at)
+            found += [decision.values] if isinstance(decision, Decision) else []
+        elif isinstance(unit := find(UNIT_SCORE, view, at=at), Match):
+            found.append(unit.inputs["values"])
+    if len(found) != len(parts) or len(set(found)) != 1:
+        raise UnsupportedModelError(
+            f"{attached.path}: score and label of the {level} level are not computed from one value",
+            fix="run the check without --exhaustive: it says what is wrong with the tail",
+        )
+    return attached.file.value_name(found[0])
+
+
+def computed_parts(attached: AttachedModel, level: Level) -> list[TailOutput]:
+    """Return the parts of a level that are computed: a score that stays raw is the value itself."""
+    is_raw = not attached.tail.options.enable_normalization
+    return [part for part in attached.tail.parts if part.level == level and not (is_raw and part.name in _SCORES)]
+
+
+def _check_outputs(attached: AttachedModel) -> Check:
+    declared = attached.file.outputs
+    problems = sentences([*_order_problems(attached), *_port_problems(attached), *_lost_outputs(attached)])
+    listed = "; ".join(port.describe() for port in declared)
+    return Check(
+        name="outputs",
+        passed=not problems,
+        message=problems or listed,
+        details={"declared": [port.describe() for port in declared]},
+    )
+
+
+def _order_problems(attached: AttachedModel) -> Iterator[str]:
+    """Names and order of docs/definition.md section 1."""
+    wanted = (PACKED_OUTPUT,) if attached.tail.options.is_packed else OUTPUT_NAMES
+    names = [_public_name(port, wanted) for port in attached.file.outputs]
+    for name in attached.output_names:
+        if name not in names:
+            yield f"output '{name}' is missing"
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"output '{name}' is there twice"
+    ours = [name for name in names if name in attached.output_names]
+    if ours != [name for name in wanted if name in ours]:
+        yield f"the outputs are in the order {', '.join(ours)}"
+    last = max((names.index(name) for name in ours), default=-1)
+    kept = [attached.file.original_output(level) for level in attached.file.raw if level not in attached.levels]
+    strangers = [name for name in names[:last] if name not in ours and not any(port.answers_to(name) for port in kept)]
+    if strangers:
+        yield f"{', '.join(strangers)} comes before {names[last]}"
+
+
+def _lost_outputs(attached: AttachedModel) -> Iterator[str]:
+    """Every output of the original is still there, but for the raw ones that ours took the place of."""
+    levels = [level for level in attached.levels if level in attached.file.raw]
+    replaced = [] if attached.tail.options.keep_raw else [attached.file.original_output(level) for level in levels]
+    renamed = attached.file.record.original.get("renamed", {})
+    for names in attached.file.original_names:
+        here = [renamed.get(name, name) for name in names]
+        was_replaced = any(port.answers_to(name) for port in replaced for name in names)
+        is_there = any(port.answers_to(name) for port in attached.file.outputs for name in here)
+        if names and not was_replaced and not is_there:
+            yield f"output '{names[0]}' of the original is gone"
+
+
+def _port_problems(attached: AttachedModel) -> Iterator[str]:
+    """Element types by the record's options, shapes by the raw outputs."""
+    declared = {_public_name(port, attached.output_names): port for port in attached.file.outputs}
+    for output in attached.tail.outputs:
+        port = declared.get(output.name)
+        if port is None:
+            continue
+        if port.dtype != output.dtype:
+            yield f"output '{output.name}' is {port.dtype}, not {output.dtype}"
+        yield from _shape_problems(port, output)
+
+
+def _shape_problems(port: PortInfo, output: TailOutput) -> Iterator[str]:
+    if output.shape is None or port.shape is None:
+        return
+    if len(output.shape) != len(port.shape):
+        yield f"output '{output.name}' has {len(port.shape)} axes, its raw value {len(output.shape)}"
+        return
+    for index, (raw, found) in enumerate(zip(output.shape, port.shape, strict=True)):
+        if isinstance(found, int) and found != raw:
+            raw_axis = raw or "dynamic"
+            yield f"axis {index} of output '{output.name}' is frozen to {found}; in the raw output it is {raw_axis}"
+
+
+def _check_constants(attached: AttachedModel, output: TailOutput) -> Check:
+    """Find the expression that the record asks for and compare its constants with the recomputed ones."""
+    name = f"constants/{output.name}"
+    at = attached.value_at(output.name)
+    if isinstance(at, Mismatch):
+        return failed(name, f"the tail is not the one that the record describes: {at}")
+    expected = dict(_constants(output.expr))
+    found = find(_open(output.expr), attached.file.view, at=at)
+    if not isinstance(found, Match):
+        return failed(name, f"the tail is not the one that the record describes: {found}")
+    wrong = [
+        f"{key} is {found.scalars[key]:.9g} in the file, {value:.9g} by the record"
+        for key, value in expected.items()
+        if _bits(found.scalars[key]) != _bits(value)
+    ]
+    wrong += list(_misplaced(attached, found))
+    shown = ", ".join(f"{key} {value:.9g}" for key, value in expected.items()) or "no constants of its own"
+    return Check(
+        name=name,
+        passed=not wrong,
+        message=sentences(wrong) or f"{shown}: equal to the bit",
+        details={"expected": expected, "found": dict(found.scalars)},
+    )
+
+
+def _check_input(attached: AttachedModel, item: AdjustableInput) -> Check:
+    """Find the input that adjusts a level: its name, and its default to the bit."""
+    name = f"input/{item.name}"
+    label = next(part.name for part in attached.tail.parts if part.level == item.level and part.name not in _SCORES)
+    at = attached.value_at(label)
+    decision = at if isinstance(at, Mismatch) else find_decision(attached.file.view, item.level, at=at)
+    if isinstance(decision, Mismatch) or decision.adjusted is None or decision.is_frozen:
+        found = str(decision) if isinstance(decision, Mismatch) else "a constant"
+        return failed(name, f"nothing adjusts '{label}' at run time: {found}")
+    bearer = attached.file.view.describe(decision.adjusted).removeprefix(PREFIX)
+    if bearer != item.name:
+        return failed(name, f"'{label}' is adjusted by '{bearer}'")
+    wanted = None if attached.tail.options.as_parameters else item.default
+    is_same = decision.default is None if wanted is None else _same(decision.default, wanted)
+    shown = "has to be given" if wanted is None else f"default {wanted:.9g}"
+    message = f"{shown}: equal to the bit" if is_same else f"{shown} by the record, {decision.default} in the file"
+    return Check(name=name, passed=is_same, message=message)
+
+
+def _same(found: float | None, wanted: float) -> bool:
+    return found is not None and _bits(found) == _bits(wanted)
+
+
+def _misplaced(attached: AttachedModel, found: Match) -> Iterator[str]:
+    """Yield the raw inputs of the match that are not the raw values of the record."""
+    for level in LEVELS:
+        value = found.inputs.get(RAW_INPUTS[level])
+        if value is not None and not attached.file.is_raw(level, value):
+            where = attached.file.view.describe(value)
+            yield f"it reads '{where}' in place of the raw value '{attached.file.raw[level].name}'"
+
+
+def _open(expr: Expr) -> Expr:
+    """Replace the constants of the statistics by scalars to be found."""
+    match expr:
+        case Const(_, name) if name in _CONSTANTS:
+            return Scalar(name)
+        case Call(op, args, params):
+            return Call(op, tuple(_open(arg) for arg in args), params)
+        case _:
+            return expr
+
+
+def _constants(expr: Expr) -> Iterator[tuple[str, float]]:
+    match expr:
+        case Const(value, name) if name in _CONSTANTS:
+            yield name, value
+        case Call(_, args):
+            for arg in args:
+                yield from _constants(arg)
+
+
+def _bits(value: float) -> bytes:
+    return np.float32(value).tobytes()
+
+
+def _public_name(port: PortInfo, ours: Iterable[str]) -> str:
+    return next((name for name in ours if port.answers_to(name)), port.name)

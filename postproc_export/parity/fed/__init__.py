@@ -1,0 +1,1 @@
+"""What models are fed: raw values that seek trouble, and real inputs in batches."""

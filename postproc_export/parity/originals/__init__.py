@@ -1,0 +1,1 @@
+"""What the attached file was made from, run apart: the raw file and the PyTorch model."""

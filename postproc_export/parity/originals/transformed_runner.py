@@ -1,0 +1,84 @@
+"""A runner of the raw file that gives what the transform of the attached one makes of its outputs, eagerly."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from postproc_export.parity.reference.eager_transform import EagerTransform, image_size
+from postproc_export.runtimes import PortInfo, Precision, Runner
+from postproc_export.stats import Level
+
+
+@dataclass(frozen=True, slots=True)
+class TransformedRunner:
+    """A runner with the raw outputs transformed.
+
+    Parameters
+    ----------
+    inner
+        The runner of the raw file.
+    transform
+        The twin.
+    names
+        The raw output of each level that the model itself has, by its name there.
+    made
+        The name for each level behind the transform.
+    bounds
+        How far another float32 computation of the transform may lie from it, raw units; filled while it runs.
+    """
+
+    inner: Runner
+    transform: EagerTransform
+    names: Mapping[Level, str]
+    made: Mapping[Level, str]
+    bounds: dict[Level, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Runtime and device."""
+        return self.inner.name
+
+    @property
+    def version(self) -> str:
+        """Version of the runtime."""
+        return self.inner.version
+
+    @property
+    def precision(self) -> Precision:
+        """The precision that was asked for."""
+        return self.inner.precision
+
+    @property
+    def inference_precision(self) -> str:
+        """What the runtime says it computes in."""
+        return self.inner.inference_precision
+
+    @property
+    def inputs(self) -> tuple[PortInfo, ...]:
+        """The inputs."""
+        return self.inner.inputs
+
+    @property
+    def optional(self) -> tuple[PortInfo, ...]:
+        """The inputs that need not be fed."""
+        return self.inner.optional
+
+    @property
+    def outputs(self) -> tuple[PortInfo, ...]:
+        """The outputs, and a score that the transform makes of a map."""
+        own = {port.name for port in self.inner.outputs}
+        added = (PortInfo(name, "float32", None) for name in self.made.values() if name not in own)
+        return (*self.inner.outputs, *added)
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the model once, and the transform on its raw outputs."""
+        outputs = self.inner.run(feeds)
+        raw = {level: outputs[name] for level, name in self.names.items()}
+        made = self.transform(raw, size=image_size(feeds))
+        error = self.transform.tolerance(raw, made).atol
+        for level in self.transform.values:
+            self.bounds[level] = max(self.bounds.get(level, 0.0), error)
+            outputs[self.made[level]] = made[level]
+        return outputs

@@ -1,0 +1,81 @@
+"""Failing inputs, saved with the command that replays them."""
+
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from postproc_export.errors import FileError
+from postproc_export.parity.fed.real_inputs import RealBatch
+from postproc_export.parity.reports.report import Check
+
+MOST: Final = 5
+
+
+@dataclass(slots=True)
+class FailureStore:
+    """A folder for inputs on which something was missed.
+
+    Parameters
+    ----------
+    folder
+        Made when the first failure is saved.
+    attached, raw, torch
+        The files of the check and the PyTorch module, for the command.
+    seed
+        The seed of the raw values, which replays the tail's check as it was.
+    threads, max_flips
+        As the check had them.
+    saved
+        Each file and its command, in order.
+    """
+
+    folder: Path
+    attached: Path
+    raw: Path | None
+    seed: int
+    torch: str | None = None
+    threads: int | None = None
+    max_flips: int = 0
+    saved: list[dict[str, str]] = field(default_factory=list)
+    _counts: dict[str, int] = field(default_factory=dict)
+
+    def add_batch(self, name: str, batch: RealBatch) -> None:
+        """Save a batch of the whole file's inputs; of each kind of failure the first five."""
+        number = self._counts.get(name, 0)
+        if number >= MOST:
+            return
+        self._counts[name] = number + 1
+        arrays = {
+            port: values[: batch.valid].astype(np.float32) if values.dtype.name == "bfloat16" else values[: batch.valid]
+            for port, values in batch.feeds.items()
+        }
+        path = self._path(f"{name}-{number}")
+        np.savez(path, **arrays)  # type: ignore[arg-type]  # the stubs take **arrays for allow_pickle
+        raw = [] if self.raw is None else ["--raw", str(self.raw)]
+        torch = [] if self.torch is None else ["--torch", self.torch]
+        budget = ["--max-flips", str(self.max_flips)] if self.max_flips else []
+        self._record(path, [*raw, *torch, "--inputs", str(path), *budget])
+
+    def add_tail(self, checks: list[Check]) -> None:
+        """Save the raw values that the tail decided wrongly; the seed alone replays them."""
+        for check in checks:
+            flips = check.details.get("flips", ())
+            if not check and check.subject.startswith("tail/") and flips:
+                path = self._path(check.name)
+                np.savez(path, raw=np.array([flip["raw"] for flip in flips], np.float32))
+                self._record(path, ["--seed", str(self.seed)])
+
+    def _path(self, name: str) -> Path:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(f"cannot save failures in {self.folder}", found=error.strerror) from error
+        return self.folder / f"{name.replace('/', '-')}.npz"
+
+    def _record(self, path: Path, options: list[str]) -> None:
+        threads = [] if self.threads is None else ["--threads", str(self.threads)]
+        command = shlex.join(["postproc-export", "check", str(self.attached), *options, *threads])
+        self.saved.append({"file": str(path), "replay": command})

@@ -1,0 +1,205 @@
+"""The comparison of one configuration's outputs with the reference, added up over all runs."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from postproc_export.boundary import choose_form
+from postproc_export.comparison.compare import compare_labels, compare_scores
+from postproc_export.comparison.difference import LabelDifference, ScoreDifference
+from postproc_export.comparison.tolerance import EXACT, TOLERANCES, Tolerance
+from postproc_export.float32 import LARGEST
+from postproc_export.parity.models.attached_model import AttachedModel
+from postproc_export.parity.models.configuration import Configuration
+from postproc_export.parity.reference.post_processor import Reference
+from postproc_export.parity.reference.tail_cases import RawFeeds, boundary_of
+from postproc_export.parity.reports.report import Check
+from postproc_export.runtimes import Runner, as_float32
+from postproc_export.stats import Level, LevelStats
+from postproc_export.tail_steps import TailOutput
+
+LABELS = ("pred_label", "pred_mask")
+TRANSFORMED = "the transform before the tail, in another float32 computation"
+
+
+@dataclass(slots=True)
+class Tally:
+    """What came of one configuration.
+
+    Parameters
+    ----------
+    attached, configuration
+        What ran, and how.
+    runtime, precision
+        The runtime's name and version, and the precision that it says it computes in.
+    drift
+        The entry of the tolerance table that says how far the raw values may have moved; flips so near to the boundary
+        are then shown and not judged. None where they may not have moved at all.
+    max_flips
+        Labels per output that may flip all the same.
+    moved
+        How far a transform before the tail may have moved the raw values of a level besides, raw units.
+    """
+
+    attached: AttachedModel
+    configuration: Configuration
+    runtime: str | None = None
+    precision: str | None = None
+    drift: str | None = None
+    max_flips: int = 0
+    moved: Mapping[Level, float] = field(default_factory=dict)
+    labels: dict[str, LabelDifference] = field(default_factory=dict)
+    scores: dict[str, ScoreDifference] = field(default_factory=dict)
+
+    def ran_on(self, runner: Runner) -> None:
+        """Record what it ran on."""
+        self.runtime, self.precision = f"{runner.name} {runner.version}", runner.inference_precision
+
+    def add(
+        self, expected: Mapping[str, NDArray[Any]], actual: Mapping[str, NDArray[Any]], raw: RawFeeds, by: Reference
+    ) -> None:
+        """Compare the outputs of one run."""
+        for output in self.attached.tail.parts:
+            excused = by.excused(output, raw)
+            if self.attached.guard == "none" and output.level == "image" and "image" not in raw:
+                expected = _without_nan_images(expected, actual, raw)
+            if output.name in LABELS:
+                self._merge_labels(
+                    output.name,
+                    compare_labels(
+                        expected[output.name],
+                        actual.get(output.name),
+                        raw=by.decided_on(output, raw),
+                        boundary=boundary_of(self.attached, output.level),
+                        excused=excused,
+                        band=self._band(output).atol,
+                        dtype=output.dtype,
+                    ),
+                )
+            else:
+                self._merge_scores(
+                    output.name,
+                    compare_scores(
+                        _saturated(expected[output.name], self.attached),
+                        None if output.name not in actual else _saturated(actual[output.name], self.attached),
+                        tolerance=self._tolerance(output),
+                        nan="anomalous" if self.attached.tail.options.enable_normalization else "same",
+                        excused=excused,
+                        dtype=output.dtype,
+                    ),
+                )
+
+    def fail(self, reason: str) -> None:
+        """Record that a run was not possible, which fails every output."""
+        for output in self.attached.tail.parts:
+            if output.name in LABELS:
+                self._merge_labels(output.name, LabelDifference(reason=reason))
+            else:
+                self._merge_scores(output.name, ScoreDifference(reason=reason))
+
+    @property
+    def missed(self) -> int:
+        """How many labels flipped outside the allowed band, and scores lie beyond the tolerance, so far."""
+        labels = sum(difference.flipped - difference.near for difference in self.labels.values())
+        return labels + sum(difference.over for difference in self.scores.values())
+
+    def checks(self, prefix: str) -> Iterator[Check]:
+        """Yield one check per output."""
+        for output in self.attached.tail.parts:
+            difference = self.labels[output.name] if output.name in self.labels else self.scores[output.name]
+            yield Check(
+                name=f"{prefix}/{output.name}/{self.configuration.label}",
+                passed=self._passes(difference) or not self.configuration.judged,
+                judged=self.configuration.judged,
+                message=difference.describe(),
+                brief=difference.brief(),
+                way=self.configuration.label,
+                runtime=self.runtime,
+                precision=self.precision,
+                details=details_of(difference),
+            )
+
+    def _passes(self, difference: LabelDifference | ScoreDifference) -> bool:
+        if isinstance(difference, LabelDifference) and difference.reason is None and difference.count:
+            return difference.flipped - difference.near <= self.max_flips
+        return bool(difference)
+
+    def _band(self, output: TailOutput) -> Tolerance:
+        level: Level = output.level if output.level in self.attached.tail.raw else "pixel"
+        band = EXACT if self.drift is None else TOLERANCES[self.drift](_stats(self.attached, output))
+        moved = self.moved.get(level, 0.0)
+        return band if not moved else Tolerance(atol=band.atol + moved, reason=f"{band.reason}; {TRANSFORMED}")
+
+    def _tolerance(self, output: TailOutput) -> Tolerance:
+        rounding = rounding_tolerance(self.attached, output)
+        if self.drift is None and not self.moved:
+            return rounding
+        drift, span = self._band(output), _stats(self.attached, output).span
+        if not self.attached.tail.options.enable_normalization:
+            return drift
+        return Tolerance(atol=rounding.atol + drift.atol / span, reason=f"{rounding.reason}; {drift.reason}")
+
+    def _merge_labels(self, name: str, difference: LabelDifference) -> None:
+        self.labels[name] = self.labels[name].merge(difference) if name in self.labels else difference
+
+    def _merge_scores(self, name: str, difference: ScoreDifference) -> None:
+        self.scores[name] = self.scores[name].merge(difference) if name in self.scores else difference
+
+
+def rounding_tolerance(attached: AttachedModel, output: TailOutput) -> Tolerance:
+    """Return how far a score may lie from the reference: not at all where it stays raw."""
+    stats = _stats(attached, output)
+    if not attached.tail.options.enable_normalization:
+        return EXACT
+    return TOLERANCES[choose_form(stats)](stats)
+
+
+def _saturated(scores: NDArray[Any], attached: AttachedModel) -> NDArray[Any]:
+    """Return raw scores with infinities as the largest float32, as OpenVINO makes some."""
+    if attached.tail.options.enable_normalization or scores.dtype != np.float32:
+        return scores
+    saturated: NDArray[Any] = np.clip(scores, -LARGEST, LARGEST)
+    return saturated
+
+
+def details_of(difference: LabelDifference | ScoreDifference) -> dict[str, Any]:
+    """Return the numbers of a comparison for the JSON report."""
+    if isinstance(difference, LabelDifference):
+        shown = asdict(difference)
+        return {key: value for key, value in shown.items() if key != "parts" and value is not None}
+    return {
+        "count": difference.count,
+        "over": difference.over,
+        "excused": difference.excused,
+        "largest_error": difference.largest,
+        "mean_error": difference.mean,
+        "error_999": difference.quantile,
+        "index": difference.index,
+        "expected": difference.expected,
+        "actual": difference.actual,
+        "allowed": difference.tolerance.atol,
+        "reason_for_tolerance": difference.tolerance.reason,
+    }
+
+
+def _stats(attached: AttachedModel, output: TailOutput) -> LevelStats:
+    stats = attached.tail.stats.level(output.level)
+    assert stats is not None, f"{output.name} is there, so its level is calibrated"
+    return stats
+
+
+def _without_nan_images(
+    expected: Mapping[str, NDArray[Any]], actual: Mapping[str, NDArray[Any]], raw: RawFeeds
+) -> Mapping[str, NDArray[Any]]:
+    """Without a guard the image of a map with a NaN is not defined: what came out counts as expected there."""
+    maps = as_float32(raw["pixel"])
+    nan = np.isnan(maps).any(axis=tuple(range(1, maps.ndim)))
+    defined = dict(expected)
+    for name in ("pred_score", "pred_label"):
+        if name in defined and name in actual and actual[name].shape == defined[name].shape:
+            undefined = nan.reshape(defined[name].shape)
+            defined[name] = np.where(undefined, actual[name], defined[name]).astype(defined[name].dtype)
+    return defined

@@ -1,0 +1,207 @@
+"""From the PyTorch model to the attached file, stage by stage: errors, flips, and which stage brought each flip in."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+
+from postproc_export.comparison.compare import compare_labels, compare_scores, ulps_between
+from postproc_export.comparison.difference import Flip, LabelDifference, ScoreDifference
+from postproc_export.comparison.tolerance import TOLERANCES, Tolerance
+from postproc_export.parity.models.attached_model import AttachedModel
+from postproc_export.parity.reference.tail_cases import boundary_of
+from postproc_export.parity.reports.stage_results import TAIL, LevelOutcome, StageResult, TracedFlip
+from postproc_export.parity.stages.margin import Margin
+from postproc_export.parity.stages.readings import Reading, Rows, Tapped
+from postproc_export.stats import Level, LevelStats
+
+SHOWN: Final = 10
+
+SampleName = Callable[[int], str | None]
+
+
+@dataclass(slots=True)
+class _LevelChain:
+    """One level of a chain."""
+
+    level: Level
+    stats: LevelStats
+    boundary: float
+    scale: float
+    map_shape: tuple[int, ...]
+    band: Tolerance
+    errors: dict[str, ScoreDifference] = field(default_factory=dict)
+    labels: dict[str, LabelDifference] = field(default_factory=dict)
+    brought_in: dict[str, int] = field(default_factory=dict)
+    whole: LabelDifference | None = None
+    largest: float = 0.0
+    margin: Margin = field(default_factory=Margin)
+    flips: list[TracedFlip] = field(default_factory=list)
+
+    def add_values(self, stage: str, before: Rows, after: Rows) -> None:
+        found = compare_scores(before, after, tolerance=self.band, nan="same")
+        self.errors[stage] = self.errors[stage].merge(found) if stage in self.errors else found
+
+    def add_tail(self, wanted: Rows, found: Rows) -> None:
+        """The tail's scores are compared as they are; times the span, their error is in raw units like the others'."""
+        scaled = (values.astype(np.float64) * self.scale for values in (wanted, found))
+        difference = compare_scores(*scaled, tolerance=self.band, dtype=None)
+        self.errors[TAIL] = self.errors[TAIL].merge(difference) if TAIL in self.errors else difference
+
+    def add_labels(self, stage: str, before: Rows, after: Rows, raw: Rows) -> None:
+        found = self._compared(before, after, raw)
+        self.labels[stage] = self.labels[stage].merge(found) if stage in self.labels else found
+
+    def add_whole(self, names: Sequence[str], nodes: Sequence[Reading], start: int, sample: SampleName) -> None:
+        """Attribute what came out otherwise to the last stage that changed it: after that one it stayed so."""
+        labels = [node.labels[self.level] for node in nodes]
+        first, last = nodes[0].raw[self.level], nodes[-1].raw[self.level]
+        found = self._compared(labels[0], labels[-1], first)
+        self.whole = found if self.whole is None else self.whole.merge(found)
+        with np.errstate(invalid="ignore"):
+            self.largest = max(self.largest, float(np.nanmax(np.abs(first - last), initial=0.0)))
+            distances = np.abs(first.astype(np.float64) - self.boundary)
+        self.margin.add(distances)
+        where = np.argwhere(labels[0] != labels[-1])
+        if not len(where):
+            return
+        stages = np.zeros(len(where), np.int64)
+        rows, columns = where.T
+        for number in range(len(names)):
+            stages[(labels[number] != labels[number + 1])[rows, columns]] = number
+        for number, name in enumerate(names):
+            self.brought_in[name] = self.brought_in.get(name, 0) + int((stages == number).sum())
+        farthest = np.argsort(-np.nan_to_num(distances[rows, columns], nan=np.inf), kind="stable")[:SHOWN]
+        self.flips += [
+            self._flip(int(rows[i]), int(columns[i]), names[stages[i]], (first, last, labels[0]), start, sample)
+            for i in farthest
+        ]
+        self.flips = sorted(self.flips, key=_farthest_first)[:SHOWN]
+
+    def results(self, names: Sequence[str]) -> Iterator[StageResult]:
+        for name in names:
+            if name in self.errors:
+                yield StageResult(
+                    stage=name,
+                    level=self.level,
+                    errors=self.errors[name],
+                    labels=self.labels.get(name),
+                    span=self.stats.span,
+                )
+
+    def outcome(self) -> LevelOutcome | None:
+        if self.whole is None:
+            return None
+        within, at_risk = self.margin.within(self.largest)
+        return LevelOutcome(
+            level=self.level,
+            count=self.whole.count,
+            flipped=self.whole.flipped,
+            near=self.whole.near,
+            brought_in={name: count for name, count in self.brought_in.items() if count},
+            flips=tuple(self.flips),
+            boundary=self.boundary,
+            band=self.band.atol,
+            span=self.stats.span,
+            largest=self.largest,
+            within=within,
+            at_risk=at_risk,
+            nearest=self.whole.nearest,
+            farthest=self.whole.farthest,
+        )
+
+    def _compared(self, before: Rows, after: Rows, raw: Rows) -> LabelDifference:
+        return compare_labels(before, after, raw=raw, boundary=self.boundary, band=self.band.atol, dtype="bool")
+
+    def _flip(
+        self, row: int, column: int, stage: str, values: tuple[Rows, Rows, Rows], start: int, sample: SampleName
+    ) -> TracedFlip:
+        first, last, labels = values
+        raw = float(first[row, column])
+        pixel = tuple(int(i) for i in np.unravel_index(column, self.map_shape)) if self.map_shape else ()
+        flip = Flip(
+            index=(start + row, *pixel),
+            expected=bool(labels[row, column]),
+            raw=raw,
+            distance=raw - self.boundary,
+            ulps=ulps_between(raw, self.boundary),
+        )
+        return TracedFlip(flip=flip, raw=float(last[row, column]), stage=stage, sample=sample(start + row))
+
+
+class Chain:
+    """Readings of the same samples, from the first that decides to the labels that come out.
+
+    Parameters
+    ----------
+    attached
+        The attached file.
+    names
+        The stage between each reading and the next, the tail last.
+    sample
+        Gives the name of a sample by its number.
+    """
+
+    def __init__(self, attached: AttachedModel, names: Sequence[str], sample: SampleName) -> None:
+        self.names = tuple(names)
+        self._attached = attached
+        self._sample = sample
+        self._levels: dict[Level, _LevelChain] = {}
+        self._position = 0
+
+    def add(self, readings: Sequence[Reading], tapped: Tapped, map_shape: tuple[int, ...]) -> None:
+        """Compare one batch.
+
+        Parameters
+        ----------
+        readings
+            What decided before the attached file's body, in order; may be empty.
+        tapped
+            The attached file's body, and what its tail made of it.
+        map_shape
+            Height and width of a map; empty where there is none.
+        """
+        nodes = [*readings, tapped.body, tapped.given]
+        for level in tapped.given.raw:
+            chain = self._level(level, map_shape)
+            for name, (before, after) in zip(self.names[:-1], pairwise(nodes[:-1]), strict=True):
+                chain.add_values(name, before.raw[level], after.raw[level])
+            chain.add_tail(tapped.wanted[level], tapped.found[level])
+            if level in tapped.given.labels:
+                for name, (before, after) in zip(self.names, pairwise(nodes), strict=True):
+                    chain.add_labels(name, before.labels[level], after.labels[level], before.raw[level])
+                chain.add_whole(self.names, nodes, self._position, self._sample)
+        self._position += len(next(iter(tapped.given.raw.values())))
+
+    def results(self) -> tuple[StageResult, ...]:
+        """Return what every stage did on every level."""
+        found = [result for chain in self._levels.values() for result in chain.results(self.names)]
+        return tuple(sorted(found, key=lambda result: self.names.index(result.stage)))
+
+    def outcomes(self) -> tuple[LevelOutcome, ...]:
+        """Return what became of the decisions of each level that has labels."""
+        found = (chain.outcome() for chain in self._levels.values())
+        return tuple(outcome for outcome in found if outcome is not None)
+
+    def _level(self, level: Level, map_shape: tuple[int, ...]) -> _LevelChain:
+        if level not in self._levels:
+            stats, boundary = self._attached.tail.stats.level(level), boundary_of(self._attached, level)
+            assert stats is not None, "a level that is read is calibrated"
+            assert boundary is not None, "a level that is read is post-processed"
+            self._levels[level] = _LevelChain(
+                level=level,
+                stats=stats,
+                boundary=boundary,
+                scale=stats.span if self._attached.tail.options.enable_normalization else 1.0,
+                map_shape=map_shape if level == "pixel" else (),
+                band=TOLERANCES["exported"](stats),
+            )
+        return self._levels[level]
+
+
+def _farthest_first(traced: TracedFlip) -> float:
+    distance = traced.flip.distance
+    return -math.inf if distance is None or math.isnan(distance) else -abs(distance)
