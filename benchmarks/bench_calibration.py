@@ -6,8 +6,8 @@ the process's highest resident set above its imports: the input arrays count whe
     python benchmarks/bench_calibration.py --values 20000000 --rounds 3 --sizes 1e7 1e8 1e9
 
 The distributions have 2 % anomalous values: `normal` N(0, 1) and N(2, 1); `gamma` of shape 2, anomalous ones three
-times as wide; `offset` 1000 + normal; `adversary` values all over the float32 range, every 50th anomalous, whose F1 a
-histogram can hardly prune.
+times as wide; `offset` 1000 + normal. `adversary` has distinct values all over the float32 range, the highest quarter
+anomalous and then one in three, so that F1 is 2/3 at every one of these: a histogram can prune nearly nothing.
 """
 
 import argparse
@@ -33,10 +33,10 @@ METHODS = ("postproc_export", "postproc_export_shards", "torchmetrics", "sklearn
 
 def generate(case: str, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return float32 values and uint8 ground truth."""
+    if case == "adversary":
+        return adversary(size)
     rng = np.random.default_rng(seed)
     truth = rng.random(size, dtype=np.float32) < 0.02
-    if case == "adversary":
-        return adversary(size), (np.arange(size) % 50 == 0).astype(np.uint8)
     if case == "gamma":
         values = rng.standard_gamma(2, size, dtype=np.float32)
         values[truth] *= 3
@@ -47,10 +47,12 @@ def generate(case: str, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return values, truth.astype(np.uint8)
 
 
-def adversary(size: int) -> np.ndarray:
-    """Return values spread over the whole float32 range, one after the other."""
-    keys = np.linspace(0x0080_0000, 0x7F00_0000, size).astype(np.uint32)
-    return keys.view(np.float32) * np.float32(2.0**-3)
+def adversary(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return distinct values in random order, whose F1 is the same at every anomalous one but the highest."""
+    rank = np.random.default_rng(0).permutation(size)  # from the highest value
+    keys = np.linspace(0x7D00_0000, 0x0300_0000, size).astype(np.uint32)[rank]
+    top = size // 4
+    return keys.view(np.float32), ((rank < top) | ((rank - top) % 3 == 0)).astype(np.uint8)
 
 
 def write_shards(folder: Path, case: str, size: int) -> None:

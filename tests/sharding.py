@@ -37,7 +37,7 @@ def computed(case: Sharded, batches: tuple[Batch, ...], **compute: Any) -> dict[
         warnings.simplefilter("always")
         take_route(case.route, patch)
         patch.setattr(spool, "_BLOCK", 50)
-        patch.setattr(spool, "_IN_MEMORY", 2)
+        patch.setattr(spool, "_IN_MEMORY", 2 * 50 * 4)
         with Calibrator(**{"resamples": 20, **case.options}) as calibrator:
             for batch in batches:
                 calibrator.update(**batch)

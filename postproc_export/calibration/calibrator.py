@@ -1,9 +1,9 @@
 """`Calibrator`: statistics from batches as a model gives them, exact at any scale."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from postproc_export.calibration.counting.arrays import KEYS, AnyArray, Place, array_blocks, as_numpy
 from postproc_export.calibration.counting.checks import (
@@ -19,8 +19,10 @@ from postproc_export.calibration.spool import Spool
 from postproc_export.calibration.state import LevelState
 from postproc_export.calibration.statistics.level import LevelOptions, level_stats
 from postproc_export.calibration.thresholds.policies import Policy
-from postproc_export.errors import CalibrationError, UsageError
+from postproc_export.errors import CalibrationError, FileError, UsageError
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
+
+_KEPT: Final = 1 << 22  # values of a batch that are held as float32 beside it between checking and counting
 
 
 def level_options(
@@ -45,7 +47,7 @@ class Calibrator:
     nonfinite
         ``"error"`` refuses NaN and infinite values, ``"drop"`` leaves them out and counts them.
     exact
-        True keeps the values to look at again (in memory up to 34 MB per level, then in an unlinked temporary file);
+        True keeps the values to look at again (in memory up to 17 MB per level, then in an unlinked temporary file);
         False keeps only a table of 65,536 buckets, and the statistics say how far F1 may be from the best.
     spool_dir
         The folder of that file; None is the system's temporary folder.
@@ -78,6 +80,10 @@ class Calibrator:
         self._nonfinite: Nonfinite = nonfinite
         self._exact = exact
         self._spool_dir = None if spool_dir is None else Path(spool_dir)
+        if self._spool_dir is not None and not self._spool_dir.is_dir():
+            raise FileError(
+                f"there is no folder {self._spool_dir} for the spool", fix="make it, or leave spool_dir out"
+            )
         self.reset()
 
     @property
@@ -143,17 +149,23 @@ class Calibrator:
         if not given:
             raise CalibrationError(f"{where} has neither pred_score nor anomaly_map", needed="one of them at least")
         check_counts({level: each.shape for level, each in given.items()}, where=where)
-        cleaned = {level: self._clean(level, each) for level, each in given.items()}
+        cleaned = {level: self._clean(level, each) for level, each in given.items() if each.values.size}
         for level, chunks in cleaned.items():
-            if chunks:
-                self._levels[level].labelled = given[level].truth is not None
-                self._levels[level].absorb(chunks)
+            self._levels[level].labelled = given[level].truth is not None
+            self._levels[level].absorb(chunks)
         self._batches += 1
 
-    def _clean(self, level: Level, given: "_Given") -> list[Clean]:
-        if given.values.size:
-            check_labelled(self._levels[level].labelled, given.truth is not None, place=given.place)
-        return list(clean(array_blocks(given.values, given.truth, given.place), nonfinite=self._nonfinite))
+    def _clean(self, level: Level, given: "_Given") -> Iterable[Clean]:
+        """Check all of a batch; what it is cleaned to is kept where that is little, else made again, block by block."""
+        check_labelled(self._levels[level].labelled, given.truth is not None, place=given.place)
+        if given.values.size <= _KEPT:
+            return list(self._cleaned(given))
+        for _ in self._cleaned(given):
+            pass
+        return self._cleaned(given)
+
+    def _cleaned(self, given: "_Given") -> Iterator[Clean]:
+        return clean(array_blocks(given.values, given.truth, given.place), nonfinite=self._nonfinite)
 
     def merge(self, other: "Calibrator") -> None:
         """Add everything that another calibrator has seen; the other one stays as it is.

@@ -14,7 +14,7 @@ from postproc_export.calibration.counting.ordered import Flags
 from postproc_export.errors import FileError
 
 _BLOCK: Final = 1 << 18
-_IN_MEMORY: Final = 32  # blocks; 34 MB of float32
+_IN_MEMORY: Final = 1 << 24  # bytes of values
 
 
 class Spool:
@@ -34,6 +34,7 @@ class Spool:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._full: list[tuple[AnyArray, AnyArray]] = []
+        self._kept = 0
         self._index: list[tuple[int, int, str]] = []
         self._end = 0
         self._file: IO[bytes] | None = None
@@ -71,8 +72,9 @@ class Spool:
         if not self._held:
             return
         values, packed = self._values[: self._held], np.packbits(self._truth[: self._held])
-        if len(self._full) < _IN_MEMORY:
+        if self._kept + values.nbytes <= _IN_MEMORY:
             self._full.append((values.copy(), packed))
+            self._kept += values.nbytes
         else:
             self._write(values, packed)
         self._held = 0

@@ -1,6 +1,6 @@
 """What a `Calibrator` has seen of one level: counts, the values to be read again, and whether they had ground truth."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -19,7 +19,7 @@ class LevelState:
         self.labelled: bool | None = None
         self.is_broken = False
 
-    def absorb(self, cleaned: Sequence[Clean]) -> None:
+    def absorb(self, cleaned: Iterable[Clean]) -> None:
         """Count checked chunks and keep their values."""
         self.is_broken = True  # until all of it is kept: after a full disk the spool and the counts disagree
         for each in cleaned:

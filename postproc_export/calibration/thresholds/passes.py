@@ -26,10 +26,10 @@ from postproc_export.calibration.thresholds.searches import (
 )
 from postproc_export.errors import CalibrationError
 
-MAX_BINS: Final = 1 << 20
+MAX_BINS: Final = 1 << 19
 _FULL_BINS: Final = 16
 _CELLS: Final = 1 << 20
-_COLLECTED: Final = 1 << 21
+_COLLECTED: Final = 1 << 20
 _SHARPENED: Final = 1 << 23  # values for which a pass that only sharpens the areas costs little
 
 
@@ -154,9 +154,7 @@ def _settle_best(search: BestRatio, bins: Indices, table: Table, *, values: Valu
     best = search.best(table.starts[decided], table.tp[decided], table.fp[decided], positives=positives)
     while bins.size:
         batch, bins = _batch(table, bins)
-        finer, tp, fp = _resolve(table, batch, values=values)
-        near = np.flatnonzero(_near_best(search, finer, tp, fp, positives))
-        new = search.best(finer.starts[near], tp[near], fp[near], positives=positives)
+        new = _best_of_batch(search, batch, table, values=values)
         if new is not None and (best is None or _comes_first(search, new, best, positives)):
             best = new
         if best is not None:
@@ -164,6 +162,13 @@ def _settle_best(search: BestRatio, bins: Indices, table: Table, *, values: Valu
             bins = bins[upper[bins] >= reached * (1 - MARGIN)]
     assert best is not None, "a bin that could hold the best holds an anomalous value"
     return best
+
+
+def _best_of_batch(search: BestRatio, batch: Indices, table: Table, *, values: Values) -> Found | None:
+    """Return the best of some bins; a function of its own, so that one batch is forgotten before the next is read."""
+    finer, tp, fp = _resolve(table, batch, values=values)
+    near = np.flatnonzero(_near_best(search, finer, tp, fp, table.n_anomalous))
+    return search.best(finer.starts[near], tp[near], fp[near], positives=table.n_anomalous)
 
 
 def _near_best(search: BestRatio, finer: Table, tp: Counts, fp: Counts, positives: int) -> Flags:
