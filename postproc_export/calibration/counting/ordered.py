@@ -58,12 +58,7 @@ def is_negative_zero(values: Floats) -> Flags:
 
 
 def merge_zeros(values: Floats) -> Floats:
-    """Return the values with `-0.0` replaced by `0.0`; the input itself where there is none.
-
-    Notes
-    -----
-    Compares bits: an addition of 0.0 would flush subnormals in a process that has switched that mode on.
-    """
+    """Return the values with `-0.0` replaced by `0.0`; the input itself where there is none."""
     negative = is_negative_zero(values)
     if not negative.any():
         return values

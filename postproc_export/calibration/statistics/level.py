@@ -1,6 +1,5 @@
 """The statistics of one level, from what the first pass counted and a way to read the values again."""
 
-import dataclasses
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +13,12 @@ from postproc_export.calibration.counting.tally import Counted
 from postproc_export.calibration.counting.values import Values
 from postproc_export.calibration.statistics.bootstrap import threshold_interval
 from postproc_export.calibration.statistics.metrics import auroc, average_precision, curve, rates_at
+from postproc_export.calibration.statistics.one_pass import one_pass_bound, single_values
+from postproc_export.calibration.statistics.unreachable import Reach, unreachable
 from postproc_export.calibration.thresholds.operating import Question, fixed_threshold, questions
 from postproc_export.calibration.thresholds.passes import answer, sharpen
 from postproc_export.calibration.thresholds.policies import Policy
-from postproc_export.calibration.thresholds.searches import MARGIN, BestRatio, CountsAt, Found, Outcome
+from postproc_export.calibration.thresholds.searches import CountsAt, Found, Outcome
 from postproc_export.errors import CalibrationError, MetadataError
 from postproc_export.float32 import shortest
 from postproc_export.stats import Level, LevelStats
@@ -58,18 +59,21 @@ def level_stats(level: Level, counted: Counted, options: LevelOptions, *, labell
     CalibrationError
         If the policy cannot be reached, or the range of the values is not legal.
     """
-    table = counted.table if options.exact or counted.is_exact else single_values(counted.table)
+    is_exact = options.exact or counted.is_exact
+    table = counted.table if is_exact else single_values(counted.table)
     _legal(level, counted, table, threshold=None)  # refused here already, not after the passes to come
+    _warn_dropped(level, counted)
     if not labelled:
         return _unlabelled(level, counted, options.policy, table)
     asked = questions([options.policy, *options.compare], table)
 
     outcomes, table = answer([each.search for each in asked], table, values=values)
-    found = outcomes[0]
+    found, reach = outcomes[0], None
+    if not all(isinstance(outcome, Found) for outcome in outcomes) and table.n_anomalous:
+        reach = Reach.of(table, counted=counted.table, values=values, is_exact=is_exact)
     if not isinstance(found, Found):
-        raise _unreachable(level, options.policy, answer([BestRatio(0, 1)], table, values=values)[0][0], table)
+        raise unreachable(level, options.policy, reach, table)
     _warn_one_class(level, asked[0].rule, options.policy)
-    is_exact = options.exact or counted.is_exact
     table = sharpen(table, values=values) if is_exact else counted.table
     if counted.is_wide and options.exact:
         _warn_merged(level, found, values)
@@ -77,7 +81,8 @@ def level_stats(level: Level, counted: Counted, options: LevelOptions, *, labell
     if not is_exact:
         details |= one_pass_bound(table, found)
     if options.compare:
-        details["policies"] = _compared(options.compare, asked[1:], outcomes[1:], table, is_exact=is_exact)
+        rows = zip(options.compare, asked[1:], outcomes[1:], strict=True)
+        details["policies"] = [_compared(*row, table, reach, is_exact=is_exact) for row in rows]
     if level == "image" and options.resamples and options.policy.kind != "value":
         details["threshold_interval"] = _interval(counted, table, options)
     return _legal(
@@ -91,20 +96,6 @@ def level_stats(level: Level, counted: Counted, options: LevelOptions, *, labell
         n_anomalous=table.n_anomalous,
         details=details,
     )
-
-
-def single_values(table: Table) -> Table:
-    """Return the table with every bin taken for one value, its lower edge: all that one pass without a spool knows."""
-    return dataclasses.replace(table, widths=np.zeros_like(table.widths))
-
-
-def one_pass_bound(table: Table, found: Found) -> dict[str, Any]:
-    """Return how far F1 at the threshold can be below the best F1 of all observed values, at most."""
-    if not table.n_anomalous or not _rates(table, found, is_exact=False):
-        return {"exact": False, "f1_gap": None}
-    best = 2 * float(BestRatio(1, 1).upper(table).max())
-    here = 2 * found.tp / (found.tp + found.fp + table.n_anomalous)
-    return {"exact": False, "f1_gap": min(max(best * (1 + MARGIN) - here, 0.0), 1.0)}
 
 
 def _rates(table: Table, found: Found, *, is_exact: bool) -> dict[str, Any]:
@@ -131,16 +122,16 @@ def _interval(counted: Counted, table: Table, options: LevelOptions) -> dict[str
 
 
 def _compared(
-    policies: Sequence[Policy], asked: Sequence[Question], outcomes: Sequence[Outcome], table: Table, *, is_exact: bool
-) -> list[dict[str, Any]]:
-    rows = []
-    for policy, question, outcome in zip(policies, asked, outcomes, strict=True):
-        row: dict[str, Any] = {"policy": policy.text, "rule": question.rule, "threshold": None}
-        if isinstance(outcome, Found):
-            row["threshold"] = shortest(value_of(outcome.key))
-            row.update(_rates(table, outcome, is_exact=is_exact))
-        rows.append(row)
-    return rows
+    policy: Policy, question: Question, outcome: Outcome, table: Table, reach: Reach | None, *, is_exact: bool
+) -> dict[str, Any]:
+    """Return a row of the table of policies: threshold and rates, or what can be reached instead."""
+    row: dict[str, Any] = {"policy": policy.text, "rule": question.rule, "threshold": None}
+    if isinstance(outcome, Found):
+        row["threshold"] = shortest(value_of(outcome.key))
+        row.update(_rates(table, outcome, is_exact=is_exact))
+    elif policy.kind == "precision" and reach is not None:
+        row["reachable"] = reach.to_json()
+    return row
 
 
 def _legal(level: Level, counted: Counted, table: Table, **stats: Any) -> LevelStats:
@@ -155,21 +146,12 @@ def _unlabelled(level: Level, counted: Counted, policy: Policy, table: Table) ->
     details = {"n_values": counted.seen}
     if policy.is_fixed:
         threshold = fixed_threshold(policy, low=value_of(table.low), high=value_of(table.high))
+        if not np.isfinite(threshold):
+            raise unreachable(level, policy, None, table)
         return _legal(level, counted, table, threshold=threshold, policy=policy.text, rule=policy.text, details=details)
     message = f"{level} level: no ground truth, so it gets a range but no threshold (policy '{policy.text}')"
     warnings.warn(CalibrationWarning(message), stacklevel=4)
     return _legal(level, counted, table, threshold=None, policy=policy.text, rule="range_only", details=details)
-
-
-def _unreachable(level: Level, policy: Policy, best: Outcome, table: Table) -> CalibrationError:
-    assert isinstance(best, Found), "some threshold has the highest precision"
-    reached = best.tp / (best.tp + best.fp)
-    return CalibrationError(
-        f"the {level} level cannot reach {policy.text}",
-        found=f"at most {reached:.9g} ({best.tp} of {best.tp + best.fp}), at {shortest(value_of(best.key))}",
-        needed=f"an observed value with precision >= {policy.text.partition('=')[2]}",
-        fix=f"ask for precision={np.floor(reached * 1e4) / 1e4:g} or less",
-    )
 
 
 def _warn_one_class(level: Level, rule: str, policy: Policy) -> None:
@@ -178,6 +160,15 @@ def _warn_one_class(level: Level, rule: str, policy: Policy) -> None:
         message = (
             f"{level} level: only {which[0]} samples, so '{policy.text}' is not defined and the threshold is the "
             f"{which[1]} value seen"
+        )
+        warnings.warn(CalibrationWarning(message), stacklevel=4)
+
+
+def _warn_dropped(level: Level, counted: Counted) -> None:
+    if level == "pixel" and counted.dropped:
+        message = (
+            f"pixel level: {counted.dropped:,} values that are not finite were left out; in the deployed file a map "
+            "that holds a NaN makes its image anomalous, whatever its score"
         )
         warnings.warn(CalibrationWarning(message), stacklevel=4)
 

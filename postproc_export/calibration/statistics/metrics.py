@@ -51,7 +51,10 @@ def auroc(table: Table) -> dict[str, float] | None:
     single, wide = mixed[table.widths[mixed] == 0], mixed[table.widths[mixed] > 0]
     certain += _dot(table.anomalous[single], table.normal[single])
     blurred = _dot(table.anomalous[wide], table.normal[wide]) * 2
-    return _interval(certain / (2 * pairs), (certain + blurred) / (2 * pairs))
+    low, high = certain / (2 * pairs), (certain + blurred) / (2 * pairs)
+    if not blurred:
+        return _interval(low, high)
+    return _interval(max(math.nextafter(low, 0.0), 0.0), min(math.nextafter(high, 1.0), 1.0))
 
 
 def _dot(left: NDArray[np.int64], right: NDArray[np.int64]) -> int:

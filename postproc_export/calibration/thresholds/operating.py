@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil, floor
-
-import numpy as np
+from math import ceil, floor, isfinite
 
 from postproc_export.calibration.counting.ordered import key_of, value_of
 from postproc_export.calibration.counting.table import Table
@@ -15,11 +13,11 @@ from postproc_export.calibration.thresholds.searches import (
     CountsAt,
     LowestPrecise,
     LowestWithFalsePositives,
+    Nowhere,
     Ranked,
     Search,
 )
-from postproc_export.errors import CalibrationError
-from postproc_export.float32 import smallest_at_least
+from postproc_export.float32 import nearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,35 +65,18 @@ def _search(policy: Policy, table: Table) -> Search:
         case "quantile":
             return Ranked("normal", table.n_normal + 1 - max(1, ceil(number * table.n_normal)))
         case "value" | "range":
-            return CountsAt(key_of(fixed_threshold(policy, low=value_of(table.low), high=value_of(table.high))))
+            threshold = fixed_threshold(policy, low=value_of(table.low), high=value_of(table.high))
+            return CountsAt(key_of(threshold)) if isfinite(threshold) else Nowhere()
 
 
 def fixed_threshold(policy: Policy, *, low: float, high: float) -> float:
     """Return the threshold of `value=T` or `range=U` for the range of the values seen, rounded once to float32.
 
-    Raises
-    ------
-    CalibrationError
-        If it is beyond the largest float32.
+    Notes
+    -----
+    Infinite where it is beyond the largest float32.
     """
     exact = policy.parameter
     if policy.kind == "range":
         exact = Fraction(low) + policy.parameter * (Fraction(high) - Fraction(low))
-    threshold = nearest_float32(exact)
-    if not np.isfinite(threshold):
-        raise CalibrationError(f"the policy '{policy.text}' gives no finite float32", needed="a threshold below 3.4e38")
-    return threshold
-
-
-def nearest_float32(exact: Fraction) -> float:
-    """Round an exact rational to float32, ties to even; infinite beyond the largest."""
-    if exact < 0:
-        return -nearest_float32(-exact) + 0.0
-    above = smallest_at_least(exact)
-    if not np.isfinite(above) or Fraction(above) == exact:
-        return above
-    below = float(np.nextafter(np.float32(above), np.float32(-np.inf)))
-    up, down = Fraction(above) - exact, exact - Fraction(below)
-    if up == down:
-        return above if key_of(above) % 2 == 0 else below
-    return above if up < down else below + 0.0
+    return nearest(exact)

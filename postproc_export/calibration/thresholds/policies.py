@@ -17,9 +17,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
+from math import isfinite
 from typing import Final, Literal, Self
 
 from postproc_export.errors import UsageError
+from postproc_export.float32 import nearest
 
 Kind = Literal["f1", "fbeta", "recall", "precision", "fpr", "quantile", "value", "range"]
 Class = Literal["normal", "anomalous"]
@@ -116,6 +118,8 @@ def _exact_decimal(number: str, *, kind: Kind, text: str) -> Fraction:
         raise UsageError(f"the policy {text!r} has no number that can be read", needed=f"{kind}=NUMBER, {needed}")
     value = Fraction(Decimal(number))
     legal = {_RATIO: 0 <= value <= 1, _WEIGHT: 0 < value <= 1000}.get(needed, True)
+    if kind == "value" and not isfinite(nearest(value)):
+        raise UsageError(f"the policy {text!r} is no finite float32", found=number, needed="at most 3.4028235e38")
     if not legal:
         raise UsageError(f"the number of the policy {text!r} is out of range", found=number, needed=needed)
     return value

@@ -16,10 +16,11 @@ from postproc_export.calibration.counting.locator import Indices
 from postproc_export.calibration.counting.ordered import Counts, Flags, key_of, value_of
 from postproc_export.calibration.counting.table import Table
 from postproc_export.calibration.thresholds.policies import Class
-from postproc_export.float32 import next_up
+from postproc_export.float32 import LARGEST, next_up
 
 MARGIN: Final = 2.0**-46  # above the worst error of `BestRatio.scores`, eight roundings of 2^-53
 _INT64: Final = 2**62
+_AT_ONCE: Final = 1 << 16  # Python integers take ten times the memory of an array's
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,8 @@ class BestRatio:
 
     def upper(self, table: Table) -> NDArray[np.float64]:
         """Return the best that each bin could hold: all its anomalous values at its top; 0 without any."""
-        highest = self.scores(table.tp, np.maximum(table.fp_above, 0), positives=table.n_anomalous)
+        with np.errstate(invalid="ignore"):  # 0 of 0 above bins without anomalous values
+            highest = self.scores(table.tp, np.maximum(table.fp_above, 0), positives=table.n_anomalous)
         highest[table.anomalous == 0] = 0.0
         return highest
 
@@ -95,8 +97,7 @@ class BestRatio:
 
     def step(self, table: Table) -> Outcome:
         """Answer, or want the open bins that could reach the best attained."""
-        with np.errstate(invalid="ignore"):
-            upper = self.upper(table)
+        upper = self.upper(table)
         hopeful = upper >= self.attained(table) * (1 - MARGIN)
         undecided = np.flatnonzero(hopeful & table.is_open)
         if undecided.size:
@@ -109,10 +110,12 @@ class BestRatio:
     def best(self, keys: NDArray[np.uint32], tp: Counts, fp: Counts, *, positives: int) -> Found | None:
         """Return the exact best of candidates in ascending order of their keys."""
         best: Found | None = None
-        for key, true, false in zip(keys.tolist(), tp.tolist(), fp.tolist(), strict=True):
-            candidate = Found(key, true, false)
-            if best is None or self.is_better(candidate, best, positives=positives):
-                best = candidate
+        for at in range(0, keys.size, _AT_ONCE):
+            part = slice(at, at + _AT_ONCE)
+            for key, true, false in zip(keys[part].tolist(), tp[part].tolist(), fp[part].tolist(), strict=True):
+                candidate = Found(key, true, false)
+                if best is None or self.is_better(candidate, best, positives=positives):
+                    best = candidate
         return best
 
     def is_better(self, one: Found, other: Found, *, positives: int) -> bool:
@@ -169,7 +172,7 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class LowestWithFalsePositives:
-    """The lowest observed threshold with at most so many false positives; above all values the next float32."""
+    """The lowest observed threshold with at most so many false positives; above all values the next finite float32."""
 
     allowed: int
 
@@ -182,7 +185,8 @@ class LowestWithFalsePositives:
             both = np.arange(refused, min(refused + 2, len(table)))
             return Wanted(both[table.widths[both] > 0])
         if refused + 1 == len(table):
-            return Found(key_of(next_up(value_of(table.high))), 0, 0)
+            above = next_up(value_of(table.high))
+            return Found(key_of(above), 0, 0) if above <= LARGEST else Unreachable()
         return _only(table, refused + 1)
 
 
@@ -194,13 +198,26 @@ class CountsAt:
 
     def step(self, table: Table) -> Outcome:
         """Answer, or want the bin that the threshold divides."""
+        if self.key > table.high:
+            return Found(self.key, 0, 0)
+        if self.key <= table.low:
+            return Found(self.key, int(table.tp[0]), int(table.fp[0]))
         index = int(np.searchsorted(table.starts, self.key, side="right")) - 1
-        if index >= 0 and self.key != int(table.starts[index]) and self.key < int(table.ends[index]):
+        if self.key != int(table.starts[index]) and self.key < int(table.ends[index]):
             return Wanted(np.array([index]))
-        above = index if index >= 0 and self.key == int(table.starts[index]) else index + 1
+        above = index if self.key == int(table.starts[index]) else index + 1
         if above == len(table):
             return Found(self.key, 0, 0)
         return Found(self.key, int(table.tp[above]), int(table.fp[above]))
+
+
+@dataclass(frozen=True, slots=True)
+class Nowhere:
+    """A threshold that no finite float32 is."""
+
+    def step(self, table: Table) -> Outcome:
+        """Answer that it cannot be reached."""
+        return Unreachable()
 
 
 def _bin_of_rank(at_or_above: Counts, rank: int) -> int:

@@ -4,6 +4,7 @@ import errno
 import gc
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def tiny_spool(monkeypatch: pytest.MonkeyPatch) -> None:
     """A spool that goes to disk after 20 values."""
     monkeypatch.setattr(tally, "SMALL", 0)
     monkeypatch.setattr(spool, "_BLOCK", 10)
-    monkeypatch.setattr(spool, "_IN_MEMORY", 2)
+    monkeypatch.setattr(spool, "_IN_MEMORY", 2 * 10 * 4)
 
 
 def test_both_levels_are_calibrated() -> None:
@@ -297,6 +298,40 @@ def test_a_full_disk_is_a_clear_error(tiny_spool: None, monkeypatch: pytest.Monk
     assert calibrator.compute().image is not None
 
 
+LIMITED = """
+import resource, sys
+import numpy as np
+from postproc_export.calibration import Calibrator, spool
+from postproc_export.errors import FileError
+spool._IN_MEMORY = 0
+resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))
+first, second = Calibrator(spool_dir=sys.argv[1]), Calibrator(spool_dir=sys.argv[1])
+for calibrator in (first, second):
+    calibrator.update(np.arange(520_000.0, dtype=np.float32), np.arange(520_000) % 2)
+try:
+    first.merge(second)
+except FileError as error:
+    print(error)
+assert second.compute().image.n_normal == 260_000
+first.reset()
+first.update(np.arange(8.0), np.arange(8) % 2)
+assert first.compute().image.n_normal == 4
+"""
+
+
+def test_what_the_system_refuses_to_write_is_a_clear_error(tmp_path: Path) -> None:
+    """A real limit, met in the middle of a merge: one is reset and goes on, the other is as it was, no file is left."""
+    done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert re.search(r"(?s)the spool in .* cannot be written: File too large.*bytes written so far", done.stdout)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_for_the_spool_has_to_be_there(tmp_path: Path) -> None:
+    """It is missed at once, not after a million values."""
+    with pytest.raises(FileError, match=r"there is no folder .*/no for the spool"):
+        Calibrator(spool_dir=tmp_path / "no")
+
+
 def test_pickling_works_until_there_is_a_spool(tiny_spool: None) -> None:
     """A small calibrator can be sent; one with a temporary file says what to do instead."""
     small = Calibrator(resamples=0)
@@ -370,12 +405,38 @@ def test_the_curve_is_compact_and_holds_the_threshold() -> None:
 
 
 def test_one_pass_does_not_claim_counts_within_a_bucket(tiny_spool: None) -> None:
-    """Without a spool the counts at a threshold inside a bucket are not known, and none are recorded."""
+    """Without a spool the counts at a threshold inside a bucket are not known, only how far F1 can be off."""
     calibrator = Calibrator(image_policy="value=1.001", exact=False, resamples=0)
     calibrator.update(1 + np.arange(8) / 2048, np.arange(8) % 2)
     stats = calibrator.compute().image
     assert stats is not None
-    assert (stats.details["at_threshold"], stats.details["f1_gap"], stats.details["exact"]) == (None, None, False)
+    assert (stats.details["at_threshold"], stats.details["exact"]) == (None, False)
+    assert stats.details["f1_gap"] == 1.0  # all eight share a bucket: the best could be 1, and this one 0
+
+
+@pytest.mark.parametrize("policy", ["value=-5", "value=99", "fpr=0", "recall=0.5", "quantile=0.5"])
+def test_one_pass_knows_how_far_f1_can_be_off_whatever_the_policy(tiny_spool: None, policy: str) -> None:
+    """The gap is there at every threshold, inside a bucket or not, and holds against the best of all thresholds."""
+    values, truth = np.linspace(-1, 3, 301).astype(np.float32), np.arange(301) % 3 == 0
+    calibrator = Calibrator(image_policy=policy, exact=False, resamples=0)
+    calibrator.update(values, truth)
+    stats = calibrator.compute().image
+    assert stats is not None
+    at = [*np.unique(values), np.float32(stats.threshold)]
+    f1 = [2 * (truth & (values >= t)).sum() / ((values >= t).sum() + truth.sum()) for t in at]
+    assert max(f1) - f1[-1] <= stats.details["f1_gap"] + 1e-12
+
+
+def test_one_pass_does_not_call_out_of_reach_what_a_bucket_may_hold(tiny_spool: None) -> None:
+    """Where only the edges of buckets keep below the precision asked for, one pass says what it does not know."""
+    values, truth = np.array([-1, 1, 1.001, 1.002]), np.array([0, 0, 0, 1])
+    calibrator = Calibrator(image_policy="precision=0.9", exact=False, resamples=0)
+    calibrator.update(values, truth)
+    with pytest.raises(CalibrationError, match=r"what one pass can tell\n.*at least 0.333(.|\n)*may be 1\n"):
+        calibrator.compute()
+    exact = Calibrator(image_policy="precision=0.9", resamples=0)
+    exact.update(values, truth)
+    assert exact.compute().image.threshold == np.float32(1.002)
 
 
 def test_an_empty_batch_is_no_level() -> None:

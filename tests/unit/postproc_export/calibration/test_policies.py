@@ -1,13 +1,26 @@
 """The text form of operating points, and thresholds that follow without a search."""
 
+from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
 
 from postproc_export.calibration import COMPARED, Calibrator, Policy
-from postproc_export.calibration.thresholds.operating import nearest_float32
 from postproc_export.errors import CalibrationError, UsageError
+from postproc_export.float32 import nearest
+from postproc_export.stats import LevelStats
+
+
+def calibrated(values: Sequence[float], truth: Sequence[int], policy: str, **options: Any) -> LevelStats:
+    """Return the statistics of the image level."""
+    with Calibrator(image_policy=policy, **{"resamples": 0, **options}) as calibrator:
+        calibrator.update(values, truth)
+        stats = calibrator.compute().image
+    assert stats is not None
+    return stats
+
 
 LEGAL = [
     pytest.param("f1", "f1", Fraction(1), id="f1"),
@@ -71,12 +84,43 @@ def test_fixed_thresholds_come_with_counts(policy: str, threshold: float, positi
     assert (found["tp"] + found["fp"], found["tp"] + found["fn"]) == (positives, 4)
 
 
-def test_a_threshold_beyond_float32_is_refused() -> None:
-    """No infinite threshold is made."""
-    calibrator = Calibrator(image_policy="value=1e39")
-    calibrator.update([0.0, 1.0], [0, 1])
-    with pytest.raises(CalibrationError, match="gives no finite float32"):
-        calibrator.compute()
+@pytest.mark.parametrize("policy", ["value=1e39", "value=-1e39", "value=3.4028236e38"])
+def test_a_threshold_beyond_float32_is_refused(policy: str) -> None:
+    """No infinite threshold is made, and the largest float32 is one as statistics write it."""
+    with pytest.raises(UsageError, match="is no finite float32"):
+        Policy.parse(policy)
+    assert Policy.parse("value=3.4028235e38").is_fixed
+
+
+def test_a_share_of_the_range_beyond_float32_is_refused() -> None:
+    """What follows from the data is refused when the data is known, and as a row of a table says nothing else."""
+    values, truth = [2e38, 2.5e38, 2.1e38], [0, 1, 1]
+    with pytest.raises(CalibrationError, match=r"cannot reach range=9(.|\n)*beyond the largest float32"):
+        calibrated(values, truth, "range=9")
+    stats = calibrated(values, truth, "f1", compare=["range=9"])
+    assert stats.details["policies"] == [{"policy": "range=9", "rule": "range=9", "threshold": None}]
+
+
+TOP = float(np.finfo(np.float32).max)
+
+
+def test_no_threshold_lies_above_the_largest_float32() -> None:
+    """Where normal values are the largest float32, a rate of 0 is out of reach, and what is in reach is said."""
+    values, truth = [TOP - 2.0**124, TOP - 2.0**125, TOP, TOP - 2.0**123], [0, 1, 0, 0]
+    with pytest.raises(CalibrationError, match=r"cannot reach fpr=0(.|\n)*1 of 3 (.|\n)*ask for fpr=0.3334 or more"):
+        calibrated(values, truth, "fpr=0")
+    assert calibrated(values, truth, "fpr=0.3334").threshold == TOP
+    stats = calibrated(values, truth, "f1", compare=["fpr=0"], resamples=50)
+    assert stats.details["policies"][0]["threshold"] is None
+    assert np.isfinite(stats.details["threshold_interval"]["high"])
+
+
+def test_a_row_that_cannot_be_reached_says_what_can() -> None:
+    """The highest precision there is stands beside a policy that asks for more."""
+    stats = calibrated([1.0, 2.0, 3.0, 4.0], [0, 1, 1, 0], "f1", compare=["precision=0.9", "recall=1"])
+    unreached, reached = stats.details["policies"]
+    assert unreached["reachable"] == {"precision": 2 / 3, "threshold": 2.0}
+    assert "reachable" not in reached
 
 
 ROUNDED = [
@@ -92,4 +136,4 @@ ROUNDED = [
 @pytest.mark.parametrize(("exact", "rounded"), ROUNDED)
 def test_rationals_round_once(exact: Fraction, rounded: float) -> None:
     """To nearest, ties to even, without a float64 in between."""
-    assert nearest_float32(exact) == rounded
+    assert nearest(exact) == rounded

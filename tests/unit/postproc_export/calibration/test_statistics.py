@@ -1,0 +1,141 @@
+"""What statistics tell besides the threshold: rates, areas, interval, at any number of values."""
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from calibration_reference import Plain
+
+from postproc_export.calibration import Calibrator
+from postproc_export.calibration.counting import tally
+from postproc_export.calibration.counting.ordered import key_of
+from postproc_export.calibration.counting.table import Table
+from postproc_export.calibration.statistics import bootstrap
+from postproc_export.calibration.statistics.bootstrap import threshold_interval
+from postproc_export.calibration.statistics.metrics import auroc, average_precision, curve, rates_at
+from postproc_export.calibration.thresholds.policies import Policy
+from postproc_export.calibration.thresholds.searches import Found
+from postproc_export.stats import LevelStats
+
+
+def table_of(values: list[float], normal: list[int], anomalous: list[int], *, width: int = 0) -> Table:
+    """Return a table of distinct values, or of bins that begin there."""
+    starts = np.array([key_of(value) for value in values], np.uint32)
+    widths = np.full(starts.size, width, np.uint8)
+    counts = (np.array(each, np.int64) for each in (normal, anomalous))
+    return Table(
+        starts=starts,
+        widths=widths,
+        normal=next(counts),
+        anomalous=next(counts),
+        low=int(starts[0]),
+        high=int(starts[-1]),
+    )
+
+
+def image_stats(values: np.ndarray, truth: np.ndarray, **options: Any) -> LevelStats:
+    """Return the statistics of the image level."""
+    with Calibrator(**{"resamples": 0, **options}) as calibrator:
+        calibrator.update(values, truth)
+        stats = calibrator.compute().image
+    assert stats is not None
+    return stats
+
+
+@pytest.mark.parametrize("scale", [1, 10**6, 10**12, 10**15])
+def test_areas_and_rates_do_not_overflow(scale: int) -> None:
+    """A thousand million million values of each kind give the areas and rates of a few."""
+    values, normal, anomalous = [-1.0, 0.5, 1.0, 2.0, 5.0], [5, 4, 1, 1, 0], [0, 1, 2, 1, 3]
+    small = table_of(values, normal, anomalous)
+    large = table_of(values, [scale * each for each in normal], [scale * each for each in anomalous])
+    assert auroc(large) == auroc(small)
+    assert average_precision(large) == average_precision(small)
+    found = Found(key_of(1.0), 6 * scale, 2 * scale)
+    rates = rates_at(found, normal=11 * scale, anomalous=7 * scale)
+    assert (rates["tn"], rates["fn"], rates["precision"]) == (9 * scale, scale, 0.75)
+    assert (rates["recall"], rates["f1"], rates["fpr"]) == (6 / 7, 12 / 15, 2 / 11)
+    points = curve(large, found)
+    assert (points["tp"][0], points["fp"][0]) == (7 * scale, 11 * scale)
+
+
+def test_a_tie_of_a_billion_among_other_values_counts_one_half_each() -> None:
+    """Pairs of equal values are neither right nor wrong."""
+    tie = 10**9
+    area = auroc(table_of([0.0, 1.0, 2.0], [7, tie, 0], [0, tie, 3]))
+    exact = Fraction(7 * (tie + 3) + tie * 3) + Fraction(tie * tie, 2)
+    assert area is not None
+    assert area["value"] == float(exact / ((tie + 7) * (tie + 3)))
+    assert area["width"] == 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_one_pass_gives_intervals_that_hold_the_areas(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values that share buckets, in one pass without a spool: exact areas of the plain definition lie inside."""
+    monkeypatch.setattr(tally, "SMALL", 0)
+    rng = np.random.default_rng(seed)
+    truth = rng.random(300) < 0.3
+    values = (1 + np.round(rng.normal(0, 2.0**-9, 300) + truth * 2.0**-10, 5)).astype(np.float32)
+    details, plain = image_stats(values, truth, exact=False).details, Plain(values, truth)
+    for name, exact in (("auroc", plain.auroc()), ("average_precision", plain.average_precision())):
+        assert Fraction(details[name]["low"]) <= exact <= Fraction(details[name]["high"])
+        assert details[name]["width"] > 0
+
+
+def test_the_ends_of_an_interval_are_rounded_outwards() -> None:
+    """A wide bin decides nothing; what float64 cannot hold lies inside all the same."""
+    table = table_of([1.0, 3.0], [1, 2], [2, 1], width=16)
+    area = auroc(table)
+    assert area is not None
+    low, high = Fraction(1, 9), Fraction(1 + 2 + 2, 9)  # 1 pair in order, 4 within bins, 4 in the wrong order
+    assert Fraction(area["low"]) <= low <= high <= Fraction(area["high"])
+    assert area["high"] - area["low"] < 4 / 9 + 1e-15
+
+
+@pytest.mark.parametrize("policy", ["f1", "fbeta=2", "recall=0.7", "precision=0.6", "fpr=0.1", "quantile=0.8"])
+def test_rates_are_those_of_the_decision(policy: str) -> None:
+    """TP, FP, TN, FN and the four rates, counted again one by one."""
+    rng = np.random.default_rng(5)
+    truth = rng.random(400) < 0.3
+    values = (rng.normal(size=400) + truth).round(1).astype(np.float32)
+    stats = image_stats(values, truth, image_policy=policy)
+    decided, at = values >= np.float32(stats.threshold), stats.details["at_threshold"]
+    tp, fp = int((decided & truth).sum()), int((decided & ~truth).sum())
+    tn, fn = int((~decided & ~truth).sum()), int((~decided & truth).sum())
+    assert [at[name] for name in ("tp", "fp", "tn", "fn")] == [tp, fp, tn, fn]
+    rates = [tp / (tp + fp), tp / (tp + fn), 2 * tp / (2 * tp + fp + fn), fp / (fp + tn)]
+    assert [at[name] for name in ("precision", "recall", "f1", "fpr")] == rates
+
+
+class TestBootstrap:
+    """The interval of the image threshold."""
+
+    TABLE = table_of([0.0, 1.0, 2.0, 3.0, 4.0, 5.0], [9, 5, 3, 2, 1, 0], [0, 1, 1, 2, 3, 4])
+
+    def test_the_seed_is_fixed(self) -> None:
+        """The same images give the same interval in every version: these numbers are part of the contract."""
+        found = threshold_interval(self.TABLE, Policy.parse("f1"), resamples=200)
+        assert found == {"low": 1.0, "high": 4.0, "confidence": 0.95, "resamples": 200, "unreachable": 0}
+
+    def test_large_sets_take_a_fifth_of_the_resamples(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Above that many images the interval is narrow anyway."""
+        monkeypatch.setattr(bootstrap, "_LARGE", 30)
+        assert threshold_interval(self.TABLE, Policy.parse("f1"), resamples=200)["resamples"] == 40
+        monkeypatch.setattr(bootstrap, "_LARGE", 31)
+        assert threshold_interval(self.TABLE, Policy.parse("f1"), resamples=200)["resamples"] == 200
+
+    def test_it_is_left_out_where_there_are_too_many_images(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """And the statistics say so, by whichever limit."""
+        monkeypatch.setattr(bootstrap, "MAX_IMAGES", 30)
+        assert threshold_interval(self.TABLE, Policy.parse("f1"), resamples=9) == {"left_out": "more than 30 images"}
+        monkeypatch.setattr(tally, "SMALL", 10)
+        stats = image_stats(np.arange(12.0), np.arange(12) > 6, resamples=9)
+        assert "12 images are more than" in stats.details["threshold_interval"]["left_out"]
+
+    def test_resamples_that_miss_the_policy_are_counted(self) -> None:
+        """A precision that few resamples reach has an interval over those, and says how few."""
+        table = table_of([1.0, 2.0, 3.0], [3, 3, 1], [1, 3, 2])
+        found = threshold_interval(table, Policy.parse("precision=0.7"), resamples=100)
+        assert 0 < found["unreachable"] < 100
+        assert not math.isnan(found["low"])
