@@ -195,7 +195,7 @@ def attach_postprocessing(
         as_parameters=as_parameters,
     )
     refuse_unused(options, changed_options(options))
-    target = default_target(source, output, in_place=in_place, mark="post")
+    target = default_target(source, output, in_place=in_place, mark="post", read=[stats])
     outputs = {"image_output": image_output, "pixel_output": pixel_output}
     if is_onnx(source):
         from postproc_export.rewrite.onnx_file import rewrite_onnx_file

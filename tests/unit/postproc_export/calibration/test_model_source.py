@@ -11,7 +11,8 @@ from PIL import Image
 
 from postproc_export.calibration import Calibrator
 from postproc_export.calibration.models.batches import find_batch_size, run_batch
-from postproc_export.calibration.models.source import ModelSource, file_digests
+from postproc_export.calibration.models.files import file_digests, model_files
+from postproc_export.calibration.models.source import ModelSource
 from postproc_export.errors import CalibrationError, UnsupportedModelError, UsageError
 from postproc_export.images import Preprocessing, find_samples
 from postproc_export.outputs import select_outputs
