@@ -1,5 +1,6 @@
 """The progress bar: how much is done, how fast, and how long it takes; every phase counts from its own start."""
 
+from collections.abc import Callable
 from typing import Final
 
 from rich.console import Console
@@ -21,12 +22,16 @@ class PhaseBar(Progress):
         What is counted, such as ``"values"``, for the rate; None shows none.
     console
         Where; nothing is shown unless it is a terminal.
+    clock
+        Seconds; None is the console's own.
     """
 
-    def __init__(self, description: str, *, unit: str | None, console: Console) -> None:
+    def __init__(
+        self, description: str, *, unit: str | None, console: Console, clock: Callable[[], float] | None = None
+    ) -> None:
         rate = [] if unit is None else [_Rate(unit)]
         columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=16), _Count(), *rate, _Time())
-        super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
+        super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal, get_time=clock)
         self._phase = self.add_task(description, total=None)
 
     def advance_to(self, done: int, total: int | None, description: str | None = None) -> None:
