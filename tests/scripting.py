@@ -12,11 +12,15 @@ TIMEOUT: Final = 300  # seconds
 
 def run_script(name: str, *arguments: str | Path, launcher: tuple[str, ...] = ()) -> None:
     """Run a script that may import what tests share, with `python` or `python -m` a launcher; it has to end well."""
-    paths = [str(SCRIPTS.parent), str(SCRIPTS.parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     command = [sys.executable, *launcher, str(SCRIPTS / name), *map(str, arguments)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT, env=environment)
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT, env=environment())
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a process that may import the packages and what tests share."""
+    paths = [str(SCRIPTS.parent), str(SCRIPTS.parents[1]), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def run_command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

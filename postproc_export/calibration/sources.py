@@ -208,3 +208,22 @@ def _npy_shards(paths: Sequence[Path]) -> list[Shard]:
             )
         groups.setdefault((path.parent, match["stem"]), {})[match["key"]] = path
     return [NpyShard(files, name=str(folder / (stem or "*.npy"))) for (folder, stem), files in groups.items()]
+
+
+def source_files(source: Source) -> list[Path]:
+    """Return the files that a source is read from; of a Zarr group its folder.
+
+    Raises
+    ------
+    FileError
+        If a path is not there or not of a known kind.
+    """
+    files: list[Path] = []
+    for shard in find_shards(source):
+        if isinstance(shard, NpyShard):
+            files += shard.files.values()
+        elif isinstance(shard, MemoryShard):
+            files += [Path(value) for value in shard.given.values() if isinstance(value, str | Path)]
+        elif isinstance(shard, NpzShard | CsvShard | ZarrShard):
+            files.append(shard.path)
+    return files

@@ -4,6 +4,8 @@ Results go to stdout, progress and warnings to stderr. Exit codes: 0 done; 1 the
 not there; 2 wrong usage or unusable input.
 """
 
+import errno
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Final
@@ -19,6 +21,7 @@ from postproc_export.cli.detach import detach
 from postproc_export.cli.export import export
 from postproc_export.cli.inspect import inspect
 from postproc_export.cli.update import update
+from postproc_export.errors import FileError
 from postproc_export.version import __version__
 
 UNUSABLE: Final = 2
@@ -60,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return UNUSABLE
     except KeyboardInterrupt:
         return INTERRUPTED
+    except OSError as error:  # nobody foresaw it where it was raised, such as a full disk behind stdout
+        print(f"error: {_of_the_system(error)}", file=sys.stderr)
+        return UNUSABLE
     except SystemExit as request:  # how the parser ends every command, with its exit code
         return request.code if isinstance(request.code, int) else 0
     return 0
@@ -67,4 +73,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def entrypoint() -> None:
     """Run the command line and leave the process with its exit code."""
-    sys.exit(main())
+    code = main()
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        if code != UNUSABLE:
+            print(f"error: {_of_the_system(error)}", file=sys.stderr)
+        code = UNUSABLE
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries once more, and tells
+    sys.exit(code)
+
+
+def _of_the_system(error: OSError) -> FileError:
+    where = "cannot write to stdout or a temporary file" if error.filename is None else f"cannot use {error.filename}"
+    fix = "make room where they go to" if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
+    return FileError(where, found=error.strerror or str(error), fix=fix)

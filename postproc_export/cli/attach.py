@@ -56,7 +56,9 @@ def adjustable_choice(*, sensitivity: bool, boundary: bool, constant: bool = Fal
     if len(chosen) > 1:
         options = {"sensitivity": "--runtime-sensitivity", "boundary": "--runtime-boundary"}
         names = [options.get(choice, "--runtime-constant") for choice in chosen]
-        raise UsageError(f"{' and '.join(names)} contradict each other", needed="one of them")
+        raise UsageError(
+            f"{' and '.join(names)} contradict each other", needed="one of them", fix="leave the others out"
+        )
     return chosen[0] if chosen else None
 
 
@@ -152,6 +154,7 @@ def attach(
 
     Example: postproc-export attach model.onnx --stats stats.json -o model.post.onnx
     """
+    from postproc_export.cli.console import write
     from postproc_export.rewrite.attach import attach_postprocessing
 
     result = attach_postprocessing(
@@ -181,4 +184,4 @@ def attach(
         ),
         link_weights=link_weights,
     )
-    typer.echo(result.summary())
+    write(result.summary())

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import Annotated, Final
 
 import typer
 
@@ -30,10 +28,6 @@ from postproc_export.cli.image_options import (
     given_options,
     parse_preprocessing,
 )
-
-if TYPE_CHECKING:
-    from postproc_export.calibration.models.source import ModelSource
-    from postproc_export.stats import CalibrationStats
 
 _MODEL_SUFFIXES: Final = (".onnx", ".xml")
 _OF_MODELS: Final = (
@@ -124,16 +118,16 @@ def calibrate(
 
     Example: postproc-export calibrate model.onnx --images bottle/test -o stats.json
     """
-    from postproc_export.cli.calibrate_view import statistics_view
-    from postproc_export.cli.console import stderr, stdout, warnings_to_stderr
+    from postproc_export.cli.calibrate_run import CalibrationOptions, check_before, deliver, from_model, from_shards
+    from postproc_export.cli.console import warnings_to_stderr
 
     model = _model_among(source, images)
     _refuse_unused(context, model)
-    _check_target(output)
+    check_before(source, images, output=output, spool_dir=spool_dir)
     options = CalibrationOptions(image_policy, pixel_policy, nonfinite.value, compare, spool_dir, dask)
     with warnings_to_stderr():
         if model is None or images is None:
-            stats = _from_shards(source, options)
+            stats = from_shards(source, options)
         else:
             from postproc_export.calibration.models.source import ModelSource
 
@@ -159,55 +153,8 @@ def calibrate(
                 workers=workers,
                 tail=tail or (),
             )
-            stats = _from_model(opened, options)
-    stats.save(output)
-    stdout().print(stats.dumps().rstrip("\n") if json else statistics_view(stats), markup=False)
-    stderr().print(f"statistics written to {output}", markup=False)
-
-
-@dataclass(frozen=True, slots=True)
-class CalibrationOptions:
-    """What the command passes on, wherever the values come from."""
-
-    image_policy: str
-    pixel_policy: str
-    nonfinite: Literal["error", "drop"]
-    compare: bool
-    spool_dir: Path | None
-    dask: str | None
-
-
-def _from_shards(source: list[Path], options: CalibrationOptions) -> CalibrationStats:
-    from postproc_export.calibration import COMPARED
-    from postproc_export.calibration import calibrate as calibrate_shards
-    from postproc_export.cli.console import progress, quiet_logging
-
-    with progress("reading") as advance, nullcontext() if options.dask is None else quiet_logging():
-        return calibrate_shards(
-            source,
-            image_policy=options.image_policy,
-            pixel_policy=options.pixel_policy,
-            nonfinite=options.nonfinite,
-            compare=COMPARED if options.compare else (),
-            progress=lambda at: advance(at.values, at.total, f"{at.level} level, pass {at.number}"),
-            dask=options.dask,
-        )
-
-
-def _from_model(opened: ModelSource, options: CalibrationOptions) -> CalibrationStats:
-    from postproc_export.calibration import COMPARED, Calibrator
-    from postproc_export.cli.console import progress, stderr
-
-    stderr().print(opened.describe(), markup=False)
-    calibrator = Calibrator(
-        image_policy=options.image_policy,
-        pixel_policy=options.pixel_policy,
-        nonfinite=options.nonfinite,
-        spool_dir=options.spool_dir,
-        compare=COMPARED if options.compare else (),
-    )
-    with calibrator, progress("running the model") as advance:
-        return opened.calibrate(calibrator, progress=advance)
+            stats = from_model(opened, options, output=output)
+    deliver(stats, output, as_json=json)
 
 
 def _model_among(source: list[Path], images: Path | None) -> Path | None:
@@ -222,7 +169,8 @@ def _model_among(source: list[Path], images: Path | None) -> Path | None:
             fix=f"postproc-export calibrate {models[0]} --images FOLDER -o stats.json",
         )
     if images is not None and not models:
-        raise UsageError("--images without a model", found=str(source[0]), needed="an .onnx or .xml file")
+        fix = "give the raw model as the source, or leave --images out"
+        raise UsageError("--images without a model", found=str(source[0]), needed="an .onnx or .xml file", fix=fix)
     return models[0] if models else None
 
 
@@ -239,11 +187,3 @@ def _refuse_unused(context: typer.Context, model: Path | None) -> None:
     if model is not None and given_options(context, ("dask",)):
         fix = "leave it out, or save the raw outputs as shards and calibrate on these"
         raise UsageError("--dask is for raw outputs in files", found=f"the model {model}", fix=fix)
-
-
-def _check_target(output: Path) -> None:
-    from postproc_export.errors import FileError
-
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        found = "a folder" if output.is_dir() else f"no folder {output.absolute().parent}"
-        raise FileError(f"cannot write the statistics to {output}", found=found)

@@ -97,7 +97,8 @@ def check(
 
     Example: postproc-export check model.post.onnx --raw model.onnx --images bottle/test
     """
-    from postproc_export.cli.console import progress
+    from postproc_export.cli.check_files import check_before, write_reports
+    from postproc_export.cli.console import progress, write
     from postproc_export.errors import UsageError
     from postproc_export.parity import check_parity
     from postproc_export.parity.fed.inputs import SEED
@@ -116,7 +117,8 @@ def check(
             layout=layout.value,
             interpolation=interpolation.value,
         )
-    _make_folders(junit, markdown)
+    read = [attached, *(path for path in (raw, preserved, inputs, images) if path is not None)]
+    check_before(read, images, junit=junit, markdown=markdown, save_failures=save_failures)
     with progress("checking") as advance:
         report = check_parity(
             attached,
@@ -138,40 +140,12 @@ def check(
             save_failures=save_failures,
             progress=advance,
         )
-    _write(report, junit=junit, markdown=markdown)
     if json:
-        typer.echo(report.dumps())
+        write(report.dumps())
     else:
         _show(report)
+    write_reports(report, junit=junit, markdown=markdown)
     raise typer.Exit(0 if report else 1)
-
-
-def _make_folders(*reports: Path | None) -> None:
-    """Make the folders of the reports before the check, which takes long, and not after it."""
-    from postproc_export.errors import FileError
-
-    for path in reports:
-        try:
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FileError(f"cannot write {path}", found=f"the folder cannot be made: {error.strerror}") from error
-
-
-def _write(report: ParityReport, *, junit: Path | None, markdown: Path | None) -> None:
-    from postproc_export.errors import FileError
-    from postproc_export.parity.reports import formats
-
-    if junit is not None:
-        from postproc_export.files.writing import write_text
-
-        write_text(junit, formats.junit(report))
-    if markdown is not None:
-        try:
-            with markdown.open("a", encoding="utf-8") as file:
-                file.write(formats.markdown(report))
-        except OSError as error:
-            raise FileError(f"cannot write the summary to {markdown}", found=error.strerror) from error
 
 
 def _show(report: ParityReport) -> None:
@@ -184,4 +158,4 @@ def _show(report: ParityReport) -> None:
 
         console.print(stage_table(report.whole))
     for line in report.remarks():
-        console.print(line, markup=False)
+        console.print(line)

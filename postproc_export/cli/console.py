@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,37 +17,45 @@ class Advance(Protocol):
     """Moves a progress bar."""
 
     def __call__(self, done: int, total: int | None, description: str | None = None) -> None:
-        """Show `done` of `total` (None: not known), and another text beside the bar if one is given."""
+        """Show `done` of `total` (None: not known); another description begins a phase, with a rate of its own."""
 
 
-def stdout() -> Console:
-    """Return a console for results; long lines are left to the terminal to wrap."""
+def stdout(*, markup: bool = False) -> Console:
+    """Return a console for results; long lines are left to the terminal to wrap, and texts stay as they are."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=True)
+    return Console(highlight=False, soft_wrap=True, emoji=False, markup=markup)
 
 
 def stderr() -> Console:
     """Return a console for progress and remarks."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False, markup=False)
+
+
+def write(text: str) -> None:
+    """Write a text to stdout to the letter, for programs: nothing is styled, replaced or wrapped."""
+    if sys.stdout is not None:  # it is None where the process was started without one
+        sys.stdout.write(text.rstrip("\n") + "\n")
+        sys.stdout.flush()
 
 
 @contextmanager
-def progress(description: str) -> Iterator[Advance]:
-    """Show a progress bar on stderr while the block runs, on a terminal only; yields the function that moves it."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def progress(description: str, *, unit: str | None = None) -> Iterator[Advance]:
+    """Show a progress bar on stderr while the block runs, on a terminal only; yields the function that moves it.
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
-    console = stderr()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(description, total=None)
+    Parameters
+    ----------
+    description
+        What is done at first.
+    unit
+        What is counted, for a rate beside the bar; None shows none.
+    """
+    from postproc_export.cli.progress_bar import PhaseBar
 
-        def advance(done: int, total: int | None, description: str | None = None) -> None:
-            bar.update(task, completed=done, total=total, description=description)
-
-        yield advance
+    with PhaseBar(description, unit=unit, console=stderr()) as bar:
+        yield bar.advance_to
 
 
 @contextmanager
@@ -56,7 +65,7 @@ def warnings_to_stderr() -> Iterator[None]:
         warnings.simplefilter("always", UserWarning)
         yield
     for warning in caught:
-        stderr().print(f"warning: {warning.message}", markup=False)
+        stderr().print(f"warning: {warning.message}")
 
 
 @contextmanager

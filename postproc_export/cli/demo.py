@@ -20,7 +20,7 @@ def demo(
     from postproc_export.cli.console import stderr, stdout
     from postproc_export.demo.run import FILES, run_demo
 
-    console = stdout()
+    console = stdout(markup=True)
     stderr().print("running the demo: about half a minute on two free cores; nothing is downloaded")
     result = run_demo(output, tell=lambda step, outcome: console.print(f"[bold]{step:<10}[/]{escape(outcome)}"))
     for report in result.reports:

@@ -20,8 +20,9 @@ def detach(
 
     Example: postproc-export detach model.post.onnx -o model.onnx
     """
+    from postproc_export.cli.console import write
     from postproc_export.rewrite.detach import detach_postprocessing
 
     result = detach_postprocessing(model, output=output, in_place=in_place, link_weights=link_weights)
-    typer.echo(result.summary())
+    write(result.summary())
     raise typer.Exit(0 if result else 1)

@@ -151,7 +151,7 @@ def export(
             seed=SEED if seed is None else seed,
             keep_failed=keep_failed,
             inputs=[] if weights is None else [weights],
-            tell=lambda step: stderr().print(step, markup=False),
+            tell=lambda step: stderr().print(step),
             **tail_keywords(**attach_options),
         )
     _show(replace(result, subject=module, remarks=(*loaded.remarks, *result.remarks)), as_json=json)
@@ -159,16 +159,15 @@ def export(
 
 
 def _show(result: ExportResult, *, as_json: bool) -> None:
-    from postproc_export.cli.console import stdout
+    from postproc_export.cli.console import write
 
-    console = stdout()
     if as_json:
-        console.print(result.dumps(), markup=False)
+        write(result.dumps())
         return
-    console.print(result.summary(), markup=False)
+    write(result.summary())
     for file in result.files:
         for check in file.report.missed:
-            console.print(f"MISSED {file.path.name}: {check.name}: {check.message}", markup=False)
+            write(f"MISSED {file.path.name}: {check.name}: {check.message}")
 
 
 def _refuse_unused(context: typer.Context, *, calibrating: bool, with_images: bool) -> None:

@@ -144,7 +144,8 @@ def _size(text: str) -> tuple[int, int]:
 
     found = re.fullmatch(r"\s*(\d{1,6})\s*(?:[x,]\s*(\d{1,6})\s*)?", text)
     if found is None:
-        raise UsageError(f"--image-size {text}", needed="HEIGHTxWIDTH, such as 256x320, or one number for a square")
+        needed = "HEIGHTxWIDTH, such as 256x320, or one number for a square"
+        raise UsageError(f"--image-size {text}", needed=needed, fix="give it so, or leave it out for the model's own")
     height, width = found.groups()
     return int(height), int(width or height)
 
@@ -155,4 +156,5 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise UsageError(f"{option} {text}", needed="a number, or numbers with commas between them") from error
+        needed = "a number, or numbers with commas between them"
+        raise UsageError(f"{option} {text}", needed=needed, fix=f"such as {option} 0.485,0.456,0.406") from error

@@ -19,9 +19,8 @@ def inspect(
     """
     import json
 
-    from postproc_export.cli.console import stdout
+    from postproc_export.cli.console import write
     from postproc_export.rewrite.inspect import inspect_model
 
     result = inspect_model(model, defaults=defaults)
-    text = json.dumps(result.to_json(), indent=2, allow_nan=False) if json_output else result.summary()
-    stdout().print(text, highlight=False, markup=False)
+    write(json.dumps(result.to_json(), indent=2, allow_nan=False) if json_output else result.summary())

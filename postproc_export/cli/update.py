@@ -88,7 +88,7 @@ def update(
 
     Example: postproc-export update model.post.onnx -o stricter.onnx --image-sensitivity 0.3
     """
-    from postproc_export.cli.console import stdout
+    from postproc_export.cli.console import write
     from postproc_export.rewrite.update import update_postprocessing
 
     result = update_postprocessing(
@@ -118,5 +118,5 @@ def update(
         keep_dialect=keep_dialect,
         link_weights=link_weights,
     )
-    stdout().print(result.summary(), highlight=False, markup=False)
+    write(result.summary())
     raise typer.Exit(0 if result else 1)

@@ -9,6 +9,7 @@ from typing import Final
 
 from postproc_export.errors import FileError, UsageError
 from postproc_export.export.result import SUFFIXES, Format
+from postproc_export.files.checking import refuse_inputs
 from postproc_export.files.termination import termination_as_exception
 from postproc_export.files.writing import publishing
 
@@ -32,6 +33,19 @@ def check_target(folder: Path, name: str) -> None:
         raise FileError(f"cannot write to {folder}", found="a file", needed="a folder, which may be new")
     if not folder.absolute().parent.is_dir():
         raise FileError(f"cannot make the folder {folder}", found=f"no folder {folder.absolute().parent}")
+
+
+def refuse_read(folder: Path, name: str, formats: Sequence[Format], read: Sequence[Path]) -> None:
+    """Refuse to replace a file that is read, before anything is computed; statistics may stay where they are.
+
+    Raises
+    ------
+    FileError
+        If one of the targets is read.
+    """
+    suffixes = [*(SUFFIXES[each] for each in formats), *([".bin"] if "openvino" in formats else [])]
+    targets = [folder / REPORT, *(folder / f"{name}{suffix}" for suffix in suffixes)]
+    refuse_inputs(targets, read, fix="choose another folder or another name")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from postproc_export.export.axes import parse_axes, trace_shape
-from postproc_export.export.delivery import REPORT, STATISTICS, deliver, workshop
+from postproc_export.export.delivery import REPORT, STATISTICS, deliver, refuse_read, workshop
 from postproc_export.export.job import Job, Tell
 from postproc_export.export.raw_module import RawModule, as_example, evaluation_mode
 from postproc_export.export.request import Calibration, ExportRequest, parse_formats
@@ -125,8 +125,10 @@ def export_model(
         keep_failed=keep_failed,
         attach_options=attach_options,
     )
-    read = [Path(stats)] if isinstance(stats, (str, Path)) else []
-    return _export(module, as_example(example_input), request, read=[*read, *inputs], tell=tell)
+    named = [Path(path) for path in (stats, calibrate, images, *inputs) if isinstance(path, (str, Path))]
+    read = [path for path in named if path.is_file()]  # of a folder of images nothing is replaced
+    refuse_read(request.folder, name, request.formats, read)
+    return _export(module, as_example(example_input), request, read=read, tell=tell)
 
 
 def _export(

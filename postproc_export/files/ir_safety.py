@@ -11,6 +11,7 @@ from postproc_export.errors import UnsupportedModelError
 
 LARGEST: Final = 512 * 1024 * 1024  # bytes of an .xml; that of a model of 50,000 operators has about 100 MB
 LONGEST_RANGE: Final = 2**23  # elements of a constant range: OpenVINO computes it while it reads the file
+_FIX: Final = "convert the model to an IR again, with OpenVINO itself"
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _STARTS: Final = (b"<?xml", b"<net")
 _REFUSED: Final = {
@@ -68,4 +69,4 @@ def _sizes(content: bytes, weights: Path) -> Iterator[int]:
 
 
 def _refused(path: Path, found: str, *, needed: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"cannot read {path}: not an OpenVINO IR", found=found, needed=needed)
+    return UnsupportedModelError(f"cannot read {path}: not an OpenVINO IR", found=found, needed=needed, fix=_FIX)

@@ -9,11 +9,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
-from postproc_export.errors import FileError, PostprocError
+from postproc_export.errors import FileError
+from postproc_export.files.checking import explained, refuse_inputs, refuse_unwritable
 from postproc_export.files.copying import copy_file, link_file
 from postproc_export.files.termination import termination_as_exception
 
 BACKUP_SUFFIX: Final = ".postproc-backup"
+_ANOTHER: Final = "choose another path, or replace the file with --in-place (in_place=True)"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -148,38 +150,20 @@ def publishing(
     Raises
     ------
     FileError
-        If a target cannot be written, is an input without `in_place`, or a backup of a run that was killed is there.
+        If a target cannot be written, is an input without `in_place` or a name of the system, or a backup of a run that
+        was killed is there.
     """
-    with _explained(targets[0]), ExitStack() as cleaning, termination_as_exception():
-        _refuse_inputs(targets, inputs, in_place=in_place)
+    with explained(targets[0]), ExitStack() as cleaning, termination_as_exception():
+        if not in_place:
+            refuse_inputs(targets, inputs, fix=_ANOTHER)
         for target in targets:
-            _refuse_unwritable(target)
+            refuse_unwritable(target)
         _refuse_backups(targets)
         staging = Path(tempfile.mkdtemp(prefix=".postproc-", suffix=".tmp", dir=targets[0].parent))
         cleaning.callback(shutil.rmtree, staging, ignore_errors=True)
         publication = Publication(targets, staging)
         yield publication
         publication.move_into_place()
-
-
-def _refuse_inputs(targets: Sequence[Path], inputs: Sequence[Path], *, in_place: bool) -> None:
-    if in_place:
-        return
-    for target in targets:
-        if any(target.exists() and source.exists() and target.samefile(source) for source in inputs):
-            raise FileError(
-                f"cannot write {target}: it is the file that is read",
-                fix="choose another path, or replace the file with --in-place (in_place=True)",
-            )
-
-
-def _refuse_unwritable(target: Path) -> None:
-    if not target.parent.is_dir():
-        raise FileError(f"cannot write {target}", found=f"no folder {target.parent}", fix="make the folder first")
-    if target.is_dir():
-        raise FileError(f"cannot write {target}", found="a folder", needed="the path of a file")
-    if target.exists() and not target.is_file():
-        raise FileError(f"cannot write {target}", found="a device or a pipe", needed="the path of a file")
 
 
 def _refuse_occupied(final: Path) -> None:
@@ -218,17 +202,8 @@ def _take_back(staged: Path, final: Path) -> None:
 def _make_folders(folder: Path, root: Path, undo: ExitStack) -> None:
     """Make the sub-folders of a location below the target folder, and nowhere else."""
     if not folder.resolve().is_relative_to(root.resolve()):
-        raise FileError(f"cannot bring the weights along to {folder}: it is a link out of {root}")
+        fix = "write into another folder, or remove the link"
+        raise FileError(f"cannot bring the weights along to {folder}: it is a link out of {root}", fix=fix)
     for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
         missing.mkdir()
         undo.callback(missing.rmdir)
-
-
-@contextmanager
-def _explained(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except PostprocError:
-        raise
-    except OSError as error:
-        raise FileError(f"cannot write {target}", found=error.strerror or str(error)) from error

@@ -61,7 +61,8 @@ def open_upright(path: Path) -> "Image":
             image: Image = operations.exif_transpose(file)
     except Exception as error:  # Pillow's decoders raise whatever their format's parser raises
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FileError(f"cannot read the image {path}", found=reason) from error
+        fix = "replace the file, or take it out"
+        raise FileError(f"cannot read the image {path}", found=reason, fix=fix) from error
     if frames != 1:
         raise FileError(f"{path} holds {frames} frames", needed="one image", fix="save each frame as a file of its own")
     image.info[_DEPTH] = depth

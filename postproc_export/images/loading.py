@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from postproc_export.errors import CalibrationError
+from postproc_export.errors import CalibrationError, UsageError
 from postproc_export.images.decoding import decode_rgb
 from postproc_export.images.masks import BoolArray, read_mask
 from postproc_export.images.preprocessing import Preprocessing
@@ -65,17 +65,33 @@ def load_batches(
 
     Raises
     ------
+    UsageError
+        If there is not at least one worker.
     FileError
         If an image or mask cannot be read; the file is named.
     CalibrationError
         If a mask contradicts its image's size or label.
     """
+    check_workers(workers)
     threads = workers or min(_MAX_WORKERS, os.cpu_count() or 1)
     loaded = _load_ahead(samples, preprocessing, masks=masks, threads=threads, ahead=threads + batch_size)
     remaining = iter(samples)
     while chosen := tuple(islice(remaining, batch_size)):
         images, truth = zip(*islice(loaded, len(chosen)), strict=True)
         yield Batch(chosen, np.stack(images), truth)
+
+
+def check_workers(workers: int | None) -> None:
+    """Refuse a number of decoding threads below 1; None leaves the choice.
+
+    Raises
+    ------
+    UsageError
+        If it is below 1.
+    """
+    if workers is not None and workers < 1:
+        fix = "leave it out for one thread per core"
+        raise UsageError(f"{workers} workers to decode images", needed="at least 1", fix=fix)
 
 
 def _load_ahead(
@@ -104,7 +120,8 @@ def _mask(sample: Sample, image_size: tuple[int, int]) -> BoolArray:
     if sample.mask is None:
         if sample.label == 0:
             return np.zeros(image_size, bool)
-        raise CalibrationError(f"the anomalous image {sample.image} has no mask")
+        fix = "add it, or leave the pixel level out with --image-only"
+        raise CalibrationError(f"the anomalous image {sample.image} has no mask", fix=fix)
     mask = read_mask(sample.mask, image_size=image_size)
     if sample.label == 0 and mask.any():
         raise CalibrationError(

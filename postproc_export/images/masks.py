@@ -38,6 +38,7 @@ def read_mask(path: Path, *, image_size: tuple[int, int]) -> BoolArray:
             f"the mask {path} has another size than its image",
             found=f"{values.shape[0]}x{values.shape[1]}",
             needed=f"{image_size[0]}x{image_size[1]} (height x width)",
+            fix="export the masks at the size of the images",
         )
     channels = values.reshape(*image_size, -1)
     anomalous: BoolArray = np.any(channels > 0, axis=2)

@@ -61,13 +61,17 @@ class Preprocessing:
             if getattr(self, name) not in get_args(choices):
                 raise UsageError(f"unknown {name} {getattr(self, name)!r}", needed=" or ".join(get_args(choices)))
         if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
-            raise UsageError(f"an image size of {self.size}", needed="height and width of at least 1 pixel")
+            needed = "height and width of at least 1 pixel"
+            raise UsageError(f"an image size of {self.size}", needed=needed, fix="give what the model was trained for")
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (1, self.channels):
-                raise UsageError(f"{len(getattr(self, name))} values of {name}", needed=f"1 or {self.channels}")
+                fix = "give one for all channels, or one per channel"
+                found = len(getattr(self, name))
+                raise UsageError(f"{found} values of {name}", needed=f"1 or {self.channels}", fix=fix)
         numbers = [*self.mean, *self.std, 1.0 if self.scale is None else self.scale]
         if not np.isfinite(numbers).all() or self.scale == 0 or 0 in self.std:
-            raise UsageError("scale, mean and std must be finite, scale and std not 0", found=self.describe())
+            fix = "give those that the model was trained with"
+            raise UsageError("scale, mean and std must be finite, scale and std not 0", found=self.describe(), fix=fix)
 
     @property
     def channels(self) -> int:
@@ -93,7 +97,8 @@ class Preprocessing:
                 fix="give --image-size HEIGHTxWIDTH",
             )
         if height not in (None, size[0]) or width not in (None, size[1]):
-            raise UsageError(f"--image-size {size[0]}x{size[1]} does not fit the model", found=port.describe())
+            what = f"--image-size {size[0]}x{size[1]} does not fit the model"
+            raise UsageError(what, found=port.describe(), fix="leave it out for the model's own size")
         scale = self.scale if self.scale is not None else 1.0 if port.dtype == "uint8" else 255.0
         resolved = replace(self, size=size, dtype=port.dtype, scale=scale)
         if port.dtype == "uint8" and (resolved.scale != 1 or set(resolved.mean) != {0.0} or set(resolved.std) != {1.0}):
@@ -188,13 +193,19 @@ def image_input(ports: Sequence[PortInfo]) -> PortInfo:
     """
     if len(ports) != 1:
         found = "; ".join(port.describe() for port in ports) or "no input"
-        raise UnsupportedModelError("the model does not take images alone", found=found, needed="exactly one input")
+        raise UnsupportedModelError(
+            "the model does not take images alone",
+            found=found,
+            needed="exactly one input",
+            fix="export it with the images as its only input",
+        )
     (port,) = ports
     if port.rank not in (None, 4) or port.dtype not in (*_FLOATS, "uint8"):
         raise UnsupportedModelError(
             f"input '{port.name}' takes no batch of images",
             found=port.describe(),
             needed=f"4 axes (NCHW or NHWC), of type {', '.join(_FLOATS)} or uint8",
+            fix="export it with a batch of images as its input",
         )
     return port
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from postproc_export.errors import CalibrationError, FileError, UsageError
+from postproc_export.errors import CalibrationError, FileError, PostprocError, UsageError
 
 SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 NORMAL_FOLDER: Final = "good"
@@ -64,9 +64,11 @@ def find_samples(path: str | Path, *, labels: bool = True) -> list[Sample]:
     elif root.is_dir():
         samples = list(_from_folder(root))
     else:
-        raise FileError(f"cannot read the images {root}", found="no such file or folder")
+        fix = "check the path"
+        raise FileError(f"cannot read the images {root}", found="no such file or folder", fix=fix)
     if not samples:
-        raise CalibrationError(f"{root} holds no image", needed=f"files ending in {', '.join(SUFFIXES)}")
+        needed = f"files ending in {', '.join(SUFFIXES)}"
+        raise CalibrationError(f"{root} holds no image", needed=needed, fix="give the folder that holds them")
     unlabelled = [sample.image for sample in samples if sample.label is None]
     if labels and unlabelled:
         raise CalibrationError(
@@ -118,24 +120,42 @@ def _from_csv(path: Path) -> Iterator[Sample]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
             if "image" not in (reader.fieldnames or ()):
-                raise CalibrationError(
-                    f"{path} has no column 'image'", found=str(reader.fieldnames), needed="image,label,mask"
-                )
+                found, fix = str(reader.fieldnames), "begin the file with the line image,label,mask"
+                raise CalibrationError(f"{path} has no column 'image'", found=found, needed="image,label,mask", fix=fix)
+            lines: dict[Path, int] = {}
             for row in reader:
-                yield _row(row, path, where=f"{path}, line {reader.line_num}")
+                sample = _row(row, path, where=f"{path}, line {reader.line_num}")
+                _refuse_twice(sample, path, reader.line_num, lines)
+                yield sample
+    except PostprocError:  # also an OSError, but says what is wrong already
+        raise
     except (csv.Error, UnicodeDecodeError) as error:
-        raise CalibrationError(f"{path} is not a CSV file", found=str(error)) from error
+        fix = "save it as CSV in UTF-8, or give a folder of images"
+        raise CalibrationError(f"{path} is not a CSV file", found=str(error), fix=fix) from error
     except OSError as error:
-        raise FileError(f"cannot read {path}", found=error.strerror or str(error)) from error
+        raise FileError(f"cannot read {path}", found=error.strerror or str(error), fix="make it readable") from error
+
+
+def _refuse_twice(sample: Sample, path: Path, line: int, lines: dict[Path, int]) -> None:
+    """Refuse an image that a line before named already: it would count twice."""
+    first = lines.setdefault(sample.image.resolve(), line)
+    if first != line:
+        raise CalibrationError(
+            f"{path}, line {line}: the image {sample.image} a second time",
+            found=f"the same file in line {first}",
+            needed="every image once",
+            fix="delete one of the two lines",
+        )
 
 
 def _row(row: dict[str, str], path: Path, *, where: str) -> Sample:
     label = (row.get("label") or "").strip()
     if label not in ("", "0", "1"):
-        raise CalibrationError(f"{where}: label {label!r}", needed="0 (normal) or 1 (anomalous)")
+        fix = "correct the line"
+        raise CalibrationError(f"{where}: label {label!r}", needed="0 (normal) or 1 (anomalous)", fix=fix)
     image = _referenced(row.get("image"), path, where=f"{where}: image")
     if image is None:
-        raise CalibrationError(f"{where}: no image is named")
+        raise CalibrationError(f"{where}: no image is named", fix="delete the line, or name the image")
     mask = _referenced(row.get("mask"), path, where=f"{where}: mask")
     return Sample(image, int(label) if label else None, mask)
 
@@ -145,5 +165,6 @@ def _referenced(text: str | None, path: Path, *, where: str) -> Path | None:
         return None
     file = path.parent / str(text).strip()
     if not file.is_file():
-        raise FileError(f"{where} {file} is not there", needed=f"a path relative to {path.parent}")
+        needed = f"a path relative to {path.parent}"
+        raise FileError(f"{where} {file} is not there", needed=needed, fix="correct the line")
     return file

@@ -124,7 +124,8 @@ def check_parity(
     default precision is run and shown, and decides nothing; neither do weights rounded to float16, or INT8.
     With a PyTorch model all of it is compared with that model, stage by stage (docs/parity.md).
     """
-    check_options(images=images, inputs=inputs, torch=torch, outputs=(image_output, pixel_output))
+    outputs_named = (image_output, pixel_output)
+    check_options(images=images, inputs=inputs, torch=torch, outputs=outputs_named, save_failures=save_failures)
     threads = usable_cores() if threads is None else threads
     file_checks = FileChecks.run(Path(attached), preserved=preserved, contracts=contracts)
     missing = record_is_missing(Path(attached)) if file_checks else None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from postproc_export.errors import MissingDependencyError, UsageError
+from postproc_export.errors import FileError, MissingDependencyError, UsageError
 from postproc_export.parity.fed.real_inputs import RealInputs, array_inputs, image_inputs
 from postproc_export.parity.models.attached_model import AttachedModel
 from postproc_export.parity.models.environment import installed_runtimes
@@ -19,7 +19,12 @@ Inputs = str | Path | Mapping[str, NDArray[Any]] | None
 
 
 def check_options(
-    *, images: str | Path | None, inputs: Inputs, torch: object, outputs: tuple[str | int | None, ...]
+    *,
+    images: str | Path | None,
+    inputs: Inputs,
+    torch: object,
+    outputs: tuple[str | int | None, ...],
+    save_failures: str | Path | None = None,
 ) -> None:
     """Refuse options of `check_parity` that do not fit together; `outputs` are those named of the PyTorch model.
 
@@ -27,6 +32,8 @@ def check_options(
     ------
     UsageError
         If they do not.
+    FileError
+        If failures are to be saved where the inputs are, which they might replace.
     """
     if images is not None and inputs is not None:
         raise UsageError("both images and inputs were given", needed="one of them")
@@ -34,6 +41,11 @@ def check_options(
         raise UsageError("a PyTorch model without images or inputs to feed it", fix="give --images or --inputs")
     if torch is None and any(output is not None for output in outputs):
         raise UsageError("an output was named without a PyTorch model", fix="give --torch, or leave the name out")
+    if save_failures is not None and isinstance(inputs, str | Path) and Path(inputs).is_file():
+        folder = Path(save_failures)
+        if folder.is_dir() and Path(inputs).absolute().parent.samefile(folder):
+            what = f"cannot save failures in {folder}: {inputs} lies there and is read"
+            raise FileError(what, fix="choose another folder with --save-failures")
 
 
 def usable_runtimes(model: AttachedModel) -> tuple[RuntimeName, ...]:

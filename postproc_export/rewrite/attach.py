@@ -176,6 +176,7 @@ def attach_postprocessing(
     from postproc_export.transforms.spec import parse_tails
 
     source, own = Path(model_path), parse_tails(tail)
+    target = default_target(source, output, in_place=in_place, mark="post", read=[stats])
     if not isinstance(stats, CalibrationStats):
         stats = CalibrationStats.load(stats)
     options = TailOptions(
@@ -195,7 +196,6 @@ def attach_postprocessing(
         as_parameters=as_parameters,
     )
     refuse_unused(options, changed_options(options))
-    target = default_target(source, output, in_place=in_place, mark="post")
     outputs = {"image_output": image_output, "pixel_output": pixel_output}
     if is_onnx(source):
         from postproc_export.rewrite.onnx_file import rewrite_onnx_file

@@ -183,7 +183,7 @@ def update_postprocessing(
         adjustable=adjustable,
         as_parameters=as_parameters,
     )
-    target = default_target(source, output, in_place=in_place, mark="updated")
+    target = default_target(source, output, in_place=in_place, mark="updated", read=[stats])
     if is_onnx(source):
         from postproc_export.rewrite.onnx_file import rewrite_onnx_file
         from postproc_export.transforms.around import update_around

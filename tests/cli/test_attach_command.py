@@ -176,3 +176,17 @@ def test_the_module_is_the_command_line(tmp_path: Path) -> None:
     assert run.returncode == 2
     assert run.stderr.startswith("error: cannot read")
     assert "Traceback" not in run.stderr
+
+
+def test_statistics_are_not_overwritten(files: tuple[Path, Path], tmp_path: Path, invoke: Invoke) -> None:
+    """Neither by the model nor by the weights of an IR, which go beside it."""
+    model, stats = files
+    ir = hosts.to_ir(hosts.score_and_map(), tmp_path / "model.xml")
+    for source, name, output in ((model, "s.onnx", "s.onnx"), (ir, "s.bin", "s.xml")):
+        named = tmp_path / name
+        named.write_bytes(stats.read_bytes())
+        result = invoke("attach", source, "--stats", named, "-o", tmp_path / output)
+        assert result.exit_code == 2
+        assert f"cannot write {named}: it is the file that is read" in result.stderr
+        assert named.read_bytes() == stats.read_bytes()
+    assert not (tmp_path / "s.xml").exists()

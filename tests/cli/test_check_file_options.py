@@ -5,11 +5,13 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import hosts
+import numpy as np
 import onnx
 import openvino
 import pytest
 
 from postproc_export.cli import main
+from postproc_export.errors import FileError
 from postproc_export.parity import assert_parity
 from postproc_export.rewrite.attach import attach_postprocessing
 from postproc_export.stats import CalibrationStats, LevelStats
@@ -137,3 +139,51 @@ def test_what_cannot_be_compared_exits_2(
     output, errors = capsys.readouterr()
     assert output == ""
     assert finding in errors
+
+
+@pytest.mark.parametrize("option", ["--junit", "--markdown"])
+@pytest.mark.parametrize("target", ["attached.onnx", "raw.onnx", "inputs.npz", "soft.xml"])
+def test_a_report_over_an_input_is_refused(
+    option: str, target: str, files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Written anew or appended to, no file that is read changes; a link to it is no other file."""
+    raw, attached = files
+    np.savez(tmp_path / "inputs.npz", x=np.zeros((2, 3, 8, 8), np.float32))
+    (tmp_path / "soft.xml").symlink_to(raw)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    arguments = ["check", attached, "--raw", raw, "--inputs", tmp_path / "inputs.npz", option, tmp_path / target]
+    assert main(list(map(str, arguments))) == 2
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert f"cannot write {tmp_path / target}: it is the file that is read" in errors
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_failures_are_not_saved_over_the_inputs(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when a failure is replayed with the options that found it; a folder that cannot be made is refused, too."""
+    folder = tmp_path / "failures"
+    folder.mkdir()
+    np.savez(folder / "whole-0.npz", x=np.zeros((2, 3, 8, 8), np.float32))
+    arguments = ["check", str(files[1]), "--inputs", str(folder / "whole-0.npz"), "--save-failures"]
+    assert main([*arguments, str(folder)]) == 2
+    assert f"cannot save failures in {folder}" in capsys.readouterr().err
+    assert main([*arguments, str(files[1] / "new")]) == 2
+    assert f"cannot write to {files[1]}" in capsys.readouterr().err
+    assert main([*arguments, str(tmp_path / "others"), "--threads", "1"]) == 0
+
+
+def test_a_report_that_cannot_be_written_costs_no_result(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The verdict is printed before the error, whose exit code is 2."""
+
+    def full(*_: object) -> None:
+        raise FileError("cannot write r.xml", found="No space left on device")
+
+    monkeypatch.setattr("postproc_export.cli.check_files.write_text", full)
+    assert main(["check", str(files[1]), "--threads", "1", "--json", "--junit", str(tmp_path / "r.xml")]) == 2
+    output, errors = capsys.readouterr()
+    assert json.loads(output)["passed"] is True
+    assert "No space left on device" in errors

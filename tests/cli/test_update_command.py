@@ -37,6 +37,17 @@ def test_update_changes_what_was_asked_for(model: Path, tmp_path: Path, capsys: 
     assert (report.threshold, report.comparison) == (0.75, "gt")
 
 
+def test_statistics_are_not_overwritten(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A statistics file that bears the name of the output is read, and stays, `--in-place` or not."""
+    STATS.save(tmp_path / "stats.onnx")
+    before = (tmp_path / "stats.onnx").read_bytes()
+    for option in ([], ["--in-place"]):
+        arguments = [str(model), "-s", str(tmp_path / "stats.onnx"), "-o", str(tmp_path / "stats.onnx"), *option]
+        assert main(["update", *arguments]) == 2
+        assert "stats.onnx: it is the file that is read\n  fix:     choose another path" in capsys.readouterr().err
+        assert (tmp_path / "stats.onnx").read_bytes() == before
+
+
 def test_update_without_a_change_says_so(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 0: the model decides as asked for."""
     assert main(["update", str(model), "-o", str(tmp_path / "out.onnx"), "--image-threshold", "0.5"]) == 0

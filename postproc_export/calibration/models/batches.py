@@ -61,10 +61,11 @@ def find_batch_size(
         If the model runs at none of the sizes, or gives not one value per image.
     """
     if asked is not None and asked < 1:
-        raise UsageError(f"a batch size of {asked}", needed="at least 1")
+        raise UsageError(f"a batch size of {asked}", needed="at least 1", fix="leave it out for the model's own")
     static = runner.inputs[0].size(0)
     if static is not None and asked not in (None, static):
-        raise UsageError(f"--batch-size {asked} does not fit the model", found=runner.inputs[0].describe())
+        fix = f"leave it out, or give {static}"
+        raise UsageError(f"--batch-size {asked} does not fit the model", found=runner.inputs[0].describe(), fix=fix)
     fixed = static or asked
     candidates = (fixed,) if fixed else dict.fromkeys((min(DEFAULT_BATCH, count), *_FALLBACK_BATCHES))
     failures: dict[int, UnsupportedModelError] = {}
@@ -102,6 +103,7 @@ def _scores(name: str, outputs: Mapping[str, Array], batch_size: int) -> Array:
             f"output '{name}' has not one score per image",
             found=f"shape {list(values.shape)} for {batch_size} image(s)",
             needed="[], [N] or [N, 1]",
+            fix="name another output with --image-output, or 'none'",
         )
     return values.reshape(batch_size)
 
@@ -114,6 +116,7 @@ def _maps(name: str, outputs: Mapping[str, Array], batch_size: int) -> Array:
             f"output '{name}' has not one map per image",
             found=f"shape {list(shape)} for {batch_size} image(s)",
             needed="[N, H, W] or [N, 1, H, W]",
+            fix="name another output with --pixel-output, or 'none'",
         )
     return values.reshape(batch_size, *shape[-2:])
 

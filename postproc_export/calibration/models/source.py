@@ -1,6 +1,5 @@
 """Calibrating on an exported raw model itself, run over a folder of labelled images."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,9 +8,12 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from postproc_export.calibration.models.batches import find_batch_size, run_batch
+from postproc_export.calibration.models.files import file_digests, model_files
+from postproc_export.calibration.models.masks import EmptyMasks, fitted_masks, refuse_missing_masks
 from postproc_export.calibration.models.transformed import open_transformed
-from postproc_export.errors import CalibrationError, FileError, UnsupportedModelError
-from postproc_export.images import Batch, Preprocessing, Sample, find_samples, fit_mask, image_input, load_batches
+from postproc_export.errors import CalibrationError, UnsupportedModelError
+from postproc_export.images import Batch, Preprocessing, Sample, find_samples, image_input, load_batches
+from postproc_export.images.loading import check_workers
 from postproc_export.outputs import RESULT_NAMES, Selection, select_outputs
 from postproc_export.runtimes import Array, PortInfo, Precision, Runner, RuntimeName, as_float32, open_runner
 from postproc_export.stats import CalibrationStats
@@ -36,8 +38,10 @@ class ModelSource:
         The model, loaded.
     selection
         Its raw outputs.
+    images
+        The folder or CSV file that lists the labelled images.
     samples
-        The labelled images.
+        These images.
     preprocessing
         What is done to them, resolved for the model's input.
     batch_size
@@ -53,6 +57,7 @@ class ModelSource:
     path: Path
     runner: Runner
     selection: Selection
+    images: Path
     samples: tuple[Sample, ...]
     preprocessing: Preprocessing
     batch_size: int
@@ -97,7 +102,7 @@ class ModelSource:
             Images per run. Default: the model's own where it is static; else 8, or 1 or 2 where the model, although its
             batch axis is declared dynamic, does not run at 8.
         workers
-            Decoding threads.
+            Decoding threads; at least 1. Default: one per core, at most 8.
         tail
             Tails of one's own before the threshold, behind which it is calibrated; see `attach_postprocessing`.
 
@@ -106,6 +111,7 @@ class ModelSource:
         FileError, UsageError, UnsupportedModelError, CalibrationError
             If the model, its outputs, the images or the options do not go together.
         """
+        check_workers(workers)
         outputs: dict[str, str | int | None] = {"image_output": image_output, "pixel_output": pixel_output}
         options: dict[str, Any] = {"runtime": runtime, "precision": precision, "threads": threads}
         specs = parse_tails(tail)
@@ -122,12 +128,13 @@ class ModelSource:
         resolved = (preprocessing or Preprocessing()).for_input(image_input(runner.inputs))
         samples = tuple(find_samples(images))
         if selection.pixel is not None and not image_only:
-            _refuse_missing_masks(samples)
+            refuse_missing_masks(samples)
         size = find_batch_size(runner, selection, resolved, asked=batch_size, count=len(samples))
         return cls(
             path=Path(model),
             runner=runner,
             selection=selection,
+            images=Path(images),
             samples=samples,
             preprocessing=resolved,
             batch_size=size,
@@ -140,6 +147,12 @@ class ModelSource:
     def wants_pixels(self) -> bool:
         """Whether the pixel level is calibrated."""
         return self.selection.pixel is not None and not self.image_only
+
+    def files(self) -> list[Path]:
+        """Return every file that is read: model, weights, images, masks, and the CSV file that lists them."""
+        listing = [self.images] if self.images.is_file() else []
+        masks = [sample.mask for sample in self.samples if sample.mask is not None]
+        return [*model_files(self.path), *listing, *(sample.image for sample in self.samples), *masks]
 
     def calibrate(self, calibrator: "Calibrator", *, progress: Progress | None = None) -> CalibrationStats:
         """Run the model over all images, feed the calibrator and return its statistics with a record of how.
@@ -161,7 +174,7 @@ class ModelSource:
         UnsupportedModelError
             If the model fails on a batch.
         """
-        done = 0
+        done, empty = 0, EmptyMasks()
         batches = load_batches(
             self.samples,
             self.preprocessing,
@@ -171,9 +184,11 @@ class ModelSource:
         )
         for batch in batches:
             self._feed(calibrator, batch)
+            empty.look_at(batch)
             done += len(batch.samples)
             if progress is not None:
                 progress(done, len(self.samples))
+        empty.warn()
         stats = calibrator.compute()
         return replace(stats, details={**stats.details, **self.details()})
 
@@ -220,12 +235,7 @@ class ModelSource:
 
     def _feed(self, calibrator: "Calibrator", batch: Batch) -> None:
         scores, maps = run_batch(self.runner, self.selection, batch.images, batch_size=self.batch_size)
-        masks = None
-        if maps is not None and self.wants_pixels:
-            fitted = [
-                fit_mask(mask, height=maps.shape[1], width=maps.shape[2]) for mask in batch.masks if mask is not None
-            ]
-            masks = np.stack(fitted)
+        masks = None if maps is None or not self.wants_pixels else fitted_masks(batch, maps.shape[1:])
         labels = np.array([sample.label for sample in batch.samples], np.uint8)
         try:
             if masks is None:
@@ -239,20 +249,6 @@ class ModelSource:
             ) from error
 
 
-def file_digests(model: Path) -> dict[str, str]:
-    """Return the SHA-256 of the model file and of the weights file that goes with its name (`.bin`, `.onnx.data`)."""
-    weights = model.with_suffix(".bin") if model.suffix.lower() == ".xml" else model.with_name(model.name + ".data")
-    digests = {}
-    for path in (model, weights):
-        if path == model or path.is_file():
-            try:
-                with path.open("rb") as file:
-                    digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-            except OSError as error:
-                raise FileError(f"cannot read {path}", found=error.strerror) from error
-    return digests
-
-
 def _refuse_post_processed(ports: Sequence[PortInfo], selection: Selection) -> None:
     results = [port.name for port in ports if any(port.answers_to(name) for name in RESULT_NAMES)]
     asked = [found for found in (selection.image_found, selection.pixel_found) if found is not None]
@@ -261,16 +257,6 @@ def _refuse_post_processed(ports: Sequence[PortInfo], selection: Selection) -> N
             f"the model is post-processed already: it has an output '{results[0]}'",
             needed="raw outputs, whose range and threshold are not known yet",
             fix="calibrate on the raw export, or name its raw outputs with --image-output and --pixel-output",
-        )
-
-
-def _refuse_missing_masks(samples: tuple[Sample, ...]) -> None:
-    missing = [sample.image for sample in samples if sample.label == 1 and sample.mask is None]
-    if missing:
-        raise CalibrationError(
-            f"{len(missing)} anomalous image(s) have no mask; the first is {missing[0]}",
-            needed="a mask for every anomalous image, to calibrate the pixel level",
-            fix="add the masks, or leave the pixel level out with --image-only",
         )
 
 

@@ -11,7 +11,9 @@ from PIL import Image
 
 from postproc_export.calibration import Calibrator
 from postproc_export.calibration.models.batches import find_batch_size, run_batch
-from postproc_export.calibration.models.source import ModelSource, file_digests
+from postproc_export.calibration.models.files import file_digests
+from postproc_export.calibration.models.masks import EmptyMaskWarning
+from postproc_export.calibration.models.source import ModelSource
 from postproc_export.errors import CalibrationError, UnsupportedModelError, UsageError
 from postproc_export.images import Preprocessing, find_samples
 from postproc_export.outputs import select_outputs
@@ -287,3 +289,31 @@ def test_a_padded_batch_gives_the_values_of_a_full_one() -> None:
     np.testing.assert_array_equal(scores, full["pred_score"][:, 0])
     assert maps is not None
     np.testing.assert_array_equal(maps, full["anomaly_map"][:, 0])
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_at_least_one_worker_decodes(dataset: Path, tmp_path: Path, workers: int) -> None:
+    """None chooses; a number below 1 is refused before the model is loaded."""
+    with pytest.raises(UsageError, match=rf"{workers} workers(.|\n)*at least 1(.|\n)*fix: "):
+        ModelSource.open(tmp_path / "absent.onnx", dataset, workers=workers)
+
+
+def test_an_anomalous_image_with_an_empty_mask_is_told_of_once(dataset: Path, tmp_path: Path) -> None:
+    """With the count and the first file; where every mask has a pixel, or none is read, nothing is said."""
+    model = hosts.write(hosts.score_and_map(), tmp_path / "m.onnx")
+    ModelSource.open(model, dataset, preprocessing=EXACT).calibrate(plain())  # a warning would be an error
+    for name in ("crack/001_mask.png", "hole/000_mask.png"):
+        _save(dataset / "ground_truth" / name, np.zeros(SIZE, np.uint8))
+    with pytest.warns(EmptyMaskWarning, match=r"2 anomalous image\(s\) .* first mask is .*crack/001_mask\.png") as told:
+        ModelSource.open(model, dataset, preprocessing=EXACT, batch_size=1).calibrate(plain())
+    assert len(told) == 1
+    ModelSource.open(model, dataset, preprocessing=EXACT, image_only=True).calibrate(plain())
+
+
+def test_every_file_that_is_read_is_listed(dataset: Path, tmp_path: Path) -> None:
+    """Model, weights, images and masks; of a folder of images not the folder itself."""
+    model = hosts.to_ir(hosts.score_and_map(), tmp_path / "m.xml")
+    files = ModelSource.open(model, dataset, preprocessing=EXACT).files()
+    assert {path.name for path in files if path.parent == tmp_path} == {"m.xml", "m.bin"}
+    assert {path for path in files if path.suffix == ".png"} == set(dataset.rglob("*.png"))
+    assert dataset not in files

@@ -179,3 +179,17 @@ def test_a_policy_that_is_not_known_is_refused() -> None:
     assert Calibration(pixel_policy="recall=0.9").pixel_policy == "recall=0.9"
     with pytest.raises(UsageError, match="f2"):
         Calibration(image_policy="f2")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param("model.onnx", id="model"), pytest.param("model.bin", id="weights"), "parity.json"]
+)
+def test_a_file_that_is_read_is_not_replaced(name: str, tmp_path: Path) -> None:
+    """It is refused before the module is exported."""
+    (tmp_path / name).write_text("what the module was made from")
+    told: list[str] = []
+    options = {"output": tmp_path, "formats": "onnx,openvino", "inputs": [tmp_path / name], "tell": told.append}
+    with pytest.raises(FileError, match=r"it is the file that is read\n  fix:     choose another folder"):
+        export_model(export_modules.training(), EXAMPLE, STATS, **options)
+    assert not told
+    assert (tmp_path / name).read_text() == "what the module was made from"

@@ -8,6 +8,8 @@ import pytest
 from publications import NEW, OLD, contents, fill, publish_pair
 
 from postproc_export.errors import FileError
+from postproc_export.files import checking
+from postproc_export.files.checking import check_folder, check_target
 from postproc_export.files.writing import Publication, publishing, write_text
 
 
@@ -162,3 +164,73 @@ def test_writing_onto_the_input_needs_in_place(tmp_path: Path) -> None:
         publication.temporary(model).write_text("new")
     assert model.read_text() == "new"
     assert (tmp_path / "hard.onnx").read_text() == "old"
+
+
+def test_a_name_of_the_system_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`/dev/stdout` is a link, maybe to a file, that all processes use; /dev/shm is a folder."""
+    devices = tmp_path / "dev"
+    (devices / "shm").mkdir(parents=True)
+    (tmp_path / "file").write_text("kept")
+    (devices / "stdout").symlink_to(tmp_path / "file")
+    (tmp_path / "elsewhere").symlink_to(devices)
+    monkeypatch.setattr(checking, "_DEVICES", devices)
+    for target in (devices / "stdout", tmp_path / "elsewhere" / "stdout"):
+        with pytest.raises(FileError, match=r"found:   a name of the system(.|\n)*fix: "):
+            write_text(target, "new")
+    assert (devices / "stdout").is_symlink()
+    write_text(devices / "shm" / "a.txt", "new")
+    assert contents(devices) == {"stdout": "kept", "shm/a.txt": "new"}
+    with pytest.raises(FileError, match="a name of the system, in /proc"):
+        check_target(Path("/proc/self/comm"))
+
+
+def test_a_target_is_checked_without_writing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `write_text` would refuse is refused before, with what to do; a good target is not made."""
+    (tmp_path / "in.npz").write_text("input")
+    check_target(tmp_path / "new.json", [tmp_path / "in.npz"])
+    assert contents(tmp_path) == {"in.npz": "input"}
+    cases = {
+        tmp_path / "absent" / "a.json": "no folder .*\n  fix:     make the folder first",
+        tmp_path: "a folder",
+        tmp_path / ("x" * 300): "too long\n  fix:     choose a shorter name",
+    }
+    for target, message in cases.items():
+        with pytest.raises(FileError, match=message):
+            check_target(target)
+
+    def deny(**_: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(checking, "TemporaryFile", deny)
+    for check in (check_target, check_folder):
+        with pytest.raises(FileError, match="Permission denied\n  fix:     choose a folder that you may write to"):
+            check(tmp_path / "a.json" if check is check_target else tmp_path)
+
+
+def test_a_folder_is_checked_without_leaving_anything(tmp_path: Path) -> None:
+    """A missing folder and a file in its place are refused."""
+    check_folder(tmp_path)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(FileError, match=r"no such folder(.|\n)*make the folder first"):
+        check_folder(tmp_path / "absent")
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError, match="a file"):
+        check_folder(tmp_path / "file")
+
+
+def test_a_target_that_is_read_is_refused(tmp_path: Path) -> None:
+    """By whatever name, also within a folder that is read as one; a file beside it may be written."""
+    fill(tmp_path, {"in.npz": "input", "store/zarr.json": "{}", "store/c/0": "x"})
+    (tmp_path / "hard.npz").hardlink_to(tmp_path / "in.npz")
+    (tmp_path / "soft.npz").symlink_to("in.npz")
+    (tmp_path / "linked").symlink_to("store")
+    read = [tmp_path / "in.npz", tmp_path / "store", tmp_path / "absent"]
+    for name in ("in.npz", "hard.npz", "soft.npz", "store/../in.npz"):
+        with pytest.raises(FileError, match=r"it is the file that is read\n  fix: "):
+            check_target(tmp_path / name, read)
+    for name in ("store/new.json", "store/c/0", "linked/c/new.json"):
+        with pytest.raises(FileError, match=r"it lies in .*store, which is read"):
+            check_target(tmp_path / name, read)
+    check_target(tmp_path / "store.json", read)
+    (tmp_path / "other.npz").touch()
+    check_target(tmp_path / "other.npz", read)

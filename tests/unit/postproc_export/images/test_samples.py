@@ -108,6 +108,12 @@ class TestFindSamples:
             pytest.param("image,label,mask\na.png,1,x.png\n", FileError, r"line 2: mask .*x\.png is not", id="mask"),
             pytest.param("image,label\n,1\n", CalibrationError, "line 2: no image is named", id="blank"),
             pytest.param("", CalibrationError, "no column 'image'", id="empty"),
+            pytest.param(
+                "image,label\na.png,0\n./a.png,1\n",
+                CalibrationError,
+                r"line 3: the image .*a\.png a second time(.|\n)*the same file in line 2(.|\n)*fix: ",
+                id="twice",
+            ),
         ],
     )
     def test_a_faulty_csv_file_is_refused_with_the_line(
@@ -116,8 +122,9 @@ class TestFindSamples:
         """The line and what is wrong with it are named."""
         save(tmp_path / "a.png")
         (tmp_path / "list.csv").write_text(text)
-        with pytest.raises(error, match=message):
+        with pytest.raises(error, match=message) as raised:
             find_samples(tmp_path / "list.csv")
+        assert "cannot read" not in str(raised.value), "an error that says what is wrong is wrapped in no other"
 
     def test_a_file_that_is_no_text_is_refused(self, tmp_path: Path) -> None:
         """An image given for the CSV file is named."""
