@@ -9,7 +9,7 @@ from postproc_export.calibration.dask.parts import Reply, Work, add_replies
 from postproc_export.calibration.dask.watched import watched
 from postproc_export.errors import CalibrationError, PostprocError, require
 
-FAN_IN: Final = 8
+FAN_IN: Final = 2  # a worker holds what it adds and a few more answers that wait, up to 22 MB each
 _PURPOSE: Final = "calibrating with Dask"
 
 OnReply = Callable[[int], None]
