@@ -100,6 +100,15 @@ def sharded_cases() -> dict[str, Sharded]:
     return cases
 
 
+def three_shards(route: str) -> Sharded:
+    """Return many samples for rank 0, none for rank 1, a few in two batches for rank 2."""
+    rng = np.random.default_rng(8)
+    values = rng.gamma(2, size=120).astype(np.float32).round(2)
+    whole = _scores(values, rng.random(120) < values / 9)
+    last = (_part(whole, 90, 93), _part(whole, 93, 120))
+    return Sharded(((_part(whole, 0, 90),), (), last), {"compare": COMPARED}, route)
+
+
 def _part_of(batch: Batch, level: str) -> Batch:
     keys = ("pred_score", "gt_label") if level == "image" else ("anomaly_map", "gt_mask")
     return {key: batch[key] for key in keys}

@@ -15,6 +15,7 @@ import pytest
 
 from postproc_export.calibration import COMPARED, Progress, calibrate
 from postproc_export.calibration.dask import connection as dask_connection
+from postproc_export.calibration.dask import watched
 from postproc_export.calibration.dask.part_counts import Count
 from postproc_export.calibration.dask.parts import Divide, reply
 from postproc_export.calibration.dask.shards import ShardPart
@@ -310,6 +311,6 @@ def test_a_cluster_without_workers_or_with_other_software(
     )
     with pytest.raises(CalibrationError, match=text):
         calibrate(DATA, dask=addresses[0])
-    monkeypatch.setattr(dask_connection, "WAIT", 0.1)
+    monkeypatch.setattr(watched, "WAIT", 0.1)
     with pytest.raises(CalibrationError, match=rf"the Dask scheduler at {addresses[2]} has no worker"):
         calibrate(DATA, dask=addresses[2])

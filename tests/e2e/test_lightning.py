@@ -65,7 +65,30 @@ def test_a_sampler_of_ones_own_can_be_vouched_for(results: Results) -> None:
     assert [rank["streamed"] for rank in results] == [expected, expected]
 
 
+def test_two_callbacks_stand_beside_each_other(results: Results) -> None:
+    """With policies and files of their own, each is in its file and can be chosen in the checkpoint."""
+    for policy, (file, in_checkpoint) in results[0]["two_callbacks"].items():
+        assert file == in_checkpoint
+        assert file["image"]["policy"] == policy
+
+
+def test_an_error_in_the_validation_step_gives_disk_space_back(results: Results) -> None:
+    """Lightning tears nothing down after an exception."""
+    for rank in results:
+        assert rank["broken_step"] == {"before": True, "after": False}
+
+
+def test_what_is_not_there_is_found_before_training(results: Results) -> None:
+    """In the sanity check, in all processes."""
+    for rank in results:
+        assert rank["found_early"]["trained"] == 0
+        assert "the validation step has no predictions" in rank["found_early"]["text"]
+
+
 REFUSED = [
+    ("missing_in_one", "rank 1 of 2 failed: KeyError: 'no_such_key'", ""),
+    ("not_written", "rank 0 of 2 failed: cannot write", "folder.json"),
+    ("same_file", "two calibration callbacks of one Trainer write the same file", "in the folder of the checkpoints"),
     ("not_found", "the validation step has no predictions", "validation_step returned a tuple of 2"),
     ("not_vouched", "which samples of validation dataloader 0 reach several processes", "the dataset is iterable"),
     ("not_distributed", "which samples of validation dataloader 0 reach several", "the sampler is a SequentialSampler"),

@@ -14,11 +14,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Subset
 from validation_samples import sample
 
-from postproc_export.calibration import Calibrator
+from postproc_export.calibration import Calibrator, spool
+from postproc_export.errors import UsageError
 from postproc_export.integrations.lightning import Package, calibration_callback, checkpoint_statistics
 
 MODULES: dict[Package, str] = {"lightning": "lightning.pytorch", "pytorch_lightning": "pytorch_lightning"}
@@ -86,6 +88,35 @@ class SpoiledSteps(Steps):
         return {**step, "pred_score": step["pred_score"] * (float("nan") if torch.distributed.get_rank() else 1)}
 
 
+class BrokenSteps(Steps):
+    """A step that raises in its second batch."""
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """Return scores and maps."""
+        if batch_idx == 1:
+            raise RuntimeError("the validation step is broken")
+        return super().validation_step(batch, batch_idx, dataloader_idx)
+
+
+class CountingSteps(TupleSteps):
+    """Steps that count the training."""
+
+    trained = 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        """Return a loss."""
+        self.trained += 1
+        return super().training_step(batch, batch_idx)
+
+
+def missing_in_one(outputs: Any, batch: Any) -> dict[str, Any]:
+    """Return arrays, or raise in process 1."""
+    found = {"pred_score": outputs["pred_score"], "gt_label": batch["gt_label"]}
+    if torch.distributed.get_rank() == 1:
+        del found["pred_score"], found["no_such_key"]
+    return found
+
+
 @dataclass(frozen=True)
 class Cases:
     """The cases with one package."""
@@ -111,9 +142,10 @@ class Cases:
         given = {"max_epochs": 2, "default_root_dir": self.folder / name, **quiet, **processes, **options}
         return self.pl.Trainer(callbacks=[*callbacks], **given)
 
-    def callback(self, **options: Any) -> Any:
+    def callback(self, *, policy: str = "f1", **options: Any) -> Any:
         """Return a callback with few resamples."""
-        return calibration_callback(Calibrator(resamples=20), package=self.package, **options)
+        calibrator = Calibrator(resamples=20, image_policy=policy)
+        return calibration_callback(calibrator, package=self.package, **options)
 
     def fitted(self) -> Any:
         """Two epochs, 13 shuffled samples in batches of 4 on two processes, a sanity check before."""
@@ -183,10 +215,66 @@ class Cases:
         """One process meets a NaN in its first batch."""
         self.trainer("spoiled", self.callback()).validate(self.model(SpoiledSteps), loader(13))
 
+    def two_callbacks(self) -> Any:
+        """Two policies in one Trainer, each with a file of its own."""
+        path = self.folder / "two" / "recall.json"
+        one, other = self.callback(), self.callback(policy="recall=1", output=path)
+        run = self.trainer("two", one, other, max_epochs=1)
+        run.fit(self.model(), loader(4), loader(13))
+        checkpoint, beside = run.checkpoint_callback.best_model_path, Path(run.checkpoint_callback.dirpath)
+        found = {"f1": beside / "calibration.json", "recall=1": path}
+        return {
+            policy: [
+                json.loads(file.read_text(encoding="utf-8")),
+                checkpoint_statistics(checkpoint, image_policy=policy).to_json(),
+            ]
+            for policy, file in found.items()
+        }
+
+    def same_file(self) -> Any:
+        """Two policies in one Trainer, whose file would be that of the last one."""
+        run = self.trainer("same-file", self.callback(), self.callback(policy="recall=1"))
+        run.fit(self.model(), loader(4), loader(13))
+
+    def broken_step(self) -> Any:
+        """A validation step raises while values are on disk."""
+        calibration = self.callback()
+        spools = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(spool, "_IN_MEMORY", 0)
+            patch.setattr(spool, "_BLOCK", 10)
+            patch.setattr(Calibrator, "close", lambda self: (spools.append(on_disk(self)), self.reset()))
+            with pytest.raises(RuntimeError, match="the validation step is broken"):
+                self.trainer("broken-step", calibration).validate(self.model(BrokenSteps), loader(13, batch_size=2))
+            return {"before": spools[0], "after": on_disk(calibration._calibrator)}
+
+    def found_early(self) -> Any:
+        """Nothing says where the predictions are, which the sanity check finds before a step of training."""
+        model = self.model(CountingSteps)
+        with pytest.raises(UsageError) as raised:
+            self.trainer("found-early", self.callback()).fit(model, loader(4), loader(13))
+        return {"text": str(raised.value), "trained": model.trained}
+
+    def missing_in_one(self) -> Any:
+        """The user's function raises in one process only."""
+        self.trainer("missing", self.callback(extract=missing_in_one)).validate(self.model(), loader(13))
+
+    def not_written(self) -> Any:
+        """The process that writes the file cannot: there is a folder in its place."""
+        path = self.folder / "folder.json"
+        path.mkdir(parents=True, exist_ok=True)
+        self.trainer("not-written", self.callback(output=path)).validate(self.model(), loader(13))
+
     def results(self) -> dict[str, Any]:
         """Return what every case returns, or the error that it raises."""
-        calculating = (self.fitted, self.validated, self.extracted, self.streamed)
+        calculating = (
+            *(self.fitted, self.validated, self.extracted, self.streamed),
+            *(self.two_callbacks, self.broken_step, self.found_early),
+        )
         refused = (
+            self.missing_in_one,
+            self.not_written,
+            self.same_file,
             self.not_found,
             self.not_vouched,
             self.not_distributed,
@@ -195,6 +283,12 @@ class Cases:
             self.spoiled,
         )
         return {case.__name__: result_of(case) for case in (*calculating, *refused)}
+
+
+def on_disk(calibrator: Calibrator) -> bool:
+    """Whether there are values of pixels in a temporary file."""
+    kept = calibrator._levels["pixel"].spool
+    return kept is not None and kept.on_disk
 
 
 def result_of(case: Callable[[], Any]) -> Any:

@@ -1,13 +1,15 @@
 """Running the tasks of a pass with Dask: on a cluster or in this process, answers added up as a tree."""
 
+from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
 from postproc_export.calibration.dask.parts import Reply, Work, add_replies
+from postproc_export.calibration.dask.watched import watched
 from postproc_export.errors import CalibrationError, PostprocError, require
 
-FAN_IN: Final = 8
+FAN_IN: Final = 2  # a worker holds what it adds and a few more answers that wait, up to 22 MB each
 _PURPOSE: Final = "calibrating with Dask"
 
 OnReply = Callable[[int], None]
@@ -48,17 +50,22 @@ class Cluster:
         ------
         CalibrationError
             If the cluster does not get it done, or a chunk cannot be computed.
+        Exception
+            What `on_reply` raises, as it is.
         """
         dask = require("dask", extra="dask", purpose=_PURPOSE)
         question = dask.delayed(work, pure=False, traverse=False)
         leaves = make(question)
         if not leaves:
             return None
+        heard = None if on_reply is None else _Heard(on_reply)
         try:
-            return self._compute(_tree(leaves, question), leaves, on_reply)
+            return self._compute(_tree(leaves, question), leaves, heard)
         except PostprocError:
             raise
-        except Exception as error:  # whatever the tasks of the user's arrays, or the cluster, may raise
+        except (Exception, CancelledError) as error:  # whatever the user's tasks, or the cluster, may raise
+            if heard is not None and error is heard.error:
+                raise
             raise CalibrationError(
                 "Dask could not compute the parts of the source",
                 found=f"{type(error).__name__}: {' '.join(str(error).split())}",
@@ -71,15 +78,39 @@ class Cluster:
             with _reporting(on_reply):
                 return dask.compute(root)[0]
         sizes = [] if on_reply is None else [dask.delayed(_read, pure=False)(leaf) for leaf in leaves]
-        answer, *counters = self._client.compute([root, *sizes])
-        if on_reply is not None:
-            completed = require("distributed", extra="dask", purpose=_PURPOSE).as_completed(
-                counters, loop=self._client.loop
-            )
-            for future in completed:
-                if future.status == "finished":  # else the answer is an error too, and is raised below
-                    on_reply(future.result())
-        return answer.result()
+        futures = self._client.compute([root, *sizes])
+        try:
+            if on_reply is not None:
+                self._report(futures[1:], on_reply)
+            return watched(self._client, lambda: self._client.gather(futures[0]))
+        finally:
+            for future in futures:  # after an error, too: the traceback would keep the tasks running
+                future.release()
+
+    def _report(self, counters: Sequence[Any], on_reply: OnReply) -> None:
+        """Report every part; the count of one whose worker is lost comes from the next one."""
+        distributed = require("distributed", extra="dask", purpose=_PURPOSE)
+        completed = distributed.as_completed(counters, with_results=True, loop=self._client.loop)
+        for _ in counters:
+            _, read = watched(self._client, completed.__anext__)
+            if isinstance(read, CancelledError):
+                raise read
+            on_reply(read)
+
+
+class _Heard:
+    """Passes replies on, and remembers what listening to them has raised."""
+
+    def __init__(self, on_reply: OnReply) -> None:
+        self._on_reply = on_reply
+        self.error: Exception | None = None
+
+    def __call__(self, read: int) -> None:
+        try:
+            self._on_reply(read)
+        except Exception as error:
+            self.error = error
+            raise
 
 
 def _tree(answers: list[Any], question: Any) -> Any:

@@ -1,16 +1,16 @@
 """Connecting to a Dask cluster, or saying in one message why it is of no use."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Final
 
+from postproc_export.calibration.dask import watched
 from postproc_export.calibration.dask.cluster import Cluster
 from postproc_export.errors import CalibrationError, UsageError, require
 from postproc_export.version import __version__
 
-WAIT: Final = 30.0  # seconds for a first worker
 _PURPOSE: Final = "calibrating with Dask"
 
 
@@ -21,17 +21,16 @@ def cluster_at(dask: Any) -> Iterator[Cluster]:
     Raises
     ------
     CalibrationError
-        If there is no scheduler at the address, it has no workers, or they have another version of this package.
+        If there is no scheduler at the address, it has no workers, one of them does not answer, or they have another
+        version of this package.
     """
     if dask is None:
-        yield Cluster(_default_client())
+        yield _checked(_default_client())
     elif isinstance(dask, str):
         with _connected(dask) as client:
-            _check_workers(client, dask)
-            yield Cluster(client)
+            yield _checked(client)
     elif hasattr(dask, "nthreads") and hasattr(dask, "compute"):
-        _check_workers(dask, str(dask.scheduler.address))
-        yield Cluster(dask)
+        yield _checked(dask)
     else:
         raise UsageError(
             "dask= is not a cluster", found=type(dask).__name__, needed="an address or a distributed.Client"
@@ -86,33 +85,35 @@ def _default_client() -> Any:
     return owner if hasattr(owner, "nthreads") else None
 
 
-def _check_workers(client: Any, address: str) -> None:
-    try:
-        client.wait_for_workers(1, timeout=WAIT)
-    except TimeoutError as error:
-        fix = f"dask worker {address}"
-        raise CalibrationError(f"the Dask scheduler at {address} has no worker", fix=fix) from error
-    for where, found in _versions(client).items():
-        if found != __version__:
-            raise CalibrationError(
-                f"the Dask {where} is not the same software",
-                found=f"postproc-export {found}" if isinstance(found, str) else f"{type(found).__name__}: {found}",
-                needed=f"postproc-export {__version__}, as here",
-                fix=f"pip install postproc-export=={__version__} where the scheduler and the workers run",
-            )
+def _checked(client: Any) -> Cluster:
+    """Return the cluster of a client whose workers are there and have this software; of no client, this process."""
+    if client is not None:
+        watched.wait_for_worker(client)
+        for where, found in watched.run_everywhere(client, _version_function()).items():
+            _check_answer(where, found)
+    return Cluster(client)
 
 
-def _versions(client: Any) -> dict[str, Any]:
-    """Return the version of this package, or the error of looking for it, at the scheduler and at every worker."""
-
+def _version_function() -> Callable[[], str]:
     def version() -> str:  # travels by value: the package may not be there
         from postproc_export.version import __version__
 
         return __version__
 
-    try:
-        at_scheduler: Any = client.run_on_scheduler(version)
-    except ImportError as error:
-        at_scheduler = error
-    workers = client.run(version, on_error="return")
-    return {"scheduler": at_scheduler, **{f"worker {worker}": found for worker, found in workers.items()}}
+    return version
+
+
+def _check_answer(where: str, found: Any) -> None:
+    if isinstance(found, OSError):
+        raise CalibrationError(
+            f"the Dask {where} does not answer",
+            found=f"{type(found).__name__}: {str(found) or f'nothing within {watched.WAIT:g} s'}",
+            fix="restart it, or take it out of the cluster",
+        ) from found
+    if found != __version__:
+        raise CalibrationError(
+            f"the Dask {where} is not the same software",
+            found=f"postproc-export {found}" if isinstance(found, str) else f"{type(found).__name__}: {found}",
+            needed=f"postproc-export {__version__}, as here",
+            fix=f"pip install postproc-export=={__version__} where the scheduler and the workers run",
+        )

@@ -15,7 +15,7 @@ from postproc_export.calibration.counting.arrays import Block
 from postproc_export.calibration.counting.locator import Indices
 from postproc_export.calibration.counting.ordered import Keys
 from postproc_export.calibration.counting.table import Table
-from postproc_export.calibration.counting.tables import sum_tables
+from postproc_export.calibration.counting.tables import Grid, sum_tables
 from postproc_export.calibration.counting.values import ReadValues
 
 
@@ -113,8 +113,14 @@ class Divide:
         return values.split(table, self.chosen, bits=self.bits) if self.bits else values.collect(table, self.chosen)
 
     def add(self, answers: Sequence[Table]) -> Table:
-        """Return the finer bins of the whole."""
-        return sum_tables(answers, low=self.low, high=self.high)
+        """Return the finer bins of the whole: collected values are few, cells are added where they stand."""
+        if not self.bits:
+            return sum_tables(answers, low=self.low, high=self.high)
+        grid = Grid(self.starts[self.chosen], int(self.widths[self.chosen[0]]), self.bits)
+        counts = grid.dense(answers[0])
+        for answer in answers[1:]:
+            counts += grid.dense(answer)
+        return grid.table(counts, low=self.low, high=self.high)
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,9 +42,9 @@ def distributed_levels(
     """
     own = {level: _Share.of(states[level]).to_json() for level in LEVELS}
     reports = ranks.gather_json({"options": _described(options, nonfinite), "levels": own})
-    _check_alike([report["options"] for report in reports])
+    _check_alike([report["options"] for report in reports], ranks)
     shares = {level: [_Share(**report["levels"][level]) for report in reports] for level in LEVELS}
-    labelled = {level: _labelled(level, shares[level]) for level in LEVELS}
+    labelled = {level: _labelled(level, shares[level], ranks) for level in LEVELS}
     return {
         level: _stats(level, states[level], shares[level], options[level], labelled=flag, ranks=ranks)
         for level, flag in labelled.items()
@@ -80,22 +80,22 @@ def _described(options: Mapping[Level, LevelOptions], nonfinite: str) -> dict[st
     return {**levels, **rest, "version": __version__}
 
 
-def _check_alike(described: Sequence[Mapping[str, Any]]) -> None:
+def _check_alike(described: Sequence[Mapping[str, Any]], ranks: Ranks) -> None:
     for rank, each in enumerate(described):
         different = [name for name in each if each[name] != described[0][name]]
         if different:
             name = different[0]
-            found = f"{name} {described[0][name]!r} on rank 0, {each[name]!r} on rank {rank}"
+            found = f"{name} {described[0][name]!r} on {ranks.name(0)}, {each[name]!r} on {ranks.name(rank)}"
             raise UsageError("the ranks calibrate with different options", found=found, needed="the same everywhere")
 
 
-def _labelled(level: Level, shares: Sequence[_Share]) -> bool | None:
+def _labelled(level: Level, shares: Sequence[_Share], ranks: Ranks) -> bool | None:
     """Return whether a level has ground truth; None where no rank has seen it."""
     flags = {share.labelled: rank for rank, share in reversed(list(enumerate(shares))) if share.labelled is not None}
     if len(flags) > 1:
         raise CalibrationError(
             f"{level} level: some ranks have ground truth and others have not",
-            found=f"rank {flags[True]} with, rank {flags[False]} without",
+            found=f"{ranks.name(flags[True])} with, {ranks.name(flags[False])} without",
             needed="ground truth everywhere or nowhere",
         )
     return next(iter(flags), None)

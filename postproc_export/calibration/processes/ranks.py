@@ -6,7 +6,7 @@ fails between two meetings says so at the next one, so the others never wait for
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, NoReturn
 
 import numpy as np
@@ -38,6 +38,8 @@ def all_ranks(group: Any) -> Iterator["Ranks"]:
         package's), with the rank and the message. Where all ranks raise the same, each raises its own.
     CalibrationError
         If the process group itself fails, because a rank has ended for example.
+    BaseException
+        What is no Exception, such as KeyboardInterrupt, as it is; the other ranks are told where that is possible.
     """
     ranks = Ranks(group)
     try:
@@ -45,6 +47,10 @@ def all_ranks(group: Any) -> Iterator["Ranks"]:
         ranks.end()
     except Exception as error:
         ranks.pass_on(error)
+        raise
+    except BaseException as error:
+        with suppress(PostprocError):  # what the other ranks have to say matters less
+            ranks.pass_on(error)
         raise
 
 
@@ -70,8 +76,8 @@ class Ranks:
 
     def add(self, counts: Counts) -> Counts:
         """Return the sum over all ranks of int64 arrays of one shape."""
-        self._meet(_ADD, counts.size)
-        with self._collective():
+        with self._exchange():
+            self._meet(_ADD, counts.size)
             tensor = self._torch.from_numpy(np.ascontiguousarray(counts)).to(self._device)
             self._dist.all_reduce(tensor, group=self._group)
             total: Counts = tensor.cpu().numpy()
@@ -89,8 +95,9 @@ class Ranks:
         -----
         One rank after the other sends, so that memory holds what was sent and nothing else, however uneven it is.
         """
-        sizes = self._meet(_GATHER, values.size)
-        return [self._from(rank, values, size) for rank, size in enumerate(sizes)]
+        with self._exchange():
+            sizes = self._meet(_GATHER, values.size)
+            return [self._from(rank, values, size) for rank, size in enumerate(sizes)]
 
     def gather_json(self, document: object) -> list[Any]:
         """Return a small JSON document of every rank."""
@@ -98,16 +105,26 @@ class Ranks:
 
     def end(self) -> None:
         """Meet for the last time; who has nothing to do any more still learns that another rank failed."""
-        self._meet(_END, 0)
+        with self._exchange():
+            self._meet(_END, 0)
         self._is_over = True
 
-    def pass_on(self, error: Exception) -> None:
+    def pass_on(self, error: BaseException) -> None:
         """Tell the other ranks of an error, and raise what every rank raises; returns where all have the same."""
         if self._is_over:
             return
         message = _as_bytes(_document(error))
-        states = self._states(_FAILED, message.size)
-        self._fail(states, message, own=error)
+        with self._exchange():
+            self._fail(self._states(_FAILED, message.size), message, own=error)
+
+    def name(self, rank: int) -> str:
+        """Return how messages call a rank of the group: by its number among all processes."""
+        number = self._dist.get_global_rank(self._group, rank)
+        return f"rank {number}" if self._is_whole else f"global rank {number}"
+
+    @property
+    def _is_whole(self) -> bool:
+        return bool(self.size == self._dist.get_world_size())
 
     def _meet(self, kind: int, size: int) -> list[int]:
         states = self._states(kind, size)
@@ -115,31 +132,27 @@ class Ranks:
             self._fail(states, np.zeros(0, dtype=np.uint8), own=None)
         alike = {state if kind == _GATHER else (state, length) for state, length in states}
         if len(alike) > 1:
-            self._is_over = True
             raise CalibrationError(
                 "the ranks have come to different steps of the calibration", needed="the same versions on every rank"
             )
         return [length for _, length in states]
 
     def _states(self, kind: int, size: int) -> list[tuple[int, int]]:
-        with self._collective():
-            own = self._torch.tensor([kind, size], dtype=self._torch.int64, device=self._device)
-            found = [self._torch.empty_like(own) for _ in range(self.size)]
-            self._dist.all_gather(found, own, group=self._group)
-            return [(int(state), int(length)) for state, length in self._torch.stack(found).tolist()]
+        own = self._torch.tensor([kind, size], dtype=self._torch.int64, device=self._device)
+        found = [self._torch.empty_like(own) for _ in range(self.size)]
+        self._dist.all_gather(found, own, group=self._group)
+        return [(int(state), int(length)) for state, length in self._torch.stack(found).tolist()]
 
     def _from(self, rank: int, values: AnyArray, size: int) -> AnyArray:
         if not size:
             return np.zeros(0, dtype=values.dtype)
-        mine = rank == self.rank
-        with self._collective():
-            sent = np.ascontiguousarray(values) if mine else np.empty(size, dtype=values.dtype)
-            tensor = self._torch.from_numpy(sent).to(self._device)
-            self._dist.broadcast(tensor, self._dist.get_global_rank(self._group, rank), group=self._group)
-            received: AnyArray = tensor.cpu().numpy()
+        sent = np.ascontiguousarray(values) if rank == self.rank else np.empty(size, dtype=values.dtype)
+        tensor = self._torch.from_numpy(sent).to(self._device)
+        self._dist.broadcast(tensor, self._dist.get_global_rank(self._group, rank), group=self._group)
+        received: AnyArray = tensor.cpu().numpy()
         return received
 
-    def _fail(self, states: Sequence[tuple[int, int]], message: AnyArray, *, own: Exception | None) -> None:
+    def _fail(self, states: Sequence[tuple[int, int]], message: AnyArray, *, own: BaseException | None) -> None:
         failed = {rank: length for rank, (state, length) in enumerate(states) if state == _FAILED}
         failures: _Failures = {
             rank: json.loads(self._from(rank, message, length).tobytes()) for rank, length in failed.items()
@@ -147,14 +160,26 @@ class Ranks:
         self._is_over = True
         texts = {json.dumps(failure) for failure in failures.values()}
         if len(failures) < self.size or len(texts) > 1:
-            _raise_named(failures, size=self.size, own=own)
+            self._raise_named(failures, own=own)
+
+    def _raise_named(self, failures: _Failures, *, own: BaseException | None) -> NoReturn:
+        first, *others = failures
+        document = failures[first]
+        more = f" (and {', '.join(map(self.name, others))})" if others else ""
+        kind = getattr(errors, document["class"], CalibrationError)
+        rows = {key: document.get(key) for key in ("found", "needed", "fix")}
+        among = f"of {self.size}" if self._is_whole else f"in a group of {self.size}"
+        raise kind(f"{self.name(first)} {among} failed{more}: {document['what']}", **rows) from own
 
     @contextmanager
-    def _collective(self) -> Iterator[None]:
+    def _exchange(self) -> Iterator[None]:
+        """Whatever is raised on the way, an interrupt too: the ranks are at different places, so nothing follows."""
         try:
             yield
-        except Exception as error:
+        except BaseException as error:
             self._is_over = True
+            if isinstance(error, PostprocError) or not isinstance(error, Exception):
+                raise
             raise CalibrationError(
                 "the process group failed in the middle of a calibration",
                 found=str(error).partition("\n")[0],
@@ -192,17 +217,8 @@ def _as_bytes(document: object) -> AnyArray:
     return np.frombuffer(json.dumps(document).encode(), dtype=np.uint8).copy()
 
 
-def _document(error: Exception) -> dict[str, Any]:
+def _document(error: BaseException) -> dict[str, Any]:
     if isinstance(error, PostprocError):
         rows = {"what": error.what, "found": error.found, "needed": error.needed, "fix": error.fix}
         return {"class": type(error).__name__, **rows}
-    return {"class": "CalibrationError", "what": f"{type(error).__name__}: {error}"}
-
-
-def _raise_named(failures: _Failures, *, size: int, own: Exception | None) -> NoReturn:
-    first, document = next(iter(failures.items()))
-    others = [str(rank) for rank in failures if rank != first]
-    more = f" (and rank{'s' * (len(others) > 1)} {', '.join(others)})" if others else ""
-    kind = getattr(errors, document["class"], CalibrationError)
-    rows = {key: document.get(key) for key in ("found", "needed", "fix")}
-    raise kind(f"rank {first} of {size} failed{more}: {document['what']}", **rows) from own
+    return {"class": "CalibrationError", "what": f"{type(error).__name__}: {error}".removesuffix(": ")}

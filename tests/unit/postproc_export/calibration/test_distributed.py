@@ -1,6 +1,10 @@
 """Distributed calibration, as far as one process shows it: refusals, devices, and the sums of tables."""
 
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ from postproc_export.calibration.counting.histogram import CoarseHistogram, coll
 from postproc_export.calibration.counting.locator import Chunk
 from postproc_export.calibration.counting.table import Table
 from postproc_export.calibration.counting.tables import COARSE_GRID, Grid, empty_table, sum_tables
-from postproc_export.calibration.processes.ranks import _device
+from postproc_export.calibration.processes.ranks import _FAILED, _device, all_ranks
 from postproc_export.errors import UsageError
 
 
@@ -45,6 +49,40 @@ def test_tensors_are_where_the_backend_works(backends: str, device: str) -> None
     modules = SimpleNamespace(current_device=lambda: 3)
     package = SimpleNamespace(device=torch.device, get_device_module=lambda name: modules)
     assert _device(package, backends) == torch.device(device)
+
+
+@pytest.fixture
+def group_of_one(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone."""
+    store = f"file://{tmp_path / 'store'}"
+    torch.distributed.init_process_group("gloo", store, rank=0, world_size=1, timeout=timedelta(seconds=10))
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group_of_one")
+@pytest.mark.parametrize(("place", "told"), [("_from", 0), ("work", 1)])
+def test_an_interrupt_is_told_only_where_the_others_listen(
+    place: str, told: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two messages that belong together the others expect something else; the interrupt comes out anyway."""
+    meetings: list[int] = []
+
+    def interrupt(*arguments: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    def calibrate() -> None:
+        with all_ranks(None) as ranks:
+            states = ranks._states
+            monkeypatch.setattr(ranks, "_states", lambda *said: meetings.append(said[0]) or states(*said))
+            if place == "_from":
+                monkeypatch.setattr(ranks, "_from", interrupt)
+                ranks.gather(np.arange(3))
+            interrupt()
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrate()
+    assert meetings.count(_FAILED) == told
 
 
 def coarse(chunk: Chunk) -> Table:

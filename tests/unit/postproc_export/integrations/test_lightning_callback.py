@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, DistributedSampler
 from postproc_export.calibration import Calibrator
 from postproc_export.errors import CalibrationError, FileError, UsageError
 from postproc_export.integrations import lightning
-from postproc_export.integrations.lightning import CalibrationHooks, calibration_callback, checkpoint_statistics
+from postproc_export.integrations.lightning import calibration_callback, checkpoint_statistics
 from postproc_export.integrations.lightning_batches import checked_arrays, find_arrays
+from postproc_export.integrations.lightning_hooks import CalibrationHooks
 from postproc_export.integrations.lightning_samples import Deal, unrepeated_part
 from postproc_export.stats import CalibrationStats
 
@@ -36,11 +37,15 @@ def callback(calibrator: Calibrator | None = None, **options: Any) -> Callback:
     return Callback(calibrator or Calibrator(resamples=0), **given)
 
 
-def trainer(folder: Any = None, *, sanity_checking: bool = False) -> Any:
+def trainer(folder: Any = None, *callbacks: Any, sanity_checking: bool = False) -> Any:
     """Return what the hooks look at of a Trainer with one process."""
     keeper = None if folder is None else SimpleNamespace(dirpath=folder)
     return SimpleNamespace(
-        sanity_checking=sanity_checking, world_size=1, is_global_zero=True, checkpoint_callback=keeper
+        sanity_checking=sanity_checking,
+        world_size=1,
+        is_global_zero=True,
+        checkpoint_callback=keeper,
+        callbacks=callbacks,
     )
 
 
@@ -76,6 +81,39 @@ def test_sanity_checks_count_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("sanity_checking", [True, False])
+def test_what_cannot_be_found_is_said_in_the_sanity_check(sanity_checking: bool) -> None:
+    """Not after an epoch of training; what the user's own function raises comes out as it is."""
+    run = trainer(sanity_checking=sanity_checking)
+    with pytest.raises(UsageError, match="the validation step has no ground truth"):
+        validate(callback(), run, {"pred_score": SCORES})
+    with pytest.raises(ZeroDivisionError):
+        validate(callback(extract=lambda outputs, batch: 1 // 0), run, BATCH)
+
+
+def test_a_file_for_each_callback(tmp_path: Path) -> None:
+    """Two that would write the same file are refused: before the folder of the checkpoints is known, and after it."""
+    one, other = callback(), callback(Calibrator(image_policy="recall=1", resamples=0))
+    apart = callback(output=tmp_path / "recall.json")
+    same = callback(output=tmp_path / "calibration.json")
+    for hooks, run in ((one, trainer(tmp_path, one, other)), (one, trainer(tmp_path, one, same))):
+        with pytest.raises(UsageError, match=r"(?s)write the same file.*calibration\.json.*output="):
+            hooks.on_validation_epoch_start(run, None)
+    early = trainer(None, one, other)
+    early.checkpoint_callback = SimpleNamespace(dirpath=None)
+    with pytest.raises(UsageError, match=r"calibration\.json in the folder of the checkpoints"):
+        one._check_file(early)
+    for run in (trainer(tmp_path, one, apart), trainer(None, one, other)):  # without checkpoints there is no file
+        one.on_validation_epoch_start(run, None)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    """A file in its place, for example."""
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(FileError, match=r"(?s)cannot make the folder of .*taken.*output="):
+        validate(callback(output=tmp_path / "taken" / "stats.json"), trainer(), BATCH)
+
+
 def test_without_checkpoints_no_file_is_written_unless_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Trainer without checkpoints leaves the working folder alone; `output` is written in any case."""
     monkeypatch.chdir(tmp_path)
@@ -102,7 +140,8 @@ def test_one_process_raises_at_the_batch() -> None:
 def test_the_trainer_of_the_other_package_is_refused() -> None:
     """The message names the package to ask for; the right Trainer and its subclasses pass."""
     made = {name: type("Trainer", (), {"__module__": f"{name}.trainer"}) for name in ("lightning", "pytorch_lightning")}
-    callback().setup(type("Mine", (made["lightning"],), {})(), None, "fit")
+    mine = type("Mine", (made["lightning"],), vars(trainer()))
+    callback().setup(mine(), None, "fit")
     with pytest.raises(UsageError, match=r"(?s)made for lightning.*package='pytorch_lightning'"):
         callback().setup(made["pytorch_lightning"](), None, "fit")
 
@@ -151,6 +190,24 @@ def test_statistics_come_back_from_a_checkpoint(tmp_path: Path) -> None:
     other.load_state_dict(hooks.state_dict())
     assert other.stats is not None
     assert other.stats.to_json() == hooks.stats.to_json()
+
+
+def test_one_of_several_callbacks_is_chosen_by_its_policies(tmp_path: Path) -> None:
+    """In any spelling of a policy; without a choice, or with one that nobody has, the message says who is there."""
+    policies = [{}, {"image_policy": "recall=1"}, {"image_policy": "recall=1", "pixel_policy": "recall=0.5"}]
+    states = {}
+    for options in policies:
+        hooks = callback(Calibrator(resamples=0, **options))  # type: ignore[arg-type]
+        validate(hooks, trainer(), BATCH)
+        states[hooks.state_key] = hooks.state_dict()
+    path = tmp_path / "a.ckpt"
+    torch.save({"callbacks": states}, path)
+    assert checkpoint_statistics(path, image_policy="f1").image.policy == "f1"  # type: ignore[union-attr]
+    assert checkpoint_statistics(path, pixel_policy="recall=0.50").image.policy == "recall=1"  # type: ignore[union-attr]
+    with pytest.raises(UsageError, match=r"(?s)found:   3 of CalibrationCallback.*recall=0.5.*fix: +say which with"):
+        checkpoint_statistics(path)
+    with pytest.raises(UsageError, match=r"0 of CalibrationCallback.*, with image_policy='fpr=0.1'"):
+        checkpoint_statistics(path, image_policy="fpr=0.1")
 
 
 def test_checkpoints_without_statistics_are_refused(tmp_path: Path) -> None:
