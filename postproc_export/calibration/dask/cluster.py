@@ -93,7 +93,7 @@ class Cluster:
         completed = distributed.as_completed(counters, with_results=True, loop=self._client.loop)
         for _ in counters:
             _, read = watched(self._client, completed.__anext__)
-            if isinstance(read, CancelledError):
+            if isinstance(read, BaseException):  # the cluster gave the part up, as it does when the scheduler is lost
                 raise read
             on_reply(read)
 

@@ -1,10 +1,13 @@
 """`calibrate` on Dask arrays: the bits of one process, however they are cut; what does not fit is named."""
 
+import asyncio
+import concurrent.futures
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import adversarial
@@ -15,6 +18,7 @@ from hypothesis import strategies as st
 
 from postproc_export.calibration import COMPARED, Progress, calibrate
 from postproc_export.calibration.counting import tally
+from postproc_export.calibration.dask import cluster
 from postproc_export.calibration.dask import level as dask_level
 from postproc_export.calibration.shards.kinds import NpzShard
 from postproc_export.errors import CalibrationError, UsageError
@@ -151,6 +155,21 @@ def test_progress_counts_values_and_passes(monkeypatch: pytest.MonkeyPatch) -> N
     assert pixels[0].total is None
     assert pixels[-1].number >= 2
     assert pixels[-1].values == pixels[-1].total == 7200
+
+
+@pytest.mark.parametrize("kind", [asyncio.CancelledError, concurrent.futures.CancelledError])
+def test_a_part_that_is_given_up_is_an_error_of_the_cluster(
+    kind: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Dask hands over in the place of a count is raised, not passed to the progress function."""
+    client = SimpleNamespace(compute=lambda tasks: [SimpleNamespace(release=lambda: None) for _ in tasks], loop=None)
+    completed = SimpleNamespace(as_completed=lambda *given, **options: SimpleNamespace(__anext__=None))
+    monkeypatch.setattr(cluster, "require", lambda name, **why: completed if name == "distributed" else dask)
+    monkeypatch.setattr(cluster, "watched", lambda client, start: (None, kind("scheduler-connection-lost")))
+    heard: list[int] = []
+    with pytest.raises(CalibrationError, match=r"found:   CancelledError: scheduler-connection-lost"):
+        cluster.Cluster(client).run(lambda question: [dask.delayed(1)], object(), on_reply=heard.append)  # type: ignore[arg-type]
+    assert heard == []
 
 
 def spoilt(key: str, value: Any, *at: tuple[int, ...]) -> dict[str, Any]:
