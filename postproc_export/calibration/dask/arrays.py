@@ -128,6 +128,9 @@ class ArraySource:
     def learn(self, signatures: Iterator[object]) -> None:
         """Take nothing: chunks have no state."""
 
+    def settle(self) -> None:
+        """Do nothing: chunks have no state."""
+
 
 def _checked(shard: MemoryShard) -> dict[str, Any]:
     array_type = require("dask.array", extra="dask", purpose=_PURPOSE).Array
