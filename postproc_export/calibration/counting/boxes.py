@@ -120,12 +120,16 @@ def grid_of(values: Any, truth: Any) -> Grid:
     A chunk that is larger than the budget stays decoded while the other array is read piece by piece beside it.
     """
     stored = [Stored.of(array) for array in (values, truth) if array is not None]
-    shape = stored[0].shape
+    shape, held = stored[0].shape, _held(stored)
+    if held is None:
+        return Grid(shape, shape, _steps(shape, stored))
+    return Grid(shape, held.chunk, _steps(shape, [each for each in stored if each is not held]))
+
+
+def _held(stored: Sequence[Stored]) -> Stored | None:
+    """Return the one of two arrays whose chunks alone exceed the budget."""
     large = [each for each in stored if each.is_large]
-    if len(stored) == 2 and len(large) == 1:
-        others = [each for each in stored if not each.is_large]
-        return Grid(shape, large[0].chunk, _steps(shape, others))
-    return Grid(shape, shape, _steps(shape, stored))
+    return large[0] if len(stored) == 2 and len(large) == 1 else None
 
 
 def _steps(shape: Shape, stored: Sequence[Stored]) -> Shape:
@@ -164,7 +168,7 @@ def _grouped(shape: Shape, steps: Shape) -> Shape:
     return tuple(grown)
 
 
-class _Held:
+class _BoxReader:
     """An array whose outer box stays decoded while inner ones are taken from it, where it is large."""
 
     def __init__(self, stored: Stored, *, is_held: bool) -> None:
@@ -184,13 +188,10 @@ class _Held:
 
 def box_blocks(values: Any, truth: Any, place: Place, *, run: tuple[int, int] | None = None) -> Iterator[Block]:
     """Yield the blocks of a pair of arrays box by box, or of a run of the boxes of `grid_of` alone."""
-    grid = grid_of(values, truth)
-    is_held = grid.outer != grid.shape
-    first = Stored.of(values)
-    readers = [
-        _Held(each, is_held=is_held and each.is_large)
-        for each in (first, *(() if truth is None else (Stored.of(truth),)))
-    ]
+    stored = [Stored.of(array) for array in (values, truth) if array is not None]
+    held = _held(stored)
+    readers = [_BoxReader(each, is_held=each is held) for each in stored]
+    grid, first = grid_of(values, truth), stored[0]
     for outer, inner in islice(grid.boxes(), *(run or (0, None))):
         at = _place(first, inner, place)
         part, truth_part = (*(reader.read(outer, inner) for reader in readers), None)[:2]

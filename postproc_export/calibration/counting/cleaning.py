@@ -60,7 +60,7 @@ class Fault:
         ranks = block.place.ranks(block.start + bad)
         at = int(np.argmin(ranks))
         if not self.count or int(ranks[at]) < self.position[0]:
-            self.place, self.first, self.shown = block.place, block.start + int(bad[at]), _shown(elements[bad[at]])
+            self.place, self.first, self.shown = block.place, block.start + int(bad[at]), _shown(elements, bad[at])
         self.count += bad.size
 
     def merge(self, other: "Fault") -> None:
@@ -80,8 +80,8 @@ class Fault:
 Faults = dict[str, Fault]
 
 
-def _shown(element: Any) -> object:
-    return f"byte {element.view(np.uint8)}" if element.dtype.kind == "b" else element.item()
+def _shown(elements: AnyArray, at: Any) -> object:
+    return f"byte {elements.view(np.uint8)[at]}" if elements.dtype.kind == "b" else elements[at].item()
 
 
 def first_fault(faults: Faults) -> Fault:

@@ -57,8 +57,8 @@ class ZarrShard(ArrayShard):
             raise self._no_group(error) from error
         for name, array in named.items():
             if not (hasattr(array, "shape") and hasattr(array, "dtype")):
-                fix = "write it again"
-                raise CalibrationError(f"{self.name}: {name} is not an array", found="a group", needed="an array", fix=fix)
+                at, fix = f"{self.name}: {name}", "write it again"
+                raise CalibrationError(f"{at} is not an array", found="a group", needed="an array", fix=fix)
         return named
 
     def _no_group(self, error: Exception) -> PostprocError:
