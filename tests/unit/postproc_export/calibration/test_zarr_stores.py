@@ -234,10 +234,12 @@ def test_a_forbidden_store_is_not_called_damaged(tmp_path: Path, monkeypatch: py
 
 def test_a_failing_read_leaves_no_noise_behind(tmp_path: Path) -> None:
     """Reads that were under way beside a failing one have ended, so the process says nothing of its own at exit."""
+    maps = np.random.default_rng(0).random((12, 1, 1024, 1024), dtype=np.float32)
     group = zarr.open_group(str(tmp_path / "a.zarr"), mode="w")
-    group.create_array("maps", shape=MAPS.shape, dtype=MAPS.dtype, chunks=(1, 1, 4, 36))[...] = MAPS
-    first = next(path for path in (tmp_path / "a.zarr" / "maps").rglob("0") if path.is_file())
-    first.write_bytes(first.read_bytes()[:9])
+    group.create_array("maps", shape=maps.shape, dtype=maps.dtype, chunks=(1, 1, 512, 256))[...] = maps
+    group.create_array("masks", shape=maps.shape, dtype=bool, chunks=(12, 1, 1024, 1024))[...] = True
+    for path in (tmp_path / "a.zarr" / "maps" / "c").glob("*/0/0/0"):
+        path.write_bytes(path.read_bytes()[:9])
     code = (
         "import sys\nfrom postproc_export import calibrate\nfrom postproc_export.errors import CalibrationError\n"
         "try: calibrate(sys.argv[1])\nexcept CalibrationError as error: print(error.what)"
