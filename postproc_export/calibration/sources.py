@@ -1,10 +1,9 @@
 """`calibrate`: statistics from files, folders and arrays, read as often as needed instead of kept."""
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from postproc_export.calibration.calibrator import level_options
 from postproc_export.calibration.counting.arrays import Block
@@ -13,19 +12,12 @@ from postproc_export.calibration.counting.cleaning import Nonfinite, clean
 from postproc_export.calibration.counting.tally import Tally
 from postproc_export.calibration.counting.values import ReadValues
 from postproc_export.calibration.dask.arrays import has_dask
-from postproc_export.calibration.shards.csv_shard import CsvShard
-from postproc_export.calibration.shards.kinds import NAMES, MemoryShard, NpyShard, NpzShard, Shard, ZarrShard
-from postproc_export.calibration.shards.reading import Progress, ShardReader
+from postproc_export.calibration.shards.finding import Source, find_shards
+from postproc_export.calibration.shards.kinds import Shard
+from postproc_export.calibration.shards.reading import Progress, ShardReader, States
 from postproc_export.calibration.statistics.level import LevelOptions, level_stats
-from postproc_export.errors import CalibrationError, FileError, UsageError
+from postproc_export.errors import CalibrationError, PostprocError
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
-
-Source = str | Path | Mapping[str, Any] | Sequence[str | Path | Mapping[str, Any]]
-
-_KEY_AT_END: Final = re.compile(
-    r"^(?P<stem>.*?)[-_.]?(?P<key>" + "|".join(name for names in NAMES.values() for name in names) + r")$"
-)
-_ZARR_MARKS: Final = ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")
 
 
 def calibrate(
@@ -80,7 +72,12 @@ def calibrate(
     with _readers(shards, dask, progress=progress) as reader:
         levels = {level: reader(level).stats(options[level], nonfinite=nonfinite) for level in LEVELS}
     if not any(levels.values()):
-        raise CalibrationError("nothing to calibrate on: no sample at all in the scores and maps")
+        raise CalibrationError(
+            "nothing to calibrate on: no sample at all in the scores and maps",
+            found=", ".join(_shown([shard.name for shard in shards])),
+            needed="one image at least",
+            fix="give files with arrays that have elements",
+        )
     names = [shard.name for shard in shards]
     return CalibrationStats(image=levels["image"], pixel=levels["pixel"], details={"source": _shown(names)})
 
@@ -91,7 +88,8 @@ def _readers(
 ) -> Iterator[Callable[[Level], "_LevelReader"]]:
     """Yield a function that makes the reader of a level: in this process, or where Dask runs."""
     if dask is None and not any(has_dask(shard) for shard in shards):
-        yield lambda level: _Reader(level, shards, progress=progress)
+        states = States()
+        yield lambda level: _Reader(level, shards, states=states, progress=progress)
         return
     from postproc_export.calibration.dask.level import dask_levels
 
@@ -110,10 +108,18 @@ def _shown(names: Sequence[str]) -> list[str]:
 class _Reader:
     """One level of the shards, pass after pass, in this process."""
 
-    def __init__(self, level: Level, shards: Sequence[Shard], *, progress: Callable[[Progress], None] | None) -> None:
+    def __init__(
+        self,
+        level: Level,
+        shards: Sequence[Shard],
+        *,
+        states: States,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
         self._level, self._progress = level, progress
-        self._reader = ShardReader(level, shards)
-        self._number, self._total = 0, 0
+        self._reader = ShardReader(level, shards, states=states)
+        self._number = 0
+        self._total = None if progress is None else _total(level, shards)
 
     def stats(self, options: LevelOptions, *, nonfinite: Nonfinite) -> LevelStats | None:
         tally = Tally()
@@ -131,99 +137,31 @@ class _Reader:
         for block in self._reader.read():
             yield block
             done += block.values.size
-            self._report(done, block.place.where)
-        if self._number == 1:
-            self._total = done
-
-    def _report(self, done: int, shard: str) -> None:
-        if self._progress is not None:
-            total = None if self._number == 1 else self._total
-            self._progress(Progress(self._level, self._number, done, total, shard))
+            if self._progress is not None:
+                self._progress(Progress(self._level, self._number, done, self._total, block.place.where))
+        self._total = done
 
 
-def find_shards(source: Source) -> list[Shard]:
-    """Return the shards of a source, in the order of their names within a folder.
-
-    Raises
-    ------
-    FileError
-        If a path is not there or not of a known kind.
-    """
-    if isinstance(source, Mapping):
-        return [MemoryShard(source)]
-    if isinstance(source, str | Path):
-        return _shards_at(Path(source))
-    if not isinstance(source, Sequence):
-        needed = "a path, a list of paths, or a mapping of arrays"
-        raise UsageError("the source cannot be read", found=type(source).__name__, needed=needed)
-    npy = [Path(each) for each in source if isinstance(each, str | Path) and str(each).endswith(".npy")]
-    others = [each for each in source if not (isinstance(each, str | Path) and str(each).endswith(".npy"))]
-    return [shard for each in others for shard in find_shards(each)] + _npy_shards(npy)
-
-
-def _shards_at(path: Path) -> list[Shard]:
-    if path.is_dir():
-        if any((path / mark).exists() for mark in _ZARR_MARKS):
-            return [ZarrShard(path)]
-        return _shards_in(path)
-    if not path.exists():
-        raise FileError(f"{path} is not there", needed="a file or a folder of validation outputs")
-    shard = _file_shard(path)
-    if shard is None:
-        fix = "give both files of the pair, or the folder they are in" if path.suffix == ".npy" else None
-        raise FileError(f"{path} is not of a known kind", needed=".npz, .npy pairs, .csv or a Zarr group", fix=fix)
-    return [shard]
-
-
-def _file_shard(path: Path) -> Shard | None:
-    if path.suffix == ".npz":
-        return NpzShard(path)
-    return CsvShard(path) if path.suffix == ".csv" else None
-
-
-def _shards_in(folder: Path) -> list[Shard]:
-    entries = sorted(folder.iterdir())
-    shards: list[Shard] = []
-    for entry in entries:
-        if entry.is_dir() and any((entry / mark).exists() for mark in _ZARR_MARKS):
-            shards.append(ZarrShard(entry))
-        elif entry.is_file() and (shard := _file_shard(entry)) is not None:
-            shards.append(shard)
-    shards += _npy_shards([entry for entry in entries if entry.suffix == ".npy"])
-    if not shards:
-        found = ", ".join(entry.name for entry in entries[:5]) or "an empty folder"
-        raise FileError(
-            f"{folder} has no validation outputs", found=found, needed=".npz, .npy pairs, .csv or Zarr groups"
-        )
-    return shards
-
-
-def _npy_shards(paths: Sequence[Path]) -> list[Shard]:
-    groups: dict[tuple[Path, str], dict[str, Path]] = {}
-    for path in paths:
-        match = _KEY_AT_END.match(path.stem)
-        if match is None:
-            raise FileError(
-                f"{path} does not say what it holds", needed="a name that ends in a key, such as a_maps.npy"
-            )
-        groups.setdefault((path.parent, match["stem"]), {})[match["key"]] = path
-    return [NpyShard(files, name=str(folder / (stem or "*.npy"))) for (folder, stem), files in groups.items()]
+def _total(level: Level, shards: Sequence[Shard]) -> int | None:
+    """Return how many values a pass meets, where the headers of all shards tell."""
+    total = 0
+    for shard in shards:
+        try:
+            size = shard.size(level)
+        except PostprocError:
+            return None  # reading says what is wrong, with the first shard that is
+        if size is None:
+            return None
+        total += size
+    return total
 
 
 def source_files(source: Source) -> list[Path]:
-    """Return the files that a source is read from; of a Zarr group its folder.
+    """Return every file that a source reads, and the folder of every Zarr store in it.
 
     Raises
     ------
     FileError
-        If a path is not there or not of a known kind.
+        If a path is not there, may not be read, is not of a known kind, or is given twice.
     """
-    files: list[Path] = []
-    for shard in find_shards(source):
-        if isinstance(shard, NpyShard):
-            files += shard.files.values()
-        elif isinstance(shard, MemoryShard):
-            files += [Path(value) for value in shard.given.values() if isinstance(value, str | Path)]
-        elif isinstance(shard, NpzShard | CsvShard | ZarrShard):
-            files.append(shard.path)
-    return files
+    return [path for shard in find_shards(source) for path in shard.files]

@@ -1,5 +1,6 @@
 """Arrays as users have them (NumPy, torch, memory maps, Zarr), as flat blocks that know where they come from."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -11,6 +12,7 @@ from postproc_export.errors import CalibrationError
 from postproc_export.stats import Level
 
 AnyArray = NDArray[Any]
+Positions = NDArray[np.intp]
 
 BLOCK: Final = 1 << 18  # values in a block: their int64 bucket numbers still fit a second-level cache
 _SLAB: Final = 1 << 24  # values of stored chunks that are held at once, so that each of them is decoded once
@@ -37,7 +39,7 @@ class ArrayLike(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an array of raw values comes from, for messages.
+    """Where an array of raw values comes from, for messages; its elements are met in C order.
 
     Parameters
     ----------
@@ -46,26 +48,39 @@ class Place:
     key, truth_key
         The names of the two arrays there.
     shape
-        The shape that flat indices refer to; None where it is not known beforehand.
+        The shape that positions refer to; None where it is not known beforehand.
+    missing
+        The file that would hold its ground truth, where each array has a file of its own.
     """
 
     where: str
     key: str
     truth_key: str
     shape: tuple[int, ...] | None
+    missing: str | None = None
 
     @property
     def size(self) -> int | None:
         """Values in the array; None where its shape is not known."""
-        return None if self.shape is None else int(np.prod(self.shape, dtype=np.int64))
+        return None if self.shape is None else math.prod(self.shape)
+
+    @property
+    def array(self) -> "Place":
+        """The place of the whole array: one object for all blocks of it."""
+        return self
+
+    def ranks(self, flat: Positions) -> Positions:
+        """Return where flat indices stand in the C order of the whole array."""
+        return flat
 
     def rank(self, flat: int) -> int:
-        """Return where a flat index stands in the order of the array."""
-        return flat
+        """Return where one flat index stands in the C order of the whole array."""
+        return int(self.ranks(np.array([flat], dtype=np.intp))[0])
 
     def at(self, flat: int, *, truth: bool = False) -> str:
         """Return ``"a.npz: anomaly_map[3, 10, 12]"`` for a flat index."""
-        index = np.unravel_index(flat, self.shape) if self.shape else (flat,)
+        rank = self.rank(flat)
+        index = np.unravel_index(rank, self.shape) if self.shape else (rank,)
         return f"{self.where}: {self.truth_key if truth else self.key}[{', '.join(str(int(axis)) for axis in index)}]"
 
 
@@ -89,19 +104,43 @@ class Block:
     start: int
 
 
-def as_numpy(array: Any) -> AnyArray:
+def as_numpy(array: Any, *, place: str = "an array") -> AnyArray:
     """Return a NumPy array; torch tensors are taken from any device, bfloat16 and gradients included.
+
+    Raises
+    ------
+    CalibrationError
+        If elements are masked, only those that are not zero are stored, or rows have different lengths.
 
     Notes
     -----
     torch is not imported: whatever has `detach` is treated as a tensor. bfloat16, which NumPy does not have, fits
     float32 exactly.
     """
+    check_plain(array, place=place)
     if hasattr(array, "detach"):
         tensor = array.detach().cpu()
         tensor = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
         return np.asarray(tensor.numpy())
-    return np.asarray(array)
+    try:
+        return np.asarray(array)
+    except ValueError as error:
+        raise CalibrationError(f"{place} is not an array", found=str(error), needed="rows of equal length") from error
+
+
+def check_plain(array: Any, *, place: str) -> None:
+    """Refuse arrays whose values NumPy would read otherwise than they are meant: masked and sparse ones."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise CalibrationError(
+            f"{place} is a masked array, and what its mask hides would count",
+            needed="a plain array",
+            fix='array.filled(np.nan), and nonfinite="drop"',
+        )
+    if str(getattr(array, "layout", "torch.strided")).startswith("torch.sparse"):
+        raise CalibrationError(f"{place} is sparse", found=str(array.layout), needed="all elements", fix=".to_dense()")
+    if hasattr(array, "todense") and not hasattr(array, "detach"):
+        found = type(array).__name__
+        raise CalibrationError(f"{place} is sparse", found=found, needed="all elements", fix=".todense()")
 
 
 def level_shape(shape: tuple[int, ...], *, level: Level, place: str) -> tuple[int, ...]:

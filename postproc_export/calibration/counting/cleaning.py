@@ -49,17 +49,23 @@ class Fault:
     first: int = 0
     shown: object = field(default=None)
 
+    @property
+    def position(self) -> tuple[int, bool]:
+        """Where the first one stands in its array; ground truth goes before the value beside it."""
+        return self.place.rank(self.first), not self.truth
+
     def note(self, block: Block, bad: NDArray[np.intp]) -> None:
-        """Count the illegal elements of a block, which follows those noted before."""
-        if not self.count:
-            elements = block.truth if self.truth and block.truth is not None else block.values
-            self.first = block.start + int(bad[0])
-            self.shown = elements[bad[0]].item()
+        """Count the illegal elements of a block, wherever it stands among those noted before."""
+        elements = block.truth if self.truth and block.truth is not None else block.values
+        ranks = block.place.ranks(block.start + bad)
+        at = int(np.argmin(ranks))
+        if not self.count or int(ranks[at]) < self.position[0]:
+            self.place, self.first, self.shown = block.place, block.start + int(bad[at]), _shown(elements, bad[at])
         self.count += bad.size
 
     def merge(self, other: "Fault") -> None:
         """Add the illegal elements of another part of the same array."""
-        if other.place.rank(other.first) < self.place.rank(self.first):
+        if other.position < self.position:
             self.place, self.first, self.shown = other.place, other.first, other.shown
         self.count += other.count
 
@@ -72,6 +78,15 @@ class Fault:
 
 
 Faults = dict[str, Fault]
+
+
+def _shown(elements: AnyArray, at: Any) -> object:
+    return f"byte {elements.view(np.uint8)[at]}" if elements.dtype.kind == "b" else elements[at].item()
+
+
+def first_fault(faults: Faults) -> Fault:
+    """Return the fault with the first illegal element of an array, in whatever order it was read."""
+    return min(faults.values(), key=lambda fault: fault.position)
 
 
 def to_float32_array(values: AnyArray) -> Floats:
@@ -105,17 +120,17 @@ def clean(blocks: Iterable[Block], *, nonfinite: Nonfinite) -> Iterator[Clean]:
     """
     faults: Faults = {}
     yield from examine(blocks, faults, nonfinite=nonfinite)
-    for fault in faults.values():
-        raise fault.error()
+    if faults:
+        raise first_fault(faults).error()
 
 
 def examine(blocks: Iterable[Block], faults: Faults, *, nonfinite: Nonfinite) -> Iterator[Clean]:
     """Check and round blocks as `clean` does, but leave what is illegal in `faults` for the caller to judge."""
     at: Place | None = None
     for block in blocks:
-        if faults and block.place is not at:
+        if faults and block.place.array is not at:
             break
-        at = block.place
+        at = block.place.array
         cleaned = _clean(block, nonfinite, faults)
         if cleaned is not None and not faults:
             yield cleaned
@@ -127,8 +142,7 @@ def _clean(block: Block, nonfinite: Nonfinite, faults: Faults) -> Clean | None:
         return None
     truth = None if block.truth is None else as_flags(block.truth)
     if block.truth is not None and truth is None:
-        _truth_fault(block, faults).note(block, np.flatnonzero((block.truth != 0) & (block.truth != 1)))
-        return None
+        _truth_fault(block, faults).note(block, np.flatnonzero(_is_illegal(block.truth)))
     low, high = float(values.min()), float(values.max())
     if np.isfinite(low) and np.isfinite(high):
         return Clean(Chunk(values, truth), low, high, 0, block.values)
@@ -142,6 +156,12 @@ def _clean(block: Block, nonfinite: Nonfinite, faults: Faults) -> Clean | None:
     return Clean(chunk, low, high, dropped, block.values[finite])
 
 
+def _is_illegal(truth: AnyArray) -> NDArray[np.bool_]:
+    """Return which elements are neither 0 nor 1; booleans by their bytes, since every other byte compares as 1."""
+    raw = truth.view(np.uint8) if truth.dtype.kind == "b" else truth
+    return np.asarray((raw != 0) & (raw != 1))
+
+
 def _truth_fault(block: Block, faults: Faults) -> Fault:
     place = block.place
     sentence = f"{place.truth_key} is not 0/1"
@@ -153,7 +173,7 @@ def _truth_fault(block: Block, faults: Faults) -> Fault:
 def _value_fault(block: Block, faults: Faults) -> Fault:
     place = block.place
     sentence = f"{place.key} has values that are not finite as float32"
-    fix = 'correct the model, or leave such values out with nonfinite="drop"'
+    fix = 'correct the model, or leave such values out with nonfinite="drop" (`--nonfinite drop`)'
     return faults.setdefault("values", Fault(place, sentence, "finite values", fix, False))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from postproc_export.calibration.counting.arrays import AnyArray, Block, Place, array_blocks, check_type
+from postproc_export.calibration.counting.places import BoxPlace
 from postproc_export.calibration.dask.parts import Reply, Work, reply
 from postproc_export.calibration.shards.kinds import MemoryShard, Pair, level_pairs
 from postproc_export.calibration.shards.streams import StreamedArray
@@ -27,40 +28,21 @@ def has_dask(shard: object) -> bool:
     return isinstance(shard, MemoryShard) and any(is_dask(value) for value in shard.given.values())
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkPlace(Place):
-    """Where a chunk is in its array: `shape` is the chunk's, `origin` the index of its first element.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkPlace(BoxPlace):
+    """Where a chunk is in its array.
 
     Parameters
     ----------
-    origin, chunk
-        The index of the first element in the array, and the number of the chunk along every axis.
-    whole
-        The shape of the array.
+    chunk
+        The number of the chunk along every axis.
     """
 
-    origin: tuple[int, ...]
     chunk: tuple[int, ...]
-    whole: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """Values in the whole array."""
-        return int(np.prod(self.whole, dtype=np.int64))
-
-    def rank(self, flat: int) -> int:
-        """Return where an element of the chunk stands in the whole array."""
-        return int(np.ravel_multi_index(self._index(flat), self.whole)) if self.whole else flat
 
     def at(self, flat: int, *, truth: bool = False) -> str:
         """Return ``"the mapping: anomaly_map[3, 10, 12], in chunk (0, 1, 0)"``."""
-        index = ", ".join(str(axis) for axis in self._index(flat))
-        key, chunk = self.truth_key if truth else self.key, ", ".join(map(str, self.chunk))
-        return f"{self.where}: {key}[{index}], in chunk ({chunk})"
-
-    def _index(self, flat: int) -> tuple[int, ...]:
-        inside = np.unravel_index(flat, self.shape) if self.shape else ()
-        return tuple(int(first) + int(axis) for first, axis in zip(self.origin, inside, strict=True))
+        return f"{Place.at(self, flat, truth=truth)}, in chunk ({', '.join(map(str, self.chunk))})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +68,11 @@ class ChunkPart:
     def _check(self, array: AnyArray, *, truth: bool) -> None:
         at = f"{self.place.where}: chunk {self.place.chunk} of {self.place.truth_key if truth else self.place.key}"
         check_type(array.dtype, place=at, truth=truth)
-        if array.shape != self.place.shape:
+        if array.shape != self.place.box:
             raise CalibrationError(
                 f"{at} is not what the Dask array promises",
                 found=f"shape {array.shape}",
-                needed=f"shape {self.place.shape}",
+                needed=f"shape {self.place.box}",
                 fix="give the function that makes the chunks its chunk sizes (`chunks=` of map_blocks)",
             )
 
@@ -103,10 +85,10 @@ def answer_chunk(*arrays: Any, work: Work, place: Place, number: int, block_info
         place.where,
         place.key,
         place.truth_key,
-        tuple(end - start for start, end in location),
+        tuple(int(length) for length in info["shape"]),
         origin=tuple(start for start, _ in location),
+        box=tuple(end - start for start, end in location),
         chunk=tuple(int(axis) for axis in info["chunk-location"]),
-        whole=tuple(int(length) for length in info["shape"]),
     )
     values, truth = (*(np.asarray(array) for array in arrays), None)[:2]
     assert values is not None, "a level has values"
@@ -145,6 +127,9 @@ class ArraySource:
 
     def learn(self, signatures: Iterator[object]) -> None:
         """Take nothing: chunks have no state."""
+
+    def settle(self) -> None:
+        """Do nothing: chunks have no state."""
 
 
 def _checked(shard: MemoryShard) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from postproc_export.calibration.dask.connection import cluster_at
 from postproc_export.calibration.dask.part_counts import Count, PartCount
 from postproc_export.calibration.dask.parts import Divide, Extremes, Work
 from postproc_export.calibration.dask.shards import ShardSource, ZarrSource
-from postproc_export.calibration.shards.kinds import MemoryShard, NpyShard, Shard, ZarrShard
-from postproc_export.calibration.shards.reading import Progress, changed
+from postproc_export.calibration.shards.kinds import MemoryShard, NpyShard, Shard
+from postproc_export.calibration.shards.reading import Progress, States, changed
+from postproc_export.calibration.shards.zarr_store import ZarrShard
 from postproc_export.calibration.statistics.level import LevelOptions, level_stats
 from postproc_export.stats import Level, LevelStats
 
@@ -46,6 +47,10 @@ class Source(Protocol):
         """Take from the states of all files, in order, those of this source."""
         ...
 
+    def settle(self) -> None:
+        """Refuse what changed while a pass read it."""
+        ...
+
 
 class DaskLevel:
     """One level of some sources, counted where Dask runs.
@@ -64,7 +69,8 @@ class DaskLevel:
         self, level: Level, sources: Sequence[Source], cluster: Cluster, *, progress: Callable[[Progress], None] | None
     ) -> None:
         self._level, self._sources, self._cluster, self._progress = level, sources, cluster, progress
-        self._number, self._total = 0, 0
+        self._number = 0
+        self._total = None if progress is None else self._known_total()
 
     def stats(self, options: LevelOptions, *, nonfinite: Nonfinite) -> LevelStats | None:
         """Return the statistics of the level, None where no source has it.
@@ -102,6 +108,11 @@ class DaskLevel:
         extremes: tuple[float, float] = self._pass(Extremes(threshold))
         return extremes
 
+    def _known_total(self) -> int | None:
+        sizes = [source.size() for source in self._sources]
+        known = [size for size in sizes if size is not None]
+        return sum(known) if len(known) == len(sizes) else None
+
     def _carried(self) -> int:
         sizes = [source.size() for source in self._sources]
         known = [size for size in sizes if size is not None]
@@ -122,7 +133,9 @@ class DaskLevel:
         self._number += 1
         report = None if self._progress is None else _Report(self._level, self._number, self._total, self._progress)
         answer = self._cluster.run(self._leaves, work, on_reply=report)
-        if self._number == 1 and report is not None:
+        for source in self._sources:
+            source.settle()
+        if report is not None:
             self._total = report.done
         return answer
 
@@ -133,9 +146,8 @@ class DaskLevel:
 class _Report:
     """Tells how far a pass is."""
 
-    def __init__(self, level: Level, number: int, total: int, progress: Callable[[Progress], None]) -> None:
-        self._level, self._number, self._progress = level, number, progress
-        self._total = total if number > 1 else None
+    def __init__(self, level: Level, number: int, total: int | None, progress: Callable[[Progress], None]) -> None:
+        self._level, self._number, self._total, self._progress = level, number, total, progress
         self.done, self._parts = 0, 0
 
     def __call__(self, read: int) -> None:
@@ -163,29 +175,32 @@ def dask_levels(
     CalibrationError
         If there is no cluster at the address, or what is there is of no use.
     """
+    states = States()
     with cluster_at(dask) as cluster:
 
         def make(level: Level) -> DaskLevel:
-            sources = _sources(level, shards, groups=_GROUPS * max(1, cluster.threads))
+            sources = _sources(level, shards, groups=_GROUPS * max(1, cluster.threads), states=states)
             return DaskLevel(level, sources, cluster, progress=progress)
 
         yield make
 
 
-def _sources(level: Level, shards: Sequence[Shard], *, groups: int) -> list[Source]:
+def _sources(level: Level, shards: Sequence[Shard], *, groups: int, states: States) -> list[Source]:
     sources: list[Source] = []
-    number = 0
-    for kind, run in groupby([_file_form(shard) for shard in shards], key=_kind):
+    number = first = 0
+    for kind, found in groupby([_file_form(shard) for shard in shards], key=_kind):
+        run = list(found)
         if kind == "files":
-            sources.append(ShardSource(level, list(run), number=number, groups=groups))
+            sources.append(ShardSource(level, run, number=number, groups=groups, states=states, first=first))
             number += groups
-            continue
         for shard in run:
             if isinstance(shard, ZarrShard):
-                sources.append(ZarrSource(level, shard, number=number, parts=groups))
+                sources.append(ZarrSource(level, shard, number=number, parts=groups, states=states, index=first))
+                number += 1
             elif isinstance(shard, MemoryShard):
                 sources.append(ArraySource(level, shard, number=number))
-            number += 1
+                number += 1
+            first += 1
     return sources
 
 

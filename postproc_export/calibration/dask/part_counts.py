@@ -11,7 +11,7 @@ import numpy as np
 from postproc_export.calibration.counting import tally
 from postproc_export.calibration.counting.arrays import Block, Place
 from postproc_export.calibration.counting.checks import check_labelled
-from postproc_export.calibration.counting.cleaning import Fault, Faults, Nonfinite, examine
+from postproc_export.calibration.counting.cleaning import Faults, Nonfinite, examine, first_fault
 from postproc_export.calibration.counting.histogram import COARSE_WIDTH
 from postproc_export.calibration.counting.table import Table
 from postproc_export.calibration.counting.tables import empty_table, sum_tables
@@ -64,11 +64,7 @@ class PartCount:
 
     def trouble(self) -> PostprocError:
         """Return the error to raise: why the part cannot be read, or its first illegal element."""
-        return self.error if self.error is not None else min(self.faults.values(), key=_position).error()
-
-
-def _position(fault: Fault) -> tuple[int, bool]:
-    return fault.place.rank(fault.first), not fault.truth
+        return self.error if self.error is not None else first_fault(self.faults).error()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +155,7 @@ def _joined(left: PartCount, right: PartCount) -> PartCount:
     error = right.error
     try:
         if right.first is not None and right.labelled is not None:
-            check_labelled(left.labelled, right.labelled, place=right.first)
+            check_labelled(left.labelled, right.labelled, place=right.first, earlier=left.first)
     except CalibrationError as unlike:
         error = unlike.with_traceback(None)
     return dataclasses.replace(right, labelled=first.labelled, first=first.first, error=error)

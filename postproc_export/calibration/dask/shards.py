@@ -1,16 +1,17 @@
-"""Shard files as parts: groups of them, and rows of Zarr stores, that the workers of a cluster open themselves."""
+"""Shard files as parts: groups of them, and boxes of Zarr stores, that the workers of a cluster open themselves."""
 
 import copy
 from collections.abc import Iterator, Sequence
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from postproc_export.calibration.counting.arrays import Block
+from postproc_export.calibration.counting.boxes import grid_of
 from postproc_export.calibration.dask.parts import Reply, Work, reply
 from postproc_export.calibration.shards.csv_shard import CsvShard
-from postproc_export.calibration.shards.kinds import NpyShard, NpzShard, Shard, ZarrShard, level_pairs, readable
-from postproc_export.calibration.shards.reading import ShardReader, changed
-from postproc_export.calibration.shards.rows import row_ranges
+from postproc_export.calibration.shards.kinds import NpyShard, NpzShard, Shard
+from postproc_export.calibration.shards.reading import ShardReader, States
+from postproc_export.calibration.shards.zarr_store import ZarrShard
 from postproc_export.errors import FileError, require
 from postproc_export.stats import Level
 
@@ -27,12 +28,17 @@ class ShardPart:
     number
         The number of the group.
     signatures
-        The state of the shards in the first pass; empty in that pass.
+        The state of the shards when they were first met; empty where they were not.
+    verify
+        Whether this is the first pass over the level.
     """
 
-    def __init__(self, level: Level, shards: Sequence[Shard], *, number: int, signatures: Sequence[object]) -> None:
+    def __init__(
+        self, level: Level, shards: Sequence[Shard], *, number: int, signatures: Sequence[object], verify: bool = True
+    ) -> None:
         self.number = number
-        self._reader = ShardReader(level, shards, signatures=signatures)
+        self._states = States(signatures)
+        self._reader = ShardReader(level, shards, states=self._states, verify=verify)
 
     def blocks(self) -> Iterator[Block]:
         """Yield the blocks of all of them.
@@ -52,7 +58,7 @@ class ShardPart:
 
     def signatures(self) -> Sequence[object]:
         """Return the state of every shard as it was opened."""
-        return self._reader.signatures
+        return self._states.all()
 
 
 def answer_shards(part: ShardPart, work: Work) -> Reply:
@@ -71,14 +77,19 @@ class ShardSource:
         The number of the first group.
     groups
         How many there are at most.
+    states, first
+        What is known of all shards of the source, and the position of the first of these.
     """
 
-    def __init__(self, level: Level, shards: Sequence[Shard], *, number: int, groups: int) -> None:
-        self._level, self._number = level, number
+    def __init__(
+        self, level: Level, shards: Sequence[Shard], *, number: int, groups: int, states: States, first: int = 0
+    ) -> None:
+        self._level, self._number, self._states, self._first = level, number, states, first
         found, count = [absolute(shard) for shard in shards], min(groups, len(shards))
         edges = [len(found) * group // count for group in range(count + 1)]
-        self._groups = [found[first:end] for first, end in pairwise(edges)]
-        self._signatures: list[tuple[object, ...]] = [()] * count
+        self._runs = list(pairwise(edges))
+        self._groups = [found[begin:end] for begin, end in self._runs]
+        self._verify = True
 
     def size(self) -> int | None:
         """Return None: what is in the shards is known when they are read."""
@@ -87,55 +98,91 @@ class ShardSource:
     def leaves(self, work: Any) -> list[Any]:
         """Return a task for each group."""
         return [
-            _task(ShardPart(self._level, group, number=self._number + index, signatures=self._signatures[index]), work)
-            for index, group in enumerate(self._groups)
+            _task(
+                ShardPart(
+                    self._level,
+                    group,
+                    number=self._number + index,
+                    signatures=self._states.of(self._first + begin, self._first + end),
+                    verify=self._verify,
+                ),
+                work,
+            )
+            for index, (group, (begin, end)) in enumerate(zip(self._groups, self._runs, strict=True))
         ]
 
     def learn(self, signatures: Iterator[object]) -> None:
-        """Take the states of the shards from those of all sources."""
-        self._signatures = [tuple(islice(signatures, len(group))) for group in self._groups]
+        """Take the states of the shards from those of all sources; they were verified."""
+        self._verify = False
+        shards = (shard for group in self._groups for shard in group)
+        for index, shard in enumerate(shards, start=self._first):
+            self._states.learn(index, next(signatures), name=shard.name)
+
+    def settle(self) -> None:
+        """Do nothing: workers look at each shard before and after they read it."""
 
 
 class ZarrSource:
-    """A Zarr store in runs of rows."""
+    """A Zarr store in runs of the boxes in which it is read.
 
-    def __init__(self, level: Level, shard: ZarrShard, *, number: int, parts: int) -> None:
-        self._level, self._shard, self._number = level, shard, number
-        self._state = shard.signature()
-        with readable(shard.name):
-            pair = level_pairs(shard.arrays(verify=True), name=shard.name).get(level)
+    Parameters
+    ----------
+    level, shard
+        What is read.
+    number
+        The number that all its parts bear.
+    parts
+        How many there are at most.
+    states, index
+        What is known of all shards of the source, and the position of this one.
+    """
+
+    def __init__(
+        self, level: Level, shard: ZarrShard, *, number: int, parts: int, states: States, index: int = 0
+    ) -> None:
+        self._level, self._shard, self._number, self._states, self._index = level, shard, number, states, index
+        states.check(index, shard)
+        pair = shard.pair(level, verify=True)
         self._size = 0 if pair is None or pair.place.size is None else pair.place.size
-        self._rows: list[tuple[int, int] | None] = [] if pair is None else [None]
-        if (
-            pair is not None
-            and pair.values.shape
-            and (pair.truth is None or pair.truth.shape[:1] == pair.values.shape[:1])
-        ):
-            self._rows = list(row_ranges(pair.values, parts=parts)) or [None]
+        self._runs: list[tuple[int, int]] = []
+        if pair is not None:
+            shard.check(pair)
+            boxes = len(grid_of(pair.values, pair.truth))
+            count = max(1, min(parts, boxes))
+            self._runs = list(pairwise(boxes * part // count for part in range(count + 1)))
 
     def size(self) -> int | None:
         """Return the number of values of the level."""
         return self._size
 
     def leaves(self, work: Any) -> list[Any]:
-        """Return a task for each run of rows.
+        """Return a task for each run of boxes.
 
         Raises
         ------
         CalibrationError
-            If the store changed since the first pass.
+            If the store changed since it was first met.
         """
-        if self._shard.signature() != self._state:
-            raise changed(self._shard.name)
-        parts = [absolute(self._shard) for _ in self._rows]
-        for part, rows in zip(parts, self._rows, strict=True):
-            part.rows = rows
+        self._states.check(self._index, self._shard)
+        parts = [absolute(self._shard) for _ in self._runs]
+        for part, run in zip(parts, self._runs, strict=True):
+            part.run = run
         return [_task(ShardPart(self._level, [part], number=self._number, signatures=()), work) for part in parts]
 
     def learn(self, signatures: Iterator[object]) -> None:
-        """Skip what the parts said: the state of the store is looked up once per pass, not once per part."""
-        for _ in self._rows:
+        """Skip what the parts said: the state of the store is looked up twice per pass, not twice per part."""
+        for _ in self._runs:
             next(signatures)
+
+    def settle(self) -> None:
+        """Refuse a store that changed while a pass read it.
+
+        Raises
+        ------
+        CalibrationError
+            If it did.
+        """
+        self._states.check(self._index, self._shard, reading=True)
 
 
 def _task(part: ShardPart, work: Any) -> Any:
@@ -147,7 +194,7 @@ def absolute(shard: _Any) -> _Any:
     """Return the shard by its absolute path, and under the name it has here."""
     moved = copy.copy(shard)
     if isinstance(moved, NpyShard):
-        moved.files = {key: path.absolute() for key, path in moved.files.items()}
+        moved.paths = {key: path.absolute() for key, path in moved.paths.items()}
     elif isinstance(moved, NpzShard | CsvShard | ZarrShard):
         moved.path = moved.path.absolute()
     return moved

@@ -1,30 +1,16 @@
-"""Where validation outputs lie: `.npz`, `.npy` files by key, Zarr groups, arrays in memory."""
+"""Where validation outputs lie: `.npz`, `.npy` files by key, arrays in memory."""
 
-import os
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-import numpy as np
-
-from postproc_export.calibration.counting.arrays import (
-    KEYS,
-    AnyArray,
-    ArrayLike,
-    Block,
-    Place,
-    as_numpy,
-    flat_chunks,
-    paired,
-)
+from postproc_export.calibration.counting.arrays import KEYS, Block, Place, as_numpy, check_plain
 from postproc_export.calibration.counting.checks import check_counts, checked_shape
-from postproc_export.calibration.shards.rows import Rows
-from postproc_export.calibration.shards.streams import StreamedArray, npy_array, npz_array, npz_members
-from postproc_export.errors import CalibrationError, FileError, require
+from postproc_export.calibration.shards.access import file_signature, readable
+from postproc_export.calibration.shards.pairs import pair_blocks
+from postproc_export.calibration.shards.streams import npy_array, npz_array, npz_members
+from postproc_export.errors import CalibrationError
 from postproc_export.stats import LEVELS, Level
 
 NAMES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -33,7 +19,6 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "anomaly_map": ("anomaly_map", "maps"),
     "gt_mask": ("gt_mask", "masks"),
 }
-_UNREADABLE: Final = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError)
 
 
 class Shard(Protocol):
@@ -41,8 +26,17 @@ class Shard(Protocol):
 
     name: str
 
+    @property
+    def files(self) -> list[Path]:
+        """The files that are read, or the folder of a store; none where all is in memory."""
+        ...
+
     def signature(self) -> object:
         """Return what changes when the shard is written to."""
+        ...
+
+    def size(self, level: Level) -> int | None:
+        """Return the values of a level as the headers tell; None where only reading tells."""
         ...
 
     def blocks(self, level: Level, *, verify: bool) -> Iterator[Block]:
@@ -82,23 +76,10 @@ def level_pairs(named: Mapping[str, Any], *, name: str) -> dict[Level, Pair]:
             f"{name} has neither scores nor maps",
             found=", ".join(sorted(named)) or "no array at all",
             needed="pred_score (or scores), anomaly_map (or maps)",
+            fix="name the arrays so",
         )
     check_counts(shapes, where=name)
     return pairs
-
-
-@contextmanager
-def readable(name: str) -> Iterator[None]:
-    """Turn what reading a damaged or missing shard raises into an error that names it."""
-    try:
-        yield
-    except CalibrationError:
-        raise
-    except FileNotFoundError as error:
-        raise FileError(f"{name} is not there", found=str(error)) from error
-    except _UNREADABLE as error:
-        found = f"{type(error).__name__}: {error}"
-        raise CalibrationError(f"{name} is damaged or truncated", found=found, fix="write it again") from error
 
 
 class ArrayShard:
@@ -106,13 +87,28 @@ class ArrayShard:
 
     name: str
 
+    @property
+    def files(self) -> list[Path]:
+        """The files that are read."""
+        return []
+
     def signature(self) -> object:
-        """Return None: arrays in memory have no cheap sign of a change."""
-        return None
+        """Return the state of each file; arrays in memory have no cheap sign of a change."""
+        return [file_signature(path) for path in self.files]
 
     def arrays(self, *, verify: bool) -> dict[str, Any]:
         """Return the arrays by their names in the shard."""
         raise NotImplementedError
+
+    def pair(self, level: Level, *, verify: bool) -> Pair | None:
+        """Return the arrays of a level, all of the shard checked for types and shapes."""
+        return level_pairs(self.arrays(verify=verify), name=self.name).get(level)
+
+    def size(self, level: Level) -> int | None:
+        """Return the values of a level."""
+        with readable(self.name):
+            pair = self.pair(level, verify=False)
+            return 0 if pair is None else pair.place.size
 
     def blocks(self, level: Level, *, verify: bool) -> Iterator[Block]:
         """Yield the blocks of a level after checking types and shapes.
@@ -121,44 +117,13 @@ class ArrayShard:
         ------
         CalibrationError
             If shapes or types do not fit, or the shard is damaged.
+        FileError
+            If it is not there, or may not be read.
         """
         with readable(self.name):
-            pair = level_pairs(self.arrays(verify=verify), name=self.name).get(level)
+            pair = self.pair(level, verify=verify)
             if pair is not None:
-                yield from self._blocks(pair)
-
-    def _blocks(self, pair: Pair) -> Iterator[Block]:
-        values, truth = pair.values, pair.truth
-        if any(isinstance(each, StreamedArray) and each.order_matters for each in (values, truth)):
-            values, truth = _in_c_order(values), None if truth is None else _in_c_order(truth)
-        start = 0
-        for part, truth_part in paired(_chunks(values), None if truth is None else _chunks(truth)):
-            yield Block(part, truth_part, pair.place, start)
-            start += part.size
-
-
-def _chunks(array: ArrayLike | StreamedArray) -> Iterator[AnyArray]:
-    return array.chunks() if isinstance(array, StreamedArray) else flat_chunks(array)
-
-
-def _in_c_order(array: Any) -> AnyArray:
-    """Load an array stored in Fortran order, which cannot be paired with another one while streaming."""
-    return np.ascontiguousarray(array.whole() if isinstance(array, StreamedArray) else array)
-
-
-def file_signature(path: Path) -> tuple[int, int, int]:
-    """Return inode, size and time of change of a file.
-
-    Raises
-    ------
-    FileError
-        If it is not there.
-    """
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise FileError(f"cannot read {path}", found=os.strerror(error.errno or 0)) from error
-    return status.st_ino, status.st_size, status.st_mtime_ns
+                yield from pair_blocks(pair.values, pair.truth, pair.place)
 
 
 class NpzShard(ArrayShard):
@@ -167,9 +132,10 @@ class NpzShard(ArrayShard):
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, str(path)
 
-    def signature(self) -> object:
-        """Return the state of the file."""
-        return file_signature(self.path)
+    @property
+    def files(self) -> list[Path]:
+        """The file."""
+        return [self.path]
 
     def arrays(self, *, verify: bool) -> dict[str, Any]:
         """Return the members with known names."""
@@ -181,16 +147,29 @@ class NpzShard(ArrayShard):
 class NpyShard(ArrayShard):
     """`.npy` files that belong together, by key."""
 
-    def __init__(self, files: Mapping[str, Path], *, name: str) -> None:
-        self.files, self.name = dict(files), name
+    def __init__(self, paths: Mapping[str, Path], *, name: str) -> None:
+        self.paths, self.name = dict(paths), name
 
-    def signature(self) -> object:
-        """Return the state of each file."""
-        return [file_signature(path) for path in self.files.values()]
+    @property
+    def files(self) -> list[Path]:
+        """The files, in the order of their keys."""
+        return list(self.paths.values())
 
     def arrays(self, *, verify: bool) -> dict[str, Any]:
         """Return the arrays of the files."""
-        return {name: npy_array(path) for name, path in self.files.items()}
+        return {name: npy_array(path) for name, path in self.paths.items()}
+
+    def pair(self, level: Level, *, verify: bool) -> Pair | None:
+        """Return the arrays of a level; where it has no ground truth, with the file that would hold it."""
+        pair = super().pair(level, verify=verify)
+        if pair is None or pair.truth is not None:
+            return pair
+        return replace(pair, place=replace(pair.place, missing=self._partner(level, pair.place.key)))
+
+    def _partner(self, level: Level, key: str) -> str | None:
+        name, truth = self.paths[key].name, NAMES[KEYS[level][1]][NAMES[KEYS[level][0]].index(key)]
+        before, found, after = name.rpartition(key)
+        return f"{before}{truth}{after}" if found else None
 
 
 class MemoryShard(ArrayShard):
@@ -201,48 +180,20 @@ class MemoryShard(ArrayShard):
         known = {name for names in NAMES.values() for name in names}
         self.given = {key: value for key, value in arrays.items() if key in known and value is not None}
 
-    def signature(self) -> object:
-        """Return the state of the files among them."""
-        return [file_signature(Path(value)) for value in self.given.values() if isinstance(value, str | Path)]
+    @property
+    def files(self) -> list[Path]:
+        """The files among them."""
+        return [Path(value) for value in self.given.values() if isinstance(value, str | Path)]
 
     def arrays(self, *, verify: bool) -> dict[str, Any]:
         """Return the arrays; what NumPy can slice stays where it is."""
-        return {key: _array_of(value) for key, value in self.given.items()}
+        return {key: _array_of(value, place=f"{self.name}: {key}") for key, value in self.given.items()}
 
 
-def _array_of(value: Any) -> Any:
+def _array_of(value: Any, *, place: str) -> Any:
     if isinstance(value, str | Path):
         return npy_array(Path(value))
-    if hasattr(value, "detach"):
-        return as_numpy(value)
-    return value if hasattr(value, "shape") and hasattr(value, "dtype") else np.asarray(value)
-
-
-class ZarrShard(ArrayShard):
-    """A Zarr group on disk, read chunk by chunk; all of it, or some rows of both arrays of a level."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.name = path, str(path)
-        self.rows: tuple[int, int] | None = None
-
-    def _blocks(self, pair: Pair) -> Iterator[Block]:
-        if self.rows is None:
-            yield from super()._blocks(pair)
-            return
-        values, truth = (None if each is None else Rows(each, *self.rows) for each in (pair.values, pair.truth))
-        assert values is not None, "a pair has values"
-        for block in super()._blocks(Pair(values, truth, pair.place)):
-            yield Block(block.values, block.truth, block.place, values.start + block.start)
-
-    def signature(self) -> object:
-        """Return the number, sizes and newest time of the files of the store; nothing of a part of it."""
-        if self.rows is not None:
-            return None
-        status = [path.stat() for path in sorted(self.path.rglob("*")) if path.is_file()]
-        return len(status), sum(each.st_size for each in status), max((each.st_mtime_ns for each in status), default=0)
-
-    def arrays(self, *, verify: bool) -> dict[str, Any]:
-        """Return the arrays of the group with known names."""
-        zarr = require("zarr", extra="zarr", purpose=f"reading the Zarr store {self.path}")
-        group = zarr.open_group(str(self.path), mode="r")
-        return {name: group[name] for names in NAMES.values() for name in names if name in group}
+    if hasattr(value, "detach") or not (hasattr(value, "shape") and hasattr(value, "dtype")):
+        return as_numpy(value, place=place)
+    check_plain(value, place=place)
+    return value

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from postproc_export.calibration.counting.arrays import Block
+from postproc_export.calibration.counting.arrays import Block, Place
 from postproc_export.calibration.counting.checks import check_labelled
 from postproc_export.calibration.shards.kinds import Shard
-from postproc_export.errors import CalibrationError
+from postproc_export.errors import CalibrationError, PostprocError
 from postproc_export.stats import Level
 
 
@@ -21,7 +21,7 @@ class Progress:
     number
         The pass, from 1. Two or three do nearly always; scores that all reach nearly the same F1 need more.
     values, total
-        Values read in this pass, and values of a whole pass; None in the first one, where it is not known yet.
+        Values read in this pass, and values of a whole pass; None in the first one where the headers do not tell.
     shard
         The file that is read.
     """
@@ -33,6 +33,52 @@ class Progress:
     shard: str
 
 
+class States:
+    """What each shard was like when it was first met, for all passes over all levels.
+
+    Parameters
+    ----------
+    known
+        The states by the position of the shard; empty where none was met yet.
+    """
+
+    def __init__(self, known: Sequence[object] = ()) -> None:
+        self._known: dict[int, object] = dict(enumerate(known))
+
+    def check(self, index: int, shard: Shard, *, reading: bool = False) -> None:
+        """Refuse a shard that is not what it was; `reading` says that it is being read, not only about to be.
+
+        Raises
+        ------
+        CalibrationError
+            If it changed.
+        FileError
+            If it is gone.
+        """
+        now = shard.signature()
+        if self._known.setdefault(index, now) != now:
+            raise changed(shard.name, reading=reading)
+
+    def learn(self, index: int, state: object, *, name: str) -> None:
+        """Take the state of a shard that others have read.
+
+        Raises
+        ------
+        CalibrationError
+            If another one is known.
+        """
+        if self._known.setdefault(index, state) != state:
+            raise changed(name)
+
+    def of(self, first: int, end: int) -> tuple[object, ...]:
+        """Return the states of a run of shards; empty where they are not known."""
+        return tuple(self._known[index] for index in range(first, end)) if first in self._known else ()
+
+    def all(self) -> list[object]:
+        """Return the states that are known, in the order of the shards."""
+        return [self._known[index] for index in sorted(self._known)]
+
+
 class ShardReader:
     """One level of some shards.
 
@@ -40,22 +86,22 @@ class ShardReader:
     ----------
     level, shards
         What is read, in this order.
-    signatures, labelled
-        What the first pass over these shards left in the attributes of these names, for a reader that continues.
+    states
+        What is known of the shards, by this reader and by those of other levels.
+    verify
+        Whether the next pass is the first one over the level.
 
     Attributes
     ----------
-    signatures
-        The state of every shard in the first pass.
     labelled
         Whether the level has ground truth; None as long as no block of it was met.
     """
 
-    def __init__(
-        self, level: Level, shards: Sequence[Shard], *, signatures: Sequence[object] = (), labelled: bool | None = None
-    ) -> None:
-        self._level, self._shards = level, shards
-        self.signatures, self.labelled = list(signatures), labelled
+    def __init__(self, level: Level, shards: Sequence[Shard], *, states: States, verify: bool = True) -> None:
+        self._level, self._shards, self._states = level, shards, states
+        self._verify = verify
+        self._earlier: Place | None = None
+        self.labelled: bool | None = None
 
     def read(self) -> Iterator[Block]:
         """Yield all blocks of the level; the first pass verifies checksums too.
@@ -63,25 +109,29 @@ class ShardReader:
         Raises
         ------
         CalibrationError
-            If a shard is damaged, changed since the first pass, or has ground truth where others have none.
+            If a shard is damaged, changed since it was first met, or has ground truth where others have none.
         """
-        is_first = not self.signatures
+        verify, self._verify = self._verify, False
         for index, shard in enumerate(self._shards):
-            self._check_signature(index, shard, is_first=is_first)
-            for block in shard.blocks(self._level, verify=is_first):
-                check_labelled(self.labelled, block.truth is not None, place=block.place)
-                self.labelled = block.truth is not None
-                yield block
+            self._states.check(index, shard)
+            try:
+                for block in shard.blocks(self._level, verify=verify):
+                    self._check_labelled(block)
+                    yield block
+            except PostprocError:
+                self._states.check(index, shard, reading=True)  # a shard that is written to reads as a damaged one
+                raise
+            self._states.check(index, shard, reading=True)
 
-    def _check_signature(self, index: int, shard: Shard, *, is_first: bool) -> None:
-        now = shard.signature()
-        if is_first:
-            self.signatures.append(now)
-        elif now != self.signatures[index]:
-            raise changed(shard.name)
+    def _check_labelled(self, block: Block) -> None:
+        labelled = block.truth is not None
+        check_labelled(self.labelled, labelled, place=block.place, earlier=self._earlier)
+        if self.labelled is None:
+            self.labelled, self._earlier = labelled, block.place
 
 
-def changed(name: str) -> CalibrationError:
+def changed(name: str, *, reading: bool = False) -> CalibrationError:
     """Return the error for a shard that is not what it was in the first pass."""
     fix = "calibrate again when nothing writes to it any more"
-    return CalibrationError(f"{name} changed between two passes over it", fix=fix)
+    when = "while it was read" if reading else "between two passes over it"
+    return CalibrationError(f"{name} changed {when}", fix=fix)

@@ -1,6 +1,9 @@
 """Arrays in `.npy` form inside files, read in parts of bounded size whatever their own size is."""
 
 import io
+import math
+import tokenize
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +17,10 @@ from postproc_export.calibration.counting.arrays import BLOCK, AnyArray
 from postproc_export.errors import CalibrationError
 
 _LOCAL_HEADER: Final = 30  # bytes before the name of a zip member; its two length fields are the last four
+_NO_HEADER: Final = (
+    *(ValueError, KeyError, EOFError, SyntaxError, tokenize.TokenError),
+    *(TypeError, MemoryError, OverflowError, RecursionError),
+)  # what evaluating the text of a damaged header raises
 _HEADERS: Final = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
@@ -51,13 +58,18 @@ class StreamedArray:
         return cls(opener, name, shape, dtype, is_fortran)
 
     @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
     def order_matters(self) -> bool:
         """Whether its elements are stored in another order than C order."""
         return self.is_fortran and sum(length > 1 for length in self.shape) > 1
 
     def chunks(self) -> Iterator[AnyArray]:
         """Yield the elements as stored, in flat parts; reads to the end, so that a checksum is verified."""
-        left = int(np.prod(self.shape, dtype=np.int64))
+        left = self.size
         with self.opener() as stream:
             _read_header(stream, name=self.name)
             while left:
@@ -85,14 +97,17 @@ class StreamedArray:
 
 def _read_header(stream: IO[bytes], *, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     try:
-        version = npy.read_magic(stream)
-        shape, is_fortran, dtype = _HEADERS[version](stream)
-    except (ValueError, KeyError, EOFError) as error:
-        raise CalibrationError(
-            f"{name} cannot be read as .npy", found=str(error), fix="write the file again"
-        ) from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about literals that nobody wrote, where bytes are damaged
+            version = npy.read_magic(stream)
+            shape, is_fortran, dtype = _HEADERS[version](stream)
+    except _NO_HEADER as error:
+        found = str(error) or type(error).__name__
+        raise CalibrationError(f"{name} cannot be read as .npy", found=found, fix="write the file again") from error
     if dtype.hasobject:
         raise CalibrationError(f"{name} holds Python objects", needed="numbers", fix="save it without pickling")
+    if any(length < 0 for length in shape):
+        raise CalibrationError(f"{name} cannot be read as .npy", found=f"shape {shape}", fix="write the file again")
     return shape, is_fortran, dtype
 
 

@@ -21,6 +21,7 @@ from postproc_export.calibration.counting import tally
 from postproc_export.calibration.dask import cluster
 from postproc_export.calibration.dask import level as dask_level
 from postproc_export.calibration.shards.kinds import NpzShard
+from postproc_export.calibration.shards.reading import States
 from postproc_export.errors import CalibrationError, UsageError
 
 dask = pytest.importorskip("dask", reason="the extra 'dask' is not installed")
@@ -145,14 +146,14 @@ def test_few_values_left_by_dropping_are_sorted(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_progress_counts_values_and_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The callback hears of every chunk in every pass, and of the whole from the second pass on."""
+    """The callback hears of every chunk in every pass, and of the whole, which the chunks tell."""
     monkeypatch.setattr(tally, "SMALL", 0)
     heard: list[Progress] = []
     calibrate(chunked(ARRAYS, CHUNKS["alike"]), resamples=0, progress=heard.append)
     pixels = [each for each in heard if each.level == "pixel"]
     assert [each.values for each in pixels if each.number == 1][-1] == 7200
     assert sum(each.number == 1 for each in pixels) == 9
-    assert pixels[0].total is None
+    assert pixels[0].total == 7200
     assert pixels[-1].number >= 2
     assert pixels[-1].values == pixels[-1].total == 7200
 
@@ -306,7 +307,7 @@ def test_numpy_arrays_do_not_import_dask() -> None:
 def test_groups_of_shards_are_not_too_many() -> None:
     """However many shards there are, tasks are few, and every shard is in one of them."""
     shards = [NpzShard(Path(f"{index}.npz")) for index in range(1000)]
-    (source,) = dask_level._sources("image", shards, groups=64)
+    (source,) = dask_level._sources("image", shards, groups=64, states=States())
     groups = source._groups  # type: ignore[attr-defined]
     assert len(groups) == 64
     assert [shard.name for group in groups for shard in group] == [shard.name for shard in shards]

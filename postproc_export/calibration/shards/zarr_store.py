@@ -1,0 +1,154 @@
+"""A Zarr group on disk, read box by box."""
+
+import asyncio
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from postproc_export.calibration.counting.arrays import Block
+from postproc_export.calibration.counting.boxes import box_blocks
+from postproc_export.calibration.shards.access import cannot_read, damaged, readable
+from postproc_export.calibration.shards.kinds import NAMES, ArrayShard, Pair
+from postproc_export.calibration.shards.zarr_chunks import StoredChunks
+from postproc_export.calibration.statistics.level import CalibrationWarning
+from postproc_export.errors import CalibrationError, FileError, PostprocError, require
+from postproc_export.stats import Level
+
+MARKS: Final = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
+_SETTLING: Final = 10.0  # seconds that reads under way get to end after one has failed
+
+
+def is_store(folder: Path) -> bool:
+    """Whether a folder is a Zarr group or array."""
+    return any((folder / mark).exists() for mark in MARKS)
+
+
+class ZarrShard(ArrayShard):
+    """A Zarr group; all of it, or a run of the boxes in which a level is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, str(path)
+        self.run: tuple[int, int] | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """The folder of the store."""
+        return [self.path]
+
+    def signature(self) -> object:
+        """Return the number, sizes and newest time of the files of the store; nothing of a part of it."""
+        if self.run is not None:
+            return None
+        with readable(self.name):
+            status = [path.stat() for path in sorted(self.path.rglob("*")) if path.is_file()]
+        return len(status), sum(each.st_size for each in status), max((each.st_mtime_ns for each in status), default=0)
+
+    def arrays(self, *, verify: bool) -> dict[str, Any]:
+        """Return the arrays of the group with known names."""
+        zarr = require("zarr", extra="zarr", purpose=f"reading the Zarr store {self.path}")
+        try:
+            group = zarr.open_group(str(self.path), mode="r")
+            named = {name: group[name] for names in NAMES.values() for name in names if name in group}
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever its parser stumbles over
+            raise self._no_group(error) from error
+        for name, array in named.items():
+            if not (hasattr(array, "shape") and hasattr(array, "dtype")):
+                at, fix = f"{self.name}: {name}", "write it again"
+                raise CalibrationError(f"{at} is not an array", found="a group", needed="an array", fix=fix)
+        return named
+
+    def _no_group(self, error: Exception) -> PostprocError:
+        if isinstance(error, PermissionError):
+            return cannot_read(self.name, error)
+        fix = "zarr.save_group(path, maps=maps, masks=masks)"
+        if (self.path / ".zarray").exists() or type(error).__name__ == "ContainsArrayError":
+            return CalibrationError(f"{self.name} is not a Zarr group", found="an array", needed="a group", fix=fix)
+        found = f"{type(error).__name__}: {error}"
+        return CalibrationError(
+            f"{self.name} cannot be read as a Zarr group", found=found, fix=f"write it again: {fix}"
+        )
+
+    def size(self, level: Level) -> int | None:
+        """Return the values of a level."""
+        pair = self.pair(level, verify=False)
+        return 0 if pair is None else pair.place.size
+
+    def blocks(self, level: Level, *, verify: bool) -> Iterator[Block]:
+        """Yield the blocks of a level; the first pass looks at the files of its chunks before any is decoded.
+
+        Raises
+        ------
+        CalibrationError
+            If shapes or types do not fit, or the store is damaged.
+        FileError
+            If a file of it may not be read.
+        """
+        pair = self.pair(level, verify=verify)
+        if pair is not None:
+            if verify and self.run is None:
+                self.check(pair)
+            with _decodable(self.name):
+                yield from box_blocks(pair.values, pair.truth, pair.place, run=self.run)
+
+    def check(self, pair: Pair) -> None:
+        """Refuse truncated chunks of a level, and warn of values that are not stored.
+
+        Raises
+        ------
+        CalibrationError
+            If a chunk is not as long as it says itself.
+
+        Notes
+        -----
+        Zarr leaves out chunks that hold the fill value only, which is what most masks are; maps hardly ever.
+        """
+        with readable(self.name):
+            chunks = StoredChunks.of(self.path / pair.place.key, store=self.name)
+            missing = 0 if chunks is None else chunks.check()
+            if pair.truth is not None:
+                truth = StoredChunks.of(self.path / pair.place.truth_key, store=self.name)
+                _ = None if truth is None else truth.check()
+        if chunks is not None and missing:
+            message = (
+                f"{self.name}: {missing} of {len(chunks)} chunks of {pair.place.key} are not stored and count as their "
+                f"fill value {chunks.fill_value}"
+            )
+            warnings.warn(CalibrationWarning(message), stacklevel=2)
+
+
+@contextmanager
+def _decodable(name: str) -> Iterator[None]:
+    """Turn whatever decoding a damaged chunk raises into an error that names the store."""
+    try:
+        yield
+    except (PostprocError, MemoryError):
+        raise
+    except Exception as error:
+        _settle()
+        if isinstance(error, FileNotFoundError):
+            raise FileError(f"{name} is not there", found=str(error)) from error
+        if isinstance(error, OSError) and error.errno is not None:
+            raise cannot_read(name, error) from error
+        raise damaged(name, error) from error
+
+
+def _settle() -> None:
+    """Let the reads end that Zarr began beside one that failed; asyncio complains of those it finds at exit.
+
+    Notes
+    -----
+    Their loop is no public name of Zarr: where it is not found, the complaints stay and nothing else changes.
+    """
+    with suppress(Exception):
+        from zarr.core.sync import _get_loop
+
+        asyncio.run_coroutine_threadsafe(_others(), _get_loop()).result(_SETTLING)
+
+
+async def _others() -> None:
+    here = asyncio.current_task()
+    await asyncio.gather(*(task for task in asyncio.all_tasks() if task is not here), return_exceptions=True)
