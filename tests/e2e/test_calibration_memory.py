@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "calibration_memory.py"
 LIMIT = 200.0  # MB above the imports
@@ -33,5 +34,18 @@ def test_one_large_map_is_read_in_parts(tmp_path: Path) -> None:
     masks = np.lib.format.open_memmap(tmp_path / "masks.npy", "w+", np.bool_, maps.shape)
     masks[:] = np.arange(20_000) > 15_000
     del maps, masks
+    run = subprocess.run([sys.executable, SCRIPT, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert float(run.stdout) < LIMIT
+
+
+def test_a_zarr_store_with_unlike_chunks_is_read_in_parts(tmp_path: Path) -> None:
+    """Boxes on the common grid of both arrays, and the chunks being decoded, take no more."""
+    group, shape = zarr.open_group(tmp_path / "val.zarr", mode="w"), (48, 1, 1536, 1536)
+    maps = group.create_array("maps", shape=shape, chunks=(32, 1, 256, 256), dtype="f4")
+    masks = group.create_array("masks", shape=shape, chunks=(10, 1, 768, 768), dtype="bool")
+    rng = np.random.default_rng(0)
+    for first in range(0, shape[0], 16):
+        values = rng.standard_normal((16, *shape[1:]), dtype=np.float32)
+        maps[first : first + 16], masks[first : first + 16] = values, values > 2
     run = subprocess.run([sys.executable, SCRIPT, str(tmp_path)], capture_output=True, text=True, check=True)
     assert float(run.stdout) < LIMIT

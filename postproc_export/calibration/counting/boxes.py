@@ -11,7 +11,7 @@ import numpy as np
 from postproc_export.calibration.counting.arrays import BLOCK, AnyArray, Block, Place
 from postproc_export.calibration.counting.places import BoxPlace
 
-BUDGET: Final = 96 << 20  # bytes of values and ground truth that are held at once
+BUDGET: Final = 32 << 20  # bytes of values and ground truth in a box; decoding takes as much again, and more
 _GROUPED: Final = 1 << 20  # values that small chunks are grouped to: reading a box costs a fraction of a millisecond
 
 Shape = tuple[int, ...]

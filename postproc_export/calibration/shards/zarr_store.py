@@ -3,7 +3,7 @@
 import asyncio
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +17,8 @@ from postproc_export.errors import CalibrationError, FileError, PostprocError, r
 from postproc_export.stats import Level
 
 MARKS: Final = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
+_LIMITS: Final = ("async.concurrency", "threading.max_workers")
+_THREADS: Final = 2
 _SETTLING: Final = 10.0  # seconds that reads under way get to end after one has failed
 
 
@@ -91,7 +93,7 @@ class ZarrShard(ArrayShard):
         if pair is not None:
             if verify and self.run is None:
                 self.check(pair)
-            with _decodable(self.name):
+            with _few_threads(), _decodable(self.name):
                 yield from box_blocks(pair.values, pair.truth, pair.place, run=self.run)
 
     def check(self, pair: Pair) -> None:
@@ -118,6 +120,15 @@ class ZarrShard(ArrayShard):
                 f"fill value {chunks.fill_value}"
             )
             warnings.warn(CalibrationWarning(message), stacklevel=2)
+
+
+@contextmanager
+def _few_threads() -> Iterator[None]:
+    """Decode few chunks at once: every thread that has decoded one keeps memory of that size."""
+    zarr = require("zarr", extra="zarr", purpose="reading a Zarr store")
+    config = getattr(zarr, "config", None)  # version 2 has none, and decodes one chunk after the other
+    with nullcontext() if config is None else config.set(dict.fromkeys(_LIMITS, _THREADS)):
+        yield
 
 
 @contextmanager
