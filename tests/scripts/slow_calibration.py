@@ -1,5 +1,6 @@
 """`postproc-export calibrate` with these arguments, which waits once values are in the spool's file."""
 
+import signal
 import sys
 import time
 from typing import Any
@@ -21,5 +22,6 @@ def append_and_wait(self: Spool, *arrays: Any) -> None:
 
 
 Spool.append = append_and_wait
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background hands on that it is ignored
 sys.argv[1:1] = ["calibrate"]
 entrypoint()
