@@ -1,6 +1,7 @@
 """Counting passes: the coarse table of the first, and finer tables or sorted values of chosen bins in later ones."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -13,16 +14,19 @@ from postproc_export.calibration.counting.ordered import (
     Counts,
     Floats,
     Keys,
+    float_values,
     is_negative_zero,
     key_of,
     merge_zeros,
     ordered_keys,
     raw_buckets,
+    raw_numbers,
     to_ordered_buckets,
 )
 from postproc_export.calibration.counting.table import Table
 
 COARSE_WIDTH: Final = 16
+_FEW: Final = 8  # edges between buckets up to which comparing is faster than counting in a table
 _WAITING: Final = 1 << 17
 _PARTS: Final = 256
 _DENSE: Final = 0.2  # share of all values from which on a run of bins is not picked out first
@@ -42,7 +46,11 @@ class CoarseHistogram:
 
     def add(self, chunk: Chunk, *, low: float, high: float) -> None:
         """Count one chunk whose lowest and highest value are known."""
-        self._all += _bucket_counts(chunk.values)
+        edges = _inner_edges(low, high)
+        if edges is None:
+            self._all += _bucket_counts(chunk.values)
+        else:
+            self._all[edges.buckets] += edges.counts(chunk.values)
         if chunk.truth is not None:
             anomalous = pick(chunk.values, chunk.truth)
             self._waiting.append(anomalous)
@@ -79,6 +87,29 @@ class CoarseHistogram:
             low=key_of(self.low),
             high=key_of(self.high),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Edges:
+    """Buckets that follow each other, and the lowest value of each but the first."""
+
+    buckets: Indices
+    lowest: Floats
+
+    def counts(self, values: Floats) -> Counts:
+        """Count values that all lie in these buckets: one comparison with each edge costs less than a table."""
+        at_least = np.array([values.size, *(np.count_nonzero(values >= edge) for edge in self.lowest), 0], np.int64)
+        counts: Counts = at_least[:-1] - at_least[1:]
+        return counts
+
+
+def _inner_edges(low: float, high: float) -> _Edges | None:
+    """Return the buckets between two values, None where they are many."""
+    first, last = key_of(low) >> COARSE_WIDTH, key_of(high) >> COARSE_WIDTH
+    if last - first > _FEW:
+        return None
+    ordered = np.arange(first, last + 1)
+    return _Edges(raw_numbers(ordered), float_values((ordered[1:] << COARSE_WIDTH).astype(np.uint32)))
 
 
 def _bucket_counts(values: Floats) -> Counts:

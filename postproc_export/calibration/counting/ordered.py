@@ -82,3 +82,9 @@ def to_ordered_buckets(raw_counts: NDArray[Any]) -> NDArray[Any]:
     """Reorder a table over raw upper halves so that it ascends with the value; shape (65536,)."""
     half = BUCKETS // 2
     return np.concatenate((raw_counts[half:][::-1], raw_counts[:half]))
+
+
+def raw_numbers(ordered: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return where buckets stand in a table over raw upper halves, from their numbers in the order of the values."""
+    half = BUCKETS // 2
+    return np.where(ordered < half, BUCKETS - 1 - ordered, ordered - half)
