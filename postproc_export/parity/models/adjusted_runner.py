@@ -7,43 +7,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from postproc_export.runtimes import PortInfo, Precision, Runner
+from postproc_export.parity.models.wrapped_runner import WrappedRunner
+from postproc_export.runtimes import PortInfo
 
 
 @dataclass(frozen=True, slots=True)
-class AdjustedRunner:
+class AdjustedRunner(WrappedRunner):
     """A runner with some scalar inputs fed.
 
     Parameters
     ----------
-    inner
-        The runner of the file, or of its tail alone.
     values
         The number for each input, which has to be fed or need not be.
     """
 
-    inner: Runner
     values: Mapping[str, float]
-
-    @property
-    def name(self) -> str:
-        """Runtime and device."""
-        return self.inner.name
-
-    @property
-    def version(self) -> str:
-        """Version of the runtime."""
-        return self.inner.version
-
-    @property
-    def precision(self) -> Precision:
-        """The precision that was asked for."""
-        return self.inner.precision
-
-    @property
-    def inference_precision(self) -> str:
-        """What the runtime says it computes in."""
-        return self.inner.inference_precision
 
     @property
     def inputs(self) -> tuple[PortInfo, ...]:
@@ -54,11 +32,6 @@ class AdjustedRunner:
     def optional(self) -> tuple[PortInfo, ...]:
         """The inputs that are left and need not be fed."""
         return tuple(port for port in self.inner.optional if not self._is_given(port))
-
-    @property
-    def outputs(self) -> tuple[PortInfo, ...]:
-        """The outputs."""
-        return self.inner.outputs
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the model once, with the inputs that are given."""

@@ -9,54 +9,22 @@ from numpy.typing import NDArray
 
 from postproc_export.errors import UnsupportedModelError
 from postproc_export.packing import PACKED_OUTPUT, PARTS, place
-from postproc_export.runtimes import PortInfo, Precision, Runner
+from postproc_export.parity.models.wrapped_runner import WrappedRunner
+from postproc_export.runtimes import PortInfo, Runner
 from postproc_export.tail_steps import TailOutput
 
 
 @dataclass(frozen=True, slots=True)
-class UnpackedRunner:
+class UnpackedRunner(WrappedRunner):
     """A runner whose packed output is taken apart; what else the model gives is passed on.
 
     Parameters
     ----------
-    packed
-        The runner of the file, or of its tail alone.
     parts
         The parts, with the ranks that they have apart.
     """
 
-    packed: Runner
     parts: tuple[TailOutput, ...]
-
-    @property
-    def name(self) -> str:
-        """Runtime and device."""
-        return self.packed.name
-
-    @property
-    def version(self) -> str:
-        """Version of the runtime."""
-        return self.packed.version
-
-    @property
-    def precision(self) -> Precision:
-        """The precision that was asked for."""
-        return self.packed.precision
-
-    @property
-    def inference_precision(self) -> str:
-        """What the runtime says it computes in."""
-        return self.packed.inference_precision
-
-    @property
-    def inputs(self) -> tuple[PortInfo, ...]:
-        """The inputs that have to be fed."""
-        return self.packed.inputs
-
-    @property
-    def optional(self) -> tuple[PortInfo, ...]:
-        """The inputs that need not be fed."""
-        return self.packed.optional
 
     @property
     def outputs(self) -> tuple[PortInfo, ...]:
@@ -72,8 +40,8 @@ class UnpackedRunner:
         UnsupportedModelError
             If the output is not [N, H, W, 4], or a score or label is not the same all over its image.
         """
-        outputs = dict(self.packed.run(feeds))
-        port = next((port for port in self.packed.outputs if port.answers_to(PACKED_OUTPUT)), None)
+        outputs = dict(self.inner.run(feeds))
+        port = next((port for port in self.inner.outputs if port.answers_to(PACKED_OUTPUT)), None)
         if port is None:
             return outputs
         values = outputs[port.name]
@@ -85,7 +53,7 @@ class UnpackedRunner:
         return {**{part.name: _part(part, values) for part in self.parts}, **others}
 
     def _others(self) -> Iterator[PortInfo]:
-        return (port for port in self.packed.outputs if not port.answers_to(PACKED_OUTPUT))
+        return (port for port in self.inner.outputs if not port.answers_to(PACKED_OUTPUT))
 
     def _renamed(self, port: PortInfo) -> PortInfo:
         """Let a raw value that bears the name of a part, as its tensor in an IR may, go by another of its names."""

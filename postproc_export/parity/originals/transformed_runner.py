@@ -6,19 +6,18 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from postproc_export.parity.models.wrapped_runner import WrappedRunner
 from postproc_export.parity.reference.eager_transform import EagerTransform, image_size
-from postproc_export.runtimes import PortInfo, Precision, Runner
+from postproc_export.runtimes import PortInfo
 from postproc_export.stats import Level
 
 
 @dataclass(frozen=True, slots=True)
-class TransformedRunner:
+class TransformedRunner(WrappedRunner):
     """A runner with the raw outputs transformed.
 
     Parameters
     ----------
-    inner
-        The runner of the raw file.
     transform
         The twin.
     names
@@ -29,41 +28,10 @@ class TransformedRunner:
         How far another float32 computation of the transform may lie from it, raw units; filled while it runs.
     """
 
-    inner: Runner
     transform: EagerTransform
     names: Mapping[Level, str]
     made: Mapping[Level, str]
     bounds: dict[Level, float] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """Runtime and device."""
-        return self.inner.name
-
-    @property
-    def version(self) -> str:
-        """Version of the runtime."""
-        return self.inner.version
-
-    @property
-    def precision(self) -> Precision:
-        """The precision that was asked for."""
-        return self.inner.precision
-
-    @property
-    def inference_precision(self) -> str:
-        """What the runtime says it computes in."""
-        return self.inner.inference_precision
-
-    @property
-    def inputs(self) -> tuple[PortInfo, ...]:
-        """The inputs."""
-        return self.inner.inputs
-
-    @property
-    def optional(self) -> tuple[PortInfo, ...]:
-        """The inputs that need not be fed."""
-        return self.inner.optional
 
     @property
     def outputs(self) -> tuple[PortInfo, ...]:
