@@ -44,7 +44,8 @@ def check_before(source: Sequence[Path], images: Path | None, *, output: Path, s
 
 
 def from_shards(source: Sequence[Path], options: CalibrationOptions) -> CalibrationStats:
-    """Calibrate on raw outputs in files, with a bar."""
+    """Calibrate on raw outputs in files, with a bar where somebody sees it: its total takes a look at every header."""
+    seen = stderr().is_terminal
     with progress("reading", unit="values") as advance, nullcontext() if options.dask is None else quiet_logging():
         return calibrate_shards(
             source,
@@ -52,7 +53,7 @@ def from_shards(source: Sequence[Path], options: CalibrationOptions) -> Calibrat
             pixel_policy=options.pixel_policy,
             nonfinite=options.nonfinite,
             compare=COMPARED if options.compare else (),
-            progress=lambda at: advance(at.values, at.total, f"{at.level} level, pass {at.number}"),
+            progress=(lambda at: advance(at.values, at.total, f"{at.level} level, pass {at.number}")) if seen else None,
             dask=options.dask,
         )
 
