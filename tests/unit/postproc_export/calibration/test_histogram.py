@@ -1,5 +1,7 @@
 """The first pass counts buckets in two ways, which give the same table."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -21,10 +23,12 @@ NARROW = [
 
 
 @pytest.mark.parametrize("draw", NARROW)
-def test_comparing_with_edges_counts_what_a_table_counts(draw: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_comparing_with_edges_counts_what_a_table_counts(
+    draw: Callable[[np.random.Generator], np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Values in few buckets are compared with their edges; the counts are those of the table over all buckets."""
     rng = np.random.default_rng(3)
-    values, truth = draw(rng).astype(np.float32), rng.random(5000) < 0.1  # type: ignore[operator]
+    values, truth = draw(rng).astype(np.float32), rng.random(5000) < 0.1
     tables = []
     for few in (1 << 16, -1):
         monkeypatch.setattr(histogram, "_FEW", few)

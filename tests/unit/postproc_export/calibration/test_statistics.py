@@ -23,13 +23,11 @@ from postproc_export.stats import LevelStats
 def table_of(values: list[float], normal: list[int], anomalous: list[int], *, width: int = 0) -> Table:
     """Return a table of distinct values, or of bins that begin there."""
     starts = np.array([key_of(value) for value in values], np.uint32)
-    widths = np.full(starts.size, width, np.uint8)
-    counts = (np.array(each, np.int64) for each in (normal, anomalous))
     return Table(
         starts=starts,
-        widths=widths,
-        normal=next(counts),
-        anomalous=next(counts),
+        widths=np.full(starts.size, width, np.uint8),
+        normal=np.array(normal, np.int64),
+        anomalous=np.array(anomalous, np.int64),
         low=int(starts[0]),
         high=int(starts[-1]),
     )

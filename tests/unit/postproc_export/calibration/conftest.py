@@ -1,0 +1,14 @@
+"""What tests of calibration share."""
+
+import pytest
+
+from postproc_export.calibration import spool
+from postproc_export.calibration.counting import tally
+
+
+@pytest.fixture
+def tiny_spool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spool that goes to disk after 20 values."""
+    monkeypatch.setattr(tally, "SMALL", 0)
+    monkeypatch.setattr(spool, "_BLOCK", 10)
+    monkeypatch.setattr(spool, "_IN_MEMORY", 2 * 10 * 4)

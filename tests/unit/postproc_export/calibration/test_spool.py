@@ -1,0 +1,139 @@
+"""The values of a stream are kept to be read again, and nothing of them stays, whatever happens."""
+
+import errno
+import gc
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filled_calibrators import LABELS, SCORES, filled
+
+from postproc_export.calibration import CalibrationWarning, Calibrator
+from postproc_export.errors import CalibrationError, FileError, UsageError
+
+
+def open_files() -> int:
+    """Return the number of open file descriptors of this process."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_values_that_float32_merges_at_the_threshold_are_warned_about(tiny_spool: None) -> None:
+    """Two float64 scores that become one float32 can no longer be told apart."""
+    scores = np.array([0.0, 0.5, 0.5 + 1e-12, 1.0])
+    calibrator = Calibrator(resamples=0)
+    calibrator.update(np.tile(scores, 12), np.tile([0, 0, 1, 1], 12))
+    with pytest.warns(
+        CalibrationWarning, match=r"merges different values \(0\.5 to 0\.500000000001\) at the threshold"
+    ):
+        calibrator.compute()
+
+
+def test_the_spool_has_no_name_and_is_closed(tiny_spool: None, tmp_path: Path) -> None:
+    """Nothing is left in the folder, even while the file is in use."""
+    before = open_files()
+    with filled(spool_dir=tmp_path) as calibrator:
+        for _ in range(5):
+            calibrator.update(SCORES, LABELS, None, None)
+        assert list(tmp_path.iterdir()) == []
+        assert open_files() > before
+        calibrator.compute()
+    gc.collect()
+    assert open_files() == before
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from postproc_export.calibration import Calibrator, spool
+spool._IN_MEMORY = 0
+calibrator = Calibrator(spool_dir=sys.argv[1])
+calibrator.update(np.arange(600_000.0), np.arange(600_000) % 2)
+assert calibrator._levels["image"].spool.on_disk
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_process_leaves_no_spool(tmp_path: Path) -> None:
+    """The temporary file has no name from the start, so nothing has to clean it up."""
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_a_clear_error(tiny_spool: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The message names the folder and the ways out; what is left is not computed on."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    calibrator = Calibrator(spool_dir=tmp_path)
+    with pytest.raises(FileError, match=r"(?s)the spool in .* cannot be written: No space left.*exact=False"):
+        calibrator.update(np.arange(100.0), np.arange(100) % 2)
+    with pytest.raises(CalibrationError, match=r"no longer whole\n.*reset\(\) first"):
+        calibrator.compute()
+    calibrator.reset()
+    calibrator.update(SCORES, LABELS)
+    assert calibrator.compute().image is not None
+
+
+LIMITED = """
+import resource, sys
+import numpy as np
+from postproc_export.calibration import Calibrator, spool
+from postproc_export.errors import FileError
+spool._IN_MEMORY = 0
+resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))
+first, second = Calibrator(spool_dir=sys.argv[1]), Calibrator(spool_dir=sys.argv[1])
+for calibrator in (first, second):
+    calibrator.update(np.arange(520_000.0, dtype=np.float32), np.arange(520_000) % 2)
+try:
+    first.merge(second)
+except FileError as error:
+    print(error)
+assert second.compute().image.n_normal == 260_000
+first.reset()
+first.update(np.arange(8.0), np.arange(8) % 2)
+assert first.compute().image.n_normal == 4
+"""
+
+
+def test_what_the_system_refuses_to_write_is_a_clear_error(tmp_path: Path) -> None:
+    """A real limit, met in the middle of a merge: one is reset and goes on, the other is as it was, no file is left."""
+    done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert re.search(r"(?s)the spool in .* cannot be written: File too large.*bytes written so far", done.stdout)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_for_the_spool_has_to_be_there(tmp_path: Path) -> None:
+    """It is missed at once, not after a million values."""
+    with pytest.raises(FileError, match=r"there is no folder .*/no for the spool"):
+        Calibrator(spool_dir=tmp_path / "no")
+
+
+def test_pickling_works_until_there_is_a_spool(tiny_spool: None) -> None:
+    """A small calibrator can be sent; one with a temporary file says what to do instead."""
+    small = Calibrator(resamples=0)
+    small.update(SCORES, LABELS)
+    assert pickle.loads(pickle.dumps(small)).compute() == small.compute()
+    with pytest.raises(UsageError, match=r"(?s)cannot be pickled.*calibrate from shards"):
+        pickle.dumps(filled())
+
+
+def test_merging_takes_over_the_other_values(tiny_spool: None) -> None:
+    """Two halves merged are the whole, and the other one stays as it is."""
+    one, other, whole = (Calibrator(resamples=0) for _ in range(3))
+    for part, calibrator in ((SCORES, one), (SCORES * 3, other)):
+        for _ in range(9):
+            calibrator.update(part, LABELS)
+            whole.update(part, LABELS)
+    before = other.compute()
+    one.merge(other)
+    assert one.compute() == whole.compute()
+    assert other.compute() == before
