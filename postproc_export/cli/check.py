@@ -51,6 +51,14 @@ def check(
     pixel_output: Annotated[
         str | None, typer.Option("--pixel-output", help="Which output of --torch is the raw map: key or index.")
     ] = None,
+    tail: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tail",
+            metavar="MODULE:CLASS",
+            help="The class of your own that the file was attached with: imported and run only when named here.",
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Feed at most so many images.")] = None,
     max_flips: Annotated[
         int, typer.Option("--max-flips", min=0, help="Labels that may flip against --raw or --torch beyond the band.")
@@ -128,6 +136,7 @@ def check(
             torch=torch,
             image_output=image_output,
             pixel_output=pixel_output,
+            tail=tail or (),
             preprocessing=preprocessing,
             limit=limit,
             max_flips=max_flips,

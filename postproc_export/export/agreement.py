@@ -21,6 +21,7 @@ from postproc_export.parity.reports.report import Check
 from postproc_export.parity.reports.tally import Tally, details_of
 from postproc_export.runtimes import Array, Runner, as_float32
 from postproc_export.stats import Level
+from postproc_export.transforms.spec import TailSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,9 @@ class RawAgreement:
         }
 
 
-def decision_checks(attached: AttachedModel, way: Configuration, probes: Sequence[Probe]) -> Iterator[Check]:
+def decision_checks(
+    attached: AttachedModel, way: Configuration, probes: Sequence[Probe], named: Sequence[TailSpec] = ()
+) -> Iterator[Check]:
     """Compare an attached file's outputs with `PostProcessor` on the module's own raw values; one check per output.
 
     Notes
@@ -107,7 +110,7 @@ def decision_checks(attached: AttachedModel, way: Configuration, probes: Sequenc
     reference, runner = Reference(attached), attached.parts_of(way.open(attached.path, threads=None))
     tally = Tally(attached, way, drift="exported")
     tally.ran_on(runner)
-    transform = EagerTransform.load(attached)
+    transform = EagerTransform.load(attached, named)
     for probe in probes:
         raw = probe.raw if transform is None else transform(probe.raw, size=image_size({INPUT: probe.images}))
         tally.add(reference.outputs(raw), runner.run({INPUT: probe.images}), raw, reference)

@@ -22,6 +22,7 @@ from postproc_export.parity.reports.report import Check, ParityReport
 from postproc_export.rewrite.attach import AttachResult, attach_postprocessing
 from postproc_export.runtimes import open_runner
 from postproc_export.stats import CalibrationStats
+from postproc_export.transforms.spec import parse_tails
 
 if TYPE_CHECKING:
     import torch
@@ -135,9 +136,10 @@ class Job:
 
     def _report(self, each: Format, path: Path, final: Path) -> ParityReport:
         usual = np.concatenate([probe.images for probe in self.probes if not probe.axes])
-        report = check_parity(path, raw=self._raw(each), inputs={INPUT: usual}, seed=self.request.seed)
+        tail = self.request.attach_options.get("tail", ())
+        report = check_parity(path, raw=self._raw(each), inputs={INPUT: usual}, tail=tail, seed=self.request.seed)
         with without_decisions(path) as (plain, _):
-            decisions = list(decision_checks(load_attached(plain), WAYS[each], self.probes))
+            decisions = list(decision_checks(load_attached(plain), WAYS[each], self.probes, parse_tails(tail)))
         checks = (*report.checks, *self._raw_checks[each], *decisions)
         fed = {"inputs": f"{len(usual)} samples: {', '.join(self._labels())}"}
         return replace(report, subject=str(final), checks=checks, environment={**report.environment, **fed})

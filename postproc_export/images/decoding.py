@@ -7,7 +7,7 @@
 | EXIF orientation | applied |
 | 16 or 32 bits per channel, floating point, CMYK, LAB, HSV | refused |
 | several frames or pages | refused |
-| damaged, truncated, no image | refused |
+| damaged, truncated, no image, PostScript | refused |
 """
 
 from pathlib import Path
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _MODES: Final = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX")
 _PURPOSE: Final = "reading images"
+# The content says the format, not the name. Pillow hands PostScript to another program, which runs it: not listed.
+_FORMATS: Final = ("PNG", "JPEG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "MPO", "TGA")
 
 
 def decode_rgb(path: Path) -> "Image":
@@ -55,7 +57,7 @@ def open_upright(path: Path) -> "Image":
     images = require("PIL.Image", extra="images", purpose=_PURPOSE)
     operations = require("PIL.ImageOps", extra="images", purpose=_PURPOSE)
     try:
-        with images.open(path) as file:
+        with images.open(path, formats=_FORMATS) as file:
             frames, depth = getattr(file, "n_frames", 1), _bits(file)
             file.load()
             image: Image = operations.exif_transpose(file)

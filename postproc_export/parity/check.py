@@ -16,19 +16,20 @@ from postproc_export.parity.checks.tail import check_tail, tail_configurations
 from postproc_export.parity.checks.transform import TransformCheck
 from postproc_export.parity.checks.whole import WholeCheck
 from postproc_export.parity.fed.inputs import COUNT, SEED
-from postproc_export.parity.given import check_options, real_inputs, usable_runtimes
+from postproc_export.parity.given import check_options, named_tails, real_inputs, usable_runtimes
 from postproc_export.parity.models.attached_model import AttachedModel, load_attached
 from postproc_export.parity.models.environment import environment, usable_cores
 from postproc_export.parity.models.ways import whole_configurations
 from postproc_export.parity.originals.raw_file import RawFile
 from postproc_export.parity.originals.torch_runner import TorchRunner
-from postproc_export.parity.reference.eager_transform import EagerTransform
+from postproc_export.parity.reference.eager_transform import EagerTransform, unnamed_code
 from postproc_export.parity.reference.post_processor import Reference
 from postproc_export.parity.reports.failures import FailureStore
-from postproc_export.parity.reports.not_checked import of_the_file, of_the_machine, of_the_options
+from postproc_export.parity.reports.not_checked import of_the_code, of_the_file, of_the_machine, of_the_options
 from postproc_export.parity.reports.report import Check, ParityReport
 from postproc_export.parity.reports.stage_results import WayResult
 from postproc_export.runtimes import RuntimeName
+from postproc_export.transforms.spec import TailSpec
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -47,6 +48,7 @@ def check_parity(
     torch: "str | Module | None" = None,
     image_output: str | int | None = None,
     pixel_output: str | int | None = None,
+    tail: str | Sequence[str] = (),
     preprocessing: "Preprocessing | None" = None,
     limit: int | None = None,
     max_flips: int = 0,
@@ -76,6 +78,9 @@ def check_parity(
         The PyTorch model that was exported, as ``"module:factory"`` or itself; it is fed the same inputs.
     image_output, pixel_output
         Which of its outputs are the raw ones, by key, attribute or index, where names and shapes do not tell.
+    tail
+        A class of one's own before the threshold, ``"package.module:Class"`` as the file records it: its code is
+        imported and run. Without it a class that the file names is left alone, and what needs it is not checked.
     preprocessing
         What is done to the images; default: what the statistics record, else `Preprocessing()`.
     limit
@@ -134,7 +139,12 @@ def check_parity(
     with without_decisions(Path(attached)) as (path, decisions):
         model = load_attached(path)
         runtimes = usable_runtimes(model)
-        reference, transform = Reference(model), EagerTransform.load(model)
+        named = named_tails(tail, model, decisions)
+        reference, transform, unnamed = (
+            Reference(model),
+            EagerTransform.load(model, named),
+            unnamed_code(model, named),
+        )
         real = real_inputs(model, runtimes, images, inputs, preprocessing, limit)
         exported = None
         if torch is not None:
@@ -142,9 +152,17 @@ def check_parity(
             exported = TorchRunner.load(torch, model, **outputs, threads=threads, transform=transform)
         given = {"raw": raw is not None, "real": real is not None, "torch": torch is not None}
         not_given = of_the_options(**given, int8=int8)
-        not_checked = [*file_checks.not_checked, *of_the_file(model, runtimes), *not_given]
+        not_run = of_the_code(unnamed, raw=raw is not None, torch=torch is not None)
+        not_checked = [*file_checks.not_checked, *not_run, *of_the_file(model, runtimes), *not_given]
         failures = _store(
-            save_failures, Path(attached), raw, torch if isinstance(torch, str) else None, seed, threads, max_flips
+            save_failures,
+            Path(attached),
+            raw,
+            torch if isinstance(torch, str) else None,
+            seed,
+            threads,
+            max_flips,
+            named,
         )
         behind = None
         if decisions is not None:
@@ -155,7 +173,7 @@ def check_parity(
             checks += check_exhaustively(model, runtimes, progress=progress)
         results: tuple[WayResult, ...] = ()
         if real is not None:
-            raw_file = None if raw is None else RawFile(Path(raw), model, transform)
+            raw_file = None if raw is None or unnamed is not None else RawFile(Path(raw), model, transform)
             with TemporaryDirectory(prefix="postproc-check-") as folder:
                 whole = WholeCheck(
                     model,
@@ -163,7 +181,7 @@ def check_parity(
                     real,
                     raw_file,
                     Path(folder),
-                    torch=exported,
+                    torch=exported if unnamed is None else None,
                     transform=transform,
                     behind=behind,
                     threads=threads,
@@ -250,8 +268,10 @@ def _store(
     seed: int,
     threads: int,
     max_flips: int,
+    named: Sequence[TailSpec],
 ) -> FailureStore | None:
     if folder is None:
         return None
     original = None if raw is None else Path(raw)
-    return FailureStore(Path(folder), attached, original, seed, torch, threads, max_flips)
+    code = tuple(spec.name for spec in named if spec.is_code)
+    return FailureStore(Path(folder), attached, original, seed, torch, threads, max_flips, code)

@@ -1,6 +1,6 @@
 """What a check is given: options that fit together, runtimes that are installed, real inputs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,9 @@ from postproc_export.parity.fed.real_inputs import RealInputs, array_inputs, ima
 from postproc_export.parity.models.attached_model import AttachedModel
 from postproc_export.parity.models.environment import installed_runtimes
 from postproc_export.runtimes import RuntimeName, open_runner
+from postproc_export.transforms.around import is_same
+from postproc_export.transforms.record import LayerRecord
+from postproc_export.transforms.spec import TailSpec, parse_tails
 
 if TYPE_CHECKING:
     from postproc_export.images import Preprocessing
@@ -46,6 +49,37 @@ def check_options(
         if folder.is_dir() and Path(inputs).absolute().parent.samefile(folder):
             what = f"cannot save failures in {folder}: {inputs} lies there and is read"
             raise FileError(what, fix="choose another folder with --save-failures")
+
+
+def named_tails(
+    texts: str | Sequence[str], attached: AttachedModel, decisions: LayerRecord | None
+) -> tuple[TailSpec, ...]:
+    """Return the tails that a caller names, once it is sure that the file records them.
+
+    Parameters
+    ----------
+    texts
+        As the command line takes them.
+    attached, decisions
+        The file, and the record of what stands behind its decision.
+
+    Raises
+    ------
+    UsageError, FileError
+        If one cannot be read, or is not in the record of the file.
+    """
+    records = [record for record in (attached.file.layer("transform"), decisions) if record is not None]
+    recorded = [spec for record in records for spec in record.tails]
+    named = parse_tails(texts)
+    for spec in named:
+        if not any(is_same(spec, other) for other in recorded):
+            raise UsageError(
+                f"the tail '{spec.text}' is not the one that {attached.path} was attached with",
+                found=f"recorded: {', '.join(other.text for other in recorded) or 'none'}",
+                needed="a tail that the record of the file names",
+                fix=f"--tail {recorded[0].text}" if recorded else "leave it out",
+            )
+    return named
 
 
 def usable_runtimes(model: AttachedModel) -> tuple[RuntimeName, ...]:

@@ -14,7 +14,7 @@ from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import CalibrationStats
 from postproc_export.tail import Tail
 from postproc_export.tail_options import TailOptions
-from postproc_export.transforms.decisions import plan_decisions
+from postproc_export.transforms.decisions import plan_decisions, point_values
 from postproc_export.transforms.formats import Format, Outputs
 from postproc_export.transforms.plan import Plan, plan_transform, resolve_all, select_raw, split
 from postproc_export.transforms.record import LayerRecord, recorded_tails
@@ -123,7 +123,7 @@ def refuse_other_tails(stats: CalibrationStats, tails: tuple[TailSpec, ...]) -> 
         If they were.
     """
     calibrated = recorded_tails(stats)
-    if _are_equal(calibrated, tails):
+    if len(calibrated) == len(tails) and all(map(is_same, calibrated, tails)):
         return
     flags = " ".join(f"--tail {spec.text}" for spec in tails)
     wanted = " ".join(f"--tail {spec.text}" for spec in calibrated)
@@ -133,6 +133,15 @@ def refuse_other_tails(stats: CalibrationStats, tails: tuple[TailSpec, ...]) -> 
         needed=f"statistics calibrated {f'behind {flags}' if flags else 'on the raw outputs themselves'}",
         fix=f"postproc-export calibrate {flags} ..." if flags else f"attach with {wanted}, or calibrate without it",
     )
+
+
+def is_same(one: TailSpec, other: TailSpec) -> bool:
+    """Whether two mean the same: a table may be compressed otherwise on another machine, a number written otherwise."""
+    if one.name != other.name or not one.is_shipped:
+        return one == other
+    if one.changes_values:
+        return resolve(one) == resolve(other)
+    return point_values(one.parameters) == point_values(other.parameters)
 
 
 def detach_around(form: Format, model: Any, *, where: str) -> Detached:
@@ -171,14 +180,6 @@ def update_around(form: Format, model: Any, changes: Changes, *, keep_dialect: b
     if behind is not None and updated.tail is not None:
         form.put(model, _decisions(form, model, behind.tails, updated.tail))
     return updated
-
-
-def _are_equal(some: Sequence[TailSpec], others: Sequence[TailSpec]) -> bool:
-    """Compare what parameters mean: a table may be compressed otherwise on another machine."""
-    return [spec.name for spec in some] == [spec.name for spec in others] and all(
-        resolve(one) == resolve(other) if one.is_shipped else one == other
-        for one, other in zip(some, others, strict=True)
-    )
 
 
 def _decisions(form: Format, model: Any, behind: Sequence[TailSpec], tail: Tail) -> Plan:

@@ -20,7 +20,7 @@ from postproc_export.tail import Tail
 from postproc_export.tail_options import TailOptions
 from postproc_export.tail_steps import TailOutput
 from postproc_export.transforms.plan import LayerOutput, Plan
-from postproc_export.transforms.spec import TailSpec
+from postproc_export.transforms.spec import BEHIND, TailSpec
 
 DECIDED: Final = "values"
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,40}")
@@ -51,6 +51,8 @@ def plan_decisions(specs: Sequence[TailSpec], tail: Tail, *, values: PortInfo | 
     inputs: dict[str, PortInfo] = {}
     made: list[TailSpec] = []
     for spec in specs:
+        if spec.name not in BEHIND:
+            raise UsageError(f"'{spec.text}' cannot stand behind a decision", needed=" or ".join(BEHIND))
         if any(spec.name == other.name for other in made):
             raise UsageError(f"the tail '{spec.name}' is given twice", fix="give all its parameters at once")
         if spec.name == "gate":
@@ -109,18 +111,28 @@ def _gate(spec: TailSpec, parts: Mapping[str, TailOutput], inputs: dict[str, Por
     return LayerOutput("pred_mask", expr, mask.dtype, mask.shape, "pred_mask")
 
 
+def point_values(points: Mapping[str, Any]) -> dict[str, Any]:
+    """Return operating points as they are recorded: sensitivities as float32, policies as their text.
+
+    Raises
+    ------
+    UsageError
+        If a sensitivity is not in [0, 1].
+    """
+    numbers = {name: _number(value) for name, value in points.items()}
+    return {
+        name: str(points[name]) if number is None else shortest(_sensitivity(name, number))
+        for name, number in numbers.items()
+    }
+
+
 def _points(spec: TailSpec, tail: Tail) -> dict[str, Any]:
-    """Return the parameters as they are recorded: sensitivities as float32, policies as their text."""
     if not spec.parameters:
         raise UsageError("the tail 'points' names no operating point", needed="points:strict=0.3,loose=recall=0.99")
     if tail.stats.image is None or "pred_label" not in {part.name for part in tail.parts}:
         raise UnsupportedModelError("the tail 'points' needs an image label", found="no 'pred_label' in the model")
     point_boundaries(spec.parameters, tail.stats.image, tail.options)
-    numbers = {name: _number(value) for name, value in spec.parameters.items()}
-    return {
-        name: str(spec.parameters[name]) if number is None else shortest(_sensitivity(name, number))
-        for name, number in numbers.items()
-    }
+    return point_values(spec.parameters)
 
 
 def _labels(

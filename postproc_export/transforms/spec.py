@@ -37,6 +37,11 @@ class TailSpec:
         return self.name in SHIPPED
 
     @property
+    def is_code(self) -> bool:
+        """Whether it names a class, which is imported only where a caller names it, too: never for a file alone."""
+        return not self.is_shipped and ":" in self.name
+
+    @property
     def changes_values(self) -> bool:
         """Whether it stands before the threshold, so that statistics have to be those behind it."""
         return self.name not in BEHIND
@@ -64,6 +69,8 @@ class TailSpec:
         parameters = document.get("parameters", {}) if isinstance(document, Mapping) else None
         if not isinstance(name, str) or not isinstance(parameters, Mapping):
             raise MetadataError(f"{where}: not a tail of one's own", found=repr(document)[:60])
+        if "file" in parameters:  # the command line may name a file to read; a record holds what was read
+            raise MetadataError(f"{where}: the tail '{name}' names a file", needed="its values themselves")
         return cls(name, dict(parameters))
 
 

@@ -1,5 +1,6 @@
 """Files with tails of one's own, under `check`: sound ones pass at every opset, planted faults are named."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from onnx import TensorProto, numpy_helper
 from shipped_tails import IMAGE, PIXEL, images, stats_behind
 
 from postproc_export import CalibrationStats, attach_postprocessing, check_parity
-from postproc_export.errors import UsageError
+from postproc_export.errors import MetadataError, UsageError
 from postproc_export.parity import ParityReport
 from postproc_export.transforms import own_openvino
 
@@ -170,16 +171,91 @@ def test_a_class_of_one_s_own_passes(kind: str, folder: Path, monkeypatch: pytes
     """Found again by its name, and run eagerly on what it reads in the same compiled model."""
     monkeypatch.setattr(own_openvino, "OPSET", 14)  # by the exporter that takes milliseconds
     raw, path = attached(folder, ["own_tails:Weighted", "gate"], kind=kind, opset=14)
-    report = checked(path, inputs=FED, preserved=raw)
+    report = checked(path, inputs=FED, preserved=raw, tail=["own_tails:Weighted", "gate"])
     assert report, report.describe()
     assert any(check.subject == "whole/transform/pred_score" for check in report.checks)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "xml"])
+def test_a_class_that_the_file_alone_names_is_not_run(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can be judged without it is judged; what needs it is not checked, and the option that names it is told."""
+    monkeypatch.setattr(own_openvino, "OPSET", 14)
+    raw, path = attached(folder, ["own_tails:Weighted", "gate"], kind=kind, opset=14)
+    monkeypatch.delattr(own_tails, "Weighted")
+    report = checked(path, raw=raw, inputs=FED, preserved=raw, torch=Net())
+    assert report, report.describe()
+    groups = {check.subject.rpartition("/")[0] for check in report.checks}
+    assert {"constants", "tail", "whole/tapped", "decision", "whole/decision"} <= groups
+    assert not groups & {"transform", "whole/transform", "whole/raw", "whole/torch"}
+    told = [sentence for sentence in report.not_checked if "--tail own_tails:Weighted" in sentence]
+    for what in ("the class 'own_tails:Weighted'", "the raw file run apart", "the PyTorch model"):
+        assert any(what in sentence for sentence in told), told
+
+
+@pytest.mark.parametrize(
+    ("recorded", "named", "found"),
+    [
+        (["own_tails:Weighted"], "own_tails:Halved", "recorded: own_tails:Weighted"),
+        (["own_tails:Weighted"], "os:abort", "recorded: own_tails:Weighted"),
+        (["own_tails:Weighted"], "gaussian:sigma=1", "recorded: own_tails:Weighted"),
+        (["gaussian:sigma=1"], "own_tails:Weighted", "recorded: gaussian:sigma=1.0"),
+        (["gaussian:sigma=1"], "gaussian:sigma=2", "recorded: gaussian:sigma=1.0"),
+        (["points:strict=0.3"], "points:strict=0.4", "recorded: points:strict=0.3"),
+        (["gate"], "os:abort", "recorded: gate"),
+        ([], "os:abort", "recorded: none"),
+    ],
+)
+def test_a_name_that_the_file_does_not_record_is_refused(
+    recorded: list[str], named: str, found: str, folder: Path
+) -> None:
+    """Before anything is imported, with what is recorded; whichever of the two is a class."""
+    if recorded:
+        _, path = attached(folder, recorded, opset=14)
+    else:
+        raw = written(folder, "onnx", hosts.score_and_map())
+        path = attach_postprocessing(raw, CalibrationStats(image=IMAGE, pixel=PIXEL)).output
+    with pytest.raises(UsageError, match=f"the tail '{named}' is not the one that") as caught:
+        checked(path, tail=named)
+    assert caught.value.found == found
+
+
+@pytest.mark.parametrize("name", [*TAILS])
+def test_naming_what_a_file_records_changes_nothing(name: str, folder: Path) -> None:
+    """A shipped tail is equal by what its parameters mean, however they are written."""
+    _, path = attached(folder, TAILS[name])
+    given = [text.replace("sigma=1", "sigma=1.0").replace("strict=0.3", "strict=.30") for text in TAILS[name]]
+    assert checked(path, tail=given).to_json()["checks"] == checked(path).to_json()["checks"]
+
+
+LYING = [
+    ("transform", [{"name": "gaussian", "parameters": {"sigma": 1}}, {"name": "os:abort"}]),
+    ("transform", [{"name": "os"}]),
+    ("transform", [{"name": "gate"}]),
+    ("transform", [{"name": "thresholds", "parameters": {"file": "thresholds.npy"}}]),
+    ("decision", [{"name": "os:abort"}]),
+    ("decision", [{"name": "gate"}, {"name": "os:abort"}]),
+]
+
+
+@pytest.mark.parametrize(("layer", "tails"), LYING)
+def test_a_record_that_names_what_cannot_stand_there_is_refused(
+    layer: str, tails: list[dict[str, Any]], folder: Path
+) -> None:
+    """Neither ignored nor run nor a traceback."""
+    _, path = attached(folder, ["gaussian:sigma=1", "gate"])
+    model = onnx.load(path)
+    entry = next(entry for entry in model.metadata_props if entry.key == f"postproc_export_{layer}")
+    entry.value = json.dumps({**json.loads(entry.value), "tails": tails})
+    onnx.save(model, path)
+    with pytest.raises(MetadataError, match=r"cannot stand|names a file"):
+        checked(path)
 
 
 def test_a_class_that_changed_since_is_a_miss(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the file computes is not what the class of this name computes now."""
     _, path = attached(folder, ["own_tails:Weighted"], opset=14)
     monkeypatch.setattr(own_tails, "Weighted", own_tails.OfTheMap)
-    report = checked(path)
+    report = checked(path, tail="own_tails:Weighted")
     assert "transform/pred_score" in {check.subject for check in report.missed}
 
 
@@ -188,7 +264,7 @@ def test_a_class_that_is_gone_is_said(folder: Path, monkeypatch: pytest.MonkeyPa
     _, path = attached(folder, ["own_tails:Weighted"], opset=14)
     monkeypatch.delattr(own_tails, "Weighted")
     with pytest.raises(UsageError, match="a tail of one's own"):
-        checked(path)
+        checked(path, tail="own_tails:Weighted")
 
 
 Fault = Callable[[onnx.ModelProto], None]

@@ -1,6 +1,7 @@
 """A Zarr group on disk, read box by box."""
 
 import asyncio
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -17,6 +18,7 @@ from postproc_export.errors import CalibrationError, FileError, PostprocError, r
 from postproc_export.stats import Level
 
 MARKS: Final = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
+_PICKLE: Final = re.compile(rb'"(numcodecs[./])?pickle"')
 _LIMITS: Final = ("async.concurrency", "threading.max_workers")
 _THREADS: Final = 2
 _SETTLING: Final = 10.0  # seconds that reads under way get to end after one has failed
@@ -50,6 +52,7 @@ class ZarrShard(ArrayShard):
     def arrays(self, *, verify: bool) -> dict[str, Any]:
         """Return the arrays of the group with known names."""
         zarr = require("zarr", extra="zarr", purpose=f"reading the Zarr store {self.path}")
+        self._refuse_pickles()
         try:
             group = zarr.open_group(str(self.path), mode="r")
             named = {name: group[name] for names in NAMES.values() for name in names if name in group}
@@ -62,6 +65,20 @@ class ZarrShard(ArrayShard):
                 at, fix = f"{self.name}: {name}", "write it again"
                 raise CalibrationError(f"{at} is not an array", found="a group", needed="an array", fix=fix)
         return named
+
+    def _refuse_pickles(self) -> None:
+        """Decoding a pickle runs what it says; some versions of Zarr have it among their codecs."""
+        with readable(self.name):
+            folders = [self.path, *(self.path / name for names in NAMES.values() for name in names)]
+            metadata = [folder / mark for folder in folders for mark in MARKS]
+            found = [path for path in metadata if path.is_file() and _PICKLE.search(path.read_bytes())]
+        if found:
+            raise CalibrationError(
+                f"{self.name} is encoded by pickle, which runs code when it is read",
+                found=f"that codec in {found[0]}",
+                needed="arrays of numbers",
+                fix="zarr.save_group(path, maps=maps, masks=masks)",
+            )
 
     def _no_group(self, error: Exception) -> PostprocError:
         if isinstance(error, PermissionError):

@@ -7,12 +7,14 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from postproc_export.errors import MetadataError
 from postproc_export.parity.models.model_file import ModelFile
 from postproc_export.runtimes.protocol import PortInfo, as_float32
 from postproc_export.tail import Tail
 from postproc_export.tail_steps import TailOutput
 from postproc_export.transforms.decisions import DECIDED, point_boundaries
 from postproc_export.transforms.record import LayerRecord
+from postproc_export.transforms.spec import BEHIND
 
 GATED: Final = "pred_mask"
 
@@ -51,8 +53,12 @@ class EagerDecisions:
         Raises
         ------
         UsageError, MetadataError
-            If an operating point in the record is not legal.
+            If an operating point in the record is not legal, or the record names something else.
         """
+        if unknown := [spec.text for spec in record.tails if spec.name not in BEHIND]:
+            raise MetadataError(
+                "the record names what cannot stand behind a decision", found=unknown[0], needed=" or ".join(BEHIND)
+            )
         points: dict[str, Any] = {}
         for spec in record.tails:
             points |= spec.parameters if spec.name == "points" else {}

@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from postproc_export.comparison.tolerance import Tolerance, own, transformed
-from postproc_export.errors import UsageError, require
+from postproc_export.errors import MetadataError, UsageError, require
 from postproc_export.parity.models.attached_model import AttachedModel
 from postproc_export.parity.reference.tail_cases import RawFeeds
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import Level
 from postproc_export.transforms.plan import resolve_all
 from postproc_export.transforms.record import LayerRecord
+from postproc_export.transforms.spec import BEFORE, TailSpec
 from postproc_export.transforms.step import Transform
 
 if TYPE_CHECKING:
@@ -54,23 +55,32 @@ class EagerTransform:
     size: Size | None = None
 
     @classmethod
-    def load(cls, attached: AttachedModel) -> Self | None:
-        """Return the twin of a file's transform; None where it has none.
+    def load(cls, attached: AttachedModel, named: Sequence[TailSpec] = ()) -> Self | None:
+        """Return the twin of a file's transform; None where it has none, or a class that nobody but the file names.
+
+        Parameters
+        ----------
+        attached
+            The attached file.
+        named
+            What the caller names: code that a file alone names is not imported.
 
         Raises
         ------
         UsageError
             If a class of one's own cannot be imported, or a parameter in the record is not legal.
+        MetadataError
+            If the record names what cannot stand there.
         MissingDependencyError
             If torch is not installed.
         """
         record = attached.file.layer("transform")
-        if record is None:
+        if record is None or unnamed_code(attached, named) is not None:
             return None
         made = attached.file.layer_values(record).values()
         levels = {level: port.name for level, port in attached.file.raw.items() if port.name in made}
         ports = attached.file.layer_inputs(record)
-        if record.tails and not record.tails[0].is_shipped:
+        if any(spec.is_code for spec in record.tails):
             from postproc_export.transforms.own import eager_own
 
             return cls(record, ports, levels, eager_own(record.tails[0]), ())
@@ -149,6 +159,26 @@ class EagerTransform:
         plain = values.astype(np.float32) if values.dtype.name == "bfloat16" else values
         tensor: torch.Tensor = torch.from_numpy(np.require(plain, requirements=["C", "W"]))
         return tensor.to(getattr(torch, dtype))
+
+
+def unnamed_code(attached: AttachedModel, named: Sequence[TailSpec]) -> TailSpec | None:
+    """Return the class before the threshold that the record of a file names and the caller does not; None otherwise.
+
+    Raises
+    ------
+    MetadataError
+        If the record names what cannot stand there.
+    """
+    record = attached.file.layer("transform")
+    tails = () if record is None else record.tails
+    known = [spec.is_code or (spec.is_shipped and spec.changes_values) for spec in tails]
+    if not all(known) or (len(tails) > 1 and any(spec.is_code for spec in tails)):
+        raise MetadataError(
+            f"{attached.path}: the record names what cannot stand before a threshold",
+            found=", ".join(spec.text for spec in tails),
+            needed=f"{', '.join(BEFORE)}, or one class as package.module:Class",
+        )
+    return next((spec for spec in tails if spec.is_code and spec not in named), None)
 
 
 def _fixed_size(inputs: Sequence[PortInfo]) -> Size | None:

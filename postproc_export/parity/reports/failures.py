@@ -26,8 +26,8 @@ class FailureStore:
         The files of the check and the PyTorch module, for the command.
     seed
         The seed of the raw values, which replays the tail's check as it was.
-    threads, max_flips
-        As the check had them.
+    threads, max_flips, code
+        As the check had them; `code` is what was named to be imported.
     saved
         Each file and its command, in order.
     """
@@ -39,6 +39,7 @@ class FailureStore:
     torch: str | None = None
     threads: int | None = None
     max_flips: int = 0
+    code: tuple[str, ...] = ()
     saved: list[dict[str, str]] = field(default_factory=list)
     _counts: dict[str, int] = field(default_factory=dict)
 
@@ -77,5 +78,6 @@ class FailureStore:
 
     def _record(self, path: Path, options: list[str]) -> None:
         threads = [] if self.threads is None else ["--threads", str(self.threads)]
-        command = shlex.join(["postproc-export", "check", str(self.attached), *options, *threads])
+        code = [word for name in self.code for word in ("--tail", name)]
+        command = shlex.join(["postproc-export", "check", str(self.attached), *code, *options, *threads])
         self.saved.append({"file": str(path), "replay": command})

@@ -7,6 +7,7 @@ from postproc_export.parity.models.attached_model import AttachedModel
 from postproc_export.parity.models.variants import has_nncf
 from postproc_export.parity.reports.report import Check
 from postproc_export.runtimes import RuntimeName
+from postproc_export.transforms.spec import TailSpec
 
 _GUARDLESS: Final = "the image score of a map that holds a NaN: the tail has no guard, so it is not defined"
 
@@ -43,6 +44,17 @@ def of_the_options(*, raw: bool, real: bool, torch: bool, int8: bool | None) -> 
         yield "the whole file quantised to INT8: it was not wanted"
     elif real and not has_nncf():
         yield "the whole file quantised to INT8: nncf is not installed (pip install 'postproc-export[nncf]')"
+
+
+def of_the_code(unnamed: TailSpec | None, *, raw: bool, torch: bool) -> Iterator[str]:
+    """Yield what needs a class that the file alone names, whose code is not run therefore."""
+    if unnamed is None:
+        return
+    reason = f"the code of '{unnamed.name}' is run only where you name it, too: --tail {unnamed.name}"
+    yield f"the class '{unnamed.name}' before the threshold, and what it does with NaN: {reason}"
+    for given, original in ((raw, "the raw file run apart"), (torch, "the PyTorch model")):
+        if given:
+            yield f"the whole file against {original}: {reason}"
 
 
 def of_the_machine(checks: Sequence[Check]) -> Iterator[str]:
