@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from postproc_export.parity.checks.adjusted import check_adjusted
-from postproc_export.parity.checks.decisions import DecisionCheck, without_decisions
+from postproc_export.parity.checks.decisions import DecisionCheck, unfit_layer, without_decisions
 from postproc_export.parity.checks.exhaustive import check_exhaustively
 from postproc_export.parity.checks.file import FileChecks, record_is_missing
 from postproc_export.parity.checks.record import check_record
@@ -134,6 +134,7 @@ def check_parity(
     threads = usable_cores() if threads is None else threads
     file_checks = FileChecks.run(Path(attached), preserved=preserved, contracts=contracts)
     missing = record_is_missing(Path(attached)) if file_checks else None
+    missing = unfit_layer(Path(attached)) if missing is None else missing
     if missing is not None:  # what needs no record is told all the same
         return _report_of(attached, [missing, *file_checks.checks], file_checks.not_checked, seed, threads)
     with without_decisions(Path(attached)) as (path, decisions):

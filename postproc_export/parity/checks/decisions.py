@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -9,13 +10,15 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from graph_patterns.errors import GraphPatternError
 from postproc_export.comparison.compare import compare_labels
 from postproc_export.comparison.difference import LabelDifference
 from postproc_export.errors import MissingDependencyError, PostprocError
 from postproc_export.files.targets import is_onnx
+from postproc_export.parity.checks.record import check_outputs
 from postproc_export.parity.fed.inputs import raw_values
 from postproc_export.parity.fed.real_inputs import RealInputs
-from postproc_export.parity.models.attached_model import AttachedModel, open_file
+from postproc_export.parity.models.attached_model import AttachedModel, load_attached, open_file
 from postproc_export.parity.models.configuration import Configuration
 from postproc_export.parity.models.model_file import ModelFile
 from postproc_export.parity.originals.raw_file import named_output
@@ -50,6 +53,55 @@ def without_decisions(path: Path) -> Iterator[tuple[Path, LayerRecord | None]]:
         target = Path(folder) / path.name
         _write_without(path, target)
         yield target, record
+
+
+def unfit_layer(path: Path) -> Check | None:
+    """Return the miss of a file from which what stands behind the decision cannot be taken; None where it can.
+
+    Notes
+    -----
+    Its outputs were renamed or removed since, so that nothing before them can be looked at apart.
+    """
+    if open_file(path).layer("decision") is None:
+        return None
+    try:
+        lost = _lost_without(path)
+    except (PostprocError, GraphPatternError) as error:
+        reason = " ".join(str(error).split())
+    else:
+        reason = f"nothing computes '{lost[0]}'" if lost else ""
+    if not reason:
+        return None
+    outputs = _check_layer_outputs(path)
+    found = "" if outputs else f"{outputs.message}; "
+    return replace(outputs, passed=False, message=f"{found}the rest cannot be checked without it: {reason}")
+
+
+def _check_layer_outputs(path: Path) -> Check:
+    attached = load_attached(path)
+    record = attached.file.layer("decision")
+    return replace(check_outputs(attached, added=record.made if record else ()), name="decision/outputs")
+
+
+def _lost_without(path: Path) -> list[str]:
+    """Take the layer off in memory; return the outputs before it that nothing computes."""
+    if not is_onnx(path):
+        from postproc_export.rewrite.openvino_file import read_ir
+        from postproc_export.runtimes.openvino import openvino_core
+        from postproc_export.transforms import openvino_layer
+
+        model = read_ir(openvino_core(purpose="checking an OpenVINO IR"), path)
+        openvino_layer.take_layer(model, "decision", where=str(path))
+        return []
+    from graph_patterns.onnx.container import load_skeleton
+    from postproc_export.transforms.onnx_layer import take_layer
+
+    with load_skeleton(path) as file:
+        graph = file.model.graph
+        take_layer(file.model, "decision", where=str(path))
+        made = {name for node in graph.node for name in node.output}
+        made |= {item.name for item in (*graph.input, *graph.initializer)}
+        return [output.name for output in graph.output if output.name not in made]
 
 
 def _write_without(path: Path, target: Path) -> None:
@@ -88,7 +140,8 @@ class DecisionCheck:
         self._eager = EagerDecisions.of(self._file, record, attached.tail)
 
     def alone(self, ways: Sequence[Configuration]) -> Iterator[Check]:
-        """Cut the layer out and feed it every pair of mask and label, and values around each point's boundary."""
+        """Look at the file's outputs; cut the layer out and feed it every mask and label, and values around points."""
+        yield _check_layer_outputs(self._path)
         for way in ways:
             outcome = Outcome(way, self._threads)
             try:

@@ -25,7 +25,7 @@ _CONSTANTS: Final = frozenset({"alpha", "beta", "offset", "boundary", "threshold
 
 def check_record(attached: AttachedModel) -> Iterator[Check]:
     """Check what can be read from the file without running it."""
-    yield _check_outputs(attached)
+    yield check_outputs(attached)
     for part in attached.tail.parts:
         yield _check_constants(attached, part)
     for item in attached.tail.adjustable:
@@ -66,9 +66,13 @@ def computed_parts(attached: AttachedModel, level: Level) -> list[TailOutput]:
     return [part for part in attached.tail.parts if part.level == level and not (is_raw and part.name in _SCORES)]
 
 
-def _check_outputs(attached: AttachedModel) -> Check:
+def check_outputs(attached: AttachedModel, *, added: Iterable[str] = ()) -> Check:
+    """Check names, order, types and shapes of the outputs; `added` are those of what stands behind the decision."""
     declared = attached.file.outputs
-    problems = sentences([*_order_problems(attached), *_port_problems(attached), *_lost_outputs(attached)])
+    lost = (f"output '{name}' is missing" for name in added if not any(port.answers_to(name) for port in declared))
+    problems = sentences(
+        dict.fromkeys([*_order_problems(attached), *_port_problems(attached), *_lost_outputs(attached), *lost])
+    )
     listed = "; ".join(port.describe() for port in declared)
     return Check(
         name="outputs",

@@ -132,6 +132,9 @@ class TransformCheck:
             return
         wanted = self.reference.outputs({level: made[level] for level in self.attached.file.raw})
         found = self._outputs(run.tail, feeds)
+        wanted = {
+            name: values for name, values in wanted.items() if name in found and found[name].shape == values.shape
+        }
         if "pred_label" in wanted and (self.attached.guard != "none" or "pixel" not in self.attached.file.raw):
             images = wanted["pred_label"].astype(bool) & _images_of_nan(made, wanted["pred_label"].shape)
             run.anomalous += int(images.sum())

@@ -169,7 +169,13 @@ def _source(model: Any, name: str, *, where: Path) -> Any:
 
 
 def _inner_result(model: Any, name: str, *, where: Path) -> Any:
-    source = _source(model, name, where=where)
+    try:
+        source = _source(model, name, where=where)
+    except MetadataError as error:
+        found = ", ".join(sorted({each for result in model.get_results() for each in _names(result)}))
+        raise UnsupportedModelError(
+            f"{where} has no output '{name}'", found=found, needed="the tail's outputs"
+        ) from error
     source.add_names({name})
     return import_openvino(purpose=_PURPOSE).opset13.result(source)
 

@@ -28,7 +28,9 @@ class UnpackedRunner(WrappedRunner):
 
     @property
     def outputs(self) -> tuple[PortInfo, ...]:
-        """The parts in place of the packed output, then the others."""
+        """The parts in place of the packed output, then the others; all as they are where it is not there."""
+        if not any(port.answers_to(PACKED_OUTPUT) for port in self.inner.outputs):
+            return self.inner.outputs
         parts = (PortInfo(part.name, part.dtype, part.shape) for part in self.parts)
         return (*parts, *(self._renamed(port) for port in self._others()))
 

@@ -61,8 +61,13 @@ class Tally:
     def add(
         self, expected: Mapping[str, NDArray[Any]], actual: Mapping[str, NDArray[Any]], raw: RawFeeds, by: Reference
     ) -> None:
-        """Compare the outputs of one run."""
+        """Compare the outputs of one run; where `expected` is another run of the file, it may miss some itself."""
         for output in self.attached.tail.parts:
+            wanted, values = expected.get(output.name), by.decided_on(output, raw)
+            if wanted is None or wanted.size != values.size:
+                found = "the output is missing" if wanted is None else f"the output has the shape {list(wanted.shape)}"
+                self._reject(output, f"{found} for {values.size:,} raw values")
+                continue
             excused = by.excused(output, raw)
             if self.attached.guard == "none" and output.level == "image" and "image" not in raw:
                 expected = _without_nan_images(expected, actual, raw)
@@ -72,7 +77,7 @@ class Tally:
                     compare_labels(
                         expected[output.name],
                         actual.get(output.name),
-                        raw=by.decided_on(output, raw),
+                        raw=values,
                         boundary=boundary_of(self.attached, output.level),
                         excused=excused,
                         band=self._band(output).atol,
@@ -95,10 +100,7 @@ class Tally:
     def fail(self, reason: str) -> None:
         """Record that a run was not possible, which fails every output."""
         for output in self.attached.tail.parts:
-            if output.name in LABELS:
-                self._merge_labels(output.name, LabelDifference(reason=reason))
-            else:
-                self._merge_scores(output.name, ScoreDifference(reason=reason))
+            self._reject(output, reason)
 
     @property
     def missed(self) -> int:
@@ -141,6 +143,12 @@ class Tally:
         if not self.attached.tail.options.enable_normalization:
             return drift
         return Tolerance(atol=rounding.atol + drift.atol / span, reason=f"{rounding.reason}; {drift.reason}")
+
+    def _reject(self, output: TailOutput, reason: str) -> None:
+        if output.name in LABELS:
+            self._merge_labels(output.name, LabelDifference(reason=reason))
+        else:
+            self._merge_scores(output.name, ScoreDifference(reason=reason))
 
     def _merge_labels(self, name: str, difference: LabelDifference) -> None:
         self.labels[name] = self.labels[name].merge(difference) if name in self.labels else difference

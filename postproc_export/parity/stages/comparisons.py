@@ -134,12 +134,12 @@ class FromTorch(Stage):
 
     def add(self, runs: BatchRuns) -> None:
         """Take the PyTorch model's values of the same samples."""
-        raw = self._values.get(runs.start, runs.start + runs.batch.valid)
-        expected = {
-            name: values.reshape(runs.of("attached")[name].shape)
-            for name, values in self._reference.outputs(raw).items()
-        }
-        self._tally.add(expected, runs.of("attached"), raw, self._reference)
+        raw, outputs = self._values.get(runs.start, runs.start + runs.batch.valid), runs.of("attached")
+        expected = self._reference.outputs(raw)
+        for name, values in expected.items():  # the module's own score may be [N], and the file's [N, 1]
+            if name in outputs and outputs[name].size == values.size:
+                expected[name] = values.reshape(outputs[name].shape)
+        self._tally.add(expected, outputs, raw, self._reference)
 
     def checks(self) -> Iterator[Check]:
         """Yield one check per output."""
