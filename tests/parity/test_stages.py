@@ -20,6 +20,7 @@ from postproc_export.parity import ParityReport, check_parity
 from postproc_export.parity.models.attached_model import load_attached
 from postproc_export.parity.models.configuration import Configuration
 from postproc_export.parity.reference.post_processor import Reference
+from postproc_export.parity.reference.tail_cases import boundary_of
 from postproc_export.parity.reports.stage_results import LevelOutcome, WayResult
 from postproc_export.parity.reports.verdicts import PREVENTED_BY, advice, verdict
 from postproc_export.parity.stages.readings import Reader
@@ -363,6 +364,56 @@ def test_what_a_tap_moves_is_not_put_down_to_the_tail(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("options", [{}, {"enable_normalization": False}, {"image_sensitivity": 0.0}], ids=str)
+def test_the_values_of_a_body_are_those_that_its_flips_come_from(options: dict[str, Any], tmp_path: Path) -> None:
+    """What a file without taps reads shows in its scores and labels: raw value and label of a body never contradict."""
+    attached = load_attached(attach(hosts.score_and_map(), tmp_path, **options)[1])
+    reader = Reader(Reference(attached))
+    rng = np.random.default_rng(11)
+    maps = rng.normal(0.3, 0.4, (40, 1, 6, 5)).astype(np.float32)
+    maps[:4, 0, 0, 0] = np.nan, np.inf, -np.inf, 0.3
+    numbers = np.isfinite(maps).all(axis=(1, 2, 3))[:, None]
+    raw = {"image": maps.max(axis=(2, 3)), "pixel": maps}
+    beside = reader.reference.outputs(raw)
+    for moved in (maps, maps + rng.normal(0, 0.02, maps.shape).astype(np.float32), torch.from_numpy(maps).bfloat16()):
+        read = np.asarray(moved.float()) if isinstance(moved, torch.Tensor) else moved
+        outputs = reader.reference.outputs({"image": read.max(axis=(2, 3)), "pixel": read})
+        body = reader.tapped(raw, beside, outputs).body
+        for level, values in body.raw.items():
+            boundary = boundary_of(attached, level)
+            assert boundary is not None
+            known = np.isfinite(values) & numbers
+            assert np.array_equal(body.labels[level][known], ~(values < boundary)[known])
+            if moved is maps:
+                assert values.tobytes() == raw[level].reshape(values.shape).tobytes(), "the very values"
+            elif level == "pixel":
+                alone = outputs["anomaly_map"].reshape(values.shape)
+                inside = known & (beside["anomaly_map"] > 0).reshape(values.shape) & (alone > 0) & (alone < 1)
+                off = values[inside] - read.reshape(values.shape)[inside]
+                assert np.median(np.abs(off)) < 1e-6, "the values that were read, where the score is not clamped"
+
+
+def test_no_stage_flips_decisions_without_an_error(tmp_path: Path, taps_that_move: None) -> None:
+    """Neither column of a row denies the other, in a way of running in which a tap moves what it taps."""
+    raw, path = attach(hosts.score_and_map(), tmp_path)
+    report = check(path, raw, inputs=near(hosts.CHANNEL_WEIGHTS))
+    stages = {
+        stage.stage: stage
+        for result in report.whole
+        for stage in result.stages
+        if stage.level == "pixel" and result.way.label == "openvino-default"
+    }
+    labels, errors = stages["raw -> attached"].labels, stages["raw -> attached"].errors
+    assert labels is not None
+    assert labels.flipped > 0
+    assert labels.farthest is not None
+    assert errors.largest >= labels.farthest * (1 - 1e-6) > 0
+    found = outcome(report, "openvino-default")
+    assert all((flip.raw >= found.boundary) is not flip.flip.expected for flip in found.flips)
+    assert stages["tail"].labels is not None
+    assert stages["tail"].labels.flipped == 0
+
+
 def near(weights: tuple[float, ...]) -> dict[str, NDArray[np.float32]]:
     """Return inputs whose raw maps lie all around the boundary of the pixel level, as near as 1e-5."""
     rng = np.random.default_rng(3)
@@ -393,6 +444,13 @@ class _Rounding:
         return self._runner.run(rounded)
 
 
+class _Scaling(_Rounding):
+    """A runner whose inputs are a little larger, which no rounding that the machine does itself hides."""
+
+    def run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return self._runner.run({name: values * np.float32(1.03125) for name, values in feeds.items()})
+
+
 @pytest.fixture
 def bfloat16_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let OpenVINO's default precision be bfloat16 in effect."""
@@ -401,6 +459,20 @@ def bfloat16_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     def open_rounding(self: Configuration, model: Any, *, threads: int | None) -> Any:
         runner = plain(self, model, threads=threads)
         return _Rounding(runner) if self.precision == "default" and self.weights == "stored" else runner
+
+    monkeypatch.setattr(Configuration, "open", open_rounding)
+
+
+@pytest.fixture
+def taps_that_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a file without taps compute other values by OpenVINO's default precision, as it does at bfloat16."""
+    plain = Configuration.open
+
+    def open_rounding(self: Configuration, model: Any, *, threads: int | None) -> Any:
+        runner = plain(self, model, threads=threads)
+        is_attached = isinstance(model, Path) and model.name == "raw.post.onnx"
+        is_default = self.precision == "default" and self.weights == "stored"
+        return _Scaling(runner) if is_default and is_attached else runner
 
     monkeypatch.setattr(Configuration, "open", open_rounding)
 

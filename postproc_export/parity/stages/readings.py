@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from postproc_export.parity.models.attached_model import AttachedModel
 from postproc_export.parity.reference.post_processor import Reference
-from postproc_export.parity.reference.tail_cases import RawFeeds
+from postproc_export.parity.reference.tail_cases import RawFeeds, boundary_of
 from postproc_export.runtimes import as_float32
 from postproc_export.stats import LEVELS, Level
 from postproc_export.tail_steps import TailOutput
@@ -45,7 +45,8 @@ class Tapped:
     Parameters
     ----------
     body
-        The body's raw values, and what should have been decided on them.
+        The raw values of the body without taps as far as its scores and labels tell them, and what should have been
+        decided on them.
     given
         The same values, and the labels that came out.
     wanted, found
@@ -105,13 +106,42 @@ class Reader:
         outputs
             The outputs of the file without taps: a tap may move what it taps, so the tail is judged beside the taps,
             and whatever else differs from the file without taps is put down to the body.
+
+        Notes
+        -----
+        Nothing shows the raw value of a file without taps but what its tail makes of it. So it is the tapped one, moved
+        by as much as the score beside it is, times the span; and on the side of the boundary on which the label is.
         """
         expected = self.reference.outputs(raw)
         values, asked, found = self._raw(raw), self._labels(expected), self._labels(beside)
         given = self._labels(outputs)
         body = {level: given[level] ^ self._faults(level, raw, asked[level], found[level]) for level in given}
-        wanted, scores = self._scores(expected), self._scores(beside)
-        return Tapped(Reading(values, body), Reading(values, given), wanted, scores)
+        wanted, scores, alone = self._scores(expected), self._scores(beside), self._scores(outputs)
+        moved = {
+            level: self._moved(level, each, scores[level], alone[level], asked.get(level), body.get(level))
+            for level, each in values.items()
+        }
+        return Tapped(Reading(moved, body), Reading(moved, given), wanted, scores)
+
+    def _moved(
+        self, level: Level, values: Rows, beside: Rows, alone: Rows, asked: Rows | None, decided: Rows | None
+    ) -> Rows:
+        """Return raw values as they are without taps; the very values where nothing tells that they are others."""
+        tail, boundary = self.attached.tail, boundary_of(self.attached, level)
+        stats = tail.stats.level(level)
+        assert stats is not None, "a level that is read is calibrated"
+        assert boundary is not None, "a level that is read is post-processed"
+        scale = stats.span if tail.options.enable_normalization else 1.0
+        with np.errstate(invalid="ignore", over="ignore"):
+            step = (alone.astype(np.float64) - beside) * scale
+            others = np.isfinite(step) & (step != 0) & np.isfinite(values)
+            moved: Rows = np.where(others, values + step, values).astype(np.float32)
+        if asked is None or decided is None or not np.isfinite(boundary):
+            return moved
+        below = np.nextafter(np.float32(boundary), np.float32(-np.inf))
+        for side, limit in ((True, np.maximum(moved, np.float32(boundary))), (False, np.minimum(moved, below))):
+            moved = np.where((others | (asked != decided)) & (decided == side), limit, moved)
+        return moved
 
     def _faults(self, level: Level, raw: RawFeeds, asked: Rows, found: Rows) -> Rows:
         part = self.part(LABELS[level])
