@@ -3,12 +3,14 @@
 import json
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from postproc_export.errors import FileError, MetadataError
 from postproc_export.float32 import to_float32
+
+DEEPEST: Final = 64  # lists and objects within each other; what this package writes has 6
 
 
 def finite_float32(name: str, value: object) -> float:
@@ -52,7 +54,7 @@ def shown(value: object) -> str:
 
 
 def read_json(path: Path, *, what: str) -> Any:
-    """Read a JSON file as the standard has it: UTF-8, no NaN, no Infinity, no key twice in one object.
+    """Read a JSON file, which has to be UTF-8; see `parse_json`.
 
     Raises
     ------
@@ -62,15 +64,47 @@ def read_json(path: Path, *, what: str) -> Any:
         If it is not JSON, or nested too deeply to be read.
     """
     try:
-        return json.loads(
-            path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
-        )
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise FileError(f"cannot read {what} {path}", found=error.strerror) from error
-    except RecursionError as error:
-        raise MetadataError(f"{what} {path} is not JSON that can be read", found="nested too deeply") from error
-    except ValueError as error:  # bytes that are not UTF-8 as well
+    except ValueError as error:  # bytes that are not UTF-8
         raise MetadataError(f"{what} {path} is not JSON", found=str(error)) from error
+    return parse_json(text, title=f"{what} {path}")
+
+
+def parse_json(text: str, *, title: str) -> Any:
+    """Read JSON as the standard has it: no NaN, no Infinity, no key twice in one object.
+
+    Raises
+    ------
+    MetadataError
+        If it is something else, or nested too deeply; `title` says what it is.
+    """
+    try:
+        document = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+    except RecursionError:
+        document = None
+    except ValueError as error:
+        raise MetadataError(f"{title} is not JSON", found=str(error)) from error
+    else:
+        if _depth_within(document, DEEPEST):
+            return document
+    raise MetadataError(f"{title} is not JSON that can be read", found="nested too deeply")
+
+
+def _depth_within(document: Any, limit: int) -> bool:
+    """Whether a document is nested at most so deep: what is deeper could be read, and then not be shown or written."""
+    level = [document]
+    for _ in range(limit):
+        level = [
+            item
+            for outer in level
+            if isinstance(outer, (list, dict))
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return True
+    return False
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

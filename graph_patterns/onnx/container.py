@@ -94,6 +94,12 @@ class OnnxFile:
         """Return the whole model, edits and payloads, as one serialised message."""
         return self._joined(self._parts())
 
+    def without_payloads(self) -> bytes:
+        """Return the edited model with references to external data in place of the payloads, as a checker reads it."""
+        skeleton = self.model.SerializeToString()
+        source = MemorySource(skeleton)
+        return self._joined(_spliced(source, len(skeleton), self._placeholders.references(source, skeleton)))
+
     def full_tensor(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
         """Return a copy of a tensor of the model with its payload instead of a placeholder."""
         full = onnx.TensorProto()

@@ -2,7 +2,7 @@
 
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import onnx
@@ -29,6 +29,10 @@ _PACKED_NUMBERS: Final = {number << 3 | LENGTH for number in (5, 7, 11)}  # int3
 _ONE_BY_ONE: Final = {4 << 3 | FIXED32, 10 << 3 | FIXED64, *(number << 3 | VARINT for number in (5, 7, 11))}
 _STRING_DATA: Final = 6 << 3 | LENGTH
 _TAGS: Final = {RAW_DATA, _STRING_DATA, *_PACKED_WIDTHS, *_PACKED_NUMBERS, *_ONE_BY_ONE}
+_OUTSIDE: Final = onnx.TensorProto(
+    data_location=onnx.TensorProto.EXTERNAL,
+    external_data=[onnx.StringStringEntryProto(key="location", value="weights")],
+).SerializeToString()
 _TOO_LONG: Final = re.compile(rb"[\x80-\xff]{10}")
 
 
@@ -97,21 +101,32 @@ class Placeholders:
 
     def restorations(self, skeleton: Source, serialised: bytes) -> list[Edit]:
         """Return the edits that put the payloads back into a serialised, edited skeleton."""
+        edits = self._replaced(skeleton, serialised, lambda payload: payload)
+        restored = sum(isinstance(edit.insert, Payload) for edit in edits)
+        assert restored == self._count(serialised), "a placeholder was moved to a place that is not a tensor's raw_data"
+        return edits
+
+    def references(self, skeleton: Source, serialised: bytes) -> list[Edit]:
+        """Return the edits that put references to external data there instead, which nobody has to have at hand."""
+        return self._replaced(skeleton, serialised, lambda _: _OUTSIDE)
+
+    def _count(self, serialised: bytes) -> int:
+        return len(positions(serialised, self._magic)) if self.payloads else 0
+
+    def _replaced(
+        self, skeleton: Source, serialised: bytes, insert: Callable[[Payload], bytes | Payload]
+    ) -> list[Edit]:
         if not self.payloads:
             return []
-        marks = positions(serialised, self._magic)
 
-        def restore(start: int, end: int) -> Sequence[Edit]:
+        def replace(start: int, end: int) -> Sequence[Edit]:
             return [
-                Edit(begin, stop, payload)
+                Edit(begin, stop, insert(payload))
                 for tag, begin, body, stop in records(skeleton, start, end)
                 if tag == RAW_DATA and (payload := self.find(serialised[body:stop])) is not None
             ]
 
-        edits = Walk(skeleton, restore, marks=marks).edits(len(serialised))
-        restored = sum(isinstance(edit.insert, Payload) for edit in edits)
-        assert restored == len(marks), "a placeholder was moved to a place that is not a tensor's raw_data"
-        return edits
+        return Walk(skeleton, replace, marks=positions(serialised, self._magic)).edits(len(serialised))
 
     def find(self, raw_data: bytes) -> Payload | None:
         """Return the payload that a tensor's `raw_data` stands for; None if that is the tensor's own."""

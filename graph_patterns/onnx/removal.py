@@ -103,7 +103,7 @@ def _interface(model: onnx.ModelProto, released: Collection[str]) -> set[str]:
     inputs = {item.name for item in model.graph.input}
     if model.ir_version < INITIALIZERS_NEED_NO_INPUT_SINCE:  # every initializer had to be listed then
         inputs -= {tensor.name for tensor in model.graph.initializer}
-    return outputs | inputs | _trainingreads(model)
+    return outputs | inputs | _training_reads(model)
 
 
 def _refuse_readers(
@@ -115,7 +115,7 @@ def _refuse_readers(
     for item in model.graph.output:
         if item.name in gone and item.name not in outputs:
             raise _shared(item.name, f"the output '{item.name}'")
-    for name in sorted(set(gone) & _trainingreads(model)):
+    for name in sorted(set(gone) & _training_reads(model)):
         raise _shared(name, "the training information of the model")
 
 
@@ -130,19 +130,24 @@ def _shared(value: str, reader: str) -> SharedValueError:
 
 def reads(node: onnx.NodeProto) -> Iterator[str]:
     """Yield every name that a node reads, captures of its nested graphs among them."""
-    pending = [node]
-    while pending:
-        current = pending.pop()
-        yield from (name for name in current.input if name)
-        for attribute in current.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                pending.extend(graph.node)
-                yield from (item.name for item in graph.output)
+    yield from (name for name in node.input if name)
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            yield from _captures(graph)
 
 
-def _trainingreads(model: onnx.ModelProto) -> set[str]:
+def _captures(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yield every name that a graph reads and does not define: what it does define hides what is outside."""
+    own = {item.name for item in (*graph.input, *graph.initializer)}
+    own |= {tensor.values.name for tensor in graph.sparse_initializer}
+    own |= {name for node in graph.node for name in node.output}
+    yield from (name for node in graph.node for name in reads(node) if name not in own)
+    yield from (item.name for item in graph.output if item.name not in own)
+
+
+def _training_reads(model: onnx.ModelProto) -> set[str]:
     graphs = (graph for info in model.training_info for graph in (info.initialization, info.algorithm))
-    return {name for graph in graphs for node in graph.node for name in reads(node)}
+    return {name for graph in graphs for name in _captures(graph)}
 
 
 def _title(node: onnx.NodeProto) -> str:

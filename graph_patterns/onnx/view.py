@@ -1,7 +1,7 @@
 """An ONNX graph as the matcher sees it; payloads are never loaded, only numbers of one element are read."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Final
 
@@ -96,6 +96,14 @@ class OnnxView:
         name = str(value)
         return name in self._producers or name in self._initializers or name in self._inputs
 
+    def copies(self, value: Value, other: Value) -> bool:
+        """Whether a value is another one, or a copy of it, be it of another element type."""
+        return str(other) in self._copied(str(value), by=("Identity", "Cast"))
+
+    def declared(self, output: str) -> onnx.ValueInfoProto | None:
+        """Return the declaration of a graph output."""
+        return next((item for item in self._graph.output if item.name == output), None)
+
     def tensor(self, value: Value) -> onnx.TensorProto | None:
         """Return the tensor of a constant that nobody can override, as it stands in the file; else None."""
         return self._tensor(str(value))
@@ -111,15 +119,21 @@ class OnnxView:
         return node.name or str(value) if node is not None else str(value)
 
     def _tensor(self, name: str) -> onnx.TensorProto | None:
+        name = self._copied(name)[-1]  # an exporter that shares constants copies one to each of its names
         node = self._producers.get(name)
-        for _ in range(_LONGEST_COPY):
-            if node is None or node.op_type != "Identity" or len(node.input) != 1:
-                break
-            name = node.input[0]  # an exporter that shares constants copies one to each of its names
-            node = self._producers.get(name)
         if node is not None:
             return self._filled_tensor(node) if node.op_type == "ConstantOfShape" else _constant_tensor(node)
         return None if name in self._overridable else self._initializers.get(name)
+
+    def _copied(self, name: str, *, by: Collection[str] = ("Identity",)) -> list[str]:
+        """Return a value and those that it is a copy of, the one that was computed first last."""
+        names = [name]
+        for _ in range(_LONGEST_COPY):
+            node = self._producers.get(names[-1])
+            if node is None or node.op_type not in by or len(node.input) != 1:
+                break
+            names.append(node.input[0])
+        return names
 
     def _filled_tensor(self, node: onnx.NodeProto) -> onnx.TensorProto | None:
         """Return the tensor that a ConstantOfShape gives where its shape is that of one number."""

@@ -6,8 +6,8 @@ from typing import Final, TypeAlias
 
 from graph_patterns.graph import GraphView, Value
 from graph_patterns.match import Mismatch
-from postproc_export.errors import UnsupportedModelError
-from postproc_export.graphs.metadata import TailRecord
+from postproc_export.errors import MetadataError, UnsupportedModelError
+from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
 from postproc_export.graphs.reading.anomalib_tail import AnomalibTail, find_anomalib_tail
 from postproc_export.graphs.reading.own_tail import SCORE_OUTPUT, OwnTail, find_own_tail
 from postproc_export.outputs import RAW_NAMES
@@ -30,12 +30,28 @@ STRIPPED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The tails of a model, why other levels have none, and the record where there is one that fits."""
+    """The tails of a model, why other levels have none, and the record where there is one.
+
+    Parameters
+    ----------
+    tails, misses
+        By level.
+    record
+        The record of the model.
+    is_converted
+        Whether that is the record of an ONNX model, from which this one was converted.
+    misfits
+        What the record says that does not fit the model: it is not to be acted on then.
+    doubts
+        What another tool may have taken away that the record tells of; without one the record lies.
+    """
 
     tails: Mapping[Level, FoundTail]
     misses: Mapping[Level, Mismatch]
     record: TailRecord | None
     is_converted: bool = False
+    misfits: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,14 +116,15 @@ def find_tails(
     return tails, misses
 
 
-def refuse_damaged(record: TailRecord | None, misses: Mapping[Level, Mismatch]) -> None:
-    """Refuse a model whose record names a level that has no such tail.
+def refuse_damaged(found: Found, *, where: str) -> None:
+    """Refuse a model whose record names a level that has no such tail, or does not fit it.
 
     Raises
     ------
-    UnsupportedModelError
+    UnsupportedModelError, MetadataError
         If it does.
     """
+    record, misses = found.record, found.misses
     for level in () if record is None else sorted(record.levels & misses.keys()):
         raise UnsupportedModelError(
             f"the {level} level's tail is not as it was attached",
@@ -115,6 +132,65 @@ def refuse_damaged(record: TailRecord | None, misses: Mapping[Level, Mismatch]) 
             needed="the tail that the model's record describes",
             fix="undo what was changed at the end of the graph, or attach to the original again",
         )
+    if record is not None and found.misfits:
+        raise MetadataError(
+            f"{where}: the record '{METADATA_KEY}' does not fit the model",
+            found="; ".join(found.misfits),
+            needed="a record of this very model",
+            fix="attach to the original again",
+        )
+
+
+def refuse_no_outputs(outputs: Collection[object], *, where: str) -> None:
+    """Refuse to make a model without outputs, whatever the cause.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If there are none.
+    """
+    if not outputs:
+        raise UnsupportedModelError(
+            f"{where}: without its post-processing the model would have no outputs",
+            found="none of the outputs that the original had",
+            needed="at least one",
+            fix="attach to the original again",
+        )
+
+
+def level_misfits(record: TailRecord, tails: Mapping[Level, FoundTail]) -> Iterator[str]:
+    """Yield where a record and the tails of a model do not agree on what is decided from which value."""
+    for level, tail in tails.items():
+        if level not in record.levels:
+            yield f"it has no statistics and raw value for the {level} level, which the model decides"
+        elif level == "image" and tail.from_map == ("image" in record.raw):
+            source = "the map" if tail.from_map else "a score"
+            yield f"the image score comes from {source} in the model, and not so in the record"
+        elif isinstance(tail, OwnTail) and tail.is_normalised != record.options.enable_normalization:
+            yield f"normalisation of the {level} level is not as the record has it"
+        elif isinstance(tail, OwnTail) and tail.decides != record.options.enable_thresholding:
+            yield f"the labels of the {level} level are not as the record has them"
+
+
+def renaming_misfits(record: TailRecord, tails: Mapping[Level, FoundTail], back: Mapping[str, str]) -> Iterator[str]:
+    """Yield the names that a record gives back, though the tail has not taken them."""
+    taken = {name for tail in tails.values() for name in tail.outputs} | record.inputs
+    yield from (f"the tail has not taken the name '{old}'" for old in back.values() if old not in taken)
+
+
+def raw_misfits(
+    record: TailRecord, tails: Mapping[Level, FoundTail], back: Mapping[str, str], outputs: Collection[str]
+) -> Iterator[str]:
+    """Yield the raw values of a record that were no output of the original."""
+    for tail in tails.values():
+        raw = recorded_raw(record, tail)
+        if raw is not None and back.get(raw, raw) not in outputs:
+            yield f"the {tail.level} level's raw value '{raw}' was no output of the original"
+
+
+def recorded_raw(record: TailRecord, tail: FoundTail) -> str | None:
+    """Return the raw value that a record names for a tail: of the map where the score is its maximum."""
+    return record.raw.get("pixel" if tail.from_map else tail.level)
 
 
 def _drop_doubtful(tails: dict[Level, FoundTail], misses: dict[Level, Mismatch]) -> None:

@@ -8,12 +8,14 @@ from typing import Any, Final, Self
 from postproc_export.adjusting import input_name
 from postproc_export.errors import MetadataError, UsageError
 from postproc_export.float32 import shortest
-from postproc_export.stats import CalibrationStats, Level
+from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.tail_options import TailOptions
+from postproc_export.validation import parse_json
 
 METADATA_KEY: Final = "postproc_export"
 RECORD_VERSION: Final = 1
 
+_NEEDED: Final = "switches that are true or false, names of raw values by level, a version as text"
 _SENSITIVITIES: Final = ("image_sensitivity", "pixel_sensitivity")
 
 
@@ -85,23 +87,36 @@ class TailRecord:
         document = _document(text, where=where)
         options, raw, original = (_mapping(document, key, where=where) for key in ("options", "raw", "original"))
         known = {item.name for item in fields(TailOptions)}
+        _check_types(document, options, raw, where=where)
         try:
             return cls(
                 version=str(document.get("version")),
                 stats=CalibrationStats.from_json(document.get("statistics"), where=f"{where}: statistics"),
                 options=TailOptions(**{key: value for key, value in options.items() if key in known}),
-                raw={level: str(raw[level]) for level in ("image", "pixel") if level in raw},
+                raw={level: raw[level] for level in LEVELS if level in raw},
                 original=original,
             )
         except UsageError as error:
             raise MetadataError(f"{where}: {error.what}", found=error.found, needed=error.needed) from error
 
 
+def _check_types(
+    document: Mapping[str, Any], options: Mapping[str, Any], raw: Mapping[str, Any], *, where: str
+) -> None:
+    """Refuse what Python would take for something else, such as a text for a switch."""
+    switches = [item.name for item in fields(TailOptions) if isinstance(item.default, bool)]
+    wrong = [f"options.{name}" for name in switches if not isinstance(options.get(name, False), bool)]
+    wrong += [f"raw.{level}" for level in raw if level not in LEVELS or not isinstance(raw[level], str)]
+    wrong += [] if raw else ["raw"]
+    wrong += [] if isinstance(document.get("version"), str) else ["version"]
+    if wrong:
+        raise MetadataError(
+            f"{where}: the record '{METADATA_KEY}' is not legal", found=", ".join(wrong)[:200], needed=_NEEDED
+        )
+
+
 def _document(text: str, *, where: str) -> Mapping[str, Any]:
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise MetadataError(f"{where}: the record '{METADATA_KEY}' is not JSON", found=str(error)) from error
+    document = parse_json(text, title=f"{where}: the record '{METADATA_KEY}'")
     if not isinstance(document, dict) or document.get("record_version") != RECORD_VERSION:
         raise MetadataError(
             f"{where}: the record '{METADATA_KEY}' is of an unknown version",

@@ -1,6 +1,7 @@
 """The levels of a model, each with what it decides: the same for every format."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from postproc_export.errors import PostprocError
 from postproc_export.graphs.detached import Found
@@ -29,10 +30,20 @@ def report_levels(
     reports: dict[Level, LevelReport | None] = {}
     for level in LEVELS:
         if level in found.tails:
-            reports[level] = report_level(level, found.tails[level], record=found.record, is_rounded=level in rounded)
+            report = report_level(level, found.tails[level], record=found.record, is_rounded=level in rounded)
+            reports[level] = _doubted(report, (*found.misfits, *found.doubts))
         else:
-            reports[level] = report_miss(level, raw[level], found.misses[level]) if level in raw else None
+            miss = found.misses[level]
+            missing = found.record is not None and level in found.record.levels
+            lies = (f"it tells of a tail at the {level} level",) if missing else ()
+            reports[level] = _doubted(report_miss(level, raw[level], miss), lies) if level in raw else None
     return reports
+
+
+def _doubted(report: LevelReport, misfits: tuple[str, ...]) -> LevelReport:
+    """Take nothing for certain in a file whose record does not fit it."""
+    notes = (f"the record does not fit the model: {misfit}" for misfit in misfits)
+    return replace(report, certain=False, notes=(*report.notes, *notes)) if misfits else report
 
 
 def _raw_outputs(outputs: tuple[PortInfo, ...]) -> dict[Level, str]:

@@ -8,6 +8,7 @@ import onnx
 
 from graph_patterns.onnx.container import load_skeleton
 from graph_patterns.onnx.external import external_files
+from graph_patterns.onnx.soundness import Soundness
 from postproc_export.files.writing import publishing
 
 Result = TypeVar("Result")
@@ -20,6 +21,7 @@ def rewrite_onnx_file(
     *,
     in_place: bool = False,
     link_weights: bool = False,
+    is_checked: bool = True,
 ) -> Result:
     """Edit the model of a file and write it to another, whole or not at all; external data comes along.
 
@@ -34,17 +36,23 @@ def rewrite_onnx_file(
         Allow the target to be the source.
     link_weights
         Hard-link external data instead of copying it.
+    is_checked
+        Refuse a model that is less sound than the source; False for a file that nobody else gets to see.
 
     Raises
     ------
     ModelFileError, FileError
-        If the source cannot be read, refers to files that it must not refer to, or the target cannot be written.
+        If the source cannot be read, refers to files that it must not refer to, the target cannot be written, or the
+        edited model is not as sound as the source.
     """
     with load_skeleton(source) as file:
         weights = external_files(file.model, source.parent)
+        before = Soundness.of(file) if is_checked else None
         result = edit(file.model)
         if not result:
             return result
+        if before is not None:
+            before.refuse_worse(Soundness.of(file), where=str(target))
         with publishing([target], inputs=[source, *weights.values()], in_place=in_place) as publication:
             publication.bring_along(weights, link=link_weights)
             file.write(publication.temporary(target))

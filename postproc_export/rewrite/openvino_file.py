@@ -49,7 +49,7 @@ def rewrite_openvino_file(
         written = publication.temporary(target)
         # The body keeps the precision that it has; compressing here would round the constants of the tail.
         openvino.save_model(model, written, compress_to_fp16=False)
-        _verify(core, written, tail_constants(model), target)
+        _verify(core, written, model, target)
     return result
 
 
@@ -92,9 +92,17 @@ def _read_in_time(core: Any, source: Path) -> Any:
     return model
 
 
-def _verify(core: Any, written: Path, expected: dict[str, bytes], target: Path) -> None:
-    found = tail_constants(core.read_model(written))
-    wrong = sorted(name for name in expected if found.get(name) != expected[name])
+def _verify(core: Any, written: Path, model: Any, target: Path) -> None:
+    """Read what was written: it has the outputs that it should have, and the tail's constants bit for bit."""
+    read = core.read_model(written)
+    outputs, expected = ([sorted(port.get_names()) for port in item.outputs] for item in (read, model))
+    if not outputs or outputs != expected:
+        raise UnsupportedModelError(
+            f"cannot write {target}: it would not have the outputs that it should have",
+            found=f"{outputs or 'no outputs'}, not {expected}" if expected else "no outputs",
+        )
+    constants, found = tail_constants(model), tail_constants(read)
+    wrong = sorted(name for name in constants if found.get(name) != constants[name])
     if wrong:
         raise UnsupportedModelError(
             f"cannot write {target}: this version of OpenVINO does not keep the tail's constants",

@@ -1,20 +1,27 @@
 """Put a layer before or behind the tail of an ONNX model, in place, and take it off again."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import onnx
 
 from graph_patterns.onnx.lowering import OnnxFragment, OnnxTarget, emit
-from graph_patterns.onnx.removal import remove
+from graph_patterns.onnx.removal import reads, remove
 from graph_patterns.onnx.view import default_opset
 from postproc_export.graphs.attached import name_is_taken
-from postproc_export.graphs.onnx.attach import oldest_opset_of
-from postproc_export.graphs.onnx.names import immovable_names, rename_values, used_names
-from postproc_export.graphs.onnx.original import decoded_outputs, encoded_port
+from postproc_export.graphs.onnx.names import immovable_names, rename_values, used_names, value_names
+from postproc_export.graphs.onnx.original import (
+    NEEDED_IMPORT,
+    decoded_outputs,
+    drop_added_import,
+    encoded_port,
+    oldest_opset_of,
+    recorded_names,
+    uses_default_domain,
+)
 from postproc_export.runtimes.protocol import Axis
 from postproc_export.transforms.plan import LayerOutput, Plan
-from postproc_export.transforms.record import KEYS, PREFIXES, LayerRecord, Where
+from postproc_export.transforms.record import KEYS, PREFIXES, LayerRecord, Where, refuse_misfit
 from postproc_export.version import __version__
 
 _ELEMENT_TYPES: Final = {
@@ -49,6 +56,7 @@ def put_layer(model: onnx.ModelProto, plan: Plan, *, make: Make | None = None) -
     """
     document: dict[str, Any] = {"outputs": [encoded_port(item) for item in model.graph.output]}
     added_opset = None if default_opset(model) else oldest_opset_of(model.ir_version)
+    is_needed = uses_default_domain(model)
     target = OnnxTarget(added_opset or default_opset(model), model.ir_version)
     renamed = _renamings(model, plan)
     read = {name: renamed.get(port.name, port.name) for name, port in plan.inputs.items()}
@@ -62,6 +70,7 @@ def put_layer(model: onnx.ModelProto, plan: Plan, *, make: Make | None = None) -
     if added_opset is not None:
         model.opset_import.append(onnx.helper.make_opsetid("", added_opset))
         document["added_opset_import"] = added_opset
+        document |= {NEEDED_IMPORT: True} if is_needed else {}
     _replace_outputs(model, plan, renamed)
     record = LayerRecord(
         where=plan.where,
@@ -89,27 +98,68 @@ def take_layer(model: onnx.ModelProto, layer: Where, *, where: str) -> LayerReco
     SharedValueError
         If a node outside the layer reads one of its values.
     MetadataError
-        If the record is not legal.
+        If the record is not legal, or does not fit the model.
     """
     record = read_layer(model, layer, where=where)
     if record is None:
         return None
-    values = [name for node in model.graph.node if node.name.startswith(PREFIXES[layer]) for name in node.output]
-    outputs = [item.name for item in model.graph.output if item.name in record.made]
     original = decoded_outputs(record.original, where=where)
+    back = recorded_names(record.original, where=where)
+    outputs = [item.name for item in model.graph.output if item.name in record.made]
+    values = _values_between(model, record, PREFIXES[layer])
+    present = value_names(model)
+    missing = [name for name in (*record.read.values(), *back) if name not in present]
+    refuse_misfit(
+        record,
+        [
+            *(f"the value '{name}' is not there" for name in missing),
+            *(f"the layer has not taken the name '{old}'" for old in back.values() if old not in record.made),
+            *(f"the output '{name}' is not the layer's" for name in record.made if name not in values),
+            *_lost(model, original, back, values),
+        ],
+        where=where,
+    )
     remove(model, values, outputs=outputs, keep=list(record.read.values()))
-    rename_values(model, {new: old for old, new in record.original.get("renamed", {}).items()})
+    rename_values(model, back)
     del model.graph.output[:]
     model.graph.output.extend(original)
-    version = record.original.get("added_opset_import")
-    _drop(model.opset_import, lambda item: version is not None and (item.domain, item.version) == ("", version))
+    refuse_misfit(record, drop_added_import(model, record.original, where=where), where=where)
     _drop(model.metadata_props, lambda item: item.key == KEYS[layer])
     return record
 
 
+def _values_between(model: onnx.ModelProto, record: LayerRecord, prefix: str) -> set[str]:
+    """Return the values of the layer's nodes: those of its prefix between what it made and what it reads."""
+    producers = {name: node for node in model.graph.node for name in node.output if name}
+    stop = set(record.read.values())
+    values: set[str] = set()
+    pending = [name for name in record.made.values() if name not in stop]
+    while pending:
+        node = producers.get(pending.pop())
+        if node is None or not node.name.startswith(prefix) or not values.isdisjoint(node.output):
+            continue
+        values |= set(node.output) - {""}
+        pending += [name for name in reads(node) if name not in stop]
+    return values
+
+
+def _lost(
+    model: onnx.ModelProto, original: Sequence[onnx.ValueInfoProto], back: Mapping[str, str], gone: Collection[str]
+) -> Iterator[str]:
+    """Yield the outputs of the original that would not be there without the layer."""
+    now = {old: new for new, old in back.items()}
+    present = {name for node in model.graph.node for name in node.output}
+    present |= {item.name for item in (*model.graph.input, *model.graph.initializer)}
+    present |= {tensor.values.name for tensor in model.graph.sparse_initializer}
+    for item in original:
+        name = now.get(item.name, item.name)
+        if name in gone or name not in present:
+            yield f"the output '{item.name}' of the original is not in the model"
+
+
 def _renamings(model: onnx.ModelProto, plan: Plan) -> dict[str, str]:
     """Return new names for values that bear the name of an output of the layer."""
-    used, immovable = used_names(model), immovable_names(model.graph)
+    used, values, immovable = used_names(model), value_names(model), immovable_names(model.graph)
     others = {item.name for item in model.graph.output} - {output.replaces for output in plan.outputs}
     renamed: dict[str, str] = {}
     for output in plan.outputs:
@@ -117,7 +167,7 @@ def _renamings(model: onnx.ModelProto, plan: Plan) -> dict[str, str]:
             raise name_is_taken(output.name, by="another output")
         if output.name in immovable:
             raise name_is_taken(output.name, by=immovable[output.name])
-        if output.name in used:
+        if output.name in values:
             renamed[output.name] = moved_name(output.name, plan.where, used)
     return renamed
 

@@ -1,17 +1,25 @@
 """Put a layer before or behind the tail of an OpenVINO model, in place, and take it off again."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from graph_patterns.errors import SharedValueError
 from graph_patterns.openvino.lowering import emit
 from postproc_export.errors import MetadataError, UnsupportedModelError
 from postproc_export.graphs.attached import name_is_taken
-from postproc_export.graphs.openvino.names import refuse_duplicates, rename_tensors, used_names
+from postproc_export.graphs.onnx.original import recorded_names
+from postproc_export.graphs.openvino.find import recorded_results
+from postproc_export.graphs.openvino.names import (
+    name_operator,
+    refuse_ambiguous,
+    refuse_duplicates,
+    rename_tensors,
+    used_names,
+)
 from postproc_export.runtimes.openvino import port_info
 from postproc_export.transforms.onnx_layer import moved_name
 from postproc_export.transforms.plan import Plan
-from postproc_export.transforms.record import KEYS, PREFIXES, LayerRecord, Where
+from postproc_export.transforms.record import KEYS, PREFIXES, LayerRecord, Where, refuse_misfit
 from postproc_export.version import __version__
 
 Make = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -38,6 +46,7 @@ def put_layer(model: Any, plan: Plan, *, make: Make | None = None) -> LayerRecor
         port_info(port, f"output_{index}").name: result
         for index, (port, result) in enumerate(zip(model.outputs, model.get_results(), strict=True))
     }
+    refuse_ambiguous(model, (result.input_value(0).get_node() for result in results.values()))
     sources = {name: result.input_value(0) for name, result in results.items()}
     sources |= {port_info(port, f"input_{i}").name: port.get_node().output(0) for i, port in enumerate(model.inputs)}
     read = {name: sources.get(port.name) or named_value(model, port.name) for name, port in plan.inputs.items()}
@@ -92,17 +101,18 @@ def take_layer(model: Any, layer: Where, *, where: str) -> LayerRecord | None:
             found=", ".join(spec.text for spec in record.tails),
             fix="take the ONNX file for this, and convert what comes out",
         )
-    nodes = {node.get_friendly_name(): node for node in model.get_ops()}
-    values = _keys(node for name, node in nodes.items() if name.startswith(PREFIXES[layer]))
+    results = recorded_results(record.original, where=where)
+    back = recorded_names(record.original, where=where)
+    values = _between(model, record, PREFIXES[layer])
+    refuse_misfit(record, list(_misfits(model, record, back, results, values)), where=where)
+    nodes = {node.get_friendly_name(): node for node in model.get_ops() if node.get_type_name() != "Result"}
     kept = {_place(result): result for result in model.get_results()}
     gone = [result for result in kept.values() if not _names(result).isdisjoint(record.made)]
     final, fresh = [], []
-    for item in record.original.get("results", []):
-        result = kept.get((item["source"], item["port"]))
+    for name, source, port in results:
+        result = kept.get((source, port))
         if result is None:
-            if item["source"] not in nodes:
-                raise MetadataError(f"{where}: the record '{KEYS[layer]}' names '{item['source']}', which is not there")
-            result = _result(nodes[item["source"]].output(item["port"]), item["name"])
+            result = _result(nodes[source].output(port), name)
             fresh.append(result)
         final.append(result)
     _refuse_readers(model, values, gone)
@@ -110,9 +120,43 @@ def take_layer(model: Any, layer: Where, *, where: str) -> LayerRecord | None:
     for result in gone:
         model.remove_result(result)
     _reorder(model, final)
-    rename_tensors(model, {new: old for old, new in record.original.get("renamed", {}).items()})
+    rename_tensors(model, back)
     del model.get_rt_info()[KEYS[layer]]
     return record
+
+
+def _between(model: Any, record: LayerRecord, prefix: str) -> set[str]:
+    """Return the operators of the layer: those of its prefix between what it made and what it reads."""
+    places = {value_name(output): output.get_node() for node in model.get_ops() for output in node.outputs()}
+    stop = {str(places[name].get_name()) for name in record.read.values() if name in places}
+    pending = [places[name] for name in record.made.values() if name in places]
+    values: set[str] = set()
+    while pending:
+        node = pending.pop()
+        key = str(node.get_name())
+        if key in stop or key in values or not node.get_friendly_name().startswith(prefix):
+            continue
+        values.add(key)
+        pending += [node.input_value(index).get_node() for index in range(node.get_input_size())]
+    return values
+
+
+def _misfits(
+    model: Any, record: LayerRecord, back: Mapping[str, str], results: Sequence[tuple[str, str, int]], gone: set[str]
+) -> Iterator[str]:
+    """Yield what a record says that cannot be true of the model without the layer."""
+    tensors, _ = used_names(model)
+    yield from (f"the value '{name}' is not there" for name in back if name not in tensors)
+    yield from (f"the layer has not taken the name '{old}'" for old in back.values() if old not in record.made)
+    places = {value_name(output): output.get_node() for node in model.get_ops() for output in node.outputs()}
+    yield from (f"the value '{name}' is not there" for name in record.read.values() if name not in places)
+    for name, value in record.made.items():
+        if value not in places or str(places[value].get_name()) not in gone:
+            yield f"the output '{name}' is not the layer's"
+    for name, source, port in results:
+        node = places.get(f"{source}:{port}")
+        if node is None or node.get_type_name() == "Result" or str(node.get_name()) in gone:
+            yield f"the result '{name}' is of '{source}', which is not in the original"
 
 
 def was_converted(model: Any, layer: Where) -> bool:
@@ -185,7 +229,10 @@ def _renamings(model: Any, plan: Plan, results: Mapping[str, Any]) -> dict[str, 
 
 def _replace_results(model: Any, plan: Plan, results: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
     by_place = {output.replaces: output.name for output in plan.outputs if output.replaces is not None}
-    added = {name: _result(output, f"{PREFIXES[plan.where]}{name}/result") for name, output in outputs.items()}
+    used = used_names(model)[1]
+    added = {name: _result(output, "") for name, output in outputs.items()}
+    for name, result in added.items():
+        name_operator(result, f"{PREFIXES[plan.where]}{name}/result", used)
     model.add_results(list(added.values()))  # before any is taken out: a model without a result drops its operators
     final = [added[by_place[port]] if port in by_place else result for port, result in results.items()]
     final += [added[output.name] for output in plan.outputs if output.replaces is None]

@@ -8,8 +8,8 @@ import onnx
 from graph_patterns.onnx.lowering import INITIALIZERS_NEED_NO_INPUT_SINCE, OnnxFragment
 from graph_patterns.onnx.removal import reads
 from graph_patterns.onnx.view import default_opset
-from postproc_export.graphs.onnx.attach import oldest_opset_of
 from postproc_export.graphs.onnx.names import subgraphs
+from postproc_export.graphs.onnx.original import oldest_opset_of
 from postproc_export.graphs.onnx.ports import output_ports
 from postproc_export.runtimes.protocol import Runner
 from postproc_export.transforms.onnx_layer import put_layer

@@ -1,13 +1,14 @@
 """The record of a layer: what stands before or behind the tail, and what is needed to take it off again."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Self, TypeAlias
 
 from postproc_export.errors import MetadataError
 from postproc_export.stats import CalibrationStats
 from postproc_export.transforms.spec import TailSpec
+from postproc_export.validation import parse_json
 
 Where: TypeAlias = Literal["transform", "decision"]
 
@@ -67,10 +68,7 @@ class LayerRecord:
             If it is not a record of this version, or not legal.
         """
         title = f"{where}: the record '{KEYS[layer]}'"
-        try:
-            document = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise MetadataError(f"{title} is not JSON", found=str(error)) from error
+        document = parse_json(text, title=title)
         if not isinstance(document, dict) or document.get("record_version") != RECORD_VERSION:
             raise MetadataError(f"{title} is of an unknown version", needed=f"record_version {RECORD_VERSION}")
         tails, original = document.get("tails"), document.get("original")
@@ -84,6 +82,23 @@ class LayerRecord:
             read=texts[0] or {},
             made=texts[1] or {},
             original=original,
+        )
+
+
+def refuse_misfit(record: LayerRecord, misfits: Sequence[str], *, where: str) -> None:
+    """Refuse a record that does not fit its model.
+
+    Raises
+    ------
+    MetadataError
+        If there is a reason.
+    """
+    if misfits:
+        raise MetadataError(
+            f"{where}: the record '{KEYS[record.where]}' does not fit the model",
+            found="; ".join(misfits),
+            needed="a record of this very model",
+            fix="attach to the original again",
         )
 
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 import onnx
 
 from graph_patterns.errors import UnsupportedOpsetError
-from graph_patterns.onnx.lowering import INITIALIZERS_NEED_NO_INPUT_SINCE, OLDEST_OPSET, OnnxTarget, emit
+from graph_patterns.onnx.lowering import INITIALIZERS_NEED_NO_INPUT_SINCE, OnnxTarget, emit
 from graph_patterns.onnx.view import OnnxView, default_opset
 from postproc_export.errors import UnsupportedModelError, UsageError
 from postproc_export.graphs.attached import (
@@ -20,8 +20,8 @@ from postproc_export.graphs.attached import (
     replaced_outputs,
 )
 from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
-from postproc_export.graphs.onnx.names import immovable_names, rename_values, used_names
-from postproc_export.graphs.onnx.original import encoded_port
+from postproc_export.graphs.onnx.names import immovable_names, rename_values, used_names, value_names
+from postproc_export.graphs.onnx.original import NEEDED_IMPORT, encoded_port, oldest_opset_of, uses_default_domain
 from postproc_export.graphs.onnx.ports import output_ports
 from postproc_export.outputs import select_outputs
 from postproc_export.packing import PACKED_OUTPUT, PARTS
@@ -92,8 +92,10 @@ class _Rewriter:
         if renamed:
             document["renamed"] = renamed
         if added_opset is not None:
+            is_needed = uses_default_domain(self._model)
             self._model.opset_import.append(onnx.helper.make_opsetid("", added_opset))
             document["added_opset_import"] = added_opset
+            document |= {NEEDED_IMPORT: True} if is_needed else {}
         self._append(renamed)
         self._replace_outputs(outputs)
         raw = {level: renamed.get(port.name, port.name) for level, port in self._tail.raw.items()}
@@ -105,14 +107,14 @@ class _Rewriter:
 
     def _renamings(self, outputs: Container[str]) -> dict[str, str]:
         replaced = replaced_outputs(self._tail)
-        immovable = immovable_names(self._model.graph)
+        values, immovable = value_names(self._model), immovable_names(self._model.graph)
         renamed: dict[str, str] = {}
         for name in new_names(self._tail):
             if name in outputs and name not in replaced:
                 raise name_is_taken(name, by="another output")
             if name in immovable:
                 raise name_is_taken(name, by=immovable[name])
-            if name in self._used:
+            if name in values:
                 renamed[name] = new_name(name, self._used)
         return renamed
 
@@ -155,14 +157,6 @@ def _value_info(output: TailOutput, source: onnx.ValueInfoProto) -> onnx.ValueIn
         rank = len(output.shape) if output.shape is not None else len(axes)
         del axes[rank:]
     return item
-
-
-def oldest_opset_of(ir_version: int) -> int:
-    """Return the oldest opset that was released with an IR version: any reader of that version knows it."""
-    released: dict[int, int] = {}
-    for _, ir, opset, *_ in onnx.helper.VERSION_TABLE:
-        released.setdefault(ir, opset)
-    return max(OLDEST_OPSET, released.get(ir_version, max(released.values())))
 
 
 def _refuse_attached(model: onnx.ModelProto) -> None:

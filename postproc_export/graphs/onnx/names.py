@@ -1,7 +1,8 @@
-"""Names of values in an ONNX model: which are in use, and renaming one in every scope where it is visible.
+"""Names in an ONNX model: which are in use, and renaming a value in every scope.
 
-A new name that is unused in every scope can replace an old one everywhere at once: what was one value stays one, and
-what shadowed another still does. The inside of a function is a scope of its own that no caller's name reaches.
+Nodes and values have name spaces of their own: a node may bear the name of a value, and often does. A new name that is
+unused in every scope can replace an old one everywhere at once: what was one value stays one, and what shadowed another
+still does. The inside of a function is a scope of its own that no caller's name reaches.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, MutableSequence
@@ -35,17 +36,33 @@ def defined_names(graph: onnx.GraphProto) -> set[str]:
     return names - {""}
 
 
+def value_names(model: onnx.ModelProto) -> set[str]:
+    """Return every name that stands for a value of the main graph, or of one nested in it.
+
+    Notes
+    -----
+    A name counts where it is only read, declared, annotated or bound, too. What a training graph defines itself does
+    not: it shadows what the main graph has.
+    """
+    names = _mentioned(model.graph)
+    for info in model.training_info:
+        for graph in (info.initialization, info.algorithm):
+            names |= _mentioned(graph) - defined_names(graph)
+        for entry, of_key, of_value in _bindings(info):
+            names |= {entry.key} - of_key
+            names |= {entry.value} - of_value
+    return names - {""}
+
+
 def used_names(model: onnx.ModelProto) -> set[str]:
     """Return every name that a new value or node must not take: values and nodes of all scopes."""
-    names: set[str] = set()
-    training = (graph for info in model.training_info for graph in (info.initialization, info.algorithm))
-    for graph in (model.graph, *training):
+    names = value_names(model)
+    for graph in (
+        model.graph,
+        *(graph for info in model.training_info for graph in (info.initialization, info.algorithm)),
+    ):
         names |= defined_names(graph)
-        for scope in subgraphs(graph):
-            names.update(item.name for item in (*scope.output, *scope.value_info))
-            for node in scope.node:
-                names.add(node.name)
-                names.update(node.input)
+        names.update(node.name for scope in subgraphs(graph) for node in scope.node)
     return names
 
 
@@ -58,7 +75,7 @@ def immovable_names(graph: onnx.GraphProto) -> dict[str, str]:
 
 
 def rename_values(model: onnx.ModelProto, renamed: Mapping[str, str]) -> None:
-    """Rename values of the main graph, in place, wherever they are visible; the new names have to be unused."""
+    """Rename values of the main graph, in place, wherever they are visible; no value may bear the new names."""
     if not renamed:
         return
     _rename_graph(model.graph, renamed)
@@ -66,10 +83,31 @@ def rename_values(model: onnx.ModelProto, renamed: Mapping[str, str]) -> None:
         for graph in (info.initialization, info.algorithm):
             own = defined_names(graph)
             _rename_graph(graph, {old: new for old, new in renamed.items() if old not in own})
-        own = defined_names(info.algorithm)
-        for binding in (*info.initialization_binding, *info.update_binding):
-            if binding.key not in own:
-                binding.key = renamed.get(binding.key, binding.key)
+        for entry, of_key, of_value in _bindings(info):
+            if entry.key in renamed and entry.key not in of_key:
+                entry.key = renamed[entry.key]
+            if entry.value in renamed and entry.value not in of_value:
+                entry.value = renamed[entry.value]
+
+
+def _mentioned(graph: onnx.GraphProto) -> set[str]:
+    names = defined_names(graph)
+    for scope in subgraphs(graph):
+        names.update(item.name for item in (*scope.output, *scope.value_info))
+        names.update(name for node in scope.node for name in node.input)
+        for annotation in scope.quantization_annotation:
+            names.add(annotation.tensor_name)
+            names.update(entry.value for entry in annotation.quant_parameter_tensor_names)
+    return names
+
+
+def _bindings(info: onnx.TrainingInfoProto) -> Iterator[tuple[onnx.StringStringEntryProto, set[str], set[str]]]:
+    """Iterate over the bindings, each with the names that the graphs define to which its key and its value refer."""
+    algorithm = defined_names(info.algorithm)
+    for entry in info.initialization_binding:
+        yield entry, algorithm, defined_names(info.initialization)
+    for entry in info.update_binding:
+        yield entry, algorithm, algorithm
 
 
 def _rename_graph(graph: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
@@ -80,9 +118,11 @@ def _rename_graph(graph: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
         _rename_items((*scope.input, *scope.output, *scope.value_info, *scope.initializer), renamed)
         _rename_items((tensor.values for tensor in scope.sparse_initializer), renamed)
         for annotation in scope.quantization_annotation:
-            annotation.tensor_name = renamed.get(annotation.tensor_name, annotation.tensor_name)
+            if annotation.tensor_name in renamed:
+                annotation.tensor_name = renamed[annotation.tensor_name]
             for entry in annotation.quant_parameter_tensor_names:
-                entry.value = renamed.get(entry.value, entry.value)
+                if entry.value in renamed:
+                    entry.value = renamed[entry.value]
 
 
 def _rename_list(names: MutableSequence[str], renamed: Mapping[str, str]) -> None:

@@ -8,11 +8,14 @@ import numpy as np
 from graph_patterns.graph import Value
 from postproc_export.adjusting import AdjustableInput
 from postproc_export.graphs.attached import name_is_taken
+from postproc_export.graphs.openvino.names import name_operator
 from postproc_export.tail import PREFIX
 
 
-def add_adjustable(model: Any, inputs: Iterable[AdjustableInput], *, as_parameters: bool) -> dict[str, Any]:
-    """Add the inputs of a tail, last, and return the `openvino.Output` of each by name.
+def add_adjustable(
+    model: Any, inputs: Iterable[AdjustableInput], *, as_parameters: bool, used: set[str]
+) -> dict[str, Any]:
+    """Add the inputs of a tail, last, and return the `openvino.Output` of each by name; `used` are friendly names.
 
     Raises
     ------
@@ -20,20 +23,20 @@ def add_adjustable(model: Any, inputs: Iterable[AdjustableInput], *, as_paramete
         If the model has a variable of that name.
     """
     add = _add_parameter if as_parameters else _add_variable
-    return {item.name: add(model, item) for item in inputs}
+    return {item.name: add(model, item, used) for item in inputs}
 
 
-def _add_parameter(model: Any, item: AdjustableInput) -> Any:
+def _add_parameter(model: Any, item: AdjustableInput, used: set[str]) -> Any:
     import openvino.opset13 as opset
 
     parameter = opset.parameter([], np.float32)
-    parameter.set_friendly_name(f"{PREFIX}{item.name}")
+    name_operator(parameter, f"{PREFIX}{item.name}", used)
     parameter.output(0).set_names({item.name})
     model.add_parameters([parameter])
     return parameter.output(0)
 
 
-def _add_variable(model: Any, item: AdjustableInput) -> Any:
+def _add_variable(model: Any, item: AdjustableInput, used: set[str]) -> Any:
     import openvino
     import openvino.opset13 as opset
     from openvino.op import assign, read_value
@@ -42,14 +45,14 @@ def _add_variable(model: Any, item: AdjustableInput) -> Any:
     if any(variable.info.variable_id == item.name for variable in model.get_variables()):
         raise name_is_taken(item.name, by="a variable")
     default = opset.constant(np.float32(item.default))
-    default.set_friendly_name(f"{PREFIX}{item.name}/default")
+    name_operator(default, f"{PREFIX}{item.name}/default", used)
     info = VariableInfo()
     info.variable_id, info.data_type, info.data_shape = item.name, openvino.Type.f32, openvino.PartialShape([])
     variable = Variable(info)  # one for both: an opset's own functions make two, and the model is not valid then
     read = read_value(default, variable)
-    read.set_friendly_name(f"{PREFIX}{item.name}")
+    name_operator(read, f"{PREFIX}{item.name}", used)
     written = assign(read, variable)
-    written.set_friendly_name(f"{PREFIX}{item.name}/assign")
+    name_operator(written, f"{PREFIX}{item.name}/assign", used)
     model.add_sinks([written])
     return read.output(0)
 

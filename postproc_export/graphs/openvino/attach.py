@@ -17,7 +17,13 @@ from postproc_export.graphs.attached import (
 )
 from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
 from postproc_export.graphs.openvino.adjusting import add_adjustable
-from postproc_export.graphs.openvino.names import refuse_duplicates, rename_tensors, used_names
+from postproc_export.graphs.openvino.names import (
+    name_operator,
+    refuse_ambiguous,
+    refuse_duplicates,
+    rename_tensors,
+    used_names,
+)
 from postproc_export.outputs import select_outputs
 from postproc_export.runtimes.openvino import port_info
 from postproc_export.stats import CalibrationStats
@@ -67,6 +73,7 @@ class _Rewriter:
         self._tensor_names, self._friendly_names = used_names(model)
 
     def attach(self) -> Attached:
+        refuse_ambiguous(self._model, (result.input_value(0).get_node() for result in self._results.values()))
         document: dict[str, Any] = {"results": [_described(result) for result in self._results.values()]}
         renamed = self._renamings()
         rename_tensors(self._model, renamed)
@@ -114,16 +121,18 @@ class _Rewriter:
         import openvino.opset13 as opset
 
         raw = {name: self._results[port.name].input_value(0) for name, port in self._tail.inputs.items()}
-        given = add_adjustable(self._model, self._tail.adjustable, as_parameters=self._tail.options.as_parameters)
+        used = self._friendly_names
+        as_parameters = self._tail.options.as_parameters
+        given = add_adjustable(self._model, self._tail.adjustable, as_parameters=as_parameters, used=used)
         emitted = emit(
             {output.name: output.expr for output in self._tail.outputs},
             inputs={**raw, **given},
             prefix=PREFIX,
-            taken=frozenset(self._friendly_names),
+            taken=frozenset(used),
         )
         added = {name: opset.result(output) for name, output in emitted.items()}
         for name, result in added.items():
-            result.set_friendly_name(f"{PREFIX}{name}/result")
+            name_operator(result, f"{PREFIX}{name}/result", used)
         return added
 
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from graph_patterns.openvino.removal import remove
-from postproc_export.errors import MetadataError
 from postproc_export.graphs.detached import (
     Detached,
     FoundTail,
@@ -12,6 +11,7 @@ from postproc_export.graphs.detached import (
     notes_of,
     raw_name,
     refuse_damaged,
+    refuse_no_outputs,
     restored_tails,
     touched,
 )
@@ -22,6 +22,7 @@ from postproc_export.graphs.openvino.find import (
     add_names,
     find_in_openvino_model,
     raw_values,
+    recorded_results,
     result_names,
     tensors_of,
 )
@@ -52,12 +53,12 @@ def detach_from_openvino_model(model: Any, *, where: str = "the model") -> Detac
         If the record is not legal, or the tail is not the one that it describes.
     """
     found = find_in_openvino_model(model, where=where)
-    refuse_damaged(found.record, found.misses)
+    refuse_damaged(found, where=where)
     if not found.tails:
         return Detached(misses=found.misses)
     rewriter = _Rewriter(model, found.tails, where)
     if found.record is None:
-        return rewriter.rebuild()
+        return rewriter.rebuild(found.misfits)
     return rewriter.restore_converted(found.record) if found.is_converted else rewriter.restore(found.record)
 
 
@@ -72,9 +73,10 @@ class _Rewriter:
     def restore(self, record: TailRecord) -> Detached:
         """Give back the results and names that the record keeps."""
         raw = raw_values(self._model, record, is_converted=False)
-        described = _described(record.original, where=self._where)
+        described = recorded_results(record.original, where=self._where)
         kept = {_key(result): result for result in self._model.get_results() if result not in self._gone}
-        nodes = {node.get_friendly_name(): node for node in self._model.get_ops()}
+        operators = (node for node in self._model.get_ops() if node.get_type_name() != "Result")
+        nodes = {node.get_friendly_name(): node for node in operators}
         final, made, notes = [], [], touched(self._tails)
         for name, source, port in described:
             result = kept.pop((name, source, port), None)
@@ -87,7 +89,9 @@ class _Rewriter:
                 final.append(result)
         notes += [f"the output '{name}', which the original did not have, stays" for name, *_ in kept]
         self._replace(made, [*final, *kept.values()])
-        back = self._rename(recorded_names(record.original, where=self._where))
+        wanted = recorded_names(record.original, where=self._where)
+        back = self._rename(wanted)
+        notes += [f"'{old}' is not called '{new}' again" for old, new in wanted.items() if old not in back]
         return Detached(
             tails=self._tails,
             renamed=back,
@@ -120,8 +124,8 @@ class _Rewriter:
         renamed = self._rename(back)
         return Detached(tails=self._tails, renamed=renamed, notes=tuple(notes), raw_outputs=self._indices(raw))
 
-    def rebuild(self) -> Detached:
-        """Name and order the raw outputs from the tail's own, where no record says how they were."""
+    def rebuild(self, misfits: tuple[str, ...]) -> Detached:
+        """Name and order the raw outputs from the tail's own, where no record that fits says how they were."""
         made: dict[Level, Any] = {}
         wanted: dict[Level, set[str]] = {}
         renamed: dict[str, str] = {}
@@ -152,9 +156,8 @@ class _Rewriter:
             for level, tail in self._tails.items()
             if not tail.from_map
         }
-        return Detached(
-            tails=self._tails, renamed=renamed, notes=notes_of(self._tails), raw_outputs=self._indices(sources)
-        )
+        notes = (*(f"the record was left aside: {misfit}" for misfit in misfits), *notes_of(self._tails))
+        return Detached(tails=self._tails, renamed=renamed, notes=notes, raw_outputs=self._indices(sources))
 
     def _indices(self, raw: Mapping[Level, Any]) -> dict[Level, str | int]:
         """Return the index of the result of each raw value."""
@@ -167,6 +170,7 @@ class _Rewriter:
         }
 
     def _replace(self, made: list[Any], final: list[Any]) -> None:
+        refuse_no_outputs(final, where=self._where)
         remove(
             self._model,
             [value for tail in self._tails.values() for value in tail.values],
@@ -208,17 +212,6 @@ def _own_output(raw: Any, name: str) -> Any:
     copy = opset.convert(raw, raw.get_element_type().get_type_name())
     copy.set_friendly_name(name)
     return copy.output(0)
-
-
-def _described(original: Mapping[str, Any], *, where: str) -> list[tuple[str, str, int]]:
-    try:
-        rows = [(row["name"], row["source"], row["port"]) for row in original["results"]]
-    except (KeyError, TypeError) as error:
-        raise MetadataError(f"{where}: the record '{METADATA_KEY}' has no legal results", found=str(error)) from error
-    for row in rows:
-        if not (isinstance(row[0], str) and isinstance(row[1], str) and type(row[2]) is int and row[2] >= 0):
-            raise MetadataError(f"{where}: the record '{METADATA_KEY}' has no legal results", found=repr(row)[:60])
-    return rows
 
 
 def _result(output: Any, name: str) -> Any:

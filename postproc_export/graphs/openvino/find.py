@@ -1,12 +1,23 @@
 """Find the tails of an OpenVINO model, and what its record and its outputs are called."""
 
+import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from graph_patterns.openvino.view import OpenVinoView
-from postproc_export.graphs.detached import Found, find_tails
+from postproc_export.errors import MetadataError
+from postproc_export.graphs.detached import (
+    Found,
+    FoundTail,
+    find_tails,
+    level_misfits,
+    raw_misfits,
+    recorded_raw,
+    renaming_misfits,
+)
 from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
-from postproc_export.graphs.openvino.names import outputs_of, used_names
+from postproc_export.graphs.onnx.original import decoded_outputs, illegal, recorded_names
+from postproc_export.graphs.openvino.names import ambiguous, outputs_of, used_names
 from postproc_export.stats import Level
 from postproc_export.tail import OUTPUT_NAMES
 
@@ -26,7 +37,72 @@ def find_in_openvino_model(model: Any, *, where: str) -> Found:
     tails, misses = find_tails(
         OpenVinoView(model), raw=tuple(raw.values()) if fits else (), record=record if fits else None
     )
-    return Found(tails, misses, record if fits else None, is_converted)
+    if record is None:
+        return Found(tails, misses, None)
+    if not fits:
+        lost = ", ".join(f"'{name}'" for level, name in record.raw.items() if level not in raw)
+        return Found(tails, misses, None, misfits=(f"it names raw values that are not in the model: {lost}",))
+    check = _converted_misfits if is_converted else _misfits
+    misfits = tuple(check(model, record, tails, where)) if tails else ()
+    return Found(tails, misses, record, is_converted, misfits=misfits)
+
+
+def _misfits(model: Any, record: TailRecord, tails: Mapping[Level, FoundTail], where: str) -> Iterator[str]:
+    """Yield what a record says of the original that cannot be true of this model."""
+    yield from level_misfits(record, tails)
+    try:
+        results = recorded_results(record.original, where=where)
+        back = recorded_names(record.original, where=where)
+    except MetadataError as error:
+        yield f"{error.what.removeprefix(f'{where}: ')} ({error.found})"
+        return
+    yield from renaming_misfits(record, tails, back)
+    sources = [f"{source}:{port}" for _, source, port in results]
+    yield from raw_misfits(record, tails, {}, sources)
+    ours = {_place(value) for tail in tails.values() for value in tail.values}
+    yield from (f"a result of the original is of '{name}', which is of the tail" for name in sources if name in ours)
+    for tail in tails.values():
+        recorded = recorded_raw(record, tail)
+        if recorded is not None and recorded != _place(tail.raw):
+            yield f"the {tail.level} level reads '{_place(tail.raw)}', not '{recorded}'"
+    yield from (f"several operators are called '{name}'" for name in ambiguous(model, (row[1] for row in results)))
+
+
+def _converted_misfits(model: Any, record: TailRecord, tails: Mapping[Level, FoundTail], where: str) -> Iterator[str]:
+    """Yield what the record of an ONNX model says that cannot be true of what was made of it."""
+    yield from level_misfits(record, tails)
+    try:
+        original = [item.name for item in decoded_outputs(record.original, where=where)]
+        back = recorded_names(record.original, where=where)
+    except MetadataError as error:
+        yield f"{error.what.removeprefix(f'{where}: ')} ({error.found})"
+        return
+    yield from renaming_misfits(record, tails, back)
+    yield from raw_misfits(record, tails, back, original)
+
+
+def recorded_results(original: Mapping[str, Any], *, where: str) -> list[tuple[str, str, int]]:
+    """Return the results of the original that a record of an IR keeps: its name, and the operator and port it is of.
+
+    Raises
+    ------
+    MetadataError
+        Unless there is at least one, each of a value of its own.
+    """
+    try:
+        rows = [(row["name"], row["source"], row["port"]) for row in original["results"]]
+    except (KeyError, TypeError) as error:
+        raise illegal("results", str(error), where=where) from error
+    for row in rows:
+        if not (isinstance(row[0], str) and isinstance(row[1], str) and type(row[2]) is int and row[2] >= 0):
+            raise illegal("results", reprlib.repr(row), where=where)
+    if not rows or len({row[1:] for row in rows}) < len(rows):
+        raise illegal("results", reprlib.repr(rows), where=where)
+    return rows
+
+
+def _place(value: Any) -> str:
+    return f"{value.get_node().get_friendly_name()}:{value.get_index()}"
 
 
 def name_outputs(model: Any) -> None:
@@ -74,7 +150,7 @@ def tensors_of(model: Any) -> dict[str, Any]:
 def _ports(model: Any) -> Iterator[tuple[str, Any]]:
     for output in outputs_of(model):
         if output.get_node().get_type_name() != "Result":
-            yield f"{output.get_node().get_friendly_name()}:{output.get_index()}", output
+            yield _place(output), output
 
 
 def add_names(result: Any, names: set[str]) -> None:

@@ -1,5 +1,6 @@
 """Tensor names of an OpenVINO model: each may stand on one tensor only, and a tensor may have several."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
@@ -38,6 +39,37 @@ def used_names(model: Any) -> tuple[set[str], set[str]]:
             for output in node.outputs():
                 tensors |= output.get_names()
     return tensors, friendly
+
+
+def name_operator(node: Any, name: str, used: set[str]) -> None:
+    """Give an operator a friendly name that no other has, and add it to `used`."""
+    candidate, count = name, 1
+    while candidate in used:
+        candidate, count = f"{name}_{count}", count + 1
+    used.add(candidate)
+    node.set_friendly_name(candidate)
+
+
+def refuse_ambiguous(model: Any, nodes: Iterable[Any]) -> None:
+    """Refuse a model in which the operator of an output shares its name: a record could not say which one it was.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If one does.
+    """
+    for name in ambiguous(model, (node.get_friendly_name() for node in nodes)):
+        raise UnsupportedModelError(
+            f"several operators are called '{name}', and one of them gives an output",
+            needed="each operator with a name of its own",
+            fix="convert the model again, or rename one of them",
+        )
+
+
+def ambiguous(model: Any, names: Iterable[str]) -> list[str]:
+    """Return the names, of some, that several operators of a model bear: OpenVINO accepts that silently."""
+    bearers = Counter(node.get_friendly_name() for node in model.get_ops() if node.get_type_name() != "Result")
+    return sorted({name for name in names if bearers[name] > 1})
 
 
 def rename_tensors(model: Any, renamed: Mapping[str, str]) -> None:

@@ -123,9 +123,9 @@ class OnnxAttached:
             return True
 
         try:  # a hard link of external data saves a copy where the file system allows it
-            rewrite_onnx_file(self.path, target, tap, link_weights=True)
+            rewrite_onnx_file(self.path, target, tap, link_weights=True, is_checked=False)
         except FileError:
-            rewrite_onnx_file(self.path, target, tap)
+            rewrite_onnx_file(self.path, target, tap, is_checked=False)
         return target
 
     def layer(self, layer: Where) -> LayerRecord | None:
