@@ -188,7 +188,11 @@ def _function(host: _Host) -> None:
 
 def _annotations(host: _Host) -> None:
     """Declare and annotate values, also some that the graph does not have."""
-    for name in host.draw(st.lists(st.sampled_from(NAMES), max_size=3, unique=True)):
+    defined = {name for node in host.graph.node for name in node.output} | {
+        item.name for item in host.graph.initializer
+    }
+    maps = [name for name in NAMES if name in host.values or name not in defined]
+    for name in host.draw(st.lists(st.sampled_from(maps), max_size=3, unique=True)):
         host.graph.value_info.append(_info(name, MAP))
     for name in host.draw(st.lists(st.sampled_from(NAMES), max_size=3, unique=True)):
         annotation = host.graph.quantization_annotation.add(tensor_name=name)

@@ -25,6 +25,9 @@ _CONSTANTS: Final = frozenset({"alpha", "beta", "offset", "boundary", "threshold
 
 def check_record(attached: AttachedModel) -> Iterator[Check]:
     """Check what can be read from the file without running it."""
+    misfits = attached.file.misfits
+    if misfits:
+        yield failed("record", f"it does not fit the file: {sentences(misfits)}")
     yield check_outputs(attached)
     for part in attached.tail.parts:
         yield _check_constants(attached, part)

@@ -39,6 +39,10 @@ class ModelFile(Protocol):
         """The outputs that this file declares, in order."""
 
     @property
+    def misfits(self) -> tuple[str, ...]:
+        """What the record says that does not fit the file."""
+
+    @property
     def view(self) -> GraphView:
         """The graph, for the matcher."""
 

@@ -13,13 +13,14 @@ from graph_patterns.onnx.lowering import LOWERINGS
 from graph_patterns.onnx.view import OnnxView, default_opset
 from postproc_export.errors import FileError, MetadataError, UnsupportedModelError
 from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
-from postproc_export.graphs.onnx.original import decoded_outputs
+from postproc_export.graphs.onnx.detach import find_in_onnx_model
+from postproc_export.graphs.onnx.original import decoded_outputs, recorded_names
 from postproc_export.graphs.onnx.ports import input_ports, output_ports
 from postproc_export.parity.models.model_file import Format, no_record
 from postproc_export.rewrite.onnx_file import rewrite_onnx_file
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import Level
-from postproc_export.transforms.onnx_layer import read_layer
+from postproc_export.transforms.onnx_layer import read_layer, take_layer
 from postproc_export.transforms.record import LayerRecord, Where
 
 _ELEMENT_TYPES: Final = {
@@ -52,6 +53,8 @@ class OnnxAttached:
         if not entries:
             raise no_record(path)
         record = TailRecord.loads(entries[-1], where=str(path))
+        decoded_outputs(record.original, where=str(path))
+        recorded_names(record.original, where=str(path))
         raw = dict(_raw_ports(model, record, where=path))
         return cls(path=path, record=record, raw=raw, outputs=tuple(output_ports(model)), _model=model)
 
@@ -59,6 +62,14 @@ class OnnxAttached:
     def inputs(self) -> tuple[PortInfo, ...]:
         """The inputs that this file declares."""
         return tuple(input_ports(self._model))
+
+    @property
+    def misfits(self) -> tuple[str, ...]:
+        """What the record says that does not fit the file."""
+        model = onnx.ModelProto.FromString(self._model.SerializeToString())
+        take_layer(model, "decision", where=str(self.path))
+        found = find_in_onnx_model(model, where=str(self.path))
+        return (*found.misfits, *found.doubts)
 
     @property
     def view(self) -> OnnxView:
@@ -197,6 +208,8 @@ def _raw_ports(model: onnx.ModelProto, record: TailRecord, *, where: Path) -> It
     for level, name in record.raw.items():
         if name not in ports:
             raise MetadataError(f"{where}: the record names '{name}' as the raw {level} output, which was none")
+        if ports[name].dtype not in _ELEMENT_TYPES:
+            raise MetadataError(f"{where}: the record has a raw {level} output of {ports[name].dtype}")
         yield level, ports[name]
 
 

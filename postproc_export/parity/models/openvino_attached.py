@@ -10,13 +10,15 @@ from graph_patterns.openvino.view import OpenVinoView
 from postproc_export.adjusting import INPUT_NAMES
 from postproc_export.errors import MetadataError, UnsupportedModelError
 from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
+from postproc_export.graphs.onnx.original import recorded_names
+from postproc_export.graphs.openvino.find import find_in_openvino_model, recorded_results
 from postproc_export.parity.models.model_file import Format, no_record
 from postproc_export.rewrite.openvino_file import read_ir
 from postproc_export.runtimes.feeds import first_reason
 from postproc_export.runtimes.openvino import import_openvino, openvino_core, port_info
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import Level
-from postproc_export.transforms.openvino_layer import read_layer
+from postproc_export.transforms.openvino_layer import read_layer, take_layer
 from postproc_export.transforms.record import LayerRecord, Where
 
 _PURPOSE = "checking an OpenVINO IR"
@@ -45,6 +47,8 @@ class OpenVinoAttached:
         if not model.has_rt_info([METADATA_KEY]):
             raise no_record(path)
         record = TailRecord.loads(model.get_rt_info([METADATA_KEY]).astype(str), where=str(path))
+        recorded_results(record.original, where=str(path))
+        recorded_names(record.original, where=str(path))
         raw = {level: _raw_port(name, _source(model, name, where=path)) for level, name in record.raw.items()}
         outputs = tuple(port_info(port, f"output_{index}") for index, port in enumerate(model.outputs))
         return cls(path=path, record=record, raw=raw, outputs=outputs, _model=model)
@@ -53,6 +57,13 @@ class OpenVinoAttached:
     def inputs(self) -> tuple[PortInfo, ...]:
         """The inputs that this file declares."""
         return tuple(port_info(port, f"input_{index}") for index, port in enumerate(self._model.inputs))
+
+    @property
+    def misfits(self) -> tuple[str, ...]:
+        """What the record says that does not fit the file."""
+        model = self._model.clone()
+        take_layer(model, "decision", where=str(self.path))
+        return find_in_openvino_model(model, where=str(self.path)).misfits
 
     @property
     def view(self) -> OpenVinoView:

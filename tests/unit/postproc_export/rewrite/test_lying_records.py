@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from graph_patterns.errors import GraphPatternError
+from postproc_export.cli import main
 from postproc_export.errors import PostprocError
 from postproc_export.rewrite.attach import attach_postprocessing
 from postproc_export.rewrite.detach import detach_postprocessing
@@ -172,12 +173,13 @@ CASES = [
 
 @pytest.mark.parametrize(("lie", "suffix"), CASES)
 def test_a_record_that_lies_is_not_acted_on(lie: Lie, suffix: str, tmp_path: Path) -> None:
-    """Detaching and updating are refused, and nothing is written; inspecting is refused, or certain of nothing."""
+    """Detaching and updating are refused, and nothing is written; a check fails; inspecting is certain of nothing."""
     path = told(tmp_path, lie, suffix=suffix)
     before = sorted(tmp_path.iterdir())
     for act in (detach_postprocessing, lambda *args, **kw: update_postprocessing(*args, image_sensitivity=0.3, **kw)):
         with pytest.raises((PostprocError, GraphPatternError)):
             act(path, output=tmp_path / f"out{suffix}")
+    assert main(["check", str(path)]) != 0
     assert sorted(tmp_path.iterdir()) == before
     try:
         levels = inspect_model(path).levels
@@ -211,6 +213,7 @@ def test_what_another_tool_may_have_taken_away_is_said(lie: Lie, text: str, tmp_
     assert any(text in note for note in result.notes)
     model = onnx.load(tmp_path / "out.onnx")
     onnx.checker.check_model(model, full_check=True)
+    assert main(["check", str(path)]) == 1
     assert model == onnx.load(tmp_path / "host.onnx")
     levels = inspect_model(path).levels
     assert not any(report.certain for report in levels.values() if report is not None)
