@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from postproc_export.errors import UsageError
+from graph_patterns.errors import GraphPatternError
+from postproc_export.errors import MetadataError, PostprocError, UsageError
 from postproc_export.graphs.attached import Attached
 from postproc_export.graphs.detached import Detached
 from postproc_export.graphs.state import Changes
@@ -159,6 +160,21 @@ def detach_around(form: Format, model: Any, *, where: str) -> Detached:
     before = form.take(model, "transform", where=where)
     own = [spec.text for record in (before, behind) if record is not None for spec in record.tails]
     return replace(detached, own=tuple(own))
+
+
+def misfits_around(form: Format, model: Any, *, where: str) -> tuple[str, ...]:
+    """Return what the records of a model say that does not fit it; the model is of no use any more then."""
+    try:
+        form.take(model, "decision", where=where)
+        found = form.find(model, where=where)
+        if not found.misfits and found.tails and form.read(model, "transform", where=where) is not None:
+            form.detach(model, where=where)
+            form.take(model, "transform", where=where)
+    except MetadataError as error:
+        return (f"{error.what.removeprefix(f'{where}: ')}: {error.found}",)
+    except (PostprocError, GraphPatternError):
+        return ()  # the tail is not as it was attached, which other checks tell
+    return (*found.misfits, *found.doubts)
 
 
 def update_around(form: Format, model: Any, changes: Changes, *, keep_dialect: bool, where: str) -> Updated:

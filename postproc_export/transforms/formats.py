@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any, Protocol
 
 from postproc_export.graphs.attached import Attached
-from postproc_export.graphs.detached import Detached
+from postproc_export.graphs.detached import Detached, Found
 from postproc_export.graphs.state import Changes
 from postproc_export.graphs.updated import Updated
 from postproc_export.runtimes.protocol import PortInfo
@@ -43,6 +43,9 @@ class Format(Protocol):
 
     def attach(self, model: Any, stats: CalibrationStats, options: TailOptions, outputs: Outputs) -> Attached:
         """Append the tail."""
+
+    def find(self, model: Any, *, where: str) -> Found:
+        """Find the tail."""
 
     def detach(self, model: Any, *, where: str) -> Detached:
         """Remove the tail."""
@@ -98,6 +101,12 @@ class OnnxFormat:
         from postproc_export.graphs.onnx.attach import attach_to_onnx_model
 
         return attach_to_onnx_model(model, stats, options, **outputs)
+
+    def find(self, model: "onnx.ModelProto", *, where: str) -> Found:
+        """Find the tail."""
+        from postproc_export.graphs.onnx.detach import find_in_onnx_model
+
+        return find_in_onnx_model(model, where=where)
 
     def detach(self, model: "onnx.ModelProto", *, where: str) -> Detached:
         """Remove the tail."""
@@ -159,6 +168,12 @@ class OpenVinoFormat:
         from postproc_export.graphs.openvino.attach import attach_to_openvino_model
 
         return attach_to_openvino_model(model, stats, options, **outputs)
+
+    def find(self, model: Any, *, where: str) -> Found:
+        """Find the tail."""
+        from postproc_export.graphs.openvino.find import find_in_openvino_model
+
+        return find_in_openvino_model(model, where=where)
 
     def detach(self, model: Any, *, where: str) -> Detached:
         """Remove the tail."""

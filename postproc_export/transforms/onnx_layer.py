@@ -85,9 +85,20 @@ def put_layer(model: onnx.ModelProto, plan: Plan, *, make: Make | None = None) -
 
 
 def read_layer(model: onnx.ModelProto, layer: Where, *, where: str) -> LayerRecord | None:
-    """Return the record of a layer; None where the model has none."""
+    """Return the record of a layer; None where the model has none.
+
+    Raises
+    ------
+    MetadataError
+        If it is not legal.
+    """
     text = next((item.value for item in model.metadata_props if item.key == KEYS[layer]), None)
-    return None if text is None else LayerRecord.loads(text, layer=layer, where=where)
+    if text is None:
+        return None
+    record = LayerRecord.loads(text, layer=layer, where=where)
+    decoded_outputs(record.original, where=where)
+    recorded_names(record.original, where=where)
+    return record
 
 
 def take_layer(model: onnx.ModelProto, layer: Where, *, where: str) -> LayerRecord | None:

@@ -7,7 +7,7 @@ from graph_patterns.errors import SharedValueError
 from graph_patterns.openvino.lowering import emit
 from postproc_export.errors import MetadataError, UnsupportedModelError
 from postproc_export.graphs.attached import name_is_taken
-from postproc_export.graphs.onnx.original import recorded_names
+from postproc_export.graphs.onnx.original import decoded_outputs, recorded_names
 from postproc_export.graphs.openvino.find import recorded_results
 from postproc_export.graphs.openvino.names import (
     name_operator,
@@ -75,9 +75,21 @@ def put_layer(model: Any, plan: Plan, *, make: Make | None = None) -> LayerRecor
 
 
 def read_layer(model: Any, layer: Where, *, where: str) -> LayerRecord | None:
-    """Return the record of a layer, of an ONNX model that was converted, too; None where there is none."""
+    """Return the record of a layer, of an ONNX model that was converted, too; None where there is none.
+
+    Raises
+    ------
+    MetadataError
+        If it is not legal.
+    """
     path = next((path for path in _paths(layer) if model.has_rt_info(path)), None)
-    return None if path is None else LayerRecord.loads(model.get_rt_info(path).astype(str), layer=layer, where=where)
+    if path is None:
+        return None
+    record = LayerRecord.loads(model.get_rt_info(path).astype(str), layer=layer, where=where)
+    check = decoded_outputs if was_converted(model, layer) else recorded_results
+    check(record.original, where=where)
+    recorded_names(record.original, where=where)
+    return record
 
 
 def take_layer(model: Any, layer: Where, *, where: str) -> LayerRecord | None:

@@ -13,15 +13,16 @@ from graph_patterns.onnx.lowering import LOWERINGS
 from graph_patterns.onnx.view import OnnxView, default_opset
 from postproc_export.errors import FileError, MetadataError, UnsupportedModelError
 from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
-from postproc_export.graphs.onnx.detach import find_in_onnx_model
 from postproc_export.graphs.onnx.original import decoded_outputs, recorded_names
 from postproc_export.graphs.onnx.ports import input_ports, output_ports
 from postproc_export.parity.models.model_file import Format, no_record
 from postproc_export.rewrite.onnx_file import rewrite_onnx_file
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import Level
-from postproc_export.transforms.onnx_layer import read_layer, take_layer
-from postproc_export.transforms.record import LayerRecord, Where
+from postproc_export.transforms.around import misfits_around
+from postproc_export.transforms.formats import OnnxFormat
+from postproc_export.transforms.onnx_layer import read_layer
+from postproc_export.transforms.record import LayerRecord, Where, refuse_misfit
 
 _ELEMENT_TYPES: Final = {
     "float16": onnx.TensorProto.FLOAT16,
@@ -67,9 +68,7 @@ class OnnxAttached:
     def misfits(self) -> tuple[str, ...]:
         """What the record says that does not fit the file."""
         model = onnx.ModelProto.FromString(self._model.SerializeToString())
-        take_layer(model, "decision", where=str(self.path))
-        found = find_in_onnx_model(model, where=str(self.path))
-        return (*found.misfits, *found.doubts)
+        return misfits_around(OnnxFormat(), model, where=str(self.path))
 
     @property
     def view(self) -> OnnxView:
@@ -151,6 +150,10 @@ class OnnxAttached:
             self._model, decoded_outputs(record.original, where=str(self.path)), lambda name: now(names.get(name, name))
         )
         ports = {port.name: port for port in (*output_ports(original), *input_ports(self._model))}
+        strange = [name for name in record.read.values() if record.where == "transform" and now(name) not in ports]
+        refuse_misfit(
+            record, [f"the layer reads '{name}', which was no output" for name in strange], where=str(self.path)
+        )
         return {key: ports.get(now(name), PortInfo(now(name), "float32", None)) for key, name in record.read.items()}
 
     def layer_values(self, record: LayerRecord) -> Mapping[str, str]:

@@ -11,14 +11,16 @@ from postproc_export.adjusting import INPUT_NAMES
 from postproc_export.errors import MetadataError, UnsupportedModelError
 from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
 from postproc_export.graphs.onnx.original import recorded_names
-from postproc_export.graphs.openvino.find import find_in_openvino_model, recorded_results
+from postproc_export.graphs.openvino.find import recorded_results
 from postproc_export.parity.models.model_file import Format, no_record
 from postproc_export.rewrite.openvino_file import read_ir
 from postproc_export.runtimes.feeds import first_reason
 from postproc_export.runtimes.openvino import import_openvino, openvino_core, port_info
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import Level
-from postproc_export.transforms.openvino_layer import read_layer, take_layer
+from postproc_export.transforms.around import misfits_around
+from postproc_export.transforms.formats import OpenVinoFormat
+from postproc_export.transforms.openvino_layer import read_layer
 from postproc_export.transforms.record import LayerRecord, Where
 
 _PURPOSE = "checking an OpenVINO IR"
@@ -61,9 +63,7 @@ class OpenVinoAttached:
     @property
     def misfits(self) -> tuple[str, ...]:
         """What the record says that does not fit the file."""
-        model = self._model.clone()
-        take_layer(model, "decision", where=str(self.path))
-        return find_in_openvino_model(model, where=str(self.path)).misfits
+        return misfits_around(OpenVinoFormat(), self._model.clone(), where=str(self.path))
 
     @property
     def view(self) -> OpenVinoView:
