@@ -10,6 +10,7 @@ import onnx
 from graph_patterns.errors import ModelFileError
 from graph_patterns.onnx.container import OnnxFile
 from graph_patterns.onnx.removal import reads
+from graph_patterns.onnx.view import default_opset
 
 _FAULTS: Final = {
     "output": "outputs that nothing computes",
@@ -38,9 +39,20 @@ class Soundness:
     faults: Counter[str]
 
     @classmethod
-    def of(cls, file: OnnxFile) -> Self:
-        """Look at the model of a file as it is now."""
+    def of(cls, file: OnnxFile, *, opset: int = 0) -> Self:
+        """Look at the model of a file as it is now.
+
+        Parameters
+        ----------
+        file
+            The file.
+        opset
+            The version of the default operator set that counts where the model imports none, as some do; 0 for none.
+        """
         serialised = file.without_payloads()
+        if opset and not default_opset(file.model):
+            assumed = onnx.ModelProto(opset_import=[onnx.helper.make_opsetid("", opset)])
+            serialised += assumed.SerializeToString()  # protobuf joins the lists of two messages
         inferred = _complaint(serialised, full=True)
         complaint = None if inferred is None else _complaint(serialised, full=False)
         return cls(complaint, inferred, Counter(_faults(file.model.graph)))

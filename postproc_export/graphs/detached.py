@@ -166,10 +166,21 @@ def level_misfits(record: TailRecord, tails: Mapping[Level, FoundTail]) -> Itera
         elif level == "image" and tail.from_map == ("image" in record.raw):
             source = "the map" if tail.from_map else "a score"
             yield f"the image score comes from {source} in the model, and not so in the record"
-        elif isinstance(tail, OwnTail) and tail.is_normalised != record.options.enable_normalization:
-            yield f"normalisation of the {level} level is not as the record has it"
-        elif isinstance(tail, OwnTail) and tail.decides != record.options.enable_thresholding:
-            yield f"the labels of the {level} level are not as the record has them"
+        elif isinstance(tail, OwnTail):
+            yield from (f"{what} of the {level} level are not as the record has them" for what in _unlike(record, tail))
+
+
+def _unlike(record: TailRecord, tail: OwnTail) -> Iterator[str]:
+    """Yield the parts of a tail that its record's options do not ask for."""
+    options = record.options
+    if tail.is_normalised != options.enable_normalization:
+        yield "the scores"
+    dtype = options.label_dtype if tail.level == "image" else options.mask_dtype
+    is_other = not tail.is_packed and dtype is not None and tail.label_dtype != dtype
+    if tail.decides != options.enable_thresholding or (tail.decides and is_other):
+        yield "the labels"
+    if tail.adjustable not in ("nothing", options.adjustable):
+        yield "the inputs"
 
 
 def renaming_misfits(record: TailRecord, tails: Mapping[Level, FoundTail], back: Mapping[str, str]) -> Iterator[str]:
@@ -178,14 +189,11 @@ def renaming_misfits(record: TailRecord, tails: Mapping[Level, FoundTail], back:
     yield from (f"the tail has not taken the name '{old}'" for old in back.values() if old not in taken)
 
 
-def raw_misfits(
-    record: TailRecord, tails: Mapping[Level, FoundTail], back: Mapping[str, str], outputs: Collection[str]
-) -> Iterator[str]:
+def raw_misfits(record: TailRecord, back: Mapping[str, str], outputs: Collection[str]) -> Iterator[str]:
     """Yield the raw values of a record that were no output of the original."""
-    for tail in tails.values():
-        raw = recorded_raw(record, tail)
-        if raw is not None and back.get(raw, raw) not in outputs:
-            yield f"the {tail.level} level's raw value '{raw}' was no output of the original"
+    for level, raw in record.raw.items():
+        if back.get(raw, raw) not in outputs:
+            yield f"the {level} level's raw value '{raw}' was no output of the original"
 
 
 def recorded_raw(record: TailRecord, tail: FoundTail) -> str | None:

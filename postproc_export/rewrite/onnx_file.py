@@ -9,6 +9,7 @@ import onnx
 from graph_patterns.onnx.container import load_skeleton
 from graph_patterns.onnx.external import external_files
 from graph_patterns.onnx.soundness import Soundness
+from graph_patterns.onnx.view import default_opset
 from postproc_export.files.writing import publishing
 
 Result = TypeVar("Result")
@@ -48,11 +49,12 @@ def rewrite_onnx_file(
     with load_skeleton(source) as file:
         weights = external_files(file.model, source.parent)
         before = Soundness.of(file) if is_checked else None
+        opset = default_opset(file.model)
         result = edit(file.model)
         if not result:
             return result
         if before is not None:
-            before.refuse_worse(Soundness.of(file), where=str(target))
+            before.refuse_worse(Soundness.of(file, opset=opset), where=str(target))
         with publishing([target], inputs=[source, *weights.values()], in_place=in_place) as publication:
             publication.bring_along(weights, link=link_weights)
             file.write(publication.temporary(target))

@@ -44,6 +44,7 @@ _RAW_TYPES: Final = (
     onnx.TensorProto.FLOAT16,
     onnx.TensorProto.BFLOAT16,
     onnx.TensorProto.DOUBLE,
+    onnx.TensorProto.UNDEFINED,  # an exporter left it out
 )
 
 
@@ -122,7 +123,7 @@ def _misfits(view: OnnxView, record: TailRecord, tails: Mapping[Level, FoundTail
         return
     now = {old: new for new, old in back.items()}
     yield from renaming_misfits(record, tails, back)
-    yield from raw_misfits(record, tails, back, original)
+    yield from raw_misfits(record, back, original)
     values = {str(value) for tail in tails.values() for value in tail.values}
     for name in original:
         if now.get(name, name) in values:
@@ -136,13 +137,13 @@ def _misfits(view: OnnxView, record: TailRecord, tails: Mapping[Level, FoundTail
             yield f"the {tail.level} level reads '{found}', not '{recorded}'"
         elif not tail.from_map and not _could_be(original[raw], view.declared(tail.outputs[0])):
             yield f"the output '{raw}' of the original has another shape than what the tail reads, or no number"
-        elif not touched(tails) and _is_float32(original[raw]) == _is_cast(view, tail):
+        elif not touched(tails) and _is_float32(original[raw]) is _is_cast(view, tail):
             yield f"the output '{raw}' of the original has another type than what the tail reads"
 
 
 def _could_be(raw: onnx.ValueInfoProto, output: onnx.ValueInfoProto | None) -> bool:
     """Whether a tail may give an output of a raw one: a float, the same size on every axis where both are known."""
-    if raw.type.WhichOneof("value") != "tensor_type" or raw.type.tensor_type.elem_type not in _RAW_TYPES:
+    if raw.type.WhichOneof("value") not in (None, "tensor_type") or raw.type.tensor_type.elem_type not in _RAW_TYPES:
         return False
     shapes = [item.type.tensor_type for item in (raw, output) if item is not None]
     if output is None or output.name == PACKED_OUTPUT or not all(item.HasField("shape") for item in shapes):
@@ -151,8 +152,9 @@ def _could_be(raw: onnx.ValueInfoProto, output: onnx.ValueInfoProto | None) -> b
     return len(left) == len(right) and all(a == b or not (a and b) for a, b in zip(left, right, strict=True))
 
 
-def _is_float32(raw: onnx.ValueInfoProto) -> bool:
-    return bool(raw.type.tensor_type.elem_type == onnx.TensorProto.FLOAT)
+def _is_float32(raw: onnx.ValueInfoProto) -> bool | None:
+    dtype = raw.type.tensor_type.elem_type
+    return bool(dtype == onnx.TensorProto.FLOAT) if dtype else None
 
 
 def _is_cast(view: OnnxView, tail: FoundTail) -> bool:

@@ -14,6 +14,7 @@ from postproc_export.graphs.detached import (
     raw_misfits,
     recorded_raw,
     renaming_misfits,
+    touched,
 )
 from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
 from postproc_export.graphs.onnx.original import decoded_outputs, illegal, recorded_names
@@ -44,7 +45,20 @@ def find_in_openvino_model(model: Any, *, where: str) -> Found:
         return Found(tails, misses, None, misfits=(f"it names raw values that are not in the model: {lost}",))
     check = _converted_misfits if is_converted else _misfits
     misfits = tuple(check(model, record, tails, where)) if tails else ()
-    return Found(tails, misses, record, is_converted, misfits=misfits)
+    certain = not (misfits or is_converted or touched(tails))
+    doubts = tuple(_doubts(model, record, where)) if tails and certain else ()
+    return Found(tails, misses, record, is_converted, misfits=misfits, doubts=doubts)
+
+
+def _doubts(model: Any, record: TailRecord, where: str) -> Iterator[str]:
+    """Yield what a record tells of and the model does not have."""
+    tensors, _ = used_names(model)
+    names = recorded_names(record.original, where=where)
+    yield from (f"the tensor '{name}' is not in the model" for name in names if name not in tensors)
+    places = dict(_ports(model))
+    for name, source, port in recorded_results(record.original, where=where):
+        if f"{source}:{port}" not in places:
+            yield f"the output '{name}' of the original is not in the model"
 
 
 def _misfits(model: Any, record: TailRecord, tails: Mapping[Level, FoundTail], where: str) -> Iterator[str]:
@@ -58,7 +72,7 @@ def _misfits(model: Any, record: TailRecord, tails: Mapping[Level, FoundTail], w
         return
     yield from renaming_misfits(record, tails, back)
     sources = [f"{source}:{port}" for _, source, port in results]
-    yield from raw_misfits(record, tails, {}, sources)
+    yield from raw_misfits(record, {}, sources)
     ours = {_place(value) for tail in tails.values() for value in tail.values}
     yield from (f"a result of the original is of '{name}', which is of the tail" for name in sources if name in ours)
     for tail in tails.values():
@@ -78,7 +92,7 @@ def _converted_misfits(model: Any, record: TailRecord, tails: Mapping[Level, Fou
         yield f"{error.what.removeprefix(f'{where}: ')} ({error.found})"
         return
     yield from renaming_misfits(record, tails, back)
-    yield from raw_misfits(record, tails, back, original)
+    yield from raw_misfits(record, back, original)
 
 
 def recorded_results(original: Mapping[str, Any], *, where: str) -> list[tuple[str, str, int]]:

@@ -85,6 +85,7 @@ EITHER: dict[str, Lie] = {
     "options_no_labels": put("options", "enable_thresholding", value=False),
     "options_no_scores": put("options", "enable_normalization", value=False),
     "options_packed": put("options", "layout", value="packed"),
+    "options_other_labels": put("options", "label_dtype", value="uint8"),
     "statistics_without_a_level": drop("statistics", "image"),
     "statistics_nan": put("statistics", "image", "threshold", value=float("nan")),
     "statistics_empty_range": put("statistics", "image", "max", value=0.0),
@@ -227,6 +228,28 @@ def test_an_import_that_nodes_need_is_never_removed(opset: int, ir_version: int,
     result = detach_postprocessing(path, output=tmp_path / "out.onnx")
     assert result.notes == (f"the import of operator set {opset} stays: nodes of the model need it",)
     assert onnx.load(tmp_path / "out.onnx") == host
+    assert not any(report.certain for report in inspect_model(path).levels.values() if report is not None)
+
+
+IR_SAID: dict[str, tuple[Lie, str]] = {
+    "renamed_and_not_there": (
+        put("original", "renamed", "pred_label", value="pred_label_raw"),
+        "'pred_label_raw' is not called 'pred_label' again",
+    ),
+    "one_output_more": (
+        lambda record: record["original"]["results"].append({"name": "more", "source": "ghost", "port": 0}),
+        "the output 'more' of the original is not in the model any more",
+    ),
+}
+
+
+@pytest.mark.parametrize(("lie", "text"), IR_SAID.values(), ids=IR_SAID)
+def test_what_another_tool_may_have_taken_out_of_an_ir_is_said(lie: Lie, text: str, tmp_path: Path) -> None:
+    """Such an IR is detached, and nobody calls it the original."""
+    path = told(tmp_path, lie, suffix=".xml")
+    result = detach_postprocessing(path, output=tmp_path / "out.xml")
+    assert (result.is_original, result.notes) == (False, (text,))
+    assert (tmp_path / "out.xml").read_bytes() == (tmp_path / "host.xml").read_bytes()
     assert not any(report.certain for report in inspect_model(path).levels.values() if report is not None)
 
 
