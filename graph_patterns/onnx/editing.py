@@ -49,7 +49,10 @@ class _Editor:
         self._prefix = prefix
         self._view = OnnxView(model)
         self._left: set[str] = set()
+        graph = model.graph
         self._count = 0
+        self._taken = {item.name for item in (*graph.input, *graph.initializer, *graph.node)}
+        self._taken |= {name for node in graph.node for name in (*node.output, *reads(node))}
 
     def producer(self, value: str) -> onnx.NodeProto:
         node = self._view.node(value)
@@ -68,13 +71,21 @@ class _Editor:
         if tensor is not None and is_own:
             tensor.CopyFrom(_filled(tensor, number, tensor.name))
             return
-        self._count += 1
-        name = f"{self._prefix}{source}_{self._count}"
+        name = self._name(source)
         like = tensor if tensor is not None else onnx.helper.make_tensor("", onnx.TensorProto.FLOAT, [], [0.0])
         self._add(_filled(like, number, name))
         for node, index in sites:
             node.input[index] = name
         self._left.add(source)
+
+    def _name(self, source: str) -> str:
+        """Return a name that neither the model nor an earlier update of it has."""
+        while True:
+            self._count += 1
+            name = f"{self._prefix}{source}_{self._count}"
+            if name not in self._taken:
+                self._taken.add(name)
+                return name
 
     def prune(self) -> None:
         prune(self._model, self._left)

@@ -8,7 +8,7 @@ import onnx
 
 from postproc_export.adjusting import INPUT_NAMES
 from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
-from postproc_export.graphs.onnx.names import used_names
+from postproc_export.graphs.onnx.names import value_names
 from postproc_export.graphs.onnx.original import decoded_outputs, read_record, recorded_names
 from postproc_export.preservation.alignment import Key, keyed, moved
 from postproc_export.preservation.change import Change, Preservation
@@ -80,7 +80,7 @@ class _Pair:
     def _renamed(self) -> Names:
         if self._record is not None:
             return {old: new for new, old in recorded_names(self._record.original, where=self._where).items()}
-        return assumed(used_names(self._raw), used_names(self._body))
+        return assumed(value_names(self._raw), value_names(self._body))
 
     def _output_changes(self, record: TailRecord) -> Iterator[Change]:
         """The outputs that are not the tail's: which, how they are declared, in which order."""

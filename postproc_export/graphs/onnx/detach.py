@@ -91,9 +91,18 @@ def find_in_onnx_model(model: onnx.ModelProto, *, where: str) -> Found:
     tails, misses = find_tails(view, raw=raw if fits else (), record=record)
     if record is None or not tails:
         return Found(tails, misses, record)
-    misfits = tuple(_misfits(view, record, tails, where=where))
+    misfits = (*_misfits(view, record, tails, where=where), *_moved_inputs(model, record))
     doubts = () if misfits or touched(tails) else tuple(_doubts(model, record, tails, where=where))
     return Found(tails, misses, record, misfits=misfits, doubts=doubts)
+
+
+def _moved_inputs(model: onnx.ModelProto, record: TailRecord) -> Iterator[str]:
+    """Yield the values that a record says were renamed, though attaching never renames them."""
+    renamed = record.original.get("renamed", {})
+    moved = renamed.values() if isinstance(renamed, dict) else ()
+    for name, kind in immovable_names(model.graph).items():
+        if name in moved:
+            yield f"'{name}' is {kind}, which attaching does not rename"
 
 
 def _doubts(
@@ -128,6 +137,8 @@ def _misfits(view: OnnxView, record: TailRecord, tails: Mapping[Level, FoundTail
     for name in original:
         if now.get(name, name) in values:
             yield f"the output '{name}' of the original is a value of the tail"
+        if name in back:
+            yield f"the original had an output '{name}', so no value was given that name"
     for tail in tails.values():
         recorded, found = recorded_raw(record, tail), str(tail.raw)
         raw = back.get(recorded, recorded) if recorded is not None else None

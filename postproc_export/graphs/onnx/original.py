@@ -24,9 +24,17 @@ def encoded_port(item: onnx.ValueInfoProto) -> str:
 
 
 def read_record(model: onnx.ModelProto, *, where: str) -> TailRecord | None:
-    """Return the record of a model; None where it has none."""
-    text = next((item.value for item in model.metadata_props if item.key == METADATA_KEY), None)
-    return None if text is None else TailRecord.loads(text, where=where)
+    """Return the record of a model; None where it has none.
+
+    Raises
+    ------
+    MetadataError
+        If it is not legal, or there are several.
+    """
+    texts = [item.value for item in model.metadata_props if item.key == METADATA_KEY]
+    if len(texts) > 1:
+        raise illegal("text", f"{len(texts)} entries of that name", where=where)
+    return TailRecord.loads(texts[0], where=where) if texts else None
 
 
 def decoded_outputs(original: Mapping[str, Any], *, where: str) -> list[onnx.ValueInfoProto]:

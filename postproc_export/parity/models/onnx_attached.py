@@ -12,8 +12,8 @@ from graph_patterns.onnx.container import load_skeleton
 from graph_patterns.onnx.lowering import LOWERINGS
 from graph_patterns.onnx.view import OnnxView, default_opset
 from postproc_export.errors import FileError, MetadataError, UnsupportedModelError
-from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
-from postproc_export.graphs.onnx.original import decoded_outputs, recorded_names
+from postproc_export.graphs.metadata import TailRecord
+from postproc_export.graphs.onnx.original import decoded_outputs, read_record, recorded_names
 from postproc_export.graphs.onnx.ports import input_ports, output_ports
 from postproc_export.parity.models.model_file import Format, no_record
 from postproc_export.rewrite.onnx_file import rewrite_onnx_file
@@ -50,10 +50,9 @@ class OnnxAttached:
         """Read the file without its weights."""
         with load_skeleton(path) as file:
             model = file.model
-        entries = [item.value for item in model.metadata_props if item.key == METADATA_KEY]
-        if not entries:
+        record = read_record(model, where=str(path))
+        if record is None:
             raise no_record(path)
-        record = TailRecord.loads(entries[-1], where=str(path))
         decoded_outputs(record.original, where=str(path))
         recorded_names(record.original, where=str(path))
         raw = dict(_raw_ports(model, record, where=path))

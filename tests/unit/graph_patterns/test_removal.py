@@ -5,7 +5,7 @@ import onnx
 import openvino
 import openvino.opset13 as opset
 import pytest
-from onnx import parser
+from onnx import helper, parser
 
 from graph_patterns import Const, Input, Match, Scalar, SharedValueError, find
 from graph_patterns.expr import add, clip, is_nan, mul, select
@@ -91,6 +91,27 @@ def test_a_shared_constant_is_cloned_and_its_own_is_not() -> None:
     editing.set_numbers(proto, {sites["o"][0]: 0.5, sites["s"][0]: 2.0}, prefix="new/")
     assert matched(proto).scalars == {"s": 2.0, "o": 0.5}
     assert names(proto)[1] == ["s", "o", "z", "one", "new/o_1"]
+
+
+def test_a_clone_gets_a_name_that_nothing_has() -> None:
+    """Neither a value nor a node, such as an earlier clone of the same constant."""
+    proto = model(f"{TAIL} w = Add(x, o) v = Neg(w)", outputs="float[N] y, float[N] w, float[N] v")
+    proto.graph.node[-1].name = "new/o_1"
+    editing.set_numbers(proto, {matched(proto).sites["o"][0]: 0.5}, prefix="new/")
+    assert "new/o_2" in names(proto)[1]
+
+
+def test_what_a_nested_graph_calls_the_same_is_no_reader() -> None:
+    """Nor what a graph of training does: each hides the value of that name outside of it."""
+    proto = model(f"{TAIL} w = Neg(x)", outputs="float[N] y, float[N] w")
+    body = [helper.make_node("Neg", ["x"], ["y"]), helper.make_node("Abs", ["y"], ["z2"])]
+    result = [helper.make_tensor_value_info("z2", 1, None)]
+    branch = helper.make_graph(body, "b", [], result)
+    proto.graph.node.append(helper.make_node("If", ["w"], ["chosen"], then_branch=branch, else_branch=branch))
+    proto.training_info.add().algorithm.CopyFrom(branch)
+    found = matched(proto)
+    removal.remove(proto, found.values, outputs=["y"], keep=found.inputs.values())
+    assert "y" not in {name for node in proto.graph.node for name in node.output}
 
 
 def test_attributes_are_changed_in_place() -> None:

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from graph_patterns.errors import GraphPatternError
 from postproc_export.cli import main
-from postproc_export.errors import PostprocError
+from postproc_export.errors import MetadataError, PostprocError
 from postproc_export.rewrite.attach import attach_postprocessing
 from postproc_export.rewrite.detach import detach_postprocessing
 from postproc_export.rewrite.inspect import inspect_model
@@ -203,6 +203,31 @@ SAID: dict[str, tuple[Lie, str]] = {
         "the output 'ghost' of the original is not in the model",
     ),
 }
+
+
+def test_a_model_with_two_records_is_refused(tmp_path: Path) -> None:
+    """Readers differ in which one they take."""
+    path = told(tmp_path, lambda _: None, suffix=".onnx")
+    model = onnx.load(path)
+    model.metadata_props.add(key=KEY, value=model.metadata_props[-1].value)
+    onnx.save(model, path)
+    for command in ("detach", "inspect", "check"):
+        assert main([command, str(path)]) == 2
+
+
+@pytest.mark.parametrize("kind", ["input", "output"])
+def test_what_the_original_had_was_not_renamed(kind: str, tmp_path: Path) -> None:
+    """An input never moves, and a new name is none that the original had; whoever says so lies."""
+    host = hosts.score_and_map()
+    heat = helper.make_node("Identity", ["input"], ["pred_mask_raw"])
+    if kind == "output":
+        host.graph.node.append(heat)
+        host.graph.output.append(helper.make_tensor_value_info("pred_mask_raw", TensorProto.FLOAT, None))
+    else:
+        host.graph.input.append(helper.make_tensor_value_info("pred_mask_raw", TensorProto.FLOAT, [1]))
+    path = told(tmp_path, put("original", "renamed", "pred_mask", value="pred_mask_raw"), suffix=".onnx", host=host)
+    with pytest.raises(MetadataError, match="pred_mask_raw"):
+        detach_postprocessing(path, output=tmp_path / "out.onnx")
 
 
 @pytest.mark.parametrize(("lie", "text"), SAID.values(), ids=SAID)
