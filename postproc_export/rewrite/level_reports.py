@@ -27,16 +27,18 @@ def report_levels(
         The levels whose constants were compressed.
     """
     raw = _raw_outputs(tuple(outputs))
+    recorded = frozenset[Level]() if found.record is None else found.record.levels
+    gone = tuple(
+        f"it tells of a tail at the {level} level" for level in LEVELS if level in recorded & found.misses.keys()
+    )
     reports: dict[Level, LevelReport | None] = {}
     for level in LEVELS:
         if level in found.tails:
             report = report_level(level, found.tails[level], record=found.record, is_rounded=level in rounded)
-            reports[level] = _doubted(report, (*found.misfits, *found.doubts))
+            reports[level] = _doubted(report, (*found.misfits, *found.doubts, *gone))
         else:
             miss = found.misses[level]
-            missing = found.record is not None and level in found.record.levels
-            lies = (f"it tells of a tail at the {level} level",) if missing else ()
-            reports[level] = _doubted(report_miss(level, raw[level], miss), lies) if level in raw else None
+            reports[level] = _doubted(report_miss(level, raw[level], miss), gone) if level in raw else None
     return reports
 
 

@@ -89,7 +89,7 @@ def find_in_onnx_model(model: onnx.ModelProto, *, where: str) -> Found:
     raw = () if record is None else tuple(name for name in record.raw.values() if view.has(name))
     fits = record is not None and len(raw) == len(record.raw)
     tails, misses = find_tails(view, raw=raw if fits else (), record=record)
-    if record is None or not tails:
+    if record is None or not tails or record.levels & misses.keys():  # a level that is gone is told as such
         return Found(tails, misses, record)
     misfits = (*_misfits(view, record, tails, where=where), *_moved_inputs(model, record))
     doubts = () if misfits or touched(tails) else tuple(_doubts(model, record, tails, where=where))

@@ -43,10 +43,12 @@ def find_in_openvino_model(model: Any, *, where: str) -> Found:
     if not fits:
         lost = ", ".join(f"'{name}'" for level, name in record.raw.items() if level not in raw)
         return Found(tails, misses, None, misfits=(f"it names raw values that are not in the model: {lost}",))
+    if not tails or record.levels & misses.keys():  # a level that is gone is told as such
+        return Found(tails, misses, record, is_converted)
     check = _converted_misfits if is_converted else _misfits
-    misfits = tuple(check(model, record, tails, where)) if tails else ()
+    misfits = tuple(check(model, record, tails, where))
     certain = not (misfits or is_converted or touched(tails))
-    doubts = tuple(_doubts(model, record, where)) if tails and certain else ()
+    doubts = tuple(_doubts(model, record, where)) if certain else ()
     return Found(tails, misses, record, is_converted, misfits=misfits, doubts=doubts)
 
 
