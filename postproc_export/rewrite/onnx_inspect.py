@@ -7,7 +7,7 @@ from graph_patterns.errors import ModelFileError
 from graph_patterns.onnx.container import OnnxFile, load_skeleton
 from graph_patterns.onnx.external import external_data_locations, external_files
 from graph_patterns.onnx.view import default_opset
-from postproc_export.graphs.onnx.detach import find_in_onnx_model
+from postproc_export.graphs.onnx.find import find_in_onnx_model
 from postproc_export.graphs.onnx.ports import input_ports, output_ports
 from postproc_export.rewrite.inspection import InspectResult, Weights
 from postproc_export.rewrite.level_reports import report_levels

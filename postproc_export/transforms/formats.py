@@ -104,7 +104,7 @@ class OnnxFormat:
 
     def find(self, model: "onnx.ModelProto", *, where: str) -> Found:
         """Find the tail."""
-        from postproc_export.graphs.onnx.detach import find_in_onnx_model
+        from postproc_export.graphs.onnx.find import find_in_onnx_model
 
         return find_in_onnx_model(model, where=where)
 
@@ -158,7 +158,7 @@ class OpenVinoFormat:
     def decided(self, model: Any, options: TailOptions) -> PortInfo | None:
         """Return what `pred_label` compares."""
         from graph_patterns.openvino.view import OpenVinoView
-        from postproc_export.transforms.openvino_layer import value_name
+        from postproc_export.graphs.openvino.names import value_name
 
         value = decided_values(OpenVinoView(model), options)
         return None if value is None else PortInfo(value_name(value), "float32", None)

@@ -9,7 +9,7 @@ from graph_patterns.onnx.lowering import OnnxFragment, OnnxTarget, emit
 from graph_patterns.onnx.removal import reads, remove
 from graph_patterns.onnx.view import default_opset
 from postproc_export.graphs.attached import name_is_taken
-from postproc_export.graphs.onnx.names import immovable_names, rename_values, used_names, value_names
+from postproc_export.graphs.onnx.names import computed_names, immovable_names, rename_values, used_names, value_names
 from postproc_export.graphs.onnx.original import (
     NEEDED_IMPORT,
     decoded_outputs,
@@ -159,9 +159,7 @@ def _lost(
 ) -> Iterator[str]:
     """Yield the outputs of the original that would not be there without the layer."""
     now = {old: new for new, old in back.items()}
-    present = {name for node in model.graph.node for name in node.output}
-    present |= {item.name for item in (*model.graph.input, *model.graph.initializer)}
-    present |= {tensor.values.name for tensor in model.graph.sparse_initializer}
+    present = computed_names(model.graph)
     for item in original:
         name = now.get(item.name, item.name)
         if name in gone or name not in present:

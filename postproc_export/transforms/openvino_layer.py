@@ -10,11 +10,14 @@ from postproc_export.graphs.attached import name_is_taken
 from postproc_export.graphs.onnx.original import decoded_outputs, recorded_names
 from postproc_export.graphs.openvino.find import recorded_results
 from postproc_export.graphs.openvino.names import (
+    described,
     name_operator,
+    new_result,
     refuse_ambiguous,
     refuse_duplicates,
     rename_tensors,
     used_names,
+    value_name,
 )
 from postproc_export.runtimes.openvino import port_info
 from postproc_export.transforms.onnx_layer import moved_name
@@ -50,7 +53,7 @@ def put_layer(model: Any, plan: Plan, *, make: Make | None = None) -> LayerRecor
     sources = {name: result.input_value(0) for name, result in results.items()}
     sources |= {port_info(port, f"input_{i}").name: port.get_node().output(0) for i, port in enumerate(model.inputs)}
     read = {name: sources.get(port.name) or named_value(model, port.name) for name, port in plan.inputs.items()}
-    document: dict[str, Any] = {"results": [_described(result) for result in results.values()]}
+    document: dict[str, Any] = {"results": [described(result) for result in results.values()]}
     renamed = _renamings(model, plan, results)
     old_names = set(used_names(model)[1])
     outputs = make(read) if make is not None else _emitted(plan, read, old_names)
@@ -124,7 +127,7 @@ def take_layer(model: Any, layer: Where, *, where: str) -> LayerRecord | None:
     for name, source, port in results:
         result = kept.get((source, port))
         if result is None:
-            result = _result(nodes[source].output(port), name)
+            result = new_result(nodes[source].output(port), name)
             fresh.append(result)
         final.append(result)
     _refuse_readers(model, values, gone)
@@ -195,11 +198,6 @@ def name_nodes(outputs: Iterable[Any], *, stop: set[str], prefix: str, taken: se
         pending += [node.input_value(index).get_node() for index in range(node.get_input_size())]
 
 
-def value_name(output: Any) -> str:
-    """Return how a record names the output of an operator: ``<friendly name>:<port>``."""
-    return f"{output.get_node().get_friendly_name()}:{output.get_index()}"
-
-
 def named_value(model: Any, name: str) -> Any:
     """Return the output of an operator that `value_name` names.
 
@@ -242,7 +240,7 @@ def _renamings(model: Any, plan: Plan, results: Mapping[str, Any]) -> dict[str, 
 def _replace_results(model: Any, plan: Plan, results: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
     by_place = {output.replaces: output.name for output in plan.outputs if output.replaces is not None}
     used = used_names(model)[1]
-    added = {name: _result(output, "") for name, output in outputs.items()}
+    added = {name: new_result(output, "") for name, output in outputs.items()}
     for name, result in added.items():
         name_operator(result, f"{PREFIXES[plan.where]}{name}/result", used)
     model.add_results(list(added.values()))  # before any is taken out: a model without a result drops its operators
@@ -274,24 +272,6 @@ def _refuse_readers(model: Any, values: set[str], gone: Iterable[Any]) -> None:
                     needed="every value of it read only inside it",
                     fix=f"remove {node.get_friendly_name()} first, or export the model again without it",
                 )
-
-
-def _result(output: Any, name: str) -> Any:
-    import openvino.opset13 as opset
-
-    result = opset.result(output)
-    result.set_friendly_name(name)
-    return result
-
-
-def _described(result: Any) -> dict[str, Any]:
-    source = result.input_value(0)
-    return {
-        "name": result.get_friendly_name(),
-        "source": source.get_node().get_friendly_name(),
-        "port": source.get_index(),
-        "tensor_names": sorted(source.get_names()),
-    }
 
 
 def _place(result: Any) -> tuple[str, int]:

@@ -28,12 +28,15 @@ def defined_names(graph: onnx.GraphProto) -> set[str]:
     """Return the names of all values that a graph or one nested in it defines."""
     names: set[str] = set()
     for scope in subgraphs(graph):
-        names.update(item.name for item in scope.input)
-        names.update(tensor.name for tensor in scope.initializer)
-        names.update(tensor.values.name for tensor in scope.sparse_initializer)
-        for node in scope.node:
-            names.update(node.output)
-    return names - {""}
+        names |= computed_names(scope)
+    return names
+
+
+def computed_names(graph: onnx.GraphProto) -> set[str]:
+    """Return the names of the values that one graph itself has: computed, given or constant."""
+    names = {name for node in graph.node for name in node.output if name}
+    names |= {item.name for item in (*graph.input, *graph.initializer)}
+    return names | {tensor.values.name for tensor in graph.sparse_initializer}
 
 
 def value_names(model: onnx.ModelProto) -> set[str]:

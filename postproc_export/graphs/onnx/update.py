@@ -4,7 +4,8 @@ import onnx
 
 from graph_patterns.onnx.editing import set_numbers
 from postproc_export.graphs.onnx.attach import attach_to_onnx_model
-from postproc_export.graphs.onnx.detach import detach_from_onnx_model, find_in_onnx_model
+from postproc_export.graphs.onnx.detach import detach_from_onnx_model
+from postproc_export.graphs.onnx.find import find_in_onnx_model
 from postproc_export.graphs.state import Changes
 from postproc_export.graphs.updated import Updated
 from postproc_export.graphs.updating import update_model

@@ -18,11 +18,13 @@ from postproc_export.graphs.attached import (
 from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
 from postproc_export.graphs.openvino.adjusting import add_adjustable
 from postproc_export.graphs.openvino.names import (
+    described,
     name_operator,
     refuse_ambiguous,
     refuse_duplicates,
     rename_tensors,
     used_names,
+    value_name,
 )
 from postproc_export.outputs import select_outputs
 from postproc_export.runtimes.openvino import port_info
@@ -74,12 +76,12 @@ class _Rewriter:
 
     def attach(self) -> Attached:
         refuse_ambiguous(self._model, (result.input_value(0).get_node() for result in self._results.values()))
-        document: dict[str, Any] = {"results": [_described(result) for result in self._results.values()]}
+        document: dict[str, Any] = {"results": [described(result) for result in self._results.values()]}
         renamed = self._renamings()
         rename_tensors(self._model, renamed)
         if renamed:
             document["renamed"] = renamed
-        raw = {level: _source_name(self._results[port.name]) for level, port in self._tail.raw.items()}
+        raw = {level: value_name(self._results[port.name].input_value(0)) for level, port in self._tail.raw.items()}
         self._replace_results()
         refuse_duplicates(self._model, new_names(self._tail))
         record = TailRecord(
@@ -143,21 +145,6 @@ def tail_constants(model: Any) -> dict[str, bytes]:
         for node in model.get_ops()
         if node.get_type_name() == "Constant" and node.get_friendly_name().startswith(PREFIX)
     }
-
-
-def _described(result: Any) -> dict[str, Any]:
-    source = result.input_value(0)
-    return {
-        "name": result.get_friendly_name(),
-        "source": source.get_node().get_friendly_name(),
-        "port": source.get_index(),
-        "tensor_names": sorted(source.get_names()),
-    }
-
-
-def _source_name(result: Any) -> str:
-    source = result.input_value(0)
-    return f"{source.get_node().get_friendly_name()}:{source.get_index()}"
 
 
 def _names(result: Any) -> set[str]:

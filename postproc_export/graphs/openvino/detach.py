@@ -26,7 +26,7 @@ from postproc_export.graphs.openvino.find import (
     result_names,
     tensors_of,
 )
-from postproc_export.graphs.openvino.names import rename_tensors, used_names
+from postproc_export.graphs.openvino.names import new_result, rename_tensors, used_names
 from postproc_export.graphs.reading.anomalib_tail import AnomalibTail
 from postproc_export.graphs.reading.own_tail import SCORE_OUTPUT, OwnTail
 from postproc_export.stats import Level
@@ -81,7 +81,7 @@ class _Rewriter:
         for name, source, port in described:
             result = kept.pop((name, source, port), None)
             if result is None and source in nodes and port < nodes[source].get_output_size():
-                result = _result(nodes[source].output(port), name)
+                result = new_result(nodes[source].output(port), name)
                 made.append(result)
             if result is None:
                 notes.append(f"the output '{name}' of the original is not in the model any more")
@@ -115,7 +115,7 @@ class _Rewriter:
             if current in results:
                 final.append(results[current])
             elif current in tensors:
-                made.append(_result(tensors[current], f"{name}/result"))
+                made.append(new_result(tensors[current], f"{name}/result"))
                 final.append(made[-1])
             else:
                 notes.append(f"the output '{name}' of the original is not in the model any more")
@@ -137,7 +137,7 @@ class _Rewriter:
             renamed |= {old: new for old, new in names.items() if old != new}
             if isinstance(tail, OwnTail) and raw in present:
                 continue
-            made[tail.level] = _result(_own_output(raw, score), f"{score}/sink_port_0")
+            made[tail.level] = new_result(_own_output(raw, score), f"{score}/sink_port_0")
             if isinstance(tail, AnomalibTail):
                 wanted[tail.level] = {score}
         final: list[Any] = []
@@ -212,14 +212,6 @@ def _own_output(raw: Any, name: str) -> Any:
     copy = opset.convert(raw, raw.get_element_type().get_type_name())
     copy.set_friendly_name(name)
     return copy.output(0)
-
-
-def _result(output: Any, name: str) -> Any:
-    import openvino.opset13 as opset
-
-    result = opset.result(output)
-    result.set_friendly_name(name)
-    return result
 
 
 def _key(result: Any) -> tuple[str, str, int]:

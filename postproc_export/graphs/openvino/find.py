@@ -18,7 +18,7 @@ from postproc_export.graphs.detached import (
 )
 from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
 from postproc_export.graphs.onnx.original import decoded_outputs, illegal, recorded_names
-from postproc_export.graphs.openvino.names import ambiguous, outputs_of, used_names
+from postproc_export.graphs.openvino.names import ambiguous, outputs_of, used_names, value_name
 from postproc_export.stats import Level
 from postproc_export.tail import OUTPUT_NAMES
 
@@ -75,12 +75,12 @@ def _misfits(model: Any, record: TailRecord, tails: Mapping[Level, FoundTail], w
     yield from renaming_misfits(record, tails, back)
     sources = [f"{source}:{port}" for _, source, port in results]
     yield from raw_misfits(record, {}, sources)
-    ours = {_place(value) for tail in tails.values() for value in tail.values}
+    ours = {value_name(value) for tail in tails.values() for value in tail.values}
     yield from (f"a result of the original is of '{name}', which is of the tail" for name in sources if name in ours)
     for tail in tails.values():
         recorded = recorded_raw(record, tail)
-        if recorded is not None and recorded != _place(tail.raw):
-            yield f"the {tail.level} level reads '{_place(tail.raw)}', not '{recorded}'"
+        if recorded is not None and recorded != value_name(tail.raw):
+            yield f"the {tail.level} level reads '{value_name(tail.raw)}', not '{recorded}'"
     yield from (f"several operators are called '{name}'" for name in ambiguous(model, (row[1] for row in results)))
 
 
@@ -115,10 +115,6 @@ def recorded_results(original: Mapping[str, Any], *, where: str) -> list[tuple[s
     if not rows or len({row[1:] for row in rows}) < len(rows):
         raise illegal("results", reprlib.repr(rows), where=where)
     return rows
-
-
-def _place(value: Any) -> str:
-    return f"{value.get_node().get_friendly_name()}:{value.get_index()}"
 
 
 def name_outputs(model: Any) -> None:
@@ -166,7 +162,7 @@ def tensors_of(model: Any) -> dict[str, Any]:
 def _ports(model: Any) -> Iterator[tuple[str, Any]]:
     for output in outputs_of(model):
         if output.get_node().get_type_name() != "Result":
-            yield _place(output), output
+            yield value_name(output), output
 
 
 def add_names(result: Any, names: set[str]) -> None:

@@ -29,6 +29,31 @@ def outputs_of(model: Any) -> Iterator[Any]:
         yield from node.outputs()
 
 
+def value_name(output: Any) -> str:
+    """Return how a record names the output of an operator: ``<friendly name>:<port>``."""
+    return f"{output.get_node().get_friendly_name()}:{output.get_index()}"
+
+
+def described(result: Any) -> dict[str, Any]:
+    """Return a result as a record keeps it."""
+    source = result.input_value(0)
+    return {
+        "name": result.get_friendly_name(),
+        "source": source.get_node().get_friendly_name(),
+        "port": source.get_index(),
+        "tensor_names": sorted(source.get_names()),
+    }
+
+
+def new_result(output: Any, name: str) -> Any:
+    """Make a result of an operator's output."""
+    import openvino.opset13 as opset
+
+    result = opset.result(output)
+    result.set_friendly_name(name)
+    return result
+
+
 def used_names(model: Any) -> tuple[set[str], set[str]]:
     """Return the tensor names and the friendly names of all scopes."""
     tensors: set[str] = set()

@@ -215,7 +215,7 @@ def test_no_model_without_outputs_is_written(suffix: str, tmp_path: Path, monkey
     if suffix == ".onnx":
         host = hosts.write(hosts.score_and_map(), tmp_path / "host.onnx")
         monkeypatch.setattr("postproc_export.graphs.onnx.detach.refuse_no_outputs", lambda *_, **__: None)
-        monkeypatch.setattr("postproc_export.graphs.onnx.detach._values", lambda _: set())
+        monkeypatch.setattr("postproc_export.graphs.onnx.detach.computed_names", lambda _: set())
     else:
         host = hosts.to_ir(hosts.score_and_map(), tmp_path / "host.xml")
         monkeypatch.setattr("postproc_export.graphs.openvino.detach.refuse_no_outputs", lambda *_, **__: None)
