@@ -3,13 +3,13 @@
 docs/definition.md section 4 defines it, docs/runtime_sensitivity.md shows it in use.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
 from postproc_export.boundary import decision_boundary
 from postproc_export.errors import MetadataError
-from postproc_export.float32 import shortest
+from postproc_export.float32 import HostDtype, shortest
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
 from postproc_export.tail_options import TailOptions
 
@@ -56,7 +56,7 @@ INPUT_NAMES: Final = frozenset(input_name(level, what) for level in LEVELS for w
 
 
 def adjustable_inputs(
-    stats: CalibrationStats, options: TailOptions, levels: Iterable[Level]
+    stats: CalibrationStats, options: TailOptions, levels: Mapping[Level, HostDtype]
 ) -> Iterator[AdjustableInput]:
     """Yield the inputs of a tail.
 
@@ -65,7 +65,7 @@ def adjustable_inputs(
     stats, options
         What the tail decides by.
     levels
-        The levels that it decides about.
+        The levels that it decides about, each with the type that its raw values were declared in.
 
     Raises
     ------
@@ -74,30 +74,31 @@ def adjustable_inputs(
     """
     if options.adjustable == "nothing" or not options.enable_thresholding:
         return
-    for level in levels:
+    for level, dtype in levels.items():
         of_level = stats.level(level)
         assert of_level is not None, "a level with labels is calibrated"
         if options.adjustable == "sensitivity":
             _check_size(level, of_level)
             default = options.sensitivity(level)
         else:
-            default = attached_boundary(of_level, options, level)
+            default = attached_boundary(of_level, options, level, dtype)
         yield AdjustableInput(input_name(level, options.adjustable), level, options.adjustable, default)
 
 
-def attached_boundary(stats: LevelStats, options: TailOptions, level: Level) -> float:
-    """Return the boundary of a level at the sensitivity that was attached."""
-    return decision_boundary(stats, sensitivity=options.sensitivity(level), comparison=options.comparison)
+def attached_boundary(stats: LevelStats, options: TailOptions, level: Level, dtype: HostDtype) -> float:
+    """Return the boundary of a level at the sensitivity that was attached, as the graph compares with it."""
+    sensitivity = options.sensitivity(level)
+    return decision_boundary(stats, sensitivity=sensitivity, comparison=options.comparison, dtype=dtype)
 
 
-def adjusting_constants(stats: LevelStats, options: TailOptions, level: Level) -> Mapping[str, float]:
+def adjusting_constants(stats: LevelStats, options: TailOptions, level: Level, dtype: HostDtype) -> Mapping[str, float]:
     """Return the constants of the computed boundary: `catalog.adjusted_boundary`'s scalars, float32 values."""
     assert stats.threshold is not None, "a level with labels has a threshold"
     return {
         "threshold": stats.threshold,
         "span": stats.span,
         "attached": options.sensitivity(level),
-        "boundary": attached_boundary(stats, options, level),
+        "boundary": attached_boundary(stats, options, level, dtype),
     }
 
 

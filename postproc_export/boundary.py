@@ -12,7 +12,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from postproc_export.errors import MetadataError, UsageError
-from postproc_export.float32 import is_subnormal, nearest, smallest_at_least, smallest_where, to_float32
+from postproc_export.float32 import (
+    HALVES,
+    HostDtype,
+    is_subnormal,
+    narrowed,
+    nearest,
+    smallest_at_least,
+    smallest_where,
+    to_float32,
+)
 from postproc_export.stats import LevelStats
 
 Comparison = Literal["ge", "gt"]
@@ -44,7 +53,11 @@ class UnitConstants:
 
 
 def decision_boundary(
-    level: LevelStats, *, sensitivity: float = DEFAULT_SENSITIVITY, comparison: Comparison = "ge"
+    level: LevelStats,
+    *,
+    sensitivity: float = DEFAULT_SENSITIVITY,
+    comparison: Comparison = "ge",
+    dtype: object = "float32",
 ) -> float:
     """Return the raw value from which on a score is anomalous: ``label(s) = not (s < boundary)``.
 
@@ -57,19 +70,22 @@ def decision_boundary(
     comparison
         ``"ge"``: the exact rule ``s >= threshold + (1/2 - sensitivity) (max - min)``.
         ``"gt"``: Anomalib's float32 rule ``unit(s) > 1 - sensitivity``, for those who migrate.
+    dtype
+        The declared type of the raw output: ``"float16"`` or ``"bfloat16"``, by name or as NumPy and torch have it,
+        gives the constant that decides alike on a value and on its rounding to that type; see `narrowed`.
 
     Returns
     -------
     float
         A float32 in raw units, never subnormal, never -0.0. ``-inf``: every score is anomalous (``"ge"`` at sensitivity
-        1); ``inf``: no finite score is.
+        1); ``inf``: no finite score is. With a narrow `dtype` the value that rounds to infinity stands for ``inf``.
 
     Raises
     ------
     MetadataError
         If the level has no threshold, the sensitivity is not in [0, 1], or the boundary would be subnormal.
     UsageError
-        If the comparison is neither ``"ge"`` nor ``"gt"``.
+        If the comparison is neither ``"ge"`` nor ``"gt"``, or the type is none of raw outputs.
 
     Notes
     -----
@@ -84,7 +100,7 @@ def decision_boundary(
             needed="0, or a magnitude of at least 2^-126: some runtimes flush smaller constants to zero",
             fix="choose another threshold or sensitivity, or rescale the raw outputs of the model",
         )
-    return boundary
+    return narrowed(boundary, check_dtype(dtype))
 
 
 def unit_scores(raw: ArrayLike, level: LevelStats) -> NDArray[np.float32]:
@@ -181,6 +197,25 @@ def check_comparison(value: object) -> Comparison:
     if value == "gt":
         return "gt"
     raise UsageError("unknown comparison", found=repr(value)[:60], needed="'ge' or 'gt'")
+
+
+def check_dtype(value: object) -> HostDtype:
+    """Return which type of raw output decisions depend on: float32 stands for float64, which is cast to it.
+
+    Raises
+    ------
+    UsageError
+        Unless it is, or names, ``float16``, ``bfloat16``, ``float32`` or ``float64``.
+    """
+    name = str(getattr(value, "__name__", value)).rpartition(".")[2]
+    if name in ("float32", "float64"):
+        return "float32"
+    for half in HALVES:
+        if name == half:
+            return half
+    raise UsageError(
+        "no raw output has this type", found=repr(value)[:60], needed="'float16', 'bfloat16', 'float32' or 'float64'"
+    )
 
 
 def _boundary_ge(level: LevelStats, sensitivity: float) -> float:

@@ -1,14 +1,28 @@
-"""float32 scalars as Python floats: rounding, order, neighbours, and the shortest decimal that reads back."""
+"""float32 scalars as Python floats: rounding, order, neighbours, the shortest decimal, and two narrower types."""
 
 from bisect import bisect_left
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Final
+from math import frexp
+from typing import Final, Literal, TypeAlias, get_args
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Half: TypeAlias = Literal["float16", "bfloat16"]
+HostDtype: TypeAlias = Half | Literal["float32"]
+"""The type that a host rounds its raw values to, as far as the decision depends on it."""
+
+HALVES: Final[tuple[Half, ...]] = get_args(Half)
 
 SMALLEST_NORMAL: Final = 2.0**-126
 LARGEST: Final = float(np.finfo(np.float32).max)
+
+SIGNIFICAND: Final[dict[Half, int]] = {"float16": 11, "bfloat16": 8}
+"""The bits of a narrower type's significand, the leading one included."""
+
+LEAST_HALF_ULP: Final[dict[Half, float]] = {"float16": 2.0**-25, "bfloat16": 2.0**-134}
+"""Half the distance of neighbours around 0, where it is smallest."""
 
 _INFINITE_RANK: Final = 0x7F800000  # the bits of +inf; every finite value has fewer
 _FINITE_RANKS: Final = range(1 - _INFINITE_RANK, _INFINITE_RANK)
@@ -78,6 +92,51 @@ def nearest(value: Fraction) -> float:
     excess = (_exact(below) + _exact(above)) / 2 - value
     upwards = excess < 0 or (excess == 0 and above % 2 == 0)
     return ranked(above if upwards else below)
+
+
+def as_bfloat16(values: ArrayLike) -> NDArray[np.float32]:
+    """Round float32 values to the nearest bfloat16 (ties to even), as float32 values of the same shape; NaN stays."""
+    exact = np.asarray(values, np.float32)
+    bits = exact.view(np.uint32)
+    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) & 0xFFFF0000
+    return np.where(np.isnan(exact), np.float32(np.nan), rounded.astype(np.uint32).view(np.float32))
+
+
+def rounded_to(value: float, dtype: Half) -> float:
+    """Round a float32 to a narrower type (nearest, ties to even); beyond its largest value that is an infinity."""
+    if dtype == "bfloat16":
+        return float(as_bfloat16(value)) + 0.0
+    with np.errstate(over="ignore", under="ignore"):
+        return float(np.float16(value)) + 0.0
+
+
+def narrowed(boundary: float, dtype: HostDtype) -> float:
+    """Return the constant that stands for a boundary behind a host of a narrow type.
+
+    Parameters
+    ----------
+    boundary
+        float32, raw units; infinities are legal.
+    dtype
+        The type that the host declares.
+
+    Notes
+    -----
+    Runtimes drop the rounding to the narrow type in front of the tail, so the constant is the smallest float32 that
+    rounds to at least the boundary: rounding is monotone, so it decides alike on a value and on its rounding. At -inf
+    that is -inf; above the largest narrow value it is the smallest float32 that rounds to infinity. Where it is
+    subnormal, which runtimes flush to zero, it is the boundary itself: at 0 and 2^-126 in bfloat16.
+    """
+    if dtype == "float32" or boundary == float("-inf"):
+        return boundary
+    constant = smallest_where(lambda value: rounded_to(value, dtype) >= boundary)
+    return boundary if is_subnormal(constant) else constant
+
+
+def half_ulp(value: float, dtype: Half) -> float:
+    """Return half the distance between the neighbours of a narrower type around a finite value."""
+    least = LEAST_HALF_ULP[dtype]
+    return max(2.0 ** (frexp(value)[1] - SIGNIFICAND[dtype] - 1), least) if value else least
 
 
 def _exact(rank: int) -> Fraction:

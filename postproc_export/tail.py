@@ -9,14 +9,15 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from graph_patterns import catalog
-from postproc_export.adjusting import AdjustableInput, adjustable_inputs
+from postproc_export.adjusting import AdjustableInput, adjustable_inputs, attached_boundary
 from postproc_export.errors import UsageError
+from postproc_export.float32 import HALVES, Half, HostDtype, rounded_to, shortest
 from postproc_export.outputs import Selection
 from postproc_export.packing import PACKED_OUTPUT, PARTS, packed_shape, refuse_unpackable
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.tail_options import LabelDtype, TailOptions
-from postproc_export.tail_steps import RAW_INPUTS, NanTest, Steps, TailOutput
+from postproc_export.tail_steps import RAW_INPUTS, NanTest, Steps, TailOutput, host_dtype
 
 OUTPUT_NAMES: Final = ("pred_score", "pred_label", "anomaly_map", "pred_mask")
 PREFIX: Final = "postproc/"
@@ -73,6 +74,18 @@ class Tail:
         """Return the names of a level's parts; none where it was left as it is."""
         return [part.name for part in self.parts if part.level == level]
 
+    @property
+    def narrow(self) -> dict[Level, Half]:
+        """The levels whose raw values were declared in a narrower type than float32, each with that type."""
+        dtypes = {level: host_dtype(self.raw, level) for level in LEVELS if self.names(level)}
+        return {level: half for level, dtype in dtypes.items() for half in HALVES if dtype == half}
+
+    def boundary(self, level: Level, dtype: HostDtype | None = None) -> float:
+        """Return what the raw values of a level are compared with; with a type, what a host of that type needs."""
+        stats = self.stats.level(level)
+        assert stats is not None, f"the {level} level has no statistics"
+        return attached_boundary(stats, self.options, level, dtype or host_dtype(self.raw, level))
+
 
 def build_tail(
     stats: CalibrationStats,
@@ -122,6 +135,7 @@ def build_tail(
             found=f"calibrated: {_listed(calibrated)}; in the model: {_listed(raw)}; wanted: {options.levels}",
             fix="calibrate on outputs of this model, or pass --match-thresholds to borrow a threshold",
         )
+    dtypes = {part.level: host_dtype(raw, part.level) for part in parts}
     return Tail(
         outputs=(_packed(parts, raw["pixel"]),) if options.is_packed else parts,
         parts=parts,
@@ -129,8 +143,8 @@ def build_tail(
         nan_test=nan_test,
         stats=wanted,
         options=options,
-        notes=tuple(_notes(calibrated, raw, options)),
-        adjustable=tuple(adjustable_inputs(wanted, options, dict.fromkeys(part.level for part in parts))),
+        notes=(*_notes(calibrated, raw, options), *_strange_thresholds(wanted, dtypes)),
+        adjustable=tuple(adjustable_inputs(wanted, options, dtypes)),
     )
 
 
@@ -164,6 +178,18 @@ def _notes(calibrated: tuple[Level, ...], raw: Mapping[Level, PortInfo], options
         yield "pixel level not attached: the model has no anomaly map"
     if "image" in calibrated and "image" not in raw and options.includes("image"):
         yield "image score taken as the maximum of the anomaly map: the model has none"
+
+
+def _strange_thresholds(stats: CalibrationStats, dtypes: Mapping[Level, HostDtype]) -> Iterator[str]:
+    """A threshold that the model cannot give was calibrated on something else than its outputs."""
+    for level, dtype in dtypes.items():
+        of_level = stats.level(level)
+        threshold = None if of_level is None else of_level.threshold
+        if dtype != "float32" and threshold is not None and rounded_to(threshold, dtype) != threshold:
+            yield (
+                f"the {level} threshold {shortest(threshold)} is no value of {dtype}, which the model gives: "
+                "calibrate on the outputs of this model"
+            )
 
 
 def _listed(levels: Iterable[str]) -> str:

@@ -7,7 +7,8 @@ from typing import Final, Literal, TypeAlias
 from graph_patterns import catalog
 from graph_patterns.expr import Call, Expr, Input, Scalar, bind, cast, identity
 from postproc_export.adjusting import adjusting_constants, input_name
-from postproc_export.boundary import choose_form, unit_constants
+from postproc_export.boundary import check_dtype, choose_form, unit_constants
+from postproc_export.float32 import HostDtype
 from postproc_export.runtimes.protocol import Axis, PortInfo
 from postproc_export.stats import CalibrationStats, Level, LevelStats
 from postproc_export.tail_options import LabelDtype, TailOptions
@@ -108,7 +109,7 @@ class Steps:
         return None if shape is None else shape[:-2]
 
     def _label(self, values: Expr, name: Level, level: LevelStats, dtype: LabelDtype) -> Expr:
-        constants = adjusting_constants(level, self.options, name)
+        constants = adjusting_constants(level, self.options, name, host_dtype(self.raw, name))
         decision = bind(catalog.at_least(values, self._boundary(name)), constants)
         return decision if dtype == "bool" else cast(decision, dtype=dtype)
 
@@ -117,6 +118,11 @@ class Steps:
             return Scalar("boundary")
         given = Input(input_name(level, self.options.adjustable))
         return catalog.adjusted_boundary(given) if self.options.adjustable == "sensitivity" else given
+
+
+def host_dtype(raw: Mapping[Level, PortInfo], level: Level) -> HostDtype:
+    """Return the type that a level's raw values were declared in: the map's where the score is its maximum."""
+    return check_dtype((raw.get(level) or raw["pixel"]).dtype)
 
 
 def _unit(values: Expr, level: LevelStats) -> Expr:

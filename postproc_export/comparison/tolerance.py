@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from postproc_export.float32 import LEAST_HALF_ULP, SIGNIFICAND, Half
 from postproc_export.stats import LevelStats
 
 
@@ -23,7 +24,7 @@ class Tolerance:
     reason: str
 
 
-_PRECISIONS: Final[Mapping[str, int]] = {"float32": 24, "float16": 11, "bfloat16": 8}  # bits of a significand
+_PRECISIONS: Final = {"float32": 24, **{str(half): bits for half, bits in SIGNIFICAND.items()}}
 
 EXACT: Final = Tolerance(atol=0.0, reason="a comparison does not round, and a copy does not either")
 
@@ -147,6 +148,30 @@ def transformed(bound: float) -> Tolerance:
     that sum to 1 hand on what came in; docs/tails.md lists the bound of each transform.
     """
     return Tolerance(atol=bound, reason="another order of summation in float32, as docs/tails.md bounds it")
+
+
+def narrow(largest: float, dtype: Half, *, span: float = 1.0) -> Tolerance:
+    """Return what the rounding of raw values to a narrow type makes of a score: a runtime may drop it before the tail.
+
+    Parameters
+    ----------
+    largest
+        The largest magnitude that counts, raw units: |threshold| + span / 2 where scores are clamped.
+    dtype
+        The type in which the model declares its raw values.
+    span
+        What scores are divided by; 1 where they stay raw.
+
+    Notes
+    -----
+    Half the distance of two values of the type is at most 2^-p of them, p the bits of a significand, and h around 0.
+    With r = |threshold| / span that is (r + 1/2) 2^-p + h / span of a normalised score.
+    """
+    p, h = SIGNIFICAND[dtype], LEAST_HALF_ULP[dtype]
+    return Tolerance(
+        atol=(largest * 2.0**-p + h) / span,
+        reason=f"a rounding to {dtype} that the runtime drops before the tail: half the distance of two such values",
+    )
 
 
 def adjusted(level: LevelStats) -> Tolerance:

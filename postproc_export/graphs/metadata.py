@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Final, Self
 
 from postproc_export.adjusting import input_name
 from postproc_export.errors import MetadataError, UsageError
-from postproc_export.float32 import shortest
+from postproc_export.float32 import HALVES, Half, shortest
 from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.tail_options import TailOptions
 from postproc_export.validation import parse_json
@@ -35,6 +35,9 @@ class TailRecord:
         Name of the raw value that each level's tail reads, under its name in this file.
     original
         What detaching restores, in the format's own terms: outputs, renamings, an added opset import.
+    narrow
+        The type in which the raw values of a level were declared, where that is narrower than float32: its boundary is
+        the constant for that type. Files that were attached before there were such constants have none.
     """
 
     version: str
@@ -42,6 +45,7 @@ class TailRecord:
     options: TailOptions
     raw: Mapping[Level, str]
     original: Mapping[str, Any]
+    narrow: Mapping[Level, Half] = field(default_factory=dict)
 
     @property
     def levels(self) -> frozenset[Level]:
@@ -73,6 +77,8 @@ class TailRecord:
             "raw": dict(self.raw),
             "original": dict(self.original),
         }
+        if self.narrow:
+            document["narrow"] = dict(self.narrow)
         return json.dumps(document, separators=(",", ":"), allow_nan=False)
 
     @classmethod
@@ -95,6 +101,7 @@ class TailRecord:
                 options=TailOptions(**{key: value for key, value in options.items() if key in known}),
                 raw={level: raw[level] for level in LEVELS if level in raw},
                 original=original,
+                narrow=_narrow(document, where=where),
             )
         except UsageError as error:
             raise MetadataError(f"{where}: {error.what}", found=error.found, needed=error.needed) from error
@@ -124,6 +131,14 @@ def _document(text: str, *, where: str) -> Mapping[str, Any]:
             fix="use the version of postproc-export that attached it",
         )
     return document
+
+
+def _narrow(document: Mapping[str, Any], *, where: str) -> dict[Level, Half]:
+    found = _mapping({"narrow": {}, **document}, "narrow", where=where)
+    narrow = {level: half for level in LEVELS for half in HALVES if found.get(level) == half}
+    if narrow != found:
+        raise MetadataError(f"{where}: the record '{METADATA_KEY}' has no legal types", found=repr(found)[:60])
+    return narrow
 
 
 def _mapping(document: Mapping[str, Any], key: str, *, where: str) -> Mapping[str, Any]:

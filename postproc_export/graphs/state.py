@@ -1,12 +1,12 @@
 """What a tail in a file decides, as statistics and options: what an update starts from, and what it changes of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 
 from postproc_export.boundary import Comparison, decision_boundary
 from postproc_export.errors import UsageError
-from postproc_export.float32 import to_float32
+from postproc_export.float32 import Half, to_float32
 from postproc_export.graphs.detached import FoundTail
 from postproc_export.graphs.metadata import TailRecord
 from postproc_export.graphs.reading.anomalib_tail import AnomalibTail
@@ -28,17 +28,25 @@ class State:
         The statistics of the levels that have a threshold and a range.
     options
         Sensitivities, rule, element types.
+    narrow
+        The type in which the raw values of a level were declared, where its boundary is the constant for that type.
     """
 
     stats: CalibrationStats
     options: TailOptions
+    narrow: Mapping[Level, Half] = field(default_factory=dict)
 
     def boundary(self, level: Level) -> float | None:
         """Return the raw value from which on a score is anomalous; None where the level does not decide."""
         stats = self.stats.level(level)
         if stats is None or not stats.is_calibrated or not self.options.enable_thresholding:
             return None
-        return decision_boundary(stats, sensitivity=self.options.sensitivity(level), comparison=self.options.comparison)
+        return decision_boundary(
+            stats,
+            sensitivity=self.options.sensitivity(level),
+            comparison=self.options.comparison,
+            dtype=self.narrow.get(level, "float32"),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +152,7 @@ def no_state() -> State:
 def state_of(tails: Mapping[Level, FoundTail], record: TailRecord | None) -> State:
     """Return what the tails of a file decide, from its record or read back from the graph."""
     if record is not None:
-        return State(record.stats, record.options)
+        return State(record.stats, record.options, record.narrow)
     stats = {level: _stats(level, tail) for level, tail in tails.items()}
     return State(CalibrationStats(image=stats.get("image"), pixel=stats.get("pixel")), TailOptions(**_options(tails)))
 

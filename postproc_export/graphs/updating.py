@@ -1,13 +1,13 @@
 """The course of an update, the same for every format: edit in place, or take the tail off and attach it anew."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
 from postproc_export.graphs.attached import Attached
 from postproc_export.graphs.detached import Detached, Found
 from postproc_export.graphs.reading.anomalib_tail import AnomalibTail
-from postproc_export.graphs.reading.levels import report_level
+from postproc_export.graphs.reading.levels import SWITCHED_OFF, report_level
 from postproc_export.graphs.state import Changes, State, state_of
 from postproc_export.graphs.updated import (
     EDITED,
@@ -58,8 +58,8 @@ def update_model(
     after = changes.apply(before)
     detached = detach()
     attached = attach(after.stats, after.options, _outputs(found, detached))
-    after = State(attached.tail.stats, attached.tail.resolved_options)
-    notes = attached.tail.notes
+    after = State(attached.tail.stats, attached.tail.resolved_options, attached.tail.narrow)
+    notes = (*attached.tail.notes, *_narrowed(found, after))
     if is_foreign:
         notes = (*notes, REPLACED, *((STRICT,) if after.options.comparison == "gt" else ()))
     rewritten = _rewritten(found)
@@ -110,9 +110,18 @@ def _outputs(found: Found, detached: Detached) -> dict[str, Any]:
 
 
 def _differ(before: State, after: State) -> bool:
-    if before.stats != after.stats:
+    if before.stats != after.stats or (after.options.enable_thresholding and before.narrow != after.narrow):
         return True
     return any(getattr(before.options, item.name) != getattr(after.options, item.name) for item in fields(TailOptions))
+
+
+def _narrowed(found: Found, after: State) -> Iterator[str]:
+    """Yield notes on boundaries that were attached before there were constants for narrow hosts."""
+    if found.record is None or not after.options.enable_thresholding:
+        return
+    for level, dtype in after.narrow.items():
+        if found.record.narrow.get(level) != dtype:
+            yield f"the {level} boundary is now the one for a host of {dtype}, whose rounding runtimes drop"
 
 
 def _rewritten(found: Found) -> tuple[str, ...]:
@@ -120,4 +129,5 @@ def _rewritten(found: Found) -> tuple[str, ...]:
     if found.record is None:
         return ()
     reports = [report_level(level, tail, record=found.record, is_rounded=False) for level, tail in found.tails.items()]
-    return tuple(f"{note}; they were written anew" for report in reports for note in report.notes)
+    notes = (note for report in reports for note in report.notes if note not in SWITCHED_OFF)
+    return tuple(f"{note}; they were written anew" for note in notes)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from postproc_export.boundary import Comparison, decision_boundary
+from postproc_export.boundary import Comparison
 from postproc_export.files.targets import default_target, is_onnx
-from postproc_export.float32 import shortest
+from postproc_export.float32 import rounded_to, shortest
 from postproc_export.graphs.attached import Attached
 from postproc_export.packing import place
 from postproc_export.stats import LEVELS, CalibrationStats, Level
@@ -59,10 +59,7 @@ class AttachResult:
 
     def boundary(self, level: Level) -> float:
         """Return the raw value from which on the file calls a score anomalous, as it stands in the file."""
-        stats = self.tail.stats.level(level)
-        assert stats is not None, f"the {level} level has no statistics"
-        options = self.tail.options
-        return decision_boundary(stats, sensitivity=options.sensitivity(level), comparison=options.comparison)
+        return self.tail.boundary(level)
 
     def summary(self) -> str:
         """Return what was done, one fact a line."""
@@ -83,8 +80,10 @@ class AttachResult:
         if not options.enable_thresholding:
             return f"{names[0]}: normalised, without a label ({calibrated})"
         raw = "" if options.enable_normalization else f", {names[0]} raw"
+        boundary, half = self.boundary(level), self.tail.narrow.get(level)
+        narrow = "" if half is None else f"in {half} from {_shown(rounded_to(boundary, half))}, "
         return (
-            f"{' and '.join(names)}: anomalous from raw {_shown(self.boundary(level))} on ({calibrated}, "
+            f"{' and '.join(names)}: anomalous from raw {_shown(boundary)} on ({narrow}{calibrated}, "
             f"sensitivity {shortest(options.sensitivity(level))}, rule {options.comparison}{raw})"
         )
 

@@ -142,6 +142,8 @@ def _level_lines(level: Level, report: LevelReport) -> Iterator[str]:
         yield f"    {'span':<12} {_cell(report.span)}"
         yield f"    {'sensitivity':<12} {_cell(report.sensitivity)}"
         yield f"    {'rule':<12} {_rule(report)}"
+    if report.narrow is not None:
+        yield f"    {'host':<12} {report.narrow}: the boundary is the smallest float32 that rounds to where it decides"
     if report.adjusted_by is not None:
         yield f"    {'adjusted by':<12} {report.adjusted_by}, at run time; the values above are those without it"
     yield from (f"    note         {note}" for note in report.notes)

@@ -18,7 +18,7 @@ from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import LevelStats
 from postproc_export.tail import Tail
 from postproc_export.tail_options import TailOptions
-from postproc_export.tail_steps import TailOutput
+from postproc_export.tail_steps import TailOutput, host_dtype
 from postproc_export.transforms.plan import LayerOutput, Plan
 from postproc_export.transforms.spec import BEHIND, TailSpec
 
@@ -75,8 +75,8 @@ def decided_values(view: GraphView, options: TailOptions) -> Value | None:
     return None if found is None or isinstance(found, Mismatch) else found.inputs[DECIDED]
 
 
-def point_boundaries(parameters: Mapping[str, Any], stats: LevelStats, options: TailOptions) -> dict[str, float]:
-    """Return the boundary of each named operating point, float32, raw units.
+def point_boundaries(parameters: Mapping[str, Any], tail: Tail) -> dict[str, float]:
+    """Return the boundary of each named operating point of a tail with an image label, float32, raw units.
 
     Raises
     ------
@@ -86,13 +86,15 @@ def point_boundaries(parameters: Mapping[str, Any], stats: LevelStats, options: 
         If a boundary is subnormal.
     """
     found: dict[str, float] = {}
+    stats, dtype = tail.stats.image, host_dtype(tail.raw, "image")
+    assert stats is not None, "a level with a label has statistics"
     for name, value in parameters.items():
         if not _NAME.fullmatch(name):
             raise UsageError(f"the operating point '{name}' cannot name an output", needed="letters, digits and '_'")
         number = _number(value)
         level = stats if number is not None else replace(stats, threshold=_policy(name, str(value), stats))
         sensitivity = _sensitivity(name, number) if number is not None else 0.5
-        found[name] = decision_boundary(level, sensitivity=sensitivity, comparison=options.comparison)
+        found[name] = decision_boundary(level, sensitivity=sensitivity, comparison=tail.options.comparison, dtype=dtype)
     return found
 
 
@@ -131,7 +133,7 @@ def _points(spec: TailSpec, tail: Tail) -> dict[str, Any]:
         raise UsageError("the tail 'points' names no operating point", needed="points:strict=0.3,loose=recall=0.99")
     if tail.stats.image is None or "pred_label" not in {part.name for part in tail.parts}:
         raise UnsupportedModelError("the tail 'points' needs an image label", found="no 'pred_label' in the model")
-    point_boundaries(spec.parameters, tail.stats.image, tail.options)
+    point_boundaries(spec.parameters, tail)
     return point_values(spec.parameters)
 
 
@@ -142,8 +144,7 @@ def _labels(
     inputs: dict[str, PortInfo],
     values: PortInfo | None,
 ) -> list[LayerOutput]:
-    label, stats = parts["pred_label"], tail.stats.image
-    assert stats is not None, "a level with a label has statistics"
+    label = parts["pred_label"]
     if values is None:
         raise UnsupportedModelError(
             "the tail 'points' does not find what the label compares",
@@ -152,7 +153,7 @@ def _labels(
         )
     inputs[DECIDED] = values
     outputs = []
-    for name, boundary in point_boundaries(points, stats, tail.options).items():
+    for name, boundary in point_boundaries(points, tail).items():
         expr = bind(catalog.at_least(Input(DECIDED)), {"boundary": boundary})
         typed = expr if label.dtype == "bool" else cast(expr, dtype=label.dtype)
         outputs.append(LayerOutput(f"pred_label_{name}", typed, label.dtype, label.shape, None))

@@ -100,7 +100,12 @@ class _Rewriter:
         self._replace_outputs(outputs)
         raw = {level: renamed.get(port.name, port.name) for level, port in self._tail.raw.items()}
         record = TailRecord(
-            version=__version__, stats=self._tail.stats, options=self._tail.resolved_options, raw=raw, original=document
+            version=__version__,
+            stats=self._tail.stats,
+            options=self._tail.resolved_options,
+            raw=raw,
+            original=document,
+            narrow=self._tail.narrow,
         )
         self._model.metadata_props.add(key=METADATA_KEY, value=record.dumps())
         return Attached(self._tail, record, renamed)

@@ -85,7 +85,12 @@ class _Rewriter:
         self._replace_results()
         refuse_duplicates(self._model, new_names(self._tail))
         record = TailRecord(
-            version=__version__, stats=self._tail.stats, options=self._tail.resolved_options, raw=raw, original=document
+            version=__version__,
+            stats=self._tail.stats,
+            options=self._tail.resolved_options,
+            raw=raw,
+            original=document,
+            narrow=self._tail.narrow,
         )
         self._model.set_rt_info(record.dumps(), METADATA_KEY)
         return Attached(self._tail, record, renamed)

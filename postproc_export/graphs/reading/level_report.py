@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 
 from postproc_export.boundary import Comparison
-from postproc_export.float32 import shortest, to_float32
+from postproc_export.float32 import Half, shortest, to_float32
 from postproc_export.packing import place
 from postproc_export.stats import Level
 from postproc_export.tail_options import Adjustable, Layout
@@ -41,6 +41,9 @@ class LevelReport:
         Whether the level has outputs of its own, or both levels are packed into one.
     adjustable, adjusted_by
         What can be adjusted at run time, and by which input or variable; the values told are its defaults.
+    narrow
+        The type in which the model declared its raw values, where that is narrower than float32: the boundary is the
+        smallest float32 that decides in it as the rule does.
     notes
         What is inferred or not known, and why.
     readings
@@ -60,6 +63,7 @@ class LevelReport:
     layout: Layout = "separate"
     adjustable: Adjustable = "nothing"
     adjusted_by: str | None = None
+    narrow: Half | None = None
     notes: tuple[str, ...] = ()
     readings: tuple[Mapping[str, Any], ...] = ()
 
@@ -93,6 +97,7 @@ class LevelReport:
             "layout": self.layout,
             "adjustable": None if self.adjustable == "nothing" else self.adjustable,
             "adjusted_by": self.adjusted_by,
+            "host_dtype": self.narrow,
             "notes": list(self.notes),
             "readings": [dict(reading) for reading in self.readings],
         }

@@ -19,6 +19,9 @@ _INFERRED: Final = "the record was stripped: read back from the tail's constants
 _CONTRADICTED: Final = "the constants in the file are not those of its record: {which}"
 _RAW: Final = "normalisation is switched off: the score is the raw value"
 _NO_LABELS: Final = "labels are switched off"
+SWITCHED_OFF: Final = frozenset({_RAW, _NO_LABELS})
+"""Notes on what the options leave out."""
+
 _READ: Final = "the record was stripped: read back from the tail's constants"
 _UNKNOWN: Final = "threshold and span are not in the file: normalisation is switched off, and the record was stripped"
 _FROZEN: Final = "made to be adjusted at run time by {name}; that is a constant in this file, as conversions make of it"
@@ -158,6 +161,7 @@ def _recorded(tail: OwnTail, record: TailRecord, stats: LevelStats) -> LevelRepo
         boundary=boundary,
         sensitivity=sensitivity,
         comparison=options.comparison if tail.decides else None,
+        narrow=record.narrow.get(tail.level),
     )
     if not wrong:
         return report
@@ -169,7 +173,8 @@ def _boundary(tail: OwnTail, stats: LevelStats, record: TailRecord) -> float | N
     if not tail.decides:
         return None
     sensitivity = record.options.sensitivity(tail.level)
-    return decision_boundary(stats, sensitivity=sensitivity, comparison=record.options.comparison)
+    dtype = record.narrow.get(tail.level, "float32")
+    return decision_boundary(stats, sensitivity=sensitivity, comparison=record.options.comparison, dtype=dtype)
 
 
 def _contradictions(tail: OwnTail, stats: LevelStats, boundary: float | None, sensitivity: float | None) -> list[str]:

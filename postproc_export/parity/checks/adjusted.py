@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from postproc_export.boundary import decision_boundary
 from postproc_export.errors import MetadataError, PostprocError
 from postproc_export.parity.models.attached_model import AttachedModel
 from postproc_export.parity.models.configuration import Configuration
@@ -63,13 +62,12 @@ def check_adjusted(
     ways = [way for way in ways if way.judged and can_adjust(attached, way)]
     runners: dict[Configuration, Runner] = {}
     for setting in _settings(attached):
-        meant = attached.at_sensitivity(setting.meant)
-        drift = "adjusted" if _is_computed(attached, setting) else None
-        tallies = [Tally(meant, way, drift=drift) for way in ways]
         try:
-            values = _values(attached, setting)
+            meant, values = attached.at_sensitivity(setting.meant), _values(attached, setting)
         except MetadataError:  # a boundary that is subnormal: no such file can be attached, and so none is given
             continue
+        drift = "adjusted" if _is_computed(attached, setting) else None
+        tallies = [Tally(meant, way, drift=drift) for way in ways]
         case = next(iter(tail_cases(meant, count=min(count, COUNT), seed=seed)))
         _run(case, tallies, runners, values, threads=threads)
         for tally in tallies:
@@ -106,11 +104,9 @@ def _values(attached: AttachedModel, setting: Setting) -> dict[str, float]:
 
 
 def _value(attached: AttachedModel, level: Level, setting: Setting) -> float:
-    options, stats = attached.tail.options, attached.tail.stats.level(level)
-    if options.adjustable == "sensitivity" or math.isnan(setting.given):
+    if attached.tail.options.adjustable == "sensitivity" or math.isnan(setting.given):
         return setting.given
-    assert stats is not None, "a level with labels is calibrated"
-    return decision_boundary(stats, sensitivity=setting.meant, comparison=options.comparison)
+    return attached.at_sensitivity(setting.meant).tail.boundary(level)
 
 
 def _run(

@@ -17,7 +17,7 @@ from postproc_export.parity.reports.report import Check, failed, sentences
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import LEVELS, Level
 from postproc_export.tail import OUTPUT_NAMES, PREFIX
-from postproc_export.tail_steps import RAW_INPUTS, TailOutput
+from postproc_export.tail_steps import RAW_INPUTS, TailOutput, host_dtype
 
 _SCORES: Final = ("pred_score", "anomaly_map")
 _CONSTANTS: Final = frozenset({"alpha", "beta", "offset", "boundary", "threshold", "span", "attached"})
@@ -156,7 +156,9 @@ def _check_constants(attached: AttachedModel, output: TailOutput) -> Check:
         for key, value in expected.items()
         if _bits(found.scalars[key]) != _bits(value)
     ]
-    wrong += list(_misplaced(attached, found))
+    wrong += _misplaced(attached, found)
+    wrong += () if output.name in _SCORES else _mistyped(attached, output.level)
+    wrong += _outdated(attached, output.level, found.scalars.get("boundary")) if wrong else ()
     shown = ", ".join(f"{key} {value:.9g}" for key, value in expected.items()) or "no constants of its own"
     return Check(
         name=name,
@@ -181,12 +183,33 @@ def _check_input(attached: AttachedModel, item: AdjustableInput) -> Check:
     wanted = None if attached.tail.options.as_parameters else item.default
     is_same = decision.default is None if wanted is None else _same(decision.default, wanted)
     shown = "has to be given" if wanted is None else f"default {wanted:.9g}"
-    message = f"{shown}: equal to the bit" if is_same else f"{shown} by the record, {decision.default} in the file"
+    outdated = () if is_same else _outdated(attached, item.level, decision.default)
+    found = sentences([f"{shown} by the record, {decision.default} in the file", *outdated])
+    message = f"{shown}: equal to the bit" if is_same else found
     return Check(name=name, passed=is_same, message=message)
 
 
 def _same(found: float | None, wanted: float) -> bool:
     return found is not None and _bits(found) == _bits(wanted)
+
+
+def _mistyped(attached: AttachedModel, level: Level) -> Iterator[str]:
+    """Yield the type of a narrow host that the record gives a level whose raw values were declared in another."""
+    recorded, declared = attached.file.record.narrow.get(level), host_dtype(attached.tail.raw, level)
+    if recorded not in (None, declared):
+        yield f"its raw value is {recorded} by the record, and {declared} in the model"
+
+
+def _outdated(attached: AttachedModel, level: Level, found: float | None) -> Iterator[str]:
+    """Say what mends a boundary from before there were constants for narrow hosts."""
+    half = attached.tail.narrow.get(level)
+    if half is None or level in attached.file.record.narrow:
+        return
+    if _same(found, attached.tail.boundary(level, "float32")):
+        yield (
+            f"an earlier version attached it, without regard to {half}, to which runtimes do not round what they "
+            f"compare; fix: update it, with postproc-export update {attached.path.name}"
+        )
 
 
 def _misplaced(attached: AttachedModel, found: Match) -> Iterator[str]:

@@ -6,6 +6,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from postproc_export.float32 import as_bfloat16
 from postproc_export.stats import LevelStats
 
 FloatArray: TypeAlias = NDArray[np.floating[Any]]
@@ -163,8 +164,6 @@ def _random_floats(random: np.random.Generator, count: int) -> NDArray[np.float3
 
 def _as_raw(values: FloatArray, dtype: str) -> FloatArray:
     if dtype == "bfloat16":
-        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-        rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
-        return np.where(np.isnan(values), np.float32(np.nan), rounded)
+        return as_bfloat16(values)
     with np.errstate(over="ignore", invalid="ignore"):
         return values.astype(dtype)

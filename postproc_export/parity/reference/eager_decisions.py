@@ -62,8 +62,7 @@ class EagerDecisions:
         points: dict[str, Any] = {}
         for spec in record.tails:
             points |= spec.parameters if spec.name == "points" else {}
-        stats = tail.stats.image
-        found = {} if stats is None or not points else point_boundaries(points, stats, tail.options)
+        found = point_boundaries(points, tail) if points and tail.names("image") else {}
         parts = {part.name: part for part in tail.parts}
         label = PortInfo("pred_label", parts["pred_label"].dtype, parts["pred_label"].shape)
         ports = {key: _typed(key, port, parts, label) for key, port in file.layer_inputs(record).items()}

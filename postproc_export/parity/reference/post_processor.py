@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from postproc_export.errors import require
+from postproc_export.float32 import HALVES
 from postproc_export.parity.fed.excuses import excused_images
 from postproc_export.parity.models.attached_model import AttachedModel
 from postproc_export.runtimes.protocol import as_float32
@@ -44,6 +45,9 @@ class Reference:
         tensors = {
             level: torch.from_numpy(np.require(_readable(values), requirements="C")) for level, values in raw.items()
         }
+        for level, port in self.attached.tail.raw.items():
+            if level in tensors and port.dtype in HALVES:  # tapped values and bfloat16 come as float32
+                tensors[level] = tensors[level].to(getattr(torch, port.dtype))
         with torch.inference_mode():
             result = self._module(pred_score=tensors.get("image"), anomaly_map=tensors.get("pixel"))
         named = result._asdict()

@@ -59,13 +59,7 @@ def tail_cases(attached: AttachedModel, *, count: int, seed: int) -> Iterator[Ca
 
 def boundary_of(attached: AttachedModel, level: Level) -> float | None:
     """Return the decision boundary of a level by the record, raw units; None where it is not post-processed."""
-    from postproc_export.boundary import decision_boundary
-
-    stats = attached.tail.stats.level(level)
-    if stats is None or not attached.tail.names(level):
-        return None
-    options = attached.tail.options
-    return decision_boundary(stats, sensitivity=options.sensitivity(level), comparison=options.comparison)
+    return attached.tail.boundary(level) if attached.tail.names(level) else None
 
 
 def _values(attached: AttachedModel, level: Level, *, count: int, seed: int) -> RawValues:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from postproc_export.boundary import choose_form
 from postproc_export.comparison.compare import compare_labels, compare_scores
 from postproc_export.comparison.difference import LabelDifference, ScoreDifference
-from postproc_export.comparison.tolerance import EXACT, TOLERANCES, Tolerance
-from postproc_export.float32 import LARGEST
+from postproc_export.comparison.tolerance import EXACT, TOLERANCES, Tolerance, narrow
+from postproc_export.float32 import LARGEST, Half, half_ulp
 from postproc_export.parity.models.attached_model import AttachedModel
 from postproc_export.parity.models.configuration import Configuration
 from postproc_export.parity.reference.post_processor import Reference
@@ -40,6 +40,8 @@ class Tally:
         are then shown and not judged. None where they may not have moved at all.
     max_flips
         Labels per output that may flip all the same.
+    is_whole
+        Whether the whole file ran and not its tail alone: the rounding of raw values to a narrow type may be dropped.
     moved
         How far a transform before the tail may have moved the raw values of a level besides, raw units.
     """
@@ -50,6 +52,7 @@ class Tally:
     precision: str | None = None
     drift: str | None = None
     max_flips: int = 0
+    is_whole: bool = False
     moved: Mapping[Level, float] = field(default_factory=dict)
     labels: dict[str, LabelDifference] = field(default_factory=dict)
     scores: dict[str, ScoreDifference] = field(default_factory=dict)
@@ -90,7 +93,7 @@ class Tally:
                     compare_scores(
                         _saturated(expected[output.name], self.attached),
                         None if output.name not in actual else _saturated(actual[output.name], self.attached),
-                        tolerance=self._tolerance(output),
+                        tolerance=self._tolerance(output, raw),
                         nan="anomalous" if self.attached.tail.options.enable_normalization else "same",
                         excused=excused,
                         dtype=output.dtype,
@@ -132,17 +135,20 @@ class Tally:
     def _band(self, output: TailOutput) -> Tolerance:
         level: Level = output.level if output.level in self.attached.tail.raw else "pixel"
         band = EXACT if self.drift is None else TOLERANCES[self.drift](_stats(self.attached, output))
+        half = self.attached.tail.narrow.get(output.level)
+        if self.drift == "adjusted" and half is not None:  # a boundary computed at run time is not one for this type
+            ulp = half_ulp(self.attached.tail.boundary(output.level), half)
+            band = _sum(band, Tolerance(atol=ulp, reason=f"half an ulp of {half}"))
         moved = self.moved.get(level, 0.0)
-        return band if not moved else Tolerance(atol=band.atol + moved, reason=f"{band.reason}; {TRANSFORMED}")
+        return _sum(band, Tolerance(atol=moved, reason=TRANSFORMED))
 
-    def _tolerance(self, output: TailOutput) -> Tolerance:
-        rounding = rounding_tolerance(self.attached, output)
-        if self.drift is None and not self.moved:
-            return rounding
-        drift, span = self._band(output), _stats(self.attached, output).span
-        if not self.attached.tail.options.enable_normalization:
-            return drift
-        return Tolerance(atol=rounding.atol + drift.atol / span, reason=f"{rounding.reason}; {drift.reason}")
+    def _tolerance(self, output: TailOutput, raw: RawFeeds) -> Tolerance:
+        half = self.attached.tail.narrow.get(output.level)
+        dropped = _dropped(self.attached, output, raw, half) if self.is_whole and half is not None else EXACT
+        drift = self._band(output)
+        if self.attached.tail.options.enable_normalization:
+            drift = Tolerance(atol=drift.atol / _stats(self.attached, output).span, reason=drift.reason)
+        return _sum(rounding_tolerance(self.attached, output), dropped, drift)
 
     def _reject(self, output: TailOutput, reason: str) -> None:
         if output.name in LABELS:
@@ -163,6 +169,22 @@ def rounding_tolerance(attached: AttachedModel, output: TailOutput) -> Tolerance
     if not attached.tail.options.enable_normalization:
         return EXACT
     return TOLERANCES[choose_form(stats)](stats)
+
+
+def _sum(*parts: Tolerance) -> Tolerance:
+    allowed = [part for part in parts if part.atol]
+    reason = "; ".join(part.reason for part in allowed)
+    return Tolerance(atol=sum(part.atol for part in allowed), reason=reason) if allowed else EXACT
+
+
+def _dropped(attached: AttachedModel, output: TailOutput, raw: RawFeeds, half: Half) -> Tolerance:
+    """Return what the rounding to a narrow type makes of a score."""
+    stats = _stats(attached, output)
+    if attached.tail.options.enable_normalization:
+        assert stats.threshold is not None, "a level with a tail has a threshold"
+        return narrow(abs(stats.threshold) + stats.span / 2, half, span=stats.span)
+    values = as_float32(raw[output.level if output.level in raw else "pixel"])
+    return narrow(float(np.max(np.abs(values), where=np.isfinite(values), initial=0.0)), half)
 
 
 def _saturated(scores: NDArray[Any], attached: AttachedModel) -> NDArray[Any]:

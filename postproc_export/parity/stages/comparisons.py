@@ -28,7 +28,7 @@ class Stage:
 
     def __init__(self, reference: Reference, way: Configuration) -> None:
         self._reference = reference
-        self._tally = Tally(reference.attached, way)
+        self._tally = Tally(reference.attached, way, is_whole=True)
 
     @property
     def missed(self) -> int:
