@@ -11,12 +11,16 @@ from torch.utils._pytree import _register_namedtuple
 
 from postproc_export.boundary import DEFAULT_SENSITIVITY, Comparison
 from postproc_export.errors import UsageError
+from postproc_export.float32 import HALVES, Half, narrowed
 from postproc_export.raw_shapes import check_shapes
 from postproc_export.settings import NUMBERS, SENSITIVITIES, SWITCHES, Settings, as_stats
 from postproc_export.stats import LEVELS, CalibrationStats, Level
 
 _OPTIONS: Final = ("comparison", *SWITCHES)
 _BOUNDARIES: Final = tuple(f"{level}_boundary" for level in LEVELS)
+_NARROW_BOUNDARIES: Final = tuple(f"{boundary}_{dtype}" for boundary in _BOUNDARIES for dtype in HALVES)
+_DERIVED: Final = (*_BOUNDARIES, *_NARROW_BOUNDARIES)
+_HALVES: Final[dict[torch.dtype, Half]] = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
 class PostProcessed(NamedTuple):
@@ -78,6 +82,8 @@ class PostProcessor(torch.nn.Module):
     like. Assign to change one (``module.image_sensitivity = 0.3``, ``module.stats = ...``): the boundaries follow, and
     what is not legal is refused and changes nothing. Writing into a buffer in place is not noticed.
     The state dict holds everything that decides: these buffers, the comparison and the switches.
+    Raw values in float16 or bfloat16 are compared with the constant for that type, which decides alike before and after
+    the rounding to it: runtimes drop that rounding in an exported graph.
     Source: docs/definition.md sections 3 to 6; the scores have the bits of anomalib 2.7.0 PostProcessor on a CPU.
     """
 
@@ -111,7 +117,7 @@ class PostProcessor(torch.nn.Module):
             enable_threshold_matching=enable_threshold_matching,
             nan_guard=nan_guard,
         )
-        for name in (*NUMBERS, *_BOUNDARIES):
+        for name in (*NUMBERS, *_DERIVED):
             self.register_buffer(name, torch.empty((), dtype=torch.float32), persistent=name in NUMBERS)
         self.register_buffer("flags", torch.empty(len(_OPTIONS), dtype=torch.uint8))
         self._adopt(settings)
@@ -140,24 +146,30 @@ class PostProcessor(torch.nn.Module):
         """
         _check_inputs(pred_score, anomaly_map)
         score = self._image_score(pred_score, anomaly_map) if "image" in self._settings.decisions else pred_score
-        return PostProcessed(*self._post_process("image", score), *self._post_process("pixel", anomaly_map))
+        given = anomaly_map if pred_score is None else pred_score  # `score` may be float32 already
+        return PostProcessed(
+            *self._post_process("image", score, given), *self._post_process("pixel", anomaly_map, anomaly_map)
+        )
 
     def _image_score(self, score: Tensor | None, anomaly_map: Tensor | None) -> Tensor | None:
         if anomaly_map is None:
             return score
+        maps = anomaly_map.to(torch.float32)
         if score is None:
-            score = anomaly_map.to(torch.float32).amax(dim=(-2, -1))
+            score = maps.amax(dim=(-2, -1))
         if not self.nan_guard:
             return score
         # amax keeps NaN by itself, but the ReduceMax that an exporter makes of it does not
-        holds_nan = torch.isnan(anomaly_map).flatten(1).any(dim=1)
+        holds_nan = torch.isnan(maps).flatten(1).any(dim=1)
         return score.to(torch.float32).masked_fill(holds_nan.reshape(score.shape), float("nan"))
 
-    def _post_process(self, level: Level, raw: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        if raw is None or level not in self._settings.decisions:
+    def _post_process(
+        self, level: Level, raw: Tensor | None, given: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        if raw is None or given is None or level not in self._settings.decisions:
             return raw, None
-        values = raw.to(torch.float32)
-        below = values < self.get_buffer(f"{level}_boundary")
+        values, half = raw.to(torch.float32), _HALVES.get(given.dtype)
+        below = values < self.get_buffer(f"{level}_boundary" if half is None else f"{level}_boundary_{half}")
         return (
             self._unit(level, values) if self.enable_normalization else values,
             torch.logical_not(below) if self.enable_thresholding else None,  # so that NaN is anomalous
@@ -182,8 +194,9 @@ class PostProcessor(torch.nn.Module):
     def _adopt(self, settings: Settings) -> None:
         decisions = settings.decisions
         boundaries = {f"{level}_boundary": decisions[level].boundary for level in LEVELS if level in decisions}
+        boundaries |= {f"{name}_{half}": narrowed(value, half) for name, value in boundaries.items() for half in HALVES}
         device = self.get_buffer("flags").device
-        for name, value in {**dict.fromkeys(_BOUNDARIES, float("nan")), **settings.numbers, **boundaries}.items():
+        for name, value in {**dict.fromkeys(_DERIVED, float("nan")), **settings.numbers, **boundaries}.items():
             self._buffers[name] = torch.tensor(value, dtype=torch.float32, device=device)
         self._buffers["flags"] = torch.tensor(settings.flags, dtype=torch.uint8, device=device)
         for name in _OPTIONS:
@@ -191,7 +204,7 @@ class PostProcessor(torch.nn.Module):
         self._settings = settings
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        own = {id(self.get_buffer(name)) for name in (*NUMBERS, *_BOUNDARIES)}
+        own = {id(self.get_buffer(name)) for name in (*NUMBERS, *_DERIVED)}
 
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor)

@@ -25,11 +25,15 @@ def test_statistics_are_float32_buffers() -> None:
         "image_max": 2.0,
         "image_sensitivity": 0.5,
         "image_boundary": 1.0,
+        "image_boundary_float16": 1.0 - 2.0**-12,
+        "image_boundary_bfloat16": 1.0 - 2.0**-9,
         "pixel_threshold": NAN,
         "pixel_min": NAN,
         "pixel_max": NAN,
         "pixel_sensitivity": 0.10000000149011612,
         "pixel_boundary": NAN,
+        "pixel_boundary_float16": NAN,
+        "pixel_boundary_bfloat16": NAN,
     }
     assert buffers == pytest.approx(expected, rel=0, abs=0, nan_ok=True)
     assert {tensor.dtype for name, tensor in module.named_buffers() if name != "flags"} == {torch.float32}
