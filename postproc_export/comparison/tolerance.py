@@ -29,6 +29,13 @@ _PRECISIONS: Final = {"float32": 24, **{str(half): bits for half, bits in SIGNIF
 EXACT: Final = Tolerance(atol=0.0, reason="a comparison does not round, and a copy does not either")
 
 
+def together(*parts: Tolerance) -> Tolerance:
+    """Return the sum of tolerances, with the reasons of those that allow anything."""
+    allowed = [part for part in parts if part.atol]
+    reason = "; ".join(part.reason for part in allowed)
+    return Tolerance(atol=sum(part.atol for part in allowed), reason=reason) if allowed else EXACT
+
+
 def fused(level: LevelStats) -> Tolerance:
     """Return the tolerance of max(0, min(1, alpha x + beta)).
 
@@ -150,28 +157,32 @@ def transformed(bound: float) -> Tolerance:
     return Tolerance(atol=bound, reason="another order of summation in float32, as docs/tails.md bounds it")
 
 
-def narrow(largest: float, dtype: Half, *, span: float = 1.0) -> Tolerance:
-    """Return what the rounding of raw values to a narrow type makes of a score: a runtime may drop it before the tail.
+def narrow(largest: float, dtype: Half) -> Tolerance:
+    """Return how far a raw value may lie from its rounding to a narrow type, which a runtime may drop, raw units.
 
     Parameters
     ----------
     largest
-        The largest magnitude that counts, raw units: |threshold| + span / 2 where scores are clamped.
+        The largest magnitude that counts, raw units.
     dtype
         The type in which the model declares its raw values.
-    span
-        What scores are divided by; 1 where they stay raw.
 
     Notes
     -----
     Half the distance of two values of the type is at most 2^-p of them, p the bits of a significand, and h around 0.
-    With r = |threshold| / span that is (r + 1/2) 2^-p + h / span of a normalised score.
+    Where scores are clamped no value above (r + 1/2) span counts, with r = |threshold| / span: of a normalised score
+    that is (r + 1/2) 2^-p + h / span.
     """
-    p, h = SIGNIFICAND[dtype], LEAST_HALF_ULP[dtype]
     return Tolerance(
-        atol=(largest * 2.0**-p + h) / span,
+        atol=largest * 2.0 ** -SIGNIFICAND[dtype] + LEAST_HALF_ULP[dtype],
         reason=f"a rounding to {dtype} that the runtime drops before the tail: half the distance of two such values",
     )
+
+
+def largest_shown(level: LevelStats) -> float:
+    """Return the largest magnitude of a raw value whose normalised score is not clamped: |threshold| + span / 2."""
+    assert level.threshold is not None, "a level with a tail has a threshold"
+    return abs(level.threshold) + level.span / 2
 
 
 def adjusted(level: LevelStats) -> Tolerance:

@@ -108,7 +108,7 @@ def decision_checks(
     raw values beside the boundary are shown and not judged (`parity.tolerance.exported`).
     """
     reference, runner = Reference(attached), attached.parts_of(way.open(attached.path, threads=None))
-    tally = Tally(attached, way, drift="exported")
+    tally = Tally(attached, way, drift="exported", is_whole=True)
     tally.ran_on(runner)
     transform = EagerTransform.load(attached, named)
     for probe in probes:

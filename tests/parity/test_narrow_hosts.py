@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from narrow_hosts import DTYPES, HOSTS
+from shipped_tails import stats_behind
 
 from postproc_export import (
     CalibrationStats,
@@ -274,6 +276,19 @@ def test_an_older_ir_is_mended_too(tmp_path: Path) -> None:
     assert mended.is_changed
     assert mended.output is not None
     assert check_parity(mended.output, count=2000)
+
+
+def test_the_check_of_a_narrow_file_behind_a_custom_step_passes(tmp_path: Path) -> None:
+    """The step has values that were not rounded, and the raw file gives rounded ones: that much is allowed for."""
+    shutil.copy(DATA / "h16_map.onnx", tmp_path)
+    level = LevelStats(threshold=4.0, min=0.0, max=10.0)
+    stats = replace(stats_behind(["gaussian:sigma=1"]), image=level, pixel=level)
+    attached = attach_postprocessing(tmp_path / "h16_map.onnx", stats, tail="gaussian:sigma=1").output
+    fed = {"x": np.random.default_rng(4).normal(size=(4, 3, 40, 40)).astype(np.float16)}
+    report = check_parity(attached, raw=tmp_path / "h16_map.onnx", inputs=fed, int8=False, count=2000)
+    assert report, report.describe()
+    allowed = [check.details["allowed"] for check in report.checks if check.name.startswith("whole/raw/anomaly_map")]
+    assert all(2.0**-13 < each < 2.0**-10 for each in allowed)  # half an ulp of values up to 12, of a span of 10
 
 
 def test_the_check_of_a_whole_narrow_file_passes(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from postproc_export.boundary import choose_form
 from postproc_export.comparison.compare import compare_labels, compare_scores
 from postproc_export.comparison.difference import LabelDifference, ScoreDifference
-from postproc_export.comparison.tolerance import EXACT, TOLERANCES, Tolerance, narrow
-from postproc_export.float32 import LARGEST, Half, half_ulp
+from postproc_export.comparison.tolerance import EXACT, TOLERANCES, Tolerance, largest_shown, narrow, together
+from postproc_export.float32 import LARGEST, half_ulp
 from postproc_export.parity.models.attached_model import AttachedModel
 from postproc_export.parity.models.configuration import Configuration
 from postproc_export.parity.reference.post_processor import Reference
@@ -83,7 +83,7 @@ class Tally:
                         raw=values,
                         boundary=boundary_of(self.attached, output.level),
                         excused=excused,
-                        band=self._band(output).atol,
+                        band=self._flip_band(output),
                         dtype=output.dtype,
                     ),
                 )
@@ -135,20 +135,33 @@ class Tally:
     def _band(self, output: TailOutput) -> Tolerance:
         level: Level = output.level if output.level in self.attached.tail.raw else "pixel"
         band = EXACT if self.drift is None else TOLERANCES[self.drift](_stats(self.attached, output))
+        return together(band, Tolerance(atol=self.moved.get(level, 0.0), reason=TRANSFORMED))
+
+    def _flip_band(self, output: TailOutput) -> float:
+        """Return how far from the boundary a flip may lie: a value that moved may be rounded to the next of its type.
+
+        So may one that is compared with a boundary that was computed at run time, which is no constant for the type.
+        """
         half = self.attached.tail.narrow.get(output.level)
-        if self.drift == "adjusted" and half is not None:  # a boundary computed at run time is not one for this type
-            ulp = half_ulp(self.attached.tail.boundary(output.level), half)
-            band = _sum(band, Tolerance(atol=ulp, reason=f"half an ulp of {half}"))
-        moved = self.moved.get(level, 0.0)
-        return _sum(band, Tolerance(atol=moved, reason=TRANSFORMED))
+        if self.drift is None or half is None:
+            return self._band(output).atol
+        return self._band(output).atol + half_ulp(self.attached.tail.boundary(output.level), half)
 
     def _tolerance(self, output: TailOutput, raw: RawFeeds) -> Tolerance:
-        half = self.attached.tail.narrow.get(output.level)
-        dropped = _dropped(self.attached, output, raw, half) if self.is_whole and half is not None else EXACT
-        drift = self._band(output)
+        moved = together(self._dropped(output, raw), self._band(output))
         if self.attached.tail.options.enable_normalization:
-            drift = Tolerance(atol=drift.atol / _stats(self.attached, output).span, reason=drift.reason)
-        return _sum(rounding_tolerance(self.attached, output), dropped, drift)
+            moved = Tolerance(atol=moved.atol / _stats(self.attached, output).span, reason=moved.reason)
+        return together(rounding_tolerance(self.attached, output), moved)
+
+    def _dropped(self, output: TailOutput, raw: RawFeeds) -> Tolerance:
+        """Return how far raw values may be from their rounding to a narrow type, as far as scores show it."""
+        half = self.attached.tail.narrow.get(output.level)
+        if half is None or not self.is_whole:
+            return EXACT
+        if self.attached.tail.options.enable_normalization:
+            return narrow(largest_shown(_stats(self.attached, output)), half)
+        values = as_float32(raw[output.level if output.level in raw else "pixel"])
+        return narrow(float(np.max(np.abs(values), where=np.isfinite(values), initial=0.0)), half)
 
     def _reject(self, output: TailOutput, reason: str) -> None:
         if output.name in LABELS:
@@ -169,22 +182,6 @@ def rounding_tolerance(attached: AttachedModel, output: TailOutput) -> Tolerance
     if not attached.tail.options.enable_normalization:
         return EXACT
     return TOLERANCES[choose_form(stats)](stats)
-
-
-def _sum(*parts: Tolerance) -> Tolerance:
-    allowed = [part for part in parts if part.atol]
-    reason = "; ".join(part.reason for part in allowed)
-    return Tolerance(atol=sum(part.atol for part in allowed), reason=reason) if allowed else EXACT
-
-
-def _dropped(attached: AttachedModel, output: TailOutput, raw: RawFeeds, half: Half) -> Tolerance:
-    """Return what the rounding to a narrow type makes of a score."""
-    stats = _stats(attached, output)
-    if attached.tail.options.enable_normalization:
-        assert stats.threshold is not None, "a level with a tail has a threshold"
-        return narrow(abs(stats.threshold) + stats.span / 2, half, span=stats.span)
-    values = as_float32(raw[output.level if output.level in raw else "pixel"])
-    return narrow(float(np.max(np.abs(values), where=np.isfinite(values), initial=0.0)), half)
 
 
 def _saturated(scores: NDArray[Any], attached: AttachedModel) -> NDArray[Any]:

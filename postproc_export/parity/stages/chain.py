@@ -10,7 +10,7 @@ import numpy as np
 
 from postproc_export.comparison.compare import compare_labels, compare_scores, ulps_between
 from postproc_export.comparison.difference import Flip, LabelDifference, ScoreDifference
-from postproc_export.comparison.tolerance import TOLERANCES, Tolerance
+from postproc_export.comparison.tolerance import EXACT, TOLERANCES, Tolerance, largest_shown, narrow, together
 from postproc_export.parity.models.attached_model import AttachedModel
 from postproc_export.parity.reference.tail_cases import boundary_of
 from postproc_export.parity.reports.stage_results import TAIL, LevelOutcome, StageResult, TracedFlip
@@ -191,13 +191,15 @@ class Chain:
             stats, boundary = self._attached.tail.stats.level(level), boundary_of(self._attached, level)
             assert stats is not None, "a level that is read is calibrated"
             assert boundary is not None, "a level that is read is post-processed"
+            half = self._attached.tail.narrow.get(level)
+            rounded = EXACT if half is None else narrow(2 * largest_shown(stats), half)  # on both sides
             self._levels[level] = _LevelChain(
                 level=level,
                 stats=stats,
                 boundary=boundary,
                 scale=stats.span if self._attached.tail.options.enable_normalization else 1.0,
                 map_shape=map_shape if level == "pixel" else (),
-                band=TOLERANCES["exported"](stats),
+                band=together(TOLERANCES["exported"](stats), rounded),
             )
         return self._levels[level]
 

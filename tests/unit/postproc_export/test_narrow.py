@@ -17,7 +17,7 @@ from shipped_tails import stats_behind
 
 from postproc_export import CalibrationStats, LevelStats, attach_postprocessing, check_parity, inspect_model
 from postproc_export.boundary import decision_boundary
-from postproc_export.comparison.tolerance import narrow
+from postproc_export.comparison.tolerance import largest_shown, narrow
 from postproc_export.errors import UsageError
 from postproc_export.float32 import HALVES, Half, as_bfloat16, half_ulp, narrowed
 
@@ -179,8 +179,8 @@ def test_the_tolerance_of_scores() -> None:
     """(r + 1/2) 2^-p + h / span, as the definition states it."""
     level = LevelStats(threshold=6.0, min=0.0, max=4.0)
     for dtype, p, h in (("float16", 11, 2.0**-25), ("bfloat16", 8, 2.0**-134)):
-        found = narrow(abs(6.0) + level.span / 2, dtype, span=level.span)  # type: ignore[arg-type]
-        assert found.atol == (1.5 + 0.5) * 2.0**-p + h / level.span
+        found = narrow(largest_shown(level), dtype)  # type: ignore[arg-type]
+        assert found.atol / level.span == (1.5 + 0.5) * 2.0**-p + h / level.span
         assert dtype in found.reason
 
 
