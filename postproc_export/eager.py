@@ -83,7 +83,8 @@ class PostProcessor(torch.nn.Module):
     what is not legal is refused and changes nothing. Writing into a buffer in place is not noticed.
     The state dict holds everything that decides: these buffers, the comparison and the switches.
     Raw values in float16 or bfloat16 are compared with the constant for that type, which decides alike before and after
-    the rounding to it: runtimes drop that rounding in an exported graph.
+    the rounding to it: runtimes drop that rounding in an exported graph. Hand them over as they are, without a cast of
+    your own: the type is known by them alone.
     Source: docs/definition.md sections 3 to 6; the scores have the bits of anomalib 2.7.0 PostProcessor on a CPU.
     """
 

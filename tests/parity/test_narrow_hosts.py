@@ -28,7 +28,7 @@ from postproc_export.boundary import Comparison
 from postproc_export.float32 import half_ulp
 from postproc_export.runtimes import as_float32, open_runner
 
-DATA = Path(__file__).parents[1] / "data" / "narrow"
+DATA = Path(__file__).parents[1] / "data" / "cases"
 SENSITIVITIES = (0.0, 0.1, 0.25, 0.3, 0.5, 0.7, 0.75, 0.9, 1.0)
 POINTS = "points:" + ",".join(f"at{index}={value}" for index, value in enumerate(SENSITIVITIES))
 LEVEL = LevelStats(threshold=0.75, min=-2.25, max=3.75)
