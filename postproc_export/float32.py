@@ -1,7 +1,7 @@
 """float32 scalars as Python floats: rounding, order, neighbours, the shortest decimal, and two narrower types."""
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from math import frexp
 from typing import Final, Literal, TypeAlias, get_args
@@ -131,6 +131,14 @@ def narrowed(boundary: float, dtype: HostDtype) -> float:
         return boundary
     constant = smallest_where(lambda value: rounded_to(value, dtype) >= boundary)
     return boundary if is_subnormal(constant) else constant
+
+
+def narrow_readings(constant: float) -> Iterator[tuple[Half, float]]:
+    """Yield each narrow type for which a constant may stand, and the value of it that it stands for: see `narrowed`."""
+    for half in HALVES:
+        value = rounded_to(constant, half)
+        if narrowed(value, half) == constant != value:
+            yield half, value
 
 
 def half_ulp(value: float, dtype: Half) -> float:

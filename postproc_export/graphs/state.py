@@ -154,7 +154,10 @@ def state_of(tails: Mapping[Level, FoundTail], record: TailRecord | None) -> Sta
     if record is not None:
         return State(record.stats, record.options, record.narrow)
     stats = {level: _stats(level, tail) for level, tail in tails.items()}
-    return State(CalibrationStats(image=stats.get("image"), pixel=stats.get("pixel")), TailOptions(**_options(tails)))
+    reports = {level: report_level(level, tail, record=None, is_rounded=False) for level, tail in tails.items()}
+    narrow = {level: report.narrow for level, report in reports.items() if report.narrow is not None}
+    calibrated = CalibrationStats(image=stats.get("image"), pixel=stats.get("pixel"))
+    return State(calibrated, TailOptions(**_options(tails)), narrow)
 
 
 def _stats(level: Level, tail: FoundTail) -> LevelStats | None:

@@ -7,7 +7,7 @@ from graph_patterns.match import Mismatch
 from postproc_export.adjusting import input_name
 from postproc_export.boundary import Form, choose_form, decision_boundary, unit_constants
 from postproc_export.errors import MetadataError
-from postproc_export.float32 import next_up, to_float32
+from postproc_export.float32 import narrow_readings, next_up, to_float32
 from postproc_export.graphs.metadata import TailRecord
 from postproc_export.graphs.reading.anomalib_reading import Reading
 from postproc_export.graphs.reading.anomalib_tail import AnomalibTail
@@ -198,7 +198,9 @@ def _own(tail: OwnTail) -> LevelReport:
     if tail.adjustable == "sensitivity":
         names = {"threshold": "threshold", "span": "span", "attached": "sensitivity"}
         known = {names[name]: to_float32(tail.scalars[name]) for name in names}
-        return _read_back(tail, boundary=boundary, notes=(_READ,), **known)
+        readings = () if boundary is None else narrow_readings(boundary)
+        narrow = next((half for half, value in readings if value == known["threshold"]), None)
+        return _read_back(tail, boundary=boundary, notes=(_READ,), narrow=narrow, **known)
     if not tail.is_normalised:
         return _read_back(tail, boundary=boundary, notes=(_UNKNOWN,))
     alpha = tail.scalars["alpha"]
@@ -206,16 +208,25 @@ def _own(tail: OwnTail) -> LevelReport:
     threshold = tail.scalars.get("offset")
     if threshold is None:
         threshold = (0.5 - tail.scalars["beta"]) / alpha if alpha else None
-    sensitivity = None
+    sensitivity, narrow = None, None
     if threshold is not None and span and boundary is not None:
         error = 2.0**-22 * (abs(threshold) + span)
-        if abs(boundary - threshold) <= error:
-            sensitivity, threshold = 0.5, boundary
+        narrow, at = next(
+            (row for row in narrow_readings(boundary) if abs(row[1] - threshold) <= error), (None, boundary)
+        )
+        if abs(at - threshold) <= error:
+            sensitivity, threshold = 0.5, at
         else:
             sensitivity = _sensitivity(0.5 - (boundary - threshold) / span, error / span)
     threshold = None if threshold is None else to_float32(threshold)
     return _read_back(
-        tail, threshold=threshold, span=span, boundary=boundary, sensitivity=sensitivity, notes=(_INFERRED,)
+        tail,
+        threshold=threshold,
+        span=span,
+        boundary=boundary,
+        sensitivity=sensitivity,
+        narrow=narrow,
+        notes=(_INFERRED,),
     )
 
 

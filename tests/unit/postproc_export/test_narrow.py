@@ -14,12 +14,20 @@ import pytest
 from conftest import Invoke
 from numpy.typing import NDArray
 from shipped_tails import stats_behind
+from tail_forms import stripped
 
-from postproc_export import CalibrationStats, LevelStats, attach_postprocessing, check_parity, inspect_model
+from postproc_export import (
+    CalibrationStats,
+    LevelStats,
+    attach_postprocessing,
+    check_parity,
+    inspect_model,
+    update_postprocessing,
+)
 from postproc_export.boundary import decision_boundary
 from postproc_export.comparison.tolerance import largest_shown, narrow
 from postproc_export.errors import UsageError
-from postproc_export.float32 import HALVES, Half, as_bfloat16, half_ulp, narrowed
+from postproc_export.float32 import HALVES, Half, as_bfloat16, half_ulp, narrow_readings, narrowed
 
 INF = float("inf")
 NORMAL = 2.0**-126
@@ -268,6 +276,34 @@ def test_a_threshold_that_the_host_cannot_give_is_noted(tmp_path: Path) -> None:
     assert "note     the pixel threshold 0.1" in result.summary()
     plain = attach_postprocessing(hosts.write(hosts.identity(), tmp_path / "plain.onnx"), BOTH)
     assert not [note for note in plain.notes if "no value of" in note]
+
+
+@pytest.mark.parametrize("ir", [False, True], ids=["onnx", "ir"])
+@pytest.mark.parametrize("adjustable", ["nothing", "sensitivity", "boundary"])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_stripped_file_tells_its_threshold(dtype: Half, adjustable: Any, ir: bool, tmp_path: Path) -> None:
+    """Without a record the constant is read as the threshold that it stands for, and an update moves no decision."""
+    level = LevelStats(threshold=162.0, min=100.0, max=200.0)  # a value of both types
+    host = hosts.identity(dtype=dtype)
+    raw = hosts.to_ir(host, tmp_path / "raw.xml") if ir else hosts.write(host, tmp_path / "raw.onnx")
+    result = attach_postprocessing(raw, CalibrationStats(image=level, pixel=level), adjustable=adjustable)
+    path = stripped(result.output)
+    for report in inspect_model(path).levels.values():
+        assert report is not None
+        assert (report.threshold, report.sensitivity, report.narrow) == (162.0, 0.5, dtype)
+        assert report.boundary == result.boundary("image") != 162.0
+    updated = update_postprocessing(path)
+    assert updated.before.boundary("image") == updated.after.boundary("image") == result.boundary("image")
+    assert not updated.is_changed
+
+
+def test_the_readings_of_a_constant() -> None:
+    """A constant may stand for a value of a type where it is the smallest float32 that rounds to it."""
+    assert list(narrow_readings(162.4375)) == [("float16", 162.5)]
+    assert list(narrow_readings(161.5)) == [("bfloat16", 162.0)]
+    assert list(narrow_readings(65520.0)) == [("float16", INF)]
+    for plain in (162.5, 0.0, INF, -INF, 0.1):
+        assert list(narrow_readings(float(np.float32(plain)))) == []
 
 
 @pytest.mark.parametrize(
