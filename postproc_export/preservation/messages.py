@@ -32,8 +32,8 @@ _NAME_FIELDS: Final = {
 }
 _ENTRY_NAMES: Final = {
     "quant_parameter_tensor_names": {"value"},
-    "initialization_binding": {"key"},
-    "update_binding": {"key"},
+    "initialization_binding": {"key", "value"},
+    "update_binding": {"key", "value"},
 }
 _TITLES: Final = {
     "metadata_props": "metadata entry",
@@ -138,7 +138,8 @@ def _names_in(kind: str, field: str, names: Names, message: Any) -> Names:
     if field in ("functions", "indices", "metadata_props"):
         return _NO_NAMES
     if kind == "TrainingInfoProto":
-        own = defined_names(message.initialization if field == "initialization" else message.algorithm)
+        own = set() if field == "initialization" else defined_names(message.algorithm)
+        own |= defined_names(message.initialization) if field.startswith("initialization") else set()
         return {old: new for old, new in names.items() if old not in own}
     return names
 

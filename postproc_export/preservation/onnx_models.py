@@ -111,12 +111,10 @@ class _Pair:
 
 def _take_out_tail(model: onnx.ModelProto, raw: onnx.ModelProto, record: TailRecord | None) -> list[onnx.NodeProto]:
     """Take out what attaching added, in place, and return the nodes of the tail."""
-    known = {tuple(node.output) for node in raw.graph.node if node.name.startswith(PREFIX)}
+    known = {node.name for node in raw.graph.node}  # the tail's nodes bear no name of these
     weights = {tensor.name for tensor in raw.graph.initializer}
     nodes = [
-        index
-        for index, node in enumerate(model.graph.node)
-        if node.name.startswith(PREFIX) and tuple(node.output) not in known
+        index for index, node in enumerate(model.graph.node) if node.name.startswith(PREFIX) and node.name not in known
     ]
     tail = [onnx.NodeProto.FromString(model.graph.node[index].SerializeToString()) for index in nodes]
     _delete(model.graph.node, nodes)

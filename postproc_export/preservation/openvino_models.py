@@ -129,7 +129,9 @@ class _Pair:
 
     def _output_changes(self, record: TailRecord) -> Iterator[Change]:
         """The results that are not the tail's: which, of what, in which order."""
-        own = [item for item in _outputs(self._attached, _UNNAMED) if not item.name.startswith(PREFIX)]
+        known = {result.get_friendly_name() for result in self._raw.get_results()}
+        results = _outputs(self._attached, _UNNAMED)
+        own = [item for item in results if item.name in known or not item.name.startswith(PREFIX)]
         expected = remaining(record, ((item.value, item) for item in _outputs(self._raw, self._names)))
         yield from _listed_changes(expected, own, "")
 

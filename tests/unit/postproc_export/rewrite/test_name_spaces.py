@@ -14,6 +14,9 @@ from onnx import TensorProto, helper
 from graph_patterns.errors import ModelFileError
 from postproc_export.cli import main
 from postproc_export.errors import UnsupportedModelError
+from postproc_export.preservation.change import Preservation
+from postproc_export.preservation.onnx_models import compare_onnx_models
+from postproc_export.preservation.openvino_models import compare_openvino_models
 from postproc_export.rewrite.attach import attach_postprocessing
 from postproc_export.rewrite.detach import detach_postprocessing
 from postproc_export.runtimes import open_runner
@@ -34,10 +37,19 @@ TAIL = {  # names that operators of a tail get, one kind of each
 }
 
 
+def preserved(raw: Path, attached: Path) -> Preservation:
+    """Compare a file with what was attached to it."""
+    if raw.suffix == ".onnx":
+        return compare_onnx_models(onnx.load(raw), onnx.load(attached))
+    core = openvino.Core()
+    return compare_openvino_models(core.read_model(raw), core.read_model(attached))
+
+
 def there_and_back(host: Path, folder: Path, **options: object) -> Path:
     """Attach, update and detach by the command line; return what was attached."""
     attached, updated, raw = (folder / f"{name}{host.suffix}" for name in ("attached", "updated", "raw"))
     attach_postprocessing(host, STATS, output=attached, **options)  # type: ignore[arg-type]
+    assert not preserved(host, attached).changes
     assert main(["update", str(attached), "--image-sensitivity", "0.3", "-o", str(updated)]) == 0
     for path in (attached, updated):
         assert main(["detach", str(path), "-o", str(raw)]) == 0
@@ -62,6 +74,15 @@ def test_a_node_alone_makes_no_value_move(tmp_path: Path) -> None:
     there_and_back(host, tmp_path)
     result = attach_postprocessing(host, STATS, output=tmp_path / "again.onnx")
     assert result.renamed == {}
+
+
+@pytest.mark.parametrize("name", ["postproc/pred_score/select", "postproc/anomaly_map/hard_sigmoid", "pred_mask", ""])
+def test_nodes_of_the_host_may_be_called_as_ours(name: str, tmp_path: Path) -> None:
+    """All of them by one name, even: values are what is told apart."""
+    model = hosts.score_and_map()
+    for node in model.graph.node:
+        node.name = name
+    there_and_back(hosts.write(model, tmp_path / "host.onnx"), tmp_path)
 
 
 def _annotated(model: onnx.ModelProto) -> None:
