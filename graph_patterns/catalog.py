@@ -4,8 +4,8 @@ Axes count from the front, since negative axes are not known to ONNX below opset
 """
 
 import math
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Mapping
+from typing import Final, Literal, TypeAlias, get_args
 
 from graph_patterns.expr import (
     Call,
@@ -35,6 +35,9 @@ from graph_patterns.expr import (
     unsqueeze,
 )
 from graph_patterns.pattern import Pattern
+
+Reduced: TypeAlias = Literal["image", "all"]
+"""Over what a map is reduced: each image's own map, or all there is."""
 
 
 def fused_unit_score(values: Expr) -> Call:
@@ -71,25 +74,34 @@ def map_max(maps: Expr, *, rank: int) -> Call:
     return reduce_max(maps, axes=(rank - 2, rank - 1))
 
 
-def nan_guard(values: Expr, has_nan: Expr) -> Call:
-    """NaN where `has_nan`, one element per value, holds; else the value."""
-    return select(reshape(has_nan, shape_of(values)), Const(math.nan, "nan"), values)
+def nan_guard(values: Expr, has_nan: Expr, *, over: Reduced = "image") -> Call:
+    """NaN where `has_nan` holds, one element per value, or one for all of them; else the value."""
+    return select(_placed(has_nan, values, over), Const(math.nan, "nan"), values)
 
 
-def nan_by_sum(maps: Expr, *, rank: int) -> Call:
+def nan_by_sum(maps: Expr, *, rank: int, over: Reduced = "image") -> Call:
     """Whether a map's sum is NaN: also for infinities of both signs and sums that overflow both ways."""
-    return is_nan(reduce_sum(maps, axes=tuple(range(1, rank))))
+    return is_nan(reduce_sum(maps, axes=_reduced(rank, over)))
 
 
-def nan_by_l1(maps: Expr, *, rank: int) -> Call:
+def nan_by_l1(maps: Expr, *, rank: int, over: Reduced = "image") -> Call:
     """Whether a map's sum of absolute values is NaN: exactly where it holds a NaN."""
-    return is_nan(reduce_l1(maps, axes=tuple(range(1, rank))))
+    return is_nan(reduce_l1(maps, axes=_reduced(rank, over)))
 
 
-def nan_guard_arithmetic(values: Expr, maps: Expr, *, rank: int) -> Call:
+def nan_guard_arithmetic(values: Expr, maps: Expr, *, rank: int, over: Reduced = "image") -> Call:
     """values + (q - q) with q the map's sum: NaN also where the sum overflows; needs no IsNaN and no Where."""
-    total = reduce_sum(maps, axes=tuple(range(1, rank)))
-    return add(values, reshape(sub(total, total), shape_of(values)))
+    total = reduce_sum(maps, axes=_reduced(rank, over))
+    return add(values, _placed(sub(total, total), values, over))
+
+
+def _reduced(rank: int, over: Reduced) -> tuple[int, ...]:
+    return tuple(range(1 if over == "image" else 0, rank))
+
+
+def _placed(reduced: Expr, values: Expr, over: Reduced) -> Expr:
+    """Return what was reduced per image in the shape of the values; one element for all of them broadcasts."""
+    return reshape(reduced, shape_of(values)) if over == "image" else reduced
 
 
 def packed(*, maps: Expr, score: Expr, label: Expr, mask: Expr, rank: int, shape: Expr | None = None) -> Call:
@@ -146,20 +158,22 @@ MAP_MAX: Final = Pattern(
     source=f"{_SOURCE} section 1",
 )
 
-EMITTED_GUARDS: Final = tuple(
-    guard
+EMITTED_GUARDS: Final[Mapping[Expr, Reduced]] = {
+    guard: over
+    for over in get_args(Reduced)
     for rank in (4, 3)
     for guard in (
-        nan_guard(Input("values"), nan_by_sum(Input("maps"), rank=rank)),
-        nan_guard(Input("values"), nan_by_l1(Input("maps"), rank=rank)),
-        nan_guard_arithmetic(Input("values"), Input("maps"), rank=rank),
+        nan_guard(Input("values"), nan_by_sum(Input("maps"), rank=rank, over=over), over=over),
+        nan_guard(Input("values"), nan_by_l1(Input("maps"), rank=rank, over=over), over=over),
+        nan_guard_arithmetic(Input("values"), Input("maps"), rank=rank, over=over),
     )
-)
+}
+"""Every form of the guard that is emitted, and over what it reduces; other forms reduce each image's own map."""
 
 NAN_GUARD: Final = Pattern(
     name="nan_guard",
-    body=EMITTED_GUARDS[0],
-    spellings=(*EMITTED_GUARDS[1:], *_folded_guards()),
+    body=next(iter(EMITTED_GUARDS)),
+    spellings=(*EMITTED_GUARDS, *_folded_guards()),
     source=f"{_SOURCE} section 5",
 )
 

@@ -5,18 +5,20 @@ For each level the first rule that applies decides:
 1. the option: a name or an index, or ``none`` to leave the level out;
 2. the name: ``pred_score``, ``anomaly_map``;
 3. the rank, where one output alone can be it: a score is ``[]``, ``[N]`` or ``[N, 1]``, a map is ``[N, H, W]`` or
-   ``[N, 1, H, W]``.
+   ``[N, 1, H, W]``. A level that nothing needs gets none where that is not clear.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias, cast, get_args
 
 from postproc_export.errors import UnsupportedModelError, UsageError
+from postproc_export.guarding import batch_contradiction, batch_elsewhere, batches_agree, refuse_other_batch
 from postproc_export.runtimes.protocol import PortInfo
-from postproc_export.stats import Level
+from postproc_export.stats import LEVELS, Level
 
-Found = Literal["option", "name", "rank"]
+Found = Literal["option", "name", "statistics", "rank"]
+"""What makes an output a level's: the user, its name, its rank and that it is calibrated, its rank alone."""
 
 RAW_NAMES: Final[dict[Level, str]] = {"image": "pred_score", "pixel": "anomaly_map"}
 RESULT_NAMES: Final = ("pred_label", "pred_mask")  # only a post-processed model has these
@@ -25,6 +27,28 @@ LEAVE_OUT: Final = "none"
 _OPTIONS: Final[dict[Level, str]] = {"image": "--image-output", "pixel": "--pixel-output"}
 _SHAPES: Final[dict[Level, str]] = {"image": "[], [N] or [N, 1]", "pixel": "[N, H, W] or [N, 1, H, W]"}
 _NOUNS: Final[dict[Level, str]] = {"image": "image score", "pixel": "anomaly map"}
+_CHANNEL_NAMES: Final = frozenset({"c", "channel", "channels"})
+_HEIGHT_NAMES: Final = frozenset({"h", "height"})
+_CHANNEL_LAST: Final = "its channel axis is the last one (channel-last)"
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """An output that was selected before, in place of an option; as it stands in a record, by the rule of that time.
+
+    Parameters
+    ----------
+    output
+        A name or an index.
+    found
+        What made it the level's; what is no such rule is not known, and its name tells.
+    """
+
+    output: str | int
+    found: str | None
+
+
+OutputChoice: TypeAlias = str | int | Selected | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +60,8 @@ class Selection:
     image, pixel
         The output with the raw score and the one with the raw map; None where the model has none.
     image_found, pixel_found
-        The rule that found it: ``"option"``, ``"name"`` or ``"rank"``.
+        The rule that found it: ``"option"``, ``"name"``, ``"rank"``, or ``"statistics"`` where the rank found it and
+        the level is calibrated.
     """
 
     image: PortInfo | None
@@ -47,14 +72,22 @@ class Selection:
     def describe(self) -> str:
         """Return one line: which output is what, and by which rule."""
         rows = (("image score", self.image, self.image_found), ("anomaly map", self.pixel, self.pixel_found))
-        return ", ".join(f"{noun}: {port.name} (by {found})" for noun, port, found in rows if port is not None)
+        by = {"statistics": "rank"}  # that found it; that it counts as the map is the statistics' doing
+        return ", ".join(f"{noun}: {port.name} (by {by.get(str(found), found)})" for noun, port, found in rows if port)
+
+    @property
+    def found(self) -> dict[Level, Found]:
+        """The rule that found each level that is there."""
+        rules: dict[Level, Found | None] = {"image": self.image_found, "pixel": self.pixel_found}
+        return {level: rule for level, rule in rules.items() if rule is not None}
 
 
 def select_outputs(
     ports: Sequence[PortInfo],
     *,
-    image_output: str | int | None = None,
-    pixel_output: str | int | None = None,
+    image_output: OutputChoice = None,
+    pixel_output: OutputChoice = None,
+    calibrated: Collection[Level] | None = None,
 ) -> Selection:
     """Select the raw score and the raw map among the outputs of a model.
 
@@ -64,6 +97,8 @@ def select_outputs(
         All outputs, in the model's order.
     image_output, pixel_output
         A name, an index (as int or as decimal text; a name wins over an index), or ``"none"`` to leave the level out.
+    calibrated
+        The levels that statistics calibrate; None where there are none yet, and both levels are looked for.
 
     Raises
     ------
@@ -76,6 +111,8 @@ def select_outputs(
     Notes
     -----
     An axis of unknown size is trusted where a name or an option selected the output, but does not make a map by rank.
+    A level without statistics has an output by rank only where that is clear: not where several could be it, nor where
+    its batch contradicts the other level's. Before a calibration, the batch axis of the score tells what is no map.
     """
     _refuse_repeated(ports)
     image, image_found = _by_option_or_name(ports, "image", image_output)
@@ -85,16 +122,17 @@ def select_outputs(
             f"output '{image.name}' cannot be both the image score and the anomaly map",
             fix="give --image-output and --pixel-output different outputs, or 'none' for one of them",
         )
-    taken = [port for port in (image, pixel) if port is not None]
     if image is None and image_output is None:
-        image, image_found = _by_rank(ports, "image", taken)
+        image, image_found = _by_rank(ports, "image", pixel, calibrated)
     if pixel is None and pixel_output is None:
-        pixel, pixel_found = _by_rank(ports, "pixel", taken)
+        has_to_be = calibrated if image is not None or calibrated is None else LEVELS  # its maximum is the score
+        pixel, pixel_found = _by_rank(ports, "pixel", image, has_to_be)
     if image is None and pixel is None:
         raise _no_raw_output(ports)
     _check("image", image)
     _check("pixel", pixel)
-    _check_batch(image, pixel)
+    if image is not None and pixel is not None:
+        refuse_other_batch(image, pixel)
     return Selection(image, pixel, image_found, pixel_found)
 
 
@@ -118,8 +156,13 @@ def _refuse_repeated(ports: Sequence[PortInfo]) -> None:
 
 
 def _by_option_or_name(
-    ports: Sequence[PortInfo], level: Level, option: str | int | None
+    ports: Sequence[PortInfo], level: Level, option: OutputChoice
 ) -> tuple[PortInfo | None, Found | None]:
+    if isinstance(option, Selected):
+        port = _resolve(ports, level, option.output)
+        if port is None or option.found in get_args(Found):
+            return port, cast("Found | None", option.found)
+        return port, "name" if port.answers_to(RAW_NAMES[level]) else "rank"
     if option is not None:
         port = _resolve(ports, level, option)
         return port, None if port is None else "option"
@@ -144,9 +187,14 @@ def _resolve(ports: Sequence[PortInfo], level: Level, option: str | int) -> Port
 
 
 def _by_rank(
-    ports: Sequence[PortInfo], level: Level, taken: Sequence[PortInfo]
+    ports: Sequence[PortInfo], level: Level, other: PortInfo | None, calibrated: Collection[Level] | None
 ) -> tuple[PortInfo | None, Found | None]:
-    candidates = [port for port in ports if port not in taken and _looks_like(level, port)]
+    candidates = [port for port in ports if port is not other and _looks_like(level, port)]
+    if calibrated is not None and level not in calibrated:  # nothing needs it, so a doubt is enough to leave it alone
+        is_clear = len(candidates) == 1 and (other is None or _is_of_one_batch(level, candidates[0], other))
+        return (candidates[0], "rank") if is_clear else (None, None)
+    if calibrated is None and level == "pixel" and other is not None:
+        candidates = [port for port in candidates if batch_elsewhere(other, port) is None]
     if len(candidates) > 1:
         raise UnsupportedModelError(
             f"{len(candidates)} outputs could be the {_NOUNS[level]}: {', '.join(port.name for port in candidates)}",
@@ -154,7 +202,12 @@ def _by_rank(
             needed=f"one output named '{RAW_NAMES[level]}', or one alone of shape {_SHAPES[level]}",
             fix=f"say which with {_OPTIONS[level]} NAME (or an index; 'none' leaves the level out)",
         )
-    return (candidates[0], "rank") if candidates else (None, None)
+    return (candidates[0], "rank" if calibrated is None else "statistics") if candidates else (None, None)
+
+
+def _is_of_one_batch(level: Level, port: PortInfo, other: PortInfo) -> bool:
+    score, anomaly_map = (port, other) if level == "image" else (other, port)
+    return batches_agree(score, anomaly_map) and batch_contradiction(score, anomaly_map) is None
 
 
 def _looks_like(level: Level, port: PortInfo) -> bool:
@@ -183,7 +236,8 @@ def _check(level: Level, port: PortInfo | None) -> None:
             f"output '{port.name}' cannot be the {_NOUNS[level]}: {problem}",
             found=port.describe(),
             needed=f"float32, float16, bfloat16 or float64 of shape {_SHAPES[level]}",
-            fix=f"select another output with {_OPTIONS[level]}, or re-export the model with this shape",
+            fix=f"select another output with {_OPTIONS[level]} ('none' leaves the level out), or re-export the model "
+            "with this shape",
         )
 
 
@@ -204,18 +258,15 @@ def _map_problem(port: PortInfo) -> str | None:
         return "its rank is not known"
     if port.rank not in (3, 4):
         return f"it has {port.rank} axes"
-    return f"its channel axis is {port.size(1)}" if port.rank == 4 and port.size(1) not in (None, 1) else None
+    if port.rank == 3 or port.size(1) == 1:
+        return None
+    if _is_channel_last(port):
+        return _CHANNEL_LAST
+    return None if port.size(1) is None else f"its channel axis is {port.size(1)}"
 
 
-def _check_batch(image: PortInfo | None, pixel: PortInfo | None) -> None:
-    if image is None or pixel is None:
-        return
-    images = 1 if image.rank == 0 else image.size(0)
-    maps = pixel.size(0)
-    if images is not None and maps is not None and images != maps:
-        raise UnsupportedModelError(
-            f"output '{image.name}' is for {images} images and output '{pixel.name}' for {maps}",
-            found=f"{image.describe()}; {pixel.describe()}",
-            needed="the same batch size in both, or a dynamic one",
-            fix="re-export the model with one batch axis for both outputs",
-        )
+def _is_channel_last(port: PortInfo) -> bool:
+    """Whether the axes of a map with an open or a large second axis say that it is [N, H, W, 1]."""
+    assert port.shape is not None, "its rank is known"
+    second, *_, last = (axis.lower() if isinstance(axis, str) else axis for axis in port.shape[1:])
+    return last == 1 or last in _CHANNEL_NAMES or second in _HEIGHT_NAMES

@@ -55,8 +55,6 @@ def _problems(selection: Selection, calibrated: Collection[Level]) -> Iterator[t
     for level in LEVELS:
         if level not in calibrated:
             yield f"the {level} level has no statistics", f"calibrated: {', '.join(calibrated) or 'none'}"
-    if anomaly_map.rank == 4 and anomaly_map.size(1) is None:
-        yield "the map's channel axis is not known to be 1", _shown(anomaly_map)
     if score is not None:
         yield from _score_problems(score, anomaly_map)
 

@@ -41,6 +41,8 @@ def _check_score(shape: Sequence[int]) -> None:
 def _check_map(shape: Sequence[int]) -> None:
     if len(shape) not in (3, 4):
         raise _refused(f"anomaly_map has {len(shape)} axes", shape, MAP_SHAPES)
+    if len(shape) == 4 and _differ(shape[1], 1) and shape[3] == 1:
+        raise _refused("anomaly_map has its channel axis last (channel-last)", shape, MAP_SHAPES)
     if len(shape) == 4 and _differ(shape[1], 1):
         raise _refused(f"anomaly_map has {shape[1]} channels", shape, MAP_SHAPES)
 

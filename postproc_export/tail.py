@@ -12,6 +12,7 @@ from graph_patterns import catalog
 from postproc_export.adjusting import AdjustableInput, adjustable_inputs, attached_boundary
 from postproc_export.errors import UsageError
 from postproc_export.float32 import HALVES, Half, HostDtype, rounded_to, shortest
+from postproc_export.guarding import Guard, choose_guard
 from postproc_export.outputs import Selection
 from postproc_export.packing import PACKED_OUTPUT, PARTS, packed_shape, refuse_unpackable
 from postproc_export.runtimes.protocol import PortInfo
@@ -37,6 +38,8 @@ class Tail:
         The host's raw outputs, and by which rule they were found.
     nan_test
         How it finds out that a map holds a NaN.
+    guard
+        How a NaN in the map makes the image score NaN.
     stats
         The statistics that decide, thresholds matched.
     notes
@@ -49,6 +52,7 @@ class Tail:
     parts: tuple[TailOutput, ...]
     selection: Selection
     nan_test: NanTest
+    guard: Guard
     stats: CalibrationStats
     options: TailOptions
     notes: tuple[str, ...]
@@ -69,6 +73,13 @@ class Tail:
         """The options, with the element type that `pred_mask` has in place of the format's default."""
         dtype = next((output.dtype for output in self.outputs if output.name == "pred_mask"), self.options.mask_dtype)
         return replace(self.options, mask_dtype=dtype)
+
+    def describe_guard(self) -> str | None:
+        """Return in one line which output guards the image level against a NaN; None where none does."""
+        if self.guard.form is None:
+            return None
+        whose = "its image" if self.guard.form == "image" else "the one score, and all that it is of,"
+        return f"a NaN in '{self.raw['pixel'].name}' makes {whose} anomalous"
 
     def names(self, level: Level) -> list[str]:
         """Return the names of a level's parts; none where it was left as it is."""
@@ -94,6 +105,7 @@ def build_tail(
     *,
     nan_test: NanTest,
     default_mask_dtype: LabelDtype,
+    guard: Guard | None = None,
 ) -> Tail:
     """Write down the tail for one model.
 
@@ -107,17 +119,21 @@ def build_tail(
         How the format finds out that a map holds a NaN.
     default_mask_dtype
         The format's element type of `pred_mask`.
+    guard
+        How a file guards the image level; default: as `guard_of` says.
 
     Raises
     ------
     UsageError
         If the statistics calibrate no level that the model has, or the packed layout cannot be had.
+    UnsupportedModelError
+        If the map cannot guard the score, as it has to.
     MetadataError
         If a boundary is subnormal, or no threshold is there to borrow.
     """
     if options.match_thresholds:
         stats = stats.with_matched_thresholds()
-    calibrated = tuple(_calibrated(stats))
+    calibrated = calibrated_levels(stats, options)
     wanted = replace(
         stats,
         image=stats.image if options.includes("image") else None,
@@ -127,7 +143,9 @@ def build_tail(
     mask_dtype = options.mask_dtype or default_mask_dtype
     if options.is_packed:
         refuse_unpackable(selection, calibrated)
-    steps = Steps(wanted, options, raw, nan_test, mask_dtype)
+    if guard is None:
+        guard = guard_of(selection, stats, options)
+    steps = Steps(wanted, options, raw, nan_test, mask_dtype, guard.form)
     parts = tuple(steps.parts())
     if not parts:
         raise UsageError(
@@ -141,9 +159,10 @@ def build_tail(
         parts=parts,
         selection=selection,
         nan_test=nan_test,
+        guard=guard,
         stats=wanted,
         options=options,
-        notes=(*_notes(calibrated, raw, options), *_strange_thresholds(wanted, dtypes)),
+        notes=(*_notes(calibrated, raw, options), *_strange_thresholds(wanted, dtypes), *guard.notes),
         adjustable=tuple(adjustable_inputs(wanted, options, dtypes)),
     )
 
@@ -161,11 +180,40 @@ def _raw(selection: Selection) -> dict[Level, PortInfo]:
     return {level: port for level, port in ports.items() if port is not None}
 
 
-def _calibrated(stats: CalibrationStats) -> Iterator[Level]:
-    for level in LEVELS:
-        of_level = stats.level(level)
-        if of_level is not None and of_level.is_calibrated:
-            yield level
+def calibrated_levels(stats: CalibrationStats, options: TailOptions) -> tuple[Level, ...]:
+    """Return the levels that statistics calibrate, a threshold that is borrowed included.
+
+    Raises
+    ------
+    MetadataError
+        If no threshold is there to borrow.
+    """
+    if options.match_thresholds:
+        stats = stats.with_matched_thresholds()
+    found = ((level, stats.level(level)) for level in LEVELS)
+    return tuple(level for level, of_level in found if of_level is not None and of_level.is_calibrated)
+
+
+def guard_of(selection: Selection, stats: CalibrationStats, options: TailOptions, *, may_refuse: bool = True) -> Guard:
+    """Return how the map of a model guards its image level, by docs/definition.md section 5.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If it cannot, though it is calibrated or was chosen; not where `may_refuse` is False.
+    """
+    score, anomaly_map, calibrated = selection.image, selection.pixel, calibrated_levels(stats, options)
+    if not (options.nan_guard and anomaly_map and options.includes("image") and "image" in calibrated):
+        return Guard(None)
+    if score is None:
+        return Guard("image")  # the score is that map's maximum
+    is_calibrated, found = "pixel" in calibrated, selection.pixel_found
+    return choose_guard(
+        score,
+        anomaly_map,
+        is_known=is_calibrated or found != "rank",
+        is_wanted=may_refuse and (is_calibrated or found == "option"),
+    )
 
 
 def _notes(calibrated: tuple[Level, ...], raw: Mapping[Level, PortInfo], options: TailOptions) -> Iterator[str]:

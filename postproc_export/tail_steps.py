@@ -9,6 +9,7 @@ from graph_patterns.expr import Call, Expr, Input, Scalar, bind, cast, identity
 from postproc_export.adjusting import adjusting_constants, input_name
 from postproc_export.boundary import check_dtype, choose_form, unit_constants
 from postproc_export.float32 import HostDtype
+from postproc_export.guarding import GuardForm
 from postproc_export.runtimes.protocol import Axis, PortInfo
 from postproc_export.stats import CalibrationStats, Level, LevelStats
 from postproc_export.tail_options import LabelDtype, TailOptions
@@ -45,6 +46,8 @@ class Steps:
         How the format finds out that a map holds a NaN.
     mask_dtype
         Element type of `pred_mask`.
+    guard
+        Over what the map is reduced for that; None where it does not guard the score.
     """
 
     stats: CalibrationStats
@@ -52,6 +55,7 @@ class Steps:
     raw: Mapping[Level, PortInfo]
     nan_test: NanTest
     mask_dtype: LabelDtype
+    guard: GuardForm | None
 
     def parts(self) -> Iterator[TailOutput]:
         """Yield scores, labels, maps and masks, in the order of the outputs."""
@@ -85,13 +89,13 @@ class Steps:
 
     def _score(self) -> Expr:
         score = self._float32("image") if "image" in self.raw else catalog.map_max(self._map(), rank=self._map_rank())
-        if not self.options.nan_guard or "pixel" not in self.raw:
+        if self.guard is None:
             return score
-        maps, rank = self._map(), self._map_rank()
+        maps, rank, over = self._map(), self._map_rank(), self.guard
         if self.nan_test == "arithmetic":
-            return catalog.nan_guard_arithmetic(score, maps, rank=rank)
+            return catalog.nan_guard_arithmetic(score, maps, rank=rank, over=over)
         has_nan = catalog.nan_by_sum if self.nan_test == "sum" else catalog.nan_by_l1
-        return catalog.nan_guard(score, has_nan(maps, rank=rank))
+        return catalog.nan_guard(score, has_nan(maps, rank=rank, over=over), over=over)
 
     def _float32(self, level: Level) -> Expr:
         value = Input(RAW_INPUTS[level])

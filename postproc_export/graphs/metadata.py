@@ -38,6 +38,8 @@ class TailRecord:
     narrow
         The type in which the raw values of a level were declared, where that is narrower than float32: its boundary is
         the constant for that type. Files that were attached before there were such constants have none.
+    found
+        What made each of these outputs the level's: see `outputs.Found`. Files of older versions do not say.
     """
 
     version: str
@@ -46,6 +48,7 @@ class TailRecord:
     raw: Mapping[Level, str]
     original: Mapping[str, Any]
     narrow: Mapping[Level, Half] = field(default_factory=dict)
+    found: Mapping[Level, str] = field(default_factory=dict)
 
     @property
     def levels(self) -> frozenset[Level]:
@@ -75,6 +78,7 @@ class TailRecord:
             "statistics": self.stats.to_json(),
             "options": options,
             "raw": dict(self.raw),
+            "found": dict(self.found),
             "original": dict(self.original),
         }
         if self.narrow:
@@ -92,6 +96,7 @@ class TailRecord:
         """
         document = _document(text, where=where)
         options, raw, original = (_mapping(document, key, where=where) for key in ("options", "raw", "original"))
+        found = document["found"] if isinstance(document.get("found"), dict) else {}
         known = {item.name for item in fields(TailOptions)}
         _check_types(document, options, raw, where=where)
         try:
@@ -102,6 +107,9 @@ class TailRecord:
                 raw={level: raw[level] for level in LEVELS if level in raw},
                 original=original,
                 narrow=_narrow(document, where=where),
+                found={level: str(found[level]) for level in LEVELS if level in found}
+                if isinstance(found, dict)
+                else {},
             )
         except UsageError as error:
             raise MetadataError(f"{where}: {error.what}", found=error.found, needed=error.needed) from error

@@ -181,7 +181,7 @@ def _options(tails: Mapping[Level, FoundTail]) -> dict[str, Any]:
             if tail.adjustable != "nothing":
                 options |= {"adjustable": tail.adjustable, "as_parameters": tail.default is None}
             if level == "image":
-                options["nan_guard"] = tail.is_guarded or "pixel" not in tails
+                options["nan_guard"] = tail.guard is not None or "pixel" not in tails
         else:
             sensitivity = tail.reading.sensitivity
             options |= {name: "bool", "comparison": "gt"}

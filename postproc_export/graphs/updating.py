@@ -8,6 +8,7 @@ from postproc_export.graphs.attached import Attached
 from postproc_export.graphs.detached import Detached, Found
 from postproc_export.graphs.reading.anomalib_tail import AnomalibTail
 from postproc_export.graphs.reading.levels import SWITCHED_OFF, report_level
+from postproc_export.graphs.reading.own_tail import OwnTail
 from postproc_export.graphs.state import Changes, State, state_of
 from postproc_export.graphs.updated import (
     EDITED,
@@ -19,8 +20,9 @@ from postproc_export.graphs.updated import (
     edits_of,
     must_be_edited,
 )
-from postproc_export.outputs import LEAVE_OUT
+from postproc_export.outputs import LEAVE_OUT, Selected
 from postproc_export.stats import LEVELS, CalibrationStats
+from postproc_export.tail import Tail
 from postproc_export.tail_options import TailOptions
 
 Attach = Callable[[CalibrationStats, TailOptions, Mapping[str, Any]], Attached]
@@ -62,7 +64,7 @@ def update_model(
     notes = (*attached.tail.notes, *_narrowed(found, after))
     if is_foreign:
         notes = (*notes, REPLACED, *((STRICT,) if after.options.comparison == "gt" else ()))
-    rewritten = _rewritten(found)
+    rewritten = (*_rewritten(found), *_other_guard(found, attached.tail, changes))
     return Updated(
         before=before,
         after=after,
@@ -103,10 +105,20 @@ def _outputs(found: Found, detached: Detached) -> dict[str, Any]:
     for level in LEVELS:
         tail = found.tails.get(level)
         if level in detached.raw_outputs:
-            outputs[f"{level}_output"] = detached.raw_outputs[level]
+            found_by = None if found.record is None else found.record.found.get(level)
+            outputs[f"{level}_output"] = Selected(detached.raw_outputs[level], found_by)
         elif found.record is not None or (tail is not None and tail.from_map):
             outputs[f"{level}_output"] = LEAVE_OUT
     return outputs
+
+
+def _other_guard(found: Found, tail: Tail, changes: Changes) -> tuple[str, ...]:
+    """Return a note where the guard was not the one that the outputs ask for, and is now."""
+    image = found.tails.get("image")
+    is_same = not isinstance(image, OwnTail) or image.guard == tail.guard.form
+    if is_same or not tail.names("image") or changes.nan_guard is not None or changes.stats is not None:
+        return ()
+    return (f"the NaN guard was another one and was written anew: {tail.describe_guard() or 'no output guards now'}",)
 
 
 def _differ(before: State, after: State) -> bool:

@@ -65,6 +65,7 @@ class AttachResult:
         """Return what was done, one fact a line."""
         lines = [f"attached post-processing to {self.source}", f"  written  {self.output}"]
         lines += [f"  {level:<8} {self._decision(level)}" for level in LEVELS if self.tail.names(level)]
+        lines += [f"  guard    {text}" for text in (self.tail.describe_guard(),) if text]
         lines += [f"  with     {text}" for text in self.own]
         lines += [f"  adjusted at run time by {item.describe()}" for item in self.tail.adjustable]
         lines += [f"  renamed  '{old}' is now '{new}' inside the model" for old, new in self.renamed.items()]
@@ -137,7 +138,8 @@ def attach_postprocessing(
     match_thresholds
         Let a level that has a range but no threshold borrow the other level's.
     nan_guard
-        Call an image anomalous when its map holds a NaN.
+        Call an image anomalous when its map holds a NaN: a map that is calibrated, named by `pixel_output`, or called
+        ``anomaly_map``.
     layout
         ``"separate"``, or ``"packed"`` for one float32 output ``output`` [N, H, W, 4]: the normalised map, the
         normalised score, the label and the mask.

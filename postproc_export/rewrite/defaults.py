@@ -11,6 +11,7 @@ from postproc_export.graphs.attached import Attached
 from postproc_export.outputs import Found
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import CalibrationStats, Level, LevelStats
+from postproc_export.tail import Tail
 from postproc_export.tail_options import TailOptions
 from postproc_export.tail_steps import NanTest
 
@@ -20,6 +21,7 @@ _TITLES: Final[Mapping[Level, str]] = {"image": "image score", "pixel": "anomaly
 _RULES: Final[Mapping[Found, str]] = {
     "option": "it was asked for",
     "name": "its name says so",
+    "statistics": "the only output of such a type and shape",
     "rank": "the only output of such a type and shape",
 }
 _MISSING: Final[Mapping[Level, tuple[str, str]]] = {
@@ -27,9 +29,9 @@ _MISSING: Final[Mapping[Level, tuple[str, str]]] = {
     "pixel": ("none", "no output can be an anomaly map"),
 }
 _GUARDS: Final[Mapping[NanTest, tuple[str, str]]] = {
-    "sum": ("NaN in a map, found by its sum", "ONNX from opset 9 on; without it ReduceMax drops a NaN"),
-    "l1": ("NaN in a map, found by its L1 norm", "OpenVINO, where that is exact; without it ReduceMax drops a NaN"),
-    "arithmetic": ("NaN in a map, found by arithmetic", "opsets 7 and 8 have neither IsNaN nor Where"),
+    "sum": ("NaN, found by the sum", "ONNX from opset 9 on; without it ReduceMax drops a NaN"),
+    "l1": ("NaN, found by the L1 norm", "OpenVINO, where that is exact; without it ReduceMax drops a NaN"),
+    "arithmetic": ("NaN, found by arithmetic on the sum", "opsets 7 and 8 have neither IsNaN nor Where"),
 }
 _UINT8: Final = "a boolean map costs OpenVINO ten times the rest of the tail"
 
@@ -56,9 +58,10 @@ class Defaults:
     Parameters
     ----------
     choices
-        All that would be decided; empty where it is refused.
+        All that would be decided, given statistics of both levels; where that is refused, those of the image level
+        alone; empty where that is refused, too.
     refused
-        Why it would be refused; None where it would not.
+        Why it would be refused, given both levels; None where it would not.
     """
 
     choices: tuple[Choice, ...]
@@ -71,10 +74,14 @@ class Defaults:
 
     def lines(self) -> Iterator[str]:
         """Yield one line per choice, with its reason behind it."""
+        given = "both levels"
         if self.refused is not None:
-            yield f"  attach   would be refused: {self.refused.replace(chr(10), chr(10) + ' ' * 11)}"
+            both = " for statistics of both levels" if self.choices else ""
+            yield f"  attach   would be refused{both}: {self.refused.replace(chr(10), chr(10) + ' ' * 11)}"
+            given = "the image level alone"
+        if not self.choices:
             return
-        yield "  attach   with no options, given statistics of both levels:"
+        yield f"  attach   with no options, given statistics of {given}:"
         width = max(len(item.what) for item in self.choices)
         yield from (f"    {item.what:<{width}}  {item.chosen} ({item.why})" for item in self.choices)
 
@@ -88,30 +95,32 @@ def default_attachment(path: Path) -> Defaults:
         If the file cannot be read.
     """
     on_file = _on_onnx if is_onnx(path) else _on_openvino
-    try:
-        attached, outputs = on_file(path)
-    except ExplainedError as error:
-        return Defaults((), refused=str(error))
-    return Defaults(tuple(_choices(path, attached, outputs)))
+    refused = None
+    for stats in (_BOTH, CalibrationStats(image=_ANY)):
+        try:
+            return Defaults(tuple(_choices(path, *on_file(path, stats))), refused)
+        except ExplainedError as error:
+            refused = refused or str(error)
+    return Defaults((), refused)
 
 
-def _on_onnx(path: Path) -> tuple[Attached, list[PortInfo]]:
+def _on_onnx(path: Path, stats: CalibrationStats) -> tuple[Attached, list[PortInfo]]:
     from graph_patterns.onnx.container import load_skeleton
     from postproc_export.graphs.onnx.attach import attach_to_onnx_model
     from postproc_export.graphs.onnx.ports import output_ports
 
     with load_skeleton(path) as file:
-        attached = attach_to_onnx_model(file.model, _BOTH, TailOptions())
+        attached = attach_to_onnx_model(file.model, stats, TailOptions())
         return attached, output_ports(file.model)
 
 
-def _on_openvino(path: Path) -> tuple[Attached, list[PortInfo]]:
+def _on_openvino(path: Path, stats: CalibrationStats) -> tuple[Attached, list[PortInfo]]:
     from postproc_export.graphs.openvino.attach import attach_to_openvino_model
     from postproc_export.rewrite.openvino_file import read_ir
     from postproc_export.runtimes.openvino import openvino_core, port_info
 
     model = read_ir(openvino_core(purpose="inspecting an OpenVINO IR"), path)
-    attached = attach_to_openvino_model(model, _BOTH, TailOptions())
+    attached = attach_to_openvino_model(model, stats, TailOptions())
     return attached, [port_info(port, f"output_{index}") for index, port in enumerate(model.outputs)]
 
 
@@ -146,5 +155,13 @@ def _decisions(attached: Attached) -> Iterator[Choice]:
     for part in tail.parts:
         if part.name == "pred_mask":
             yield Choice("mask type", part.dtype, _UINT8 if part.dtype == "uint8" else "as Anomalib exports it")
-    has_guard = "pixel" in tail.raw
-    yield Choice("guard", *(_GUARDS[tail.nan_test] if has_guard else ("none", "the model has no map")))
+    yield Choice("guard", *_guard(tail))
+    yield from (Choice("note", note, "the outputs are declared so") for note in tail.guard.notes)
+
+
+def _guard(tail: Tail) -> tuple[str, str]:
+    if tail.guard.form is None:
+        return "none", "the model has no map" if "pixel" not in tail.raw else "the model has no map that could"
+    chosen, why = _GUARDS[tail.nan_test]
+    how = "" if tail.guard.form == "image" else ", over all images"
+    return f"{chosen} of '{tail.raw['pixel'].name}'{how}", why

@@ -146,6 +146,8 @@ def _level_lines(level: Level, report: LevelReport) -> Iterator[str]:
         yield f"    {'host':<12} {report.narrow}: the boundary is the smallest float32 that rounds to where it decides"
     if report.adjusted_by is not None:
         yield f"    {'adjusted by':<12} {report.adjusted_by}, at run time; the values above are those without it"
+    if report.guarded_by is not None:
+        yield f"    {'guarded by':<12} {report.guarded_by}: a NaN in it makes the score NaN"
     yield from (f"    note         {note}" for note in report.notes)
     yield from (f"    reading      if {reading['assumes']}" for reading in report.readings)
 

@@ -79,6 +79,8 @@ class UpdateResult:
             was, now = getattr(self.before.options, name), getattr(self.after.options, name)
             if was != now:
                 yield f"  {title:<8} {_word(was)} -> {_word(now)}"
+        guard = None if self.updated.tail is None else self.updated.tail.describe_guard()
+        yield from (f"  guard    {text}" for text in (guard,) if text)
         yield from (f"  note     {note}" for note in self.updated.notes)
 
     def _level(self, level: Level) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Attach, update and detach with tails of one's own around the tail: in memory, in both formats."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,15 +10,15 @@ from postproc_export.graphs.attached import Attached
 from postproc_export.graphs.detached import Detached
 from postproc_export.graphs.state import Changes
 from postproc_export.graphs.updated import Updated
-from postproc_export.outputs import LEAVE_OUT
+from postproc_export.outputs import LEAVE_OUT, RAW_NAMES, Selected, Selection
 from postproc_export.runtimes.protocol import PortInfo
-from postproc_export.stats import CalibrationStats
-from postproc_export.tail import Tail
+from postproc_export.stats import CalibrationStats, Level
+from postproc_export.tail import Tail, calibrated_levels
 from postproc_export.tail_options import TailOptions
 from postproc_export.transforms.decisions import plan_decisions, point_values
 from postproc_export.transforms.formats import Format, Outputs
 from postproc_export.transforms.plan import Plan, plan_transform, resolve_all, select_raw, split
-from postproc_export.transforms.record import LayerRecord, recorded_tails
+from postproc_export.transforms.record import recorded_tails
 from postproc_export.transforms.shipped import resolve
 from postproc_export.transforms.spec import TailSpec
 
@@ -61,7 +61,8 @@ def attach_around(
     outputs: Outputs = {"image_output": image_output, "pixel_output": pixel_output}
     before, behind = split(specs)
     if before:
-        outputs = put_before(form, model, before, stats=stats, outputs=outputs).outputs
+        levels = calibrated_levels(stats, options)
+        outputs = put_before(form, model, before, stats=stats, outputs=outputs, calibrated=levels).outputs
     else:
         refuse_other_tails(stats, ())
     attached = form.attach(model, stats, options, outputs)
@@ -77,6 +78,7 @@ def put_before(
     *,
     outputs: Outputs,
     stats: CalibrationStats | None = None,
+    calibrated: Collection[Level] | None = None,
 ) -> Before:
     """Put tails before the threshold.
 
@@ -90,29 +92,37 @@ def put_before(
         Which outputs are the raw ones.
     stats
         Statistics that have to be those behind these tails; None where there are none yet.
+    calibrated
+        The levels that they calibrate.
     """
     split(before)  # a class of one's own stands alone
     ports, images = form.ports(model)
-    if not before[0].is_shipped:
+    transforms = resolve_all(before) if before[0].is_shipped else ()
+    selection = select_raw(ports, transforms, calibrated, **outputs)
+    if not transforms:
         if stats is not None:
             refuse_other_tails(stats, tuple(before))
-        selection = select_raw(ports, (), **outputs)
-        record = form.put_own(model, before[0], outputs)
+        record = form.put_own(model, before[0], {**outputs, **_chosen(selection)})
     else:
-        transforms = resolve_all(before)
-        plan = plan_transform(transforms, ports, images, **outputs)
+        plan = plan_transform(transforms, ports, images, **{**outputs, **_chosen(selection)})
         if stats is not None:
             refuse_other_tails(stats, plan.tails)
-        selection = select_raw(ports, transforms, **outputs)
         record = form.put(model, plan)
-    now: Outputs = {
-        f"{level}_output": _now(port, given, "pred_score" if level == "image" else "anomaly_map", record)
-        for level, port, given in (
-            ("image", selection.image, outputs["image_output"]),
-            ("pixel", selection.pixel, outputs["pixel_output"]),
-        )
+    made = {
+        f"{level}_output": name if name in record.made and outputs[f"{level}_output"] != LEAVE_OUT else LEAVE_OUT
+        for level, name in RAW_NAMES.items()
     }
-    return Before(now, record.tails)
+    return Before({**made, **_chosen(selection)}, record.tails)
+
+
+def _chosen(selection: Selection) -> Outputs:
+    """Return the outputs that were selected, which keep their names behind a transform, and by which rule."""
+    ports: dict[Level, PortInfo | None] = {"image": selection.image, "pixel": selection.pixel}
+    return {
+        f"{level}_output": Selected(port.name, selection.found.get(level))
+        for level, port in ports.items()
+        if port is not None
+    }
 
 
 def refuse_other_tails(stats: CalibrationStats, tails: tuple[TailSpec, ...]) -> None:
@@ -200,10 +210,3 @@ def update_around(form: Format, model: Any, changes: Changes, *, keep_dialect: b
 
 def _decisions(form: Format, model: Any, behind: Sequence[TailSpec], tail: Tail) -> Plan:
     return plan_decisions(behind, tail, values=form.decided(model, tail.options))
-
-
-def _now(port: PortInfo | None, given: str | int | None, name: str, record: LayerRecord) -> str | int | None:
-    """Return the output that a level reads now: the layer's where it gives one, else the one that was selected."""
-    if port is not None:
-        return port.name
-    return name if name in record.made and given != LEAVE_OUT else LEAVE_OUT

@@ -6,6 +6,7 @@ from postproc_export.graphs.attached import Attached
 from postproc_export.graphs.detached import Detached, Found
 from postproc_export.graphs.state import Changes
 from postproc_export.graphs.updated import Updated
+from postproc_export.outputs import OutputChoice
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import CalibrationStats
 from postproc_export.tail_options import TailOptions
@@ -17,7 +18,7 @@ from postproc_export.transforms.spec import TailSpec
 if TYPE_CHECKING:
     import onnx
 
-Outputs = dict[str, str | int | None]
+Outputs = dict[str, OutputChoice]
 
 
 class Format(Protocol):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from postproc_export.errors import UnsupportedModelError
-from postproc_export.outputs import LEAVE_OUT, RAW_NAMES, Selection
+from postproc_export.outputs import LEAVE_OUT, RAW_NAMES, OutputChoice, Selection
 from postproc_export.runtimes.protocol import Axis, PortInfo
 from postproc_export.stats import LEVELS, Level
 from postproc_export.transforms.own import OwnTail, Tensors, dtype_of, refuse_result
@@ -111,7 +111,7 @@ def exported_names(levels: Sequence[Level]) -> list[str]:
     return [f"made_{INPUTS[level]}" for level in levels]
 
 
-def own_form(tail: OwnTail, selection: Selection, outputs: Mapping[str, str | int | None]) -> OwnForm:
+def own_form(tail: OwnTail, selection: Selection, outputs: Mapping[str, OutputChoice]) -> OwnForm:
     """Run a class at the form of a host, and refuse what cannot stand behind it.
 
     Parameters

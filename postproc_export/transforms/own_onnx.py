@@ -11,6 +11,7 @@ from graph_patterns.onnx.view import default_opset
 from postproc_export.graphs.onnx.names import subgraphs
 from postproc_export.graphs.onnx.original import oldest_opset_of
 from postproc_export.graphs.onnx.ports import output_ports
+from postproc_export.outputs import OutputChoice
 from postproc_export.runtimes.protocol import Runner
 from postproc_export.transforms.onnx_layer import put_layer
 from postproc_export.transforms.own import eager_own
@@ -21,7 +22,7 @@ from postproc_export.transforms.record import PREFIXES, LayerRecord
 from postproc_export.transforms.spec import TailSpec
 
 
-def put_own(model: onnx.ModelProto, spec: TailSpec, outputs: Mapping[str, str | int | None]) -> LayerRecord:
+def put_own(model: onnx.ModelProto, spec: TailSpec, outputs: Mapping[str, OutputChoice]) -> LayerRecord:
     """Export a class of one's own at the model's opset and append it behind the raw outputs.
 
     Parameters

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from postproc_export.graphs.openvino.names import models_of
+from postproc_export.outputs import OutputChoice
 from postproc_export.runtimes.openvino import OpenVinoRunner, openvino_core, port_info
 from postproc_export.runtimes.protocol import Runner
 from postproc_export.transforms.openvino_layer import put_layer
@@ -17,7 +18,7 @@ from postproc_export.transforms.spec import TailSpec
 OPSET: Final = 18  # an IR has no ONNX opset: the one that torch's exporter has operators of its own for
 
 
-def put_own(model: Any, spec: TailSpec, outputs: Mapping[str, str | int | None]) -> LayerRecord:
+def put_own(model: Any, spec: TailSpec, outputs: Mapping[str, OutputChoice]) -> LayerRecord:
     """Export a class of one's own, read it with OpenVINO and append it behind the raw outputs.
 
     Parameters

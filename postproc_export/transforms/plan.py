@@ -1,12 +1,12 @@
 """What a layer adds to a model, before a format says how: expressions, the outputs they become, what they read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from graph_patterns.expr import Call, Expr, Input, cast, identity
 from postproc_export.errors import UsageError
-from postproc_export.outputs import Selection, select_outputs
+from postproc_export.outputs import OutputChoice, Selection, select_outputs
 from postproc_export.runtimes.protocol import Axis, PortInfo
 from postproc_export.stats import Level
 from postproc_export.tail_options import LabelDtype
@@ -69,8 +69,8 @@ def plan_transform(
     ports: Sequence[PortInfo],
     images: Sequence[PortInfo],
     *,
-    image_output: str | int | None = None,
-    pixel_output: str | int | None = None,
+    image_output: OutputChoice = None,
+    pixel_output: OutputChoice = None,
 ) -> Plan:
     """Write down a chain of shipped transforms for one model.
 
@@ -122,15 +122,19 @@ def plan_transform(
 def select_raw(
     ports: Sequence[PortInfo],
     transforms: Sequence[Transform] = (),
+    calibrated: Collection[Level] | None = None,
+    /,
     *,
-    image_output: str | int | None = None,
-    pixel_output: str | int | None = None,
+    image_output: OutputChoice = None,
+    pixel_output: OutputChoice = None,
 ) -> Selection:
     """Select the raw outputs, a map of several channels among them where thresholds make one of it."""
     first = transforms[0] if transforms else None
     channels = first.channels if isinstance(first, Thresholds) else 1
     patched = {port.name: _single_channel(port, channels) for port in ports}
-    selection = select_outputs(list(patched.values()), image_output=image_output, pixel_output=pixel_output)
+    selection = select_outputs(
+        list(patched.values()), image_output=image_output, pixel_output=pixel_output, calibrated=calibrated
+    )
     own = {port.name: port for port in ports}
     return replace(
         selection,

@@ -17,9 +17,9 @@ ORDER = {
         errors expr pattern catalog transforms graph match folding emission onnx openvino
     """,
     "postproc_export": """
-        version errors quiet float32 validation raw_shapes runtimes files images stats boundary outputs packing settings
-        tail_options torch_modules adjusting eager comparison tail_steps tail graphs transforms rewrite calibration
-        preservation contracts integrations parity export demo cli __main__
+        version errors quiet float32 validation raw_shapes runtimes files images stats boundary guarding outputs packing
+        settings tail_options torch_modules adjusting eager comparison tail_steps tail graphs transforms rewrite
+        calibration preservation contracts integrations parity export demo cli __main__
     """,
     "postproc_export.graphs": "metadata reading attached detached state updated updating onnx openvino",
     "postproc_export.rewrite": """

@@ -17,6 +17,7 @@ from postproc_export.images.loading import check_workers
 from postproc_export.outputs import RESULT_NAMES, Selection, select_outputs
 from postproc_export.runtimes import Array, PortInfo, Precision, Runner, RuntimeName, as_float32, open_runner
 from postproc_export.stats import CalibrationStats
+from postproc_export.transforms.formats import Outputs
 from postproc_export.transforms.record import STATISTICS_KEY
 from postproc_export.transforms.spec import TailSpec, parse_tails
 
@@ -112,7 +113,7 @@ class ModelSource:
             If the model, its outputs, the images or the options do not go together.
         """
         check_workers(workers)
-        outputs: dict[str, str | int | None] = {"image_output": image_output, "pixel_output": pixel_output}
+        outputs: Outputs = {"image_output": image_output, "pixel_output": pixel_output}
         options: dict[str, Any] = {"runtime": runtime, "precision": precision, "threads": threads}
         specs = parse_tails(tail)
         tails: tuple[TailSpec, ...] = ()
@@ -122,7 +123,9 @@ class ModelSource:
             _refuse_post_processed(transformed.ports, transformed.selection)
         else:
             runner = open_runner(model, **options)
-        selection = select_outputs(runner.outputs, **outputs)
+        selection = select_outputs(
+            runner.outputs, image_output=outputs["image_output"], pixel_output=outputs["pixel_output"]
+        )
         if not specs:
             _refuse_post_processed(runner.outputs, selection)
         resolved = (preprocessing or Preprocessing()).for_input(image_input(runner.inputs))

@@ -23,11 +23,11 @@ from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
 from postproc_export.graphs.onnx.names import immovable_names, rename_values, used_names, value_names
 from postproc_export.graphs.onnx.original import NEEDED_IMPORT, encoded_port, oldest_opset_of, uses_default_domain
 from postproc_export.graphs.onnx.ports import output_ports
-from postproc_export.outputs import select_outputs
+from postproc_export.outputs import OutputChoice, select_outputs
 from postproc_export.packing import PACKED_OUTPUT, PARTS
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import CalibrationStats
-from postproc_export.tail import PREFIX, Tail, build_tail
+from postproc_export.tail import PREFIX, Tail, build_tail, calibrated_levels
 from postproc_export.tail_options import TailOptions
 from postproc_export.tail_steps import TailOutput
 from postproc_export.version import __version__
@@ -45,8 +45,8 @@ def attach_to_onnx_model(
     stats: CalibrationStats,
     options: TailOptions,
     *,
-    image_output: str | int | None = None,
-    pixel_output: str | int | None = None,
+    image_output: OutputChoice = None,
+    pixel_output: OutputChoice = None,
 ) -> Attached:
     """Append the tail to a model in memory, which may be a skeleton without its weights.
 
@@ -63,7 +63,12 @@ def attach_to_onnx_model(
     added_opset = None if default_opset(model) else oldest_opset_of(model.ir_version)
     target = OnnxTarget(added_opset or default_opset(model), model.ir_version)
     ports = output_ports(model)
-    selection = select_outputs(ports, image_output=image_output, pixel_output=pixel_output)
+    selection = select_outputs(
+        ports,
+        image_output=image_output,
+        pixel_output=pixel_output,
+        calibrated=calibrated_levels(stats, options),
+    )
     for port in (selection.image, selection.pixel):
         _refuse_bfloat16(port, target)
     tail = build_tail(
@@ -106,6 +111,7 @@ class _Rewriter:
             raw=raw,
             original=document,
             narrow=self._tail.narrow,
+            found=self._tail.selection.found,
         )
         self._model.metadata_props.add(key=METADATA_KEY, value=record.dumps())
         return Attached(self._tail, record, renamed)

@@ -26,10 +26,10 @@ from postproc_export.graphs.openvino.names import (
     used_names,
     value_name,
 )
-from postproc_export.outputs import select_outputs
+from postproc_export.outputs import OutputChoice, select_outputs
 from postproc_export.runtimes.openvino import port_info
 from postproc_export.stats import CalibrationStats
-from postproc_export.tail import PREFIX, Tail, build_tail
+from postproc_export.tail import PREFIX, Tail, build_tail, calibrated_levels
 from postproc_export.tail_options import TailOptions
 from postproc_export.tail_steps import TailOutput
 from postproc_export.version import __version__
@@ -42,8 +42,8 @@ def attach_to_openvino_model(
     stats: CalibrationStats,
     options: TailOptions,
     *,
-    image_output: str | int | None = None,
-    pixel_output: str | int | None = None,
+    image_output: OutputChoice = None,
+    pixel_output: OutputChoice = None,
 ) -> Attached:
     """Append the tail to an `openvino.Model`.
 
@@ -56,13 +56,13 @@ def attach_to_openvino_model(
     """
     _refuse_attached(model)
     ports = [port_info(port, f"output_{index}") for index, port in enumerate(model.outputs)]
-    tail = build_tail(
-        stats,
-        options,
-        select_outputs(ports, image_output=image_output, pixel_output=pixel_output),
-        nan_test="l1",
-        default_mask_dtype="uint8",
+    selection = select_outputs(
+        ports,
+        image_output=image_output,
+        pixel_output=pixel_output,
+        calibrated=calibrated_levels(stats, options),
     )
+    tail = build_tail(stats, options, selection, nan_test="l1", default_mask_dtype="uint8")
     results = {port.name: result for port, result in zip(ports, model.get_results(), strict=True)}
     return _Rewriter(model, tail, results).attach()
 
@@ -91,6 +91,7 @@ class _Rewriter:
             raw=raw,
             original=document,
             narrow=self._tail.narrow,
+            found=self._tail.selection.found,
         )
         self._model.set_rt_info(record.dumps(), METADATA_KEY)
         return Attached(self._tail, record, renamed)

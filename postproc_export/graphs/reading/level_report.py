@@ -44,6 +44,8 @@ class LevelReport:
     narrow
         The type in which the model declared its raw values, where that is narrower than float32: the boundary is the
         smallest float32 that decides in it as the rule does.
+    guarded_by
+        The value in which a NaN makes the score NaN, as the graph names it.
     notes
         What is inferred or not known, and why.
     readings
@@ -64,6 +66,7 @@ class LevelReport:
     adjustable: Adjustable = "nothing"
     adjusted_by: str | None = None
     narrow: Half | None = None
+    guarded_by: str | None = None
     notes: tuple[str, ...] = ()
     readings: tuple[Mapping[str, Any], ...] = ()
 
@@ -98,6 +101,7 @@ class LevelReport:
             "adjustable": None if self.adjustable == "nothing" else self.adjustable,
             "adjusted_by": self.adjusted_by,
             "host_dtype": self.narrow,
+            "guarded_by": self.guarded_by,
             "notes": list(self.notes),
             "readings": [dict(reading) for reading in self.readings],
         }

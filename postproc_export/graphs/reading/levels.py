@@ -55,6 +55,7 @@ def report_level(
             layout="packed" if tail.is_packed else "separate",
             adjustable=tail.adjustable if by else "nothing",
             adjusted_by=by,
+            guarded_by=tail.guarded_by,
             notes=(*report.notes, *_switches(tail), *_frozen(tail, record)),
         )
     else:

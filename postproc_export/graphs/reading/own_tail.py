@@ -11,6 +11,7 @@ from graph_patterns.match import Match, Mismatch, find
 from graph_patterns.pattern import Pattern
 from postproc_export.graphs.reading.decision_steps import Decision, find_decision
 from postproc_export.graphs.reading.tail_places import Places, find_places
+from postproc_export.guarding import GuardForm
 from postproc_export.stats import Level
 from postproc_export.tail import PREFIX
 from postproc_export.tail_options import Adjustable, LabelDtype, TailOptions
@@ -42,8 +43,10 @@ class OwnTail:
         where there are no labels, nothing else where scores stay raw.
     label_dtype
         Element type of the label or mask.
-    is_guarded
-        Whether a NaN in the map reaches the score.
+    guard
+        Over what a map is reduced so that a NaN in it reaches the score; None where none does.
+    guarded_by
+        How the graph names that map.
     decides
         Whether it has labels.
     is_as_emitted
@@ -67,7 +70,8 @@ class OwnTail:
     values: tuple[Value, ...]
     scalars: Mapping[str, float]
     label_dtype: LabelDtype
-    is_guarded: bool
+    guard: GuardForm | None
+    guarded_by: str | None
     is_as_emitted: bool
     is_packed: bool = False
     adjusted: Value | None = None
@@ -122,7 +126,8 @@ def find_own_tail(
         values=tuple(dict.fromkeys([*(value for match in matches for value in match.values), *steps.values])),
         scalars=_scalars(parts),
         label_dtype="bool" if parts.decision is None else parts.decision.dtype,
-        is_guarded=steps.is_guarded,
+        guard=steps.guard,
+        guarded_by=steps.guarded_by,
         is_as_emitted=all(_is_emitted(match) for match in matches) and steps.is_as_emitted,
         is_packed=places.packing is not None,
         adjusted=None if parts.decision is None else parts.decision.adjusted,
@@ -196,7 +201,8 @@ class _Steps:
         self._view = view
         self._raw = raw
         self.values: list[Value] = []
-        self.is_guarded = False
+        self.guard: GuardForm | None = None
+        self.guarded_by: str | None = None
         self.is_as_emitted = True
 
     def walk(self, value: Value, level: Level) -> tuple[Value, bool]:
@@ -212,10 +218,10 @@ class _Steps:
         guard = None if value in self._raw else find(catalog.NAN_GUARD, self._view, at=value)
         if not isinstance(guard, Match):
             return value
-        self.is_guarded = True
+        self.guard = catalog.EMITTED_GUARDS.get(guard.body, "image")
         self.is_as_emitted = guard.body in catalog.EMITTED_GUARDS
         self.values += guard.values
-        self._through_cast(guard.inputs["maps"])
+        self.guarded_by = self._view.describe(self._through_cast(guard.inputs["maps"]))
         return guard.inputs["values"]
 
     def _through_cast(self, value: Value) -> Value:

@@ -11,8 +11,9 @@ from graph_patterns.match import Match, Mismatch, find
 from postproc_export.adjusting import AdjustableInput
 from postproc_export.errors import UnsupportedModelError
 from postproc_export.graphs.reading.decision_steps import Decision, find_decision
+from postproc_export.guarding import is_one_value
 from postproc_export.packing import PACKED_OUTPUT
-from postproc_export.parity.models.attached_model import AttachedModel
+from postproc_export.parity.models.attached_model import AttachedModel, guard_rule
 from postproc_export.parity.reports.report import Check, failed, sentences
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import LEVELS, Level
@@ -33,6 +34,8 @@ def check_record(attached: AttachedModel) -> Iterator[Check]:
         yield _check_constants(attached, part)
     for item in attached.tail.adjustable:
         yield _check_input(attached, item)
+    if "image" in attached.levels and "pixel" in attached.file.raw:
+        yield _check_guard(attached)
 
 
 def decided_value(attached: AttachedModel, level: Level) -> str:
@@ -166,6 +169,21 @@ def _check_constants(attached: AttachedModel, output: TailOutput) -> Check:
         message=sentences(wrong) or f"{shown}: equal to the bit",
         details={"expected": expected, "found": dict(found.scalars)},
     )
+
+
+def _check_guard(attached: AttachedModel) -> Check:
+    """Compare over what the file's guard reduces the map with what docs/definition.md section 5 says."""
+    found, wanted = attached.tail.guard, guard_rule(attached.file, attached.tail.options)
+    score, anomaly_map = attached.file.raw.get("image"), attached.file.raw["pixel"]
+    are_equal = found.form == wanted.form
+    if not are_equal and score is not None:  # each image's own map, where there is one image
+        are_equal = {found.form, wanted.form} == {"image", "all"} and is_one_value(score) and anomaly_map.size(0) == 1
+    if are_equal:
+        return Check(name="guard", passed=True, message=attached.tail.describe_guard() or "no guard, as it should be")
+    over = {"image": "each image's own map", "all": "all images at once"}
+    what = f"the guard reduces '{anomaly_map.name}' over {over[found.form]}" if found.form else "there is no guard"
+    why = wanted.why_not if wanted.form is None else f"the outputs ask for {over[wanted.form]}"
+    return failed("guard", f"{what}: {why}; fix: `postproc-export update` writes the guard anew")
 
 
 def _check_input(attached: AttachedModel, item: AdjustableInput) -> Check:

@@ -8,7 +8,9 @@ from typing import Any, Final, Self
 from graph_patterns.graph import Value
 from graph_patterns.match import Mismatch
 from postproc_export.errors import FileError, UsageError
+from postproc_export.graphs.reading.own_tail import OwnTail, find_own_tail
 from postproc_export.graphs.reading.tail_places import Places, find_places
+from postproc_export.guarding import Guard as MapGuard
 from postproc_export.outputs import Selection
 from postproc_export.parity.fed.excuses import Guard
 from postproc_export.parity.models.adjusted_runner import AdjustedRunner
@@ -16,7 +18,7 @@ from postproc_export.parity.models.model_file import ModelFile, Shapes
 from postproc_export.parity.models.unpacking import unpacked
 from postproc_export.runtimes.protocol import PortInfo, Runner
 from postproc_export.stats import Level
-from postproc_export.tail import Tail, build_tail
+from postproc_export.tail import Tail, build_tail, guard_of
 from postproc_export.tail_options import TailOptions
 
 TAPS: Final[Mapping[Level, str]] = {"image": "postproc-check/raw_score", "pixel": "postproc-check/raw_map"}
@@ -119,8 +121,7 @@ class AttachedModel:
     @property
     def guard(self) -> Guard:
         """How the tail guards the image level against a NaN in the map."""
-        has_guard = self.tail.options.nan_guard and "pixel" in self.tail.raw and "image" in self.levels
-        return self.file.nan_test if has_guard else "none"
+        return "none" if self.tail.guard.form is None else self.file.nan_test
 
 
 def load_attached(path: Path) -> AttachedModel:
@@ -140,14 +141,29 @@ def load_attached(path: Path) -> AttachedModel:
     return AttachedModel(path, file, tail, find_places(file.view, is_packed=tail.options.is_packed))
 
 
+def guard_rule(file: ModelFile, options: TailOptions) -> MapGuard:
+    """Return how the image level of a file should be guarded, by the outputs that its original declared."""
+    return guard_of(_selection(file), file.record.stats, options, may_refuse=False)
+
+
 def _built(file: ModelFile, options: TailOptions) -> Tail:
+    guard = guard_rule(file, options)
+    found = find_own_tail(file.view, "image", options=options)
+    if isinstance(found, OwnTail) and found.guard is not None and found.guard != guard.form:
+        guard = MapGuard(found.guard)  # `check_record` says what is wrong with it
     return build_tail(
         file.record.stats,
         options,
-        Selection(file.raw.get("image"), file.raw.get("pixel")),
+        _selection(file),
         nan_test=file.nan_test,
         default_mask_dtype="bool" if file.format == "onnx" else "uint8",
+        guard=guard,
     )
+
+
+def _selection(file: ModelFile) -> Selection:
+    is_by_rank = file.record.found.get("pixel") == "rank"
+    return Selection(file.raw.get("image"), file.raw.get("pixel"), pixel_found="rank" if is_by_rank else None)
 
 
 def open_file(path: Path) -> ModelFile:

@@ -40,6 +40,16 @@ class Reference:
         raw
             The raw values of each level that the model has, of any float type.
         """
+        if self.attached.tail.guard.form == "image" or len(raw) == 1:
+            named = self._outputs(raw)
+        else:  # no image has a map of its own
+            image, pixel = raw["image"], raw["pixel"]
+            if self.attached.tail.guard.form == "all" and np.isnan(as_float32(_readable(pixel))).any():
+                image = np.full_like(image, np.nan)
+            named = {**self._outputs({"pixel": pixel}), **self._outputs({"image": image})}
+        return {name: named[name] for name in self.attached.names}
+
+    def _outputs(self, raw: Mapping[Level, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         import torch
 
         tensors = {
@@ -50,8 +60,7 @@ class Reference:
                 tensors[level] = tensors[level].to(getattr(torch, port.dtype))
         with torch.inference_mode():
             result = self._module(pred_score=tensors.get("image"), anomaly_map=tensors.get("pixel"))
-        named = result._asdict()
-        return {name: named[name].numpy() for name in self.attached.names}
+        return {name: values.numpy() for name, values in result._asdict().items() if values is not None}
 
     def decided_on(self, output: TailOutput, raw: Mapping[Level, NDArray[Any]]) -> NDArray[np.float32]:
         """Return the float32 raw values that an output is computed from; a map's maximum where there is no score."""
@@ -65,7 +74,10 @@ class Reference:
         """Return where an output may be anomalous though the reference says normal; None where nowhere."""
         if output.level == "pixel" or "pixel" not in raw:
             return None
-        return excused_images(as_float32(_readable(raw["pixel"])), self.attached.guard)
+        maps, guard = as_float32(_readable(raw["pixel"])), self.attached.guard
+        if self.attached.tail.guard.form != "all":
+            return excused_images(maps, guard)
+        return np.broadcast_to(excused_images(maps[np.newaxis], guard), np.shape(raw["image"]))
 
 
 def _readable(values: NDArray[Any]) -> NDArray[Any]:

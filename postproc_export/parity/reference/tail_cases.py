@@ -7,7 +7,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from postproc_export.parity.fed.inputs import SPECIAL, FloatArray, RawValues, maps_of, raw_values
+from postproc_export.parity.fed.inputs import MODERATE, SPECIAL, FloatArray, RawValues, maps_of, raw_values
 from postproc_export.parity.models.attached_model import AttachedModel
 from postproc_export.parity.models.model_file import Shapes
 from postproc_export.runtimes.protocol import PortInfo
@@ -51,7 +51,7 @@ def tail_cases(attached: AttachedModel, *, count: int, seed: int) -> Iterator[Ca
     value decides alone on both levels. The second keeps to the declared shapes, with maps of many values.
     """
     values = {level: _values(attached, level, count=count, seed=seed) for level in attached.file.raw}
-    yield Case("one value per map", _loose_shapes(attached), (_singly(attached, values),))
+    yield Case("one value per map", _loose_shapes(attached), tuple(_apart(attached, _singly(attached, values))))
     yield Case("declared shapes", _declared_shapes(attached), tuple(_declared(attached, values)))
     if all(axes_of(port)[:1] == (None,) for port in attached.file.raw.values()):
         yield Case("empty batch", _declared_shapes(attached), (_nothing(attached),))
@@ -84,6 +84,19 @@ def _singly(attached: AttachedModel, values: Mapping[Level, RawValues]) -> RawFe
         port = attached.file.raw[level]
         feeds[level] = column.reshape(-1, *[1] * (max(1, len(axes_of(port))) - 1)).astype(numpy_dtype(port))
     return feeds
+
+
+def _apart(attached: AttachedModel, feeds: RawFeeds) -> Iterator[RawFeeds]:
+    """Yield the runs of what is fed: a guard that reduces over all maps sees each special value in a run of its own."""
+    if attached.tail.guard.form != "all":
+        yield feeds
+        return
+    maps = feeds["pixel"].astype(np.float64).ravel()
+    kinds = np.select([~np.isfinite(maps), maps >= MODERATE, maps <= -MODERATE], [3, 2, 1])
+    groups = [np.flatnonzero(kinds == kind) for kind in range(3)] + list(np.flatnonzero(kinds == 3)[:, np.newaxis])
+    for group in groups:
+        if group.size:
+            yield {level: values[group] for level, values in feeds.items()}
 
 
 def _declared(attached: AttachedModel, values: Mapping[Level, RawValues]) -> Iterator[RawFeeds]:

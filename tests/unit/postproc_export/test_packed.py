@@ -30,6 +30,8 @@ HOSTS: dict[str, dict[str, Any]] = {
     "float16": {"dtype": "float16"},
     "float64": {"dtype": "double"},
     "centred": {"score": "N"},
+    "named-channel": {"score": "N,score_channel", "map": "N,ReduceMaxpred_score_dim_1,H,W"},
+    "unnamed-channel": {"score": "N", "map": "?,?,?,?"},
 }
 CENTRED = CalibrationStats(
     image=LevelStats(threshold=1000.0, min=998.0, max=1001.5), pixel=LevelStats(threshold=1000.5, min=997.0, max=1002.0)
@@ -43,7 +45,7 @@ def feeds_of(host: dict[str, Any], *, offset: float = 0.0) -> dict[str, np.ndarr
     if n > 1:
         maps[1, 2, 3] = np.nan
     dtype = {"float16": np.float16, "double": np.float64}.get(host.get("dtype", ""), np.float32)
-    score_shape = {"": (), "N": (n,), "N,1": (n, 1), "1,1": (1, 1), "3,1": (3, 1)}
+    score_shape = {"": (), "N": (n,), "N,1": (n, 1), "1,1": (1, 1), "3,1": (3, 1), "N,score_channel": (n, 1)}
     feeds = {"map": maps.reshape((n, 1, 6, 5) if host.get("map", "N,1,H,W").count(",") == 3 else (n, 6, 5))}
     score = host.get("score", "N,1")
     if score is not None:
@@ -125,7 +127,8 @@ REFUSED: dict[str, tuple[dict[str, Any], CalibrationStats, dict[str, Any], str]]
     "score-1-dynamic-batch": ({"score": "1"}, STATS, {}, "one score would be laid over several images"),
     "score-11-dynamic-batch": ({"score": "1,1"}, STATS, {}, "one score would be laid over several images"),
     "scalar-score-batch-2": ({"score": "", "map": "2,1,H,W"}, STATS, {}, "is for 1 images and output .* for 2"),
-    "channel-unknown": ({"map": "N,C,H,W"}, STATS, {}, "channel axis is not known to be 1"),
+    "channels": ({"map": "N,3,H,W"}, STATS, {}, "its channel axis is 3"),
+    "channel-last": ({"map": "N,h,w,1"}, STATS, {}, "channel-last"),
 }
 
 
@@ -137,7 +140,7 @@ def test_what_cannot_be_packed_is_refused_with_the_reason(case: str, ir: bool, t
     with pytest.raises((UsageError, UnsupportedModelError), match=message):
         attached(hosts.identity(**host), tmp_path, ir=ir, stats=stats, layout="packed", **options)
     assert {path.stem for path in tmp_path.iterdir()} == {"raw"}
-    if case != "scalar-score-batch-2":
+    if case not in ("scalar-score-batch-2", "channels", "channel-last"):
         assert attached(hosts.identity(**host), tmp_path, ir=ir, stats=stats, **options)[1].exists()
 
 
