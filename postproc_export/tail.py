@@ -78,7 +78,7 @@ class Tail:
         """Return in one line which output guards the image level against a NaN; None where none does."""
         if self.guard.form is None:
             return None
-        whose = "its image" if self.guard.form == "image" else "the one score, and all that it is of,"
+        whose = "its image" if self.guard.form == "image" else "all of its images"
         return f"a NaN in '{self.raw['pixel'].name}' makes {whose} anomalous"
 
     def names(self, level: Level) -> list[str]:

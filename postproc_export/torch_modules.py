@@ -3,7 +3,7 @@
 import importlib
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
@@ -90,7 +90,11 @@ def named_tensors(outputs: Any) -> "dict[str, torch.Tensor]":
 
 
 def identify_outputs(
-    outputs: Any, *, image_output: str | int | None = None, pixel_output: str | int | None = None
+    outputs: Any,
+    *,
+    image_output: str | int | None = None,
+    pixel_output: str | int | None = None,
+    calibrated: Collection[Level] | None = None,
 ) -> Selection:
     """Find the raw score and the raw map in what a forward call gave, by the rules of `rewrite.outputs`.
 
@@ -100,6 +104,8 @@ def identify_outputs(
         What the module returned for an example: a tensor, tuple, list, mapping, named tuple, dataclass or object.
     image_output, pixel_output
         A key, attribute or index; ``"none"`` leaves the level out; None finds it by name, then by rank.
+    calibrated
+        The levels that statistics calibrate; None where there are none yet.
 
     Returns
     -------
@@ -127,9 +133,10 @@ def identify_outputs(
             fix="let the factory return the part of the module before its post-processing",
         )
     return select_outputs(
-        [PortInfo(name, _dtype(tensor), tuple(tensor.shape)) for name, tensor in tensors.items()],
+        [PortInfo(name, _dtype(tensor), _axes(tensor)) for name, tensor in tensors.items()],
         image_output=image_output,
         pixel_output=pixel_output,
+        calibrated=calibrated,
     )
 
 
@@ -231,6 +238,11 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((field.name, getattr(value, field.name)) for field in fields(value))
     elif hasattr(value, "__dict__") and not callable(value):
         yield from vars(value).items()
+
+
+def _axes(tensor: "torch.Tensor") -> tuple[int | None, ...]:
+    """Return the shape with an open batch axis: what one call gives declares no batch size."""
+    return (None, *tensor.shape[1:]) if tensor.ndim else ()
 
 
 def _dtype(tensor: "torch.Tensor") -> str:

@@ -139,7 +139,13 @@ def _export(
         remarks = stack.enter_context(evaluation_mode(module))
         folder = stack.enter_context(workshop(request.folder))
         traced = _repeated(example, trace_shape(example.shape, axes))
-        raw = RawModule.wrap(module, traced, image_output=request.image_output, pixel_output=request.pixel_output)
+        raw = RawModule.wrap(
+            module,
+            traced,
+            image_output=request.image_output,
+            pixel_output=request.pixel_output,
+            calibrated=request.calibrated,
+        )
         job = Job(request, raw, traced, axes, folder, tell)
         job.probe()
         opset = job.export()

@@ -1,8 +1,8 @@
 """A PyTorch module of any output form as one with the two fixed, named outputs that an export keeps."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +46,17 @@ class RawModule:
         *,
         image_output: str | int | None = None,
         pixel_output: str | int | None = None,
+        calibrated: Collection[Level] | None = None,
     ) -> "RawModule":
         """Run the module once and find the score and the map in what it gives.
+
+        Parameters
+        ----------
+        module, example
+            The module, and what it is called with.
+        image_output, pixel_output, calibrated
+            See `torch_modules.identify_outputs`. An output that is neither calibrated nor chosen nor called
+            ``anomaly_map`` gets that name in no export.
 
         Raises
         ------
@@ -55,7 +64,11 @@ class RawModule:
             If the module fails, or it is not clear which output is which; see `torch_modules.identify_outputs`.
         """
         outputs = _called(module, example)
-        selection = identify_outputs(outputs, image_output=image_output, pixel_output=pixel_output)
+        selection = identify_outputs(
+            outputs, image_output=image_output, pixel_output=pixel_output, calibrated=calibrated
+        )
+        if calibrated is not None and selection.pixel_found == "rank":
+            selection = replace(selection, pixel=None, pixel_found=None)
         return cls(_wrapper(module, selection), selection)
 
     @property

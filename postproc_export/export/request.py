@@ -12,7 +12,8 @@ from postproc_export.export.delivery import check_target
 from postproc_export.export.result import SUFFIXES, Format
 from postproc_export.images import Preprocessing, find_samples
 from postproc_export.parity.fed.inputs import SEED
-from postproc_export.stats import CalibrationStats
+from postproc_export.stats import CalibrationStats, Level
+from postproc_export.tail import calibrated_levels
 from postproc_export.tail_options import TailOptions
 from postproc_export.transforms.spec import parse_tail, parse_tails
 
@@ -127,6 +128,14 @@ class ExportRequest:
     def check_images(self) -> str | Path | None:
         """The images that the finished files are checked on."""
         return self.calibrate if self.images is None else self.images
+
+    @property
+    def calibrated(self) -> tuple[Level, ...] | None:
+        """The levels that the statistics calibrate; None where they are made on the way."""
+        if self.stats is None:
+            return None
+        options = TailOptions(match_thresholds=bool(self.attach_options.get("match_thresholds")))
+        return calibrated_levels(self.stats, options)
 
     def preprocessing_for(self, shape: tuple[int, ...]) -> Preprocessing:
         """Return what is done to images for a calibration: at the example's size where none was given."""

@@ -112,6 +112,8 @@ def put_before(
         f"{level}_output": name if name in record.made and outputs[f"{level}_output"] != LEAVE_OUT else LEAVE_OUT
         for level, name in RAW_NAMES.items()
     }
+    if "map" in record.read:  # whoever asks for a step on the map says which output is the map
+        selection = replace(selection, pixel_found="option")
     return Before({**made, **_chosen(selection)}, record.tails)
 
 

@@ -77,7 +77,7 @@ class Reference:
         maps, guard = as_float32(_readable(raw["pixel"])), self.attached.guard
         if self.attached.tail.guard.form != "all":
             return excused_images(maps, guard)
-        return np.broadcast_to(excused_images(maps[np.newaxis], guard), np.shape(raw["image"]))
+        return np.full(np.shape(raw["image"]), excused_images(maps[np.newaxis], guard)[0])
 
 
 def _readable(values: NDArray[Any]) -> NDArray[Any]:

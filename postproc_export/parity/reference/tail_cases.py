@@ -91,7 +91,8 @@ def _apart(attached: AttachedModel, feeds: RawFeeds) -> Iterator[RawFeeds]:
     if attached.tail.guard.form != "all":
         yield feeds
         return
-    maps = feeds["pixel"].astype(np.float64).ravel()
+    with np.errstate(invalid="ignore"):  # a cast of a signalling NaN
+        maps = feeds["pixel"].astype(np.float64).ravel()
     kinds = np.select([~np.isfinite(maps), maps >= MODERATE, maps <= -MODERATE], [3, 2, 1])
     groups = [np.flatnonzero(kinds == kind) for kind in range(3)] + list(np.flatnonzero(kinds == 3)[:, np.newaxis])
     for group in groups:
