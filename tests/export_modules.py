@@ -122,3 +122,32 @@ class Undecided(torch.nn.Module):
         """Return a map that depends on how often it was called."""
         self.calls += 1
         return image.mean(dim=1, keepdim=True) + self.calls
+
+
+class WithState(torch.nn.Module):
+    """Sequences [N,L,3] to a score [N] and the state of an RNN, [2,N,4]; both are found by their rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self.rnn = torch.nn.GRU(3, 4, num_layers=2, batch_first=True)
+
+    def forward(self, sequence: Tensor) -> dict[str, Tensor]:
+        """Return score and state."""
+        values, state = self.rnn(sequence)
+        return {"score": values.abs().amax(dim=(1, 2)), "state": state}
+
+
+class OneScore(torch.nn.Module):
+    """Images to one score for the batch, and a map for each."""
+
+    def __init__(self, *, has_axis: bool) -> None:
+        super().__init__()
+        self.has_axis = has_axis
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both."""
+        anomaly_map = images.mean(dim=1, keepdim=True)
+        highest = anomaly_map.flatten().max(dim=0, keepdim=self.has_axis)[0]
+        return highest, anomaly_map

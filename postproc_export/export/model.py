@@ -158,7 +158,7 @@ def _export(
             report=request.folder / REPORT,
             opset=opset,
             sizes=tuple(probe.label for probe in job.probes if probe.axes),
-            remarks=remarks,
+            remarks=(*remarks, *raw.remarks),
             written=(),
         )
         stats.save(job.made / STATISTICS)

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 PURPOSE = "exporting a PyTorch module"
 _SHOWN = 3
+_UNKNOWN_MAP = (
+    "the output '{name}' was left out: it is neither calibrated nor called 'anomaly_map'; "
+    "--pixel-output {name} makes it the map"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +37,13 @@ class RawModule:
         exporters drop or refuse, are gone, and so is every other output.
     selection
         Which outputs of the module these are.
+    remarks
+        What a user should know of that.
     """
 
     wrapper: "torch.nn.Module"
     selection: Selection
+    remarks: tuple[str, ...] = ()
 
     @classmethod
     def wrap(
@@ -67,9 +74,11 @@ class RawModule:
         selection = identify_outputs(
             outputs, image_output=image_output, pixel_output=pixel_output, calibrated=calibrated
         )
-        if calibrated is not None and selection.pixel_found == "rank":
+        remarks: tuple[str, ...] = ()
+        if calibrated is not None and selection.pixel_found == "rank" and selection.pixel is not None:
+            remarks = (_UNKNOWN_MAP.format(name=selection.pixel.name),)
             selection = replace(selection, pixel=None, pixel_found=None)
-        return cls(_wrapper(module, selection), selection)
+        return cls(_wrapper(module, selection), selection, remarks)
 
     @property
     def levels(self) -> tuple[Level, ...]:

@@ -149,7 +149,7 @@ def guard_rule(file: ModelFile, options: TailOptions) -> MapGuard:
 def _built(file: ModelFile, options: TailOptions) -> Tail:
     guard = guard_rule(file, options)
     found = find_own_tail(file.view, "image", options=options)
-    if isinstance(found, OwnTail) and found.guard is not None and found.guard != guard.form:
+    if options.nan_guard and isinstance(found, OwnTail) and found.guard not in (None, guard.form):
         guard = MapGuard(found.guard)  # `check_record` says what is wrong with it
     return build_tail(
         file.record.stats,

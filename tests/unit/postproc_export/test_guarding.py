@@ -6,6 +6,7 @@ from typing import Any, Literal
 import hosts
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from tail_forms import IMAGE, PIXEL, STATS, attached, converted, stripped
 
@@ -443,3 +444,21 @@ def test_the_defaults_name_the_map_that_guards(tmp_path: Path) -> None:
         assert defaults is not None
         told = {item.what: item.chosen for item in defaults.choices}
         assert told["guard"] == f"NaN, found by the sum of 'anomaly_map'{how}"
+
+
+@pytest.mark.parametrize("opset", [8, 17])
+@pytest.mark.parametrize("name", ONE_FOR_ALL)
+def test_a_guard_over_all_images_is_known_after_an_optimiser(name: str, opset: int, tmp_path: Path) -> None:
+    """ONNX Runtime's offline optimisation, unused nodes gone: the tail is still found whole."""
+    score, anomaly_map = ONE_FOR_ALL[name]
+    _, path = attached(hosts.identity(score=score, map=anomaly_map, opset=opset), tmp_path, ir=False)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    report = inspect_model(tmp_path / "optimised.onnx").levels["image"]
+    assert report is not None
+    assert (report.tail, bool(report.guarded_by)) == ("postproc_export", True)
+    assert detach_postprocessing(tmp_path / "optimised.onnx", output=tmp_path / "back.onnx")
+    assert len(open_runner(tmp_path / "back.onnx").outputs) == 2

@@ -193,3 +193,46 @@ def test_a_file_that_is_read_is_not_replaced(name: str, tmp_path: Path) -> None:
         export_model(export_modules.training(), EXAMPLE, STATS, **options)
     assert not told
     assert (tmp_path / name).read_text() == "what the module was made from"
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_the_state_of_a_module_is_no_map(batch: int, tmp_path: Path) -> None:
+    """With statistics of images alone the state is left out, with a remark, whatever the example's batch."""
+    example = torch.rand(batch, 5, 3, generator=torch.Generator().manual_seed(1))
+    module = export_modules.WithState().eval()
+    result = export_model(
+        module, example, CalibrationStats(image=STATS.image), output=tmp_path / "dist", dynamic="batch"
+    )
+    assert result, [check.message for file in result.files for check in file.report.missed]
+    assert any("the output 'state' was left out" in remark for remark in result.remarks)
+    runner = open_runner(tmp_path / "dist" / "model.onnx")
+    assert [port.name for port in runner.outputs] == NAMES[:2]
+    for size in (1, 4):
+        fed = torch.rand(size, 5, 3, generator=torch.Generator().manual_seed(size))
+        with torch.no_grad():
+            scores = module(fed)["score"].numpy()
+        np.testing.assert_array_equal(runner.run({"input": fed.numpy()})["pred_label"], scores >= 1.5)
+
+
+def test_a_state_that_is_calibrated_as_a_map_is_refused(tmp_path: Path) -> None:
+    """It cannot guard, since its first axis is a layer; nothing is written."""
+    with pytest.raises(UnsupportedModelError, match="--no-nan-guard"):
+        export_model(
+            export_modules.WithState().eval(), torch.rand(2, 5, 3), STATS, output=tmp_path / "dist", dynamic="batch"
+        )
+    assert not list(tmp_path.rglob("*.onnx"))
+
+
+@pytest.mark.parametrize("has_axis", [False, True], ids=["[]", "[1]"])
+def test_one_score_for_the_whole_batch_is_exported(has_axis: bool, tmp_path: Path) -> None:
+    """The file runs at every batch, and a NaN in any map makes the one score anomalous."""
+    module = export_modules.OneScore(has_axis=has_axis).eval()
+    result = export_model(module, EXAMPLE, STATS, output=tmp_path / "dist", formats="onnx,openvino", dynamic="batch")
+    assert result, [check.message for file in result.files for check in file.report.missed]
+    for name in ("model.onnx", "model.xml"):
+        runner = open_runner(tmp_path / "dist" / name)
+        for size in (1, 3):
+            images = np.zeros((size, 3, 16, 16), np.float32)
+            assert not runner.run({"input": images})["pred_label"].any()
+            images[-1, 0, 0, 0] = np.nan
+            assert runner.run({"input": images})["pred_label"].all()
