@@ -14,6 +14,7 @@ from typing import Final, Literal, TypeAlias, cast, get_args
 
 from postproc_export.errors import UnsupportedModelError, UsageError
 from postproc_export.guarding import batch_contradiction, batch_elsewhere, batches_agree, refuse_other_batch
+from postproc_export.raw_shapes import CHANNEL_LAST, is_channel_last
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import LEVELS, Level
 
@@ -27,9 +28,6 @@ LEAVE_OUT: Final = "none"
 _OPTIONS: Final[dict[Level, str]] = {"image": "--image-output", "pixel": "--pixel-output"}
 _SHAPES: Final[dict[Level, str]] = {"image": "[], [N] or [N, 1]", "pixel": "[N, H, W] or [N, 1, H, W]"}
 _NOUNS: Final[dict[Level, str]] = {"image": "image score", "pixel": "anomaly map"}
-_CHANNEL_NAMES: Final = frozenset({"c", "channel", "channels"})
-_HEIGHT_NAMES: Final = frozenset({"h", "height"})
-_CHANNEL_LAST: Final = "its channel axis is the last one (channel-last)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +123,18 @@ def select_outputs(
     if image is None and image_output is None:
         image, image_found = _by_rank(ports, "image", pixel, calibrated)
     if pixel is None and pixel_output is None:
-        has_to_be = calibrated if image is not None or calibrated is None else LEVELS  # its maximum is the score
-        pixel, pixel_found = _by_rank(ports, "pixel", image, has_to_be)
+        needed = calibrated if image is not None or calibrated is None else LEVELS  # its maximum is the score
+        pixel, pixel_found = _by_rank(ports, "pixel", image, needed)
     if image is None and pixel is None:
         raise _no_raw_output(ports)
     _check("image", image)
     _check("pixel", pixel)
     if image is not None and pixel is not None:
         refuse_other_batch(image, pixel)
+    image_found, pixel_found = (
+        "statistics" if found == "rank" and level in (calibrated or ()) else found
+        for level, found in (("image", image_found), ("pixel", pixel_found))
+    )
     return Selection(image, pixel, image_found, pixel_found)
 
 
@@ -202,7 +204,7 @@ def _by_rank(
             needed=f"one output named '{RAW_NAMES[level]}', or one alone of shape {_SHAPES[level]}",
             fix=f"say which with {_OPTIONS[level]} NAME (or an index; 'none' leaves the level out)",
         )
-    return (candidates[0], "rank" if calibrated is None else "statistics") if candidates else (None, None)
+    return (candidates[0], "rank") if candidates else (None, None)
 
 
 def _is_of_one_batch(level: Level, port: PortInfo, other: PortInfo) -> bool:
@@ -219,11 +221,13 @@ def _looks_like(level: Level, port: PortInfo) -> bool:
 
 
 def _no_raw_output(ports: Sequence[PortInfo]) -> UnsupportedModelError:
+    turned = [port.name for port in ports if port.dtype in FLOAT_TYPES and is_channel_last(port.shape or ())]
+    advice = f"; '{turned[0]}' is channel-last, transpose it to [N, 1, H, W] if it is a map" if turned else ""
     return UnsupportedModelError(
         "no output of the model can be an image score or an anomaly map",
         found=list_ports(ports),
         needed=f"a float output of shape {_SHAPES['image']} (score) or {_SHAPES['pixel']} (map)",
-        fix="say which it is with --image-output NAME or --pixel-output NAME (or an index)",
+        fix=f"say which it is with --image-output NAME or --pixel-output NAME (or an index){advice}",
     )
 
 
@@ -232,12 +236,13 @@ def _check(level: Level, port: PortInfo | None) -> None:
         return
     problem = _type_problem(port) or (_score_problem(port) if level == "image" else _map_problem(port))
     if problem is not None:
+        turned = ", transpose it to [N, 1, H, W] in the model" if problem == CHANNEL_LAST else ""
         raise UnsupportedModelError(
             f"output '{port.name}' cannot be the {_NOUNS[level]}: {problem}",
             found=port.describe(),
             needed=f"float32, float16, bfloat16 or float64 of shape {_SHAPES[level]}",
-            fix=f"select another output with {_OPTIONS[level]} ('none' leaves the level out), or re-export the model "
-            "with this shape",
+            fix=f"select another output with {_OPTIONS[level]} ('none' leaves the level out){turned}, or re-export the "
+            "model with this shape",
         )
 
 
@@ -260,13 +265,6 @@ def _map_problem(port: PortInfo) -> str | None:
         return f"it has {port.rank} axes"
     if port.rank == 3 or port.size(1) == 1:
         return None
-    if _is_channel_last(port):
-        return _CHANNEL_LAST
+    if is_channel_last(port.shape or ()):
+        return CHANNEL_LAST
     return None if port.size(1) is None else f"its channel axis is {port.size(1)}"
-
-
-def _is_channel_last(port: PortInfo) -> bool:
-    """Whether the axes of a map with an open or a large second axis say that it is [N, H, W, 1]."""
-    assert port.shape is not None, "its rank is known"
-    second, *_, last = (axis.lower() if isinstance(axis, str) else axis for axis in port.shape[1:])
-    return last == 1 or last in _CHANNEL_NAMES or second in _HEIGHT_NAMES

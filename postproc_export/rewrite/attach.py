@@ -126,7 +126,7 @@ def attach_postprocessing(
         The file to write; default ``<name>.post.onnx`` or ``<name>.post.xml`` beside the input.
     image_output, pixel_output
         Which output is the raw score and which the raw map: a name, an index, or ``"none"``; default: found by the
-        names ``pred_score`` and ``anomaly_map``, else by rank where that is unambiguous.
+        names ``pred_score`` and ``anomaly_map``, else by rank where that is unambiguous and the level is calibrated.
     image_sensitivity, pixel_sensitivity
         In [0, 1]; at 0.5 the decision is ``raw >= threshold``, the one that calibration optimised.
     comparison

@@ -304,6 +304,7 @@ def test_threshold_matching_needs_a_lender() -> None:
         pytest.param(
             None, [2, 3, 4, 4], "anomaly_map has 3 channels\n.*\\[2, 3, 4, 4\\]\n.*\\[N, 1, H, W\\]", id="channels"
         ),
+        pytest.param(None, [2, 3, 4, 1], "anomaly_map: its channel axis is the last one", id="channel-last"),
         pytest.param(None, [4, 4], "anomaly_map has 2 axes\n.*shape \\[4, 4\\]\n.*\\[N, H, W\\]", id="map-2-axes"),
         pytest.param(None, [1, 1, 1, 4, 4], "anomaly_map has 5 axes", id="map-5-axes"),
         pytest.param(

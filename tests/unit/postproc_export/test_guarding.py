@@ -1,5 +1,6 @@
 """Which map guards an image score against a NaN, and that no image's decision depends on another image."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -232,6 +233,26 @@ def test_which_map_guards(name: str, ir: bool, tmp_path: Path) -> None:
     assert (tmp_path / f"d{raw.suffix}").read_bytes() == raw.read_bytes()
 
 
+@FORMATS
+def test_statistics_that_come_later_make_the_map_one(ir: bool, tmp_path: Path) -> None:
+    """By rank alone it does not guard; once it was calibrated it does, also where its level is left out afterwards."""
+    host = hosts.identity(names=("pred_score", "heat"))
+    suffix = ".xml" if ir else ".onnx"
+    _, path = attached(host, tmp_path, ir=ir, stats=IMAGE_ONLY)
+    maps = np.zeros((3, 1, 2, 2), np.float32)
+    maps[1, 0, 1, 0] = np.nan
+    feeds = {"score": np.full((3, 1), -2, np.float32), "map": maps}
+    assert labels(path, **feeds) == [False] * 3
+    changes: tuple[dict[str, Any], ...] = ({"stats": STATS}, {"levels": "image"}, {"image_sensitivity": 0.25})
+    for index, change in enumerate(changes):
+        result = update_postprocessing(path, output=tmp_path / f"{index}{suffix}", **change)
+        assert result.output is not None
+        path = result.output
+        assert "guard    a NaN in 'heat' makes its image anomalous" in result.summary()
+        assert labels(path, **feeds) == [False, True, False]
+        assert check_parity(path, count=2000)
+
+
 OPSETS = ((7, 3), (8, 4), (9, 4), (13, 7), (18, 8))
 SCORES = ("", "1", "1,1", "N", "N,1")
 MAPS = ("N,1,H,W", "N,H,W", "1,H,W", "other,1,H,W")
@@ -415,8 +436,10 @@ def test_a_map_of_width_one_is_one(tmp_path: Path) -> None:
 
 def test_the_case_of_an_open_channel_last_map(tmp_path: Path) -> None:
     """The axes of the case file have the names n, h, w and c."""
-    with pytest.raises(UnsupportedModelError, match="channel-last"):
-        attach_postprocessing(case("nhwc_dyn", tmp_path, ir=False), STATS, pixel_output=0)
+    raw = case("nhwc_dyn", tmp_path, ir=False)
+    for options in ({"pixel_output": 0}, {}):
+        with pytest.raises(UnsupportedModelError, match=r"channel-last(.|\n)*transpose it to \[N, 1, H, W\]"):
+            attach_postprocessing(raw, STATS, **options)  # type: ignore[arg-type]
 
 
 @FORMATS
@@ -462,3 +485,21 @@ def test_a_guard_over_all_images_is_known_after_an_optimiser(name: str, opset: i
     assert (report.tail, bool(report.guarded_by)) == ("postproc_export", True)
     assert detach_postprocessing(tmp_path / "optimised.onnx", output=tmp_path / "back.onnx")
     assert len(open_runner(tmp_path / "back.onnx").outputs) == 2
+
+
+def test_the_command_line_says_who_guards(invoke: Callable[..., Any], tmp_path: Path) -> None:
+    """Exit 0 and the output's name, or exit 2 and one message with the way out."""
+    STATS.save(tmp_path / "both.json")
+    IMAGE_ONLY.save(tmp_path / "image.json")
+    raw = hosts.write(hosts.score_and_map(), tmp_path / "raw.onnx")
+    done = invoke("attach", raw, "--stats", tmp_path / "both.json")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "  guard    a NaN in 'anomaly_map' makes its image anomalous\n" in done.stdout
+    state = case("rnn", tmp_path, ir=False)
+    refused = invoke("attach", state, "--stats", tmp_path / "both.json")
+    assert refused.exit_code == 2
+    assert "fix:     --no-nan-guard" in refused.stderr
+    assert not (tmp_path / "rnn.post.onnx").exists()
+    for options in (("--stats", tmp_path / "both.json", "--no-nan-guard"), ("--stats", tmp_path / "image.json")):
+        assert invoke("attach", state, *options).exit_code == 0
+        assert invoke("check", tmp_path / "rnn.post.onnx").exit_code == 0
