@@ -1,7 +1,7 @@
 """What is told of one level of a model: its tail, its numbers in raw and normalised units, and how sure they are."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
@@ -66,7 +66,7 @@ class LevelReport:
     adjustable: Adjustable = "nothing"
     adjusted_by: str | None = None
     narrow: Half | None = None
-    guarded_by: str | None = None
+    guarded_by: str | None = field(default=None, compare=False)  # a name inside a graph, and no part of what it decides
     notes: tuple[str, ...] = ()
     readings: tuple[Mapping[str, Any], ...] = ()
 
