@@ -97,7 +97,8 @@ def _apart(attached: AttachedModel, feeds: RawFeeds) -> Iterator[RawFeeds]:
     groups = [np.flatnonzero(kinds == kind) for kind in range(3)] + list(np.flatnonzero(kinds == 3)[:, np.newaxis])
     for group in groups:
         if group.size:
-            yield {level: values[group] for level, values in feeds.items()}
+            run = group if group.size > 1 else np.repeat(group, 2)  # one alone might lose its axis on the way
+            yield {level: values[run] for level, values in feeds.items()}
 
 
 def _declared(attached: AttachedModel, values: Mapping[Level, RawValues]) -> Iterator[RawFeeds]:

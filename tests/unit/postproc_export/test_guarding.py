@@ -312,6 +312,29 @@ def test_a_guard_over_all_images_is_checked_updated_and_detached(name: str, form
     assert back.read_bytes() == raw.read_bytes()
 
 
+@FORMATS
+@pytest.mark.parametrize(
+    ("score", "anomaly_map", "options"),
+    [
+        pytest.param("", "1,1,H,W", {"layout": "packed"}, id="packed-scalar"),
+        pytest.param("1", "1,H,W", {"layout": "packed"}, id="packed-one"),
+        pytest.param("N", "1,1,H,W", {"adjustable": "sensitivity"}, id="adjustable"),
+        pytest.param("1,1", "N,H,W", {"enable_normalization": False}, id="raw-scores"),
+        pytest.param("", "N,H,W", {"levels": "image"}, id="image-level"),
+    ],
+)
+def test_a_guard_over_all_images_goes_with_every_form_of_tail(
+    score: str, anomaly_map: str, options: dict[str, Any], ir: bool, tmp_path: Path
+) -> None:
+    """Packed, adjustable, raw, one level alone, cast: checked, and taken off again."""
+    host = hosts.identity(score=score, map=anomaly_map, dtype="float16")
+    raw, path = attached(host, tmp_path, ir=ir, **options)
+    report = check_parity(path, count=1000)
+    assert report, report.describe()
+    assert detach_postprocessing(path, output=tmp_path / f"d{path.suffix}")
+    assert (tmp_path / f"d{path.suffix}").read_bytes() == raw.read_bytes()
+
+
 @pytest.mark.parametrize("name", ONE_FOR_ALL)
 def test_a_guard_over_all_images_is_known_without_its_record(name: str, tmp_path: Path) -> None:
     """Stripped of its record, or converted to an IR, the tail is found whole and taken off."""
