@@ -107,9 +107,7 @@ class TailRecord:
                 raw={level: raw[level] for level in LEVELS if level in raw},
                 original=original,
                 narrow=_narrow(document, where=where),
-                found={level: str(found[level]) for level in LEVELS if level in found}
-                if isinstance(found, dict)
-                else {},
+                found={level: str(found[level]) for level in LEVELS if level in found},
             )
         except UsageError as error:
             raise MetadataError(f"{where}: {error.what}", found=error.found, needed=error.needed) from error
