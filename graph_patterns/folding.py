@@ -12,6 +12,7 @@ DEEPEST: Final = 32  # operators between a value and the constants that it is fo
 
 _FOLDS: Final[Mapping[str, Callable[..., float | np.float32]]] = {
     "identity": lambda value: value,
+    "cast": lambda value: np.float32(value),  # integers and truth values that are folded here are small
     "add": lambda left, right: np.float32(left) + np.float32(right),
     "sub": lambda left, right: np.float32(left) - np.float32(right),
     "mul": lambda left, right: np.float32(left) * np.float32(right),
@@ -76,11 +77,11 @@ class Folded:
 
     def _computed(self, value: Value, depth: int) -> float | None:
         node = self._view.producer(value) if depth else None
-        fold = None if node is None else _FOLDS.get(node.op)
+        fold = None if node is None else _FOLDS.get("cast" if node.op == "CastLike" else node.op)
         if node is None or fold is None:
             return None
         operands: list[float] = []
-        for arg in node.args:
+        for arg in node.args[:1] if node.op == "CastLike" else node.args:  # the other operand gives the type alone
             number = arg.value if isinstance(arg, Number) else self._folded(arg, depth - 1)
             if number is None:
                 return None

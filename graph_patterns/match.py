@@ -78,8 +78,17 @@ class _Bindings:
         self.inputs, self.scalars, self.nodes, self.sites = other.inputs, other.scalars, other.nodes, other.sites
 
 
-def find(pattern: Pattern | Expr, graph: GraphView, *, at: Value) -> Match | Mismatch:
+def find(
+    pattern: Pattern | Expr, graph: GraphView, *, at: Value, inputs: Mapping[str, Value] | None = None
+) -> Match | Mismatch:
     """Match a pattern at a value, its body and its spellings alike.
+
+    Parameters
+    ----------
+    pattern, graph, at
+        What is looked for, and where.
+    inputs
+        The values that some of its `Input` have to be: where a chain ends, if its own operators do not say so.
 
     Returns
     -------
@@ -87,15 +96,16 @@ def find(pattern: Pattern | Expr, graph: GraphView, *, at: Value) -> Match | Mis
         Of the forms that fit the one with the most nodes, since an `Input` fits everything and a short form fits where
         a long one does. Where none fits, the nearest miss: the one that went deepest.
     """
-    tries = [_try(body, graph, at) for body in (pattern if isinstance(pattern, Pattern) else (pattern,))]
+    bodies = pattern if isinstance(pattern, Pattern) else (pattern,)
+    tries = [_try(body, graph, at, inputs or {}) for body in bodies]
     matches = [result for result in tries if isinstance(result, Match)]
     if matches:
         return max(matches, key=lambda result: len(result.nodes))
     return max((result for result in tries if isinstance(result, Mismatch)), key=lambda miss: miss.depth)
 
 
-def _try(body: Expr, graph: GraphView, at: Value) -> Match | Mismatch:
-    bound = _Bindings()
+def _try(body: Expr, graph: GraphView, at: Value, inputs: Mapping[str, Value]) -> Match | Mismatch:
+    bound = _Bindings(dict(inputs))
     miss = _fit(body, graph, at, bound)
     if miss is not None:
         return miss

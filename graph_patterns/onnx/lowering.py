@@ -88,6 +88,7 @@ ELEMENT_TYPES: Final[Mapping[str, int]] = {
     "float32": onnx.TensorProto.FLOAT,
     "uint8": onnx.TensorProto.UINT8,
     "bool": onnx.TensorProto.BOOL,
+    "int64": onnx.TensorProto.INT64,
 }
 
 

@@ -47,10 +47,10 @@ def remove(
     going = [node for node in model.graph.node if not gone.isdisjoint(node.output)]
     gone.update(name for node in going for name in node.output if name)
     staying = [node for node in model.graph.node if gone.isdisjoint(node.output)]
-    _refuse_readers(model, gone, staying, outputs)
     read = {name for node in going for name in reads(node)}
     kept = _interface(model, outputs) - set(inputs)
     gone |= _orphans(read, staying, kept={*(str(value) for value in keep), *kept})
+    _refuse_readers(model, gone, [node for node in staying if gone.isdisjoint(node.output)], outputs)
     _drop(model, gone)
     _keep(model.graph.output, lambda item: item.name not in outputs)
 

@@ -71,7 +71,8 @@ class OnnxView:
         op = _OPS_BY_TYPE.get(node.op_type) if node.domain in _DEFAULT_DOMAINS else None
         form = self._form(op) if op is not None else None
         if op is None or form is None:
-            return NodeView(node.name, f"{node.domain}::{node.op_type}".removeprefix("::"), tuple(node.input))
+            integers = {item.name: int(item.i) for item in node.attribute if item.type == onnx.AttributeProto.INT}
+            return NodeView(node.name, f"{node.domain}::{node.op_type}".removeprefix("::"), tuple(node.input), integers)
         return self._canonical(node, op, form)
 
     def number(self, value: Value) -> float | None:
@@ -86,9 +87,12 @@ class OnnxView:
         return number if tensor is None else _single(tensor)
 
     def integers(self, value: Value) -> tuple[int, ...] | None:
-        """Return the numbers of a constant vector of integers that nobody can override; else None."""
-        tensor = self._tensor(str(value))
-        values = None if tensor is None or tensor.external_data or len(tensor.dims) != 1 else _values(tensor)
+        """Return the numbers of a constant vector of integers that nobody can override, reshaped or not; else None."""
+        node = self._producers.get(str(value))
+        is_reshaped = node is not None and node.op_type == "Reshape" and self.integers(node.input[1]) == (-1,)
+        tensor = self._tensor(node.input[0] if node is not None and is_reshaped else str(value))
+        is_vector = tensor is not None and (is_reshaped or len(tensor.dims) == 1)
+        values = None if tensor is None or tensor.external_data or not is_vector else _values(tensor)
         return None if values is None or values.dtype.kind not in "iu" else tuple(int(item) for item in values)
 
     def has(self, value: Value) -> bool:
@@ -229,6 +233,8 @@ def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
     if attribute.name == "value":
         tensor: onnx.TensorProto = attribute.t
         return tensor
+    if attribute.name == "value_ints":
+        return onnx.helper.make_tensor("", onnx.TensorProto.INT64, [len(attribute.ints)], attribute.ints)
     if attribute.name == "value_float":
         return onnx.helper.make_tensor("", onnx.TensorProto.FLOAT, [], [attribute.f])
     return None

@@ -65,7 +65,7 @@ LOWERINGS: Final[Mapping[str, OpenVinoForm]] = {
     "identity": OpenVinoForm("Identity", "identity", opset="opset16"),
 }
 
-ELEMENT_TYPES: Final[Mapping[str, str]] = {"float32": "f32", "uint8": "u8", "bool": "boolean"}
+ELEMENT_TYPES: Final[Mapping[str, str]] = {"float32": "f32", "uint8": "u8", "bool": "boolean", "int64": "i64"}
 
 
 def emit(

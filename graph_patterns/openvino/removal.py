@@ -1,10 +1,12 @@
 """Take matched operators out of an OpenVINO model, safely: nothing that is left may read what goes."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from graph_patterns.errors import SharedValueError
 from graph_patterns.graph import Value
+
+_SINKS: Final = ("Result", "Assign")
 
 
 def remove(model: Any, values: Iterable[Value], *, results: Iterable[Any] = (), instead: Iterable[Any] = ()) -> None:
@@ -32,11 +34,26 @@ def remove(model: Any, values: Iterable[Value], *, results: Iterable[Any] = (), 
     for value in gone:
         for output in value.get_node().outputs():
             for reader in output.get_target_inputs():
-                if _key(reader.get_node()) not in going:
+                if _is_live(reader.get_node(), going):
                     raise _shared(value.get_node(), reader.get_node())
     model.add_results(list(instead))
     for result in results:
         model.remove_result(result)
+
+
+def _is_live(node: Any, going: set[str]) -> bool:
+    """Whether anything that stays needs an operator: not where it leads to operators alone that go."""
+    pending, seen = [node], set(going)
+    while pending:
+        current = pending.pop()
+        if _key(current) in seen:
+            continue
+        seen.add(_key(current))
+        readers = [reader.get_node() for output in current.outputs() for reader in output.get_target_inputs()]
+        if current.get_type_name() in _SINKS or not readers:
+            return True
+        pending += readers
+    return False
 
 
 def _key(node: Any) -> str:
