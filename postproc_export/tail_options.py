@@ -163,13 +163,13 @@ def refuse_unused(options: TailOptions, given: Collection[str]) -> None:
         if name in _DTYPES and options.is_packed:
             raise _unused(name, "the packed layout is float32")
         if name in _OF_LABELS and not options.enable_thresholding:
-            raise _unused(name, "labels and masks are switched off")
+            raise _unused(name, "labels and masks are switched off", instead="switch them on with --threshold")
         if name == "as_parameters" and options.as_parameters and options.adjustable == "nothing":
             raise _unused(name, "nothing is adjusted at run time")
 
 
-def _unused(name: str, why: str) -> UsageError:
-    return UsageError(f"{name} would have no effect", found=why, fix=f"leave out {name}, or what contradicts it")
+def _unused(name: str, why: str, *, instead: str = "leave out what contradicts it") -> UsageError:
+    return UsageError(f"{name} would have no effect", found=why, fix=f"leave out {name}, or {instead}")
 
 
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from graph_patterns.graph import GraphView
 from postproc_export.errors import UnsupportedModelError
+from postproc_export.graphs.detached import OUTSIDE, UNDO, Found
 from postproc_export.graphs.metadata import TailRecord
-from postproc_export.graphs.reading.own_tail import OwnTail, find_own_tail
+from postproc_export.graphs.reading.own_tail import OwnTail
+from postproc_export.outputs import RESULT_NAMES
 from postproc_export.stats import LEVELS
 from postproc_export.tail import OUTPUT_NAMES, Tail
 from postproc_export.tail_steps import TailOutput
@@ -59,27 +60,33 @@ def new_name(name: str, used: set[str]) -> str:
     return candidate
 
 
-def refuse_own_tail(view: GraphView) -> None:
-    """Refuse a model that has a tail of ours, also where its record was stripped.
+def refuse_attached(found: Found, *, entry: str | None) -> None:
+    """Refuse a model that has post-processing: a tail of ours, labels or masks, or a record.
+
+    Parameters
+    ----------
+    found
+        What the model has.
+    entry
+        Where the record stands; None where the model has none.
 
     Raises
     ------
     UnsupportedModelError
-        If it has.
+        If it has, with a fix that works on this very file.
     """
-    for level in LEVELS:
-        found = find_own_tail(view, level)
-        if isinstance(found, OwnTail):
-            raise already_attached(f"a tail at {' and '.join(found.outputs)}")
-
-
-def already_attached(found: str) -> UnsupportedModelError:
-    """Return the error for a model that has post-processing already."""
-    return UnsupportedModelError(
+    labels = [name for name in RESULT_NAMES if name in found.outputs]
+    own = [name for tail in found.tails.values() if isinstance(tail, OwnTail) for name in tail.outputs]
+    if entry is None and not labels and not own:
+        return
+    shown = f"outputs {', '.join(labels)}" if labels else f"a tail at {' and '.join(own)}" if own else entry
+    known = "change it with `postproc-export update`, or remove it first with `postproc-export detach`"
+    without = f"attach to the original again, or remove {entry}: it describes no tail that is there"
+    raise UnsupportedModelError(
         "the model has post-processing already",
-        found=found,
+        found=shown if found.is_whole else f"{shown}; `update` and `detach` do not know it as a whole",
         needed="a model with raw outputs",
-        fix="change it with `postproc-export update`, or remove it first with `postproc-export detach`",
+        fix=known if found.is_whole else OUTSIDE if labels else UNDO if found.record is not None else without,
     )
 
 

@@ -1,7 +1,7 @@
 """What detaching has in common in ONNX and OpenVINO: the levels to remove, the names to give back, the result."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 from graph_patterns.graph import GraphView, Value
@@ -9,8 +9,9 @@ from graph_patterns.match import Mismatch
 from postproc_export.errors import MetadataError, UnsupportedModelError
 from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
 from postproc_export.graphs.reading.anomalib_tail import AnomalibTail, find_anomalib_tail
-from postproc_export.graphs.reading.own_tail import SCORE_OUTPUT, OwnTail, find_own_tail
-from postproc_export.outputs import RAW_NAMES
+from postproc_export.graphs.reading.eager_reading import settle
+from postproc_export.graphs.reading.own_tail import LABEL_OUTPUT, SCORE_OUTPUT, OwnTail, find_own_tail
+from postproc_export.outputs import RAW_NAMES, RESULT_NAMES
 from postproc_export.stats import LEVELS, Level
 from postproc_export.tail import OUTPUT_NAMES
 
@@ -20,6 +21,12 @@ MAYBE_SHIFTED: Final = (
     "the raw value may differ from the model's own by a constant factor and a constant; it ranks the same and can be "
     "calibrated"
 )
+
+OUTSIDE: Final = (
+    "export the model again with its raw outputs alone; where pred_label and pred_mask are no post-processing but the "
+    "model's own, export them under other names"
+)
+UNDO: Final = "undo what was changed at the end of the graph, or attach to the original again"
 
 FoundTail: TypeAlias = OwnTail | AnomalibTail
 
@@ -44,6 +51,8 @@ class Found:
         What the record says that does not fit the model: it is not to be acted on then.
     doubts
         What another tool may have taken away that the record tells of; without one the record lies.
+    outputs
+        The names of all outputs.
     """
 
     tails: Mapping[Level, FoundTail]
@@ -52,6 +61,26 @@ class Found:
     is_converted: bool = False
     misfits: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+    outputs: frozenset[str] = frozenset()
+
+    @property
+    def unexplained(self) -> dict[str, str]:
+        """Labels that no tail explains, and why: another rule's, which would stay where the rest is taken off."""
+        if self.record is not None:
+            return {}
+        explained = {name for tail in self.tails.values() for name in tail.outputs}
+        levels = {LABEL_OUTPUT[level]: level for level in LEVELS}
+        return {
+            name: str(self.misses.get(levels[name]) or getattr(self.tails[levels[name]], "other_rule", None))
+            for name in RESULT_NAMES
+            if name in self.outputs - explained
+        }
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all post-processing that the file shows or tells of is known, and can be taken off or changed."""
+        damaged = self.record is not None and (self.misfits or self.record.levels & self.misses.keys())
+        return bool(self.tails) and not self.unexplained and not damaged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +142,28 @@ def find_tails(
         else:
             misses[level] = nearest_miss((found, own) if isinstance(own, Mismatch) else (found,))
     _drop_doubtful(tails, misses)
+    tails |= settle(tails)
     return tails, misses
+
+
+def refuse_partial(found: Found) -> None:
+    """Refuse a model with post-processing of which a part alone is known.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If it is, naming what would stay.
+    """
+    if not found.tails or not found.unexplained:
+        return
+    known = sorted({name for tail in found.tails.values() for name in tail.outputs})
+    raise UnsupportedModelError(
+        "the post-processing is not known as a whole, and is left as it is",
+        found="; ".join(f"'{name}' is by another rule: {why}" for name, why in found.unexplained.items())
+        + f"; known: {', '.join(known)}",
+        needed="labels by Anomalib's rule or ours, so that nothing of it stays behind",
+        fix=OUTSIDE,
+    )
 
 
 def refuse_damaged(found: Found, *, where: str) -> None:
@@ -130,7 +180,7 @@ def refuse_damaged(found: Found, *, where: str) -> None:
             f"the {level} level's tail is not as it was attached",
             found=str(misses[level]),
             needed="the tail that the model's record describes",
-            fix="undo what was changed at the end of the graph, or attach to the original again",
+            fix=UNDO,
         )
     if record is not None and found.misfits:
         raise MetadataError(
@@ -217,15 +267,29 @@ def nearest_miss(misses: Iterable[Mismatch]) -> Mismatch:
     return max(misses, key=lambda miss: miss.depth)
 
 
+def with_what_is_left(detached: Detached, view: GraphView) -> Detached:
+    """Return the result with a note where the model below has post-processing of its own, as its original had."""
+    left, _ = find_tails(view)
+    shown = " and ".join(name for tail in left.values() for name in tail.outputs)
+    note = (f"below it the model has post-processing of its own at {shown}: detach once more to take that off",)
+    return replace(detached, notes=(*detached.notes, *note)) if left else detached
+
+
+def is_exported(tail: FoundTail) -> bool:
+    """Whether a tail was exported with the model, and never attached to a file."""
+    return isinstance(tail, AnomalibTail) or tail.is_eager
+
+
 def raw_name(tail: FoundTail, name: str) -> str:
     """Return the name for a raw value that becomes an output, where no record tells the original's.
 
     Notes
     -----
-    Anomalib's tails give the names that its raw models have. Ours moved a value only out of the way of its own outputs,
-    to ``<name>_raw``; every other value still has its name.
+    What was exported with a model, Anomalib's post-processing and our eager module, gives the names that raw models
+    have. Ours, attached, moved a value only out of the way of its own outputs, to ``<name>_raw``; every other value
+    still has its name.
     """
-    if isinstance(tail, AnomalibTail):
+    if is_exported(tail):
         return RAW_NAMES[tail.level]
     stem = next((stem for stem in OUTPUT_NAMES if name == f"{stem}_raw" or name.startswith(f"{stem}_raw_")), None)
     return RAW_NAMES[tail.level] if stem == RAW_NAMES[tail.level] else name
@@ -252,8 +316,7 @@ def touched(tails: Mapping[Level, FoundTail]) -> list[str]:
 
 def notes_of(tails: Mapping[Level, FoundTail]) -> tuple[str, ...]:
     """Return what a user should know of a model whose tail was removed without a record."""
-    kinds = {isinstance(tail, AnomalibTail) for tail in tails.values()}
-    notes = [STRIPPED] if False in kinds else []
+    notes = [] if all(is_exported(tail) for tail in tails.values()) else [STRIPPED]
     folded = [tail for tail in tails.values() if isinstance(tail, AnomalibTail) and tail.reading.is_folded]
     notes += [f"{SCORE_OUTPUT[tail.level]}: {MAYBE_SHIFTED}" for tail in folded]
     return tuple(notes)

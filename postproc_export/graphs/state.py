@@ -10,6 +10,7 @@ from postproc_export.float32 import Half, to_float32
 from postproc_export.graphs.detached import FoundTail
 from postproc_export.graphs.metadata import TailRecord
 from postproc_export.graphs.reading.anomalib_tail import AnomalibTail
+from postproc_export.graphs.reading.eager_reading import rule_of
 from postproc_export.graphs.reading.levels import report_level, stats_of
 from postproc_export.graphs.reading.own_tail import OwnTail
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
@@ -163,6 +164,9 @@ def state_of(tails: Mapping[Level, FoundTail], record: TailRecord | None) -> Sta
 def _stats(level: Level, tail: FoundTail) -> LevelStats | None:
     if isinstance(tail, AnomalibTail):
         return stats_of(tail.reading)
+    rule = rule_of(tail)
+    if rule is not None or (tail.is_eager and tail.decides):
+        return None if rule is None else rule.stats
     report = report_level(level, tail, record=None, is_rounded=False)
     if report.threshold is None or report.span is None:
         return None
@@ -175,8 +179,11 @@ def _options(tails: Mapping[Level, FoundTail]) -> dict[str, Any]:
     for level, tail in tails.items():
         name = "label_dtype" if level == "image" else "mask_dtype"
         if isinstance(tail, OwnTail):
-            sensitivity = report_level(level, tail, record=None, is_rounded=False).sensitivity
-            options |= {"enable_normalization": tail.is_normalised, "enable_thresholding": tail.decides}
+            report = report_level(level, tail, record=None, is_rounded=False)
+            sensitivity = report.sensitivity
+            options |= {"comparison": report.comparison} if tail.is_eager and report.comparison is not None else {}
+            if tail.is_normalised or tail.decides:  # a guard alone decides nothing
+                options |= {"enable_normalization": tail.is_normalised, "enable_thresholding": tail.decides}
             options |= {"layout": "packed"} if tail.is_packed else {name: tail.label_dtype}
             if tail.adjustable != "nothing":
                 options |= {"adjustable": tail.adjustable, "as_parameters": tail.default is None}

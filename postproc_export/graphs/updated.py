@@ -8,13 +8,17 @@ from graph_patterns.match import Mismatch, Site
 from postproc_export.boundary import check_sensitivity
 from postproc_export.errors import UsageError
 from postproc_export.float32 import to_float32
-from postproc_export.graphs.detached import FoundTail
+from postproc_export.graphs.detached import Found, FoundTail
 from postproc_export.graphs.reading.anomalib_tail import AnomalibTail
+from postproc_export.graphs.reading.own_tail import OwnTail
 from postproc_export.graphs.state import Changes, State, no_range, no_state
 from postproc_export.stats import Level, LevelStats
 from postproc_export.tail import Tail
 
 REPLACED: Final = "Anomalib's post-processing was replaced by ours, with its threshold, span, sensitivity and rule"
+REPLACED_EAGER: Final = (
+    "our exported eager module was replaced by our tail, with its threshold, span, sensitivity and rule"
+)
 EDITED: Final = "the constants of Anomalib's post-processing were edited in place"
 NOT_KNOWN: Final = (
     "its threshold or range is not in the file, so ours could not take its place: its constants were edited in place"
@@ -66,8 +70,38 @@ def must_be_edited(tails: Mapping[Level, FoundTail], before: State, changes: Cha
     )
 
 
-def edits_of(tails: Mapping[Level, FoundTail], changes: Changes) -> Edits:
+def refuse_unknown(found: Found, before: State, changes: Changes) -> None:
+    """Refuse to attach anew what decides by numbers that are not in the file.
+
+    Raises
+    ------
+    UsageError
+        If a level has labels whose threshold and range are not known, and no new statistics are given for it.
+    """
+    for level in unknown_levels(found.tails, before, changes):
+        if isinstance(tail := found.tails[level], OwnTail):
+            raise UsageError(
+                f"the {level} level cannot be changed: its threshold and range are not in the file",
+                found="a boundary alone" if tail.decides else "neither normalised scores nor labels",
+                needed="statistics, as `postproc-export calibrate` writes them",
+                fix="give them with --stats, or take the post-processing off with `postproc-export detach`",
+            )
+
+
+def unknown_levels(tails: Mapping[Level, FoundTail], before: State, changes: Changes) -> list[Level]:
+    """Return the levels whose threshold and range are neither in the file nor given."""
+    return [level for level in tails if before.stats.level(level) is None and changes.stats is None]
+
+
+def edits_of(tails: Mapping[Level, FoundTail], changes: Changes, *, is_known: bool = True) -> Edits:
     """Return the new numbers for Anomalib's constants: {where: number}.
+
+    Parameters
+    ----------
+    tails, changes
+        What is there, and what changes.
+    is_known
+        Whether what the tails decide could be attached anew.
 
     Raises
     ------
@@ -83,7 +117,10 @@ def edits_of(tails: Mapping[Level, FoundTail], changes: Changes) -> Edits:
     edits: Edits = {}
     for level, tail in tails.items():
         if not isinstance(tail, AnomalibTail):
-            raise UsageError(f"the {level} level has our tail: there is no other dialect to keep")
+            raise UsageError(
+                f"the {level} level has our tail: there is no other dialect to keep",
+                fix="leave out --keep-dialect" if is_known else "leave out --keep-dialect, and give --stats",
+            )
         edits |= _edits(level, tail, changes)
     return edits
 
@@ -116,6 +153,8 @@ def _constants(level: Level, tail: AnomalibTail, changes: Changes) -> dict[str, 
         raise no_range(level)
     names = [name for name in ("threshold", "step_threshold", "step_threshold_below") if name in tail.sites]
     wanted = dict.fromkeys(names, threshold)
+    if "minus_threshold" in tail.sites:
+        wanted["minus_threshold"] = -threshold
     if "shift" in tail.sites:
         if not span:
             raise no_range(level)

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from postproc_export.graphs.attached import Attached
-from postproc_export.graphs.detached import Detached, Found
+from postproc_export.graphs.detached import Detached, Found, refuse_partial
 from postproc_export.graphs.reading.anomalib_tail import AnomalibTail
 from postproc_export.graphs.reading.levels import SWITCHED_OFF, report_level
 from postproc_export.graphs.reading.own_tail import OwnTail
@@ -14,11 +14,14 @@ from postproc_export.graphs.updated import (
     EDITED,
     NOT_KNOWN,
     REPLACED,
+    REPLACED_EAGER,
     STRICT,
     Edits,
     Updated,
     edits_of,
     must_be_edited,
+    refuse_unknown,
+    unknown_levels,
 )
 from postproc_export.outputs import LEAVE_OUT, Selected
 from postproc_export.stats import LEVELS, CalibrationStats
@@ -52,11 +55,13 @@ def update_model(
     """
     if not found.tails and found.record is None:
         return Updated(misses=found.misses, is_found=False)
+    refuse_partial(found)
     before = state_of(found.tails, found.record)
     is_foreign = any(isinstance(tail, AnomalibTail) for tail in found.tails.values())
     unknown = is_foreign and must_be_edited(found.tails, before, changes)
     if keep_dialect or unknown:
         return _edited(found, before, changes, edit, notes=(EDITED if keep_dialect else NOT_KNOWN,))
+    refuse_unknown(found, before, changes)
     after = changes.apply(before)
     detached = detach()
     attached = attach(after.stats, after.options, _outputs(found, detached))
@@ -64,11 +69,14 @@ def update_model(
     notes = (*attached.tail.notes, *_narrowed(found, after))
     if is_foreign:
         notes = (*notes, REPLACED, *((STRICT,) if after.options.comparison == "gt" else ()))
+    is_eager = any(isinstance(tail, OwnTail) and tail.is_eager for tail in found.tails.values())
+    if is_eager:
+        notes = (*notes, REPLACED_EAGER)
     rewritten = (*_rewritten(found), *_other_guard(found, attached.tail, changes))
     return Updated(
         before=before,
         after=after,
-        is_changed=is_foreign or bool(rewritten) or _differ(before, after),
+        is_changed=is_foreign or is_eager or bool(rewritten) or _differ(before, after),
         notes=(*notes, *rewritten),
         tail=attached.tail,
     )
@@ -77,7 +85,7 @@ def update_model(
 def _edited(
     found: Found, before: State, changes: Changes, edit: Callable[[Edits], None], *, notes: tuple[str, ...]
 ) -> Updated:
-    edits = edits_of(found.tails, changes)
+    edits = edits_of(found.tails, changes, is_known=not unknown_levels(found.tails, before, changes))
     numbers = {
         site: tail.scalars[name]
         for tail in found.tails.values()

@@ -134,7 +134,8 @@ _TITLES = {"postproc_export": "postproc-export's tail", "anomalib": "Anomalib's 
 
 def _level_lines(level: Level, report: LevelReport) -> Iterator[str]:
     sure = "" if report.tail == "none" else ", read from the file" if report.certain else ", inferred"
-    yield f"  {level:<8} {_TITLES[report.tail]} at {' and '.join(report.places(level))}{sure}"
+    title = "post-processing that is not known" if report.tail == "none" and report.other_rule else _TITLES[report.tail]
+    yield f"  {level:<8} {title} at {' and '.join(report.places(level))}{sure}"
     if report.tail != "none":
         yield f"    {'':<12} {'raw':>14} {'normalised':>14}"
         for name, (raw, unit) in report.raw_and_unit.items():
@@ -158,7 +159,7 @@ def _cell(value: float | None) -> str:
 
 def _rule(report: LevelReport) -> str:
     rules = {"ge": "raw >= boundary (ge)", "gt": "normalised > 1 - sensitivity (gt)", None: "no decision"}
-    return rules[report.comparison]
+    return "another one, not known" if report.other_rule is not None else rules[report.comparison]
 
 
 def _port(port: PortInfo) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from postproc_export.errors import PostprocError
 from postproc_export.graphs.detached import Found
 from postproc_export.graphs.reading.level_report import LevelReport
 from postproc_export.graphs.reading.levels import report_level, report_miss
+from postproc_export.graphs.reading.own_tail import LABEL_OUTPUT
 from postproc_export.outputs import select_outputs
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import LEVELS, Level
@@ -37,8 +38,9 @@ def report_levels(
             report = report_level(level, found.tails[level], record=found.record, is_rounded=level in rounded)
             reports[level] = _doubted(report, (*found.misfits, *found.doubts, *gone))
         else:
+            label = LABEL_OUTPUT[level] if LABEL_OUTPUT[level] in found.outputs else None
             miss = found.misses[level]
-            reports[level] = _doubted(report_miss(level, raw[level], miss), gone) if level in raw else None
+            reports[level] = _doubted(report_miss(level, raw[level], miss, label=label), gone) if level in raw else None
     return reports
 
 

@@ -21,7 +21,7 @@ ORDER = {
         settings tail_options torch_modules adjusting eager comparison tail_steps tail graphs transforms rewrite
         calibration preservation contracts integrations parity export demo cli __main__
     """,
-    "postproc_export.graphs": "metadata reading attached detached state updated updating onnx openvino",
+    "postproc_export.graphs": "metadata reading detached attached state updated updating onnx openvino",
     "postproc_export.rewrite": """
         onnx_file openvino_file counts attach detach update defaults level_reports inspection onnx_inspect
         openvino_inspect inspect

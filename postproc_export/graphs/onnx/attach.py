@@ -7,19 +7,19 @@ import onnx
 
 from graph_patterns.errors import UnsupportedOpsetError
 from graph_patterns.onnx.lowering import INITIALIZERS_NEED_NO_INPUT_SINCE, OnnxTarget, emit
-from graph_patterns.onnx.view import OnnxView, default_opset
+from graph_patterns.onnx.view import default_opset
 from postproc_export.errors import UnsupportedModelError, UsageError
 from postproc_export.graphs.attached import (
     Attached,
-    already_attached,
     final_order,
     name_is_taken,
     new_name,
     new_names,
-    refuse_own_tail,
+    refuse_attached,
     replaced_outputs,
 )
 from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
+from postproc_export.graphs.onnx.find import find_in_onnx_model
 from postproc_export.graphs.onnx.names import immovable_names, rename_values, used_names, value_names
 from postproc_export.graphs.onnx.original import NEEDED_IMPORT, encoded_port, oldest_opset_of, uses_default_domain
 from postproc_export.graphs.onnx.ports import output_ports
@@ -172,10 +172,8 @@ def _value_info(output: TailOutput, source: onnx.ValueInfoProto) -> onnx.ValueIn
 
 def _refuse_attached(model: onnx.ModelProto) -> None:
     has_record = any(item.key == METADATA_KEY for item in model.metadata_props)
-    outputs = [item.name for item in model.graph.output if item.name in ("pred_label", "pred_mask")]
-    if has_record or outputs:
-        raise already_attached(f"outputs {', '.join(outputs)}" if outputs else f"the metadata entry '{METADATA_KEY}'")
-    refuse_own_tail(OnnxView(model))
+    found = find_in_onnx_model(model, where="the model")
+    refuse_attached(found, entry=f"the metadata entry '{METADATA_KEY}'" if has_record else None)
 
 
 def _refuse_adjustable(tail: Tail, target: OnnxTarget) -> None:

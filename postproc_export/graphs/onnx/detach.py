@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 import onnx
 
 from graph_patterns.onnx.removal import remove
+from graph_patterns.onnx.view import OnnxView
 from postproc_export.graphs.detached import (
     Detached,
     FoundTail,
@@ -14,8 +15,10 @@ from postproc_export.graphs.detached import (
     recorded_raw,
     refuse_damaged,
     refuse_no_outputs,
+    refuse_partial,
     restored_tails,
     touched,
+    with_what_is_left,
 )
 from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
 from postproc_export.graphs.onnx.find import find_in_onnx_model
@@ -47,6 +50,7 @@ def detach_from_onnx_model(model: onnx.ModelProto, *, where: str = "the model") 
     found = find_in_onnx_model(model, where=where)
     tails, record = found.tails, found.record
     refuse_damaged(found, where=where)
+    refuse_partial(found)
     if not tails:
         return Detached(misses=found.misses)
     outputs = {item.name: onnx.ValueInfoProto.FromString(item.SerializeToString()) for item in model.graph.output}
@@ -59,8 +63,10 @@ def detach_from_onnx_model(model: onnx.ModelProto, *, where: str = "the model") 
     )
     _drop_record(model)
     if record is None:
-        return _rebuild(model, tails, outputs, where=where)
-    return _restore(model, record, tails, where=where)
+        detached = _rebuild(model, tails, outputs, where=where)
+    else:
+        detached = _restore(model, record, tails, where=where)
+    return with_what_is_left(detached, OnnxView(model))
 
 
 def _restore(model: onnx.ModelProto, record: TailRecord, tails: Mapping[Level, FoundTail], *, where: str) -> Detached:

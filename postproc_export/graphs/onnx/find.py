@@ -45,11 +45,12 @@ def find_in_onnx_model(model: onnx.ModelProto, *, where: str) -> Found:
     raw = () if record is None else tuple(name for name in record.raw.values() if view.has(name))
     fits = record is not None and len(raw) == len(record.raw)
     tails, misses = find_tails(view, raw=raw if fits else (), record=record)
+    outputs = frozenset(item.name for item in model.graph.output)
     if record is None or not tails or record.levels & misses.keys():  # a level that is gone is told as such
-        return Found(tails, misses, record)
+        return Found(tails, misses, record, outputs=outputs)
     misfits = (*_misfits(view, record, tails, where=where), *_moved_inputs(model, record))
     doubts = () if misfits or touched(tails) else tuple(_doubts(model, record, tails, where=where))
-    return Found(tails, misses, record, misfits=misfits, doubts=doubts)
+    return Found(tails, misses, record, misfits=misfits, doubts=doubts, outputs=outputs)
 
 
 def _moved_inputs(model: onnx.ModelProto, record: TailRecord) -> Iterator[str]:

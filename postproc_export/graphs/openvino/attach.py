@@ -1,22 +1,21 @@
 """Attach a tail to an OpenVINO model, in place: operators behind the results, nothing else touched."""
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from graph_patterns.openvino.lowering import emit
-from graph_patterns.openvino.view import OpenVinoView
 from postproc_export.graphs.attached import (
     Attached,
-    already_attached,
     final_order,
     name_is_taken,
     new_name,
     new_names,
-    refuse_own_tail,
+    refuse_attached,
     replaced_outputs,
 )
 from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
 from postproc_export.graphs.openvino.adjusting import add_adjustable
+from postproc_export.graphs.openvino.find import find_in_openvino_model
 from postproc_export.graphs.openvino.names import (
     described,
     name_operator,
@@ -33,8 +32,6 @@ from postproc_export.tail import PREFIX, Tail, build_tail, calibrated_levels
 from postproc_export.tail_options import TailOptions
 from postproc_export.tail_steps import TailOutput
 from postproc_export.version import __version__
-
-_LABELS: Final = frozenset({"pred_label", "pred_mask"})
 
 
 def attach_to_openvino_model(
@@ -158,9 +155,6 @@ def _names(result: Any) -> set[str]:
 
 
 def _refuse_attached(model: Any) -> None:
-    names = {name for result in model.get_results() for name in _names(result)}
-    if model.has_rt_info(METADATA_KEY) or model.has_rt_info(["framework", METADATA_KEY]):
-        raise already_attached(f"the rt_info entry '{METADATA_KEY}'")
-    if names & _LABELS:
-        raise already_attached(f"outputs {', '.join(sorted(names & _LABELS))}")
-    refuse_own_tail(OpenVinoView(model))
+    has_record = model.has_rt_info(METADATA_KEY) or model.has_rt_info(["framework", METADATA_KEY])
+    found = find_in_openvino_model(model, where="the model")
+    refuse_attached(found, entry=f"the rt_info entry '{METADATA_KEY}'" if has_record else None)

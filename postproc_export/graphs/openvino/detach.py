@@ -4,16 +4,20 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from graph_patterns.openvino.removal import remove
+from graph_patterns.openvino.view import OpenVinoView
 from postproc_export.graphs.detached import (
     Detached,
     FoundTail,
     adjusted_values,
+    is_exported,
     notes_of,
     raw_name,
     refuse_damaged,
     refuse_no_outputs,
+    refuse_partial,
     restored_tails,
     touched,
+    with_what_is_left,
 )
 from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
 from postproc_export.graphs.onnx.original import decoded_outputs, recorded_names
@@ -24,10 +28,10 @@ from postproc_export.graphs.openvino.find import (
     raw_values,
     recorded_results,
     result_names,
+    take_names,
     tensors_of,
 )
 from postproc_export.graphs.openvino.names import new_result, rename_tensors, used_names
-from postproc_export.graphs.reading.anomalib_tail import AnomalibTail
 from postproc_export.graphs.reading.own_tail import SCORE_OUTPUT, OwnTail
 from postproc_export.stats import Level
 
@@ -54,12 +58,15 @@ def detach_from_openvino_model(model: Any, *, where: str = "the model") -> Detac
     """
     found = find_in_openvino_model(model, where=where)
     refuse_damaged(found, where=where)
+    refuse_partial(found)
     if not found.tails:
         return Detached(misses=found.misses)
     rewriter = _Rewriter(model, found.tails, where)
     if found.record is None:
-        return rewriter.rebuild(found.misfits)
-    return rewriter.restore_converted(found.record) if found.is_converted else rewriter.restore(found.record)
+        detached = rewriter.rebuild(found.misfits)
+    else:
+        detached = (rewriter.restore_converted if found.is_converted else rewriter.restore)(found.record)
+    return with_what_is_left(detached, OpenVinoView(model))
 
 
 class _Rewriter:
@@ -133,12 +140,12 @@ class _Rewriter:
         for tail in restored_tails(self._tails):
             raw: Any = tail.raw
             score = SCORE_OUTPUT[tail.level]
-            names = {old: raw_name(tail, old) for old in raw.get_names()} if isinstance(tail, OwnTail) else {}
+            names = {} if is_exported(tail) else {old: raw_name(tail, old) for old in raw.get_names()}
             renamed |= {old: new for old, new in names.items() if old != new}
             if isinstance(tail, OwnTail) and raw in present:
                 continue
             made[tail.level] = new_result(_own_output(raw, score), f"{score}/sink_port_0")
-            if isinstance(tail, AnomalibTail):
+            if is_exported(tail):
                 wanted[tail.level] = {score}
         final: list[Any] = []
         for result in self._model.get_results():
@@ -149,6 +156,7 @@ class _Rewriter:
                 final += [item for level, item in made.items() if self._tails[level].outputs[0] in names_here]
         self._replace(list(made.values()), final)
         for level, names_to_add in wanted.items():
+            take_names(self._model, names_to_add)  # a conversion names tensors after variables
             add_names(made[level], names_to_add)
         renamed = self._rename(renamed)
         sources = {

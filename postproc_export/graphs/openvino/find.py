@@ -19,37 +19,41 @@ from postproc_export.graphs.detached import (
 from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
 from postproc_export.graphs.onnx.original import decoded_outputs, illegal, recorded_names
 from postproc_export.graphs.openvino.names import ambiguous, outputs_of, used_names, value_name
+from postproc_export.graphs.reading.own_tail import LABEL_OUTPUT, SCORE_OUTPUT
+from postproc_export.packing import PACKED_OUTPUT
 from postproc_export.stats import Level
 from postproc_export.tail import OUTPUT_NAMES
 
-_UNNAMED: Final[Mapping[str, tuple[str, ...]]] = {
-    "fbfb": OUTPUT_NAMES,
-    "fb": OUTPUT_NAMES[:2],
-}
+_MAP_RANK: Final = 3  # and above
 
 
 def find_in_openvino_model(model: Any, *, where: str) -> Found:
     """Find the tails of a model, ours or Anomalib's, with the help of its record where that fits."""
     record, is_converted = read_record(model, where=where)
-    if record is None:
-        name_outputs(model)
+    named = name_outputs(model) if record is None else {}
     raw = raw_values(model, record, is_converted=is_converted)
     fits = record is not None and raw.keys() == record.raw.keys()
     tails, misses = find_tails(
         OpenVinoView(model), raw=tuple(raw.values()) if fits else (), record=record if fits else None
     )
+    if not tails:
+        for result, names in named.items():  # the file is as it was
+            result.output(0).set_names(names)
+    outputs = frozenset(name for result in model.get_results() for name in result_names(result))
     if record is None:
-        return Found(tails, misses, None)
+        return Found(tails, misses, None, outputs=outputs)
     if not fits:
         lost = ", ".join(f"'{name}'" for level, name in record.raw.items() if level not in raw)
-        return Found(tails, misses, None, misfits=(f"it names raw values that are not in the model: {lost}",))
+        return Found(
+            tails, misses, None, misfits=(f"it names raw values that are not in the model: {lost}",), outputs=outputs
+        )
     if not tails or record.levels & misses.keys():  # a level that is gone is told as such
-        return Found(tails, misses, record, is_converted)
+        return Found(tails, misses, record, is_converted, outputs=outputs)
     check = _converted_misfits if is_converted else _misfits
     misfits = tuple(check(model, record, tails, where))
     certain = not (misfits or is_converted or touched(tails))
     doubts = tuple(_doubts(model, record, where)) if certain else ()
-    return Found(tails, misses, record, is_converted, misfits=misfits, doubts=doubts)
+    return Found(tails, misses, record, is_converted, misfits=misfits, doubts=doubts, outputs=outputs)
 
 
 def _doubts(model: Any, record: TailRecord, where: str) -> Iterator[str]:
@@ -117,20 +121,33 @@ def recorded_results(original: Mapping[str, Any], *, where: str) -> list[tuple[s
     return rows
 
 
-def name_outputs(model: Any) -> None:
-    """Name the outputs where no tensor bears one of the names, as `openvino.convert_model` leaves a torch module.
+def name_outputs(model: Any) -> dict[Any, set[str]]:
+    """Name the results where none bears one of the names, as `openvino.convert_model` leaves a torch module.
+
+    Returns
+    -------
+    dict
+        The names that each result had that was named.
 
     Notes
     -----
-    Anomalib's modules give score, label, map and mask in this order; labels and masks are boolean.
+    Anomalib's modules and ours give score, label, map and mask in this order, those that there are; labels and masks
+    are boolean, maps and masks have three axes or more. A tensor inside may bear one of the names, after a variable.
     """
-    results = model.get_results()
-    tensors, _ = used_names(model)
-    if not tensors.isdisjoint(OUTPUT_NAMES):
-        return
-    kinds = "".join("b" if item.get_output_element_type(0).get_type_name() == "boolean" else "f" for item in results)
-    for result, name in zip(results, _UNNAMED.get(kinds, ()), strict=False):
-        add_names(result, {name})
+    if any(not result_names(result).isdisjoint((*OUTPUT_NAMES, PACKED_OUTPUT)) for result in model.get_results()):
+        return {}
+    wanted: dict[str, Any] = {}
+    for result in model.get_results():
+        names = LABEL_OUTPUT if result.get_output_element_type(0).get_type_name() == "boolean" else SCORE_OUTPUT
+        rank = result.get_output_partial_shape(0).rank
+        name = names["pixel" if rank.is_static and rank.get_length() >= _MAP_RANK else "image"]
+        if name in wanted:
+            return {}
+        wanted[name] = result
+    before = {result: set(result.output(0).get_names()) for result in wanted.values()}
+    for name, result in wanted.items():
+        result.output(0).set_names(before[result] | {name})
+    return before
 
 
 def read_record(model: Any, *, where: str) -> tuple[TailRecord | None, bool]:
@@ -163,6 +180,13 @@ def _ports(model: Any) -> Iterator[tuple[str, Any]]:
     for output in outputs_of(model):
         if output.get_node().get_type_name() != "Result":
             yield value_name(output), output
+
+
+def take_names(model: Any, names: set[str]) -> None:
+    """Take names away from every tensor that bears one: an output is to bear it."""
+    for output in outputs_of(model):
+        if not names.isdisjoint(output.get_names()):
+            output.set_names(output.get_names() - names)
 
 
 def add_names(result: Any, names: set[str]) -> None:

@@ -24,6 +24,7 @@ FOLDED: Final = (
     "folded the model's own last ones: then both are right for the value that the file still has, and a model's own "
     "score y = k x + c of it has the threshold k t + c and the span k r"
 )
+OTHER_RULE: Final = "the label is by another rule, which is not known: {why}"
 NO_LABEL: Final = "the model gives no label: thresholding was switched off when it was exported"
 
 
@@ -72,11 +73,14 @@ def read(found: Match) -> Reading | Mismatch:
         return Reading(threshold=threshold, span=0.0, min=low, max=high, notes=(ZERO_RANGE,))
     if "unread_chain" in found.inputs:
         return Mismatch("expected clip((x - T) / R + 0.5, 0, 1), found something else", "the live branch of a select")
-    chain = _read_chain(scalars)
+    chain = read_chain(scalars)
     return chain if isinstance(chain, Mismatch) else replace(chain, min=low, max=high)
 
 
-def _read_chain(scalars: Mapping[str, float]) -> Reading | Mismatch:
+def read_chain(scalars: Mapping[str, float]) -> Reading | Mismatch:
+    """Return threshold and span of a chain of operators, whatever form it has."""
+    if "minus_threshold" in scalars:
+        scalars = {"threshold": -scalars["minus_threshold"], **scalars}
     scale = scalars.get("scale", 1.0)
     with np.errstate(all="ignore"):
         span = scalars.get("span", float(np.float64(1.0) / np.float64(scale)))
@@ -113,9 +117,11 @@ def _number(value: float) -> float | None:
     return to_float32(value) if math.isfinite(to_float32(value)) else None
 
 
-def with_decision(reading: Reading, cut: float | None) -> Reading:
+def with_decision(reading: Reading, cut: float | None, *, other_rule: Mismatch | None = None) -> Reading:
     """Return a reading with the sensitivity that the decision compares with, and what that means."""
     notes = reading.notes
+    if other_rule is not None:
+        return replace(reading, notes=(*notes, OTHER_RULE.format(why=other_rule)))
     if not reading.is_normalised and cut is not None:
         notes = (*notes, NOT_NORMALISED.format(cut=cut))
     if cut is None:

@@ -35,6 +35,8 @@ class AnomalibTail:
         Its numbers.
     scalars, sites
         The numbers as they stand in the graph, and where.
+    other_rule
+        Why its label is not Anomalib's, where it has one all the same.
     """
 
     level: Level
@@ -45,6 +47,7 @@ class AnomalibTail:
     scalars: Mapping[str, float]
     sites: Mapping[str, tuple[Site, ...]]
     from_map: bool = False
+    other_rule: Mismatch | None = None
 
 
 def find_anomalib_tail(view: GraphView, level: Level) -> AnomalibTail | Mismatch:
@@ -63,7 +66,7 @@ def find_anomalib_tail(view: GraphView, level: Level) -> AnomalibTail | Mismatch
             return Mismatch(f"the label is not of the score {graph.describe(score)!r}", graph.describe(score))
         # A node that computes a constant may be shared, and goes by itself when nobody reads it any more.
         values = tuple(value for value in found.values if graph.number(value) is None)
-        return _tail(level, found, values, decision, reading)
+        return _tail(graph, level, found, values, decision, reading)
     if not isinstance(decision, Match):
         return found if found.depth >= decision.depth else decision
     if found.depth >= NEAR or _ends_in_chain(graph, score):
@@ -106,9 +109,15 @@ def _ends_in_chain(graph: Folded, score: Value) -> bool:
 
 
 def _tail(
-    level: Level, found: Match, values: tuple[Value, ...], decision: Match | Mismatch, reading: Reading
+    graph: Folded,
+    level: Level,
+    found: Match,
+    values: tuple[Value, ...],
+    decision: Match | Mismatch,
+    reading: Reading,
 ) -> AnomalibTail:
     names, sites, scalars = [SCORE_OUTPUT[level]], dict(found.sites), dict(found.scalars)
+    other = decision if isinstance(decision, Mismatch) and graph.output(LABEL_OUTPUT[level]) is not None else None
     if isinstance(decision, Match):
         names.append(LABEL_OUTPUT[level])
         values = (*values, *decision.values)
@@ -119,9 +128,10 @@ def _tail(
         raw=found.inputs["raw"],
         outputs=tuple(names),
         values=values,
-        reading=with_decision(reading, scalars.get("cut")),
+        reading=with_decision(reading, scalars.get("cut"), other_rule=other),
         scalars=scalars,
         sites=sites,
+        other_rule=other,
     )
 
 

@@ -10,6 +10,7 @@ from graph_patterns.graph import GraphView, Value
 from graph_patterns.match import Match, Mismatch, find
 from graph_patterns.pattern import Pattern
 from postproc_export.adjusting import Adjusted, input_name
+from postproc_export.graphs.reading.dialects import TORCH_AT_LEAST
 from postproc_export.stats import Level
 from postproc_export.tail import PREFIX
 from postproc_export.tail_options import LABEL_DTYPES, LabelDtype
@@ -23,7 +24,7 @@ def _in_every_type(*steps: Expr) -> Iterator[Expr]:
         yield from (cast(step, dtype=dtype) for dtype in LABEL_DTYPES)
 
 
-_FIXED: Final = tuple(_in_every_type(catalog.at_least(Input("values"))))
+_FIXED: Final = (*_in_every_type(catalog.at_least(Input("values"))), TORCH_AT_LEAST)
 _ADJUSTED: Final = tuple(_in_every_type(*catalog.ADJUSTED_AT_LEAST))
 _LABEL: Final = Pattern(name="label", body=_FIXED[0], spellings=_FIXED[1:], source=_SOURCE)
 _ADJUSTED_LABEL: Final = Pattern(name="adjusted_label", body=_ADJUSTED[0], spellings=_ADJUSTED[1:], source=_SOURCE)

@@ -37,6 +37,8 @@ class LevelReport:
         The rule.
     certain
         Whether threshold and span stand in the file as such, and were not inferred.
+    other_rule
+        Why the label that the level has is by a rule that is not known; None where it is, or there is no label.
     layout
         Whether the level has outputs of its own, or both levels are packed into one.
     adjustable, adjusted_by
@@ -62,6 +64,7 @@ class LevelReport:
     sensitivity: float | None = None
     comparison: Comparison | None = None
     certain: bool = True
+    other_rule: str | None = None
     layout: Layout = "separate"
     adjustable: Adjustable = "nothing"
     adjusted_by: str | None = None
@@ -92,6 +95,7 @@ class LevelReport:
             "sensitivity": json_number(self.sensitivity),
             "comparison": self.comparison,
             "certain": self.certain,
+            "other_rule": self.other_rule,
             "min": json_number(self.min),
             "max": json_number(self.max),
             "boundary": json_number(self.boundary),

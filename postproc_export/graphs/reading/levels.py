@@ -11,6 +11,7 @@ from postproc_export.float32 import narrow_readings, next_up, to_float32
 from postproc_export.graphs.metadata import TailRecord
 from postproc_export.graphs.reading.anomalib_reading import Reading
 from postproc_export.graphs.reading.anomalib_tail import AnomalibTail
+from postproc_export.graphs.reading.eager_reading import report_eager
 from postproc_export.graphs.reading.level_report import LevelReport, json_number, shown
 from postproc_export.graphs.reading.own_tail import SCORE_OUTPUT, OwnTail
 from postproc_export.stats import Level, LevelStats
@@ -48,7 +49,10 @@ def report_level(
         report = _anomalib(tail)
     elif isinstance(tail, OwnTail):
         stats = None if record is None else record.stats.level(level)
-        report = _own(tail) if record is None or stats is None else _recorded(tail, record, stats)
+        if tail.is_eager:
+            report = report_eager(tail)
+        else:
+            report = _own(tail) if record is None or stats is None else _recorded(tail, record, stats)
         by = _adjusted_by(tail)
         report = replace(
             report,
@@ -63,10 +67,12 @@ def report_level(
     return replace(report, certain=False, notes=(*report.notes, _ROUNDED)) if is_rounded else report
 
 
-def report_miss(level: Level, output: str, miss: Mismatch) -> LevelReport:
+def report_miss(level: Level, output: str, miss: Mismatch, *, label: str | None) -> LevelReport:
     """Return a level without a tail that is known: how far a pattern came is told where something resembles one."""
-    notes = (f"no post-processing: {miss}",)
-    return LevelReport(tail="none", outputs=(output,), notes=notes)
+    if label is None:
+        return LevelReport(tail="none", outputs=(output,), notes=(f"no post-processing: {miss}",))
+    notes = (f"none that is known: {miss}",)
+    return LevelReport(tail="none", outputs=(output, label), certain=False, other_rule=str(miss), notes=notes)
 
 
 def _anomalib(tail: AnomalibTail) -> LevelReport:
@@ -82,6 +88,7 @@ def _anomalib(tail: AnomalibTail) -> LevelReport:
         sensitivity=reading.sensitivity,
         comparison="gt" if "cut" in tail.scalars else None,
         certain=reading.certain,
+        other_rule=None if tail.other_rule is None else str(tail.other_rule),
         notes=reading.notes,
         readings=_readings(reading) if reading.is_folded else (),
     )

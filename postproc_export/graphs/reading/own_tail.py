@@ -9,7 +9,9 @@ from graph_patterns.expr import Expr, Input, cast, identity
 from graph_patterns.graph import GraphView, Value
 from graph_patterns.match import Match, Mismatch, find
 from graph_patterns.pattern import Pattern
+from postproc_export.boundary import Comparison
 from postproc_export.graphs.reading.decision_steps import Decision, find_decision
+from postproc_export.graphs.reading.eager_tail import Parts, eager_source, find_eager_parts, is_emitted
 from postproc_export.graphs.reading.tail_places import Places, find_places
 from postproc_export.guarding import GuardForm
 from postproc_export.stats import Level
@@ -53,6 +55,10 @@ class OwnTail:
         Whether the nodes bear the names and the forms that attaching gave them: no other tool changed them since.
     is_packed
         Whether both levels are in one output.
+    is_eager
+        Whether it is our eager module, exported with the model; its scalars are those of `EAGER_SCORE` then.
+    comparison
+        The rule of the eager module, where it takes both levels to tell it.
     adjusted
         The value by which the decision is adjusted at run time; None where it cannot be.
     adjustable
@@ -74,6 +80,8 @@ class OwnTail:
     guarded_by: str | None
     is_as_emitted: bool
     is_packed: bool = False
+    is_eager: bool = False
+    comparison: Comparison | None = None
     adjusted: Value | None = None
     adjustable: Adjustable = "nothing"
     default: float | None = None
@@ -83,7 +91,7 @@ class OwnTail:
     @property
     def is_normalised(self) -> bool:
         """Whether its scores are normalised."""
-        return "alpha" in self.scalars
+        return bool(self.scalars.keys() - {"boundary"}) if self.is_eager else "alpha" in self.scalars
 
 
 def find_own_tail(
@@ -115,7 +123,7 @@ def find_own_tail(
     parts = _find_parts(view, level, places, options)
     if isinstance(parts, Mismatch):
         return parts
-    steps = _Steps(view, raw)
+    steps = _Steps(view, raw, is_eager=parts.is_eager)
     source, from_map = steps.walk(parts.values, level)
     matches = (*parts.matches, *((places.packing,) if places.packing else ()))
     return OwnTail(
@@ -128,8 +136,9 @@ def find_own_tail(
         label_dtype="bool" if parts.decision is None else parts.decision.dtype,
         guard=steps.guard,
         guarded_by=steps.guarded_by,
-        is_as_emitted=all(_is_emitted(match) for match in matches) and steps.is_as_emitted,
+        is_as_emitted=all(is_emitted(match) for match in matches) and steps.is_as_emitted,
         is_packed=places.packing is not None,
+        is_eager=parts.is_eager,
         adjusted=None if parts.decision is None else parts.decision.adjusted,
         adjustable="nothing" if parts.decision is None else parts.decision.what or "nothing",
         default=None if parts.decision is None else parts.decision.default,
@@ -138,68 +147,57 @@ def find_own_tail(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """The steps of the score, those of the label where there is one, and the value that both are of."""
-
-    score: tuple[Match, ...]
-    decision: Decision | None
-    values: Value
-
-    @property
-    def matches(self) -> tuple[Match, ...]:
-        return self.score if self.decision is None else (*self.score, self.decision.match)
-
-
-def _scalars(parts: _Parts) -> dict[str, float]:
+def _scalars(parts: Parts) -> dict[str, float]:
     scalars = {name: number for match in parts.matches for name, number in match.scalars.items()}
+    if parts.is_eager and parts.score and not parts.score[0].scalars:
+        scalars["shift"] = 0.0  # a clip alone: x / 1 + 0
     decision = parts.decision
     if decision is not None and decision.what == "boundary" and decision.default is not None:
         scalars["boundary"] = decision.default
     return scalars
 
 
-def _find_parts(view: GraphView, level: Level, places: Places, options: TailOptions | None) -> _Parts | Mismatch:
+def _find_parts(view: GraphView, level: Level, places: Places, options: TailOptions | None) -> Parts | Mismatch:
     score, label = places.at(SCORE_OUTPUT[level]), places.at(LABEL_OUTPUT[level])
     if isinstance(score, Mismatch):
         return score
     unit = find(catalog.UNIT_SCORE, view, at=score)
     decision = label if isinstance(label, Mismatch) else find_decision(view, level, at=label)
+    eager = find_eager_parts(view, level, score, label) if isinstance(unit, Mismatch) and options is None else None
+    if eager is not None:
+        return eager
     if isinstance(unit, Mismatch):
         may_be_raw = options is None or not options.enable_normalization
         raw = _raw_parts(view, score, decision) if may_be_raw and isinstance(decision, Decision) else None
         return raw or unit
     values = unit.inputs["values"]
     if isinstance(decision, Mismatch):  # a score without a label may be the model's own
-        is_ours = _is_emitted(unit) if options is None else not options.enable_thresholding
-        return _Parts((unit,), None, values) if is_ours and decision is label else decision
+        is_ours = is_emitted(unit) if options is None else not options.enable_thresholding
+        return Parts((unit,), None, values) if is_ours and decision is label else decision
     if decision.values != values:
         return Mismatch(
             f"the score is of {view.describe(values)!r}, the decision of another value",
             view.describe(decision.values),
         )
-    return _Parts((unit,), decision, values)
+    return Parts((unit,), decision, values)
 
 
-def _raw_parts(view: GraphView, score: Value, decision: Decision) -> _Parts | None:
+def _raw_parts(view: GraphView, score: Value, decision: Decision) -> Parts | None:
     """Return the steps of a score that stays raw and its label; None where the decision is on another value."""
     if score == decision.values:
-        return _Parts((), decision, score)
+        return Parts((), decision, score)
     copy = find(identity(_VALUES), view, at=score)
     is_copy = isinstance(copy, Match) and copy.inputs["values"] == decision.values
-    return _Parts((copy,), decision, decision.values) if isinstance(copy, Match) and is_copy else None
-
-
-def _is_emitted(match: Match) -> bool:
-    return all(node.name.startswith(PREFIX) for node in match.nodes)
+    return Parts((copy,), decision, decision.values) if isinstance(copy, Match) and is_copy else None
 
 
 class _Steps:
     """The steps between a host's raw value and the value that is scored, walked from the bottom up."""
 
-    def __init__(self, view: GraphView, raw: Collection[Value]) -> None:
+    def __init__(self, view: GraphView, raw: Collection[Value], *, is_eager: bool = False) -> None:
         self._view = view
         self._raw = raw
+        self._is_eager = is_eager
         self.values: list[Value] = []
         self.guard: GuardForm | None = None
         self.guarded_by: str | None = None
@@ -207,6 +205,8 @@ class _Steps:
 
     def walk(self, value: Value, level: Level) -> tuple[Value, bool]:
         from_map = False
+        if self._is_eager:
+            return self._through_eager(value, level), False
         if level == "image":
             value = self._through_guard(value)
             maximum = self._own(catalog.MAP_MAX, value)
@@ -223,6 +223,15 @@ class _Steps:
         self.values += guard.values
         self.guarded_by = self._view.describe(self._through_cast(guard.inputs["maps"]))
         return guard.inputs["values"]
+
+    def _through_eager(self, value: Value, level: Level) -> Value:
+        source = eager_source(self._view, level, value)
+        self.values += source.values
+        if source.maps is None:
+            return source.raw if level == "pixel" else self._through_guard(source.raw)
+        self.guard = "image"
+        self.guarded_by = self._view.describe(source.maps)
+        return source.raw
 
     def _through_cast(self, value: Value) -> Value:
         found = self._own(cast(_VALUES, dtype="float32"), value)
