@@ -73,7 +73,8 @@ def anomalib(name: str) -> Callable[[Path], Path]:
 
 def custom_rule_ir(folder: Path) -> Path:
     """Return the custom rule, converted."""
-    openvino.save_model(openvino.convert_model(DATA / "cases" / "custom_rule.onnx"), folder / "m.xml", compress_to_fp16=False)
+    model = openvino.convert_model(DATA / "cases" / "custom_rule.onnx")
+    openvino.save_model(model, folder / "m.xml", compress_to_fp16=False)
     return folder / "m.xml"
 
 
