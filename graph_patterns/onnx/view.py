@@ -87,12 +87,18 @@ class OnnxView:
         return number if tensor is None else _single(tensor)
 
     def integers(self, value: Value) -> tuple[int, ...] | None:
-        """Return the numbers of a constant vector of integers that nobody can override, reshaped or not; else None."""
+        """Return the numbers of a constant vector of integers that nobody can override; else None.
+
+        One number that is reshaped to a vector is one, as exporters write it that do not fold.
+        """
         node = self._producers.get(str(value))
-        is_reshaped = node is not None and node.op_type == "Reshape" and self.integers(node.input[1]) == (-1,)
-        tensor = self._tensor(node.input[0] if node is not None and is_reshaped else str(value))
-        is_vector = tensor is not None and (is_reshaped or len(tensor.dims) == 1)
-        values = None if tensor is None or tensor.external_data or not is_vector else _values(tensor)
+        if node is not None and node.op_type == "Reshape" and len(node.input) == 2:
+            shape, tensor = self._vector(self._tensor(node.input[1])), self._tensor(node.input[0])
+            return self._vector(tensor, ranks=(0, 1)) if shape == (-1,) else None
+        return self._vector(self._tensor(str(value)))
+
+    def _vector(self, tensor: onnx.TensorProto | None, *, ranks: tuple[int, ...] = (1,)) -> tuple[int, ...] | None:
+        values = None if tensor is None or tensor.external_data or len(tensor.dims) not in ranks else _values(tensor)
         return None if values is None or values.dtype.kind not in "iu" else tuple(int(item) for item in values)
 
     def has(self, value: Value) -> bool:

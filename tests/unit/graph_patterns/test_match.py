@@ -49,6 +49,31 @@ def test_a_subtraction_of_the_model_is_not_taken() -> None:
     assert found.inputs == {"values": "d"}
 
 
+def test_a_chain_can_be_anchored_at_a_value() -> None:
+    """Where it could go on into the model's own operators, what is known of its end decides."""
+    graph = view("own = Add(x, t) y = Add(own, t)", constants="<float t = {7.0}>")
+    chain = Pattern(
+        name="chain",
+        body=add(add(Input("values"), Scalar("first")), Scalar("second")),
+        spellings=(add(Input("values"), Scalar("second")),),
+    )
+    for inputs, at in ((None, "x"), ({"values": "own"}, "own")):
+        found = find(chain, graph, at="y", inputs=inputs)
+        assert isinstance(found, Match)
+        assert found.inputs == {"values": at}
+    assert "'values' is also" in str(find(chain, graph, at="y", inputs={"values": "t"}))
+
+
+def test_axes_may_be_a_number_that_is_reshaped() -> None:
+    """An exporter that does not fold writes the axes of a reduction so."""
+    body = "axes = Reshape(one, shape) y = ReduceMax<keepdims = 0>(x, axes)"
+    constants = "<int64 one = {1}, int64[1] shape = {-1}>"
+    pattern = reduce_max(Input("values"), axes=(1,))
+    assert find(pattern, view(body, opset=18, constants=constants), at="y")
+    other = view(body, opset=18, constants=constants.replace("-1", "1"))
+    assert "found none that is fixed" in str(find(pattern, other, at="y"))
+
+
 def test_attributes_that_are_left_out_have_their_defaults() -> None:
     """HardSigmoid without attributes is alpha 0.2, beta 0.5."""
     found = find(fused_unit_score(Input("values")), view("y = HardSigmoid(x)"), at="y")

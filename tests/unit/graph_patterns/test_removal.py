@@ -65,6 +65,31 @@ def test_a_value_that_is_not_kept_goes_with_its_last_reader() -> None:
     assert names(proto) == ([], [])
 
 
+def test_what_leads_to_the_removed_alone_goes_too() -> None:
+    """A shape that is computed from a value that goes is no reader of it, unless something else needs the shape."""
+    proto = model("m = Mul(x, s) l = Shape(m) r = Reshape(x, l) a = Add(r, m) y = Relu(a)")
+    found = find(add(Input("reshaped"), mul(Input("x"), Scalar("s"))), OnnxView(proto), at="a")
+    assert isinstance(found, Match)
+    other = onnx.ModelProto.FromString(proto.SerializeToString())
+    removal.remove(proto, [*found.values, "y", "r"], outputs=["y"], keep=["x"])
+    assert names(proto)[0] == ["x"]
+    other.graph.output.append(onnx.helper.make_tensor_value_info("l", onnx.TensorProto.INT64, [1]))
+    with pytest.raises(SharedValueError, match="'m' has a reader outside"):
+        removal.remove(other, [*found.values, "y", "r"], outputs=["y"], keep=["x"])
+
+
+def test_what_leads_to_the_removed_alone_goes_too_in_openvino() -> None:
+    """The same promise in the other format."""
+    raw = opset.parameter([-1], name="x")
+    inner = opset.multiply(raw, opset.constant(np.float32([4.0])))
+    shaped = opset.reshape(raw, opset.shape_of(inner), False)
+    bottom = opset.add(shaped, inner)
+    kept, gone = opset.result(opset.relu(raw)), opset.result(bottom)
+    graph = openvino.Model([kept, gone], [raw], "g")
+    remove(graph, [bottom.output(0), shaped.output(0), inner.output(0)], results=[gone])
+    assert sorted(node.get_type_name() for node in graph.get_ops()) == ["Parameter", "Relu", "Result"]
+
+
 def test_an_output_that_stays_blocks_the_removal() -> None:
     """An inner value that the graph gives out is read from outside; the model is left as it was."""
     proto = model(TAIL, outputs="float[N] y, float[N] a")
