@@ -152,10 +152,10 @@ class PostProcessor(torch.nn.Module):
             *self._post_process("image", score, given), *self._post_process("pixel", anomaly_map, anomaly_map)
         )
 
-    def _image_score(self, score: Tensor | None, anomaly_map: Tensor | None) -> Tensor | None:
-        if anomaly_map is None:
+    def _image_score(self, score: Tensor | None, raw_maps: Tensor | None) -> Tensor | None:
+        if raw_maps is None:
             return score
-        maps = anomaly_map.to(torch.float32)
+        maps = raw_maps.to(torch.float32)
         if score is None:
             score = maps.amax(dim=(-2, -1))
         if not self.nan_guard:

@@ -122,7 +122,7 @@ def recorded_results(original: Mapping[str, Any], *, where: str) -> list[tuple[s
 
 
 def name_outputs(model: Any) -> dict[Any, set[str]]:
-    """Name the results where none bears one of the names, as `openvino.convert_model` leaves a torch module.
+    """Name the results where they have no names yet, as `openvino.convert_model` leaves a torch module.
 
     Returns
     -------
@@ -132,13 +132,16 @@ def name_outputs(model: Any) -> dict[Any, set[str]]:
     Notes
     -----
     Anomalib's modules and ours give score, label, map and mask in this order, those that there are; labels and masks
-    are boolean, maps and masks have three axes or more. A tensor inside may bear one of the names, after a variable.
+    are boolean, maps and masks have three axes or more. A tensor inside may bear one of the names, after a variable:
+    a label without a name tells that it is one.
     """
-    if any(not result_names(result).isdisjoint((*OUTPUT_NAMES, PACKED_OUTPUT)) for result in model.get_results()):
+    results = model.get_results()
+    named = [not result_names(result).isdisjoint((*OUTPUT_NAMES, PACKED_OUTPUT)) for result in results]
+    if any(named) and all(is_named or not _is_boolean(result) for is_named, result in zip(named, results, strict=True)):
         return {}
     wanted: dict[str, Any] = {}
-    for result in model.get_results():
-        names = LABEL_OUTPUT if result.get_output_element_type(0).get_type_name() == "boolean" else SCORE_OUTPUT
+    for result in results:
+        names = LABEL_OUTPUT if _is_boolean(result) else SCORE_OUTPUT
         rank = result.get_output_partial_shape(0).rank
         name = names["pixel" if rank.is_static and rank.get_length() >= _MAP_RANK else "image"]
         if name in wanted:
@@ -148,6 +151,10 @@ def name_outputs(model: Any) -> dict[Any, set[str]]:
     for name, result in wanted.items():
         result.output(0).set_names(before[result] | {name})
     return before
+
+
+def _is_boolean(result: Any) -> bool:
+    return bool(result.get_output_element_type(0).get_type_name() == "boolean")
 
 
 def read_record(model: Any, *, where: str) -> tuple[TailRecord | None, bool]:
