@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from postproc_export.graphs.reading.level_report import LevelReport
+from postproc_export.rewrite.counts import Counts, counts_at
 from postproc_export.rewrite.defaults import Defaults
 from postproc_export.runtimes.protocol import PortInfo
-from postproc_export.stats import LEVELS, Level
+from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.transforms.spec import TailSpec
 
 
@@ -60,6 +61,8 @@ class InspectResult:
         Version of this package in the file's record; None where there is no record.
     before, behind
         Tails of one's own before the threshold and behind the decision, by their records; docs/tails.md.
+    stats
+        The statistics of the record: what the decision means in validation samples.
     defaults
         What attaching with no options would do; None unless that was asked for.
     """
@@ -76,6 +79,7 @@ class InspectResult:
     attached_by: str | None = None
     before: tuple[TailSpec, ...] = ()
     behind: tuple[TailSpec, ...] = ()
+    stats: CalibrationStats | None = None
     defaults: Defaults | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -99,9 +103,17 @@ class InspectResult:
                 "before": [spec.to_json() for spec in self.before],
                 "behind": [spec.to_json() for spec in self.behind],
             },
-            "levels": {level: report and report.to_json() for level, report in self.levels.items()},
+            "levels": {level: report and self._level_json(level, report) for level, report in self.levels.items()},
             **({} if self.defaults is None else {"defaults": self.defaults.to_json()}),
         }
+
+    def _level_json(self, level: Level, report: LevelReport) -> dict[str, Any]:
+        counts = self._counts(level, report)
+        return {**report.to_json(), "validation": None if counts is None else counts.to_json()}
+
+    def _counts(self, level: Level, report: LevelReport) -> Counts | None:
+        stats = None if self.stats is None else self.stats.level(level)
+        return None if stats is None or report.tail != "postproc_export" else counts_at(stats, report.boundary)
 
     def summary(self) -> str:
         """Return a table of it all, one fact a line."""
@@ -116,7 +128,10 @@ class InspectResult:
         yield from (f"  before   {spec.text}, on the raw values" for spec in self.before)
         for level in LEVELS:
             report = self.levels.get(level)
-            yield from _level_lines(level, report) if report is not None else (f"  {level:<8} not in the model",)
+            if report is None:
+                yield f"  {level:<8} not in the model"
+                continue
+            yield from _level_lines(level, report, self._counts(level, report))
         yield from (f"  behind   {spec.text}, on the decisions above" for spec in self.behind)
         if self.defaults is not None:
             yield from self.defaults.lines()
@@ -132,7 +147,7 @@ class InspectResult:
 _TITLES = {"postproc_export": "postproc-export's tail", "anomalib": "Anomalib's post-processing", "none": "raw"}
 
 
-def _level_lines(level: Level, report: LevelReport) -> Iterator[str]:
+def _level_lines(level: Level, report: LevelReport, counts: Counts | None) -> Iterator[str]:
     sure = "" if report.tail == "none" else ", read from the file" if report.certain else ", inferred"
     title = "post-processing that is not known" if report.tail == "none" and report.other_rule else _TITLES[report.tail]
     yield f"  {level:<8} {title} at {' and '.join(report.places(level))}{sure}"
@@ -145,6 +160,8 @@ def _level_lines(level: Level, report: LevelReport) -> Iterator[str]:
         yield f"    {'rule':<12} {_rule(report)}"
     if report.narrow is not None:
         yield f"    {'host':<12} {report.narrow}: the boundary is the smallest float32 that rounds to where it decides"
+    if counts is not None:
+        yield f"    {'validation':<12} {counts.describe()} are called anomalous"
     if report.adjusted_by is not None:
         yield f"    {'adjusted by':<12} {report.adjusted_by}, at run time; the values above are those without it"
     if report.guarded_by is not None:

@@ -32,6 +32,7 @@ def inspect_onnx_file(path: Path) -> InspectResult:
             inputs=tuple(input_ports(model)),
             outputs=outputs,
             levels=report_levels(found, outputs),
+            stats=None if found.record is None else found.record.stats,
             attached_by=None if found.record is None else found.record.version,
             before=() if before is None else before.tails,
             behind=() if behind is None else behind.tails,

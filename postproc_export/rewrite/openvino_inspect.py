@@ -38,6 +38,7 @@ def inspect_openvino_file(path: Path) -> InspectResult:
         inputs=tuple(port_info(port, f"input_{index}") for index, port in enumerate(model.inputs)),
         outputs=outputs,
         levels=report_levels(found, outputs, rounded=_rounded(view, found)),
+        stats=None if found.record is None else found.record.stats,
         attached_by=None if found.record is None else found.record.version,
         before=() if before is None else before.tails,
         behind=() if behind is None else behind.tails,
