@@ -61,7 +61,7 @@ LOWERINGS: Final[Mapping[str, OpenVinoForm]] = {
     "transpose": OpenVinoForm("Transpose", "transpose", settings=("perm",)),
     "unsqueeze": OpenVinoForm("Unsqueeze", "unsqueeze", settings=("axes",)),
     "expand": OpenVinoForm("Broadcast", "broadcast"),
-    # not a Convert to the same type: between an input and a result that gives stale data (2026.4.1)
+    # for a value of unknown rank, and in files of earlier versions; else see `copied`
     "identity": OpenVinoForm("Identity", "identity", opset="opset16"),
 }
 
@@ -91,6 +91,31 @@ def emit(
     """
     builder = _Builder(inputs, Names(prefix, taken), owners(outputs))
     return {name: builder.output(name, expr) for name, expr in outputs.items()}
+
+
+def copied(value: Any, *, axes: str) -> Any:
+    """Return an operator that gives a value as it is, to the last bit, where one is needed for a name of its own.
+
+    Parameters
+    ----------
+    value
+        An `openvino.Output`.
+    axes
+        Friendly name of the constant beside it.
+
+    Notes
+    -----
+    A Reshape that takes every axis as it is; of an unknown rank Identity, which the CPU plugin of 2025.0 to 2025.3 does
+    not run. A Convert to the same type gives stale data between an input and a result (2026.4.1).
+    """
+    rank = value.get_partial_shape().rank
+    if rank.is_dynamic:
+        return import_module(f"openvino.{LOWERINGS['identity'].opset}").identity(value)
+    import openvino.opset13 as opset
+
+    constant = opset.constant(np.zeros(rank.get_length(), np.int64))
+    constant.set_friendly_name(axes)
+    return opset.reshape(value, constant, True)
 
 
 class _Builder:
@@ -140,6 +165,8 @@ class _Builder:
         form = LOWERINGS[expr.op]
         if expr.op == "clip":
             return self._named(expr, self._opset.clamp(operands[0], *(_number(arg) for arg in expr.args[1:])))
+        if expr.op == "identity":
+            return self._named(expr, copied(operands[0], axes=self._names.unique("same")))
         settings = [self._setting(name, expr) for name in form.settings]
         match expr.op:
             case "reshape":

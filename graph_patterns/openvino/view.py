@@ -45,6 +45,8 @@ class OpenVinoView:
         operands: list[Value | Number] = [_as_value(node.input_value(i)) for i in range(node.get_input_size())]
         if op is None:
             return NodeView(node.get_friendly_name(), type_name, tuple(operands))
+        if op == "reshape" and _is_copy(node):
+            return NodeView(node.get_friendly_name(), "identity", tuple(operands[:1]))
         if op == "clip":
             attributes = node.get_attributes()
             operands += [Number(float(attributes[bound])) for bound in ("min", "max")]
@@ -104,6 +106,18 @@ class OpenVinoView:
             axes = _node(operands.pop())
             if axes.get_type_name() == "Constant":
                 yield "axes", tuple(int(axis) for axis in axes.get_data().reshape(-1))
+
+
+def _is_copy(reshape: Any) -> bool:
+    """Whether a Reshape takes every axis as it is."""
+    axes, rank = reshape.input_value(1).get_node(), reshape.input_value(0).get_partial_shape().rank
+    return (
+        rank.is_static
+        and axes.get_type_name() == "Constant"
+        and bool(reshape.get_attributes()["special_zero"])
+        and axes.get_data().size == rank.get_length()
+        and not axes.get_data().any()
+    )
 
 
 def _as_value(output: Any) -> Value:

@@ -124,6 +124,8 @@ class _Pair:
     def _rt_info_changes(self) -> Iterator[Change]:
         before, after = (flattened(model.get_rt_info()) for model in (self._raw, self._attached))
         after.pop(METADATA_KEY, None)
+        for info in (before, after):  # what 2025 writes into a model as it reads one: where its .bin lies
+            info.pop("__weights_path", None)
         for key in dict.fromkeys((*before, *after)):
             yield from _changed(f"rt_info '{key}'", before.get(key), after.get(key))
 

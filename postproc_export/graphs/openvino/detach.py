@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
+from graph_patterns.openvino.lowering import copied
 from graph_patterns.openvino.removal import remove
 from graph_patterns.openvino.view import OpenVinoView
 from postproc_export.graphs.detached import (
@@ -81,7 +82,7 @@ class _Rewriter:
         """Give back the results and names that the record keeps."""
         raw = raw_values(self._model, record, is_converted=False)
         described = recorded_results(record.original, where=self._where)
-        kept = {_key(result): result for result in self._model.get_results() if result not in self._gone}
+        kept = {_key(result): result for result in self._remaining()}
         operators = (node for node in self._model.get_ops() if node.get_type_name() != "Result")
         nodes = {node.get_friendly_name(): node for node in operators}
         final, made, notes = [], [], touched(self._tails)
@@ -113,9 +114,7 @@ class _Rewriter:
         moved = {old: new for new, old in back.items()}
         wanted = [item.name for item in decoded_outputs(record.original, where=self._where)]
         tensors = tensors_of(self._model)
-        results = {
-            name: item for item in self._model.get_results() if item not in self._gone for name in result_names(item)
-        }
+        results = {name: item for item in self._remaining() for name in result_names(item)}
         final, made, notes = [], [], [CONVERTED]
         for name in wanted:
             current = moved.get(name, name)
@@ -136,7 +135,7 @@ class _Rewriter:
         made: dict[Level, Any] = {}
         wanted: dict[Level, set[str]] = {}
         renamed: dict[str, str] = {}
-        present = [result.input_value(0) for result in self._model.get_results() if result not in self._gone]
+        present = [result.input_value(0) for result in self._remaining()]
         for tail in restored_tails(self._tails):
             raw: Any = tail.raw
             score = SCORE_OUTPUT[tail.level]
@@ -148,8 +147,9 @@ class _Rewriter:
             if is_exported(tail):
                 wanted[tail.level] = {score}
         final: list[Any] = []
+        remaining = {result.get_name() for result in self._remaining()}
         for result in self._model.get_results():
-            if result not in self._gone:
+            if result.get_name() in remaining:
                 final.append(result)
             else:
                 names_here = result_names(result)
@@ -166,6 +166,11 @@ class _Rewriter:
         }
         notes = (*(f"the record was left aside: {misfit}" for misfit in misfits), *notes_of(self._tails))
         return Detached(tails=self._tails, renamed=renamed, notes=notes, raw_outputs=self._indices(sources))
+
+    def _remaining(self) -> list[Any]:
+        """Return the results that are not given up; 2025 makes an operator of `==` between two of them."""
+        gone = {result.get_name() for result in self._gone}
+        return [result for result in self._model.get_results() if result.get_name() not in gone]
 
     def _indices(self, raw: Mapping[Level, Any]) -> dict[Level, str | int]:
         """Return the index of the result of each raw value."""
@@ -215,9 +220,7 @@ def _own_output(raw: Any, name: str) -> Any:
     """Return an output for a result: an input of the model gets an operator between, as its name is not an output's."""
     if raw.get_node().get_type_name() != "Parameter":
         return raw
-    import openvino.opset13 as opset
-
-    copy = opset.convert(raw, raw.get_element_type().get_type_name())
+    copy = copied(raw, axes=f"{name}/same")
     copy.set_friendly_name(name)
     return copy.output(0)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from postproc_export.errors import MetadataError, PostprocError
+from postproc_export.parity.checks.tail import fed_by_port
 from postproc_export.parity.models.attached_model import AttachedModel
 from postproc_export.parity.models.configuration import Configuration
 from postproc_export.parity.reference.post_processor import Reference
@@ -127,8 +128,7 @@ def _run(
             tally.ran_on(runner)
             for feeds in case.feeds:
                 fed = {attached.file.raw[level].name: array for level, array in feeds.items()}
-                names = {port.name for port in runner.inputs}
-                actual = runner.run({name: array for name, array in fed.items() if name in names})
+                actual = runner.run(fed_by_port(runner, fed))
                 tally.add(reference.outputs(feeds), actual, feeds, reference)
         except PostprocError as error:
             tally.fail(" ".join(f"{case.name}: {error}".split()))

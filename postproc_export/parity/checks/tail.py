@@ -1,6 +1,9 @@
 """The tail alone, on raw values that seek trouble, in every runtime, against the eager reference."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
 
 from postproc_export.errors import MissingDependencyError, PostprocError, UnsupportedModelError
 from postproc_export.parity.models.attached_model import AttachedModel
@@ -54,6 +57,11 @@ def check_tail(
         yield from tally.checks("tail")
 
 
+def fed_by_port(runner: Runner, fed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return what the inputs that a runner has are fed: one that is an output as well may go by that name."""
+    return {port.name: values for port in runner.inputs for name, values in fed.items() if port.answers_to(name)}
+
+
 def _open(model: object, tally: Tally, *, threads: int | None) -> Runner | None:
     way = tally.configuration
     try:
@@ -73,10 +81,9 @@ def _run(case: Case, runners: Sequence[Runner | None], tallies: Sequence[Tally],
         for runner, tally in zip(runners, tallies, strict=True):
             if runner is None:
                 continue
-            names = {port.name for port in runner.inputs}
             fed = {tally.attached.file.raw[level].name: values for level, values in feeds.items()}
             try:
-                actual = runner.run({name: values for name, values in fed.items() if name in names})
+                actual = runner.run(fed_by_port(runner, fed))
             except PostprocError as error:
                 tally.fail(" ".join(f"{case.name}: {error}".split()))
                 continue

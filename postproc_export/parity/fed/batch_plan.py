@@ -87,7 +87,9 @@ def plan_batches(
     allowed
         Sizes to keep to, where another runtime found out which ones the model can run at.
     """
-    static = next((size for port in attached.runner.inputs if (size := port.size(0)) is not None), None)
+    shared = next(iter(inputs.batches(1, stop=1))).shared
+    batched = (port for port in attached.runner.inputs if port.rank and not any(map(port.answers_to, shared)))
+    static = next((size for port in batched if (size := port.size(0)) is not None), None)
     candidates = (static,) if static is not None else allowed or (*_PROBES, BATCH)
     sizes, misses, refusals, refused = [], [], [], []
     for size in candidates:

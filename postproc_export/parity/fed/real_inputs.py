@@ -1,7 +1,7 @@
 """Real inputs for the whole model: images of a folder, or arrays of a file, in batches that the model takes."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias
@@ -30,11 +30,18 @@ class RealBatch:
         One array per input, filled up to a batch size that the model takes.
     size, valid
         That size, and how many of the samples are real.
+    shared
+        The inputs that have no entry per sample, and are fed as they are.
     """
 
     feeds: Feeds
     size: int
     valid: int
+    shared: frozenset[str] = frozenset()
+
+    def samples(self) -> Feeds:
+        """Return what is fed without the filling."""
+        return {name: array if name in self.shared else array[: self.valid] for name, array in self.feeds.items()}
 
     def run(self, runner: Runner) -> Feeds:
         """Run a model and leave out what came of the filling."""
@@ -93,10 +100,11 @@ class ImageInputs:
 
 @dataclass(frozen=True, slots=True)
 class ArrayInputs:
-    """Arrays, one per input, with as many entries along the first axis."""
+    """Arrays, one per input, with as many entries along the first axis, but for inputs that all samples share."""
 
     arrays: Mapping[str, NDArray[Any]]
     where: str
+    shared: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -117,7 +125,7 @@ class ArrayInputs:
         for first in range(start, end, size):
             valid = min(size, end - first)
             feeds = {name: _filled(array[first : first + valid], size) for name, array in self.arrays.items()}
-            yield RealBatch(feeds, size, valid)
+            yield RealBatch({**feeds, **self.shared}, size, valid, frozenset(self.shared))
 
 
 def image_inputs(
@@ -156,15 +164,30 @@ def array_inputs(
 
     Notes
     -----
-    For a model with one input the array may also be called ``input``, ``images`` or ``x``, or be the only one.
+    For a model with one input the array may also be called ``input``, ``images`` or ``x``, or be the only one. An input
+    that is declared ``[]``, or of a fixed length that is not the batch's, has no entry per sample: it is fed as it is.
     """
     where = "the arrays" if isinstance(source, Mapping) else str(source)
     arrays = dict(source) if isinstance(source, Mapping) else _read(Path(source))
     chosen = {port.name: _typed(_choose(arrays, port, ports, where), port, where) for port in ports}
+    shared = {port.name: chosen.pop(port.name) for port in ports if _is_shared(port, chosen[port.name], ports)}
+    if not chosen:
+        raise UsageError(
+            f"{where}: no input of the model has an entry per sample",
+            found=", ".join(port.describe() for port in ports),
+            needed="an input whose first axis is the batch",
+        )
     lengths = {len(array) for array in chosen.values()}
     if len(lengths) != 1 or 0 in lengths:
         raise UsageError(f"{where}: the inputs have {sorted(lengths)} samples", needed="as many of each, at least one")
-    return ArrayInputs({name: array[:limit] for name, array in chosen.items()}, where)
+    return ArrayInputs({name: array[:limit] for name, array in chosen.items()}, where, shared)
+
+
+def _is_shared(port: PortInfo, array: NDArray[Any], ports: Sequence[PortInfo]) -> bool:
+    """Whether an input has no axis of samples: it has none at all, or a fixed one that another input does not have."""
+    size = port.size(0)
+    is_fixed = size is not None and len(array) == size
+    return port.rank == 0 or (is_fixed and any(other.rank != 0 and other.size(0) != size for other in ports))
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
@@ -189,8 +212,15 @@ def _choose(arrays: Mapping[str, NDArray[Any]], port: PortInfo, ports: Sequence[
 
 
 def _typed(array: NDArray[Any], port: PortInfo, where: str) -> NDArray[Any]:
-    if array.ndim == 0:
+    if array.ndim == 0 and port.rank != 0:
         raise UsageError(f"{where}: the array for '{port.name}' is a single number", needed=port.describe())
+    if port.rank == 0 and array.ndim:
+        raise UsageError(
+            f"{where}: the array for '{port.name}' has an entry per sample, and the input takes one number for all",
+            found=f"{array.dtype.name} {list(array.shape)}",
+            needed=port.describe(),
+            fix=f"np.savez(..., {port.name}=np.{port.dtype}(1))",
+        )
     if array.dtype.name == port.dtype:
         return array
     if port.dtype == "bfloat16" and array.dtype == np.float32:

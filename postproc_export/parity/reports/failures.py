@@ -50,8 +50,8 @@ class FailureStore:
             return
         self._counts[name] = number + 1
         arrays = {
-            port: values[: batch.valid].astype(np.float32) if values.dtype.name == "bfloat16" else values[: batch.valid]
-            for port, values in batch.feeds.items()
+            port: values.astype(np.float32) if values.dtype.name == "bfloat16" else values
+            for port, values in batch.samples().items()
         }
         path = self._path(f"{name}-{number}")
         np.savez(path, **arrays)  # type: ignore[arg-type]  # the stubs take **arrays for allow_pickle

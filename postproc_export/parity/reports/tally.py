@@ -188,7 +188,7 @@ def _saturated(scores: NDArray[Any], attached: AttachedModel) -> NDArray[Any]:
     """Return raw scores with infinities as the largest float32, as OpenVINO makes some."""
     if attached.tail.options.enable_normalization or scores.dtype != np.float32:
         return scores
-    saturated: NDArray[Any] = np.clip(scores, -LARGEST, LARGEST)
+    saturated: NDArray[Any] = np.clip(scores, np.float32(-LARGEST), np.float32(LARGEST))  # NumPy 1 widens for a float
     return saturated
 
 

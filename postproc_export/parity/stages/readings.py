@@ -86,6 +86,8 @@ class Reader:
 
     def misfit(self, raw: RawFeeds, outputs: Outputs) -> str | None:
         """Return why the outputs of a file are not those of its raw values; None where they are."""
+        if lost := [level for level in self.attached.file.raw if level not in raw]:
+            return f"the raw value of the {lost[0]} level is no output any more where it is tapped"
         sizes = {level: values.size for level, values in self._raw(raw).items()}
         for part in self.attached.tail.parts:
             found = outputs.get(part.name)
