@@ -121,7 +121,9 @@ class OpenVinoAttached:
             if str(item.get_name()) in reached and not INPUT_NAMES.isdisjoint(item.output(0).get_names())
         ]
         try:
-            return openvino.Model(results, sinks, parameters, "tail")
+            alone = openvino.Model(results, sinks, parameters, "tail")
+            alone.validate_nodes_and_infer_types()  # 2025 keeps the shapes that the whole model had
+            return alone
         except RuntimeError as error:
             raise UnsupportedModelError(
                 "the tail does not compute its outputs from the raw values alone",

@@ -8,12 +8,16 @@ import numpy as np
 import onnx
 import openvino
 import openvino.opset13 as opset
+import openvino.opset16 as opset16
 import pytest
 
+from graph_patterns.openvino.lowering import copied
 from postproc_export.errors import UnsupportedModelError
 from postproc_export.graphs.attached import Attached
 from postproc_export.graphs.openvino.attach import attach_to_openvino_model, tail_constants
 from postproc_export.preservation.openvino_models import compare_openvino_models
+from postproc_export.rewrite.detach import detach_postprocessing
+from postproc_export.rewrite.inspect import inspect_model
 from postproc_export.runtimes.openvino import openvino_core
 from postproc_export.stats import CalibrationStats, LevelStats
 from postproc_export.tail_options import TailOptions
@@ -222,3 +226,41 @@ def test_constants_survive_a_compressed_body(tmp_path: Path) -> None:
     constants = tail_constants(model)
     assert np.float32(39.123456).tobytes() == constants["postproc/pred_label/boundary"]
     assert tail_constants(saved(model, tmp_path, "attached.xml")) == constants
+
+
+@pytest.mark.parametrize("size", [(), (1,), (5, 7)], ids=str)
+@pytest.mark.parametrize("is_input", [True, False])
+def test_a_copy_keeps_every_bit(size: tuple[int, ...], is_input: bool) -> None:
+    """NaN with their payload, infinities, -0.0 and subnormals, at every rank, run after run."""
+    import openvino.opset13 as opset
+
+    words = np.array([0x7FC00001, 0xFFC00000, 0x7F800000, 0xFF800000, 0x80000000, 1, 0x00400000, 0x3F800000], np.uint32)
+    values = words.view(np.float32)
+    parameter = opset.parameter([-1, *size] if size else [-1], np.float32)
+    source = parameter.output(0) if is_input else opset.unsqueeze(opset.squeeze(parameter, 0), 0).output(0)
+    copy = copied(source, axes="same")
+    compiled = CORE.compile_model(openvino.Model([opset.result(copy)], [parameter], "m"), "CPU", {})
+    for first in range(len(values)):
+        shape = (1, *size) if size else (1,)
+        fed = np.resize(np.roll(values, first), shape)
+        assert compiled([fed])[0].tobytes() == fed.tobytes()
+
+
+@pytest.mark.parametrize("options", [{}, {"keep_raw": True}, {"levels": "pixel"}], ids=str)
+def test_raw_scores_bear_our_names_without_identity(options: dict[str, Any], tmp_path: Path) -> None:
+    """No operator that the lowest declared version does not run; files of earlier versions are read all the same."""
+    host = hosts.to_ir(hosts.score_and_map(), tmp_path / "host.xml")
+    for number, by_identity in enumerate((False, True)):
+        model = CORE.read_model(host)
+        with pytest.MonkeyPatch.context() as patch:
+            if by_identity:
+                patch.setattr("graph_patterns.openvino.lowering.copied", lambda value, axes: opset16.identity(value))
+            attach(model, enable_normalization=False, **options)
+        model = saved(model, tmp_path, f"{number}.xml")
+        ours = {node.get_type_name() for node in model.get_ops() if node.get_friendly_name().startswith("postproc/")}
+        assert ("Identity" in ours) is by_identity
+        report = inspect_model(tmp_path / f"{number}.xml").levels["pixel"]
+        assert report is not None
+        assert (report.tail, report.certain) == ("postproc_export", True)
+        detach_postprocessing(tmp_path / f"{number}.xml", output=tmp_path / f"{number}.raw.xml")
+        assert (tmp_path / f"{number}.raw.xml").read_bytes() == host.read_bytes()
