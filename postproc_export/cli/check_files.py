@@ -7,7 +7,7 @@ from postproc_export.calibration.models.files import model_files
 from postproc_export.errors import FileError
 from postproc_export.files.checking import check_folder, check_target, explained, refuse_inputs
 from postproc_export.files.targets import FORMATS
-from postproc_export.files.writing import write_text
+from postproc_export.files.writing import append_text, write_text
 from postproc_export.images import find_samples
 from postproc_export.parity import ParityReport
 from postproc_export.parity.reports import formats
@@ -16,7 +16,7 @@ from postproc_export.parity.reports import formats
 def check_before(
     read: Sequence[Path], images: Path | None, *, junit: Path | None, markdown: Path | None, save_failures: Path | None
 ) -> None:
-    """Make the folders of the reports, and refuse reports that are read, and what cannot be written.
+    """Refuse reports that are read, and what cannot be written; nothing is made.
 
     Parameters
     ----------
@@ -33,19 +33,17 @@ def check_before(
         If a report is read, or one of them cannot be written.
     """
     reports = [path for path in (junit, markdown) if path is not None]
-    for path in reports:
-        _make_folder(path)
     if reports:
         files = [each for path in read if not path.is_dir() for each in _files_of(path)]
         samples = [] if images is None else find_samples(images, labels=False)
         files += [path for sample in samples for path in (sample.image, sample.mask) if path is not None]
         _check_reports(junit, markdown, files)
     if save_failures is not None:
-        check_folder(next(path for path in (save_failures, *save_failures.absolute().parents) if path.exists()))
+        check_folder(_nearest(save_failures))
 
 
 def write_reports(report: ParityReport, *, junit: Path | None, markdown: Path | None) -> None:
-    """Write the JUnit file, and append the summary.
+    """Write the JUnit file, and append the summary; each whole or not at all, in a folder that is made if need be.
 
     Raises
     ------
@@ -53,10 +51,11 @@ def write_reports(report: ParityReport, *, junit: Path | None, markdown: Path | 
         If one of them cannot be written.
     """
     if junit is not None:
+        _make_folder(junit)
         write_text(junit, formats.junit(report))
     if markdown is not None:
-        with explained(markdown), markdown.open("a", encoding="utf-8") as file:
-            file.write(formats.markdown(report))
+        _make_folder(markdown)
+        append_text(markdown, formats.markdown(report))
 
 
 def _make_folder(report: Path) -> None:
@@ -69,14 +68,19 @@ def _make_folder(report: Path) -> None:
 
 def _check_reports(junit: Path | None, markdown: Path | None, files: Sequence[Path]) -> None:
     if junit is not None:
-        check_target(junit, files)
+        check_target(junit, files) if junit.parent.exists() else check_folder(_nearest(junit))
     if markdown is not None and (markdown.is_file() or not markdown.exists()):
         # It is appended to, so that a device such as /dev/stdout may stand there.
         refuse_inputs([markdown], files, fix="choose another path")
         with explained(markdown):
-            check_folder(markdown.parent) if not markdown.exists() else markdown.open("a").close()
+            check_folder(_nearest(markdown)) if not markdown.exists() else markdown.open("a").close()
     elif markdown is not None and markdown.is_dir():
         raise FileError(f"cannot write {markdown}", found="a folder", needed="the path of a file", fix="add a name")
+
+
+def _nearest(path: Path) -> Path:
+    """Return what is there of a path: itself, or the folder in which the rest of it will be made."""
+    return next(each for each in (path, *path.absolute().parents) if each.exists())
 
 
 def _files_of(path: Path) -> list[Path]:

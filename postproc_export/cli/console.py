@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,6 +66,25 @@ def warnings_to_stderr() -> Iterator[None]:
         yield
     for warning in caught:
         stderr().print(f"warning: {warning.message}")
+
+
+@contextmanager
+def leftovers_to_stderr() -> Iterator[None]:
+    """Tell in one line each what killed runs left, when it is found; other warnings are shown as they would be."""
+    from postproc_export.files.staging import LeftoverWarning
+
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def tell(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            if issubclass(category, LeftoverWarning):
+                stderr().print(f"warning: {message}")
+            else:
+                show(message, category, *place)
+
+        warnings.simplefilter("always", LeftoverWarning)
+        warnings.showwarning = tell
+        yield
 
 
 @contextmanager

@@ -1,16 +1,15 @@
 """The target folder: what an export writes is made beside it and moved into it as a whole."""
 
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from postproc_export.errors import FileError, UsageError
 from postproc_export.export.result import SUFFIXES, Format
-from postproc_export.files.checking import refuse_inputs
-from postproc_export.files.termination import termination_as_exception
+from postproc_export.files.checking import explained, refuse_inputs
+from postproc_export.files.staging import staging_folder
+from postproc_export.files.termination import Undoing
 from postproc_export.files.writing import publishing
 
 STATISTICS: Final = "statistics.json"
@@ -43,24 +42,29 @@ def refuse_read(folder: Path, name: str, formats: Sequence[Format], read: Sequen
     FileError
         If one of the targets is read.
     """
+    refuse_inputs(_targets(folder, name, formats), read, fix="choose another folder or another name")
+
+
+def _targets(folder: Path, name: str, formats: Sequence[Format]) -> list[Path]:
+    """Return what is always replaced; statistics may be read from where they are written."""
     suffixes = [*(SUFFIXES[each] for each in formats), *([".bin"] if "openvino" in formats else [])]
-    targets = [folder / REPORT, *(folder / f"{name}{suffix}" for suffix in suffixes)]
-    refuse_inputs(targets, read, fix="choose another folder or another name")
+    return [folder / REPORT, *(folder / f"{name}{suffix}" for suffix in suffixes)]
 
 
 @contextmanager
-def workshop(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder on the target's file system; it is gone after the block, whatever ends it."""
-    where = folder if folder.is_dir() else folder.absolute().parent
-    with termination_as_exception():
-        try:
-            temporary = Path(tempfile.mkdtemp(prefix=".postproc-", suffix=".tmp", dir=where))
-        except OSError as error:
-            raise FileError(f"cannot write to {where}", found=error.strerror) from error
-        try:
-            yield temporary
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+def workshop(folder: Path, name: str, formats: Sequence[Format]) -> Iterator[Path]:
+    """Yield a temporary folder on the target's file system; it is gone after the block, whatever ends it.
+
+    Raises
+    ------
+    FileError
+        If no file can be written there, or another export writes the same ones.
+    """
+    where, names = folder, [path.name for path in _targets(folder, name, formats)]
+    if not folder.is_dir():
+        where, names = folder.absolute().parent, [folder.name]
+    with explained(folder), staging_folder(where, names) as staging:
+        yield staging.files
 
 
 def deliver(
@@ -97,18 +101,21 @@ def deliver(
 
 @contextmanager
 def _folder(folder: Path) -> Iterator[None]:
-    """Make the folder where it is not there, and remove it again where the block fails."""
-    is_new = not folder.exists()
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise FileError(f"cannot make the folder {folder}", found=error.strerror) from error
-    try:
+    """Make the folder where it is not there, and remove it again where nothing was put into it."""
+    if folder.exists():
         yield
-    except BaseException:
-        if is_new and not any(folder.iterdir()):
+        return
+
+    def remove() -> None:
+        with suppress(OSError):  # it holds what was delivered
             folder.rmdir()
-        raise
+
+    with Undoing(remove):
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise FileError(f"cannot make the folder {folder}", found=error.strerror) from error
+        yield
 
 
 def _is_one_of(path: Path, files: Sequence[Path]) -> bool:

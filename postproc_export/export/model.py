@@ -137,7 +137,7 @@ def _export(
     axes = parse_axes(request.dynamic, example.shape)
     with ExitStack() as stack:
         remarks = stack.enter_context(evaluation_mode(module))
-        folder = stack.enter_context(workshop(request.folder))
+        folder = stack.enter_context(workshop(request.folder, request.name, request.formats))
         traced = _repeated(example, trace_shape(example.shape, axes))
         raw = RawModule.wrap(
             module,

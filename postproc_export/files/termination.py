@@ -1,25 +1,117 @@
-"""SIGTERM as an exception, for work that has something to clean up."""
+"""Signals that end a process: what was begun is taken back first, and what must not be cut in two is finished first.
 
+No handler of this module raises anything: an exception out of a handler may strike inside an extension, which turns it
+into an error of its own or drops it.
+"""
+
+import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from types import FrameType
+from typing import Any, Final, NoReturn
+
+ENDING: Final = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)  # Windows has no SIGHUP
+_SHOW_CURSOR: Final = b"\r\x1b[K\x1b[?25h"  # a progress bar hides it
+_begun: "list[Undoing]" = []
 
 
-@contextmanager
-def termination_as_exception() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit, so that what was begun is cleaned up; a handler that is there is left alone."""
+def end_on_signals() -> None:
+    """Let SIGINT, SIGTERM and SIGHUP end this process with one line and code 128 + n; for the command line alone.
 
-    def stop(number: int, _: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+    A signal that somebody ignores or handles already, as `nohup` does, is left alone.
+    """
+    for number in ENDING:
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, _end_command)
 
-    mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if not mine:
-        yield
-        return
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+class Undoing:
+    """A block after which something is undone, however it ends; a signal that ends the process undoes it first.
+
+    Parameters
+    ----------
+    undo
+        Called once or more; must not raise.
+    """
+
+    def __init__(self, undo: Callable[[], None]) -> None:
+        self._undo, self._process = undo, os.getpid()
+
+    def __enter__(self) -> None:
+        _begun.append(self)
+
+    def __exit__(self, *_: object) -> None:
+        with HeldSignals():
+            self._undo()
+            _begun.remove(self)
+
+    def undo_here(self) -> None:
+        """Undo it, unless it belongs to the process that this one was forked from."""
+        if self._process == os.getpid():
+            self._undo()
+
+
+class OrderlyEnd:
+    """A block in which a program that leaves SIGTERM and SIGHUP to the system undoes what was begun, and ends by them.
+
+    That is in the main thread only; a handler of the program's own is left alone.
+    """
+
+    def __enter__(self) -> None:
+        self._handlers = ExitStack()
+        for number in ENDING if _in_main_thread() else ():
+            if signal.getsignal(number) is signal.SIG_DFL:
+                self._handlers.callback(signal.signal, number, signal.SIG_DFL)
+                signal.signal(number, _end_program)
+
+    def __exit__(self, *_: object) -> None:
+        self._handlers.close()
+
+
+class HeldSignals:
+    """A block that no signal cuts in two: those that arrive in the main thread are delivered when it ends."""
+
+    def __enter__(self) -> None:
+        self._seen: list[int] = []
+        self._handlers = ExitStack()
+        for number in ENDING if _in_main_thread() else ():
+            handler: Any = signal.getsignal(number)
+            if handler not in (None, signal.SIG_IGN):
+                self._handlers.callback(signal.signal, number, handler)
+                signal.signal(number, self._note)
+
+    def __exit__(self, *_: object) -> None:
+        self._handlers.close()
+        for number in dict.fromkeys(self._seen):
+            signal.raise_signal(number)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self._seen.append(number)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _end_command(number: int, _: FrameType | None) -> NoReturn:
+    _undo_everything()
+    with suppress(OSError):
+        os.write(2, _SHOW_CURSOR * os.isatty(2) + f"error: stopped by {signal.Signals(number).name}\n".encode())
+    os._exit(128 + number)
+
+
+def _end_program(number: int, _: FrameType | None) -> None:
+    _undo_everything()
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+
+
+def _undo_everything() -> None:
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
+    for each in reversed(_begun):
+        each.undo_here()

@@ -3,18 +3,18 @@
 import filecmp
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
+from graph_patterns.onnx.source import write_all
 from postproc_export.errors import FileError
 from postproc_export.files.checking import explained, refuse_inputs, refuse_unwritable
 from postproc_export.files.copying import copy_file, link_file
-from postproc_export.files.termination import termination_as_exception
+from postproc_export.files.staging import Staging, backup_of, digest, refuse_backups, staging_folder
+from postproc_export.files.termination import HeldSignals
 
-BACKUP_SUFFIX: Final = ".postproc-backup"
 _ANOTHER: Final = "choose another path, or replace the file with --in-place (in_place=True)"
 
 
@@ -30,6 +30,27 @@ def write_text(path: Path, text: str) -> None:
         publication.temporary(path).write_text(text, encoding="utf-8")
 
 
+def append_text(path: Path, text: str) -> None:
+    """Append to a text file as UTF-8, all of the text or nothing; a device or a pipe takes what it takes.
+
+    Raises
+    ------
+    FileError
+        If the path cannot be written.
+    """
+    is_new = not path.exists()
+    with explained(path), HeldSignals(), path.open("ab", buffering=0) as file:
+        before = file.tell() if path.is_file() else None
+        try:
+            write_all(file, text.encode())
+        except OSError:
+            if before is not None:
+                file.truncate(before)
+            if is_new:
+                path.unlink()
+            raise
+
+
 class Publication:
     """Files on their way into one folder; `publishing` makes it and moves them into place.
 
@@ -41,7 +62,7 @@ class Publication:
         A temporary folder on the same file system.
     """
 
-    def __init__(self, targets: Sequence[Path], staging: Path) -> None:
+    def __init__(self, targets: Sequence[Path], staging: Staging) -> None:
         self._targets = targets
         self._staging = staging
         self._brought: dict[Path, Path] = {}
@@ -49,7 +70,7 @@ class Publication:
     def temporary(self, target: Path) -> Path:
         """Return where to write what will be moved to a target; it has the target's own file name."""
         assert target in self._targets, f"{target} was not announced"
-        return self._staging / target.name
+        return self._staging.files / target.name
 
     def bring_along(self, files: Mapping[Path, Path], *, link: bool = False) -> None:
         """Put external data beside the targets, unless it is there already.
@@ -72,7 +93,7 @@ class Publication:
             if final.exists() and (final.samefile(file) or filecmp.cmp(final, file, shallow=False)):
                 continue
             _refuse_occupied(final)
-            staged = self._staging / f"{len(self._brought)}.external-data"
+            staged = self._staging.path / f"{len(self._brought)}.external-data"
             link_file(file, staged) if link else copy_file(file, staged)
             self._brought[staged] = final
 
@@ -88,6 +109,13 @@ class Publication:
     def move_into_place(self) -> None:
         """Move everything to its final path, data first, the first target last; undo it all if a step fails."""
         assert all(self.temporary(target).exists() for target in self._targets), "not every target was written"
+        if len(self._targets) > 1:  # they cannot move at once
+            both = {each.name: (digest(each), digest(self.temporary(each))) for each in self._targets}
+            self._staging.log(both)
+        with HeldSignals():
+            self._move_all()
+
+    def _move_all(self) -> None:
         undo = ExitStack()
         try:
             self._move_data(undo)
@@ -112,11 +140,13 @@ class Publication:
         """Keep what two or more moves will replace: they cannot happen at once."""
         for target in self._targets if len(self._targets) > 1 else ():
             if target.exists():
-                undo.callback(_restore, _backup(target), target)
+                undo.callback(_restore, backup_of(target), target)
                 try:
-                    _backup(target).hardlink_to(target)
+                    backup_of(target).hardlink_to(target)
                 except OSError:  # a file system without hard links
-                    shutil.copy2(target, _backup(target))
+                    copy = self._staging.path / backup_of(target).name
+                    shutil.copy2(target, copy)
+                    copy.rename(backup_of(target))
 
     def _move(self, target: Path, undo: ExitStack) -> None:
         staged = self.temporary(target)
@@ -128,7 +158,7 @@ class Publication:
 
     def _remove_backups(self) -> None:
         for target in self._targets:
-            _backup(target).unlink(missing_ok=True)
+            backup_of(target).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -150,20 +180,23 @@ def publishing(
     Raises
     ------
     FileError
-        If a target cannot be written, is an input without `in_place` or a name of the system, or a backup of a run that
-        was killed is there.
+        If a target cannot be written, is written by another run, is an input without `in_place` or a name of the
+        system, or a backup of a run that was killed is there and cannot be put back.
+
+    Notes
+    -----
+    Everything is moved when the block ends: what has to hold of the written files is checked at its end.
     """
-    with explained(targets[0]), ExitStack() as cleaning, termination_as_exception():
+    with explained(targets[0]):
         if not in_place:
             refuse_inputs(targets, inputs, fix=_ANOTHER)
         for target in targets:
             refuse_unwritable(target)
-        _refuse_backups(targets)
-        staging = Path(tempfile.mkdtemp(prefix=".postproc-", suffix=".tmp", dir=targets[0].parent))
-        cleaning.callback(shutil.rmtree, staging, ignore_errors=True)
-        publication = Publication(targets, staging)
-        yield publication
-        publication.move_into_place()
+        with staging_folder(targets[0].parent, [target.name for target in targets]) as staging:
+            refuse_backups(targets)
+            publication = Publication(targets, staging)
+            yield publication
+            publication.move_into_place()
 
 
 def _refuse_occupied(final: Path) -> None:
@@ -172,20 +205,6 @@ def _refuse_occupied(final: Path) -> None:
             f"cannot bring the weights along: {final} is there already and holds something else",
             fix="write into another folder, or move that file away",
         )
-
-
-def _refuse_backups(targets: Sequence[Path]) -> None:
-    backups = [_backup(target) for target in targets if os.path.lexists(_backup(target))]
-    if backups:
-        raise FileError(
-            f"cannot write {targets[0]}: an earlier run was killed between replacing its files",
-            found="the files as they were before that run, in " + " and ".join(map(str, backups)),
-            fix=f"take '{BACKUP_SUFFIX}' off these names to go back, or delete them to keep what replaced them",
-        )
-
-
-def _backup(target: Path) -> Path:
-    return target.with_name(target.name + BACKUP_SUFFIX)
 
 
 def _restore(backup: Path, target: Path) -> None:

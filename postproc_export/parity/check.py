@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from postproc_export.files.staging import temporary_folder
 from postproc_export.parity.checks.adjusted import check_adjusted
 from postproc_export.parity.checks.decisions import DecisionCheck, unfit_layer, without_decisions
 from postproc_export.parity.checks.exhaustive import check_exhaustively
@@ -175,13 +175,13 @@ def check_parity(
         results: tuple[WayResult, ...] = ()
         if real is not None:
             raw_file = None if raw is None or unnamed is not None else RawFile(Path(raw), model, transform)
-            with TemporaryDirectory(prefix="postproc-check-") as folder:
+            with temporary_folder() as folder:
                 whole = WholeCheck(
                     model,
                     reference,
                     real,
                     raw_file,
-                    Path(folder),
+                    folder,
                     torch=exported if unnamed is None else None,
                     transform=transform,
                     behind=behind,

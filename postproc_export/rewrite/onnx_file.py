@@ -10,6 +10,7 @@ from graph_patterns.onnx.container import load_skeleton
 from graph_patterns.onnx.external import external_files
 from graph_patterns.onnx.soundness import Soundness
 from graph_patterns.onnx.view import default_opset
+from postproc_export.files.staging import claimed
 from postproc_export.files.writing import publishing
 
 Result = TypeVar("Result")
@@ -46,7 +47,7 @@ def rewrite_onnx_file(
         If the source cannot be read, refers to files that it must not refer to, the target cannot be written, or the
         edited model is not as sound as the source.
     """
-    with load_skeleton(source) as file:
+    with claimed([target]), load_skeleton(source) as file:
         weights = external_files(file.model, source.parent)
         before = Soundness.of(file) if is_checked else None
         opset = default_opset(file.model)

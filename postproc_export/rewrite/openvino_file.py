@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 
 from postproc_export.errors import FileError, UnsupportedModelError
 from postproc_export.files.ir_safety import refuse_unsafe_ir
+from postproc_export.files.staging import backup_of, claimed, refuse_backups
 from postproc_export.files.writing import publishing
 from postproc_export.graphs.openvino.attach import tail_constants
 from postproc_export.runtimes.feeds import first_reason
@@ -40,22 +41,31 @@ def rewrite_openvino_file(
     """
     openvino = import_openvino(purpose="rewriting an OpenVINO IR")
     core = openvino_core(purpose="rewriting an OpenVINO IR")
-    model = read_ir(core, source)
-    result = edit(model)
-    if not result:
-        return result
-    weights, written_weights = source.with_suffix(".bin"), target.with_suffix(".bin")
-    with publishing([target, written_weights], inputs=[source, weights], in_place=in_place) as publication:
-        written = publication.temporary(target)
-        # The body keeps the precision that it has; compressing here would round the constants of the tail.
-        openvino.save_model(model, written, compress_to_fp16=False)
-        _verify(core, written, model, target)
+    sources, targets = _pair(source), _pair(target)
+    with claimed(targets):
+        if any(backup_of(path).exists() for path in sources):
+            with claimed(sources):  # which puts back what a killed run left
+                pass
+        model = read_ir(core, source)
+        result = edit(model)
+        if not result:
+            return result
+        with publishing(targets, inputs=sources, in_place=in_place) as publication:
+            written = publication.temporary(target)
+            # The body keeps the precision that it has; compressing here would round the constants of the tail.
+            openvino.save_model(model, written, compress_to_fp16=False)
+            _verify(core, written, model, target)
     return result
+
+
+def _pair(path: Path) -> list[Path]:
+    return [path, path.with_suffix(".bin")]
 
 
 def read_ir(core: Any, source: Path) -> Any:
     """Read an IR with an `openvino.Core`, or say which of its two files is at fault."""
-    for path in (source, source.with_suffix(".bin")):
+    refuse_backups(_pair(source), verb="read")
+    for path in _pair(source):
         if not path.is_file():
             raise FileError(
                 f"cannot read {path}", found="no such file", needed="an IR: an .xml with its .bin beside it"

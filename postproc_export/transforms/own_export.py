@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -14,6 +13,7 @@ import onnx
 
 from graph_patterns.onnx.view import default_opset
 from postproc_export.errors import MissingDependencyError, PostprocError, UnsupportedModelError, require
+from postproc_export.files.staging import temporary_folder
 from postproc_export.graphs.onnx.names import subgraphs
 from postproc_export.quiet import quiet_logger
 from postproc_export.runtimes.protocol import Array, Runner, as_float32
@@ -119,9 +119,9 @@ def _by_dynamo(form: OwnForm, wrapper: "torch.nn.Module", opset: int) -> onnx.Mo
 def _by_torchscript(form: OwnForm, wrapper: "torch.nn.Module", opset: int) -> onnx.ModelProto:
     import torch
 
-    with TemporaryDirectory() as folder, _without_graphs(), warnings.catch_warnings(record=True) as caught:
+    with temporary_folder() as folder, _without_graphs(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        path = Path(folder) / "tail.onnx"
+        path = folder / "tail.onnx"
         torch.onnx.export(
             wrapper,
             tuple(form.probes[0].given[level] for level in form.ports),

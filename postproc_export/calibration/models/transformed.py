@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from postproc_export.errors import UsageError
+from postproc_export.files.staging import temporary_folder
 from postproc_export.files.targets import is_onnx
 from postproc_export.outputs import Selection
 from postproc_export.runtimes import PortInfo, Precision, Runner, RuntimeName, open_runner
@@ -87,8 +87,8 @@ def _onnx(path: Path, specs: Sequence[TailSpec], outputs: Outputs, options: dict
     from postproc_export.rewrite.onnx_file import rewrite_onnx_file
 
     # Windows does not delete what a runtime maps; it goes with the folder for temporary files then.
-    with TemporaryDirectory(prefix="postproc-calibrate-", ignore_cleanup_errors=True) as folder:
-        target = Path(folder) / path.name
+    with temporary_folder() as folder:
+        target = folder / path.name
         made = rewrite_onnx_file(path, target, lambda model: (_put(OnnxFormat(), model, specs, outputs),))[0]
         return TransformedModel(open_runner(target, **options), *made)
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy as np
@@ -14,6 +13,7 @@ from graph_patterns.errors import GraphPatternError
 from postproc_export.comparison.compare import compare_labels
 from postproc_export.comparison.difference import LabelDifference
 from postproc_export.errors import MissingDependencyError, PostprocError
+from postproc_export.files.staging import temporary_folder
 from postproc_export.files.targets import is_onnx
 from postproc_export.parity.checks.record import check_outputs
 from postproc_export.parity.fed.inputs import raw_values
@@ -49,8 +49,8 @@ def without_decisions(path: Path) -> Iterator[tuple[Path, LayerRecord | None]]:
     if record is None:
         yield path, None
         return
-    with TemporaryDirectory(prefix="postproc-check-") as folder:
-        target = Path(folder) / path.name
+    with temporary_folder() as folder:
+        target = folder / path.name
         _write_without(path, target)
         yield target, record
 
@@ -168,8 +168,8 @@ class DecisionCheck:
             What it is fed, and how many at a time.
         """
         taps = {_TAPS[name]: port for name, port in self._eager.ports.items()}
-        with TemporaryDirectory(prefix="postproc-check-") as folder:
-            tapped = self._file.tapped(Path(folder), taps)
+        with temporary_folder() as folder:
+            tapped = self._file.tapped(folder, taps)
             for way in (each for each in ways if each.weights == "stored"):
                 outcome = Outcome(way, self._threads)
                 try:

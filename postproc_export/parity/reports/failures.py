@@ -1,13 +1,16 @@
 """Failing inputs, saved with the command that replays them."""
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from postproc_export.errors import FileError
+from postproc_export.files.writing import publishing
 from postproc_export.parity.fed.real_inputs import RealBatch
 from postproc_export.parity.reports.report import Check
 
@@ -54,7 +57,7 @@ class FailureStore:
             for port, values in batch.samples().items()
         }
         path = self._path(f"{name}-{number}")
-        np.savez(path, **arrays)  # type: ignore[arg-type]  # the stubs take **arrays for allow_pickle
+        _save(path, arrays)
         raw = [] if self.raw is None else ["--raw", str(self.raw)]
         torch = [] if self.torch is None else ["--torch", self.torch]
         budget = ["--max-flips", str(self.max_flips)] if self.max_flips else []
@@ -66,7 +69,7 @@ class FailureStore:
             flips = check.details.get("flips", ())
             if not check and check.subject.startswith("tail/") and flips:
                 path = self._path(check.name)
-                np.savez(path, raw=np.array([flip["raw"] for flip in flips], np.float32))
+                _save(path, {"raw": np.array([flip["raw"] for flip in flips], np.float32)})
                 self._record(path, ["--seed", str(self.seed)])
 
     def _path(self, name: str) -> Path:
@@ -81,3 +84,8 @@ class FailureStore:
         code = [word for name in self.code for word in ("--tail", name)]
         command = shlex.join(["postproc-export", "check", str(self.attached), *code, *options, *threads])
         self.saved.append({"file": str(path), "replay": command})
+
+
+def _save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    with publishing([path]) as publication:
+        np.savez(publication.temporary(path), **arrays)  # type: ignore[arg-type]  # the stubs take **arrays for allow_pickle

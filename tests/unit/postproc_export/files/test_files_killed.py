@@ -1,18 +1,23 @@
 """`postproc_export.files.writing`: processes that are killed or terminated while they publish."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 from publications import NEW, OLD, contents, fill, publish_pair
 
 from postproc_export.errors import FileError
-from postproc_export.files.writing import publishing
+from postproc_export.files.staging import LeftoverWarning
+from postproc_export.files.termination import HeldSignals
+from postproc_export.files.writing import publishing, write_text
 
 
 def killed(folder: Path, *, patch: str, number: signal.Signals = signal.SIGKILL) -> None:
@@ -34,6 +39,12 @@ def killed(folder: Path, *, patch: str, number: signal.Signals = signal.SIGKILL)
     assert ended.returncode in (-number, 128 + number)
 
 
+BEFORE_THE_SECOND_MOVE = """move = files.Publication._move
+        def half(self, target, undo):
+            if target.suffix == '.xml':
+                die()
+            move(self, target, undo)
+        files.Publication._move = half"""
 STEPS: dict[str, tuple[str, Callable[[dict[str, str]], bool]]] = {
     "while_writing": ("Path.write_text = die", lambda files: files == OLD),
     "before_the_backups": ("files.Publication._back_up = die", lambda files: files == OLD),
@@ -49,27 +60,139 @@ STEPS: dict[str, tuple[str, Callable[[dict[str, str]], bool]]] = {
 
 @pytest.mark.parametrize(("patch", "expected"), STEPS.values(), ids=STEPS.keys())
 def test_a_killed_process_loses_nothing(patch: str, expected: Callable[[dict[str, str]], bool], tmp_path: Path) -> None:
-    """Killed at any step, each file is whole, and where the pair is mixed the backups hold the old one."""
+    """Killed at any step, each file is whole; the next run in the folder puts the old pair back and leaves no litter."""
     fill(tmp_path, OLD)
     killed(tmp_path, patch=patch)
     left = contents(tmp_path)
     assert expected({name: left.pop(name) for name in OLD})
     backups = {name: left.pop(name) for name in list(left) if name.endswith(".postproc-backup")}
+    assert backups in ({}, {f"{name}.postproc-backup": text for name, text in OLD.items()})
     assert all(name.startswith(".postproc-") and ".tmp" in name for name in left)
-    if not backups:
-        publish_pair(tmp_path)
-        return
-    assert backups == {f"{name}.postproc-backup": text for name, text in OLD.items()}
-    with pytest.raises(FileError, match=r"an earlier run was killed [\s\S]*model.xml.postproc-backup and .*model.bin"):
-        publish_pair(tmp_path)
+    moved = expected is not STEPS["while_writing"][1] and expected(OLD) is False
+    with pytest.warns(LeftoverWarning, match=r"put back .*model\.xml, .*model\.bin") if moved else nullcontext():
+        write_text(tmp_path / "other.txt", "other")
+    assert contents(tmp_path) == {**OLD, "other.txt": "other"}
+    publish_pair(tmp_path)
+    assert contents(tmp_path) == {**NEW, "other.txt": "other"}
 
 
-def test_a_terminated_process_cleans_up(tmp_path: Path) -> None:
-    """SIGTERM between the moves restores the pair and leaves nothing behind."""
+@pytest.mark.parametrize("name", NEW)
+def test_what_was_changed_since_is_not_put_back(name: str, tmp_path: Path) -> None:
+    """Where a file of a half-replaced pair is neither the old nor the new one, nothing is touched and both are named."""
     fill(tmp_path, OLD)
-    killed(tmp_path, patch=STEPS["between_the_moves"][0], number=signal.SIGTERM)
-    assert contents(tmp_path) == OLD
+    killed(tmp_path, patch=STEPS["between_the_moves"][0])
+    (tmp_path / name).unlink()
+    (tmp_path / name).write_text("of the user")
+    before = contents(tmp_path)
+    with pytest.raises(FileError, match=r"was killed [\s\S]*model.xml.postproc-backup and .*model.bin.postproc-backup"):
+        publish_pair(tmp_path)
+    assert contents(tmp_path) == before
+    with pytest.warns(LeftoverWarning, match=r"killed between replacing .*model\.xml"):
+        write_text(tmp_path / "other.txt", "other")
+    assert contents(tmp_path) == {**before, "other.txt": "other"}
+
+
+def test_a_backup_without_a_journal_is_never_deleted(tmp_path: Path) -> None:
+    """A backup that nothing explains is named, and stays."""
+    fill(tmp_path, {**OLD, "model.bin.postproc-backup": "older"})
+    with pytest.raises(FileError, match=r"cannot write .*model\.xml[\s\S]*model\.bin\.postproc-backup"):
+        publish_pair(tmp_path)
+    assert contents(tmp_path) == {**OLD, "model.bin.postproc-backup": "older"}
+
+
+def test_a_new_pair_that_is_half_there_goes(tmp_path: Path) -> None:
+    """Killed between moving two files that are new, the one that is there is taken away again."""
+    killed(tmp_path, patch=STEPS["between_the_moves"][0])
+    assert (tmp_path / "model.bin").exists()
+    with pytest.warns(LeftoverWarning, match="put back"):
+        write_text(tmp_path / "other.txt", "other")
+    assert contents(tmp_path) == {"other.txt": "other"}
+
+
+def test_where_there_are_no_locks_what_is_left_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a file system without flock nobody knows whether a run is alive: its folder stays and is named."""
+    fill(tmp_path, OLD)
+    killed(tmp_path, patch=STEPS["while_writing"][0])
+    (left,) = tmp_path.glob(".postproc-*.tmp")
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.warns(LeftoverWarning, match=f"{left.name} may be left of a run that was killed"):
+        publish_pair(tmp_path)
+    assert left.is_dir()
+    assert {path.name for path in tmp_path.iterdir()} == {*NEW, left.name}
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from postproc_export.files.writing import publishing
+with publishing([Path(name) for name in sys.argv[1:]]) as publication:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for name in sys.argv[1:]:
+        publication.temporary(Path(name)).write_text("first")
+"""
+
+
+@contextmanager
+def writing(*targets: Path) -> Iterator[None]:
+    """Write some files in another process, which has begun and ends after the block."""
+    command = [sys.executable, "-c", WRITER, *map(str, targets)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:  # type: ignore[call-overload]
+        assert process.stdout.readline() == "ready\n"
+        yield
+        process.communicate("go\n")
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("second", [["a.xml"], ["a.bin"], ["b.xml", "a.bin"]], ids="_".join)
+def test_a_second_writer_is_refused_and_the_first_goes_on(second: list[str], tmp_path: Path) -> None:
+    """Whoever writes one of the targets at the same time is refused and told so; other files of the folder may be."""
+    with writing(tmp_path / "a.xml", tmp_path / "a.bin"):
+        targets = [tmp_path / name for name in second]
+        with pytest.raises(FileError, match=r"cannot write .*a\.\w+: another run is writing it"), publishing(targets):
+            pytest.fail("nothing may be written")
+        write_text(tmp_path / "c.txt", "c")
+    assert contents(tmp_path) == {"a.xml": "first", "a.bin": "first", "c.txt": "c"}
+
+
+def test_a_second_writer_in_another_thread_is_refused(tmp_path: Path) -> None:
+    """Threads of one program are writers like any other."""
+    with publishing([tmp_path / "a.txt"]) as publication, ThreadPoolExecutor(1) as pool:
+        with pytest.raises(FileError, match="another run is writing it"):
+            pool.submit(write_text, tmp_path / "a.txt", "second").result()
+        pool.submit(write_text, tmp_path / "b.txt", "second").result()
+        publication.temporary(tmp_path / "a.txt").write_text("first")
+    assert contents(tmp_path) == {"a.txt": "first", "b.txt": "second"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize(("patch", "expected"), [("Path.write_text = die", OLD), (BEFORE_THE_SECOND_MOVE, NEW)])
+def test_a_terminated_process_cleans_up(
+    patch: str, expected: dict[str, str], number: signal.Signals, tmp_path: Path
+) -> None:
+    """A signal while something is written leaves the old pair, and between the moves the new one; nothing else."""
+    fill(tmp_path, OLD)
+    killed(tmp_path, patch=patch, number=number)
+    assert contents(tmp_path) == expected
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(OLD)
+
+
+def test_every_handler_is_back_after_the_work(tmp_path: Path) -> None:
+    """A program's handlers of all three signals are what they were, also after a signal was held back."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    write_text(tmp_path / "a.txt", "a")
+    with pytest.raises(KeyboardInterrupt), HeldSignals():
+        signal.raise_signal(signal.SIGINT)
+        (tmp_path / "b.txt").touch()
+    assert (tmp_path / "b.txt").exists()
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def test_a_handler_of_the_host_program_is_left_alone(tmp_path: Path) -> None:
