@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from graph_patterns.onnx.source import special_kind
 from postproc_export.errors import FileError, MetadataError
 from postproc_export.float32 import to_float32
 
@@ -53,6 +54,36 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def check_file(path: Path, *, what: str = "", needed: str = "a file") -> None:
+    """Refuse a path that is no regular file before anything opens it: that of a pipe would wait for a writer.
+
+    Parameters
+    ----------
+    path
+        The file to be read.
+    what
+        What it is, with an article, for the message.
+    needed
+        What has to be there.
+
+    Raises
+    ------
+    FileError
+        If it is not there, or is a folder, a pipe, a socket or a device.
+    """
+    fix = None
+    try:
+        found = special_kind(path)
+    except FileNotFoundError:
+        found, fix = "no such file", "check the path"
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        found = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    else:
+        fix = "write what comes out of it to a file, and give that" if found not in (None, "a folder") else None
+    if found is not None:
+        raise FileError(f"cannot read {what} {path}".replace("  ", " "), found=found, needed=needed, fix=fix)
+
+
 def read_json(path: Path, *, what: str) -> Any:
     """Read a JSON file, which has to be UTF-8; see `parse_json`.
 
@@ -63,6 +94,7 @@ def read_json(path: Path, *, what: str) -> Any:
     MetadataError
         If it is not JSON, or nested too deeply to be read.
     """
+    check_file(path, what=what)
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

@@ -5,7 +5,6 @@ placeholder in the `raw_data` of each such tensor. `OnnxFile.write` serialises t
 payload bytes back. Tensors may be renamed, moved, copied and deleted in between; their values may be replaced.
 """
 
-import stat
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from google.protobuf.message import DecodeError, EncodeError
 
 from graph_patterns.errors import ModelFileError
 from graph_patterns.onnx.payloads import Placeholders
-from graph_patterns.onnx.source import CHUNK, ChangedFileError, FileSource, MemorySource, write_all
+from graph_patterns.onnx.source import CHUNK, ChangedFileError, FileSource, MemorySource, special_kind, write_all
 from graph_patterns.onnx.validation import LARGEST, check_text, not_a_model, refuse_other_messages, too_large
 from graph_patterns.onnx.walk import Edit, Payload, UnusualError
 from graph_patterns.onnx.wire import MalformedError
@@ -227,8 +226,9 @@ def load_skeleton(path: Path) -> OnnxFile:
         If the path is no readable file, is above 2 GiB, or holds something else than a whole ONNX model.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ModelFileError(f"cannot read {path}", found="a folder or a device", needed="an ONNX file")
+        kind = special_kind(path)
+        if kind is not None:
+            raise ModelFileError(f"cannot read {path}", found=kind, needed="an ONNX file")
         stream = path.open("rb", buffering=0)
     except OSError as error:
         raise _unreadable(str(path), error) from error

@@ -1,6 +1,8 @@
 """Bytes at positions, read without loading the rest: an open file or a message in memory, and copying out of either."""
 
 import os
+import stat
+from pathlib import Path
 from typing import BinaryIO, Final
 
 CHUNK: Final = 1024 * 1024
@@ -81,6 +83,21 @@ class FileSource:
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
+
+
+def special_kind(path: Path) -> str | None:
+    """Return what a path is in place of a regular file, such as a pipe, whose opening waits for a writer.
+
+    Raises
+    ------
+    OSError
+        If it is not there, or cannot be looked at.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISREG(mode):
+        return None
+    kinds = {"a folder": stat.S_ISDIR, "a pipe": stat.S_ISFIFO, "a socket": stat.S_ISSOCK}
+    return next((kind for kind, is_kind in kinds.items() if is_kind(mode)), "a device")
 
 
 def write_all(target: BinaryIO, content: bytes | memoryview) -> None:

@@ -76,11 +76,11 @@ def leftovers_to_stderr() -> Iterator[None]:
     with warnings.catch_warnings():
         show = warnings.showwarning
 
-        def tell(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        def tell(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
             if issubclass(category, LeftoverWarning):
                 stderr().print(f"warning: {message}")
             else:
-                show(message, category, *place)
+                show(message, category, *place, **more)
 
         warnings.simplefilter("always", LeftoverWarning)
         warnings.showwarning = tell

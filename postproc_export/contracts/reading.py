@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from postproc_export.errors import FileError
 from postproc_export.files.targets import is_onnx
 from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
 from postproc_export.images.preprocessing import Preprocessing
@@ -15,6 +14,7 @@ from postproc_export.rewrite.openvino_file import read_ir
 from postproc_export.runtimes.feeds import cannot_load
 from postproc_export.runtimes.openvino import openvino_core, port_info
 from postproc_export.runtimes.protocol import PortInfo
+from postproc_export.validation import check_file
 
 MODEL_INFO: Final = "model_info"
 _PURPOSE: Final = "reading a model as its users do"
@@ -56,8 +56,7 @@ class ModelReading:
         MissingDependencyError
             If OpenVINO is not installed.
         """
-        if not path.is_file():
-            raise FileError(f"cannot read the model {path}", found="no such file")
+        check_file(path, what="the model")
         core = openvino_core(purpose=_PURPOSE)
         if is_onnx(path):
             model, entries = _read_onnx(core, path), _onnx_entries(path)

@@ -14,6 +14,7 @@ from postproc_export.outputs import RAW_NAMES, Selection
 from postproc_export.runtimes.protocol import Array
 from postproc_export.stats import LEVELS, Level
 from postproc_export.torch_modules import LoadedModule, identify_outputs, load_module, raw_tensors, reason_of
+from postproc_export.validation import check_file
 
 if TYPE_CHECKING:
     import torch
@@ -176,8 +177,7 @@ def load_weights(module: "torch.nn.Module", path: Path) -> None:
         If it is no state dict of this module.
     """
     torch = require("torch", extra="export", purpose=PURPOSE)
-    if not path.is_file():
-        raise FileError(f"cannot read the weights {path}", found="a folder" if path.is_dir() else "no such file")
+    check_file(path, what="the weights")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises what unpickling and unzipping raise, and errors of its own

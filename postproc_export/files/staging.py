@@ -1,8 +1,8 @@
 """Temporary folders beside what is being written: locked while their run lives, cleared away by the next run if not.
 
-A staging folder holds a lock (flock: it goes with its process, whatever ends that), the names of what its run writes, and
-before several files are replaced, a journal of their old and new bytes. The next run in the folder deletes what a killed
-run left, and puts a half-replaced set of files back from its backups.
+A staging folder holds a lock (flock: it goes with its process, whatever ends that), the names of what its run writes,
+and before several files are replaced, a journal of their old and new bytes. The next run in the folder deletes what a
+killed run left, and puts a half-replaced set of files back from its backups.
 """
 
 import hashlib

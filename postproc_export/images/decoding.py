@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from postproc_export.errors import FileError, require
+from postproc_export.validation import check_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -56,6 +57,7 @@ def open_upright(path: Path) -> "Image":
     """
     images = require("PIL.Image", extra="images", purpose=_PURPOSE)
     operations = require("PIL.ImageOps", extra="images", purpose=_PURPOSE)
+    check_file(path, what="the image")
     try:
         with images.open(path, formats=_FORMATS) as file:
             frames, depth = getattr(file, "n_frames", 1), _bits(file)

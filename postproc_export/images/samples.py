@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from postproc_export.errors import CalibrationError, FileError, PostprocError, UsageError
+from postproc_export.validation import check_file
 
 SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 NORMAL_FOLDER: Final = "good"
@@ -59,13 +60,11 @@ def find_samples(path: str | Path, *, labels: bool = True) -> list[Sample]:
     defect may be called ``<stem>_mask.png`` or ``<stem>.png``.
     """
     root = Path(path)
-    if root.is_file():
-        samples = list(_from_csv(root))
-    elif root.is_dir():
+    if root.is_dir():
         samples = list(_from_folder(root))
     else:
-        fix = "check the path"
-        raise FileError(f"cannot read the images {root}", found="no such file or folder", fix=fix)
+        check_file(root, what="the images", needed="a folder or a CSV file")
+        samples = list(_from_csv(root))
     if not samples:
         needed = f"files ending in {', '.join(SUFFIXES)}"
         raise CalibrationError(f"{root} holds no image", needed=needed, fix="give the folder that holds them")
@@ -102,7 +101,7 @@ def _labelled(folders: Iterable[Path], base: Path) -> Iterator[Sample]:
                 yield Sample(image, 0)
             else:
                 names = (f"{image.stem}_mask.png", f"{image.stem}.png")
-                found = [masks / folder.name / name for name in names if (masks / folder.name / name).is_file()]
+                found = [masks / folder.name / name for name in names if (masks / folder.name / name).exists()]
                 yield Sample(image, 1, found[0] if found else None)
 
 
@@ -112,7 +111,10 @@ def _is_class_folder(folder: Path) -> bool:
 
 def _images(folder: Path) -> list[Path]:
     files = (file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
-    return sorted(file for file in files if file.is_file())
+    found = sorted(file for file in files if not file.is_dir())
+    for file in found:
+        check_file(file, what="the image")
+    return found
 
 
 def _from_csv(path: Path) -> Iterator[Sample]:
@@ -164,7 +166,8 @@ def _referenced(text: str | None, path: Path, *, where: str) -> Path | None:
     if not (text or "").strip():
         return None
     file = path.parent / str(text).strip()
-    if not file.is_file():
+    if not file.exists():
         needed = f"a path relative to {path.parent}"
         raise FileError(f"{where} {file} is not there", needed=needed, fix="correct the line")
+    check_file(file, what=where)
     return file

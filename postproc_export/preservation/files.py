@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from postproc_export.errors import FileError, UsageError
+from postproc_export.errors import UsageError
 from postproc_export.files.targets import is_onnx
 from postproc_export.preservation.change import Preservation
+from postproc_export.validation import check_file
 
 
 def compare_files(raw: str | Path, attached: str | Path) -> Preservation:
@@ -35,8 +36,7 @@ def compare_files(raw: str | Path, attached: str | Path) -> Preservation:
             f"{before} and {after} cannot be compared: they are of different formats",
             needed="the very file that was attached to",
         )
-    if not before.is_file():
-        raise FileError(f"cannot read the raw model {before}", found="no such file")
+    check_file(before, what="the raw model")
     if is_onnx(before):
         from postproc_export.preservation.onnx_files import compare_onnx_files
 

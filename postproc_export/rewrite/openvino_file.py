@@ -6,13 +6,14 @@ from queue import Empty, Queue
 from threading import Thread
 from typing import Any, Final, TypeVar
 
-from postproc_export.errors import FileError, UnsupportedModelError
+from postproc_export.errors import UnsupportedModelError
 from postproc_export.files.ir_safety import refuse_unsafe_ir
 from postproc_export.files.staging import backup_of, claimed, refuse_backups
 from postproc_export.files.writing import publishing
 from postproc_export.graphs.openvino.attach import tail_constants
 from postproc_export.runtimes.feeds import first_reason
 from postproc_export.runtimes.openvino import import_openvino, openvino_core
+from postproc_export.validation import check_file
 
 Result = TypeVar("Result")
 
@@ -66,10 +67,7 @@ def read_ir(core: Any, source: Path) -> Any:
     """Read an IR with an `openvino.Core`, or say which of its two files is at fault."""
     refuse_backups(_pair(source), verb="read")
     for path in _pair(source):
-        if not path.is_file():
-            raise FileError(
-                f"cannot read {path}", found="no such file", needed="an IR: an .xml with its .bin beside it"
-            )
+        check_file(path, needed="an IR: an .xml with its .bin beside it")
     refuse_unsafe_ir(source)
     try:
         return _read_in_time(core, source)

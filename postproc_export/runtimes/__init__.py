@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any, get_args
 
-from postproc_export.errors import FileError, UsageError
+from graph_patterns.errors import ExplainedError
+from postproc_export.errors import UsageError
 from postproc_export.runtimes.protocol import Array, PortInfo, Precision, Runner, RuntimeName, as_float32
+from postproc_export.validation import check_file
 
 __all__ = ["Array", "PortInfo", "Precision", "Runner", "RuntimeName", "as_float32", "open_runner"]
 
@@ -71,6 +73,21 @@ def _native_runtime(model: str | Path | bytes | Any) -> RuntimeName:
     runtime = _RUNTIME_OF_SUFFIX.get(path.suffix.lower())
     if runtime is None:
         raise UsageError(f"{path} is no model file", found=f"suffix '{path.suffix}'", needed=".onnx or .xml")
-    if not path.is_file():
-        raise FileError(f"cannot read the model {path}", found="a folder" if path.is_dir() else "no such file")
+    check_file(path, what="the model")
+    for weights in _weights_of(path):
+        if weights.exists():  # else the runtime says what is missing
+            check_file(weights, what="the weights")
     return runtime
+
+
+def _weights_of(path: Path) -> list[Path]:
+    if path.suffix.lower() == ".xml":
+        return [path.with_suffix(".bin")]
+    from graph_patterns.onnx.container import load_skeleton
+    from graph_patterns.onnx.external import external_data_locations
+
+    try:
+        with load_skeleton(path) as file:
+            return [path.parent / data.location for data in external_data_locations(file.model)]
+    except ExplainedError:  # the runtime says what is wrong with it
+        return []

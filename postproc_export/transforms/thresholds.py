@@ -16,6 +16,7 @@ from graph_patterns.expr import Table
 from postproc_export.errors import FileError, UnsupportedModelError, UsageError
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.transforms.step import ROUNDING, Values, refuse_unknown
+from postproc_export.validation import check_file
 
 if TYPE_CHECKING:
     from postproc_export.transforms.modules import TailTransform
@@ -56,6 +57,7 @@ class Thresholds:
         if "file" not in given:
             raise UsageError(f"the tail '{cls.name}' has no file", needed="thresholds:file=thresholds.npy")
         path = Path(str(given["file"]))
+        check_file(path, what="the thresholds", needed="a .npy file")
         try:
             array = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:

@@ -40,8 +40,8 @@ COMMANDS: Final = {
     "in-place": "update post.onnx --image-sensitivity 0.3 --in-place",
     "in-place-ir": "update post.xml --image-sensitivity 0.3 --in-place",
     "calibrate": "calibrate shard.npz -o out.json",
-    "export": f"{EXPORT} --format onnx",
-    "export-both": EXPORT,
+    "export": EXPORT,
+    "export-both": f"{EXPORT} --to onnx,openvino",
 }
 HEAVY: Final = ("postproc_export.cli.commands", "postproc_export.calibration", "postproc_export.rewrite.onnx_file")
 Contents = dict[str, bytes]

@@ -12,6 +12,7 @@ from postproc_export.calibration.shards.csv_shard import CsvShard
 from postproc_export.calibration.shards.kinds import NAMES, MemoryShard, NpyShard, NpzShard, Shard
 from postproc_export.calibration.shards.zarr_store import ZarrShard, is_store
 from postproc_export.errors import FileError, UsageError
+from postproc_export.validation import check_file
 
 Source = str | Path | Mapping[str, Any] | Sequence[str | Path | Mapping[str, Any]]
 
@@ -34,6 +35,8 @@ def find_shards(source: Source) -> list[Shard]:
     shards = _shards_of(source)
     seen: dict[tuple[int, int], Path] = {}
     for path in (path for shard in shards for path in shard.files):
+        if not path.is_dir():
+            check_file(path)
         before = _seen_before(path, seen)
         if before is not None:
             found = str(path) if path == before else f"{path} is the same file as {before}"
@@ -105,9 +108,9 @@ def _shards_in(folder: Path) -> list[Shard]:
     for entry in entries:
         if entry.is_dir() and is_store(entry):
             shards.append(ZarrShard(entry))
-        elif entry.is_file() and (shard := _file_shard(entry)) is not None:
+        elif not entry.is_dir() and (shard := _file_shard(entry)) is not None:
             shards.append(shard)
-    shards += _npy_shards([entry for entry in entries if _is_npy(entry) and entry.is_file()])
+    shards += _npy_shards([entry for entry in entries if _is_npy(entry) and not entry.is_dir()])
     if not shards:
         found = ", ".join(entry.name for entry in entries[:5]) or "an empty folder"
         needed, fix = ".npz, .npy pairs, .csv or Zarr groups", "give the files, or the folder they are in"

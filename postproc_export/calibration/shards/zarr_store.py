@@ -16,6 +16,7 @@ from postproc_export.calibration.shards.zarr_chunks import StoredChunks
 from postproc_export.calibration.statistics.level import CalibrationWarning
 from postproc_export.errors import CalibrationError, FileError, PostprocError, require
 from postproc_export.stats import Level
+from postproc_export.validation import check_file
 
 MARKS: Final = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
 _PICKLE: Final = re.compile(rb'"(numcodecs[./])?pickle"')
@@ -46,7 +47,10 @@ class ZarrShard(ArrayShard):
         if self.run is not None:
             return None
         with readable(self.name):
-            status = [path.stat() for path in sorted(self.path.rglob("*")) if path.is_file()]
+            files = [path for path in sorted(self.path.rglob("*")) if not path.is_dir()]
+            for path in files:
+                check_file(path)
+            status = [path.stat() for path in files]
         return len(status), sum(each.st_size for each in status), max((each.st_mtime_ns for each in status), default=0)
 
     def arrays(self, *, verify: bool) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from postproc_export.errors import FileError, UsageError
 from postproc_export.images import Preprocessing, Sample, find_samples, image_input, load_batches
 from postproc_export.runtimes import PortInfo, Runner
 from postproc_export.stats import CalibrationStats
+from postproc_export.validation import check_file
 
 Feeds: TypeAlias = dict[str, NDArray[Any]]
 
@@ -191,6 +192,7 @@ def _is_shared(port: PortInfo, array: NDArray[Any], ports: Sequence[PortInfo]) -
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
+    check_file(path, what="the inputs", needed="an .npz file")
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}

@@ -7,7 +7,7 @@ from typing import Any, Final, Self
 
 from graph_patterns.graph import Value
 from graph_patterns.match import Mismatch
-from postproc_export.errors import FileError, UsageError
+from postproc_export.errors import UsageError
 from postproc_export.graphs.reading.own_tail import OwnTail, find_own_tail
 from postproc_export.graphs.reading.tail_places import Places, find_places
 from postproc_export.guarding import Guard as MapGuard
@@ -20,6 +20,7 @@ from postproc_export.runtimes.protocol import PortInfo, Runner
 from postproc_export.stats import Level
 from postproc_export.tail import Tail, build_tail, guard_of
 from postproc_export.tail_options import TailOptions
+from postproc_export.validation import check_file
 
 TAPS: Final[Mapping[Level, str]] = {"image": "postproc-check/raw_score", "pixel": "postproc-check/raw_map"}
 
@@ -174,8 +175,7 @@ def open_file(path: Path) -> ModelFile:
     UsageError, FileError, MetadataError, UnsupportedModelError
         As `load_attached` does.
     """
-    if not path.is_file():
-        raise FileError(f"cannot read the model {path}", found="a folder" if path.is_dir() else "no such file")
+    check_file(path, what="the model")
     match path.suffix.lower():
         case ".onnx":
             from postproc_export.parity.models.onnx_attached import OnnxAttached

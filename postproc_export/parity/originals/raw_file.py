@@ -7,13 +7,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from postproc_export.errors import FileError, UnsupportedModelError
+from postproc_export.errors import UnsupportedModelError
 from postproc_export.parity.models.attached_model import AttachedModel
 from postproc_export.parity.models.configuration import Configuration
 from postproc_export.parity.originals.transformed_runner import TransformedRunner
 from postproc_export.parity.reference.eager_transform import EagerTransform
 from postproc_export.runtimes import PortInfo, Runner
 from postproc_export.stats import Level
+from postproc_export.validation import check_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,7 @@ class RawFile:
         FileError, UnsupportedModelError
             If it cannot be loaded, or its outputs are not those of the record.
         """
-        if not self.path.is_file():
-            raise FileError(f"cannot read the raw model {self.path}", found="no such file")
+        check_file(self.path, what="the raw model")
         return self.behind_transform(way.open(self.path, threads=threads))
 
     def behind_transform(self, runner: Runner) -> Runner:

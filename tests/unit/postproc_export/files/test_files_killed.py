@@ -60,7 +60,7 @@ STEPS: dict[str, tuple[str, Callable[[dict[str, str]], bool]]] = {
 
 @pytest.mark.parametrize(("patch", "expected"), STEPS.values(), ids=STEPS.keys())
 def test_a_killed_process_loses_nothing(patch: str, expected: Callable[[dict[str, str]], bool], tmp_path: Path) -> None:
-    """Killed at any step, each file is whole; the next run in the folder puts the old pair back and leaves no litter."""
+    """Killed at any step, each file is whole; the next run in the folder puts the old pair back and tidies up."""
     fill(tmp_path, OLD)
     killed(tmp_path, patch=patch)
     left = contents(tmp_path)
@@ -78,7 +78,7 @@ def test_a_killed_process_loses_nothing(patch: str, expected: Callable[[dict[str
 
 @pytest.mark.parametrize("name", NEW)
 def test_what_was_changed_since_is_not_put_back(name: str, tmp_path: Path) -> None:
-    """Where a file of a half-replaced pair is neither the old nor the new one, nothing is touched and both are named."""
+    """Where a file of a half-replaced pair is neither the old nor the new one, nothing is touched, both are named."""
     fill(tmp_path, OLD)
     killed(tmp_path, patch=STEPS["between_the_moves"][0])
     (tmp_path / name).unlink()
@@ -183,14 +183,20 @@ def test_a_terminated_process_cleans_up(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(OLD)
 
 
+def interrupted_before_touching(path: Path) -> None:
+    """Make a file in a block that no signal cuts in two."""
+    with HeldSignals():
+        signal.raise_signal(signal.SIGINT)
+        path.touch()
+
+
 def test_every_handler_is_back_after_the_work(tmp_path: Path) -> None:
     """A program's handlers of all three signals are what they were, also after a signal was held back."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     write_text(tmp_path / "a.txt", "a")
-    with pytest.raises(KeyboardInterrupt), HeldSignals():
-        signal.raise_signal(signal.SIGINT)
-        (tmp_path / "b.txt").touch()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_before_touching(tmp_path / "b.txt")
     assert (tmp_path / "b.txt").exists()
     assert [signal.getsignal(number) for number in numbers] == before
 
