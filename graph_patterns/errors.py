@@ -30,6 +30,11 @@ class ExplainedError(Exception):
         lines = [f"  {label + ':':<8} {text}" for label, text in rows if text is not None]
         super().__init__("\n".join([what, *lines]))
 
+    @property
+    def texts(self) -> tuple[str | None, ...]:
+        """The four texts in this order."""
+        return self.what, self.found, self.needed, self.fix
+
 
 class GraphPatternError(ExplainedError):
     """Base of every error that `graph_patterns` raises on purpose."""

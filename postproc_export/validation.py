@@ -1,6 +1,7 @@
 """What numbers, texts, counts and JSON files must be to be taken, stated once for all that is read."""
 
 import json
+from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -84,6 +85,12 @@ def check_file(path: Path, *, what: str = "", needed: str = "a file") -> None:
         raise FileError(f"cannot read {what} {path}".replace("  ", " "), found=found, needed=needed, fix=fix)
 
 
+def stated_twice(names: Iterable[str]) -> str | None:
+    """Return the names that stand more than once among some, for an error; None where none does."""
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    return ", ".join(map(repr, twice)) or None
+
+
 def read_json(path: Path, *, what: str) -> Any:
     """Read a JSON file, which has to be UTF-8; see `parse_json`.
 
@@ -140,12 +147,10 @@ def _depth_within(document: Any, limit: int) -> bool:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        raise ValueError(f"{', '.join(map(repr, twice))} stands twice in one object")
-    return document
+    twice = stated_twice(key for key, _ in pairs)
+    if twice is not None:
+        raise ValueError(f"{twice} stands twice in one object")
+    return dict(pairs)
 
 
 def _refuse_constant(name: str) -> float:

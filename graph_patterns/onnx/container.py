@@ -68,9 +68,7 @@ class OnnxFile:
         Raises
         ------
         ModelFileError
-            If the model would be above 2 GiB, or the file it was read from has changed.
-        OSError
-            If the path cannot be written.
+            If the model would be above 2 GiB, the file it was read from has changed, or the path cannot be written.
         """
         if self.path is not None and path.exists() and path.samefile(self.path):
             raise ModelFileError(
@@ -88,6 +86,8 @@ class OnnxFile:
             self._source.check_unchanged()
         except ChangedFileError:
             raise self._changed() from None
+        except OSError as error:
+            raise ModelFileError(f"cannot write {path}", found=error.strerror) from error
 
     def to_bytes(self) -> bytes:
         """Return the whole model, edits and payloads, as one serialised message."""

@@ -24,9 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from graph_patterns.errors import ExplainedError
     from postproc_export.cli.commands import app
     from postproc_export.cli.console import leftovers_to_stderr
+    from postproc_export.quiet import natives_of_command
 
     try:
-        with leftovers_to_stderr():
+        with leftovers_to_stderr(), natives_of_command():
             app(args=None if argv is None else list(argv), prog_name="postproc-export")
     except ExplainedError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -7,7 +7,7 @@ from postproc_export.calibration.models.files import model_files
 from postproc_export.errors import FileError
 from postproc_export.files.checking import check_folder, check_target, explained, refuse_inputs
 from postproc_export.files.targets import FORMATS
-from postproc_export.files.writing import append_text, write_text
+from postproc_export.files.writing import append_text, folder_made_for, write_text
 from postproc_export.images import find_samples
 from postproc_export.parity import ParityReport
 from postproc_export.parity.reports import formats
@@ -39,7 +39,7 @@ def check_before(
         files += [path for sample in samples for path in (sample.image, sample.mask) if path is not None]
         _check_reports(junit, markdown, files)
     if save_failures is not None:
-        check_folder(_nearest(save_failures))
+        check_folder(next(each for each in (save_failures, *save_failures.absolute().parents) if each.exists()))
 
 
 def write_reports(report: ParityReport, *, junit: Path | None, markdown: Path | None) -> None:
@@ -51,36 +51,32 @@ def write_reports(report: ParityReport, *, junit: Path | None, markdown: Path | 
         If one of them cannot be written.
     """
     if junit is not None:
-        _make_folder(junit)
-        write_text(junit, formats.junit(report))
+        with folder_made_for(junit):
+            write_text(junit, formats.junit(report))
     if markdown is not None:
-        _make_folder(markdown)
-        append_text(markdown, formats.markdown(report))
-
-
-def _make_folder(report: Path) -> None:
-    try:
-        report.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        found = f"the folder cannot be made: {error.strerror}"
-        raise FileError(f"cannot write {report}", found=found, fix="choose another path") from error
+        with folder_made_for(markdown):
+            append_text(markdown, formats.markdown(report))
 
 
 def _check_reports(junit: Path | None, markdown: Path | None, files: Sequence[Path]) -> None:
     if junit is not None:
-        check_target(junit, files) if junit.parent.exists() else check_folder(_nearest(junit))
+        check_target(junit, files) if junit.parent.is_dir() else _check_new(junit)
     if markdown is not None and (markdown.is_file() or not markdown.exists()):
         # It is appended to, so that a device such as /dev/stdout may stand there.
         refuse_inputs([markdown], files, fix="choose another path")
         with explained(markdown):
-            check_folder(_nearest(markdown)) if not markdown.exists() else markdown.open("a").close()
+            _check_new(markdown) if not markdown.exists() else markdown.open("a").close()
     elif markdown is not None and markdown.is_dir():
         raise FileError(f"cannot write {markdown}", found="a folder", needed="the path of a file", fix="add a name")
 
 
-def _nearest(path: Path) -> Path:
-    """Return what is there of a path: itself, or the folder in which the rest of it will be made."""
-    return next(each for each in (path, *path.absolute().parents) if each.exists())
+def _check_new(path: Path) -> None:
+    """Refuse a path whose folders cannot be made."""
+    nearest = next(each for each in (path, *path.absolute().parents) if each.exists())
+    if not nearest.is_dir():
+        found, fix = f"the folder cannot be made: {nearest} is no folder", "choose another path"
+        raise FileError(f"cannot write {path}", found=found, fix=fix)
+    check_folder(nearest)
 
 
 def _files_of(path: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from postproc_export.images.preprocessing import Preprocessing
 from postproc_export.preservation.openvino_rows import flattened
 from postproc_export.rewrite.openvino_file import read_ir
 from postproc_export.runtimes.feeds import cannot_load
-from postproc_export.runtimes.openvino import openvino_core, port_info
+from postproc_export.runtimes.openvino import openvino_core, port_info, read_model
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.validation import check_file
 
@@ -110,7 +110,7 @@ def _pairs(fed: Preprocessing) -> list[tuple[float, float]]:
 
 def _read_onnx(core: Any, path: Path) -> Any:
     try:
-        return core.read_model(path)
+        return read_model(core, path)
     except RuntimeError as error:
         raise cannot_load(path.name, "OpenVINO", error) from error
 

@@ -20,7 +20,7 @@ from postproc_export.parity import check_parity
 from postproc_export.parity.reports.report import ParityReport
 from postproc_export.rewrite.attach import attach_postprocessing
 from postproc_export.runtimes import open_runner
-from postproc_export.runtimes.openvino import import_openvino, openvino_core
+from postproc_export.runtimes.openvino import openvino_core, save_ir
 from postproc_export.stats import CalibrationStats, LevelStats
 
 if TYPE_CHECKING:
@@ -144,11 +144,10 @@ def _write_crops(folder: Path, *, tell: Tell) -> Mapping[Split, Sequence[Crop]]:
 
 
 def _export(training: Sequence[Crop], folder: Path, *, tell: Tell) -> "torch.nn.Module":
-    openvino = import_openvino(purpose="writing the demo's IR")
     detector = fit_detector(as_input(crop.image for crop in training))
     export_onnx(detector, folder / RAW_ONNX, size=CROP_SIZE)
     model = openvino_core(purpose="writing the demo's IR").read_model(folder / RAW_ONNX)
-    openvino.save_model(model, folder / RAW_IR, compress_to_fp16=False)
+    save_ir(model, folder / RAW_IR)
     tell("export", f"a detector fitted to the normal crops: {RAW_ONNX} by torch.onnx.export, {RAW_IR} from it")
     return detector
 

@@ -1,10 +1,12 @@
 """The target folder: what an export writes is made beside it and moved into it as a whole."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from graph_patterns.errors import ExplainedError
 from postproc_export.errors import FileError, UsageError
 from postproc_export.export.result import SUFFIXES, Format
 from postproc_export.files.checking import explained, refuse_inputs
@@ -64,7 +66,13 @@ def workshop(folder: Path, name: str, formats: Sequence[Format]) -> Iterator[Pat
     if not folder.is_dir():
         where, names = folder.absolute().parent, [folder.name]
     with explained(folder), staging_folder(where, names) as staging:
-        yield staging.files
+        try:
+            yield staging.files
+        except ExplainedError as error:  # nobody knows the files by their temporary names
+            if str(staging.files) not in str(error):
+                raise
+            texts = [text and text.replace(f"{staging.files}{os.sep}", f"{folder}{os.sep}") for text in error.texts]
+            raise type(error)(texts[0] or "", found=texts[1], needed=texts[2], fix=texts[3]) from error
 
 
 def deliver(

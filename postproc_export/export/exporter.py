@@ -13,7 +13,7 @@ from postproc_export.export.raw_module import PURPOSE, RawModule
 from postproc_export.graphs.onnx.ports import input_ports
 from postproc_export.quiet import quiet_logger
 from postproc_export.runtimes.feeds import first_reason
-from postproc_export.runtimes.openvino import import_openvino, openvino_core, port_info
+from postproc_export.runtimes.openvino import openvino_core, port_info, save_ir
 from postproc_export.runtimes.protocol import PortInfo
 
 if TYPE_CHECKING:
@@ -80,13 +80,12 @@ def write_ir(onnx_path: Path, path: Path, *, axes: Sequence[DynamicAxis]) -> Non
     -----
     From the ONNX file, not from the module: OpenVINO's own conversion of PyTorch modules loses the names of outputs.
     """
-    openvino = import_openvino(purpose="writing an OpenVINO IR")
     try:
         model = openvino_core(purpose="writing an OpenVINO IR").read_model(onnx_path)
     except RuntimeError as error:
         raise UnsupportedModelError("OpenVINO cannot read the ONNX export", found=first_reason(error)) from error
     refuse_fixed(axes, [port_info(port, INPUT) for port in model.inputs], in_what="the conversion to an IR")
-    openvino.save_model(model, path, compress_to_fp16=False)
+    save_ir(model, path)
 
 
 def refuse_fixed(axes: Sequence[DynamicAxis], inputs: Sequence[PortInfo], *, in_what: str) -> None:

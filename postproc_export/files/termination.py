@@ -12,10 +12,12 @@ from contextlib import ExitStack, suppress
 from types import FrameType
 from typing import Any, Final, NoReturn
 
+from postproc_export.quiet import tell
+
 ENDING: Final = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )  # Windows has no SIGHUP
-_SHOW_CURSOR: Final = b"\r\x1b[K\x1b[?25h"  # a progress bar hides it
+_SHOW_CURSOR: Final = "\r\x1b[K\x1b[?25h"  # a progress bar hides it
 _begun: "list[Undoing]" = []
 
 
@@ -100,7 +102,7 @@ def _in_main_thread() -> bool:
 def _end_command(number: int, _: FrameType | None) -> NoReturn:
     _undo_everything()
     with suppress(OSError):
-        os.write(2, _SHOW_CURSOR * os.isatty(2) + f"error: stopped by {signal.Signals(number).name}\n".encode())
+        tell(f"{_SHOW_CURSOR * os.isatty(2)}error: stopped by {signal.Signals(number).name}\n")
     os._exit(128 + number)
 
 

@@ -38,17 +38,37 @@ def append_text(path: Path, text: str) -> None:
     FileError
         If the path cannot be written.
     """
-    is_new = not path.exists()
-    with explained(path), HeldSignals(), path.open("ab", buffering=0) as file:
-        before = file.tell() if path.is_file() else None
-        try:
-            write_all(file, text.encode())
-        except OSError:
-            if before is not None:
-                file.truncate(before)
-            if is_new:
-                path.unlink()
-            raise
+    with explained(path):
+        if path.exists() and not path.is_file():
+            opened = os.open(path, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe that nobody reads is refused
+            os.set_blocking(opened, True)
+            with os.fdopen(opened, "wb", buffering=0) as file:
+                write_all(file, text.encode())
+            return
+        with HeldSignals(), ExitStack() as undo:
+            if not path.exists():
+                undo.callback(path.unlink, missing_ok=True)
+            with path.open("ab", buffering=0) as file:
+                undo.callback(os.truncate, path, file.tell())
+                write_all(file, text.encode())
+            undo.pop_all()
+
+
+@contextmanager
+def folder_made_for(path: Path) -> Iterator[None]:
+    """Make the folder of a file where it is not there, and remove it again where the block fails.
+
+    Raises
+    ------
+    FileError
+        If it cannot be made.
+    """
+    with explained(path), ExitStack() as undo:
+        for missing in reversed([each for each in path.parents if not each.exists()]):
+            missing.mkdir()
+            undo.callback(missing.rmdir)
+        yield
+        undo.pop_all()
 
 
 class Publication:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from postproc_export.errors import CalibrationError, FileError, PostprocError, UsageError
-from postproc_export.validation import check_file
+from postproc_export.validation import check_file, stated_twice
 
 SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 NORMAL_FOLDER: Final = "good"
@@ -62,6 +62,9 @@ def find_samples(path: str | Path, *, labels: bool = True) -> list[Sample]:
     root = Path(path)
     if root.is_dir():
         samples = list(_from_folder(root))
+    elif not root.exists():
+        fix = "check the path"
+        raise FileError(f"cannot read the images {root}", found="no such file or folder", fix=fix)
     else:
         check_file(root, what="the images", needed="a folder or a CSV file")
         samples = list(_from_csv(root))
@@ -124,6 +127,10 @@ def _from_csv(path: Path) -> Iterator[Sample]:
             if "image" not in (reader.fieldnames or ()):
                 found, fix = str(reader.fieldnames), "begin the file with the line image,label,mask"
                 raise CalibrationError(f"{path} has no column 'image'", found=found, needed="image,label,mask", fix=fix)
+            twice = stated_twice(reader.fieldnames or ())
+            if twice is not None:
+                fix = "delete one of them"
+                raise CalibrationError(f"{path} has a column twice", found=twice, needed="image,label,mask", fix=fix)
             lines: dict[Path, int] = {}
             for row in reader:
                 sample = _row(row, path, where=f"{path}, line {reader.line_num}")

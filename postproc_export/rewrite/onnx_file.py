@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import onnx
 
+from graph_patterns.errors import ModelFileError
 from graph_patterns.onnx.container import load_skeleton
 from graph_patterns.onnx.external import external_files
 from graph_patterns.onnx.soundness import Soundness
@@ -58,5 +59,10 @@ def rewrite_onnx_file(
             before.refuse_worse(Soundness.of(file, opset=opset), where=str(target))
         with publishing([target], inputs=[source, *weights.values()], in_place=in_place) as publication:
             publication.bring_along(weights, link=link_weights)
-            file.write(publication.temporary(target))
+            try:
+                file.write(publication.temporary(target))
+            except ModelFileError as error:
+                if isinstance(error.__cause__, OSError):  # it names a temporary file
+                    raise error.__cause__ from None
+                raise
     return result

@@ -11,8 +11,9 @@ from postproc_export.files.ir_safety import refuse_unsafe_ir
 from postproc_export.files.staging import backup_of, claimed, refuse_backups
 from postproc_export.files.writing import publishing
 from postproc_export.graphs.openvino.attach import tail_constants
+from postproc_export.quiet import quiet_natives
 from postproc_export.runtimes.feeds import first_reason
-from postproc_export.runtimes.openvino import import_openvino, openvino_core
+from postproc_export.runtimes.openvino import openvino_core, save_ir
 from postproc_export.validation import check_file
 
 Result = TypeVar("Result")
@@ -40,7 +41,6 @@ def rewrite_openvino_file(
     FileError, UnsupportedModelError
         If the source cannot be read, or the target cannot be written.
     """
-    openvino = import_openvino(purpose="rewriting an OpenVINO IR")
     core = openvino_core(purpose="rewriting an OpenVINO IR")
     sources, targets = _pair(source), _pair(target)
     with claimed(targets):
@@ -53,8 +53,7 @@ def rewrite_openvino_file(
             return result
         with publishing(targets, inputs=sources, in_place=in_place) as publication:
             written = publication.temporary(target)
-            # The body keeps the precision that it has; compressing here would round the constants of the tail.
-            openvino.save_model(model, written, compress_to_fp16=False)
+            save_ir(model, written, target=target)
             _verify(core, written, model, target)
     return result
 
@@ -86,9 +85,10 @@ def _read_in_time(core: Any, source: Path) -> Any:
         except Exception as error:  # whatever it is, it is raised again where it can be handled
             finished.put((None, error))
 
-    Thread(target=read, daemon=True).start()
     try:
-        model, error = finished.get(timeout=limit)
+        with quiet_natives():
+            Thread(target=read, daemon=True).start()
+            model, error = finished.get(timeout=limit)
     except Empty:
         raise UnsupportedModelError(
             f"cannot read {source}: OpenVINO did not finish reading it within {limit:.0f} s",

@@ -11,6 +11,7 @@ from typing import Any, Final, Self
 import numpy as np
 
 from postproc_export.errors import PostprocError, UnsupportedModelError, require
+from postproc_export.quiet import quiet_natives
 from postproc_export.runtimes.feeds import cannot_load, cannot_run, checked_feeds
 from postproc_export.runtimes.protocol import Array, PortInfo, Precision
 
@@ -55,16 +56,19 @@ class OnnxRuntimeRunner:
             options.intra_op_num_threads = threads
         label = Path(model).name if isinstance(model, str) else "the model"
         try:
-            session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except Exception as error:
+            with quiet_natives():
+                session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            lists = (session.get_inputs(), session.get_overridable_initializers(), session.get_outputs())
+            inputs, optional, outputs = (tuple(_port(node) for node in nodes) for nodes in lists)
+        except Exception as error:  # names that are no text as well
             raise cannot_load(label, "ONNX Runtime", error) from error
         return cls(
             label=label,
             version=onnxruntime.__version__,
             precision=precision,
-            inputs=tuple(_port(node) for node in session.get_inputs()),
-            optional=tuple(_port(node) for node in session.get_overridable_initializers()),
-            outputs=tuple(_port(node) for node in session.get_outputs()),
+            inputs=inputs,
+            optional=optional,
+            outputs=outputs,
             _session=session,
             _onnxruntime=onnxruntime,
         )

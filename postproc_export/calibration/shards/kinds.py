@@ -61,7 +61,14 @@ def level_pairs(named: Mapping[str, Any], *, name: str) -> dict[Level, Pair]:
     CalibrationError
         If types or shapes do not fit, or there is neither a score nor a map.
     """
-    found = {key: alias for key, names in NAMES.items() for alias in reversed(names) if alias in named}
+    found: dict[str, str] = {}
+    for key, names in NAMES.items():
+        there = [alias for alias in names if alias in named]
+        if len(there) > 1:
+            fix = "leave one of them out"
+            raise CalibrationError(f"{name} holds one thing twice", found=", ".join(there), needed="one", fix=fix)
+        if there:
+            found[key] = there[0]
     pairs: dict[Level, Pair] = {}
     shapes: dict[Level, tuple[int, ...]] = {}
     for level in LEVELS:

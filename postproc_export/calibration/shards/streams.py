@@ -15,6 +15,7 @@ from numpy.lib import format as npy
 
 from postproc_export.calibration.counting.arrays import BLOCK, AnyArray
 from postproc_export.errors import CalibrationError
+from postproc_export.validation import stated_twice
 
 _LOCAL_HEADER: Final = 30  # bytes before the name of a zip member; its two length fields are the last four
 _NO_HEADER: Final = (
@@ -117,11 +118,21 @@ def npy_array(path: Path) -> StreamedArray:
 
 
 def npz_members(path: Path) -> dict[str, zipfile.ZipInfo]:
-    """Return the arrays of a `.npz` file by name."""
+    """Return the arrays of a `.npz` file by name.
+
+    Raises
+    ------
+    CalibrationError
+        If one of them is there twice.
+    """
     with zipfile.ZipFile(path) as archive:
-        return {
-            info.filename.removesuffix(".npy"): info for info in archive.infolist() if info.filename.endswith(".npy")
-        }
+        arrays = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+    names = [info.filename.removesuffix(".npy") for info in arrays]
+    twice = stated_twice(names)
+    if twice is not None:
+        fix = "write it again with numpy.savez"
+        raise CalibrationError(f"{path} holds an array twice", found=twice, needed="one of each name", fix=fix)
+    return dict(zip(names, arrays, strict=True))
 
 
 def npz_array(path: Path, info: zipfile.ZipInfo, *, verify: bool) -> StreamedArray:

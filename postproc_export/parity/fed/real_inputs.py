@@ -10,11 +10,11 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from postproc_export.errors import FileError, UsageError
+from postproc_export.errors import FileError, PostprocError, UsageError
 from postproc_export.images import Preprocessing, Sample, find_samples, image_input, load_batches
 from postproc_export.runtimes import PortInfo, Runner
 from postproc_export.stats import CalibrationStats
-from postproc_export.validation import check_file
+from postproc_export.validation import check_file, stated_twice
 
 Feeds: TypeAlias = dict[str, NDArray[Any]]
 
@@ -195,9 +195,19 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
     check_file(path, what="the inputs", needed="an .npz file")
     try:
         with np.load(path, allow_pickle=False) as file:
+            _refuse_twice(file.files, path)
             return {name: file[name] for name in file.files}
+    except PostprocError:  # also an OSError, but says what is wrong already
+        raise
     except (OSError, ValueError, AttributeError, EOFError, BadZipFile) as error:  # all that NumPy raises
         raise FileError(f"cannot read the inputs {path}", found=str(error), needed="an .npz file") from error
+
+
+def _refuse_twice(names: Sequence[str], path: Path) -> None:
+    twice = stated_twice(names)
+    if twice is not None:
+        fix = "write it again with numpy.savez"
+        raise FileError(f"{path} holds an array twice", found=twice, needed="one of each name", fix=fix)
 
 
 def _choose(arrays: Mapping[str, NDArray[Any]], port: PortInfo, ports: Sequence[PortInfo], where: str) -> NDArray[Any]:

@@ -17,7 +17,7 @@ from postproc_export.errors import UnsupportedModelError, require
 from postproc_export.parity.fed.real_inputs import RealInputs
 from postproc_export.parity.models.attached_model import AttachedModel
 from postproc_export.runtimes.feeds import first_reason
-from postproc_export.runtimes.openvino import import_openvino, openvino_core, without_telemetry
+from postproc_export.runtimes.openvino import import_openvino, openvino_core, read_model, without_telemetry
 from postproc_export.tail import PREFIX
 
 MOST_SAMPLES: Final = 300
@@ -123,6 +123,6 @@ def _read(model: Any) -> Any:
     if not isinstance(model, (str, Path)):
         return model
     try:
-        return openvino_core(purpose=_PURPOSE).read_model(str(model))
+        return read_model(openvino_core(purpose=_PURPOSE), str(model))
     except RuntimeError as error:
         raise UnsupportedModelError(f"OpenVINO cannot read {model}", found=first_reason(error)) from error

@@ -9,8 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from postproc_export.errors import FileError
-from postproc_export.files.writing import publishing
+from postproc_export.files.writing import folder_made_for, publishing
 from postproc_export.parity.fed.real_inputs import RealBatch
 from postproc_export.parity.reports.report import Check
 
@@ -73,10 +72,6 @@ class FailureStore:
                 self._record(path, ["--seed", str(self.seed)])
 
     def _path(self, name: str) -> Path:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FileError(f"cannot save failures in {self.folder}", found=error.strerror) from error
         return self.folder / f"{name.replace('/', '-')}.npz"
 
     def _record(self, path: Path, options: list[str]) -> None:
@@ -87,5 +82,5 @@ class FailureStore:
 
 
 def _save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    with publishing([path]) as publication:
+    with folder_made_for(path), publishing([path]) as publication:
         np.savez(publication.temporary(path), **arrays)  # type: ignore[arg-type]  # the stubs take **arrays for allow_pickle
