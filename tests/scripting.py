@@ -10,10 +10,10 @@ SCRIPTS: Final = Path(__file__).parent / "scripts"
 TIMEOUT: Final = 300  # seconds
 
 
-def run_script(name: str, *arguments: str | Path, launcher: tuple[str, ...] = ()) -> None:
+def run_script(name: str, *arguments: str | Path, launcher: tuple[str, ...] = (), timeout: float = TIMEOUT) -> None:
     """Run a script that may import what tests share, with `python` or `python -m` a launcher; it has to end well."""
     command = [sys.executable, *launcher, str(SCRIPTS / name), *map(str, arguments)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT, env=environment())
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout, env=environment())
     assert run.returncode == 0, run.stdout + run.stderr
 
 

@@ -120,12 +120,13 @@ def calibrate(
     """
     from postproc_export.cli.calibrate_run import CalibrationOptions, check_before, deliver, from_model, from_shards
     from postproc_export.cli.console import warnings_to_stderr
+    from postproc_export.files.staging import claimed
 
     model = _model_among(source, images)
     _refuse_unused(context, model)
     check_before(source, images, output=output, spool_dir=spool_dir)
     options = CalibrationOptions(image_policy, pixel_policy, nonfinite.value, compare, spool_dir, dask)
-    with warnings_to_stderr():
+    with claimed([output]), warnings_to_stderr():
         if model is None or images is None:
             stats = from_shards(source, options)
         else:

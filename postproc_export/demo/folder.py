@@ -4,11 +4,13 @@ A list of the demo's own files, kept in the folder, is what tells them from the 
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 from postproc_export.errors import FileError
+from postproc_export.files.staging import claimed
+from postproc_export.files.termination import OrderlyEnd, Undoing
 
 MARKER: Final = ".postproc-export-demo"
 _HEADER: Final = (
@@ -61,6 +63,34 @@ def own_files(folder: Path) -> frozenset[PurePosixPath]:
     if any(file.is_absolute() or ".." in file.parts for file in files):
         raise FileError(f"{folder / MARKER} names files outside its folder", fix="delete the folder")
     return files
+
+
+@contextmanager
+def whole_or_nothing(folder: Path) -> Iterator[None]:
+    """Take everything that the demo has in the folder away again where the block fails, or a signal ends it."""
+    was_there, is_whole = folder.exists(), False
+
+    def undo() -> None:
+        if not is_whole:
+            with suppress(OSError):
+                _empty(folder)
+                if not was_there:
+                    folder.rmdir()
+
+    with claimed([folder]), OrderlyEnd(), Undoing(undo):
+        yield
+        is_whole = True
+
+
+def _empty(folder: Path) -> None:
+    """Delete the demo's own files, the list last, and the folders that are empty then."""
+    files = own_files(folder)
+    for file in files:
+        (folder / file).unlink(missing_ok=True)
+    for parent in sorted({parent for file in files for parent in file.parents} - {PurePosixPath()}, reverse=True):
+        with suppress(OSError):  # the user has put something there
+            (folder / parent).rmdir()
+    (folder / MARKER).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from postproc_export.demo.data import CROP_SIZE, GOOD, PURPOSE, Crop, Split, ima
 from postproc_export.demo.defects import DEFECTS, Gray
 from postproc_export.demo.detector import as_input, export_onnx, fit_detector
 from postproc_export.demo.evaluation import Evaluation, evaluate, judge
-from postproc_export.demo.folder import claim, own_files
+from postproc_export.demo.folder import claim, own_files, whole_or_nothing
 from postproc_export.demo.picture import draw_picture
 from postproc_export.errors import require
 from postproc_export.images import Preprocessing
@@ -110,14 +110,15 @@ def run_demo(folder: str | Path, *, tell: Tell = lambda step, outcome: None) -> 
     own_files(folder)  # refuses a folder of others at once, before the slow imports
     for package in PACKAGES:
         require(package, extra="demo", purpose=PURPOSE)
-    crops = _write_crops(folder, tell=tell)
-    detector = _export(crops["training"], folder, tell=tell)
-    statistics = _calibrate(folder, tell=tell)
-    reports = tuple(
-        _attach_and_check(folder, statistics, detector, raw=raw, attached=attached, tell=tell)
-        for raw, attached in ((RAW_ONNX, ATTACHED_ONNX), (RAW_IR, ATTACHED_IR))
-    )
-    evaluation = _try_out(crops["test"], folder, statistics, tell=tell)
+    with whole_or_nothing(folder):
+        crops = _write_crops(folder, tell=tell)
+        detector = _export(crops["training"], folder, tell=tell)
+        statistics = _calibrate(folder, tell=tell)
+        reports = tuple(
+            _attach_and_check(folder, statistics, detector, raw=raw, attached=attached, tell=tell)
+            for raw, attached in ((RAW_ONNX, ATTACHED_ONNX), (RAW_IR, ATTACHED_IR))
+        )
+        evaluation = _try_out(crops["test"], folder, statistics, tell=tell)
     return DemoResult(folder, statistics, evaluation, reports)
 
 

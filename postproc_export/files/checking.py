@@ -19,6 +19,7 @@ _FIXES: Final = {
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ENOSPC: "make room, or choose another disk",
     errno.EDQUOT: "make room, or choose another disk",
+    errno.EFBIG: "raise the limit on the size of a file, or choose another disk",
 }
 
 

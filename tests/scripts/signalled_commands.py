@@ -21,6 +21,7 @@ from typing import Final
 import hosts
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from postproc_export import CalibrationStats, LevelStats, attach_postprocessing
 from postproc_export.cli import entrypoint
@@ -70,6 +71,8 @@ def prepare(folder: Path, name: str) -> None:
     STATS.save(folder / "s.json")
     model = hosts.write(hosts.score_and_map(), folder / "raw.onnx")
     with_weights = onnx.load(model)
+    for tensor in with_weights.graph.initializer:  # what is external is raw
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
     (folder / "big").mkdir()
     (folder / "tmp").mkdir()
     onnx.save_model(
