@@ -1,8 +1,9 @@
 """What numbers, texts, counts and JSON files must be to be taken, stated once for all that is read."""
 
 import json
+import os
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from postproc_export.errors import FileError, MetadataError
 from postproc_export.float32 import to_float32
 
 DEEPEST: Final = 64  # lists and objects within each other; what this package writes has 6
+BACKUP_SUFFIX: Final = ".postproc-backup"
 
 
 def finite_float32(name: str, value: object) -> float:
@@ -83,6 +85,29 @@ def check_file(path: Path, *, what: str = "", needed: str = "a file") -> None:
         fix = "write what comes out of it to a file, and give that" if found not in (None, "a folder") else None
     if found is not None:
         raise FileError(f"cannot read {what} {path}".replace("  ", " "), found=found, needed=needed, fix=fix)
+
+
+def backup_of(target: Path) -> Path:
+    """Return where a file is kept while the set that it belongs to is replaced."""
+    return target.with_name(target.name + BACKUP_SUFFIX)
+
+
+def refuse_backups(targets: Sequence[Path], *, verb: str = "write") -> None:
+    """Refuse files that are being replaced, or of which a killed run left backups that nothing tells how to put back.
+
+    Raises
+    ------
+    FileError
+        If there is a backup.
+    """
+    backups = [backup_of(target) for target in targets if os.path.lexists(backup_of(target))]
+    if backups:
+        raise FileError(
+            f"cannot {verb} {targets[0]}: another run was killed between replacing its files, or does it now",
+            found="the files as they were before that run, in " + " and ".join(map(str, backups)),
+            fix=("run the killed command again, which puts them back; or " if verb == "read" else "")
+            + f"take '{BACKUP_SUFFIX}' off these names to go back, or delete them to keep what replaced them",
+        )
 
 
 def stated_twice(names: Iterable[str]) -> str | None:

@@ -13,23 +13,18 @@ import stat
 import sys
 import tempfile
 import threading
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 from postproc_export.errors import FileError
+from postproc_export.files.locks import is_lock_of, locked, turn
 from postproc_export.files.termination import HeldSignals, OrderlyEnd, Undoing
+from postproc_export.validation import BACKUP_SUFFIX, backup_of, refuse_backups
 
-if sys.platform != "win32":
-    import fcntl
-
-BACKUP_SUFFIX: Final = ".postproc-backup"
 _PREFIX, _SUFFIX = ".postproc-", ".tmp"
-_PATIENCE: Final = 1.0  # seconds to wait for the others that look at the same folder, each of which takes milliseconds
 _mine: dict[Path, int] = {}  # the staging folders of this process, with the thread of each
 
 Digests = Mapping[str, tuple[str | None, str | None]]
@@ -65,8 +60,8 @@ class Staging:
         while True:
             path = Path(tempfile.mkdtemp(prefix=_PREFIX, suffix=_SUFFIX, dir=folder))
             try:
-                lock = _locked(path)
-                if lock is None or _is_open_at(lock, path / "lock"):
+                lock = locked(path)
+                if lock is None or is_lock_of(lock, path):
                     break
             except (BlockingIOError, FileNotFoundError):  # taken for a leftover before its lock was there
                 continue
@@ -114,7 +109,7 @@ def staging_folder(folder: Path, names: Sequence[str] = ()) -> Iterator[Staging]
         If no folder can be made there.
     """
     with OrderlyEnd(), ExitStack() as stack:
-        with HeldSignals(), _turn(folder):
+        with HeldSignals(), turn(folder):
             staging = Staging.make(folder, names)
             stack.enter_context(Undoing(staging.remove))
             remarks = _clear(folder, names)
@@ -149,28 +144,6 @@ def temporary_folder() -> Iterator[Path]:
         yield staging.files
 
 
-def backup_of(target: Path) -> Path:
-    """Return where a file is kept while the set that it belongs to is replaced."""
-    return target.with_name(target.name + BACKUP_SUFFIX)
-
-
-def refuse_backups(targets: Sequence[Path], *, verb: str = "write") -> None:
-    """Refuse files of which a killed run left backups that nothing tells how to put back.
-
-    Raises
-    ------
-    FileError
-        If there is a backup.
-    """
-    backups = [backup_of(target) for target in targets if os.path.lexists(backup_of(target))]
-    if backups:
-        raise FileError(
-            f"cannot {verb} {targets[0]}: another run was killed between replacing its files, or does it now",
-            found="the files as they were before that run, in " + " and ".join(map(str, backups)),
-            fix=f"take '{BACKUP_SUFFIX}' off these names to go back, or delete them to keep what replaced them",
-        )
-
-
 def digest(path: Path) -> str | None:
     """Return the SHA-256 of a file; None where there is none, and the reason where it cannot be read."""
     try:
@@ -189,7 +162,7 @@ def _clear(folder: Path, names: Sequence[str]) -> list[str]:
         if _mine.get(left) == threading.get_ident() or not _is_ours(left):
             continue
         try:
-            lock = _locked(left)
+            lock = locked(left)
         except BlockingIOError:
             _refuse_second(folder, left, names)
             continue
@@ -262,68 +235,10 @@ def _journal(staging: Path) -> Path:
     return staging / "journal.json"
 
 
-def _locked(staging: Path) -> int | None:
-    """Lock a staging folder; None where there are no locks.
-
-    Raises
-    ------
-    BlockingIOError
-        If a process holds the lock.
-    """
-    if sys.platform == "win32":
-        return None
-    descriptor = os.open(staging / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    return descriptor if _flock(descriptor) else None
-
-
-def _flock(descriptor: int) -> bool:
-    """Lock an open file or folder, or close it: whether this file system has locks."""
-    if sys.platform != "win32":
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            os.close(descriptor)
-            raise
-        except OSError:
-            pass
-    os.close(descriptor)
-    return False
-
-
-@contextmanager
-def _turn(folder: Path) -> Iterator[None]:
-    """Look at a folder one run after the other, so that of two that begin together only one is refused."""
-    descriptor = None
-    end = time.monotonic() + _PATIENCE
-    while sys.platform != "win32":
-        try:
-            opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            descriptor = opened if _flock(opened) else None
-            break
-        except BlockingIOError:
-            if time.monotonic() > end:
-                break
-            time.sleep(0.005)
-        except OSError:  # a folder that may be written and not read
-            break
-    try:
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
 def _is_ours(path: Path) -> bool:
     with suppress(OSError):
         status = path.lstat()
         return stat.S_ISDIR(status.st_mode) and (sys.platform == "win32" or status.st_uid == os.geteuid())
-    return False
-
-
-def _is_open_at(descriptor: int, path: Path) -> bool:
-    with suppress(OSError):
-        return os.path.samestat(os.fstat(descriptor), path.stat())
     return False
 
 

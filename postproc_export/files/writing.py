@@ -12,8 +12,9 @@ from graph_patterns.onnx.source import write_all
 from postproc_export.errors import FileError
 from postproc_export.files.checking import explained, refuse_inputs, refuse_unwritable
 from postproc_export.files.copying import copy_file, link_file
-from postproc_export.files.staging import Staging, backup_of, digest, refuse_backups, staging_folder
+from postproc_export.files.staging import Staging, digest, staging_folder
 from postproc_export.files.termination import HeldSignals
+from postproc_export.validation import backup_of, refuse_backups
 
 _ANOTHER: Final = "choose another path, or replace the file with --in-place (in_place=True)"
 
@@ -40,9 +41,7 @@ def append_text(path: Path, text: str) -> None:
     """
     with explained(path):
         if path.exists() and not path.is_file():
-            opened = os.open(path, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe that nobody reads is refused
-            os.set_blocking(opened, True)
-            with os.fdopen(opened, "wb", buffering=0) as file:
+            with os.fdopen(_opened(path), "wb", buffering=0) as file:
                 write_all(file, text.encode())
             return
         with HeldSignals(), ExitStack() as undo:
@@ -52,6 +51,15 @@ def append_text(path: Path, text: str) -> None:
                 undo.callback(os.truncate, path, file.tell())
                 write_all(file, text.encode())
             undo.pop_all()
+
+
+def _opened(device: Path) -> int:
+    """Open a device or a pipe for writing; a pipe that nobody reads is refused in place of waited for."""
+    if os.name == "nt":
+        return os.open(device, os.O_WRONLY)
+    descriptor = os.open(device, os.O_WRONLY | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 @contextmanager

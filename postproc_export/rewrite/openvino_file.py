@@ -8,13 +8,13 @@ from typing import Any, Final, TypeVar
 
 from postproc_export.errors import UnsupportedModelError
 from postproc_export.files.ir_safety import refuse_unsafe_ir
-from postproc_export.files.staging import backup_of, claimed, refuse_backups
+from postproc_export.files.staging import claimed
 from postproc_export.files.writing import publishing
 from postproc_export.graphs.openvino.attach import tail_constants
 from postproc_export.quiet import quiet_natives
 from postproc_export.runtimes.feeds import first_reason
 from postproc_export.runtimes.openvino import openvino_core, save_ir
-from postproc_export.validation import check_file
+from postproc_export.validation import backup_of, check_file, refuse_backups
 
 Result = TypeVar("Result")
 

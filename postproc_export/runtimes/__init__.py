@@ -6,7 +6,7 @@ from typing import Any, get_args
 from graph_patterns.errors import ExplainedError
 from postproc_export.errors import UsageError
 from postproc_export.runtimes.protocol import Array, PortInfo, Precision, Runner, RuntimeName, as_float32
-from postproc_export.validation import check_file
+from postproc_export.validation import check_file, refuse_backups
 
 __all__ = ["Array", "PortInfo", "Precision", "Runner", "RuntimeName", "as_float32", "open_runner"]
 
@@ -74,6 +74,7 @@ def _native_runtime(model: str | Path | bytes | Any) -> RuntimeName:
     if runtime is None:
         raise UsageError(f"{path} is no model file", found=f"suffix '{path.suffix}'", needed=".onnx or .xml")
     check_file(path, what="the model")
+    refuse_backups([path, path.with_suffix(".bin")], verb="read")
     for weights in _weights_of(path):
         if weights.exists():  # else the runtime says what is missing
             check_file(weights, what="the weights")

@@ -367,3 +367,22 @@ def test_commands_quote_the_folder() -> None:
     assert attach.endswith("-o 'my demo/attached.onnx'")
     assert check.endswith("--raw 'my demo/raw.onnx' --images 'my demo/test'")
     assert "picture.png" in FILES
+
+
+def stopped_demo(home: Path) -> None:
+    """Begin to write a demo's files."""
+    with folder.whole_or_nothing(home):
+        folder.claim(home, FIRST)
+        (home / FIRST[0]).write_text("half")
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("was_there", [False, True], ids=["new", "there"])
+def test_a_demo_that_fails_takes_its_files_away(was_there: bool, tmp_path: Path) -> None:
+    """Of a demo that was stopped nothing stays but what it found."""
+    home = tmp_path / "demo"
+    if was_there:
+        home.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        stopped_demo(home)
+    assert list(tmp_path.rglob("*")) == ([home] if was_there else [])

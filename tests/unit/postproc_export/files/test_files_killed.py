@@ -14,10 +14,13 @@ from pathlib import Path
 import pytest
 from publications import NEW, OLD, contents, fill, publish_pair
 
+from postproc_export import inspect_model
 from postproc_export.errors import FileError
 from postproc_export.files.staging import LeftoverWarning
 from postproc_export.files.termination import HeldSignals
 from postproc_export.files.writing import publishing, write_text
+from postproc_export.parity.models.attached_model import load_attached
+from postproc_export.runtimes import open_runner
 
 
 def killed(folder: Path, *, patch: str, number: signal.Signals = signal.SIGKILL) -> None:
@@ -98,6 +101,15 @@ def test_a_backup_without_a_journal_is_never_deleted(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"cannot write .*model\.xml[\s\S]*model\.bin\.postproc-backup"):
         publish_pair(tmp_path)
     assert contents(tmp_path) == {**OLD, "model.bin.postproc-backup": "older"}
+
+
+def test_a_half_replaced_ir_is_not_read(tmp_path: Path) -> None:
+    """While the backups are there nobody knows which .bin belongs to which .xml: every reader says so."""
+    fill(tmp_path, OLD)
+    killed(tmp_path, patch=STEPS["between_the_moves"][0])
+    for read in (open_runner, inspect_model, load_attached):
+        with pytest.raises(FileError, match=r"cannot read .*model\.xml[\s\S]*run the killed command again"):
+            read(tmp_path / "model.xml")
 
 
 def test_a_new_pair_that_is_half_there_goes(tmp_path: Path) -> None:
