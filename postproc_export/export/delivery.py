@@ -10,7 +10,7 @@ from graph_patterns.errors import ExplainedError
 from postproc_export.errors import FileError, UsageError
 from postproc_export.export.result import SUFFIXES, Format
 from postproc_export.files.checking import explained, refuse_inputs
-from postproc_export.files.staging import claimed, staging_folder
+from postproc_export.files.staging import staging_folder
 from postproc_export.files.termination import Undoing
 from postproc_export.files.writing import publishing
 
@@ -65,7 +65,7 @@ def workshop(folder: Path, name: str, formats: Sequence[Format]) -> Iterator[Pat
     where, names = folder, [path.name for path in _targets(folder, name, formats)]
     if not folder.is_dir():
         where, names = folder.absolute().parent, [folder.name]
-    with explained(folder), claimed([folder.absolute()]), staging_folder(where, names) as staging:
+    with explained(folder), staging_folder(where, names) as staging:
         try:
             yield staging.files
         except ExplainedError as error:  # nobody knows the files by their temporary names

@@ -10,12 +10,12 @@ pytestmark = pytest.mark.e2e
 @pytest.mark.parametrize("command", ["attach", "in-place-ir", "calibrate"])
 def test_a_stopped_command_loses_and_leaves_nothing(command: str) -> None:
     """Input whole, old output or new one whole, no litter, no traceback; after SIGKILL the next run tidies up."""
-    run_script("signalled_commands.py", command, "9", "1", "forked")
+    run_script("signalled_commands.py", command, "6", "1", "forked")
 
 
 def test_a_command_that_is_stopped_while_it_starts_says_one_line() -> None:
     """So it is for a process of its own, from the moment on at which Python has started."""
-    run_script("signalled_commands.py", "update-ir", "6", "1", "own")
+    run_script("signalled_commands.py", "update-ir", "3", "1", "own")
 
 
 @pytest.mark.slow
