@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from postproc_export.cli.attach import ComparisonChoice
 from postproc_export.cli.image_options import (
     PANEL,
     PREPROCESSING,
@@ -81,6 +82,16 @@ def check(
             "--contract", metavar="anomalib|model-api", help="A program that the file has to fit; repeatable."
         ),
     ] = None,
+    stats: Annotated[
+        Path | None, typer.Option("--stats", help="Statistics it was attached with, for a file whose record is gone.")
+    ] = None,
+    image_sensitivity: Annotated[
+        float | None, typer.Option(help="With --stats: what it was attached with; default: 0.5, the default there.")
+    ] = None,
+    pixel_sensitivity: Annotated[float | None, typer.Option(help="The same for pixels.")] = None,
+    comparison: Annotated[
+        ComparisonChoice | None, typer.Option(help="With --stats: the rule it was attached with; default: ge.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a table.")] = False,
     junit: Annotated[Path | None, typer.Option("--junit", help="Write the report as JUnit XML, too.")] = None,
     markdown: Annotated[
@@ -110,6 +121,7 @@ def check(
     from postproc_export.errors import UsageError
     from postproc_export.parity import check_parity
     from postproc_export.parity.fed.inputs import SEED
+    from postproc_export.parity.given import check_paths
 
     preprocessing = None
     given = given_options(context, PREPROCESSING)
@@ -125,7 +137,8 @@ def check(
             layout=layout.value,
             interpolation=interpolation.value,
         )
-    read = [attached, *(path for path in (raw, preserved, inputs, images) if path is not None)]
+    check_paths(raw=raw, images=images, inputs=inputs)
+    read = [attached, *(path for path in (raw, preserved, inputs, images, stats) if path is not None)]
     check_before(read, images, junit=junit, markdown=markdown, save_failures=save_failures)
     with progress("checking") as advance:
         report = check_parity(
@@ -148,6 +161,10 @@ def check(
             contracts=contract or (),
             save_failures=save_failures,
             progress=advance,
+            stats=stats,
+            image_sensitivity=image_sensitivity,
+            pixel_sensitivity=pixel_sensitivity,
+            comparison=None if comparison is None else comparison.value,
         )
     if json:
         write(report.dumps())

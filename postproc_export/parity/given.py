@@ -6,19 +6,69 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from postproc_export.boundary import check_comparison, check_sensitivity
 from postproc_export.errors import FileError, MissingDependencyError, UsageError
 from postproc_export.parity.fed.real_inputs import RealInputs, array_inputs, image_inputs
+from postproc_export.parity.models.assumed import Assumed
 from postproc_export.parity.models.attached_model import AttachedModel
 from postproc_export.parity.models.environment import installed_runtimes
 from postproc_export.runtimes import RuntimeName, open_runner
+from postproc_export.stats import CalibrationStats
 from postproc_export.transforms.around import is_same
 from postproc_export.transforms.record import LayerRecord
 from postproc_export.transforms.spec import TailSpec, parse_tails
 
 if TYPE_CHECKING:
+    from postproc_export.boundary import Comparison
     from postproc_export.images import Preprocessing
 
 Inputs = str | Path | Mapping[str, NDArray[Any]] | None
+
+
+def check_paths(*, raw: str | Path | None, images: str | Path | None, inputs: Inputs) -> None:
+    """Refuse paths of `check_parity` where nothing is, whether they would be read or not.
+
+    Raises
+    ------
+    FileError
+        If there is one.
+    """
+    nouns = {"raw": "raw model", "inputs": "inputs", "images": "images"}
+    given = {"raw": raw, "inputs": inputs, "images": images}
+    for name, path in given.items():
+        if isinstance(path, str | Path) and not Path(path).exists():
+            found = "no such file or folder" if name == "images" else "no such file"
+            raise FileError(
+                f"cannot read the {nouns[name]} {path}", found=found, fix=f"give another path with --{name}"
+            )
+
+
+def assumptions(
+    stats: "str | Path | CalibrationStats | None",
+    image_sensitivity: float | None,
+    pixel_sensitivity: float | None,
+    comparison: "Comparison | None",
+) -> Assumed:
+    """Return what is given beside a file.
+
+    Raises
+    ------
+    FileError, MetadataError
+        If the statistics cannot be read or are not legal, or an option is not.
+    """
+    loaded = stats if stats is None or isinstance(stats, CalibrationStats) else CalibrationStats.load(stats)
+    for name, value in (("image_sensitivity", image_sensitivity), ("pixel_sensitivity", pixel_sensitivity)):
+        if value is not None:
+            check_sensitivity(value, name=name)
+    if comparison is not None:
+        check_comparison(comparison)
+    return Assumed(
+        stats=loaded,
+        path=None if stats is None or isinstance(stats, CalibrationStats) else stats,
+        image_sensitivity=image_sensitivity,
+        pixel_sensitivity=pixel_sensitivity,
+        comparison=comparison,
+    )
 
 
 def check_options(

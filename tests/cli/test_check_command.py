@@ -96,6 +96,12 @@ def test_a_miss_exits_1_and_is_told_in_full(tmp_path: Path, capsys: pytest.Captu
         pytest.param(["none.xml"], "no such file", id="no-file"),
         pytest.param(["raw.xml"], "it has no record of a tail", id="no-record"),
         pytest.param(["attached.xml", "--raw", "none.xml", "--inputs", "inputs.npz"], "no such file", id="no-raw-file"),
+        pytest.param(["attached.xml", "--raw", "none.xml"], "cannot read the raw model none.xml", id="raw-not-skipped"),
+        pytest.param(["attached.xml", "--stats", "none.json"], "cannot read the statistics file", id="no-statistics"),
+        pytest.param(
+            ["attached.xml", "--comparison", "gt"], "comparison is ge by the record, gt as", id="another-rule"
+        ),
+        pytest.param(["raw.xml", "--pixel-sensitivity", "0.5"], "(--stats)", id="option-without-record"),
         pytest.param(["attached.xml", "--inputs", "raw.xml"], "cannot read the inputs raw.xml", id="no-npz"),
         pytest.param(["attached.xml", "--inputs", "/dev/null"], "cannot read the inputs /dev/null", id="empty-npz"),
         pytest.param(["attached.xml", "--images", "none"], "no such file or folder", id="no-images"),

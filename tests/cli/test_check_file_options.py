@@ -110,6 +110,10 @@ def test_a_stripped_file_is_missed_and_judged_as_far_as_it_can_be(
     assert checks["anomalib/outputs"]["passed"] is True
     assert any("the record of what they were is gone" in sentence for sentence in not_checked)
     assert not any(name.startswith("tail/") for name in checks)
+    STATS.save(tmp_path / "stats.json")
+    code, checks, _ = run(capsys, path, "--stats", tmp_path / "stats.json")
+    assert code == 0
+    assert checks["constants/pred_mask"]["passed"] is True
 
 
 def test_assert_parity_takes_them_too(files: tuple[Path, Path]) -> None:

@@ -121,7 +121,8 @@ def test_a_moved_body_is_put_down_to_the_attached_file(tmp_path: Path) -> None:
     report = check(path, raw, torch="torch_hosts:detector")
     found = outcome(report, "onnxruntime")
     assert dict(found.brought_in) == {"raw -> attached": found.flipped}
-    assert {check.subject.rpartition("/")[0] for check in report.missed} == {"whole/raw", "whole/torch"}
+    missed = {check.subject.rpartition("/")[0] for check in report.missed}
+    assert missed == {"whole/raw", "whole/torch", "synthetic/raw"}
     without_raw = check(path, None, torch="torch_hosts:detector")
     assert stages_of(without_raw, "onnxruntime") == ["torch -> attached", "tail"]
     assert dict(outcome(without_raw, "onnxruntime").brought_in) == {"torch -> attached": found.flipped}

@@ -49,6 +49,8 @@ class OwnTail:
         Over what a map is reduced so that a NaN in it reaches the score; None where none does.
     guarded_by
         How the graph names that map.
+    guard_maps
+        That map.
     decides
         Whether it has labels.
     is_as_emitted
@@ -87,6 +89,7 @@ class OwnTail:
     default: float | None = None
     is_frozen: bool = False
     decides: bool = True
+    guard_maps: Value | None = None
 
     @property
     def is_normalised(self) -> bool:
@@ -144,6 +147,7 @@ def find_own_tail(
         default=None if parts.decision is None else parts.decision.default,
         is_frozen=parts.decision is not None and parts.decision.is_frozen,
         decides=parts.decision is not None,
+        guard_maps=steps.maps,
     )
 
 
@@ -201,6 +205,7 @@ class _Steps:
         self.values: list[Value] = []
         self.guard: GuardForm | None = None
         self.guarded_by: str | None = None
+        self.maps: Value | None = None
         self.is_as_emitted = True
 
     def walk(self, value: Value, level: Level) -> tuple[Value, bool]:
@@ -221,7 +226,8 @@ class _Steps:
         self.guard = catalog.EMITTED_GUARDS.get(guard.body, "image")
         self.is_as_emitted = guard.body in catalog.EMITTED_GUARDS
         self.values += guard.values
-        self.guarded_by = self._view.describe(self._through_cast(guard.inputs["maps"]))
+        self.maps = self._through_cast(guard.inputs["maps"])
+        self.guarded_by = self._view.describe(self.maps)
         return guard.inputs["values"]
 
     def _through_eager(self, value: Value, level: Level) -> Value:

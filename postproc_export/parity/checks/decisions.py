@@ -18,6 +18,7 @@ from postproc_export.files.targets import is_onnx
 from postproc_export.parity.checks.record import check_outputs
 from postproc_export.parity.fed.inputs import raw_values
 from postproc_export.parity.fed.real_inputs import RealInputs
+from postproc_export.parity.models.assumed import Assumed
 from postproc_export.parity.models.attached_model import AttachedModel, load_attached, open_file
 from postproc_export.parity.models.configuration import Configuration
 from postproc_export.parity.models.model_file import ModelFile
@@ -38,14 +39,14 @@ Given = Mapping[str, NDArray[Any]]
 
 
 @contextmanager
-def without_decisions(path: Path) -> Iterator[tuple[Path, LayerRecord | None]]:
+def without_decisions(path: Path, assumed: Assumed | None = None) -> Iterator[tuple[Path, LayerRecord | None]]:
     """Yield the file whose tail is the last there is, and the record of what stands behind it in the one given.
 
     Notes
     -----
     Where nothing stands behind the tail that is the file itself; else a copy for as long as the block runs.
     """
-    record = open_file(path).layer("decision")
+    record = open_file(path, assumed).layer("decision")
     if record is None:
         yield path, None
         return
@@ -55,14 +56,14 @@ def without_decisions(path: Path) -> Iterator[tuple[Path, LayerRecord | None]]:
         yield target, record
 
 
-def unfit_layer(path: Path) -> Check | None:
+def unfit_layer(path: Path, assumed: Assumed | None = None) -> Check | None:
     """Return the miss of a file from which what stands behind the decision cannot be taken; None where it can.
 
     Notes
     -----
     Its outputs were renamed or removed since, so that nothing before them can be looked at apart.
     """
-    if open_file(path).layer("decision") is None:
+    if open_file(path, assumed).layer("decision") is None:
         return None
     try:
         lost = _lost_without(path)
@@ -109,7 +110,7 @@ def _write_without(path: Path, target: Path) -> None:
         from postproc_export.rewrite.onnx_file import rewrite_onnx_file
         from postproc_export.transforms.onnx_layer import take_layer
 
-        rewrite_onnx_file(path, target, lambda model: take_layer(model, "decision", where=str(path)))
+        rewrite_onnx_file(path, target, lambda model: take_layer(model, "decision", where=str(path)), is_checked=False)
     else:
         from postproc_export.rewrite.openvino_file import rewrite_openvino_file
         from postproc_export.transforms import openvino_layer

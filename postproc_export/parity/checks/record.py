@@ -1,6 +1,6 @@
 """Compare an attached file with its record: outputs by name, order, type and shape; constants bit for bit."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 import numpy as np
@@ -11,6 +11,7 @@ from graph_patterns.match import Match, Mismatch, find
 from postproc_export.adjusting import AdjustableInput
 from postproc_export.errors import UnsupportedModelError
 from postproc_export.graphs.reading.decision_steps import Decision, find_decision
+from postproc_export.graphs.reading.own_tail import OwnTail
 from postproc_export.guarding import is_one_value
 from postproc_export.packing import PACKED_OUTPUT
 from postproc_export.parity.models.attached_model import AttachedModel, guard_rule
@@ -22,6 +23,9 @@ from postproc_export.tail_steps import RAW_INPUTS, TailOutput, host_dtype
 
 _SCORES: Final = ("pred_score", "anomaly_map")
 _CONSTANTS: Final = frozenset({"alpha", "beta", "offset", "boundary", "threshold", "span", "attached"})
+_COMPRESSED: Final = (
+    "the conversion compressed constants of the tail to float16; fix: convert with compress_to_fp16=False"
+)
 
 
 def check_record(attached: AttachedModel) -> Iterator[Check]:
@@ -102,6 +106,8 @@ def _order_problems(attached: AttachedModel) -> Iterator[str]:
         yield f"the outputs are in the order {', '.join(ours)}"
     last = max((names.index(name) for name in ours), default=-1)
     kept = [attached.file.original_output(level) for level in attached.file.raw if level not in attached.levels]
+    if not attached.file.record.version:
+        return  # without a record nobody knows where the other outputs were
     strangers = [name for name in names[:last] if name not in ours and not any(port.answers_to(name) for port in kept)]
     if strangers:
         yield f"{', '.join(strangers)} comes before {names[last]}"
@@ -152,22 +158,28 @@ def _check_constants(attached: AttachedModel, output: TailOutput) -> Check:
         return failed(name, f"the tail is not the one that the record describes: {at}")
     expected = dict(_constants(output.expr))
     found = find(_open(output.expr), attached.file.view, at=at)
-    if not isinstance(found, Match):
+    folded = None if isinstance(found, Match) else _folded(attached, output, expected)
+    scalars = found.scalars if isinstance(found, Match) else {} if folded is None else folded.scalars
+    if isinstance(found, Mismatch) and folded is None:
         return failed(name, f"the tail is not the one that the record describes: {found}")
     wrong = [
-        f"{key} is {found.scalars[key]:.9g} in the file, {value:.9g} by the record"
+        f"{key} is {scalars[key]:.9g} in the file, {value:.9g} by the record"
         for key, value in expected.items()
-        if _bits(found.scalars[key]) != _bits(value)
+        if _bits(scalars[key]) != _bits(value)
     ]
-    wrong += _misplaced(attached, found)
+    wrong += [] if isinstance(found, Mismatch) else list(_misplaced(attached, found))
     wrong += () if output.name in _SCORES else _mistyped(attached, output.level)
-    wrong += _outdated(attached, output.level, found.scalars.get("boundary")) if wrong else ()
+    wrong += _outdated(attached, output.level, scalars.get("boundary")) if wrong else ()
+    values = found.values if isinstance(found, Match) else () if folded is None else folded.values
+    if wrong and any(attached.file.is_rounded(value) for value in values):
+        wrong.append(_COMPRESSED)
     shown = ", ".join(f"{key} {value:.9g}" for key, value in expected.items()) or "no constants of its own"
+    form = "" if folded is None else "; the form is a folded one, as other tools leave it"
     return Check(
         name=name,
         passed=not wrong,
-        message=sentences(wrong) or f"{shown}: equal to the bit",
-        details={"expected": expected, "found": dict(found.scalars)},
+        message=sentences(wrong) or f"{shown}: equal to the bit{form}",
+        details={"expected": expected, "found": {key: scalars[key] for key in expected}, "folded": folded is not None},
     )
 
 
@@ -184,6 +196,25 @@ def _check_guard(attached: AttachedModel) -> Check:
     what = f"the guard reduces '{anomaly_map.name}' over {over[found.form]}" if found.form else "there is no guard"
     why = wanted.why_not if wanted.form is None else f"the outputs ask for {over[wanted.form]}"
     return failed("guard", f"{what}: {why}; fix: `postproc-export update` writes the guard anew")
+
+
+def _folded(attached: AttachedModel, output: TailOutput, expected: Mapping[str, float]) -> OwnTail | None:
+    """Return the tail of a level in a form that other tools give it, where that is all it differs by."""
+    level = output.level
+    tail = attached.file.tails.get(level)
+    if tail is None or tail.is_as_emitted or not expected.keys() <= tail.scalars.keys():
+        return None
+    from_map = level == "image" and "image" not in attached.file.raw
+    reads: Level = "pixel" if from_map else level
+    guarded = level == "image" and attached.guard != "none"
+    is_same = (
+        tail.from_map == from_map
+        and (tail.guard is not None) == guarded
+        and attached.file.is_raw(reads, tail.raw)
+        and (tail.guard_maps is None or attached.file.is_raw("pixel", tail.guard_maps))
+        and tail.is_packed == attached.tail.options.is_packed
+    )
+    return tail if is_same else None
 
 
 def _check_input(attached: AttachedModel, item: AdjustableInput) -> Check:

@@ -14,6 +14,7 @@ from postproc_export.guarding import Guard as MapGuard
 from postproc_export.outputs import Selection
 from postproc_export.parity.fed.excuses import Guard
 from postproc_export.parity.models.adjusted_runner import AdjustedRunner
+from postproc_export.parity.models.assumed import Assumed
 from postproc_export.parity.models.model_file import ModelFile, Shapes
 from postproc_export.parity.models.unpacking import unpacked
 from postproc_export.runtimes.protocol import PortInfo, Runner
@@ -120,13 +121,25 @@ class AttachedModel:
         return {TAPS[level]: port for level, port in self.file.raw.items()}
 
     @property
+    def is_as_emitted(self) -> bool:
+        """Whether no other tool changed the form of the tail."""
+        return all(tail.is_as_emitted for tail in self.file.tails.values())
+
+    @property
     def guard(self) -> Guard:
         """How the tail guards the image level against a NaN in the map."""
         return "none" if self.tail.guard.form is None else self.file.nan_test
 
 
-def load_attached(path: Path) -> AttachedModel:
+def load_attached(path: Path, assumed: Assumed | None = None) -> AttachedModel:
     """Read an attached file and build the tail anew that its record describes.
+
+    Parameters
+    ----------
+    path
+        The file.
+    assumed
+        What stands in for the record where that is gone, and has to agree with it where it is there.
 
     Raises
     ------
@@ -135,9 +148,11 @@ def load_attached(path: Path) -> AttachedModel:
     MetadataError
         If the record is not legal.
     UnsupportedModelError
-        If there is no record.
+        If there is no record, and nothing in its place.
+    UsageError
+        If what is given contradicts the record, or does not calibrate what the file decides.
     """
-    file = open_file(path)
+    file = open_file(path, assumed)
     tail = _built(file, file.record.options)
     return AttachedModel(path, file, tail, find_places(file.view, is_packed=tail.options.is_packed))
 
@@ -167,7 +182,7 @@ def _selection(file: ModelFile) -> Selection:
     return Selection(file.raw.get("image"), file.raw.get("pixel"), pixel_found="rank" if is_by_rank else None)
 
 
-def open_file(path: Path) -> ModelFile:
+def open_file(path: Path, assumed: Assumed | None = None) -> ModelFile:
     """Read an attached file of either format.
 
     Raises
@@ -180,10 +195,10 @@ def open_file(path: Path) -> ModelFile:
         case ".onnx":
             from postproc_export.parity.models.onnx_attached import OnnxAttached
 
-            return OnnxAttached.load(path)
+            return OnnxAttached.load(path, assumed or Assumed())
         case ".xml":
             from postproc_export.parity.models.openvino_attached import OpenVinoAttached
 
-            return OpenVinoAttached.load(path)
+            return OpenVinoAttached.load(path, assumed or Assumed())
         case suffix:
             raise UsageError(f"{path} is no model file", found=f"suffix '{suffix}'", needed=".onnx or .xml")

@@ -2,16 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from graph_patterns.graph import GraphView, Value
 from postproc_export.errors import UnsupportedModelError
+from postproc_export.graphs.detached import FoundTail
 from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
+from postproc_export.graphs.reading.own_tail import OwnTail
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import Level
 from postproc_export.transforms.record import LayerRecord, Where
 
 Format: TypeAlias = Literal["onnx", "openvino"]
+FOLDED: Final = "another tool has been over it since it was attached: the form of the tail is a folded one"
+
 Shapes: TypeAlias = Mapping[Level, tuple[int | None, ...]]
 
 
@@ -25,6 +29,14 @@ class ModelFile(Protocol):
     @property
     def record(self) -> TailRecord:
         """The record that attaching left."""
+
+    @property
+    def tails(self) -> Mapping[Level, OwnTail]:
+        """The tails that were found in the graph, in whatever form."""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What became of the file since it was attached, and what was assumed of it; a sentence each."""
 
     @property
     def raw(self) -> Mapping[Level, PortInfo]:
@@ -60,6 +72,9 @@ class ModelFile(Protocol):
     def is_raw(self, level: Level, value: Value) -> bool:
         """Whether a value of the graph is the raw value of a level."""
 
+    def is_rounded(self, value: Value) -> bool:
+        """Whether a node of the graph reads a constant that was compressed to fewer bits."""
+
     def value_name(self, value: Value) -> str:
         """Return the name by which `cut` knows a value of the graph."""
 
@@ -90,6 +105,9 @@ class ModelFile(Protocol):
             Name of the output for each value, and what is known of the value.
         """
 
+    def host(self, folder: Path) -> Any:
+        """Return this model cut off in front of its tail: the raw values alone, in the order of `raw`, as outputs."""
+
     def layer(self, layer: Where) -> LayerRecord | None:
         """Return the record of what stands before the tail or behind it; None where nothing does."""
 
@@ -110,5 +128,24 @@ def no_record(path: Path) -> UnsupportedModelError:
         f"{path} cannot be checked: it has no record of a tail",
         found=f"no entry '{METADATA_KEY}' in its metadata",
         needed="a file written by `postproc-export attach`, metadata included",
-        fix="attach to the raw model again, or use a copy whose metadata was not stripped",
+        fix="give the statistics that it was attached with (--stats), or use a copy whose metadata was not stripped",
     )
+
+
+def own_tails(tails: Mapping[Level, FoundTail]) -> dict[Level, OwnTail]:
+    """Return the tails that are ours."""
+    return {level: tail for level, tail in tails.items() if isinstance(tail, OwnTail)}
+
+
+def read_values(tails: Mapping[Level, OwnTail]) -> dict[Level, Value]:
+    """Return the raw value of each level that tails read, the guard's map among them."""
+    values: dict[Level, list[Value]] = {"image": [], "pixel": []}
+    for level, tail in tails.items():
+        values["pixel" if tail.from_map else level].append(tail.raw)
+    values["pixel"] += [tail.guard_maps for tail in tails.values() if tail.guard_maps is not None]
+    return {level: found[0] for level, found in values.items() if found}
+
+
+def folded(tails: Mapping[Level, OwnTail]) -> list[str]:
+    """Return a sentence where the tail is not in the form that attaching gives it."""
+    return [] if all(tail.is_as_emitted for tail in tails.values()) else [FOLDED]

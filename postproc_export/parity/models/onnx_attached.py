@@ -1,7 +1,7 @@
 """An attached ONNX file: the record in metadata_props, the tail as a small model of its own, taps as outputs."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, Self
 
@@ -12,10 +12,14 @@ from graph_patterns.onnx.container import load_skeleton
 from graph_patterns.onnx.lowering import LOWERINGS
 from graph_patterns.onnx.view import OnnxView, default_opset
 from postproc_export.errors import FileError, MetadataError, UnsupportedModelError
+from postproc_export.graphs.detached import raw_name
 from postproc_export.graphs.metadata import TailRecord
-from postproc_export.graphs.onnx.original import decoded_outputs, read_record, recorded_names
+from postproc_export.graphs.onnx.find import find_in_onnx_model
+from postproc_export.graphs.onnx.original import decoded_outputs, encoded_port, recorded_names
 from postproc_export.graphs.onnx.ports import input_ports, output_ports
-from postproc_export.parity.models.model_file import Format, no_record
+from postproc_export.graphs.reading.own_tail import OwnTail
+from postproc_export.parity.models.assumed import Assumed
+from postproc_export.parity.models.model_file import Format, folded, own_tails, read_values
 from postproc_export.rewrite.onnx_file import rewrite_onnx_file
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import Level
@@ -42,21 +46,41 @@ class OnnxAttached:
     record: TailRecord
     raw: Mapping[Level, PortInfo]
     outputs: tuple[PortInfo, ...]
+    tails: Mapping[Level, OwnTail]
+    remarks: tuple[str, ...]
     _model: onnx.ModelProto
     format: Format = "onnx"
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path, assumed: Assumed) -> Self:
         """Read the file without its weights."""
         with load_skeleton(path) as file:
             model = file.model
-        record = read_record(model, where=str(path))
+        found = find_in_onnx_model(model, where=str(path))
+        tails, record = own_tails(found.tails), found.record
+        remarks = folded(tails)
         if record is None:
-            raise no_record(path)
+            record = _assumed_record(model, tails, assumed, where=path)
+            remarks.append(assumed.describe(record))
+        else:
+            assumed.refuse_contradiction(record, where=path)
         decoded_outputs(record.original, where=str(path))
         recorded_names(record.original, where=str(path))
-        raw = dict(_raw_ports(model, record, where=path))
-        return cls(path=path, record=record, raw=raw, outputs=tuple(output_ports(model)), _model=model)
+        raw = dict(_raw_ports(model, record, read_values(tails), where=path))
+        remarks += [
+            f"'{port.name}' is what the {level} level reads: '{record.raw[level]}' of the record is gone"
+            for level, port in raw.items()
+            if port.name != record.raw[level]
+        ]
+        return cls(
+            path=path,
+            record=record,
+            raw=raw,
+            outputs=tuple(output_ports(model)),
+            tails=tails,
+            remarks=tuple(remarks),
+            _model=model,
+        )
 
     @property
     def inputs(self) -> tuple[PortInfo, ...]:
@@ -76,7 +100,11 @@ class OnnxAttached:
 
     @property
     def nan_test(self) -> Literal["sum", "l1", "arithmetic"]:
-        """By sum where the opset knows IsNaN and Where, else by arithmetic."""
+        """As the guard does that is there; else by sum where the opset knows IsNaN and Where, or by arithmetic."""
+        image = self.tails.get("image")
+        if image is not None and image.guard is not None:
+            nodes = (self.view.producer(value) for value in image.values)
+            return "sum" if any(node is not None and node.op == "is_nan" for node in nodes) else "arithmetic"
         opset = default_opset(self._model)
         known = all(LOWERINGS[op][0].since <= opset for op in ("is_nan", "select"))
         return "sum" if known else "arithmetic"
@@ -88,13 +116,17 @@ class OnnxAttached:
 
     def original_output(self, level: Level) -> PortInfo:
         """Return a raw output under the name that it had in the original."""
-        port = self.raw[level]
+        port, name = self.raw[level], self.record.raw[level]
         back = {new: old for old, new in _renamed(self.record).items()}
-        return PortInfo(back.get(port.name, port.name), port.dtype, port.shape)
+        return PortInfo(back.get(name, name), port.dtype, port.shape)
 
     def is_raw(self, level: Level, value: Value) -> bool:
         """Whether a value of the graph is the raw value of a level."""
         return level in self.raw and value == self.raw[level].name
+
+    def is_rounded(self, value: Value) -> bool:
+        """Whether a node reads a compressed constant: no converter of this format does that."""
+        return False
 
     def value_name(self, value: Value) -> str:
         """Return the name of the value in the graph."""
@@ -125,17 +157,23 @@ class OnnxAttached:
 
     def tapped(self, folder: Path, taps: Mapping[str, PortInfo]) -> Path:
         """Write the whole file, weights included, with some values as float32 outputs."""
-        target = folder / "tapped.onnx"
+        return _rewritten(self.path, folder / "tapped.onnx", lambda model: _tap(model, taps))
 
-        def tap(model: onnx.ModelProto) -> bool:
-            _tap(model, taps)
-            return True
+    def host(self, folder: Path) -> Path:
+        """Write the nodes that the raw values need, weights included."""
+        names = tuple(port.name for port in self.raw.values())
 
-        try:  # a hard link of external data saves a copy where the file system allows it
-            rewrite_onnx_file(self.path, target, tap, link_weights=True, is_checked=False)
-        except FileError:
-            rewrite_onnx_file(self.path, target, tap, is_checked=False)
-        return target
+        def cut_off(model: onnx.ModelProto) -> None:
+            given = frozenset(item.name for item in model.graph.input)
+            needed = list(_behind(model.graph, names, stop=given))
+            for field in (model.graph.node, model.graph.output):
+                del field[:]
+            model.graph.node.extend(needed)
+            for port in self.raw.values():
+                kind = _ELEMENT_TYPES[port.dtype]
+                model.graph.output.append(onnx.helper.make_tensor_value_info(port.name, kind, None))
+
+        return _rewritten(self.path, folder / "host.onnx", cut_off)
 
     def layer(self, layer: Where) -> LayerRecord | None:
         """Return the record of what stands before the tail or behind it."""
@@ -202,17 +240,42 @@ def _behind(graph: onnx.GraphProto, names: tuple[str, ...], *, stop: frozenset[s
     return (graph.node[index] for index in sorted(seen))
 
 
-def _raw_ports(model: onnx.ModelProto, record: TailRecord, *, where: Path) -> Iterator[tuple[Level, PortInfo]]:
-    """Yield the raw outputs with the types and shapes that the original declared, or that ONNX infers for them."""
-    renamed = _renamed(record)
+def _raw_ports(
+    model: onnx.ModelProto, record: TailRecord, read: Mapping[Level, Value], *, where: Path
+) -> Iterator[tuple[Level, PortInfo]]:
+    """Yield the raw outputs with the types and shapes that the original declared, or that ONNX infers for them.
+
+    Another tool may have given a raw value another name: then it is the one that the tail reads.
+    """
+    renamed, view = _renamed(record), OnnxView(model)
     original = _with_outputs(model, _original_outputs(record, where=where), lambda name: renamed.get(name, name))
     ports = {port.name: port for port in output_ports(original)}
     for level, name in record.raw.items():
         if name not in ports:
             raise MetadataError(f"{where}: the record names '{name}' as the raw {level} output, which was none")
-        if ports[name].dtype not in _ELEMENT_TYPES:
-            raise MetadataError(f"{where}: the record has a raw {level} output of {ports[name].dtype}")
-        yield level, ports[name]
+        port = ports[name]
+        if port.dtype not in _ELEMENT_TYPES:
+            raise MetadataError(f"{where}: the record has a raw {level} output of {port.dtype}")
+        yield level, port if view.has(name) or level not in read else replace(port, name=str(read[level]))
+
+
+def _assumed_record(
+    model: onnx.ModelProto, tails: Mapping[Level, OwnTail], assumed: Assumed, *, where: Path
+) -> TailRecord:
+    """Return a record for a file that has none: its raw outputs are what the tails read."""
+    values = {level: str(value) for level, value in read_values(tails).items()}
+    names = {level: raw_name(tails[level], name) if level in tails else name for level, name in values.items()}
+    items = [onnx.ValueInfoProto(name=name) for name in dict.fromkeys(values.values())]
+    known = {port.name: port for port in output_ports(_with_outputs(model, items, str))}
+    outputs = [
+        onnx.helper.make_tensor_value_info(
+            names[level], _ELEMENT_TYPES.get(known[name].dtype, onnx.TensorProto.FLOAT), known[name].shape
+        )
+        for level, name in values.items()
+    ]
+    renamed = {names[level]: name for level, name in values.items() if names[level] != name}
+    original = {"outputs": [encoded_port(item) for item in outputs], "renamed": renamed}
+    return assumed.record(tails, values, original, where=where)
 
 
 def _with_outputs(
@@ -224,6 +287,20 @@ def _with_outputs(
     for item in outputs:
         made.graph.output.add(name=now(item.name), type=item.type)
     return made
+
+
+def _rewritten(source: Path, target: Path, edit: Callable[[onnx.ModelProto], None]) -> Path:
+    """Write a file anew; a hard link of external data saves a copy where the file system allows it."""
+
+    def edited(model: onnx.ModelProto) -> bool:
+        edit(model)
+        return True
+
+    try:
+        rewrite_onnx_file(source, target, edited, link_weights=True, is_checked=False)
+    except FileError:
+        rewrite_onnx_file(source, target, edited, is_checked=False)
+    return target
 
 
 def _tap(model: onnx.ModelProto, taps: Mapping[str, PortInfo]) -> None:

@@ -1,7 +1,7 @@
 """An attached OpenVINO IR: the record in rt_info, the tail as a small model of its own, taps as results."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -9,10 +9,20 @@ from graph_patterns.graph import Value
 from graph_patterns.openvino.view import OpenVinoView
 from postproc_export.adjusting import INPUT_NAMES
 from postproc_export.errors import MetadataError, UnsupportedModelError
-from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
-from postproc_export.graphs.onnx.original import recorded_names
-from postproc_export.graphs.openvino.find import recorded_results
-from postproc_export.parity.models.model_file import Format, no_record
+from postproc_export.graphs.detached import raw_name
+from postproc_export.graphs.metadata import TailRecord
+from postproc_export.graphs.onnx.original import decoded_outputs, recorded_names
+from postproc_export.graphs.openvino.find import (
+    find_in_openvino_model,
+    raw_values,
+    read_record,
+    recorded_results,
+    tensors_of,
+)
+from postproc_export.graphs.openvino.names import value_name
+from postproc_export.graphs.reading.own_tail import OwnTail
+from postproc_export.parity.models.assumed import Assumed
+from postproc_export.parity.models.model_file import Format, folded, own_tails, read_values
 from postproc_export.rewrite.openvino_file import read_ir
 from postproc_export.runtimes.feeds import first_reason
 from postproc_export.runtimes.openvino import import_openvino, openvino_core, port_info
@@ -20,10 +30,12 @@ from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import Level
 from postproc_export.transforms.around import misfits_around
 from postproc_export.transforms.formats import OpenVinoFormat
-from postproc_export.transforms.openvino_layer import read_layer
+from postproc_export.transforms.openvino_layer import read_layer, was_converted
 from postproc_export.transforms.record import LayerRecord, Where
 
 _PURPOSE = "checking an OpenVINO IR"
+_FROZEN = "what adjusts the decision is a constant in this file, as conversions make of it"
+_CONVERTED = "it was converted from ONNX after it was attached: the form of the tail is a folded one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +51,45 @@ class OpenVinoAttached:
     record: TailRecord
     raw: Mapping[Level, PortInfo]
     outputs: tuple[PortInfo, ...]
+    tails: Mapping[Level, OwnTail]
+    remarks: tuple[str, ...]
     _model: Any
     format: Format = "openvino"
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path, assumed: Assumed) -> Self:
         """Read the file."""
         model = _read(path)
-        if not model.has_rt_info([METADATA_KEY]):
-            raise no_record(path)
-        record = TailRecord.loads(model.get_rt_info([METADATA_KEY]).astype(str), where=str(path))
-        recorded_results(record.original, where=str(path))
-        recorded_names(record.original, where=str(path))
-        raw = {level: _raw_port(name, _source(model, name, where=path)) for level, name in record.raw.items()}
-        outputs = tuple(port_info(port, f"output_{index}") for index, port in enumerate(model.outputs))
-        return cls(path=path, record=record, raw=raw, outputs=outputs, _model=model)
+        record, is_converted = read_record(model, where=str(path))
+        if is_converted or record is None:
+            _refuse_layers(model, path)
+        found = find_in_openvino_model(model, where=str(path))
+        tails = own_tails(found.tails)
+        remarks = folded(tails)
+        if record is None:
+            record = _assumed_record(tails, assumed, where=path)
+            remarks = [assumed.describe(record)]
+        else:
+            assumed.refuse_contradiction(record, where=path)
+            recorded_names(record.original, where=str(path))
+            if not is_converted:
+                recorded_results(record.original, where=str(path))
+        if is_converted:
+            record, remarks = _native_record(model, record, tails, where=path), [_CONVERTED]
+        decided = [tail for tail in tails.values() if tail.decides]
+        is_frozen = all(tail.is_frozen or (is_converted and tail.adjusted is None) for tail in decided)
+        if record.options.adjustable != "nothing" and is_frozen:
+            record = replace(record, options=replace(record.options, adjustable="nothing", as_parameters=False))
+            remarks.append(_FROZEN)
+        return cls(
+            path=path,
+            record=record,
+            raw={level: _raw_port(name, _source(model, name, where=path)) for level, name in record.raw.items()},
+            outputs=tuple(port_info(port, f"output_{index}") for index, port in enumerate(model.outputs)),
+            tails=tails,
+            remarks=tuple(remarks),
+            _model=model,
+        )
 
     @property
     def inputs(self) -> tuple[PortInfo, ...]:
@@ -72,8 +108,11 @@ class OpenVinoAttached:
 
     @property
     def nan_test(self) -> Literal["sum", "l1", "arithmetic"]:
-        """By the L1 norm, which is exact."""
-        return "l1"
+        """By the L1 norm, which is exact; in a file that was converted from ONNX by what the ONNX model had."""
+        if "image" not in self.tails or self.tails["image"].guard is None:
+            return "l1"
+        kinds = {_node_type(value) for value in self.tails["image"].values}
+        return "l1" if "ReduceL1" in kinds else "sum" if "IsNaN" in kinds else "arithmetic"
 
     @property
     def original_names(self) -> tuple[tuple[str, ...], ...]:
@@ -91,6 +130,10 @@ class OpenVinoAttached:
     def is_raw(self, level: Level, value: Value) -> bool:
         """Whether a value of the graph is the raw value of a level."""
         return level in self.raw and value == _source(self._model, self.record.raw[level], where=self.path)
+
+    def is_rounded(self, value: Value) -> bool:
+        """Whether an operator reads a constant that was compressed to fewer bits."""
+        return self.view.is_rounded(value)
 
     def value_name(self, value: Value) -> str:
         """Return the operator's friendly name and the number of its output."""
@@ -143,6 +186,16 @@ class OpenVinoAttached:
             model.add_results([openvino.opset13.result(source)])
         return model
 
+    def host(self, folder: Path) -> Any:
+        """Return the operators that the raw values need; nothing is written."""
+        openvino = import_openvino(purpose=_PURPOSE)
+        model = _read(self.path)
+        results = [_inner_result(model, port.name, where=self.path) for port in self.raw.values()]
+        sinks = [sink for sink in model.get_sinks() if _variable(sink) not in INPUT_NAMES]
+        reached = _above([*results, *sinks])
+        parameters = [item for item in model.get_parameters() if str(item.get_name()) in reached]
+        return openvino.Model(results, sinks, parameters, "host")
+
     def layer(self, layer: Where) -> LayerRecord | None:
         """Return the record of what stands before the tail or behind it."""
         return read_layer(self._model, layer, where=str(self.path))
@@ -166,6 +219,55 @@ class OpenVinoAttached:
             for index, item in enumerate(record.original.get("results", []))
             for name in (item.get("tensor_names") or (f"output_{index}",))
         )
+
+
+def _refuse_layers(model: Any, path: Path) -> None:
+    """Refuse a converted file with tails of one's own around the tail: their records are those of the ONNX file."""
+    for layer in ("transform", "decision"):
+        record = read_layer(model, layer, where=str(path))
+        if record is not None and was_converted(model, layer):
+            raise UnsupportedModelError(
+                f"{path} was converted to OpenVINO with tails of one's own: they cannot be told from the rest",
+                found=", ".join(spec.text for spec in record.tails),
+                fix="check the ONNX file, or attach to the converted raw model",
+            )
+
+
+def _native_record(model: Any, record: TailRecord, tails: Mapping[Level, OwnTail], *, where: Path) -> TailRecord:
+    """Return the record of an ONNX file in the terms of the IR that was made of it."""
+    renamed, tensors = record.original.get("renamed", {}), tensors_of(model)
+    values: dict[Level, Any] = {**read_values(tails), **raw_values(model, record, is_converted=True)}
+    for level in record.raw.keys() - values.keys():
+        raise MetadataError(f"{where}: the record names a raw value '{record.raw[level]}' that the model does not have")
+    results = [
+        _described(item.name, tensors.get(renamed.get(item.name, item.name)), (item.name,))
+        for item in decoded_outputs(record.original, where=str(where))
+    ]
+    raw = {level: value_name(values[level]) for level in record.raw}
+    return replace(record, raw=raw, original={"results": results, "renamed": renamed})
+
+
+def _assumed_record(tails: Mapping[Level, OwnTail], assumed: Assumed, *, where: Path) -> TailRecord:
+    """Return a record for a file that has none: its raw outputs are what the tails read."""
+    values: Mapping[Level, Any] = read_values(tails)
+    results: list[dict[str, Any]] = []
+    renamed: dict[str, str] = {}
+    for level, value in values.items():
+        now = {name: raw_name(tails[level], name) if level in tails else name for name in sorted(value.get_names())}
+        results.append(_described(f"{level}/result", value, tuple(now.values())))
+        renamed |= {then: name for name, then in now.items() if then != name}
+    raw = {level: value_name(value) for level, value in values.items()}
+    return assumed.record(tails, raw, {"results": results, "renamed": renamed}, where=where)
+
+
+def _described(name: str, value: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """Return a result as a record has it."""
+    source, _, port = ("", "", "0") if value is None else value_name(value).rpartition(":")
+    return {"name": name, "source": source, "port": int(port), "tensor_names": list(names)}
+
+
+def _node_type(value: Any) -> str:
+    return str(value.get_node().get_type_name())
 
 
 def _read(path: Path) -> Any:

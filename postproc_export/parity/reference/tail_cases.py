@@ -18,6 +18,7 @@ RawFeeds: TypeAlias = Mapping[Level, NDArray[Any]]
 SIZES: Final = ((16, 16), (7, 5))
 _SMALL: Final = 256  # pixels; smaller maps get the critical values only,
 _SMALL_FIXED: Final = 4096  # and more so where a fixed batch size makes for many runs
+_LARGE: Final = 1 << 22  # and so do larger ones, for their time
 _MOST_ELEMENTS: Final = 1 << 24
 _BATCH_ELEMENTS: Final = 1 << 22
 _PLAIN: Final = LevelStats(threshold=0.5, min=0.0, max=1.0)
@@ -48,10 +49,12 @@ def tail_cases(attached: AttachedModel, *, count: int, seed: int) -> Iterator[Ca
     Notes
     -----
     The first case has one value per image and per map, and a dynamic batch whatever the file declares, so that every
-    value decides alone on both levels. The second keeps to the declared shapes, with maps of many values.
+    value decides alone on both levels; a tail whose fixed shapes another tool made constants of takes no other batch.
+    The second keeps to the declared shapes, with maps of many values.
     """
     values = {level: _values(attached, level, count=count, seed=seed) for level in attached.file.raw}
-    yield Case("one value per map", _loose_shapes(attached), tuple(_apart(attached, _singly(attached, values))))
+    if attached.is_as_emitted or _batch(attached) is None:
+        yield Case("one value per map", _loose_shapes(attached), tuple(_apart(attached, _singly(attached, values))))
     yield Case("declared shapes", _declared_shapes(attached), tuple(_declared(attached, values)))
     if all(axes_of(port)[:1] == (None,) for port in attached.file.raw.values()):
         yield Case("empty batch", _declared_shapes(attached), (_nothing(attached),))
@@ -108,7 +111,8 @@ def _declared(attached: AttachedModel, values: Mapping[Level, RawValues]) -> Ite
         return
     for size in _sizes(port):
         fixed = _batch(attached)
-        maps = _packed(values["pixel"], size, filler=_filler(attached), few=size[0] * size[1] < _small(fixed))
+        few = not _small(fixed) <= size[0] * size[1] <= _LARGE
+        maps = _packed(values["pixel"], size, filler=_filler(attached), few=few)
         per_run = fixed or max(1, _BATCH_ELEMENTS // (size[0] * size[1]))
         scores = np.resize(values["image"].few, len(maps)) if "image" in values else None
         for start in range(0, len(maps), per_run):
@@ -138,7 +142,7 @@ def _nothing(attached: AttachedModel) -> RawFeeds:
 def _packed(values: RawValues, size: tuple[int, int], *, filler: float, few: bool) -> FloatArray:
     """Pack the values into maps; of the special ones only as many as large maps leave room for, NaN first."""
     elements = size[0] * size[1]
-    room = max(8, _MOST_ELEMENTS // elements)
+    room = max(2, _MOST_ELEMENTS // elements)
     kept = RawValues(
         critical=values.critical,
         ordinary=values.ordinary,

@@ -28,8 +28,8 @@ class FailureStore:
         The files of the check and the PyTorch module, for the command.
     seed
         The seed of the raw values, which replays the tail's check as it was.
-    threads, max_flips, code
-        As the check had them; `code` is what was named to be imported.
+    threads, max_flips, code, assumed
+        As the check had them; `code` is what was named to be imported, `assumed` the options given for a record.
     saved
         Each file and its command, in order.
     """
@@ -42,11 +42,12 @@ class FailureStore:
     threads: int | None = None
     max_flips: int = 0
     code: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
     saved: list[dict[str, str]] = field(default_factory=list)
     _counts: dict[str, int] = field(default_factory=dict)
 
-    def add_batch(self, name: str, batch: RealBatch) -> None:
-        """Save a batch of the whole file's inputs; of each kind of failure the first five."""
+    def add_batch(self, name: str, batch: RealBatch, *, is_seeded: bool = False) -> None:
+        """Save a batch of inputs, which the seed alone may replay; of each kind of failure the first five."""
         number = self._counts.get(name, 0)
         if number >= MOST:
             return
@@ -60,7 +61,8 @@ class FailureStore:
         raw = [] if self.raw is None else ["--raw", str(self.raw)]
         torch = [] if self.torch is None else ["--torch", self.torch]
         budget = ["--max-flips", str(self.max_flips)] if self.max_flips else []
-        self._record(path, [*raw, *torch, "--inputs", str(path), *budget])
+        fed = ["--seed", str(self.seed)] if is_seeded else [*torch, "--inputs", str(path)]
+        self._record(path, [*raw, *fed, *budget])
 
     def add_tail(self, checks: list[Check]) -> None:
         """Save the raw values that the tail decided wrongly; the seed alone replays them."""
@@ -77,7 +79,7 @@ class FailureStore:
     def _record(self, path: Path, options: list[str]) -> None:
         threads = [] if self.threads is None else ["--threads", str(self.threads)]
         code = [word for name in self.code for word in ("--tail", name)]
-        command = shlex.join(["postproc-export", "check", str(self.attached), *code, *options, *threads])
+        command = shlex.join(["postproc-export", "check", str(self.attached), *self.assumed, *code, *options, *threads])
         self.saved.append({"file": str(path), "replay": command})
 
 

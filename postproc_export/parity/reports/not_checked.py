@@ -35,9 +35,10 @@ def of_the_options(*, raw: bool, real: bool, torch: bool, int8: bool | None) -> 
     """Yield what was not given: the raw file, real inputs, the PyTorch model, nncf."""
     if not real:
         yield "the whole file on real inputs: neither images nor inputs were given"
-    if not (raw and real):
-        missing = "there was nothing to feed it" if raw else "no raw file was given"
-        yield f"the whole file against the raw file run apart: {missing}"
+    if not raw:
+        yield "the whole file against the raw file run apart: no raw file was given"
+    elif not real:
+        yield "the raw file on real inputs: neither images nor inputs were given"
     if not torch:
         yield "the whole file against the PyTorch model: none was given"
     if real and int8 is False:

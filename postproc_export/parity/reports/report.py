@@ -97,6 +97,8 @@ class ParityReport:
         Versions, CPU, threads and seed: what is needed to run it again.
     whole
         What every stage from the PyTorch model to the attached file did, for each way to run it.
+    not_run
+        Why the file was not run as a whole; None where it was.
     """
 
     subject: str
@@ -104,6 +106,7 @@ class ParityReport:
     not_checked: tuple[str, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
     whole: tuple[WayResult, ...] = ()
+    not_run: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -128,6 +131,7 @@ class ParityReport:
             "whole_model": [plain(_with_verdict(result)) for result in self.whole],
             "not_checked": list(self.not_checked),
             "environment": plain(self.environment),
+            **({} if self.not_run is None else {"not_run": self.not_run}),
         }
 
     def dumps(self) -> str:
@@ -140,7 +144,8 @@ class ParityReport:
         if not judged:
             return f"{self.subject}: nothing was checked"
         if self.passed:
-            return f"{self.subject}: passed, {judged} checks"
+            part = "" if self.not_run is None else f", but the file was not run as a whole: {self.not_run}"
+            return f"{self.subject}: passed, {judged} checks{part}"
         names = ", ".join(check.name for check in self.missed)
         return f"{self.subject}: {len(self.missed)} of {judged} checks missed: {names}"
 
@@ -184,13 +189,15 @@ class ParityReport:
             f"{key.replace('_', ' ')}: {_told(self.environment[key])}" for key in keys if key in self.environment
         ]
         torch = [f"PyTorch: {_listed(self.environment['torch'])}"] if "torch" in self.environment else []
-        fed = [f"fed: {self.environment['inputs']}"] if "inputs" in self.environment else []
+        fed = [f"fed: {self.environment[key]}" for key in ("inputs", "synthetic") if key in self.environment]
+        file = [f"file: {self.environment['file']}"] if "file" in self.environment else []
         saved = [f"replay: {item['replay']}" for item in self.environment.get("failures", ())]
         misses = [f"MISSED {check.name}: {check.message}" for check in self.missed]
         return [
             *ran,
             *machine,
             *torch,
+            *file,
             *fed,
             *misses,
             *saved,

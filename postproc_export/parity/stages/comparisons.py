@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
+import numpy as np
+
 from postproc_export.comparison.compare import compare_scores
 from postproc_export.comparison.difference import ScoreDifference
 from postproc_export.comparison.tolerance import EXACT, TOLERANCES, Tolerance, transformed
@@ -68,9 +70,11 @@ class Apart(Stage):
 
     name = "whole/raw"
 
-    def __init__(self, reference: Reference, way: Configuration, raw_file: RawFile, *, max_flips: int) -> None:
+    def __init__(
+        self, reference: Reference, way: Configuration, raw_file: RawFile, *, max_flips: int, relative: float = 0.0
+    ) -> None:
         super().__init__(reference, way)
-        self._raw_file = raw_file
+        self._raw_file, self._relative = raw_file, relative
         self._tally.drift = "recompiled" if way.runtime == "openvino" else None
         self._tally.max_flips = max_flips
         self._others: dict[str, ScoreDifference] = {}
@@ -79,7 +83,7 @@ class Apart(Stage):
         """Look at the raw file, too; outputs of no level that is post-processed are compared as they are."""
         apart, outputs, runner = runs.of("apart"), runs.of("attached"), runs.runner("apart")
         raw = self._raw_file.levels(apart, runner)
-        self._tally.moved = self._raw_file.bounds(runner)
+        self._tally.moved = self._moved(raw, runner)
         self._tally.add(self._reference.outputs(raw), outputs, raw, self._reference)
         for port in self._raw_file.others(runner):
             level = next((level for level, values in raw.items() if values is apart[port.name]), None)
@@ -108,6 +112,14 @@ class Apart(Stage):
                 precision=self._tally.precision,
                 details=details_of(difference),
             )
+
+    def _moved(self, raw: RawFeeds, runner: Runner) -> Mapping[Level, float]:
+        """How far the values may have moved besides: by a transform, and by their size where they may be of any."""
+        bounds = self._raw_file.bounds(runner)
+        if not (self._relative and self._tally.drift):
+            return bounds
+        largest = {level: np.abs(values[np.isfinite(values)]).max(initial=0.0) for level, values in raw.items()}
+        return {level: bounds.get(level, 0.0) + self._relative * float(size) for level, size in largest.items()}
 
     def _counterpart(self, port: PortInfo, outputs: Mapping[str, Any]) -> Any:
         """Return the attached file's output of one of the names that the raw file's output has."""
