@@ -174,8 +174,11 @@ def detach_around(form: Format, model: Any, *, where: str) -> Detached:
     return replace(detached, own=tuple(own))
 
 
-def misfits_around(form: Format, model: Any, *, where: str) -> tuple[str, ...]:
-    """Return what the records of a model say that does not fit it; the model is of no use any more then."""
+def misfits_around(form: Format, model: Any, *, where: str, is_touched: bool = False) -> tuple[str, ...]:
+    """Return what the records of a model say that does not fit it; the model is of no use any more then.
+
+    What another tool may have taken away is a misfit unless one has been over the file.
+    """
     try:
         form.take(model, "decision", where=where)
         found = form.find(model, where=where)
@@ -186,7 +189,7 @@ def misfits_around(form: Format, model: Any, *, where: str) -> tuple[str, ...]:
         return (f"{error.what.removeprefix(f'{where}: ')}: {error.found}",)
     except (PostprocError, GraphPatternError):
         return ()  # the tail is not as it was attached, which other checks tell
-    return (*found.misfits, *found.doubts)
+    return (*found.misfits, *(() if is_touched else found.doubts))
 
 
 def update_around(form: Format, model: Any, changes: Changes, *, keep_dialect: bool, where: str) -> Updated:

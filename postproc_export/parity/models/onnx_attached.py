@@ -91,7 +91,7 @@ class OnnxAttached:
     def misfits(self) -> tuple[str, ...]:
         """What the record says that does not fit the file."""
         model = onnx.ModelProto.FromString(self._model.SerializeToString())
-        return misfits_around(OnnxFormat(), model, where=str(self.path))
+        return misfits_around(OnnxFormat(), model, where=str(self.path), is_touched=bool(self.remarks))
 
     @property
     def view(self) -> OnnxView:
