@@ -139,9 +139,22 @@ def claimed(targets: Sequence[Path]) -> Iterator[None]:
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """Make a folder for intermediate files in the system's place for them, gone after the block, whatever ends it."""
-    with staging_folder(Path(tempfile.gettempdir())) as staging:
-        yield staging.files
+    """Make a folder for intermediate files in the system's place for them, gone after the block, whatever ends it.
+
+    Raises
+    ------
+    FileError
+        If one of them cannot be written: nobody asked for it by its name, so the place is told.
+    """
+    place = Path(tempfile.gettempdir())
+    with staging_folder(place) as staging:
+        try:
+            yield staging.files
+        except FileError as error:
+            if str(staging.files) not in error.what:
+                raise
+            fix = "free space there, or name another place in the environment variable TMPDIR"
+            raise FileError(f"cannot write temporary files in {place}", found=error.found, fix=fix) from error
 
 
 def digest(path: Path) -> str | None:

@@ -3,6 +3,7 @@
 import errno
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,14 +57,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+REPORT = 8_000  # more than the files that a check makes on the way, less than its report
 COMMANDS = {
     "attach": (1_000, "attach raw.onnx --stats stats.json -o out.onnx", "out.onnx"),
     "attach_ir": (1_000, "attach raw.xml --stats stats.json -o out.xml", "out.xml"),
     "update_in_place": (1_000, "update post.onnx --image-sensitivity 0.3 --in-place", "post.onnx"),
     "calibrate": (1_000, "calibrate outputs.npz -o out.json", "out.json"),
-    "junit": (200, "check post.onnx --junit out.xml --threads 1", "out.xml"),
-    "markdown": (200, "check post.onnx --markdown out.md --threads 1", "out.md"),
-    "markdown_in_a_new_folder": (200, "check post.onnx --markdown new/out.md --threads 1", "new/out.md"),
+    "junit": (REPORT, "check post.onnx --junit out.xml --threads 1", "out.xml"),
+    "junit_in_a_new_folder": (REPORT, "check post.onnx --junit new/out.xml --threads 1", "new/out.xml"),
+    "temporary": (300, "check post.onnx --threads 1", f"temporary files in {tempfile.gettempdir()}"),
 }
 
 
@@ -84,12 +86,13 @@ def test_a_file_that_cannot_be_finished_is_named_and_not_begun(
 
 def test_a_summary_that_cannot_be_appended_leaves_the_page_as_it_was(folder: Path, invoke: Invoke) -> None:
     """Neither half a summary nor an empty file; one that can is behind what was there."""
-    Path("page.md").write_text("# Job\n")
-    assert limited(200, "check post.onnx --markdown page.md --threads 1").returncode == 2
-    assert Path("page.md").read_text() == "# Job\n"
+    page = "# Job\n" + "log\n" * (REPORT // 4 - 100)
+    Path("page.md").write_text(page)
+    assert limited(REPORT, "check post.onnx --markdown page.md --threads 1").returncode == 2
+    assert Path("page.md").read_text() == page
     assert invoke("check", "post.onnx", "--markdown", "page.md", "--threads", "1").exit_code == 0
-    assert Path("page.md").read_text().startswith("# Job\n")
-    assert len(Path("page.md").read_text()) > 200
+    assert Path("page.md").read_text().startswith(page)
+    assert len(Path("page.md").read_text()) > REPORT
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES])

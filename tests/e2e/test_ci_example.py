@@ -155,7 +155,7 @@ def test_a_file_that_is_missing_is_no_pass(tmp_path: Path, here: Here) -> None:
     """Exit code 2 fails the job, too."""
     done = here(checks()["check the OpenVINO model"], tmp_path)
     assert done.exit_code == 2
-    assert "cannot read the images model/images" in done.stderr
+    assert "cannot read the raw model model/model.xml" in done.stderr
 
 
 @pytest.mark.parametrize("page", ["ci.md", "exhaustive.md", "quantisation.md"])

@@ -82,7 +82,8 @@ class SyntheticInputs:
                 port.name: _values(port, self._shape(port, size), self.kind, (self.seed, first, size, number))
                 for number, port in enumerate(self.ports)
             }
-            yield RealBatch(feeds, size, size)
+            shared = frozenset(name for name, values in feeds.items() if values.shape[:1] != (size,))
+            yield RealBatch(feeds, size, size, shared)
 
     def shapes(self, batch: int) -> str:
         """Return what is fed at a batch size, for people."""

@@ -257,6 +257,7 @@ def test_source_files_are_all_that_is_read(tmp_path: Path) -> None:
     (tmp_path / "z" / ".zgroup").write_text("{}")
     found = source_files(tmp_path)
     assert sorted(path.name for path in found) == ["a_maps.npy", "a_masks.npy", "s.csv", "z"]
+    np.save(tmp_path / "l.npy", np.zeros(len(SCORES)))
     assert source_files({"scores": SCORES, "labels": tmp_path / "l.npy"}) == [tmp_path / "l.npy"]
 
 

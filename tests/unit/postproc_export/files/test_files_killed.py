@@ -23,6 +23,16 @@ from postproc_export.parity.models.attached_model import load_attached
 from postproc_export.runtimes import open_runner
 
 
+@pytest.fixture(autouse=True)
+def _in_the_foreground() -> Iterator[None]:
+    """Handlers as in a terminal: a job in the background hands on that SIGINT and SIGHUP are ignored."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def killed(folder: Path, *, patch: str, number: signal.Signals = signal.SIGKILL) -> None:
     """Publish a pair over an old one in a process that kills itself at some step."""
     script = f"""
