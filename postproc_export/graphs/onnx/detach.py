@@ -21,7 +21,7 @@ from postproc_export.graphs.detached import (
     with_what_is_left,
 )
 from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
-from postproc_export.graphs.onnx.find import find_in_onnx_model
+from postproc_export.graphs.onnx.find import find_in_onnx_model, lost_outputs
 from postproc_export.graphs.onnx.names import computed_names, immovable_names, rename_values, value_names
 from postproc_export.graphs.onnx.original import (
     decoded_outputs,
@@ -86,10 +86,11 @@ def _restore(model: onnx.ModelProto, record: TailRecord, tails: Mapping[Level, F
         for old, new in back.items()
         if old not in values
     ]
+    gone = lost_outputs(model, record, original, names_then)
     back = _give_names_back(model, back)
     names = {item.name for item in original}
     added = [item for item in model.graph.output if item.name not in names]
-    lost = [item.name for item in original if item.name not in computed_names(model.graph)]
+    lost = [item.name for item in original if item.name in gone or item.name not in computed_names(model.graph)]
     final = [item for item in original if item.name not in lost]
     final += [onnx.ValueInfoProto.FromString(item.SerializeToString()) for item in added]
     refuse_no_outputs(final, where=where)

@@ -1,6 +1,6 @@
 """Find the tails of an ONNX model, and what its record says that cannot be true of it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
 import onnx
@@ -53,6 +53,14 @@ def find_in_onnx_model(model: onnx.ModelProto, *, where: str) -> Found:
     return Found(tails, misses, record, misfits=misfits, doubts=doubts, outputs=outputs)
 
 
+def lost_outputs(
+    model: onnx.ModelProto, record: TailRecord, original: Collection[onnx.ValueInfoProto], back: Mapping[str, str]
+) -> set[str]:
+    """Return the outputs of the original that no tail takes and that are gone: attaching leaves them there."""
+    there = {item.name for item in model.graph.output}.union(record.raw.values())
+    return {item.name for item in original} - {back.get(name, name) for name in there}
+
+
 def _moved_inputs(model: onnx.ModelProto, record: TailRecord) -> Iterator[str]:
     """Yield the values that a record says were renamed, though attaching never renames them."""
     renamed = record.original.get("renamed", {})
@@ -70,8 +78,10 @@ def _doubts(
     now = {old: new for new, old in back.items()}
     names, values = value_names(model), computed_names(model.graph)
     yield from (f"the value '{name}' is not in the model" for name in back if name not in names)
-    for item in decoded_outputs(record.original, where=where):
-        if now.get(item.name, item.name) not in values:
+    original = decoded_outputs(record.original, where=where)
+    lost = lost_outputs(model, record, original, back)
+    for item in original:
+        if item.name in lost or now.get(item.name, item.name) not in values:
             yield f"the output '{item.name}' of the original is not in the model"
     tail = {str(value) for item in tails.values() for value in item.values}
     yield from import_doubts(model, record.original, where=where, apart=tail)

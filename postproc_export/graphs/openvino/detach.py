@@ -88,7 +88,7 @@ class _Rewriter:
         final, made, notes = [], [], touched(self._tails)
         for name, source, port in described:
             result = kept.pop((name, source, port), None)
-            if result is None and source in nodes and port < nodes[source].get_output_size():
+            if result is None and f"{source}:{port}" in record.raw.values():
                 result = new_result(nodes[source].output(port), name)
                 made.append(result)
             if result is None:
@@ -120,7 +120,7 @@ class _Rewriter:
             current = moved.get(name, name)
             if current in results:
                 final.append(results[current])
-            elif current in tensors:
+            elif current in tensors and current in record.raw.values():
                 made.append(new_result(tensors[current], f"{name}/result"))
                 final.append(made[-1])
             else:

@@ -61,9 +61,9 @@ def _doubts(model: Any, record: TailRecord, where: str) -> Iterator[str]:
     tensors, _ = used_names(model)
     names = recorded_names(record.original, where=where)
     yield from (f"the tensor '{name}' is not in the model" for name in names if name not in tensors)
-    places = dict(_ports(model))
+    there = {value_name(result.input_value(0)) for result in model.get_results()}.union(record.raw.values())
     for name, source, port in recorded_results(record.original, where=where):
-        if f"{source}:{port}" not in places:
+        if f"{source}:{port}" not in there:
             yield f"the output '{name}' of the original is not in the model"
 
 

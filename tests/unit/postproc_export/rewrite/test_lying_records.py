@@ -202,6 +202,10 @@ SAID: dict[str, tuple[Lie, str]] = {
         lambda record: record["original"]["outputs"].append(port("ghost")),
         "the output 'ghost' of the original is not in the model",
     ),
+    "the_input_as_one_output_more": (
+        lambda record: record["original"]["outputs"].append(port("input", shape=("N", 3, "H", "W"))),
+        "the output 'input' of the original is not in the model",
+    ),
 }
 
 
@@ -263,6 +267,10 @@ IR_SAID: dict[str, tuple[Lie, str]] = {
     ),
     "one_output_more": (
         lambda record: record["original"]["results"].append({"name": "more", "source": "ghost", "port": 0}),
+        "the output 'more' of the original is not in the model any more",
+    ),
+    "the_input_as_one_output_more": (
+        lambda record: record["original"]["results"].append({"name": "more", "source": "input", "port": 0}),
         "the output 'more' of the original is not in the model any more",
     ),
 }
