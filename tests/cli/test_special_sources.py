@@ -6,6 +6,7 @@ import signal
 import socket
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -118,20 +119,21 @@ def test_external_data_in_a_pipe_is_refused(command: str, folder: Path, invoke: 
     assert "big.data" in result.stderr
 
 
-def twice(path: str, name: str, array: np.ndarray) -> None:
+def twice(path: str, name: str, array: np.ndarray, suffix: str) -> None:
     """Write an .npz file that holds an array twice, as zipfile lets one."""
     content = io.BytesIO()
     np.save(content, array)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(f"{name}.npy", content.getvalue())
-        with pytest.warns(UserWarning, match="Duplicate name"):
-            archive.writestr(f"{name}.npy", content.getvalue())
+        with pytest.warns(UserWarning, match="Duplicate name") if suffix else nullcontext():
+            archive.writestr(f"{name}{suffix}", content.getvalue())
 
 
-def test_an_array_that_is_there_twice_is_refused_by_name(folder: Path, invoke: Invoke) -> None:
-    """NumPy would take the last one: in shards and in inputs."""
-    twice("scores.npz", "pred_score", np.arange(4.0))
-    twice("inputs.npz", "input", np.zeros((1, 3, 8, 8), np.float32))
+@pytest.mark.parametrize("suffix", [".npy", ""])
+def test_an_array_that_is_there_twice_is_refused_by_name(suffix: str, folder: Path, invoke: Invoke) -> None:
+    """NumPy would take one of the two, with the suffix or without: in shards and in inputs."""
+    twice("scores.npz", "pred_score", np.arange(4.0), suffix)
+    twice("inputs.npz", "input", np.zeros((1, 3, 8, 8), np.float32), suffix)
     commands = ("calibrate scores.npz -o s.json", "check post.onnx --raw raw.onnx --inputs inputs.npz")
     for command, array in zip(commands, ("pred_score", "input"), strict=True):
         result = invoke(*command.split())

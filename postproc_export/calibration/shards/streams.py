@@ -126,13 +126,12 @@ def npz_members(path: Path) -> dict[str, zipfile.ZipInfo]:
         If one of them is there twice.
     """
     with zipfile.ZipFile(path) as archive:
-        arrays = [info for info in archive.infolist() if info.filename.endswith(".npy")]
-    names = [info.filename.removesuffix(".npy") for info in arrays]
-    twice = stated_twice(names)
+        members = archive.infolist()
+    twice = stated_twice(info.filename.removesuffix(".npy") for info in members)  # NumPy takes either for the array
     if twice is not None:
         fix = "write it again with numpy.savez"
         raise CalibrationError(f"{path} holds an array twice", found=twice, needed="one of each name", fix=fix)
-    return dict(zip(names, arrays, strict=True))
+    return {name.removesuffix(".npy"): info for info in members if (name := info.filename).endswith(".npy")}
 
 
 def npz_array(path: Path, info: zipfile.ZipInfo, *, verify: bool) -> StreamedArray:
