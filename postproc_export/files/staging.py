@@ -237,6 +237,8 @@ def _refuse_second(folder: Path, other: Path, names: Sequence[str]) -> None:
 
 
 def _read(staging: Path) -> dict[str, tuple[str | None, str | None] | None]:
+    if not _journal(staging).is_file():  # or a pipe, which nobody writes to
+        return {}
     try:
         found = json.loads(_journal(staging).read_text(encoding="utf-8"))
         return {Path(name).name: None if both is None else (both[0], both[1]) for name, both in found.items()}

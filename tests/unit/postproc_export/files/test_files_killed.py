@@ -131,6 +131,14 @@ def test_a_new_pair_that_is_half_there_goes(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"other.txt": "other"}
 
 
+def test_a_pipe_in_the_place_of_a_journal_is_not_waited_for(tmp_path: Path) -> None:
+    """What is left is deleted, as where a run was killed before it had begun."""
+    (tmp_path / ".postproc-left.tmp").mkdir()
+    os.mkfifo(tmp_path / ".postproc-left.tmp" / "journal.json")
+    write_text(tmp_path / "other.txt", "other")
+    assert contents(tmp_path) == {"other.txt": "other"}
+
+
 def test_where_there_are_no_locks_what_is_left_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a file system without flock nobody knows whether a run is alive: its folder stays and is named."""
     fill(tmp_path, OLD)
