@@ -89,7 +89,7 @@ def test_no_command_imports_what_a_file_names(
         ("inspect", attached): 0,
         ("inspect", attached, "--json"): 0,
         ("check", attached): 0,
-        ("check", attached, *fed): 0,
+        **({("check", attached, *fed): 0} if name == NAMES[0] else {}),  # it takes longer than all the others
         ("update", attached, "-o", f"a.{kind}", "--image-sensitivity", "0.4"): 0,
         ("update", attached, "-o", f"b.{kind}", "--stats", stats): 0,
         ("check", f"a.{kind}"): 0,
