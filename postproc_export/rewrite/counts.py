@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from postproc_export.float32 import to_float32
+from postproc_export.float32 import Half, rounded_to, to_float32
+from postproc_export.graphs.state import State
 from postproc_export.stats import Level, LevelStats
 
 _SAMPLES: Final = {"image": "images", "pixel": "pixels"}
@@ -46,7 +47,7 @@ class Counts:
         return {"tp": tp, "fp": fp, "n_anomalous": self.anomalous, "n_normal": self.normal, **limits}
 
 
-def counts_at(stats: LevelStats, boundary: float | None) -> Counts | None:
+def counts_at(stats: LevelStats, boundary: float | None, half: Half | None = None) -> Counts | None:
     """Count the validation samples of a level from a boundary on; None where the statistics hold no curve.
 
     Parameters
@@ -55,6 +56,8 @@ def counts_at(stats: LevelStats, boundary: float | None) -> Counts | None:
         As `calibrate` gives them: decimals of a file are read as float32, like the values that were counted.
     boundary
         Raw units; rounded to float32 as well.
+    half
+        The narrow type of the host, which has no value between the boundary and what that rounds to.
     """
     curve = _curve(stats.details.get("curve"))
     normal, anomalous = stats.n_normal, stats.n_anomalous
@@ -64,15 +67,16 @@ def counts_at(stats: LevelStats, boundary: float | None) -> Counts | None:
     wanted = to_float32(boundary)
     place = bisect_left(thresholds, wanted)
     lowest = (tp[place], fp[place]) if place < len(thresholds) else (0, 0)
-    is_listed = place < len(thresholds) and thresholds[place] == wanted
+    same = {wanted, wanted if half is None else rounded_to(wanted, half)}
+    is_listed = place < len(thresholds) and thresholds[place] in same
     is_complete = normal + anomalous <= _COMPLETE and stats.details.get("exact") is not False
     highest = lowest if is_listed or is_complete or place == 0 else (tp[place - 1], fp[place - 1])
     return Counts((lowest[0], highest[0]), (lowest[1], highest[1]), anomalous, normal)
 
 
-def describe_counts(level: Level, stats: LevelStats, before: float | None, after: float | None) -> Iterator[str]:
+def describe_counts(level: Level, stats: LevelStats, before: State, after: State) -> Iterator[str]:
     """Yield how many validation samples were and are called anomalous; nothing where the statistics hold no curve."""
-    now, then = counts_at(stats, after), counts_at(stats, before)
+    now, then = (counts_at(stats, state.boundary(level), state.narrow.get(level)) for state in (after, before))
     if now is not None:
         was = "" if then is None else f" (were {then.called})"
         total = f"{now.normal + now.anomalous} validation {_SAMPLES[level]}"

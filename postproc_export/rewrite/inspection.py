@@ -113,7 +113,9 @@ class InspectResult:
 
     def _counts(self, level: Level, report: LevelReport) -> Counts | None:
         stats = None if self.stats is None else self.stats.level(level)
-        return None if stats is None or report.tail != "postproc_export" else counts_at(stats, report.boundary)
+        if stats is None or report.tail != "postproc_export":
+            return None
+        return counts_at(stats, report.boundary, report.narrow)
 
     def summary(self) -> str:
         """Return a table of it all, one fact a line."""

@@ -95,7 +95,7 @@ class UpdateResult:
         )
         for name, was, now in (row for row in rows if row[2] is not None):
             yield f"{name} {shown(now)}" if was == now else f"{name} {shown(was)} -> {shown(now)}"
-        yield from describe_counts(level, new, self.before.boundary(level), self.after.boundary(level))
+        yield from describe_counts(level, new, self.before, self.after)
 
 
 def update_postprocessing(

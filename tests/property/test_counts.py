@@ -6,8 +6,10 @@ from tempfile import TemporaryDirectory
 
 import hosts
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from narrow_hosts import DTYPES
 
 from postproc_export import CalibrationStats, Calibrator, attach_postprocessing, inspect_model, update_postprocessing
 from postproc_export.boundary import decision_boundary
@@ -84,6 +86,24 @@ def test_every_command_tells_the_same_number(seed: int) -> None:
         back = update_postprocessing(folder / "other.onnx", output=folder / "back.onnx", image_sensitivity=0.5)
         assert told in back.summary()
         assert f"(were {rates['tp'] + rates['fp']})" in other.summary()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_narrow_host_is_counted_at_its_threshold(dtype: str, tmp_path: Path) -> None:
+    """Its boundary lies below the threshold, but none of its values does: the number stays that of calibration."""
+    rng = np.random.default_rng(5)
+    labels = rng.integers(0, 2, 5_000)
+    values = (rng.normal(size=5_000) + labels).astype(DTYPES[dtype]).astype(np.float32)
+    stats = calibrated(values, labels)
+    assert stats is not None
+    assert stats.image is not None
+    rates = stats.image.details["at_threshold"]
+    raw = hosts.write(hosts.score_only(dtype=dtype), tmp_path / "raw.onnx")
+    path = attach_postprocessing(raw, stats, output=tmp_path / "attached.onnx").output
+    validation = inspect_model(path).to_json()["levels"]["image"]["validation"]
+    assert (validation["tp"], validation["fp"]) == (rates["tp"], rates["fp"])
+    other = update_postprocessing(path, output=tmp_path / "other.onnx", image_sensitivity=0.7)
+    assert f"(were {rates['tp'] + rates['fp']})" in other.summary()
 
 
 def test_a_thinned_curve_gives_limits() -> None:
