@@ -192,6 +192,28 @@ def test_a_scalar_input_and_a_state_are_fed(tmp_path: Path) -> None:
     assert "input [3, 3, 8, 8], gain [], state [2, 3, 4]" in report.environment["synthetic"]
 
 
+def test_open_channels_of_the_input_that_reach_a_packed_map_are_fed_as_one(tmp_path: Path) -> None:
+    """The original runs with three channels as well, but then its map is none: that is no miss of the file."""
+    graph = "host (float[N,C,H,W] x) => (float[N,C,H,W] anomaly_map) { anomaly_map = Abs(x) }"
+    raw = hosts.write(hosts.parse(graph), tmp_path / "raw.onnx")
+    path = attach_postprocessing(raw, STATS, layout="packed").output
+    for report in (checked(path), checked(path, raw=raw)):
+        assert report, report.describe()
+        assert "x [3, 1, 128, 64]" in report.environment["synthetic"]
+
+
+def test_a_scalar_score_beside_a_map_that_does_not_guard_it_is_judged(tmp_path: Path) -> None:
+    """One score for all images and a map for each: where the map says nothing of the score it excuses nothing."""
+    graph = "host (float[N,H,W] x) => (float score, float[N,H,W] heat)"
+    body = " { heat = Abs(x)\nscore = ReduceMax <keepdims = 0> (x) }"
+    raw = hosts.write(hosts.parse(graph + body), tmp_path / "raw.onnx")
+    result = attach_postprocessing(raw, CalibrationStats(image=STATS.image))
+    assert "a NaN in 'heat' does not change the image score" in result.summary()
+    report = checked(result.output, raw=raw)
+    assert report, report.describe()
+    assert report.environment["synthetic"].startswith("synthetic inputs")
+
+
 def test_an_ir_is_run_as_well(tmp_path: Path) -> None:
     """An IR has no names of axes; what `detach` gives stands beside it in memory."""
     raw = hosts.to_ir(hosts.score_and_map(), tmp_path / "raw.xml")
@@ -202,16 +224,19 @@ def test_an_ir_is_run_as_well(tmp_path: Path) -> None:
 
 
 def test_large_inputs_and_late_hours_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is too large, and what is left when the time is up, is not run; something always is."""
+    """What is too large, and what is left when the time is up, is not run; something always is.
+
+    That holds where loading the file took all the time, too.
+    """
     path = attached(hosts.score_and_map(), tmp_path)[1]
     monkeypatch.setattr(synthetic_plan, "MOST_ELEMENTS", 1)
     report = checked(path)
     assert report.environment["synthetic"].count("input [") == 1
     assert any("input [3, 3, 128, 64] is left out for its size" in line for line in report.not_checked)
-    ticks = iter(range(0, 10**6, 10))
-    monkeypatch.setattr(synthetic_plan.time, "monotonic", lambda: float(next(ticks)))
+    monkeypatch.setattr(synthetic_plan.SyntheticPlan, "is_late", lambda _: True)
     late = checked(path)
     assert late, late.describe()
+    assert late.environment["synthetic"].count("input [") == 1
     assert any("is left out after 30 s" in line for line in late.not_checked)
 
 

@@ -143,7 +143,8 @@ class SyntheticPlan:
         for channels in CHANNELS if has_open_channels(ports) else CHANNELS[:1]:
             for pair in pairs:
                 inputs = SyntheticInputs(ports, pair, channels=channels, kind=kind, seed=self.seed)
-                if len(found) == len(pairs[:2]) or self.is_late():
+                has_tried = bool(found or problems)  # loading alone may take all the time
+                if len(found) == len(pairs[:2]) or (has_tried and self.is_late()):
                     break
                 problem = self._problem(model, way, inputs, size)
                 problems += [] if problem is None else [problem]
@@ -159,10 +160,14 @@ class SyntheticPlan:
         if isinstance(runner, str):
             return runner
         try:
-            self.batch(inputs, size).run(runner)
+            outputs = self.batch(inputs, size).run(runner)
         except PostprocError as error:
             return one_line(error)
-        return None
+        if model == "attached" or self.raw_file is None or not self.attached.tail.options.is_packed:
+            return None
+        raw = self.raw_file.levels(outputs, runner)
+        many = [level for level, values in raw.items() if _has_channels(level, values)]
+        return f"its {many[0]} level then has channels: {raw[many[0]].shape}" if many else None
 
     def batch(self, inputs: SyntheticInputs, size: int) -> RealBatch:
         """Return the first batch; of large inputs it takes its time, so the last one is kept."""
@@ -220,6 +225,11 @@ class SyntheticPlan:
     def say(self, what: str, why: str) -> None:
         """Keep what could not be tried."""
         self.said.setdefault(what, []).append(why)
+
+
+def _has_channels(level: Level, values: NDArray[Any]) -> bool:
+    """Whether an open axis that counts as 1 became more: what is packed has no place for such raw values."""
+    return values.ndim == (4 if level == "pixel" else 2) and values.shape[1] > 1
 
 
 def _static_batch(ports: Sequence[PortInfo]) -> int | None:

@@ -60,7 +60,9 @@ class Reference:
                 tensors[level] = tensors[level].to(getattr(torch, port.dtype))
         with torch.inference_mode():
             result = self._module(pred_score=tensors.get("image"), anomaly_map=tensors.get("pixel"))
-        return {name: values.numpy() for name, values in result._asdict().items() if values is not None}
+        decided = self.attached.names  # a level without statistics stays as it is, in a type that NumPy may not have
+        named = result._asdict()
+        return {name: named[name].numpy() for name in decided if named[name] is not None}
 
     def decided_on(self, output: TailOutput, raw: Mapping[Level, NDArray[Any]]) -> NDArray[np.float32]:
         """Return the float32 raw values that an output is computed from; a map's maximum where there is no score."""
@@ -72,7 +74,8 @@ class Reference:
 
     def excused(self, output: TailOutput, raw: Mapping[Level, NDArray[Any]]) -> NDArray[np.bool_] | None:
         """Return where an output may be anomalous though the reference says normal; None where nowhere."""
-        if output.level == "pixel" or "pixel" not in raw:
+        is_unguarded = "image" in raw and self.attached.tail.guard.form is None
+        if output.level == "pixel" or "pixel" not in raw or is_unguarded:
             return None
         maps, guard = as_float32(_readable(raw["pixel"])), self.attached.guard
         if self.attached.tail.guard.form != "all":
