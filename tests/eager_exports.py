@@ -18,7 +18,7 @@ STATS: Final = CalibrationStats(image=IMAGE, pixel=PIXEL)
 Raw = tuple[torch.Tensor | None, torch.Tensor | None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """A detector's raw outputs, the statistics, and the module's options."""
 
@@ -110,8 +110,15 @@ def _static(model: Model, path: Path) -> None:
     _export(model, path, dynamo=True, opset_version=18, external_data=False)
 
 
+_EXPORTED: Final[dict[tuple[Case, str], bytes]] = {}  # an export takes a second, and several tests read the same
+
+
 def _export(model: Model, path: Path, **options: Any) -> None:
-    torch.onnx.export(model, (IMAGES,), path, input_names=["input"], output_names=model.outputs(), **options)
+    key = (model.case, repr(options))
+    if key not in _EXPORTED:
+        torch.onnx.export(model, (IMAGES,), path, input_names=["input"], output_names=model.outputs(), **options)
+        _EXPORTED[key] = path.read_bytes()
+    path.write_bytes(_EXPORTED[key])
 
 
 def _converted(export: Callable[[Model, Path], None]) -> Callable[[Model, Path], None]:
