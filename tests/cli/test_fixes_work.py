@@ -203,6 +203,43 @@ def fix_of(message: str) -> str:
     return found[1]
 
 
+@pytest.mark.parametrize(
+    ("kind", "way"),
+    [
+        ("raw", "attach"),
+        ("ours-without-record", "--stats"),
+        ("anomalib", "update"),
+        ("anomalib-ir", "update"),
+        ("anomalib-not-normalised", "update --stats"),
+        ("anomalib-no-range", "update --stats"),
+        ("eager", "update"),
+        ("eager-ir", "update"),
+        ("eager-guard-alone", "update --stats"),
+        ("custom-rule", "outside"),
+    ],
+)
+def test_a_check_says_how_the_file_can_be_checked(kind: str, way: str, tmp_path: Path, invoke: Invoke) -> None:
+    """Without a record, statistics judge a tail that was attached alone; for all else the way leads to a check."""
+    STATS.save(tmp_path / "stats.json")
+    path, stats = KINDS[kind](tmp_path), ["--stats", tmp_path / "stats.json"]
+    refused = invoke("check", path)
+    assert refused.exit_code == 2
+    fix = fix_of(refused.stderr)
+    if way == "--stats":
+        assert "(--stats)" in fix
+        assert invoke("check", path, *stats).exit_code == 0
+        return
+    assert fix_of(invoke("check", path, *stats).stderr) == fix
+    if way == "outside":
+        assert fix.startswith(OUTSIDE)
+        return
+    command, needs_stats = way.split()[0], way != "update"
+    assert f"`postproc-export {command}{' --stats FILE' if way == 'update --stats' else ''}`" in fix
+    target = path.with_name(f"out{path.suffix}")
+    assert invoke(command, path, *(stats if needs_stats else []), "-o", target).exit_code == 0
+    assert invoke("check", target).exit_code == 0
+
+
 @pytest.mark.parametrize("kind", ["custom-rule", "custom-rule-ir", "other-mask"])
 def test_what_is_not_known_as_a_whole_is_said_and_left(kind: str, tmp_path: Path, invoke: Invoke) -> None:
     """`inspect` says that the label is there and by another rule; `detach` and `update` name it and write nothing."""

@@ -5,12 +5,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
-from postproc_export.errors import UnsupportedModelError, UsageError
+from postproc_export.errors import UsageError
 from postproc_export.float32 import shortest
+from postproc_export.graphs.detached import Found, is_exported
 from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
-from postproc_export.graphs.reading.own_tail import OwnTail
 from postproc_export.graphs.state import state_of
-from postproc_export.parity.models.model_file import no_record
+from postproc_export.parity.models.model_file import no_record, own_tails
 from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.tail_options import TailOptions
 
@@ -54,15 +54,13 @@ class Assumed:
         options = (f"--{name.replace('_', '-')}={value}" for name, value in self.options.items())
         return (*stats, *options)
 
-    def record(
-        self, tails: Mapping[Level, OwnTail], raw: Mapping[Level, str], original: Mapping[str, Any], *, where: Any
-    ) -> TailRecord:
+    def record(self, found: Found, raw: Mapping[Level, str], original: Mapping[str, Any], *, where: Any) -> TailRecord:
         """Return a record for a file that has none.
 
         Parameters
         ----------
-        tails
-            What was found in the graph.
+        found
+            What is in the graph.
         raw, original
             As a record of the format has them.
         where
@@ -71,20 +69,16 @@ class Assumed:
         Raises
         ------
         UnsupportedModelError
-            If no statistics were given, or there is no tail.
+            If no statistics were given, or there is no tail that was attached.
         UsageError
             If they do not calibrate what the file decides.
         """
-        if self.stats is None:
-            raise no_record(where)
-        if not tails:
-            raise UnsupportedModelError(
-                f"{where} cannot be checked: it has neither a record nor a tail that is known",
-                fix="attach to the raw model again, or use a copy whose metadata was not stripped",
-            )
-        found = state_of(tails, None).options
+        tails = own_tails(found.tails)
+        if self.stats is None or not tails or any(is_exported(tail) for tail in found.tails.values()):
+            raise no_record(where, found)
+        options = state_of(tails, None).options
         default = TailOptions()
-        options = replace(found, **{name: self.options.get(name, getattr(default, name)) for name in _GIVEN})
+        options = replace(options, **{name: self.options.get(name, getattr(default, name)) for name in _GIVEN})
         if len(tails) < len(LEVELS):
             options = replace(options, levels=next(iter(tails)))
         stats, lacking = self.stats, [level for level in tails if not _is_calibrated(self.stats, level)]

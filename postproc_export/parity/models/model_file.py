@@ -6,9 +6,10 @@ from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from graph_patterns.graph import GraphView, Value
 from postproc_export.errors import UnsupportedModelError
-from postproc_export.graphs.detached import FoundTail
+from postproc_export.graphs.detached import OUTSIDE, Found, FoundTail, is_exported
 from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
 from postproc_export.graphs.reading.own_tail import OwnTail
+from postproc_export.graphs.state import state_of
 from postproc_export.runtimes.protocol import PortInfo
 from postproc_export.stats import Level
 from postproc_export.transforms.record import LayerRecord, Where
@@ -122,13 +123,26 @@ class ModelFile(Protocol):
         """The names of the outputs of the model before its first layer; None where it has no transform."""
 
 
-def no_record(path: Path) -> UnsupportedModelError:
+def no_record(path: Path, found: Found) -> UnsupportedModelError:
     """Return the error for a file that attaching did not write, or that lost its record."""
+    tails = found.tails.values()
+    exported = [name for tail in tails if is_exported(tail) for name in tail.outputs]
+    shown = f"no entry '{METADATA_KEY}' in its metadata, and no tail that is known"
+    fix = "attach to the raw model with `postproc-export attach`, or use a copy whose metadata was not stripped"
+    if exported:
+        states = state_of(found.tails, None).stats
+        stats = "" if all(states.level(level) is not None for level in found.tails) else " --stats FILE"
+        shown = f"post-processing that was exported with the model, at {', '.join(exported)}"
+        fix = f"let our tail take its place with `postproc-export update{stats}`, and check what that writes"
+        fix = fix if found.is_whole else OUTSIDE
+    elif tails:
+        shown = f"no entry '{METADATA_KEY}' in its metadata"
+        fix = "give the statistics that it was attached with (--stats), or use a copy whose metadata was not stripped"
     return UnsupportedModelError(
         f"{path} cannot be checked: it has no record of a tail",
-        found=f"no entry '{METADATA_KEY}' in its metadata",
-        needed="a file written by `postproc-export attach`, metadata included",
-        fix="give the statistics that it was attached with (--stats), or use a copy whose metadata was not stripped",
+        found=shown,
+        needed="a file written by `postproc-export attach` or `postproc-export update`",
+        fix=fix,
     )
 
 

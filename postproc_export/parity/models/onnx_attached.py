@@ -12,7 +12,7 @@ from graph_patterns.onnx.container import load_skeleton
 from graph_patterns.onnx.lowering import LOWERINGS
 from graph_patterns.onnx.view import OnnxView, default_opset
 from postproc_export.errors import FileError, MetadataError, UnsupportedModelError
-from postproc_export.graphs.detached import raw_name
+from postproc_export.graphs.detached import Found, raw_name
 from postproc_export.graphs.metadata import TailRecord
 from postproc_export.graphs.onnx.find import find_in_onnx_model
 from postproc_export.graphs.onnx.original import decoded_outputs, encoded_port, recorded_names
@@ -60,7 +60,7 @@ class OnnxAttached:
         tails, record = own_tails(found.tails), found.record
         remarks = folded(tails)
         if record is None:
-            record = _assumed_record(model, tails, assumed, where=path)
+            record = _assumed_record(model, found, assumed, where=path)
             remarks.append(assumed.describe(record))
         else:
             assumed.refuse_contradiction(record, where=path)
@@ -259,10 +259,9 @@ def _raw_ports(
         yield level, port if view.has(name) or level not in read else replace(port, name=str(read[level]))
 
 
-def _assumed_record(
-    model: onnx.ModelProto, tails: Mapping[Level, OwnTail], assumed: Assumed, *, where: Path
-) -> TailRecord:
+def _assumed_record(model: onnx.ModelProto, found: Found, assumed: Assumed, *, where: Path) -> TailRecord:
     """Return a record for a file that has none: its raw outputs are what the tails read."""
+    tails = own_tails(found.tails)
     values = {level: str(value) for level, value in read_values(tails).items()}
     names = {level: raw_name(tails[level], name) if level in tails else name for level, name in values.items()}
     items = [onnx.ValueInfoProto(name=name) for name in dict.fromkeys(values.values())]
@@ -275,7 +274,7 @@ def _assumed_record(
     ]
     renamed = {names[level]: name for level, name in values.items() if names[level] != name}
     original = {"outputs": [encoded_port(item) for item in outputs], "renamed": renamed}
-    return assumed.record(tails, values, original, where=where)
+    return assumed.record(found, values, original, where=where)
 
 
 def _with_outputs(

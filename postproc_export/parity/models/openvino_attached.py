@@ -9,7 +9,7 @@ from graph_patterns.graph import Value
 from graph_patterns.openvino.view import OpenVinoView
 from postproc_export.adjusting import INPUT_NAMES
 from postproc_export.errors import MetadataError, UnsupportedModelError
-from postproc_export.graphs.detached import raw_name
+from postproc_export.graphs.detached import Found, raw_name
 from postproc_export.graphs.metadata import TailRecord
 from postproc_export.graphs.onnx.original import decoded_outputs, recorded_names
 from postproc_export.graphs.openvino.find import (
@@ -67,7 +67,7 @@ class OpenVinoAttached:
         tails = own_tails(found.tails)
         remarks = folded(tails)
         if record is None:
-            record = _assumed_record(tails, assumed, where=path)
+            record = _assumed_record(found, assumed, where=path)
             remarks = [assumed.describe(record)]
         else:
             assumed.refuse_contradiction(record, where=path)
@@ -247,8 +247,9 @@ def _native_record(model: Any, record: TailRecord, tails: Mapping[Level, OwnTail
     return replace(record, raw=raw, original={"results": results, "renamed": renamed})
 
 
-def _assumed_record(tails: Mapping[Level, OwnTail], assumed: Assumed, *, where: Path) -> TailRecord:
+def _assumed_record(found: Found, assumed: Assumed, *, where: Path) -> TailRecord:
     """Return a record for a file that has none: its raw outputs are what the tails read."""
+    tails = own_tails(found.tails)
     values: Mapping[Level, Any] = read_values(tails)
     results: list[dict[str, Any]] = []
     renamed: dict[str, str] = {}
@@ -257,7 +258,7 @@ def _assumed_record(tails: Mapping[Level, OwnTail], assumed: Assumed, *, where: 
         results.append(_described(f"{level}/result", value, tuple(now.values())))
         renamed |= {then: name for name, then in now.items() if then != name}
     raw = {level: value_name(value) for level, value in values.items()}
-    return assumed.record(tails, raw, {"results": results, "renamed": renamed}, where=where)
+    return assumed.record(found, raw, {"results": results, "renamed": renamed}, where=where)
 
 
 def _described(name: str, value: Any, names: tuple[str, ...]) -> dict[str, Any]:
