@@ -1,6 +1,7 @@
 """What updating has in common in ONNX and OpenVINO: what is replaced, what is edited in place, the result."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -10,14 +11,15 @@ from postproc_export.errors import UsageError
 from postproc_export.float32 import to_float32
 from postproc_export.graphs.detached import Found, FoundTail
 from postproc_export.graphs.reading.anomalib_tail import AnomalibTail
+from postproc_export.graphs.reading.level_report import shown
 from postproc_export.graphs.reading.own_tail import OwnTail
 from postproc_export.graphs.state import Changes, State, no_range, no_state
 from postproc_export.stats import Level, LevelStats
 from postproc_export.tail import Tail
 
-REPLACED: Final = "Anomalib's post-processing was replaced by ours, with its threshold, span, sensitivity and rule"
+REPLACED: Final = "Anomalib's post-processing was replaced by ours, which decides as it did but for what changes here"
 REPLACED_EAGER: Final = (
-    "our exported eager module was replaced by our tail, with its threshold, span, sensitivity and rule"
+    "our exported eager module was replaced by our tail, which decides as it did but for what changes here"
 )
 EDITED: Final = "the constants of Anomalib's post-processing were edited in place"
 NOT_KNOWN: Final = (
@@ -26,6 +28,8 @@ NOT_KNOWN: Final = (
 STRICT: Final = (
     "rule gt decides as Anomalib's code does, and misses the sample that set the threshold; --comparison ge finds it"
 )
+
+_TOLD: Final = {"threshold": "the threshold", "cut": "what the label compares with"}
 
 Edits = dict[Site, float]
 
@@ -125,9 +129,27 @@ def edits_of(tails: Mapping[Level, FoundTail], changes: Changes, *, is_known: bo
     return edits
 
 
+def told_edits(tails: Mapping[Level, FoundTail], before: State, edits: Edits) -> Iterator[str]:
+    """Yield what becomes of a level whose numbers are not in the file, so that there is no boundary to tell."""
+    for level, tail in tails.items():
+        if before.stats.level(level) is None and isinstance(tail, AnomalibTail):
+            for name, subject in _TOLD.items():
+                new = next((edits[site] for site in tail.sites.get(name, ()) if site in edits), None)
+                if new is not None:
+                    yield f"{level} level: {subject} is now {shown(new)}, not {shown(tail.scalars[name])}"
+
+
 def _edits(level: Level, tail: AnomalibTail, changes: Changes) -> Edits:
     wanted: dict[str, float] = {}
     sensitivity, threshold = changes.sensitivity(level), changes.threshold(level)
+    if threshold is not None and not math.isfinite(to_float32(threshold)):
+        raise UsageError(f"the threshold of the {level} level is not finite", found=str(threshold))
+    if not tail.reading.is_normalised and threshold is not None and (changes.normalized or sensitivity is not None):
+        raise UsageError(
+            f"the {level} level compares its raw score with one number, which a threshold in raw units replaces",
+            found="--normalized" if changes.normalized else "a sensitivity beside the threshold",
+            fix="give the threshold alone, in raw units, or statistics with --stats",
+        )
     if sensitivity is not None:
         # Anomalib subtracts in float32, from float32 values.
         wanted["cut"] = to_float32(1.0 - check_sensitivity(sensitivity, name=f"{level}_sensitivity"))

@@ -21,6 +21,7 @@ from postproc_export.graphs.updated import (
     edits_of,
     must_be_edited,
     refuse_unknown,
+    told_edits,
     unknown_levels,
 )
 from postproc_export.outputs import LEAVE_OUT, Selected
@@ -96,7 +97,8 @@ def _edited(
     edits = {site: number for site, number in edits.items() if numbers[site] != number}
     edit(edits)
     after = _after_editing(before, changes)
-    return Updated(before=before, after=after, is_changed=bool(edits), notes=notes if edits else ())
+    notes = (*notes, *told_edits(found.tails, before, edits)) if edits else ()
+    return Updated(before=before, after=after, is_changed=bool(edits), notes=notes)
 
 
 def _after_editing(before: State, changes: Changes) -> State:

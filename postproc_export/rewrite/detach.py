@@ -63,7 +63,8 @@ class DetachResult:
     def _removed(self, level: Level) -> str:
         tail = self.detached.tails[level]
         kind = "Anomalib's post-processing" if isinstance(tail, AnomalibTail) else "the tail"
-        return f"{' and '.join(tail.outputs)}: {kind}, {len(set(tail.values))} operators"
+        count = len(set(tail.values))
+        return f"{' and '.join(tail.outputs)}: {kind}, {count} operator{'s' if count > 1 else ''}"
 
 
 def detach_postprocessing(

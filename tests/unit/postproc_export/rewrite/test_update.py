@@ -211,6 +211,7 @@ def test_a_raw_comparison_is_edited_where_the_range_is_not_known(name: str, tmp_
     target = tmp_path / f"out{Path(name).suffix}"
     result = update_postprocessing(FOLDER / name, output=target, image_threshold=4.9)
     assert "its constants were edited in place" in result.summary()
+    assert "image level: what the label compares with is now 4.9, not 0.5" in result.summary()
     outputs, scores = run_edge(target)
     np.testing.assert_array_equal(outputs["pred_label"], scores > np.float32(4.9))
     stats = CalibrationStats(image=IMAGE, pixel=PIXEL)
@@ -219,6 +220,34 @@ def test_a_raw_comparison_is_edited_where_the_range_is_not_known(name: str, tmp_
     report = inspect_model(target).levels["image"]
     assert report is not None
     assert (report.tail, report.threshold) == ("postproc_export", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("262_no_norm_legacy.onnx", {"image_threshold": float("nan")}, "image level is not finite"),
+        ("262_no_minmax_legacy.xml", {"pixel_threshold": 1e39}, "pixel level is not finite"),
+        ("262_zero_range_legacy.onnx", {"image_threshold": float("-inf")}, "image level is not finite"),
+        ("262_no_norm_legacy.onnx", {"image_threshold": 4.9, "image_sensitivity": 0.3}, "a sensitivity beside"),
+        ("270_no_norm_dynamo.xml", {"image_threshold": 0.4, "normalized": True}, "--normalized"),
+    ],
+)
+def test_what_one_constant_cannot_say_is_refused(
+    name: str, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    """A threshold that nothing reaches or exceeds is never written, and no option is skipped beside another."""
+    target = tmp_path / f"out{Path(name).suffix}"
+    with pytest.raises(UsageError, match=message):
+        update_postprocessing(FOLDER / name, output=target, **changes)
+    assert not target.exists()
+
+
+def test_the_summary_says_nothing_that_its_numbers_contradict(tmp_path: Path) -> None:
+    """What replaces Anomalib's tail under other statistics is not said to have its threshold and span."""
+    stats = CalibrationStats(image=IMAGE, pixel=PIXEL)
+    text = update_postprocessing(FOLDER / "262_default_legacy.onnx", output=tmp_path / "o.onnx", stats=stats).summary()
+    assert "threshold 5.344675 -> 0.5" in text
+    assert "with its threshold" not in text
 
 
 def test_a_shared_constant_is_cloned(tmp_path: Path) -> None:
