@@ -259,7 +259,8 @@ def _refuse_post_processed(ports: Sequence[PortInfo], selection: Selection) -> N
         raise UnsupportedModelError(
             f"the model is post-processed already: it has an output '{results[0]}'",
             needed="raw outputs, whose range and threshold are not known yet",
-            fix="calibrate on the raw export, or name its raw outputs with --image-output and --pixel-output",
+            fix="calibrate on the raw export (`postproc-export detach` makes one of a finished file), or name its raw "
+            "outputs with --image-output and --pixel-output",
         )
 
 
