@@ -7,8 +7,9 @@ from typing import Any, Final
 
 from postproc_export.errors import UsageError
 from postproc_export.float32 import shortest
-from postproc_export.graphs.detached import Found, is_exported
+from postproc_export.graphs.detached import Found, FoundTail, is_exported
 from postproc_export.graphs.metadata import METADATA_KEY, TailRecord
+from postproc_export.graphs.reading.own_tail import OwnTail
 from postproc_export.graphs.state import state_of
 from postproc_export.parity.models.model_file import no_record, own_tails
 from postproc_export.stats import LEVELS, CalibrationStats, Level
@@ -74,7 +75,7 @@ class Assumed:
             If they do not calibrate what the file decides.
         """
         tails = own_tails(found.tails)
-        if self.stats is None or not tails or any(is_exported(tail) for tail in found.tails.values()):
+        if self.stats is None or not tails or any(_was_exported(tail) for tail in found.tails.values()):
             raise no_record(where, found)
         options = state_of(tails, None).options
         default = TailOptions()
@@ -145,6 +146,11 @@ def _matters(record: TailRecord, name: str) -> bool:
     """Whether an option has any effect on the file."""
     level = name.removesuffix("_sensitivity")
     return record.options.enable_thresholding and (name == "comparison" or level in record.levels)
+
+
+def _was_exported(tail: FoundTail) -> bool:
+    """Whether a tail was surely never attached: one with labels alone looks like the eager module's once converted."""
+    return is_exported(tail) and not (isinstance(tail, OwnTail) and tail.decides and not tail.is_normalised)
 
 
 def _is_calibrated(stats: CalibrationStats, level: Level) -> bool:
