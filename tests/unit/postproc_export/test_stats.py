@@ -249,7 +249,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_a_file_error(tmp_path: Path) -> None:
     """A file that is not there is named."""
-    with pytest.raises(FileError, match=r"cannot read the statistics file .*gone\.json\n.*No such file"):
+    with pytest.raises(FileError, match=r"cannot read the statistics file .*gone\.json\n.*no such file"):
         CalibrationStats.load(tmp_path / "gone.json")
 
 
