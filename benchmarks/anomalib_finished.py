@@ -21,7 +21,7 @@ import torch
 from anomalib_exports import LABELS, outputs, statistics
 
 from postproc_export import PostProcessor, detach_postprocessing, update_postprocessing
-from postproc_export.parity.models.attached_model import TAPS, load_attached
+from postproc_export.check.attached import TAPS, load_attached
 
 SENSITIVITY = {"image_sensitivity": 0.3, "pixel_sensitivity": 0.7}
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from postproc_export.contracts import check_contract
+from postproc_export.check.contracts import check_contract
 from postproc_export.runtimes import open_runner
 
 OPEN_SIZE = (64, 96)

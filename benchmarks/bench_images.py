@@ -25,10 +25,9 @@ from harness import environment, interleaved, publish, ratio, summary
 from PIL import Image
 
 from postproc_export.calibration import Calibrator
-from postproc_export.calibration.models.batches import run_batch
-from postproc_export.calibration.models.source import ModelSource
+from postproc_export.calibration.model import ModelSource, run_batch
 from postproc_export.images import Batch, Preprocessing
-from postproc_export.images.loading import load_batches
+from postproc_export.images.samples import load_batches
 
 CORES = os.cpu_count() or 1
 WORKERS = (1, CORES, 2 * CORES)

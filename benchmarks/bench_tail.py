@@ -15,14 +15,13 @@ from harness import Call, environment, interleaved, publish, ratio, summary
 from onnx import TensorProto, helper
 
 from graph_patterns.expr import Expr
-from graph_patterns.onnx.lowering import OnnxTarget
-from graph_patterns.onnx.lowering import emit as emit_onnx
-from graph_patterns.openvino.lowering import emit as emit_openvino
-from postproc_export.outputs import Selection
-from postproc_export.runtimes.protocol import PortInfo
+from graph_patterns.onnx.emit import OnnxTarget, emit
+from graph_patterns.openvino.emit import emit as emit_openvino
+from postproc_export.options import TailOptions
+from postproc_export.ports import Selection
+from postproc_export.runtimes import PortInfo
 from postproc_export.stats import CalibrationStats, LevelStats
 from postproc_export.tail import build_tail
-from postproc_export.tail_options import TailOptions
 
 SHAPES = ((8, 1, 512, 512), (4, 1, 2048, 2048))
 ROUNDS = 41
@@ -105,7 +104,7 @@ def onnx_calls(maps: np.ndarray) -> dict[str, Call]:
     }
     for name, guard in (("tail", False), ("tail with NaN guard", True)):
         outputs = tail(shape, nan_guard=guard, nan_test="sum", mask_dtype="bool")
-        fragment = emit_onnx(outputs, inputs=inputs, target=TARGET, prefix="postproc/")
+        fragment = emit(outputs, inputs=inputs, target=TARGET, prefix="postproc/")
         session = onnx_session(list(fragment.nodes), list(fragment.initializers), shape, list(outputs))
         calls[name] = bound(session, maps)
     return calls

@@ -26,10 +26,10 @@ from harness import environment
 from onnx import TensorProto, helper
 
 from postproc_export import CalibrationStats, LevelStats, attach_postprocessing
-from postproc_export.boundary import Comparison, decision_boundary
-from postproc_export.parity.checks.exhaustive import ALL, check_exhaustively
-from postproc_export.parity.models.attached_model import load_attached
-from postproc_export.parity.reports.report import Check
+from postproc_export.check.attached import load_attached
+from postproc_export.check.report import Check
+from postproc_export.check.tail import ALL, check_exhaustively
+from postproc_export.decision import Comparison, decision_boundary
 from postproc_export.runtimes import RuntimeName
 
 RESULTS = Path(__file__).parent / "results" / "exhaustive.json"

@@ -3,17 +3,24 @@
 The formats are in `graph_patterns.onnx` and `graph_patterns.openvino`, imported only where they are used.
 """
 
-from graph_patterns.errors import (
+from graph_patterns.expr import (
+    Call,
+    Const,
     ExplainedError,
+    Expr,
     GraphPatternError,
+    Input,
+    Ints,
     ModelFileError,
+    Pattern,
+    Scalar,
     SharedValueError,
     UnsupportedOpsetError,
+    bind,
+    call,
+    substitute,
 )
-from graph_patterns.expr import Call, Const, Expr, Input, Ints, Scalar, bind, call, substitute
-from graph_patterns.graph import GraphView, NodeView, Number
-from graph_patterns.match import Match, Mismatch, find
-from graph_patterns.pattern import Pattern
+from graph_patterns.match import GraphView, Match, Mismatch, NodeView, Number, find
 
 __all__ = [
     "Call",

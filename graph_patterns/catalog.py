@@ -13,6 +13,7 @@ from graph_patterns.expr import (
     Expr,
     Input,
     Ints,
+    Pattern,
     Scalar,
     add,
     concat,
@@ -34,7 +35,6 @@ from graph_patterns.expr import (
     transpose,
     unsqueeze,
 )
-from graph_patterns.pattern import Pattern
 
 Reduced: TypeAlias = Literal["image", "all"]
 """Over what a map is reduced: each image's own map, or all there is."""

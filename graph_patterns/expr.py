@@ -1,12 +1,70 @@
-"""Expressions: what a subgraph computes, written once and independent of any format.
+"""Expressions: what a subgraph computes, written once and independent of any format; patterns, names and errors.
 
 A step of a graph is a tree of frozen dataclasses. A backend emits it, the matcher recognises it. The operators are
 canonical names such as ``"hard_sigmoid"``; each backend's lowering table says which operator of the format that is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
+
+# --- The errors of `graph_patterns`.
+#
+# ExplainedError                  what and where / found / needed / fix, kept as data
+# └── GraphPatternError           base of this package
+#     ├── UnsupportedOpsetError   the graph's opset or IR version cannot express a step   (ValueError)
+#     ├── ModelFileError          a model file that cannot be read or written as asked    (ValueError)
+#     └── SharedValueError        a value to be removed has a reader outside the match    (ValueError)
+
+
+class ExplainedError(Exception):
+    """An error that says what is wrong and where, what was found, what is needed and how to fix it.
+
+    Parameters
+    ----------
+    what
+        One sentence that names the object and the place.
+    found, needed, fix
+        The three lines below it; each is left out where it would add nothing.
+    """
+
+    def __init__(
+        self, what: str, *, found: str | None = None, needed: str | None = None, fix: str | None = None
+    ) -> None:
+        self.what = what
+        self.found = found
+        self.needed = needed
+        self.fix = fix
+        rows = (("found", found), ("needed", needed), ("fix", fix))
+        lines = [f"  {label + ':':<8} {text}" for label, text in rows if text is not None]
+        super().__init__("\n".join([what, *lines]))
+
+    @property
+    def texts(self) -> tuple[str | None, ...]:
+        """The four texts in this order."""
+        return self.what, self.found, self.needed, self.fix
+
+
+class GraphPatternError(ExplainedError):
+    """Base of every error that `graph_patterns` raises on purpose."""
+
+
+class UnsupportedOpsetError(GraphPatternError, ValueError):
+    """The graph's opset or IR version has no form of an operator that is asked for."""
+
+
+class ModelFileError(GraphPatternError, ValueError):
+    """A model file is damaged, too large, or refers to files that it must not refer to."""
+
+
+class SharedValueError(GraphPatternError, ValueError):
+    """A value that is to be removed is read by a node outside the match."""
+
+
+# --- Expressions: what a subgraph computes, written once and independent of any format.
+#
+# A step of a graph is a tree of frozen dataclasses. A backend emits it, the matcher recognises it. The operators are
+# canonical names such as ``"hard_sigmoid"``; each backend's lowering table says which operator of the format that is.
 
 Param: TypeAlias = str | bool | int | tuple[int, ...]
 
@@ -45,7 +103,7 @@ class Ints:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class FixedTensor:
     """A fixed float32 tensor, such as the weights of a filter; `content` is its little-endian bytes."""
 
     content: bytes
@@ -66,7 +124,7 @@ class Call:
         return dict(self.params)[name]
 
 
-Expr: TypeAlias = Input | Scalar | Const | Ints | Table | Call
+Expr: TypeAlias = Input | Scalar | Const | Ints | FixedTensor | Call
 
 
 def call(op: str, *args: Expr, **params: Param) -> Call:
@@ -214,3 +272,66 @@ def expand(value: Expr, shape: Expr) -> Call:
 def identity(value: Expr) -> Call:
     """The value itself under another name."""
     return call("identity", value)
+
+
+# --- A pattern: the expression that we emit, and the foreign spellings of the same step that we recognise.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pattern:
+    """A named step of a graph.
+
+    Parameters
+    ----------
+    name
+        What the step computes.
+    body
+        The expression that a backend emits and the matcher tries first.
+    spellings
+        Further expressions of the same step, tried in order.
+    source
+        Where the step is defined.
+    """
+
+    name: str
+    body: Expr
+    spellings: tuple[Expr, ...] = ()
+    source: str = ""
+
+    def __iter__(self) -> Iterator[Expr]:
+        """Iterate over the body and the spellings."""
+        return iter((self.body, *self.spellings))
+
+
+# --- What the emission of expressions has in common in every format: names, and whose value is whose.
+
+
+def owners(outputs: Mapping[str, Expr]) -> dict[Expr, str]:
+    """Return the output that bears the value of each expression; of several with the same one the first."""
+    return {expr: name for name, expr in reversed(list(outputs.items()))}
+
+
+class Names:
+    """Names for what is added: prefix, then the output that it was first needed for, then what it is.
+
+    Parameters
+    ----------
+    prefix
+        Put before every name.
+    taken
+        Names that are in use already.
+    """
+
+    def __init__(self, prefix: str, taken: Iterable[str] = ()) -> None:
+        self.scope = ""
+        self._prefix = prefix
+        self._taken = set(taken)
+
+    def unique(self, what: str) -> str:
+        """Return a name that was not given before, and remember it."""
+        base = f"{self._prefix}{self.scope}/{what}"
+        name, count = base, 1
+        while name in self._taken:
+            name, count = f"{base}_{count}", count + 1
+        self._taken.add(name)
+        return name

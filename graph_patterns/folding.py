@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from graph_patterns.graph import GraphView, NodeView, Number, Value
+from graph_patterns.match import GraphView, NodeView, Number, Value
 
 DEEPEST: Final = 32  # operators between a value and the constants that it is folded from
 

@@ -1,12 +1,66 @@
 """Find an expression in a graph, at one value, and say why where it is not there."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
-from graph_patterns.expr import COMMUTATIVE, Call, Const, Expr, Input, Ints, Scalar, Table
-from graph_patterns.graph import GraphView, NodeView, Number, Value
-from graph_patterns.pattern import Pattern
+from graph_patterns.expr import COMMUTATIVE, Call, Const, Expr, FixedTensor, Input, Ints, Param, Pattern, Scalar
+
+# --- What a matcher may see of a graph, the same for every format.
+
+Value: TypeAlias = Hashable  # how a view names one tensor of its graph: opaque to the matcher
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """An operand that is a number inside the node itself, such as an attribute of ONNX."""
+
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """One node, read as a call of a canonical operator.
+
+    Parameters
+    ----------
+    name
+        The node's own name, for messages.
+    op
+        The canonical operator, or the format's own operator type where the lowering table has none.
+    args
+        Operands in canonical order: values, or numbers that the node itself holds.
+    params
+        The operator's fixed settings; a setting that is not known at all is left out.
+    """
+
+    name: str
+    op: str
+    args: tuple[Value | Number, ...]
+    params: Mapping[str, Param] = field(default_factory=dict)
+
+
+class GraphView(Protocol):
+    """A graph as the matcher sees it; finding a producer takes constant time."""
+
+    def output(self, name: str) -> Value | None:
+        """Return the value that the graph gives out under a name."""
+
+    def producer(self, value: Value) -> NodeView | None:
+        """Return the node that computes a value; None for inputs and constants."""
+
+    def number(self, value: Value) -> float | None:
+        """Return the number that a constant of one element holds; None for everything else."""
+
+    def default(self, value: Value) -> float | None:
+        """Return the number of a constant, or what an input is where nobody gives another; None for everything else."""
+
+    def integers(self, value: Value) -> tuple[int, ...] | None:
+        """Return the numbers of a constant vector of integers; None for everything else."""
+
+    def describe(self, value: Value) -> str:
+        """Return how the graph names a value, for messages."""
+
 
 Site: TypeAlias = tuple[Value, int]
 
@@ -135,7 +189,7 @@ def _fit(expr: Expr, graph: GraphView, at: Value | Number, bound: _Bindings) -> 
                 shown = _shown(graph, at) if found is None else str(list(found))
                 return _miss(f"expected the constant {list(values)}, found {shown}", graph, at, bound)
             return None
-        case Table(name=name):
+        case FixedTensor(name=name):
             return _miss(f"the table {name!r} is emitted and not matched", graph, at, bound)
         case Call():
             return _fit_call(expr, graph, at, bound)

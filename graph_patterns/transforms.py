@@ -11,8 +11,8 @@ import numpy as np
 from graph_patterns.expr import (
     Const,
     Expr,
+    FixedTensor,
     Ints,
-    Table,
     add,
     call,
     concat,
@@ -123,9 +123,9 @@ def gated(mask: Expr, label: Expr, *, rank: int, dtype: str) -> Expr:
     return select(of_image, mask, Const(0, "normal", dtype))
 
 
-def table(values: Sequence[float], shape: tuple[int, ...], name: str) -> Table:
+def table(values: Sequence[float], shape: tuple[int, ...], name: str) -> FixedTensor:
     """A fixed float32 tensor of these values."""
-    return Table(np.asarray(values, "<f4").tobytes(), shape, name)
+    return FixedTensor(np.asarray(values, "<f4").tobytes(), shape, name)
 
 
 def _as_planes(maps: Expr, rank: int) -> Expr:

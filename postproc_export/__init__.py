@@ -6,39 +6,19 @@ The public names are imported when they are first used, so that `import postproc
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from postproc_export.version import __version__
-
 if TYPE_CHECKING:
-    from postproc_export.boundary import decision_boundary
+    from postproc_export.attach import attach_postprocessing
     from postproc_export.calibration import Calibrator, calibrate
+    from postproc_export.check import check_parity
+    from postproc_export.decision import decision_boundary
+    from postproc_export.detach import detach_postprocessing
     from postproc_export.eager import PostProcessor
     from postproc_export.errors import PostprocError
     from postproc_export.export import export_model
-    from postproc_export.integrations.in_memory import attach_to_onnx, attach_to_openvino
-    from postproc_export.parity import check_parity
-    from postproc_export.rewrite.attach import attach_postprocessing
-    from postproc_export.rewrite.detach import detach_postprocessing
-    from postproc_export.rewrite.inspect import inspect_model
-    from postproc_export.rewrite.update import update_postprocessing
+    from postproc_export.inspect import inspect_model
+    from postproc_export.integrations.memory import attach_to_onnx, attach_to_openvino
     from postproc_export.stats import CalibrationStats, LevelStats
-
-_HOMES: Final = {
-    "CalibrationStats": "postproc_export.stats",
-    "Calibrator": "postproc_export.calibration",
-    "LevelStats": "postproc_export.stats",
-    "PostProcessor": "postproc_export.eager",
-    "PostprocError": "postproc_export.errors",
-    "attach_postprocessing": "postproc_export.rewrite.attach",
-    "attach_to_onnx": "postproc_export.integrations.in_memory",
-    "attach_to_openvino": "postproc_export.integrations.in_memory",
-    "calibrate": "postproc_export.calibration",
-    "check_parity": "postproc_export.parity",
-    "decision_boundary": "postproc_export.boundary",
-    "detach_postprocessing": "postproc_export.rewrite.detach",
-    "export_model": "postproc_export.export",
-    "inspect_model": "postproc_export.rewrite.inspect",
-    "update_postprocessing": "postproc_export.rewrite.update",
-}
+    from postproc_export.update import update_postprocessing
 
 __all__ = [
     "CalibrationStats",
@@ -58,6 +38,26 @@ __all__ = [
     "inspect_model",
     "update_postprocessing",
 ]
+
+__version__: Final = "0.1.0"
+
+_HOMES: Final = {
+    "CalibrationStats": "postproc_export.stats",
+    "Calibrator": "postproc_export.calibration",
+    "LevelStats": "postproc_export.stats",
+    "PostProcessor": "postproc_export.eager",
+    "PostprocError": "postproc_export.errors",
+    "attach_postprocessing": "postproc_export.attach",
+    "attach_to_onnx": "postproc_export.integrations.memory",
+    "attach_to_openvino": "postproc_export.integrations.memory",
+    "calibrate": "postproc_export.calibration",
+    "check_parity": "postproc_export.check",
+    "decision_boundary": "postproc_export.decision",
+    "detach_postprocessing": "postproc_export.detach",
+    "export_model": "postproc_export.export",
+    "inspect_model": "postproc_export.inspect",
+    "update_postprocessing": "postproc_export.update",
+}
 
 
 def __getattr__(name: str) -> Any:

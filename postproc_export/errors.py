@@ -1,6 +1,6 @@
 """The errors of `postproc_export`; every message says what and where, found, needed and fix.
 
-ExplainedError (graph_patterns.errors)
+ExplainedError (graph_patterns.expr)
 └── PostprocError                base of this package; the command line turns it into exit code 2
     ├── UsageError               options that contradict each other or the model   (ValueError)
     ├── UnsupportedModelError    a model whose outputs cannot be post-processed    (ValueError)
@@ -13,7 +13,7 @@ ExplainedError (graph_patterns.errors)
 from importlib import import_module
 from types import ModuleType
 
-from graph_patterns.errors import ExplainedError
+from graph_patterns.expr import ExplainedError
 
 
 class PostprocError(ExplainedError):

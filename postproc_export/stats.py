@@ -226,7 +226,7 @@ class CalibrationStats:
         FileError
             If the path cannot be written.
         """
-        from postproc_export.files.writing import write_text
+        from postproc_export.files import write_text
 
         write_text(Path(path), self.dumps())
 

@@ -4,21 +4,336 @@ A tail reads the raw values ``raw_score`` and ``raw_map`` of the host and gives 
 all four.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Literal, TypeAlias, get_args
 
 from graph_patterns import catalog
-from postproc_export.adjusting import AdjustableInput, adjustable_inputs, attached_boundary
-from postproc_export.errors import UsageError
+from graph_patterns.expr import Call, Expr, Input, Scalar, bind, cast, identity
+from postproc_export.decision import check_dtype, choose_form, decision_boundary, unit_constants
+from postproc_export.errors import MetadataError, UsageError
 from postproc_export.float32 import HALVES, Half, HostDtype, rounded_to, shortest
-from postproc_export.guarding import Guard, choose_guard
-from postproc_export.outputs import Selection
-from postproc_export.packing import PACKED_OUTPUT, PARTS, packed_shape, refuse_unpackable
-from postproc_export.runtimes.protocol import PortInfo
-from postproc_export.stats import LEVELS, CalibrationStats, Level
-from postproc_export.tail_options import LabelDtype, TailOptions
-from postproc_export.tail_steps import RAW_INPUTS, NanTest, Steps, TailOutput, host_dtype
+from postproc_export.options import LabelDtype, TailOptions
+from postproc_export.ports import Guard, GuardForm, Selection, choose_guard
+from postproc_export.runtimes import Axis, PortInfo
+from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
+
+# --- The packed layout: one float32 output [N, H, W, 4] in place of four, docs/definition.md section 8.
+
+PACKED_OUTPUT: Final = "output"
+PARTS: Final = ("anomaly_map", "pred_score", "pred_label", "pred_mask")
+"""What ``output[..., 0]`` to ``output[..., 3]`` hold."""
+
+
+def place(part: str) -> str:
+    """Return how a part of the packed output is written: ``output[..., 0]`` for the map, and so on."""
+    return f"{PACKED_OUTPUT}[..., {PARTS.index(part)}]"
+
+
+def packed_shape(port: PortInfo) -> tuple[Axis, ...] | None:
+    """Return the declared shape of the packed output of a map."""
+    return None if port.shape is None else (port.shape[0], *port.shape[-2:], len(PARTS))
+
+
+def refuse_unpackable(selection: Selection, calibrated: Collection[Level]) -> None:
+    """Refuse a model that has no packed form.
+
+    Parameters
+    ----------
+    selection
+        The raw outputs.
+    calibrated
+        The levels that the statistics calibrate.
+
+    Raises
+    ------
+    UsageError
+        With the reason.
+    """
+    for reason, found in _problems(selection, calibrated):
+        raise UsageError(
+            f"the packed layout cannot be had: {reason}",
+            found=found,
+            needed="a calibrated map [N, H, W] or [N, 1, H, W], and one calibrated score per image or none of its own",
+            fix="leave out --layout packed",
+        )
+
+
+def _problems(selection: Selection, calibrated: Collection[Level]) -> Iterator[tuple[str, str]]:
+    score, anomaly_map = selection.image, selection.pixel
+    if anomaly_map is None:
+        yield "the model has a score only, and no map to lay it beside", _shown(score)
+        return
+    for level in LEVELS:
+        if level not in calibrated:
+            yield f"the {level} level has no statistics", f"calibrated: {', '.join(calibrated) or 'none'}"
+    if score is not None:
+        yield from _score_problems(score, anomaly_map)
+
+
+def _score_problems(score: PortInfo, anomaly_map: PortInfo) -> Iterator[tuple[str, str]]:
+    """A score of one image would be laid over all images of a batch, without an error."""
+    found = f"{_shown(score)}; {_shown(anomaly_map)}"
+    if score.rank is None:
+        yield "the score's rank is not known, so it may be one score for several images", found
+    elif (score.rank == 0 or score.size(0) == 1) and anomaly_map.size(0) != 1:
+        yield "one score would be laid over several images, since the batch of the map is not fixed to 1", found
+
+
+def _shown(port: PortInfo | None) -> str:
+    return "no output" if port is None else port.describe()
+
+
+# --- Decisions that are adjusted at run time: the inputs for it, their defaults, and how exactly a graph computes
+# them.
+#
+# docs/definition.md section 4 defines it, docs/runtime_sensitivity.md shows it in use.
+
+Adjusted: TypeAlias = Literal["sensitivity", "boundary"]
+
+LARGEST_SUM: Final = 2.0**127
+"""|threshold| + span has to stay below it, so that no step of the graph overflows."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdjustableInput:
+    """An input of a model that need not be given.
+
+    Parameters
+    ----------
+    name
+        Of the input in ONNX, of the variable or parameter in an IR.
+    level
+        The level that it decides about.
+    what
+        What it is: the sensitivity, or the boundary itself in raw units.
+    default
+        float32: what counts where it is not given.
+    """
+
+    name: str
+    level: Level
+    what: Adjusted
+    default: float
+
+    def describe(self) -> str:
+        """Return one phrase: the name and the default."""
+        default = self.default if self.default in (float("inf"), float("-inf")) else shortest(self.default)
+        return f"{self.name} (default {default})"
+
+
+def input_name(level: Level, what: Adjusted) -> str:
+    """Return what the input for a level is called."""
+    return f"{level}_{what}"
+
+
+INPUT_NAMES: Final = frozenset(input_name(level, what) for level in LEVELS for what in get_args(Adjusted))
+"""What the inputs of any tail may be called."""
+
+
+def adjustable_inputs(
+    stats: CalibrationStats, options: TailOptions, levels: Mapping[Level, HostDtype]
+) -> Iterator[AdjustableInput]:
+    """Yield the inputs of a tail.
+
+    Parameters
+    ----------
+    stats, options
+        What the tail decides by.
+    levels
+        The levels that it decides about, each with the type that its raw values were declared in.
+
+    Raises
+    ------
+    MetadataError
+        If a boundary is not legal, or the graph could overflow on the way to it.
+    """
+    if options.adjustable == "nothing" or not options.enable_thresholding:
+        return
+    for level, dtype in levels.items():
+        of_level = stats.level(level)
+        assert of_level is not None, "a level with labels is calibrated"
+        if options.adjustable == "sensitivity":
+            _check_size(level, of_level)
+            default = options.sensitivity(level)
+        else:
+            default = attached_boundary(of_level, options, level, dtype)
+        yield AdjustableInput(input_name(level, options.adjustable), level, options.adjustable, default)
+
+
+def attached_boundary(stats: LevelStats, options: TailOptions, level: Level, dtype: HostDtype) -> float:
+    """Return the boundary of a level at the sensitivity that was attached, as the graph compares with it."""
+    sensitivity = options.sensitivity(level)
+    return decision_boundary(stats, sensitivity=sensitivity, comparison=options.comparison, dtype=dtype)
+
+
+def adjusting_constants(stats: LevelStats, options: TailOptions, level: Level, dtype: HostDtype) -> Mapping[str, float]:
+    """Return the constants of the computed boundary: `catalog.adjusted_boundary`'s scalars, float32 values."""
+    assert stats.threshold is not None, "a level with labels has a threshold"
+    return {
+        "threshold": stats.threshold,
+        "span": stats.span,
+        "attached": options.sensitivity(level),
+        "boundary": attached_boundary(stats, options, level, dtype),
+    }
+
+
+def adjusted_error(stats: LevelStats) -> float:
+    """Return how far from the boundary a decision may differ from the exact one, in raw units.
+
+    Notes
+    -----
+    With T the threshold, R = max - min, r its float32 and u = 2^-24, the exact bound is B = T + (1/2 - a) R. The graph
+    rounds 1/2 - a (at most u/4 of r, since that is at most 1/2), the product (u/2 of r), the sum (u of |T| + r/2), and
+    takes r for R (u/2 of r): u (|T| + 7/4 r). A runtime may fold it to (T + r/2) - a r, which rounds the constant
+    (u of |T| + r/2), the product (u of r), the sum (u of |T| + r/2), and takes r for R: u (2 |T| + 5/2 r). The boundary
+    is the next float32 from B on, at most 2 u (|T| + r/2) above it. Together below u (4 |T| + 4 r).
+    """
+    assert stats.threshold is not None, "a level with labels has a threshold"
+    return float(2.0**-22 * (abs(stats.threshold) + stats.span))
+
+
+def _check_size(level: Level, stats: LevelStats) -> None:
+    assert stats.threshold is not None, "a level with labels has a threshold"
+    if abs(stats.threshold) + stats.span >= LARGEST_SUM:
+        raise MetadataError(
+            f"the {level} level's boundary could overflow when it is computed at run time",
+            found=f"threshold {stats.threshold:.3g}, span {stats.span:.3g}",
+            needed="|threshold| + span below 2^127",
+            fix="--runtime-boundary, which computes nothing, or rescale the raw outputs of the model",
+        )
+
+
+# --- The parts of a tail as expressions: how a score, a label, a map and a mask are computed from the raw values.
+
+NanTest: TypeAlias = Literal["sum", "l1", "arithmetic"]
+
+RAW_INPUTS: Final[Mapping[Level, str]] = {"image": "raw_score", "pixel": "raw_map"}
+
+
+@dataclass(frozen=True, slots=True)
+class TailOutput:
+    """One output of a tail: its name, what it computes, its element type and declared shape."""
+
+    name: str
+    level: Level
+    expr: Expr
+    dtype: LabelDtype
+    shape: tuple[Axis, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The parts of one tail as expressions.
+
+    Parameters
+    ----------
+    stats
+        The statistics of the levels that are wanted, thresholds matched.
+    options
+        What the user decided.
+    raw
+        The host's output for each level that it has.
+    nan_test
+        How the format finds out that a map holds a NaN.
+    mask_dtype
+        Element type of `pred_mask`.
+    guard
+        Over what the map is reduced for that; None where it does not guard the score.
+    """
+
+    stats: CalibrationStats
+    options: TailOptions
+    raw: Mapping[Level, PortInfo]
+    nan_test: NanTest
+    mask_dtype: LabelDtype
+    guard: GuardForm | None
+
+    def parts(self) -> Iterator[TailOutput]:
+        """Yield scores, labels, maps and masks, in the order of the outputs."""
+        image, pixel = self.stats.image, self.stats.pixel
+        if image is not None and image.is_calibrated:
+            names = ("pred_score", "pred_label")
+            yield from self._level("image", image, self._score(), names, self.options.label_dtype, self._score_shape())
+        if pixel is not None and pixel.is_calibrated and "pixel" in self.raw:
+            names = ("anomaly_map", "pred_mask")
+            yield from self._level("pixel", pixel, self._map(), names, self.mask_dtype, self.raw["pixel"].shape)
+
+    def _level(
+        self,
+        level: Level,
+        stats: LevelStats,
+        values: Expr,
+        names: tuple[str, str],
+        dtype: LabelDtype,
+        shape: tuple[Axis, ...] | None,
+    ) -> Iterator[TailOutput]:
+        score, label = names
+        if self.options.is_packed:
+            dtype = "float32"
+        shown = _unit(values, stats) if self.options.enable_normalization else _as_output(values)
+        yield TailOutput(score, level, shown, "float32", shape)
+        if self.options.enable_thresholding:
+            yield TailOutput(label, level, self._label(values, level, stats, dtype), dtype, shape)
+
+    def _map(self) -> Expr:
+        return self._float32("pixel")
+
+    def _score(self) -> Expr:
+        score = self._float32("image") if "image" in self.raw else catalog.map_max(self._map(), rank=self._map_rank())
+        if self.guard is None:
+            return score
+        maps, rank, over = self._map(), self._map_rank(), self.guard
+        if self.nan_test == "arithmetic":
+            return catalog.nan_guard_arithmetic(score, maps, rank=rank, over=over)
+        has_nan = catalog.nan_by_sum if self.nan_test == "sum" else catalog.nan_by_l1
+        return catalog.nan_guard(score, has_nan(maps, rank=rank, over=over), over=over)
+
+    def _float32(self, level: Level) -> Expr:
+        value = Input(RAW_INPUTS[level])
+        return value if self.raw[level].dtype == "float32" else cast(value, dtype="float32")
+
+    def _map_rank(self) -> int:
+        rank = self.raw["pixel"].rank
+        assert rank is not None, "a map of unknown rank is refused when it is selected"
+        return rank
+
+    def _score_shape(self) -> tuple[Axis, ...] | None:
+        if "image" in self.raw:
+            return self.raw["image"].shape
+        shape = self.raw["pixel"].shape
+        return None if shape is None else shape[:-2]
+
+    def _label(self, values: Expr, name: Level, level: LevelStats, dtype: LabelDtype) -> Expr:
+        constants = adjusting_constants(level, self.options, name, host_dtype(self.raw, name))
+        decision = bind(catalog.at_least(values, self._boundary(name)), constants)
+        return decision if dtype == "bool" else cast(decision, dtype=dtype)
+
+    def _boundary(self, level: Level) -> Expr:
+        if self.options.adjustable == "nothing":
+            return Scalar("boundary")
+        given = Input(input_name(level, self.options.adjustable))
+        return catalog.adjusted_boundary(given) if self.options.adjustable == "sensitivity" else given
+
+
+def host_dtype(raw: Mapping[Level, PortInfo], level: Level) -> HostDtype:
+    """Return the type that a level's raw values were declared in: the map's where the score is its maximum."""
+    return check_dtype((raw.get(level) or raw["pixel"]).dtype)
+
+
+def _unit(values: Expr, level: LevelStats) -> Expr:
+    form = choose_form(level)
+    constants = unit_constants(level, form)
+    if form == "fused":
+        return bind(catalog.fused_unit_score(values), {"alpha": constants.alpha, "beta": constants.beta})
+    assert constants.offset is not None, "the centred form subtracts the threshold"
+    return bind(catalog.centred_unit_score(values), {"alpha": constants.alpha, "offset": constants.offset})
+
+
+def _as_output(values: Expr) -> Expr:
+    """A value of the host needs an operator of the tail behind it to bear the output's name."""
+    return values if isinstance(values, Call) else identity(values)
+
 
 OUTPUT_NAMES: Final = ("pred_score", "pred_label", "anomaly_map", "pred_mask")
 PREFIX: Final = "postproc/"

@@ -12,8 +12,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from postproc_export.errors import MissingDependencyError, UnsupportedModelError, UsageError, require
-from postproc_export.outputs import RESULT_NAMES, Selection, select_outputs
-from postproc_export.runtimes.protocol import PortInfo
+from postproc_export.ports import RESULT_NAMES, Selection, select_outputs
+from postproc_export.runtimes import PortInfo
 from postproc_export.stats import Level
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def identify_outputs(
     pixel_output: str | int | None = None,
     calibrated: Collection[Level] | None = None,
 ) -> Selection:
-    """Find the raw score and the raw map in what a forward call gave, by the rules of `rewrite.outputs`.
+    """Find the raw score and the raw map in what a forward call gave, by the rules of `ports`.
 
     Parameters
     ----------

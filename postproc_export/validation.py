@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from graph_patterns.onnx.source import special_kind
+from graph_patterns.onnx.wire import special_kind
 from postproc_export.errors import FileError, MetadataError
 from postproc_export.float32 import to_float32
 

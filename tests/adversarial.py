@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from postproc_export.calibration.counting import tally
-from postproc_export.calibration.thresholds import passes
+from postproc_export.calibration import search, tally
 
 KINDS = (
     "ties",
@@ -56,8 +55,8 @@ def take_route(route: str, patch: pytest.MonkeyPatch) -> None:
     if route != "sorted":
         patch.setattr(tally, "SMALL", 0)
     if route in ("eighths", "late-batches"):
-        patch.setattr(passes, "_FULL_BINS", 0)
+        patch.setattr(search, "_FULL_BINS", 0)
     if route in ("batches", "late-batches"):
-        patch.setattr(passes, "MAX_BINS", 0 if route == "batches" else 60)
-        patch.setattr(passes, "_COLLECTED", 40)
-        patch.setattr(passes, "_CELLS", 1 << 9)
+        patch.setattr(search, "MAX_BINS", 0 if route == "batches" else 60)
+        patch.setattr(search, "_COLLECTED", 40)
+        patch.setattr(search, "_CELLS", 1 << 9)

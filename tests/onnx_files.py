@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from graph_patterns.onnx.container import OnnxFile
+from graph_patterns.onnx.file import OnnxFile
 from graph_patterns.onnx.wire import varint
 
 BIG = 1500  # float32 values, 6,000 bytes

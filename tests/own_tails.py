@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from postproc_export.transforms.modules import GaussianSmoothing
+from postproc_export.steps.modules import GaussianSmoothing
 
 Raw = tuple[Tensor | None, Tensor | None]
 

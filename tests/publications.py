@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from postproc_export.files.writing import publishing
+from postproc_export.files import publishing
 
 OLD = {"model.xml": "old xml", "model.bin": "old bin"}
 NEW = {"model.xml": "new xml", "model.bin": "new bin"}

@@ -8,10 +8,10 @@ import torch
 from image_files import save
 
 from postproc_export import CalibrationStats, LevelStats
-from postproc_export.runtimes.protocol import Array
-from postproc_export.transforms.modules import Chain
-from postproc_export.transforms.plan import resolve_all, split
-from postproc_export.transforms.spec import TailSpec, parse_tails
+from postproc_export.record import TailSpec, parse_tails
+from postproc_export.runtimes import Array
+from postproc_export.steps.modules import Chain
+from postproc_export.steps.transforms import resolve_all, split
 
 IMAGE = LevelStats(threshold=0.5, min=-1.0, max=2.0)
 PIXEL = LevelStats(threshold=0.25, min=-1.0, max=2.0)

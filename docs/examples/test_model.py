@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from postproc_export.parity import assert_parity
+from postproc_export.check import assert_parity
 
 MODEL = Path(__file__).parent / "model"
 

@@ -11,8 +11,8 @@ import onnx
 from onnx import numpy_helper
 
 from graph_patterns.expr import Param
-from graph_patterns.graph import NodeView, Number, Value
-from graph_patterns.onnx.lowering import ELEMENT_TYPES, INITIALIZERS_NEED_NO_INPUT_SINCE, LOWERINGS, OnnxForm
+from graph_patterns.match import NodeView, Number, Value
+from graph_patterns.onnx.emit import ELEMENT_TYPES, INITIALIZERS_NEED_NO_INPUT_SINCE, LOWERINGS, OnnxForm
 
 _DEFAULT_DOMAINS: Final = ("", "ai.onnx")
 _HARD_SIGMOID_DEFAULTS: Final = {"alpha": 0.2, "beta": 0.5}

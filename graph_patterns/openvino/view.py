@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from graph_patterns.expr import Param
-from graph_patterns.graph import NodeView, Number, Value
-from graph_patterns.openvino.lowering import ELEMENT_TYPES, LOWERINGS
+from graph_patterns.match import NodeView, Number, Value
+from graph_patterns.openvino.emit import ELEMENT_TYPES, LOWERINGS
 
 _OPS_BY_TYPE: Final = {form.type_name: op for op, form in LOWERINGS.items()}
 _ON_BOOLEANS: Final = {"BitwiseNot": "logical_not", "BitwiseAnd": "logical_and", "BitwiseOr": "logical_or"}

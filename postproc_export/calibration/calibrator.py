@@ -5,20 +5,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from postproc_export.calibration.counting.arrays import KEYS, AnyArray, Place, array_blocks, as_numpy
-from postproc_export.calibration.counting.checks import (
+from postproc_export.calibration.arrays import (
+    KEYS,
+    AnyArray,
+    Place,
+    array_blocks,
+    as_numpy,
     check_counts,
     check_labelled,
     check_nonfinite,
     check_seen,
     checked_shape,
 )
-from postproc_export.calibration.counting.cleaning import Clean, Nonfinite, clean
-from postproc_export.calibration.counting.values import ReadValues
-from postproc_export.calibration.spool import Spool
-from postproc_export.calibration.state import LevelState
-from postproc_export.calibration.statistics.level import LevelOptions, level_stats
-from postproc_export.calibration.thresholds.policies import Policy
+from postproc_export.calibration.counting import Clean, Nonfinite, clean
+from postproc_export.calibration.policies import Policy
+from postproc_export.calibration.spool import LevelState, Spool
+from postproc_export.calibration.statistics import LevelOptions, level_stats
+from postproc_export.calibration.tally import ReadValues
 from postproc_export.errors import CalibrationError, FileError, UsageError
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
 
@@ -219,8 +222,7 @@ class Calibrator:
         return _whole({level: self._level(level, state) for level, state in self._levels.items()})
 
     def _compute_over(self, group: Any) -> CalibrationStats:
-        from postproc_export.calibration.processes.levels import distributed_levels
-        from postproc_export.calibration.processes.ranks import all_ranks
+        from postproc_export.calibration.ranks import all_ranks, distributed_levels
 
         with all_ranks(group) as ranks:
             self._check_whole()

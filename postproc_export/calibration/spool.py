@@ -1,17 +1,21 @@
-"""The values of a one-shot stream, to be read again: in memory while they are few, then in an unlinked file."""
+"""The values of a level kept on disk while they stream in, and the state of a calibration around them."""
 
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Final
 
 import numpy as np
 
-from postproc_export.calibration.counting.arrays import AnyArray, Block, Place
-from postproc_export.calibration.counting.ordered import Flags
+from postproc_export.calibration.arrays import AnyArray, Block, Place
+from postproc_export.calibration.counting import Clean, to_float32_array
+from postproc_export.calibration.table import Flags
+from postproc_export.calibration.tally import Tally
 from postproc_export.errors import FileError
+
+# --- The values of a one-shot stream, to be read again: in memory while they are few, then in an unlinked file.
 
 _BLOCK: Final = 1 << 18
 _IN_MEMORY: Final = 1 << 24  # bytes of values
@@ -136,3 +140,50 @@ def _write_all(descriptor: int, part: memoryview, offset: int) -> int:
     while done < len(part):
         done += os.pwrite(descriptor, part[done:], offset + done)
     return done
+
+
+# --- What a `Calibrator` has seen of one level: counts, the values to be read again, and whether they had ground
+# truth.
+
+
+class LevelState:
+    """What one level has seen: a tally, the values to be read again, and whether they had ground truth."""
+
+    def __init__(self, spool: Spool | None) -> None:
+        self.tally = Tally()
+        self.spool = spool
+        self.labelled: bool | None = None
+        self.is_broken = False
+
+    def absorb(self, cleaned: Iterable[Clean]) -> None:
+        """Count checked chunks and keep their values."""
+        self.is_broken = True  # until all of it is kept: after a full disk the spool and the counts disagree
+        for each in cleaned:
+            if self.spool is not None:
+                self.spool.append(_storable(each), each.chunk.truth)
+            self.tally.add(each)
+        self.is_broken = False
+
+    def merge(self, other: "LevelState") -> None:
+        """Take over the values and counts of another level."""
+        if self.labelled is None:
+            self.labelled = other.labelled
+        self.is_broken = True
+        if self.spool is not None and other.spool is not None:
+            for block in other.spool.blocks(labelled=True):
+                self.spool.append(block.values, block.truth)
+        self.tally.merge(other.tally)
+        self.is_broken = False
+
+    def read(self) -> Iterator[Block]:
+        """Yield every value again."""
+        assert self.spool is not None, "a level without a spool is not read again"
+        return self.spool.blocks(labelled=bool(self.labelled))
+
+
+def _storable(cleaned: Clean) -> AnyArray:
+    """Return the values to keep: as they came where float64 holds them, so that merged values can be noticed."""
+    if not cleaned.is_wide:
+        return cleaned.chunk.values
+    wide: AnyArray = cleaned.original.astype(np.float64)
+    return wide if np.array_equal(to_float32_array(wide), cleaned.chunk.values) else cleaned.chunk.values

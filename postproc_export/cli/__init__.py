@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from postproc_export.files.termination import end_on_signals
+from postproc_export.process import end_on_signals
 
 if TYPE_CHECKING:
     from postproc_export.errors import FileError
@@ -21,10 +21,10 @@ INTERRUPTED: Final = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line with these arguments (default: the process's own) and return the exit code."""
-    from graph_patterns.errors import ExplainedError
+    from graph_patterns.expr import ExplainedError
     from postproc_export.cli.commands import app
     from postproc_export.cli.console import leftovers_to_stderr
-    from postproc_export.quiet import natives_of_command
+    from postproc_export.process import natives_of_command
 
     try:
         with leftovers_to_stderr(), natives_of_command():

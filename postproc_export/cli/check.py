@@ -1,22 +1,23 @@
-"""`postproc-export check`."""
+"""The command check: its options, and the report files it writes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from postproc_export.cli.attach import ComparisonChoice
-from postproc_export.cli.image_options import (
+from postproc_export.cli.options import (
     PANEL,
     PREPROCESSING,
+    AxisOrderChoice,
     ChannelOrderChoice,
     ChannelOrderOption,
     ImageSizeOption,
     InterpolationChoice,
     InterpolationOption,
-    LayoutChoice,
     LayoutOption,
     MeanOption,
     ScaleOption,
@@ -26,7 +27,98 @@ from postproc_export.cli.image_options import (
 )
 
 if TYPE_CHECKING:
-    from postproc_export.parity import ParityReport
+    from postproc_export.check import ParityReport
+
+
+# --- The files that `postproc-export check` writes besides its result: refused before the check, written after it.
+
+
+def check_before(
+    read: Sequence[Path], images: Path | None, *, junit: Path | None, markdown: Path | None, save_failures: Path | None
+) -> None:
+    """Refuse reports that are read, and what cannot be written; nothing is made.
+
+    Parameters
+    ----------
+    read
+        The models, and files of inputs or images.
+    images
+        A folder or a CSV file of images.
+    junit, markdown, save_failures
+        What is written, if anything.
+
+    Raises
+    ------
+    FileError
+        If a report is read, or one of them cannot be written.
+    """
+    from postproc_export.files import check_folder
+    from postproc_export.images import find_samples
+
+    reports = [path for path in (junit, markdown) if path is not None]
+    if reports:
+        files = [each for path in read if not path.is_dir() for each in _files_of(path)]
+        samples = [] if images is None else find_samples(images, labels=False)
+        files += [path for sample in samples for path in (sample.image, sample.mask) if path is not None]
+        _check_reports(junit, markdown, files)
+    if save_failures is not None:
+        check_folder(next(each for each in (save_failures, *save_failures.absolute().parents) if each.exists()))
+
+
+def write_reports(report: ParityReport, *, junit: Path | None, markdown: Path | None) -> None:
+    """Write the JUnit file, and append the summary; each whole or not at all, in a folder that is made if need be.
+
+    Raises
+    ------
+    FileError
+        If one of them cannot be written.
+    """
+    from postproc_export.check import report as formats
+    from postproc_export.files import append_text, folder_made_for, write_text
+
+    if junit is not None:
+        with folder_made_for(junit):
+            write_text(junit, formats.junit(report))
+    if markdown is not None:
+        with folder_made_for(markdown):
+            append_text(markdown, formats.markdown(report))
+
+
+def _check_reports(junit: Path | None, markdown: Path | None, files: Sequence[Path]) -> None:
+    from postproc_export.errors import FileError
+    from postproc_export.files import check_target, explained, refuse_inputs
+
+    if junit is not None:
+        check_target(junit, files) if junit.parent.is_dir() else _check_new(junit)
+    if markdown is not None and (markdown.is_file() or not markdown.exists()):
+        # It is appended to, so that a device such as /dev/stdout may stand there.
+        refuse_inputs([markdown], files, fix="choose another path")
+        with explained(markdown):
+            _check_new(markdown) if not markdown.exists() else markdown.open("a").close()
+    elif markdown is not None and markdown.is_dir():
+        raise FileError(f"cannot write {markdown}", found="a folder", needed="the path of a file", fix="add a name")
+
+
+def _check_new(path: Path) -> None:
+    """Refuse a path whose folders cannot be made."""
+    from postproc_export.errors import FileError
+    from postproc_export.files import check_folder
+
+    nearest = next(each for each in (path, *path.absolute().parents) if each.exists())
+    if not nearest.is_dir():
+        found, fix = f"the folder cannot be made: {nearest} is no folder", "choose another path"
+        raise FileError(f"cannot write {path}", found=found, fix=fix)
+    check_folder(nearest)
+
+
+def _files_of(path: Path) -> list[Path]:
+    from postproc_export.calibration.model import model_files
+    from postproc_export.files import FORMATS
+
+    return model_files(path) if path.suffix in FORMATS else [path]
+
+
+# --- `postproc-export check`.
 
 
 def check(
@@ -105,7 +197,7 @@ def check(
     mean: MeanOption = "0",
     std: StdOption = "1",
     channel_order: ChannelOrderOption = ChannelOrderChoice.rgb,
-    layout: LayoutOption = LayoutChoice.nchw,
+    layout: LayoutOption = AxisOrderChoice.nchw,
     interpolation: InterpolationOption = InterpolationChoice.bilinear,
 ) -> None:
     """Check that an attached model decides as PyTorch does, in every runtime that is installed.
@@ -116,12 +208,10 @@ def check(
 
     Example: postproc-export check model.post.onnx --raw model.onnx --images bottle/test
     """
-    from postproc_export.cli.check_files import check_before, write_reports
+    from postproc_export.check import check_parity, check_paths
+    from postproc_export.check.inputs import SEED
     from postproc_export.cli.console import progress, write
     from postproc_export.errors import UsageError
-    from postproc_export.parity import check_parity
-    from postproc_export.parity.fed.inputs import SEED
-    from postproc_export.parity.given import check_paths
 
     preprocessing = None
     given = given_options(context, PREPROCESSING)
@@ -180,7 +270,7 @@ def _show(report: ParityReport) -> None:
     console = stdout()
     console.print(report.table())
     if report.whole:
-        from postproc_export.parity.reports.stage_table import stage_table
+        from postproc_export.check.stage_report import stage_table
 
         console.print(stage_table(report.whole))
     for line in report.remarks():

@@ -4,15 +4,11 @@ from typing import Annotated
 
 import typer
 
-from postproc_export.cli.attach import attach
+from postproc_export import __version__
+from postproc_export.cli.attach import attach, detach, inspect, update
 from postproc_export.cli.calibrate import calibrate
 from postproc_export.cli.check import check
-from postproc_export.cli.demo import demo
-from postproc_export.cli.detach import detach
-from postproc_export.cli.export import export
-from postproc_export.cli.inspect import inspect
-from postproc_export.cli.update import update
-from postproc_export.version import __version__
+from postproc_export.cli.export import demo, export
 
 app = typer.Typer(
     name="postproc-export",

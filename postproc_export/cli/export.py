@@ -1,4 +1,4 @@
-"""`postproc-export export`."""
+"""The commands export and demo."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from postproc_export.cli.attach import attach, tail_keywords
-from postproc_export.cli.image_options import (
+from postproc_export.cli.options import (
     PANEL,
     PREPROCESSING,
+    AxisOrderChoice,
     ChannelOrderChoice,
     ChannelOrderOption,
     ImageSizeOption,
     InterpolationChoice,
     InterpolationOption,
-    LayoutChoice,
     MeanOption,
     ScaleOption,
     StdOption,
@@ -29,6 +29,9 @@ from postproc_export.cli.image_options import (
 
 if TYPE_CHECKING:
     from postproc_export.export import ExportResult
+
+
+# --- `postproc-export export`.
 
 _OWN: Final = ("model", "stats", "output", "in_place", "link_weights", "image_output", "pixel_output")
 _IMAGE_OPTIONS: Final = tuple("image_layout" if name == "layout" else name for name in PREPROCESSING)
@@ -96,8 +99,8 @@ def export(
     std: StdOption = "1",
     channel_order: ChannelOrderOption = ChannelOrderChoice.rgb,
     image_layout: Annotated[
-        LayoutChoice, typer.Option("--image-layout", help="Axes of the model's input.", rich_help_panel=PANEL)
-    ] = LayoutChoice.nchw,
+        AxisOrderChoice, typer.Option("--image-layout", help="Axes of the model's input.", rich_help_panel=PANEL)
+    ] = AxisOrderChoice.nchw,
     interpolation: InterpolationOption = InterpolationChoice.bilinear,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of the inputs of the check.")] = None,
     keep_failed: Annotated[
@@ -117,9 +120,9 @@ def export(
 
     Example: postproc-export export my.models:build --input 1,3,256,256 --dynamic batch --stats stats.json -o dist
     """
+    from postproc_export.check.inputs import SEED
     from postproc_export.cli.console import stderr, warnings_to_stderr
     from postproc_export.export import Calibration, export_model, load_example
-    from postproc_export.parity.fed.inputs import SEED
 
     _refuse_unused(context, calibrating=calibrate is not None, with_images=images is not None)
     preprocessing = parse_preprocessing(
@@ -180,3 +183,35 @@ def _refuse_unused(context: typer.Context, *, calibrating: bool, with_images: bo
         given = given_options(context, names)
         if given and not is_used:
             raise UsageError(f"{given[0]} would have no effect", needed=needed, fix="leave it out, or give the images")
+
+
+# --- `postproc-export demo`.
+
+
+def demo(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder to write: a new or empty one, or an earlier demo's.")
+    ] = Path("postproc-export-demo"),
+) -> None:
+    """Calibrate, attach and check a small detector on real photos, with no download, in about half a minute.
+
+    Example: postproc-export demo --output postproc-export-demo
+    """
+    from rich.markup import escape
+
+    from postproc_export.cli.console import stderr, stdout
+    from postproc_export.demo.run import FILES, run_demo
+
+    console = stdout(markup=True)
+    stderr().print("running the demo: about half a minute on two free cores; nothing is downloaded")
+    result = run_demo(output, tell=lambda step, outcome: console.print(f"[bold]{step:<10}[/]{escape(outcome)}"))
+    for report in result.reports:
+        if not report:
+            console.print(report.describe(), markup=False)
+    console.print(f"\n[bold]files in {escape(str(result.folder))}[/]")
+    for name, what in FILES.items():
+        console.print(f"  {name:<17}{what}")
+    console.print("\n[bold]the same with a model of your own[/] (as they stand, these repeat the demo)")
+    for command in result.commands:
+        console.print(f"  {escape(command)}")
+    raise typer.Exit(0 if result.passed else 1)

@@ -1,19 +1,110 @@
-"""The demo's images: crops of real photos, with defects whose masks are exact to the pixel.
+"""The demo's images and its folder: crops of real photos, with defects whose masks are exact to the pixel.
 
 The photos are three texture images that scikit-image installs with itself; nothing is downloaded. A normal crop is a
 piece of the gravel photo as it is. A defect is drawn into a crop, and its mask is the set of pixels it was drawn on.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
-from postproc_export.demo.defects import DEFECTS, Gray, Mask
 from postproc_export.errors import FileError, require
+from postproc_export.process import OrderlyEnd, Undoing
+from postproc_export.staging import claimed
+
+# --- What can be wrong with a crop: each defect changes pixels of its mask and no other.
+
+Gray: TypeAlias = npt.NDArray[np.uint8]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+Draw: TypeAlias = Callable[[Gray, Gray, np.random.Generator], tuple[Gray, Mask]]
+
+_LOBES: Final = 5
+
+
+def blur(clean: Gray, other: Gray, rng: np.random.Generator) -> tuple[Gray, Mask]:
+    """Put an irregular spot out of focus."""
+    mask = _spot(clean.shape, rng)
+    return _paint(clean, _gaussian_blur(clean, sigma=rng.uniform(2.0, 3.0)), mask), mask
+
+
+def patch(clean: Gray, other: Gray, rng: np.random.Generator) -> tuple[Gray, Mask]:
+    """Replace an irregular spot by the same spot of another texture."""
+    mask = _spot(clean.shape, rng)
+    return np.where(mask, other, clean), mask
+
+
+def scratch(clean: Gray, other: Gray, rng: np.random.Generator) -> tuple[Gray, Mask]:
+    """Draw a bent line, two to four pixels wide, bright or dark."""
+    mask = _bent_line(clean.shape, rng)
+    tone, strength = rng.choice([10.0, 245.0]), rng.uniform(0.6, 0.9)
+    return _paint(clean, (1 - strength) * clean + strength * tone, mask), mask
+
+
+def stain(clean: Gray, other: Gray, rng: np.random.Generator) -> tuple[Gray, Mask]:
+    """Pull the grey levels of an irregular spot towards one dark or light tone."""
+    mask = _spot(clean.shape, rng)
+    tone, strength = rng.choice([20.0, 235.0]), rng.uniform(0.4, 0.7)
+    return _paint(clean, (1 - strength) * clean + strength * tone, mask), mask
+
+
+DEFECTS: Final[Mapping[str, Draw]] = {"blur": blur, "patch": patch, "scratch": scratch, "stain": stain}
+
+
+def _paint(clean: Gray, changed: npt.NDArray[np.float64], mask: Mask) -> Gray:
+    return np.where(mask, np.rint(changed).clip(0, 255).astype(np.uint8), clean)
+
+
+def _spot(shape: tuple[int, ...], rng: np.random.Generator) -> Mask:
+    """All pixels within a closed curve around a random centre, whose radius swings with the angle."""
+    size = min(shape)
+    radius = rng.uniform(0.10, 0.20) * size
+    centre = rng.uniform(0.3 * size, 0.7 * size, size=2)
+    waves = np.arange(1, _LOBES + 1)
+    swing = rng.uniform(0.0, 0.35, size=_LOBES) / waves
+    phase = rng.uniform(0.0, 2 * np.pi, size=_LOBES)
+    down, right = np.indices(shape) - centre[:, None, None]
+    angle = np.arctan2(down, right)[..., None]
+    limit = radius * (1 + (swing * np.cos(waves * angle + phase)).sum(axis=-1))
+    return np.asarray(np.hypot(down, right) <= limit, dtype=np.bool_)
+
+
+def _bent_line(shape: tuple[int, ...], rng: np.random.Generator) -> Mask:
+    """All pixels within half a width of a quadratic Bezier curve that is sampled finer than a pixel."""
+    size = min(shape)
+    start = np.array([rng.uniform(0.1, 0.9), rng.uniform(0.05, 0.3)]) * size
+    end = np.array([rng.uniform(0.1, 0.9), rng.uniform(0.7, 0.95)]) * size
+    control = (start + end) / 2 + rng.uniform(-0.25, 0.25, size=2) * size
+    t = np.linspace(0.0, 1.0, 4 * size)[:, None]
+    curve = (1 - t) ** 2 * start + 2 * t * (1 - t) * control + t**2 * end
+    if rng.random() < 0.5:
+        curve = curve[:, ::-1]
+    down, right = np.indices(shape)[..., None] - curve.T[:, None, None, :]
+    nearest = (down * down + right * right).min(axis=-1)
+    return np.asarray(nearest <= rng.uniform(1.0, 2.0) ** 2, dtype=np.bool_)
+
+
+def _gaussian_blur(image: Gray, *, sigma: float) -> npt.NDArray[np.float64]:
+    """Convolve with a Gaussian, one axis after the other; the border is mirrored."""
+    reach = int(np.ceil(3 * sigma))
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    kernel /= kernel.sum()
+    blurred = np.pad(image.astype(np.float64), reach, mode="reflect")
+    for axis in (0, 1):
+        blurred = np.lib.stride_tricks.sliding_window_view(blurred, kernel.size, axis=axis) @ kernel
+    return blurred
+
+
+# --- The demo's images: crops of real photos, with defects whose masks are exact to the pixel.
+#
+# The photos are three texture images that scikit-image installs with itself; nothing is downloaded. A normal crop is
+# a piece of the gravel photo as it is. A defect is drawn into a crop, and its mask is the set of pixels it was drawn
+# on.
 
 Photos: TypeAlias = Mapping[str, Gray]
 Split: TypeAlias = Literal["training", "validation", "test"]
@@ -149,3 +240,120 @@ def image_files(crops: Iterable[Crop]) -> dict[PurePosixPath, Gray]:
         if crop.kind != GOOD:
             files[PurePosixPath(f"ground_truth/{crop.name}_mask.png")] = np.where(crop.mask, 255, 0).astype(np.uint8)
     return files
+
+
+# --- The demo's folder: a run replaces what an earlier run wrote there and touches nothing else.
+#
+# A list of the demo's own files, kept in the folder, is what tells them from the user's.
+
+MARKER: Final = ".postproc-export-demo"
+_HEADER: Final = (
+    "# Written by `postproc-export demo`: the files below are its own, and its next run here replaces them."
+)
+
+
+def claim(folder: Path, files: Iterable[PurePosixPath]) -> None:
+    """Make `folder` ready for these files: remove what an earlier demo wrote there, make the folders, write the list.
+
+    Parameters
+    ----------
+    folder
+        A folder that is not there yet, is empty, or was written by an earlier run.
+    files
+        What is going to be written, relative to it.
+
+    Raises
+    ------
+    FileError
+        If the folder holds files of others, and either no demo was ever there or one of them is in the way; nothing was
+        removed then.
+    """
+    new = sorted(files)
+    old = own_files(folder)
+    with _explained(folder):
+        _refuse_foreign(folder, [file for file in new if file not in old])
+        for file in old:
+            (folder / file).unlink(missing_ok=True)
+        for parent in {(folder / file).parent for file in new}:
+            parent.mkdir(parents=True, exist_ok=True)
+        (folder / MARKER).write_text("\n".join([_HEADER, *map(str, new)]) + "\n", encoding="utf-8")
+
+
+def own_files(folder: Path) -> frozenset[PurePosixPath]:
+    """Return what an earlier demo wrote to `folder`, relative to it; nothing for a new or empty folder.
+
+    Raises
+    ------
+    FileError
+        If the folder holds files and no demo was ever there, or its list leads out of the folder.
+    """
+    with _explained(folder):
+        if not (folder / MARKER).is_file():
+            _refuse_foreign_folder(folder)
+            return frozenset()
+        lines = (folder / MARKER).read_text(encoding="utf-8").splitlines()
+    files = frozenset(PurePosixPath(line) for line in lines if line and not line.startswith("#"))
+    # The list decides what is deleted, so it must not lead out of the folder, whoever edited it.
+    if any(file.is_absolute() or ".." in file.parts for file in files):
+        raise FileError(f"{folder / MARKER} names files outside its folder", fix="delete the folder")
+    return files
+
+
+@contextmanager
+def whole_or_nothing(folder: Path) -> Iterator[None]:
+    """Take everything that the demo has in the folder away again where the block fails, or a signal ends it."""
+    was_there, is_whole = folder.exists(), False
+
+    def undo() -> None:
+        if not is_whole:
+            with suppress(OSError):
+                _empty(folder)
+                if not was_there:
+                    folder.rmdir()
+
+    with claimed([folder]), OrderlyEnd(), Undoing(undo):
+        yield
+        is_whole = True
+
+
+def _empty(folder: Path) -> None:
+    """Delete the demo's own files, the list last, and the folders that are empty then."""
+    files = own_files(folder)
+    for file in files:
+        (folder / file).unlink(missing_ok=True)
+    for parent in sorted({parent for file in files for parent in file.parents} - {PurePosixPath()}, reverse=True):
+        with suppress(OSError):  # the user has put something there
+            (folder / parent).rmdir()
+    (folder / MARKER).unlink(missing_ok=True)
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Turn what the file system refuses into an error that says what to do."""
+    try:
+        yield
+    except FileError:
+        raise
+    except OSError as error:
+        raise FileError(
+            f"cannot write the demo to {folder}", found=error.strerror, fix="choose another folder with --output"
+        ) from error
+
+
+def _refuse_foreign_folder(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileError(
+            f"{folder} is not the demo's to write to",
+            found="files that no demo wrote" if folder.is_dir() else "a file",
+            needed="a new or empty folder, or one that an earlier demo wrote",
+            fix="choose another folder with --output",
+        )
+
+
+def _refuse_foreign(folder: Path, files: Iterable[PurePosixPath]) -> None:
+    for file in files:
+        if (folder / file).exists():
+            raise FileError(
+                f"{folder / file} is in the demo's way, and no demo wrote it",
+                fix="move it, or choose another folder with --output",
+            )

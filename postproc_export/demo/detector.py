@@ -8,20 +8,112 @@ Nothing is learned but mean and covariance of the features, so the fit takes a s
 It is a small honest detector, not a good one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from postproc_export.demo.defects import Gray
-from postproc_export.demo.filters import Float32Array
-from postproc_export.demo.network import texture_detector, texture_features
-from postproc_export.quiet import quiet_exporter
+from postproc_export.demo.data import GOOD, Crop, Gray, Mask
+from postproc_export.process import quiet_exporter
+from postproc_export.runtimes import Runner
 
 if TYPE_CHECKING:
     import torch
+
+
+# --- The fixed numbers of the demo's texture features.
+
+Float32Array: TypeAlias = npt.NDArray[np.float32]
+
+BLOCK: Final = 4
+STRIDE: Final = 2
+WINDOW: Final = 5
+# Feature pixels on each side that two windows in a row cannot reach.
+BORDER: Final = 2 * (WINDOW // 2)
+# Energies far below this one (a step of one grey level has 1.5e-5) count as smooth; chosen on the validation crops.
+FLOOR: Final = 2e-4
+
+
+def dct_filters(size: int = BLOCK) -> Float32Array:
+    """Return the orthonormal 2-D DCT-II of a block: float32, shape (size * size, 1, size, size), the mean first."""
+    index = np.arange(size)
+    basis = np.cos(np.pi * (index[None, :] + 0.5) * index[:, None] / size) * np.sqrt(2.0 / size)
+    basis[0] /= np.sqrt(2.0)
+    blocks = basis[:, None, :, None] * basis[None, :, None, :]
+    return np.asarray(blocks.reshape(size * size, 1, size, size), dtype=np.float32)
+
+
+def direction_sums(size: int = BLOCK) -> Float32Array:
+    """Return the 0/1 matrix that adds the energies of frequencies (i, j) and (j, i) and leaves the mean out.
+
+    float32, shape (pairs, size * size, 1, 1).
+    """
+    pairs = [(i, j) for i in range(size) for j in range(i, size)][1:]
+    rows = [[float((min(i, j), max(i, j)) == pair) for i in range(size) for j in range(size)] for pair in pairs]
+    return np.asarray(rows, dtype=np.float32)[..., None, None]
+
+
+# --- The detector as PyTorch modules; built by functions, so that importing this file does not import torch.
+
+
+def texture_features() -> "torch.nn.Module":
+    """Return the module from images (N, 3, H, W) in [0, 1] to features (N, 10, H / 2 - 8, W / 2 - 8), all float32."""
+    import torch
+    from torch.nn import functional
+
+    class TextureFeatures(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("filters", torch.from_numpy(dct_filters()))
+            self.register_buffer("sums", torch.from_numpy(direction_sums()))
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            grey = image.mean(dim=1, keepdim=True)
+            # A block reaches one pixel beyond the two pixels it stands for, on each side.
+            padded = functional.pad(grey, ((BLOCK - STRIDE) // 2,) * 4, mode="reflect")
+            waves = functional.conv2d(padded, self.get_buffer("filters"), stride=STRIDE)
+            level = waves[:, :1] / BLOCK
+            energies = functional.conv2d(waves.square(), self.get_buffer("sums"))
+            # Twice a square window weights the neighbours like a tent.
+            for _ in range(2):
+                level, energies = (functional.avg_pool2d(each, WINDOW, stride=1) for each in (level, energies))
+            return torch.cat([level, torch.log(energies + FLOOR)], dim=1)
+
+    return TextureFeatures().eval()
+
+
+def texture_detector(mean: Float32Array, whitening: Float32Array) -> "torch.nn.Module":
+    """Return the module from images (N, 3, H, W) in [0, 1] to a score (N, 1) and a map (N, 1, H, W), all float32.
+
+    Parameters
+    ----------
+    mean, whitening
+        float32, shapes (10,) and (10, 10): the Gaussian of normal texture, as `fit_gaussian` returns it.
+    """
+    import torch
+    from torch.nn import functional
+
+    class TextureDetector(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = texture_features()
+            self.register_buffer("mean", torch.from_numpy(mean)[:, None, None])
+            self.register_buffer("whitening", torch.from_numpy(whitening)[..., None, None])
+
+        def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            centred = self.features(image) - self.get_buffer("mean")
+            whitened = functional.conv2d(centred, self.get_buffer("whitening"))
+            distance = torch.linalg.vector_norm(whitened, dim=1, keepdim=True)
+            # A window that reached over the border would average less, and the highest distances would all be there.
+            whole = functional.pad(distance, (BORDER,) * 4, mode="replicate")
+            anomaly_map = functional.interpolate(whole, size=image.shape[-2:], mode="bilinear", align_corners=False)
+            return anomaly_map.amax(dim=(2, 3)), anomaly_map
+
+    return TextureDetector().eval()
+
 
 DYNAMIC_AXES: Final = {0: "batch", 2: "height", 3: "width"}
 # Keeps the covariance invertible however few crops it is fitted to.
@@ -95,3 +187,107 @@ def export_onnx(detector: "torch.nn.Module", path: Path, *, size: int) -> None:
             external_data=False,
             verbose=False,
         )
+
+
+# --- What the two models say of the test crops, and how well it separates normal from anomalous.
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A crop and what the raw and the attached model say of it.
+
+    Parameters
+    ----------
+    crop
+        The image and its true mask.
+    raw_score, raw_map
+        float32, raw units; the map has shape (96, 96).
+    unit_score, unit_map
+        Normalised, 0 to 1.
+    label, mask
+        What the attached model decided: True is anomalous.
+    """
+
+    crop: Crop
+    raw_score: float
+    raw_map: Float32Array
+    unit_score: float
+    unit_map: Float32Array
+    label: bool
+    mask: Mask
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the label is the true one."""
+        return self.label == (self.crop.kind != GOOD)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """How well the raw values separate the classes, and what the calibrated decisions make of it.
+
+    Parameters
+    ----------
+    image_auroc, pixel_auroc
+        Areas under the ROC curves of the raw scores and of all pixels of the raw maps; 0.5 is chance, 1 is perfect.
+    anomalous, found
+        Anomalous images, and those of them that are labelled so.
+    good, false_alarms
+        Normal images, and those of them that are labelled anomalous.
+    """
+
+    image_auroc: float
+    pixel_auroc: float
+    anomalous: int
+    found: int
+    good: int
+    false_alarms: int
+
+
+def judge(crops: Sequence[Crop], *, raw: Runner, attached: Runner) -> tuple[Verdict, ...]:
+    """Run both models on the crops, all in one batch."""
+    images = as_input(crop.image for crop in crops)
+    before, after = raw.run({raw.inputs[0].name: images}), attached.run({attached.inputs[0].name: images})
+    return tuple(
+        Verdict(
+            crop=crop,
+            raw_score=float(before["pred_score"][index].item()),
+            raw_map=before["anomaly_map"][index, 0],
+            unit_score=float(after["pred_score"][index].item()),
+            unit_map=after["anomaly_map"][index, 0],
+            label=bool(after["pred_label"][index].item()),
+            mask=after["pred_mask"][index, 0].astype(np.bool_),
+        )
+        for index, crop in enumerate(crops)
+    )
+
+
+def evaluate(verdicts: Sequence[Verdict]) -> Evaluation:
+    """Compare the verdicts with the truth; both classes have to be among them."""
+    anomalous = np.array([verdict.crop.kind != GOOD for verdict in verdicts])
+    labels = np.array([verdict.label for verdict in verdicts])
+    scores = np.array([verdict.raw_score for verdict in verdicts], dtype=np.float32)
+    return Evaluation(
+        image_auroc=auroc(scores, anomalous),
+        pixel_auroc=auroc(
+            np.stack([verdict.raw_map for verdict in verdicts]), np.stack([verdict.crop.mask for verdict in verdicts])
+        ),
+        anomalous=int(anomalous.sum()),
+        found=int((labels & anomalous).sum()),
+        good=int((~anomalous).sum()),
+        false_alarms=int((labels & ~anomalous).sum()),
+    )
+
+
+def auroc(scores: npt.NDArray[Any], anomalous: npt.NDArray[np.bool_]) -> float:
+    """Return the area under the ROC curve: how often an anomalous value is higher than a normal one.
+
+    Notes
+    -----
+    All pairs are counted, ties as one half, in integers, with one division at the end.
+    """
+    normal = np.sort(scores[~anomalous], axis=None)
+    values = scores[anomalous]
+    lower = int(np.searchsorted(normal, values, side="left").sum(dtype=np.int64))
+    not_higher = int(np.searchsorted(normal, values, side="right").sum(dtype=np.int64))
+    return (lower + not_higher) / (2 * values.size * normal.size)

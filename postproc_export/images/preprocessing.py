@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args
 import numpy as np
 
 from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError, require
-from postproc_export.runtimes.protocol import Array, PortInfo
+from postproc_export.runtimes import Array, PortInfo
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -1,13 +1,28 @@
-"""The validation samples of a folder or a CSV file: image, label and mask."""
+"""The validation samples of a folder or a CSV file: image, label and mask, decoded and in batches."""
 
 import csv
-from collections.abc import Iterable, Iterator
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
-from postproc_export.errors import CalibrationError, FileError, PostprocError, UsageError
+import numpy as np
+import numpy.typing as npt
+
+from postproc_export.errors import CalibrationError, FileError, PostprocError, UsageError, require
+from postproc_export.images.preprocessing import Preprocessing
+from postproc_export.runtimes import Array
 from postproc_export.validation import check_file, stated_twice
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+# --- The validation samples of a folder or a CSV file: image, label and mask.
 
 SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 NORMAL_FOLDER: Final = "good"
@@ -178,3 +193,254 @@ def _referenced(text: str | None, path: Path, *, where: str) -> Path | None:
         raise FileError(f"{where} {file} is not there", needed=needed, fix="correct the line")
     check_file(file, what=where)
     return file
+
+
+# --- From a file to an RGB image, with every case decided: converted as documented, or refused by name.
+#
+# | file | what is done |
+# | --- | --- |
+# | grayscale, black and white, palette | converted to RGB |
+# | alpha channel | dropped where fully opaque, else refused |
+# | EXIF orientation | applied |
+# | 16 or 32 bits per channel, floating point, CMYK, LAB, HSV | refused |
+# | several frames or pages | refused |
+# | damaged, truncated, no image, PostScript | refused |
+
+_MODES: Final = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX")
+_PURPOSE: Final = "reading images"
+# The content says the format, not the name. Pillow hands PostScript to another program, which runs it: not listed.
+_FORMATS: Final = ("PNG", "JPEG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "MPO", "TGA")
+
+
+def decode_rgb(path: Path) -> "Image":
+    """Read an image file as 8-bit RGB, upright.
+
+    Raises
+    ------
+    FileError
+        If it cannot be read, or is of a kind that has no one reading as 8-bit RGB; the file is named.
+    """
+    image = open_upright(path)
+    if image.mode not in _MODES or image.info.get(_DEPTH, 8) > 8:
+        raise FileError(
+            f"{path} is no 8-bit color or gray image",
+            found=f"mode {image.mode}, {image.info.get(_DEPTH, 8)} bits per channel",
+            fix="convert it to 8-bit RGB the way the deployed system does",
+        )
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        _refuse_transparent(image, path)
+    return image.convert("RGB")
+
+
+def open_upright(path: Path) -> "Image":
+    """Read and decode an image file in its own mode, with its EXIF orientation applied.
+
+    Raises
+    ------
+    FileError
+        If it cannot be read or holds several frames.
+    """
+    images = require("PIL.Image", extra="images", purpose=_PURPOSE)
+    operations = require("PIL.ImageOps", extra="images", purpose=_PURPOSE)
+    check_file(path, what="the image")
+    try:
+        with images.open(path, formats=_FORMATS) as file:
+            frames, depth = getattr(file, "n_frames", 1), _bits(file)
+            file.load()
+            image: Image = operations.exif_transpose(file)
+    except Exception as error:  # Pillow's decoders raise whatever their format's parser raises
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        fix = "replace the file, or take it out"
+        raise FileError(f"cannot read the image {path}", found=reason, fix=fix) from error
+    if frames != 1:
+        raise FileError(f"{path} holds {frames} frames", needed="one image", fix="save each frame as a file of its own")
+    image.info[_DEPTH] = depth
+    return image
+
+
+_DEPTH: Final = "bits_per_channel"
+
+
+def _bits(image: "Image") -> int:
+    # Pillow reads 16-bit color files as 8-bit RGB without a word; only the name of the raw mode tells.
+    raw_modes = [str(tile[3]) for tile in getattr(image, "tile", [])]
+    return 16 if any(";16" in mode for mode in raw_modes) else 32 if image.mode in ("I", "F") else 8
+
+
+def _refuse_transparent(image: "Image", path: Path) -> None:
+    lowest = int(np.asarray(image.convert("RGBA"))[..., 3].min())
+    if lowest < 255:
+        raise FileError(
+            f"{path} is transparent in places",
+            found=f"alpha down to {lowest} of 255",
+            fix="flatten it onto a background the way the deployed system does",
+        )
+
+
+# --- Ground-truth masks: any value above 0 is anomalous, and the mask takes the size of the map.
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+def read_mask(path: Path, *, image_size: tuple[int, int]) -> BoolArray:
+    """Read a mask file: bool, shape (H, W), True where any color channel is above 0.
+
+    Parameters
+    ----------
+    path
+        An image file of any bit depth; alpha does not count, and of a palette the colors count.
+    image_size
+        Height and width of the image that it belongs to.
+
+    Raises
+    ------
+    FileError
+        If it cannot be read.
+    CalibrationError
+        If it has another size than its image.
+    """
+    mask = open_upright(path)
+    if mask.mode in ("P", "PA", "LA", "RGBA"):
+        mask = mask.convert("RGB")
+    values: npt.NDArray[Any] = np.asarray(mask)
+    if values.shape[:2] != image_size:
+        raise CalibrationError(
+            f"the mask {path} has another size than its image",
+            found=f"{values.shape[0]}x{values.shape[1]}",
+            needed=f"{image_size[0]}x{image_size[1]} (height x width)",
+            fix="export the masks at the size of the images",
+        )
+    channels = values.reshape(*image_size, -1)
+    anomalous: BoolArray = np.any(channels > 0, axis=2)
+    return anomalous
+
+
+def fit_mask(mask: BoolArray, *, height: int, width: int) -> BoolArray:
+    """Return the mask at the size of the map: each map pixel takes the mask pixel under its center.
+
+    Notes
+    -----
+    The ground truth is judged at the map's size, so that the counts are those of the pixels that the deployed model
+    labels. A defect thinner than a map pixel may vanish.
+    """
+    rows = (2 * np.arange(height) + 1) * mask.shape[0] // (2 * height)
+    columns = (2 * np.arange(width) + 1) * mask.shape[1] // (2 * width)
+    fitted: BoolArray = mask[rows[:, None], columns[None, :]]
+    return fitted
+
+
+# --- Batches of decoded images, made by worker threads ahead of the model.
+
+_MAX_WORKERS: Final = 8
+_Loaded = tuple[Array, BoolArray | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some images as the model is fed them.
+
+    Parameters
+    ----------
+    samples
+        The samples of this batch.
+    images
+        (len(samples), C, H, W) or (len(samples), H, W, C), of the model's dtype.
+    masks
+        bool, (H, W) in the size of the image file; all False for a normal image, None where masks were not asked for.
+    """
+
+    samples: tuple[Sample, ...]
+    images: Array
+    masks: tuple[BoolArray | None, ...]
+
+
+def load_batches(
+    samples: Sequence[Sample],
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    masks: bool = False,
+    workers: int | None = None,
+) -> Iterator[Batch]:
+    """Decode and pre-process samples in worker threads and give them back in order, the last batch maybe smaller.
+
+    Parameters
+    ----------
+    samples
+        What `find_samples` found.
+    preprocessing
+        With its size resolved (`Preprocessing.for_input`).
+    batch_size
+        Images per batch.
+    masks
+        Whether masks are read too; every anomalous sample needs one then.
+    workers
+        Threads; by default one per core, at most 8. At most a batch more than there are threads is decoded ahead.
+
+    Raises
+    ------
+    UsageError
+        If there is not at least one worker.
+    FileError
+        If an image or mask cannot be read; the file is named.
+    CalibrationError
+        If a mask contradicts its image's size or label.
+    """
+    check_workers(workers)
+    threads = workers or min(_MAX_WORKERS, os.cpu_count() or 1)
+    loaded = _load_ahead(samples, preprocessing, masks=masks, threads=threads, ahead=threads + batch_size)
+    remaining = iter(samples)
+    while chosen := tuple(islice(remaining, batch_size)):
+        images, truth = zip(*islice(loaded, len(chosen)), strict=True)
+        yield Batch(chosen, np.stack(images), truth)
+
+
+def check_workers(workers: int | None) -> None:
+    """Refuse a number of decoding threads below 1; None leaves the choice.
+
+    Raises
+    ------
+    UsageError
+        If it is below 1.
+    """
+    if workers is not None and workers < 1:
+        fix = "leave it out for one thread per core"
+        raise UsageError(f"{workers} workers to decode images", needed="at least 1", fix=fix)
+
+
+def _load_ahead(
+    samples: Sequence[Sample], preprocessing: Preprocessing, *, masks: bool, threads: int, ahead: int
+) -> Iterator[_Loaded]:
+    pending: deque[Future[_Loaded]] = deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    try:
+        for sample in samples:
+            pending.append(pool.submit(_load, sample, preprocessing, masks))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _load(sample: Sample, preprocessing: Preprocessing, with_mask: bool) -> _Loaded:
+    image = decode_rgb(sample.image)
+    mask = _mask(sample, (image.height, image.width)) if with_mask else None
+    return preprocessing.array(image), mask
+
+
+def _mask(sample: Sample, image_size: tuple[int, int]) -> BoolArray:
+    if sample.mask is None:
+        if sample.label == 0:
+            return np.zeros(image_size, bool)
+        fix = "add it, or leave the pixel level out with --image-only"
+        raise CalibrationError(f"the anomalous image {sample.image} has no mask", fix=fix)
+    mask = read_mask(sample.mask, image_size=image_size)
+    if sample.label == 0 and mask.any():
+        raise CalibrationError(
+            f"the normal image {sample.image} has a mask with anomalous pixels",
+            found=f"{int(mask.sum())} pixels above 0 in {sample.mask}",
+            needed="label 1, or a mask of zeros",
+        )
+    return mask

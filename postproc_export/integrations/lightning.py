@@ -1,21 +1,493 @@
-"""A Lightning callback that calibrates during validation, for `lightning` and for `pytorch_lightning`.
+"""Calibrate while Lightning validates: the callback, the batches it reads, and its checkpoints."""
 
-The two packages hold two copies of one class, and a Trainer wants a callback of its own; so the class is built for the
-package that is in use.
-"""
-
+import json
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
-from postproc_export.calibration import Calibrator
-from postproc_export.errors import UsageError, require
-from postproc_export.integrations.lightning_batches import Extract
-from postproc_export.integrations.lightning_checkpoints import NAME, checkpoint_statistics
-from postproc_export.integrations.lightning_hooks import MODULES, CalibrationHooks, Package
+from postproc_export.calibration import Calibrator, Policy
+from postproc_export.calibration.ranks import Ranks, all_ranks
+from postproc_export.calibration.shards import NAMES
+from postproc_export.errors import FileError, UsageError, require
+from postproc_export.stats import CalibrationStats, Level
 
-__all__ = ["Package", "calibration_callback", "checkpoint_statistics"]
+# --- Where the four arrays of a validation step are: by the names that validation outputs have everywhere.
+
+Extract = Callable[[Any, Any], Mapping[str, Any]]
+
+_EXAMPLE: Final = 'extract=lambda outputs, batch: {"pred_score": outputs[0], "gt_label": batch["label"]}'
+
+
+def find_arrays(outputs: Any, batch: Any) -> dict[str, Any]:
+    """Return what is found of the four arrays, by their first names.
+
+    Parameters
+    ----------
+    outputs
+        What `validation_step` returned; looked into first.
+    batch
+        The batch that it was given.
+
+    Notes
+    -----
+    Keys of mappings and attributes of anything else, under either name of docs/definition.md section 9; None counts as
+    not there.
+    """
+    found: dict[str, Any] = {}
+    for key, names in NAMES.items():
+        values = (_look(source, name) for source in (outputs, batch) for name in names)
+        value = next((value for value in values if value is not None), None)
+        if value is not None:
+            found[key] = value
+    return found
+
+
+def checked_arrays(
+    arrays: Mapping[str, Any], outputs: Any, batch: Any, *, truth_needed: bool, asked: bool
+) -> dict[str, Any]:
+    """Return the arrays by their first names; refuses what cannot be calibrated on.
+
+    Parameters
+    ----------
+    arrays
+        From `find_arrays` or from the user's function.
+    outputs, batch
+        For the message.
+    truth_needed
+        Whether some policy needs ground truth.
+    asked
+        Whether the user's own function said where they are.
+
+    Raises
+    ------
+    UsageError
+        If there is a key that is not known, no prediction, or no ground truth where it is needed.
+    """
+    first = {name: key for key, names in NAMES.items() for name in names}
+    unknown = [str(key) for key in arrays if key not in first]
+    if unknown:
+        raise UsageError("extract gives arrays with unknown keys", found=", ".join(unknown), needed=", ".join(NAMES))
+    found = {first[key]: value for key, value in arrays.items() if value is not None}
+    missing = _missing(found, truth_needed=truth_needed)
+    if missing is not None:
+        where = "what extract returned" if asked else "the validation step"
+        shown = ", ".join(found) or "none of them"
+        at_hand = f"{shown}; validation_step returned {_described(outputs)}, the batch is {_described(batch)}"
+        raise UsageError(f"{where} has no {missing}", found=at_hand, needed=missing, fix=f"give {_EXAMPLE}")
+    return found
+
+
+def _missing(found: Mapping[str, Any], *, truth_needed: bool) -> str | None:
+    if not {"pred_score", "anomaly_map"} & found.keys():
+        return "predictions: pred_score or anomaly_map (or scores, maps)"
+    if truth_needed and not {"gt_label", "gt_mask"} & found.keys():
+        return "ground truth: gt_label or gt_mask (or labels, masks)"
+    return None
+
+
+def _look(source: Any, name: str) -> Any:
+    return source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
+
+
+def _described(source: Any) -> str:
+    if source is None:
+        return "nothing"
+    if isinstance(source, Mapping):
+        return f"a mapping with {', '.join(map(str, source)) or 'no keys'}"
+    if isinstance(source, list | tuple):
+        return f"a {type(source).__name__} of {len(source)}"
+    return f"a {type(source).__name__}"
+
+
+# --- Which samples of a validation batch another process has seen too: what a distributed sampler repeats to fill up.
+#
+# `DistributedSampler` puts all samples in one order, repeats some at its end so that every process gets equally many,
+# and deals them out in turn. So the k-th sample of process r of R stands at position k R + r of that order, and is a
+# repetition exactly when that is not below the number of samples. Of other samplers nothing can be told.
+
+_FIX = "leave use_distributed_sampler=True on, or give unrepeated=True once no sample reaches two processes"
+
+
+@dataclass(frozen=True, slots=True)
+class Deal:
+    """How one dataloader deals its samples out to the processes.
+
+    Parameters
+    ----------
+    rank, ranks
+        This process and how many there are, for the sampler.
+    samples
+        Samples of the whole dataset.
+    own
+        Samples that this process gets, repetitions included.
+    batch_size
+        Samples per batch.
+    order
+        What decides the order of the samples: whether they are shuffled, the seed, the epoch.
+    """
+
+    rank: int
+    ranks: int
+    samples: int
+    own: int
+    batch_size: int
+    order: tuple[bool, int, int]
+
+    @classmethod
+    def of(cls, loader: Any, *, package: str) -> "Deal | str":
+        """Return how a dataloader deals, or why it cannot be told."""
+        data = require("torch.utils.data", extra="lightning", purpose="calibrating in a Trainer")
+        distributed = require(f"{_root(package)}.overrides.distributed", extra="lightning", purpose="the callback")
+        if not isinstance(loader, data.DataLoader):
+            return f"the validation dataloader is a {type(loader).__name__}"
+        if isinstance(loader.dataset, data.IterableDataset):
+            return "the dataset is iterable, so each process reads what it wants"
+        batches = loader.batch_sampler
+        sampler: Any = loader.sampler if batches is None else getattr(batches, "sampler", None)
+        if type(batches) not in (type(None), data.BatchSampler):
+            return f"the batch sampler is a {type(batches).__name__}"
+        if type(sampler) not in (data.DistributedSampler, distributed.UnrepeatedDistributedSampler):
+            return f"the sampler is a {type(sampler).__name__}"
+        if loader.num_workers and not getattr(loader, "in_order", True):
+            return "the dataloader has in_order=False"
+        size = 1 if batches is None else batches.batch_size
+        order = (sampler.shuffle, sampler.seed, sampler.epoch if sampler.shuffle else 0)
+        return cls(sampler.rank, sampler.num_replicas, len(sampler.dataset), len(sampler), size, order)
+
+    def shared(self) -> list[Any]:
+        """Return what has to be the same in every process."""
+        return [self.ranks, self.samples, *self.order]
+
+    def counts(self, batch: int) -> tuple[int, int]:
+        """Return how many samples a batch has, and how many of them, the first ones, no other process counts."""
+        start = batch * self.batch_size
+        size = min(self.batch_size, self.own - start)
+        unrepeated = -(-(self.samples - self.rank) // self.ranks)
+        return size, min(max(unrepeated - start, 0), size)
+
+
+def agreed_deals(loaders: Sequence[Any], ranks: Ranks, *, package: str, unrepeated: bool) -> list[Deal | None]:
+    """Return how every dataloader deals, None where nothing is repeated for all that is known.
+
+    Parameters
+    ----------
+    loaders
+        The validation dataloaders as they run; empty where they are not read one after the other.
+    ranks
+        All processes; each of them calls this.
+    package
+        The package of the Trainer.
+    unrepeated
+        Whether the user vouches for what cannot be told.
+
+    Raises
+    ------
+    UsageError
+        In every process, if it cannot be told which samples are repeated.
+    """
+    found = [Deal.of(loader, package=package) for loader in loaders]
+    mine = [each if isinstance(each, str) else [each.rank, each.shared()] for each in found]
+    reports = ranks.gather_json(mine)
+    for number in range(len(found)):
+        reason = _untold([report[number] for report in reports], size=ranks.size)
+        if reason is not None and not unrepeated:
+            raise UsageError(
+                f"it cannot be told which samples of validation dataloader {number} reach several processes",
+                found=reason,
+                needed="a DistributedSampler over all processes, the same in each",
+                fix=_FIX,
+            )
+    return [each if isinstance(each, Deal) else None for each in found]
+
+
+def _untold(reports: Sequence[Any], *, size: int) -> str | None:
+    reason = next((report for report in reports if isinstance(report, str)), None)
+    if reason is not None:
+        return reason
+    ranks, shared = [report[0] for report in reports], [report[1] for report in reports]
+    if any(each != shared[0] for each in shared):
+        return f"samplers that differ: {shared}"
+    if sorted(ranks) != list(range(size)) or shared[0][0] != size:
+        return f"samplers for the ranks {ranks} of {shared[0][0]} in {size} processes"
+    return None
+
+
+def unrepeated_part(arrays: Mapping[str, Any], deal: Deal, batch: int) -> dict[str, Any]:
+    """Return the samples of a batch that no other process counts; nothing where there is none.
+
+    Raises
+    ------
+    UsageError
+        If some have to be left out of arrays that have not one entry per sample of the batch.
+    """
+    size, kept = deal.counts(batch)
+    if kept == size:
+        return dict(arrays)
+    if kept == 0:
+        return {}
+    for key, array in arrays.items():
+        shape = tuple(getattr(array, "shape", ()))
+        if shape[:1] != (size,):
+            raise UsageError(
+                f"the sampler repeats {size - kept} samples of batch {batch}, but {key} does not say which",
+                found=f"shape {list(shape)} for {size} samples",
+                needed="one entry per sample, in their order",
+                fix="make the number of validation samples a multiple of the number of processes",
+            )
+    return {key: array[:kept] for key, array in arrays.items()}
+
+
+def _root(package: str) -> str:
+    return "lightning.pytorch" if package == "lightning" else package
+
+
+# --- The statistics that calibration callbacks leave in the checkpoints of Lightning.
+
+NAME: Final = "CalibrationCallback"
+
+
+def state_key(policies: Mapping[Level, str]) -> str:
+    """Return under which key a callback with these policies keeps its state in a checkpoint."""
+    return f"{NAME}{json.dumps(policies)}"
+
+
+def checkpoint_statistics(
+    path: str | Path, *, image_policy: str | None = None, pixel_policy: str | None = None
+) -> CalibrationStats:
+    """Return the statistics that the callback left in a checkpoint; nothing in it is executed.
+
+    Parameters
+    ----------
+    path
+        The checkpoint.
+    image_policy, pixel_policy
+        Of several callbacks, the one with these policies; None: whatever it has.
+
+    Raises
+    ------
+    FileError
+        If the file cannot be read as plain data.
+    UsageError
+        If it has no such statistics, or those of several callbacks.
+    """
+    given: dict[Level, str | None] = {"image": image_policy, "pixel": pixel_policy}
+    asked = {level: Policy.parse(text) for level, text in given.items() if text is not None}
+    states = _states(path)
+    kept = {key: state["statistics"] for key, state in states.items() if state["statistics"] is not None}
+    found = [document for key, document in kept.items() if _has(key, asked)]
+    if len(found) != 1:
+        asking = (
+            f", with {', '.join(f'{level}_policy={policy.text!r}' for level, policy in asked.items())}" if asked else ""
+        )
+        raise UsageError(
+            f"the checkpoint {path} does not have the statistics of one validation",
+            found=f"{len(found)} of {', '.join(states) or 'no calibration callback'}{asking}",
+            needed="one calibration callback, and a validation before the checkpoint",
+            fix="say which with image_policy= and pixel_policy=" if len(kept) > 1 else None,
+        )
+    return CalibrationStats.from_json(found[0], where=str(path))
+
+
+def _states(path: str | Path) -> dict[str, Any]:
+    """Return the states of calibration callbacks, by their keys."""
+    torch = require("torch", extra="lightning", purpose="reading a checkpoint")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        fix = f"if you trust it, torch.load(..., weights_only=False)['callbacks'] has them under '{NAME}...'"
+        raise FileError(
+            f"the checkpoint {path} cannot be read", found=str(error).partition("\n")[0], fix=fix
+        ) from error
+    return {key: state for key, state in checkpoint.get("callbacks", {}).items() if key.startswith(NAME)}
+
+
+def _has(key: str, asked: Mapping[Level, Policy]) -> bool:
+    """Whether a callback has the policies that are asked for, however they are spelt."""
+    policies = {level: Policy.parse(text) for level, text in json.loads(key.removeprefix(NAME)).items()}
+    return all(
+        (policies[level].kind, policies[level].parameter) == (one.kind, one.parameter) for level, one in asked.items()
+    )
+
+
+# --- What the calibration callback does in the steps of a Trainer.
+
+Package = Literal["lightning", "pytorch_lightning"]
+
+FILE_NAME: Final = "calibration.json"
+MODULES: Final[dict[str, str]] = {"lightning": "lightning.pytorch", "pytorch_lightning": "pytorch_lightning"}
+
+
+class CalibrationHooks:
+    """What the callback does, whichever package it is built for; see `calibration_callback`."""
+
+    package: Package
+
+    def __init__(
+        self, calibrator: Calibrator, extract: Extract | None, output: str | Path | None, unrepeated: bool
+    ) -> None:
+        self.stats: CalibrationStats | None = None
+        self._calibrator, self._extract, self._unrepeated = calibrator, extract, unrepeated
+        self._output = None if output is None else Path(output)
+        self._deals: list[Deal | None] | None = None
+        self._error: Exception | None = None
+
+    @property
+    def state_key(self) -> str:
+        """The name of the state in a checkpoint; two callbacks may stand beside each other if their policies differ."""
+        return state_key(self._calibrator.policies)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the statistics as plain data."""
+        return {"statistics": None if self.stats is None else json.loads(self.stats.dumps())}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take the statistics over from a checkpoint."""
+        document = state_dict["statistics"]
+        self.stats = None if document is None else CalibrationStats.from_json(document, where="the checkpoint")
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Refuse the Trainer of the other package, which would leave the callback out of some of its steps.
+
+        So is another callback that writes the same file.
+        """
+        roots = {each.__module__.partition(".")[0] for each in type(trainer).__mro__}
+        if self.package not in roots:
+            other = next(iter(roots & MODULES.keys()), "another package")
+            raise UsageError(
+                f"the calibration callback was made for {self.package}",
+                found=f"a Trainer of {other}",
+                fix=f"calibration_callback(package='{other}')",
+            )
+        if stage in ("fit", "validate"):
+            self._check_file(trainer)
+
+    def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Forget earlier validations, and see which samples the processes share; in the sanity check already."""
+        self._check_file(trainer)
+        self._calibrator.reset()
+        self._deals = self._error = None
+        if trainer.world_size > 1:
+            with all_ranks(None) as ranks:
+                loaders = _loaders(trainer, unrepeated=self._unrepeated)
+                self._deals = agreed_deals(loaders, ranks, package=self.package, unrepeated=self._unrepeated)
+
+    def on_validation_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Count one batch; in the sanity check, look whether it could be."""
+        if self._error is not None:
+            return
+        try:
+            found = self._found(outputs, batch)
+            if not trainer.sanity_checking:
+                self._count(found, self._deals[dataloader_idx] if self._deals else None, batch_idx)
+        except Exception as error:  # the user's function may raise anything
+            if trainer.world_size == 1:
+                raise
+            self._error = error  # raised in all processes at the end: until then the others would wait for this one
+
+    def _found(self, outputs: Any, batch: Any) -> dict[str, Any]:
+        arrays = (self._extract or find_arrays)(outputs, batch)
+        needed = not all(Policy.parse(text).is_fixed for text in self._calibrator.policies.values())
+        return checked_arrays(arrays, outputs, batch, truth_needed=needed, asked=self._extract is not None)
+
+    def _count(self, found: Mapping[str, Any], deal: Deal | None, batch_idx: int) -> None:
+        kept = found if deal is None else unrepeated_part(found, deal, batch_idx)
+        if kept:
+            self._calibrator.update(**kept)
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Compute the statistics, over all processes, and write the file; checkpoints are saved after that."""
+        with _together(trainer):
+            if self._error is not None:
+                raise self._error
+        if trainer.sanity_checking:
+            return
+        self.stats = self._calibrator.compute(distributed=trainer.world_size > 1)
+        self._calibrator.reset()
+        with _together(trainer):
+            path = self._file(trainer)
+            if path is not None and trainer.is_global_zero:
+                _save(self.stats, path)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Give memory and disk space back: after an error there is no teardown."""
+        self._calibrator.close()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Give memory and disk space back."""
+        self._calibrator.close()
+
+    def _check_file(self, trainer: Any) -> None:
+        mine = self._place(trainer)
+        others = [each for each in trainer.callbacks if isinstance(each, CalibrationHooks) and each is not self]
+        if mine is not None and mine in [other._place(trainer) for other in others]:
+            raise UsageError(
+                "two calibration callbacks of one Trainer write the same file",
+                found=mine,
+                needed="a file for each",
+                fix="calibration_callback(output='recall.json')",
+            )
+
+    def _place(self, trainer: Any) -> str | None:
+        """Return the file in words: before the first validation the folder of the checkpoints may not be known."""
+        path = self._file(trainer)
+        if path is not None:
+            return str(path.absolute())
+        return None if trainer.checkpoint_callback is None else f"{FILE_NAME} in the folder of the checkpoints"
+
+    def _file(self, trainer: Any) -> Path | None:
+        if self._output is not None:
+            return self._output
+        folder = getattr(trainer.checkpoint_callback, "dirpath", None)
+        if folder is not None and "://" in str(folder):
+            raise UsageError(
+                "the statistics file cannot be written beside the checkpoints",
+                found=str(folder),
+                needed="a folder of this machine",
+                fix="calibration_callback(output='calibration.json'); the checkpoints have the statistics in any case",
+            )
+        return None if folder is None else Path(folder) / FILE_NAME
+
+
+def _together(trainer: Any) -> AbstractContextManager[Any]:
+    """Return where an error of one process is raised in all of them."""
+    return all_ranks(None) if trainer.world_size > 1 else nullcontext()
+
+
+def _save(stats: CalibrationStats, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        found, fix = error.strerror or str(error), "calibration_callback(output=...)"
+        raise FileError(f"cannot make the folder of {path}", found=found, fix=fix) from error
+    stats.save(path)
+
+
+def _loaders(trainer: Any, *, unrepeated: bool) -> list[Any]:
+    """Return the dataloaders of the validation that runs; `trainer.val_dataloaders` may be those of an earlier fit."""
+    loop = trainer.validate_loop if trainer.state.fn == "validate" else trainer.fit_loop.epoch_loop.val_loop
+    combined = loop._combined_loader
+    if combined._mode == "sequential":
+        return list(combined.flattened)
+    if unrepeated:
+        return []
+    raise UsageError(
+        "it cannot be told which samples of the validation reach several processes",
+        found=f"dataloaders that are combined by mode '{combined._mode}'",
+        needed="dataloaders that run one after the other",
+        fix="give unrepeated=True if no sample reaches two processes",
+    )
+
+
+# --- A Lightning callback that calibrates during validation, for `lightning` and for `pytorch_lightning`.
+#
+# The two packages hold two copies of one class, and a Trainer wants a callback of its own; so the class is built for
+# the package that is in use.
 
 
 def calibration_callback(

@@ -1,14 +1,197 @@
-"""ONNX Runtime and OpenVINO behind one protocol."""
+"""ONNX Runtime and OpenVINO behind one protocol, and the arrays that they are fed."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Final, Literal, Protocol, get_args
 
-from graph_patterns.errors import ExplainedError
-from postproc_export.errors import UsageError
-from postproc_export.runtimes.protocol import Array, PortInfo, Precision, Runner, RuntimeName, as_float32
+import numpy as np
+import numpy.typing as npt
+
+from graph_patterns.expr import ExplainedError
+from postproc_export.errors import UnsupportedModelError, UsageError
 from postproc_export.validation import check_file, refuse_backups
 
 __all__ = ["Array", "PortInfo", "Precision", "Runner", "RuntimeName", "as_float32", "open_runner"]
+
+
+# --- What the rest of the package may know of a runtime: named, typed ports and one call.
+
+Array = npt.NDArray[Any]
+Axis = int | str | None
+Precision = Literal["float32", "default"]
+RuntimeName = Literal["onnxruntime", "openvino"]
+
+RUNTIMES: Final[tuple[RuntimeName, ...]] = ("onnxruntime", "openvino")
+PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "default")
+
+
+@dataclass(frozen=True, slots=True)
+class PortInfo:
+    """One input or output of a model: its name, element type and declared shape.
+
+    Parameters
+    ----------
+    name
+        The name that runners use for it; where a tensor has several, the best known one.
+    dtype
+        ``"float32"``, ``"float16"``, ``"bfloat16"``, ``"float64"``, ``"bool"``, ``"uint8"``, ...
+    shape
+        One entry per axis: its size, the name of a dynamic axis, or None for an unnamed dynamic axis. None where not
+        even the rank is known.
+    aliases
+        All names of the tensor, sorted; empty where `name` is the only one or was made up for a tensor without a name.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[Axis, ...] | None
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def rank(self) -> int | None:
+        """The number of axes; None where it is not known."""
+        return None if self.shape is None else len(self.shape)
+
+    def size(self, axis: int) -> int | None:
+        """Return the static size of an axis; None where it is dynamic, absent or not known."""
+        if self.shape is None or not -len(self.shape) <= axis < len(self.shape):
+            return None
+        size = self.shape[axis]
+        return size if isinstance(size, int) else None
+
+    def answers_to(self, name: str) -> bool:
+        """Whether `name` is one of the tensor's names."""
+        return name == self.name or name in self.aliases
+
+    def describe(self) -> str:
+        """Return name, element type and shape as people write them: ``pred_score: float32 [N, 1]``."""
+        if self.shape is None:
+            return f"{self.name}: {self.dtype}, rank unknown"
+        axes = ", ".join("?" if axis is None else str(axis) for axis in self.shape)
+        return f"{self.name}: {self.dtype} [{axes}]"
+
+
+class Runner(Protocol):
+    """A model that is loaded and ready to run on one runtime, in one precision."""
+
+    @property
+    def name(self) -> str:
+        """Runtime and device: ``"onnxruntime-cpu"`` or ``"openvino-cpu"``."""
+
+    @property
+    def version(self) -> str:
+        """Version of the runtime."""
+
+    @property
+    def precision(self) -> Precision:
+        """The precision that was asked for: ``"float32"``, or ``"default"`` for the machine's own."""
+
+    @property
+    def inference_precision(self) -> str:
+        """What the runtime says it computes float32 operators in, such as ``"float32"`` or ``"bfloat16"``."""
+
+    @property
+    def inputs(self) -> tuple[PortInfo, ...]:
+        """The inputs that have to be fed, in the model's order."""
+
+    @property
+    def optional(self) -> tuple[PortInfo, ...]:
+        """The inputs that need not be fed: with a default in ONNX, state variables of an IR."""
+
+    @property
+    def outputs(self) -> tuple[PortInfo, ...]:
+        """The outputs, in the model's order."""
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model once and return its outputs by name, in the model's order.
+
+        Parameters
+        ----------
+        feeds
+            One array per input name, of the input's dtype and shape; an input that need not be fed may be left out.
+
+        Returns
+        -------
+        dict
+            Arrays in the output's own dtype; bfloat16 as `ml_dtypes.bfloat16`. They are copies that the caller owns.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If the runtime fails on these inputs.
+        UsageError
+            If an input is missing or unknown.
+        """
+
+
+def as_float32(array: Array) -> npt.NDArray[np.float32]:
+    """Return a float array rounded to float32, whatever its element type; without a copy where it is float32."""
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32, copy=False)
+
+
+# --- What both runners check before a run, and how they tell of a failure.
+
+_MAX_REASON = 500
+
+
+def checked_feeds(
+    feeds: Mapping[str, Array], ports: Sequence[PortInfo], optional: Sequence[PortInfo] = ()
+) -> dict[str, Array]:
+    """Return the feeds by the name of their port, and refuse names, element types or static sizes that are not its own.
+
+    Notes
+    -----
+    A feed may go by any name of its input's tensor. The element type is checked because OpenVINO converts silently: a
+    float32 array fed to a float16 input loses digits.
+    """
+    ports = [*ports, *(port for port in optional if any(port.answers_to(name) for name in feeds))]
+    found = {port.name: [name for name in feeds if port.answers_to(name)] for port in ports}
+    if len(feeds) != len(ports) or any(len(names) != 1 for names in found.values()):
+        raise UsageError("the model's inputs are others", found=str(sorted(feeds)), needed=str(list(found)))
+    matched = {port: np.asarray(feeds[names[0]]) for port, names in found.items()}
+    for port in ports:
+        _check_feed(port, matched[port.name])
+    return matched
+
+
+def _check_feed(port: PortInfo, array: Array) -> None:
+    found = f"{array.dtype.name} {list(array.shape)}"
+    if array.dtype.name != port.dtype:
+        raise UsageError(f"input '{port.name}' has another element type", found=found, needed=port.describe())
+    fits = port.shape is None or (
+        len(port.shape) == array.ndim
+        and all(not isinstance(axis, int) or axis == size for axis, size in zip(port.shape, array.shape, strict=True))
+    )
+    if not fits:
+        raise UsageError(f"input '{port.name}' has another shape", found=found, needed=port.describe())
+
+
+def cannot_load(label: str, runtime: str, error: Exception) -> UnsupportedModelError:
+    """Return the error for a model that a runtime does not load."""
+    return UnsupportedModelError(f"{runtime} cannot load {label}", found=first_reason(error))
+
+
+def cannot_run(label: str, runtime: str, error: Exception, feeds: Mapping[str, Array]) -> UnsupportedModelError:
+    """Return the error for a run that failed, with the shapes that were fed."""
+    fed = ", ".join(f"{name}: {array.dtype.name} {list(array.shape)}" for name, array in feeds.items())
+    return UnsupportedModelError(f"{runtime} failed to run {label} on {fed}", found=first_reason(error))
+
+
+def first_reason(error: Exception) -> str:
+    """Return the first line of an error's text that says why, not where in the runtime's source."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reasons = [line for line in lines if not _is_place(line)]
+    text = (reasons or lines or [type(error).__name__])[0]
+    return text if len(text) <= _MAX_REASON else text[: _MAX_REASON - 3] + "..."
+
+
+def _is_place(line: str) -> bool:
+    return line.startswith("Exception from ") or (line.startswith("Check '") and " failed at " in line)
+
+
+# --- ONNX Runtime and OpenVINO behind one protocol.
 
 _RUNTIME_OF_SUFFIX: dict[str, RuntimeName] = {".onnx": "onnxruntime", ".xml": "openvino"}
 
@@ -84,8 +267,7 @@ def _native_runtime(model: str | Path | bytes | Any) -> RuntimeName:
 def _weights_of(path: Path) -> list[Path]:
     if path.suffix.lower() == ".xml":
         return [path.with_suffix(".bin")]
-    from graph_patterns.onnx.container import load_skeleton
-    from graph_patterns.onnx.external import external_data_locations
+    from graph_patterns.onnx.file import external_data_locations, load_skeleton
 
     try:
         with load_skeleton(path) as file:

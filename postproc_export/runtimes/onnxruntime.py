@@ -11,9 +11,8 @@ from typing import Any, Final, Self
 import numpy as np
 
 from postproc_export.errors import PostprocError, UnsupportedModelError, require
-from postproc_export.quiet import quiet_natives
-from postproc_export.runtimes.feeds import cannot_load, cannot_run, checked_feeds
-from postproc_export.runtimes.protocol import Array, PortInfo, Precision
+from postproc_export.process import quiet_natives
+from postproc_export.runtimes import Array, PortInfo, Precision, cannot_load, cannot_run, checked_feeds
 
 _BFLOAT16_CODE: Final = 16  # onnx.TensorProto.BFLOAT16
 _FATAL_ONLY: Final = 4  # what fails is raised; ONNX Runtime would print it to stderr as well

@@ -12,9 +12,8 @@ from typing import Any, Final, Self
 import numpy as np
 
 from postproc_export.errors import FileError, require
-from postproc_export.quiet import quiet_natives
-from postproc_export.runtimes.feeds import cannot_load, cannot_run, checked_feeds, first_reason
-from postproc_export.runtimes.protocol import Array, PortInfo, Precision
+from postproc_export.process import quiet_natives
+from postproc_export.runtimes import Array, PortInfo, Precision, cannot_load, cannot_run, checked_feeds, first_reason
 
 _TELEMETRY: Final = "openvino_telemetry"
 _KNOWN_NAMES: Final = ("pred_score", "pred_label", "anomaly_map", "pred_mask", "output")

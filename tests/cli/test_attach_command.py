@@ -10,8 +10,7 @@ import hosts
 import onnx
 import pytest
 
-from postproc_export import CalibrationStats, LevelStats
-from postproc_export.version import __version__
+from postproc_export import CalibrationStats, LevelStats, __version__
 
 Invoke = Callable[..., Any]
 STATS = CalibrationStats(

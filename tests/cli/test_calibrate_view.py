@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from postproc_export.cli.calibrate_view import statistics_view
+from postproc_export.cli.calibrate import statistics_view
 from postproc_export.float32 import next_up, to_float32
 from postproc_export.stats import CalibrationStats, LevelStats
 

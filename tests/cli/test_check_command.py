@@ -9,8 +9,8 @@ import onnx
 import pytest
 from PIL import Image
 
+from postproc_export.attach import attach_postprocessing
 from postproc_export.cli import main
-from postproc_export.rewrite.attach import attach_postprocessing
 from postproc_export.stats import CalibrationStats, LevelStats
 
 STATS = CalibrationStats(
@@ -126,7 +126,7 @@ def test_a_missing_runtime_is_an_error_where_none_is_left(
     files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Without any runtime for the format nothing can be checked: exit code 2, with the extra to install."""
-    monkeypatch.setattr("postproc_export.parity.given.installed_runtimes", lambda: ("onnxruntime",))
+    monkeypatch.setattr("postproc_export.check.installed_runtimes", lambda: ("onnxruntime",))
     assert main(["check", str(files / "attached.xml")]) == 2
     assert "no runtime for it is installed" in capsys.readouterr().err
 
@@ -135,7 +135,7 @@ def test_a_missing_runtime_is_said_where_another_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With one of two runtimes the check runs, and says what it could not run."""
-    monkeypatch.setattr("postproc_export.parity.given.installed_runtimes", lambda: ("onnxruntime",))
+    monkeypatch.setattr("postproc_export.check.installed_runtimes", lambda: ("onnxruntime",))
     path = attach_postprocessing(hosts.write(hosts.identity(), tmp_path / "raw.onnx"), STATS).output
     assert main(["check", str(path), "--threads", "1"]) == 0
     assert (

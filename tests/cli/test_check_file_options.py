@@ -10,10 +10,10 @@ import onnx
 import openvino
 import pytest
 
+from postproc_export.attach import attach_postprocessing
+from postproc_export.check import assert_parity
 from postproc_export.cli import main
 from postproc_export.errors import FileError
-from postproc_export.parity import assert_parity
-from postproc_export.rewrite.attach import attach_postprocessing
 from postproc_export.stats import CalibrationStats, LevelStats
 
 STATS = CalibrationStats(
@@ -186,7 +186,7 @@ def test_a_report_that_cannot_be_written_costs_no_result(
     def full(*_: object) -> None:
         raise FileError("cannot write r.xml", found="No space left on device")
 
-    monkeypatch.setattr("postproc_export.cli.check_files.write_text", full)
+    monkeypatch.setattr("postproc_export.files.write_text", full)
     assert main(["check", str(files[1]), "--threads", "1", "--json", "--junit", str(tmp_path / "r.xml")]) == 2
     output, errors = capsys.readouterr()
     assert json.loads(output)["passed"] is True

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from anomalib_files import FOLDER
 
+from postproc_export.attach import attach_postprocessing
 from postproc_export.cli import main
-from postproc_export.rewrite.attach import attach_postprocessing
-from postproc_export.rewrite.inspect import inspect_model
+from postproc_export.inspect import inspect_model
 from postproc_export.stats import CalibrationStats, LevelStats
 
 STATS = CalibrationStats(image=LevelStats(threshold=0.5, min=0.0, max=2.0))

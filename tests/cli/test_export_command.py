@@ -16,7 +16,7 @@ import torch
 from postproc_export import CalibrationStats, LevelStats
 from postproc_export.cli.attach import attach, tail_keywords
 from postproc_export.cli.export import _OWN
-from postproc_export.export.request import check_attach_options
+from postproc_export.export import check_attach_options
 from postproc_export.runtimes import open_runner
 
 Invoke = Callable[..., Any]

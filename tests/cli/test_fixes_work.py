@@ -14,9 +14,9 @@ from anomalib_files import FOLDER, files
 from conftest import Invoke
 from eager_exports import CASES, write
 
-from postproc_export.graphs.metadata import METADATA_KEY
-from postproc_export.rewrite.attach import attach_postprocessing
-from postproc_export.rewrite.inspect import inspect_model
+from postproc_export.attach import attach_postprocessing
+from postproc_export.inspect import inspect_model
+from postproc_export.record import METADATA_KEY
 from postproc_export.stats import CalibrationStats, LevelStats
 
 DATA: Final = Path(__file__).parents[1] / "data"

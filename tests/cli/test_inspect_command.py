@@ -63,8 +63,8 @@ def test_an_onnx_model_is_inspected_without_openvino_and_onnxruntime() -> None:
     """Neither runtime is imported: both are optional."""
     code = (
         "import sys; sys.modules['openvino'] = sys.modules['onnxruntime'] = sys.modules['torch'] = None\n"
-        "from postproc_export.rewrite.inspect import inspect_model\n"
-        "from postproc_export.rewrite.detach import detach_postprocessing\n"
+        "from postproc_export.inspect import inspect_model\n"
+        "from postproc_export.detach import detach_postprocessing\n"
         f"print(inspect_model({str(FOLDER / '270_default_dynamo.onnx')!r}).levels['image'].threshold)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from scripting import environment
 
-from postproc_export import CalibrationStats, LevelStats, attach_postprocessing
-from postproc_export.files import writing
+from postproc_export import CalibrationStats, LevelStats, attach_postprocessing, files
 from postproc_export.runtimes.openvino import import_openvino
 
 Invoke = Callable[..., Any]
@@ -104,7 +103,7 @@ def test_every_reason_is_told_with_the_target(
     def refuse(path: Path, *_: object, **__: object) -> None:
         raise OSError(number, "the reason", str(path))
 
-    monkeypatch.setattr(writing.Path, "write_text", refuse)
+    monkeypatch.setattr(files.Path, "write_text", refuse)
     result = invoke("calibrate", "outputs.npz", "-o", "out.json")
     assert result.exit_code == 2
     assert "error: cannot write out.json\n  found:   the reason\n  fix:     " in result.stderr

@@ -5,9 +5,9 @@ from pathlib import Path
 import hosts
 import pytest
 
+from postproc_export.attach import attach_postprocessing
 from postproc_export.cli import main
-from postproc_export.rewrite.attach import attach_postprocessing
-from postproc_export.rewrite.inspect import inspect_model
+from postproc_export.inspect import inspect_model
 from postproc_export.stats import CalibrationStats, LevelStats
 
 STATS = CalibrationStats(

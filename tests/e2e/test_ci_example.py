@@ -19,7 +19,7 @@ import pytest
 import yaml
 from image_files import save
 
-from postproc_export.rewrite.attach import attach_postprocessing
+from postproc_export.attach import attach_postprocessing
 from postproc_export.stats import CalibrationStats, LevelStats
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -17,7 +17,7 @@ from scripting import run_script
 
 from postproc_export import CalibrationStats, attach_postprocessing, detach_postprocessing
 from postproc_export.stats import LevelStats
-from postproc_export.transforms import own_openvino
+from postproc_export.steps import user_export
 
 pytestmark = pytest.mark.e2e
 
@@ -63,7 +63,7 @@ def named(folder: Path, kind: str, name: str, monkeypatch: pytest.MonkeyPatch) -
             entry.value = entry.value.replace(f"{MODULE}:C", name)
         attached = hosts.write(model, folder / "attached.onnx")
     else:
-        monkeypatch.setattr(own_openvino, "OPSET", 14)  # by the exporter that takes milliseconds
+        monkeypatch.setattr(user_export, "OPSET", 14)  # by the exporter that takes milliseconds
         own = "own_tails:Weighted"
         stats = CalibrationStats(image=LEVEL, pixel=LEVEL, details={"tail": [{"name": own, "parameters": {}}]})
         host = hosts.to_ir(hosts.score_and_map(), folder / "host.xml")

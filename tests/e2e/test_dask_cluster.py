@@ -13,13 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from postproc_export.calibration import COMPARED, Progress, calibrate
-from postproc_export.calibration.dask import connection as dask_connection
-from postproc_export.calibration.dask import watched
-from postproc_export.calibration.dask.part_counts import Count
-from postproc_export.calibration.dask.parts import Divide, reply
-from postproc_export.calibration.dask.shards import ShardPart
-from postproc_export.calibration.shards.kinds import NpzShard
+from postproc_export.calibration import COMPARED, Progress, calibrate, dask_cluster
+from postproc_export.calibration.dask import Count
+from postproc_export.calibration.dask_cluster import Divide, reply
+from postproc_export.calibration.dask_sources import ShardPart
+from postproc_export.calibration.shards import NpzShard
 from postproc_export.errors import CalibrationError, FileError
 
 distributed = pytest.importorskip("distributed", reason="the extra 'dask' is not installed")
@@ -305,12 +303,12 @@ def test_a_cluster_without_workers_or_with_other_software(
     monkeypatch: pytest.MonkeyPatch, addresses: tuple[str, str, str]
 ) -> None:
     """Both are said before anything is read."""
-    monkeypatch.setattr(dask_connection, "__version__", "0.0.0")
+    monkeypatch.setattr(dask_cluster, "__version__", "0.0.0")
     text = (
         "the Dask scheduler is not the same software\n  found:   postproc-export .*\n  needed:  postproc-export 0.0.0"
     )
     with pytest.raises(CalibrationError, match=text):
         calibrate(DATA, dask=addresses[0])
-    monkeypatch.setattr(watched, "WAIT", 0.1)
+    monkeypatch.setattr(dask_cluster, "WAIT", 0.1)
     with pytest.raises(CalibrationError, match=rf"the Dask scheduler at {addresses[2]} has no worker"):
         calibrate(DATA, dask=addresses[2])

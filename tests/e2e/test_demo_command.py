@@ -9,8 +9,7 @@ import onnx
 import pytest
 from scripting import run_command
 
-from postproc_export.demo.data import CROP_SIZE
-from postproc_export.demo.folder import MARKER
+from postproc_export.demo.data import CROP_SIZE, MARKER
 from postproc_export.demo.run import FILES
 from postproc_export.stats import CalibrationStats
 

@@ -13,7 +13,7 @@ import pytest
 
 from postproc_export import CalibrationStats, LevelStats, check_parity
 from postproc_export.cli import main
-from postproc_export.quiet import quiet_exporter
+from postproc_export.process import quiet_exporter
 from postproc_export.runtimes.openvino import openvino_core
 
 pytestmark = pytest.mark.e2e

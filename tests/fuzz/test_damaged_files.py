@@ -17,8 +17,8 @@ from anomalib_files import FOLDER
 from fuzz.mutations import mutate
 from fuzz.regressions import REGRESSIONS
 
+from postproc_export.attach import attach_postprocessing
 from postproc_export.cli import main
-from postproc_export.rewrite.attach import attach_postprocessing
 from postproc_export.stats import CalibrationStats, LevelStats
 
 SAMPLE_SEED, LONG_SEED = 20260101, 20260102

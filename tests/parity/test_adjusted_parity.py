@@ -12,10 +12,10 @@ from onnx import numpy_helper
 from tail_forms import FORMS, attached
 
 from postproc_export import CalibrationStats, LevelStats
-from postproc_export.parity import check_parity
-from postproc_export.parity.checks.exhaustive import CHUNK, check_exhaustively
-from postproc_export.parity.models.attached_model import load_attached
-from postproc_export.preservation import compare_files
+from postproc_export.check import check_parity
+from postproc_export.check.attached import load_attached
+from postproc_export.check.record import compare_files
+from postproc_export.check.tail import CHUNK, check_exhaustively
 
 STATS = CalibrationStats(
     image=LevelStats(threshold=0.5, min=0.0, max=2.7), pixel=LevelStats(threshold=0.25, min=-1.0, max=1.3)

@@ -9,9 +9,9 @@ import hosts
 import numpy as np
 import pytest
 
+from postproc_export.attach import attach_postprocessing
+from postproc_export.check import check_parity
 from postproc_export.errors import FileError, MetadataError, UnsupportedModelError, UsageError
-from postproc_export.parity import check_parity
-from postproc_export.rewrite.attach import attach_postprocessing
 from postproc_export.stats import CalibrationStats, LevelStats
 
 IMAGE = LevelStats(threshold=0.2, min=-1.0, max=0.75)

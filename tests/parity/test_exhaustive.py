@@ -9,11 +9,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from postproc_export.attach import attach_postprocessing
+from postproc_export.check.attached import load_attached
+from postproc_export.check.report import Check
+from postproc_export.check.tail import ALL, CHUNK, check_exhaustively
 from postproc_export.errors import UnsupportedModelError
-from postproc_export.parity.checks.exhaustive import ALL, CHUNK, check_exhaustively
-from postproc_export.parity.models.attached_model import load_attached
-from postproc_export.parity.reports.report import Check
-from postproc_export.rewrite.attach import attach_postprocessing
 from postproc_export.stats import CalibrationStats, LevelStats
 
 STATS = CalibrationStats(

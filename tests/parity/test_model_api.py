@@ -10,8 +10,8 @@ from model_api.adapters import OpenvinoAdapter
 from model_api.models import Model
 from model_api.models.model import WrapperError
 
-from postproc_export.contracts import check_contract
-from postproc_export.rewrite.attach import attach_postprocessing
+from postproc_export.attach import attach_postprocessing
+from postproc_export.check.contracts import check_contract
 from postproc_export.runtimes import open_runner
 from postproc_export.runtimes.openvino import openvino_core
 from postproc_export.stats import CalibrationStats, LevelStats

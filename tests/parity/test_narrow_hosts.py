@@ -23,11 +23,11 @@ from postproc_export import (
     decision_boundary,
     update_postprocessing,
 )
-from postproc_export.adjusting import adjusted_error
-from postproc_export.boundary import Comparison
+from postproc_export.decision import Comparison
 from postproc_export.float32 import half_ulp
 from postproc_export.runtimes import as_float32, open_runner
 from postproc_export.stats import LEVELS
+from postproc_export.tail import adjusted_error
 
 DATA = Path(__file__).parents[1] / "data" / "cases"
 SENSITIVITIES = (0.0, 0.1, 0.25, 0.3, 0.5, 0.7, 0.75, 0.9, 1.0)

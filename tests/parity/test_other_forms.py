@@ -12,10 +12,10 @@ import openvino
 import pytest
 from onnx import numpy_helper
 
+from postproc_export.attach import attach_postprocessing
+from postproc_export.check import ParityReport, check_parity
 from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError
-from postproc_export.graphs.openvino.detach import drop_record
-from postproc_export.parity import ParityReport, check_parity
-from postproc_export.rewrite.attach import attach_postprocessing
+from postproc_export.formats.openvino import drop_record
 from postproc_export.stats import CalibrationStats, LevelStats
 
 TOOLS = Path(__file__).parents[1] / "data" / "other_tools"

@@ -13,8 +13,8 @@ import planted_onnx
 import pytest
 from planted_onnx import Fault
 
-from postproc_export.parity import ParityReport, check_parity
-from postproc_export.rewrite.attach import attach_postprocessing
+from postproc_export.attach import attach_postprocessing
+from postproc_export.check import ParityReport, check_parity
 from postproc_export.stats import CalibrationStats, LevelStats
 
 STATS = CalibrationStats(

@@ -13,8 +13,8 @@ import planted_ir
 import planted_onnx
 import pytest
 
-from postproc_export import parity
-from postproc_export.rewrite.attach import attach_postprocessing
+from postproc_export import check
+from postproc_export.attach import attach_postprocessing
 from postproc_export.stats import CalibrationStats, LevelStats
 
 STATS = CalibrationStats(
@@ -62,7 +62,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the command feed fewer raw values to the tail alone."""
-    monkeypatch.setattr(parity, "check_parity", partial(parity.check_parity, count=1_000))
+    monkeypatch.setattr(check, "check_parity", partial(check.check_parity, count=1_000))
 
 
 def planted(fault: Callable[[Any], Any], attached: Path, folder: Path) -> Path:

@@ -14,11 +14,11 @@ from image_files import save
 from onnx import TensorProto, helper, numpy_helper
 
 from postproc_export import CalibrationStats, LevelStats, attach_postprocessing, check_parity
+from postproc_export.check.attached import load_attached
+from postproc_export.check.real_inputs import array_inputs
+from postproc_export.check.record import compare_files
+from postproc_export.check.ways import tail_patterns, with_int8
 from postproc_export.cli import main
-from postproc_export.parity.fed.real_inputs import array_inputs
-from postproc_export.parity.models.attached_model import load_attached
-from postproc_export.parity.models.variants import tail_patterns, with_int8
-from postproc_export.preservation import compare_files
 from postproc_export.runtimes import PortInfo
 from postproc_export.runtimes.openvino import without_telemetry
 

@@ -11,11 +11,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from postproc_export.attach import attach_postprocessing
+from postproc_export.check import assert_parity
+from postproc_export.check.report import Check, ParityReport, failed, junit, markdown
 from postproc_export.cli import main
-from postproc_export.parity import assert_parity
-from postproc_export.parity.reports.formats import junit, markdown
-from postproc_export.parity.reports.report import Check, ParityReport, failed
-from postproc_export.rewrite.attach import attach_postprocessing
 from postproc_export.stats import CalibrationStats, LevelStats
 
 STATS = CalibrationStats(

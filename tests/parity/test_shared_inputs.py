@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from postproc_export import CalibrationStats, attach_postprocessing, check_parity
+from postproc_export.check.real_inputs import array_inputs
 from postproc_export.errors import UsageError
-from postproc_export.parity.fed.real_inputs import array_inputs
-from postproc_export.runtimes.protocol import PortInfo
+from postproc_export.runtimes import PortInfo
 from postproc_export.stats import LevelStats
 
 LEVEL = LevelStats(threshold=0.9, min=0.0, max=2.0)

@@ -15,16 +15,15 @@ import torch_hosts
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from postproc_export.comparison.difference import LabelDifference
-from postproc_export.parity import ParityReport, check_parity
-from postproc_export.parity.models.attached_model import load_attached
-from postproc_export.parity.models.configuration import Configuration
-from postproc_export.parity.reference.post_processor import Reference
-from postproc_export.parity.reference.tail_cases import boundary_of
-from postproc_export.parity.reports.stage_results import LevelOutcome, WayResult
-from postproc_export.parity.reports.verdicts import PREVENTED_BY, advice, verdict
-from postproc_export.parity.stages.readings import Reader
-from postproc_export.rewrite.attach import attach_postprocessing
+from postproc_export.attach import attach_postprocessing
+from postproc_export.check import ParityReport, check_parity
+from postproc_export.check.attached import boundary_of, load_attached
+from postproc_export.check.readings import Reader
+from postproc_export.check.reference import Reference
+from postproc_export.check.report import PREVENTED_BY, advice, verdict
+from postproc_export.check.stage_report import LevelOutcome, WayResult
+from postproc_export.check.ways import Configuration
+from postproc_export.comparison import LabelDifference
 from postproc_export.stats import CalibrationStats, LevelStats
 
 STATS = CalibrationStats(
@@ -332,7 +331,7 @@ def test_the_table_fits_a_terminal_of_80_columns(swapped: ParityReport) -> None:
     """No cell is cut and no line is longer than 80 characters, also with hundreds of thousands of flipped pixels."""
     from rich.console import Console
 
-    from postproc_export.parity.reports.stage_table import stage_table
+    from postproc_export.check.stage_report import stage_table
 
     many = LabelDifference(count=645_120, flipped=610_943)
     worst = [

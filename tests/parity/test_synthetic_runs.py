@@ -9,9 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from postproc_export.parity import ParityReport, check_parity
-from postproc_export.parity.checks import synthetic_plan
-from postproc_export.rewrite.attach import attach_postprocessing
+from postproc_export.attach import attach_postprocessing
+from postproc_export.check import ParityReport, check_parity, synthetic
 from postproc_export.stats import CalibrationStats, LevelStats
 
 BROKEN = Path(__file__).parents[1] / "data" / "broken"
@@ -229,11 +228,11 @@ def test_large_inputs_and_late_hours_are_said(tmp_path: Path, monkeypatch: pytes
     That holds where loading the file took all the time, too.
     """
     path = attached(hosts.score_and_map(), tmp_path)[1]
-    monkeypatch.setattr(synthetic_plan, "MOST_ELEMENTS", 1)
+    monkeypatch.setattr(synthetic, "MOST_ELEMENTS", 1)
     report = checked(path)
     assert report.environment["synthetic"].count("input [") == 1
     assert any("input [3, 3, 128, 64] is left out for its size" in line for line in report.not_checked)
-    monkeypatch.setattr(synthetic_plan.SyntheticPlan, "is_late", lambda _: True)
+    monkeypatch.setattr(synthetic.SyntheticPlan, "is_late", lambda _: True)
     late = checked(path)
     assert late, late.describe()
     assert late.environment["synthetic"].count("input [") == 1

@@ -12,9 +12,9 @@ import pytest
 from onnx import numpy_helper
 from tail_forms import FORMS, attached
 
-from postproc_export.parity import check_parity
-from postproc_export.parity.checks.exhaustive import CHUNK, check_exhaustively
-from postproc_export.parity.models.attached_model import load_attached
+from postproc_export.check import check_parity
+from postproc_export.check.attached import load_attached
+from postproc_export.check.tail import CHUNK, check_exhaustively
 
 FEW = 400
 IMAGES = np.random.default_rng(7).integers(0, 256, (11, 3, 8, 8)).astype(np.float32) / 256

@@ -15,9 +15,9 @@ from onnx import TensorProto, numpy_helper
 from shipped_tails import IMAGE, PIXEL, images, stats_behind
 
 from postproc_export import CalibrationStats, attach_postprocessing, check_parity
+from postproc_export.check import ParityReport
 from postproc_export.errors import MetadataError, UsageError
-from postproc_export.parity import ParityReport
-from postproc_export.transforms import own_openvino
+from postproc_export.steps import user_export
 
 FED = {"input": images((4, 3, 20, 24))}
 COUNT = 500
@@ -169,7 +169,7 @@ def test_a_pytorch_model_is_transformed_as_well(folder: Path) -> None:
 @pytest.mark.parametrize("kind", ["onnx", "xml"])
 def test_a_class_of_one_s_own_passes(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Found again by its name, and run eagerly on what it reads in the same compiled model."""
-    monkeypatch.setattr(own_openvino, "OPSET", 14)  # by the exporter that takes milliseconds
+    monkeypatch.setattr(user_export, "OPSET", 14)  # by the exporter that takes milliseconds
     raw, path = attached(folder, ["own_tails:Weighted", "gate"], kind=kind, opset=14)
     report = checked(path, inputs=FED, preserved=raw, tail=["own_tails:Weighted", "gate"])
     assert report, report.describe()
@@ -179,7 +179,7 @@ def test_a_class_of_one_s_own_passes(kind: str, folder: Path, monkeypatch: pytes
 @pytest.mark.parametrize("kind", ["onnx", "xml"])
 def test_a_class_that_the_file_alone_names_is_not_run(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What can be judged without it is judged; what needs it is not checked, and the option that names it is told."""
-    monkeypatch.setattr(own_openvino, "OPSET", 14)
+    monkeypatch.setattr(user_export, "OPSET", 14)
     raw, path = attached(folder, ["own_tails:Weighted", "gate"], kind=kind, opset=14)
     monkeypatch.delattr(own_tails, "Weighted")
     report = checked(path, raw=raw, inputs=FED, preserved=raw, torch=Net())

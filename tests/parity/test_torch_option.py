@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch_hosts
 
+from postproc_export.attach import attach_postprocessing
+from postproc_export.check import assert_parity, check_parity
 from postproc_export.errors import UsageError
-from postproc_export.parity import assert_parity, check_parity
-from postproc_export.rewrite.attach import attach_postprocessing
 from postproc_export.stats import CalibrationStats, LevelStats
 
 STATS = CalibrationStats(

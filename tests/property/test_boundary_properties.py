@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from strategies import any32, comparisons, finite32, level_stats, sensitivities, stats
 from trouble import around, trouble
 
-from postproc_export.boundary import (
+from postproc_export.decision import (
     Comparison,
     choose_form,
     decision_boundary,

@@ -11,12 +11,11 @@ from calibration_reference import Plain
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from postproc_export.calibration import Calibrator
-from postproc_export.calibration.counting import tally
-from postproc_export.calibration.counting.table import Table
-from postproc_export.calibration.statistics.level import CalibrationWarning, LevelOptions
-from postproc_export.calibration.thresholds.policies import Policy
-from postproc_export.calibration.thresholds.searches import BestRatio, Found, LowestPrecise, Ranked
+from postproc_export.calibration import Calibrator, tally
+from postproc_export.calibration.policies import Policy
+from postproc_export.calibration.search import BestRatio, Found, LowestPrecise, Ranked
+from postproc_export.calibration.statistics import CalibrationWarning, LevelOptions
+from postproc_export.calibration.table import Table
 from postproc_export.stats import LevelStats
 
 ONE_ROUTE = [HealthCheck.function_scoped_fixture]  # the route is the same for every example of a test

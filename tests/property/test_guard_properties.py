@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graph_patterns.errors import UnsupportedOpsetError
+from graph_patterns.expr import UnsupportedOpsetError
 from postproc_export import CalibrationStats, LevelStats
 from postproc_export.errors import UnsupportedModelError, UsageError
-from postproc_export.graphs.onnx.attach import attach_to_onnx_model
-from postproc_export.graphs.openvino.attach import attach_to_openvino_model
+from postproc_export.formats.onnx import attach_to_onnx_model
+from postproc_export.formats.openvino import attach_to_openvino_model
+from postproc_export.options import TailOptions
 from postproc_export.runtimes import open_runner
 from postproc_export.runtimes.openvino import openvino_core
-from postproc_export.tail_options import TailOptions
 
 BATCH = 3
 SIZES = {"N": BATCH, "batch": BATCH, "?": 2, "H": 4, "W": 2, "L": 2}

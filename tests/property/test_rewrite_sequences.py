@@ -13,19 +13,15 @@ from hypothesis import strategies as st
 from random_hosts import RandomHost, random_hosts
 from strategies import comparisons, level_stats, sensitivities
 
-from graph_patterns.errors import UnsupportedOpsetError
-from graph_patterns.onnx.container import load_skeleton_from_bytes
-from graph_patterns.onnx.soundness import Soundness
+from graph_patterns.expr import UnsupportedOpsetError
+from graph_patterns.onnx.edit import Soundness
+from graph_patterns.onnx.file import load_skeleton_from_bytes
 from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError
-from postproc_export.graphs.onnx.attach import attach_to_onnx_model
-from postproc_export.graphs.onnx.detach import detach_from_onnx_model
-from postproc_export.graphs.onnx.update import update_onnx_model
-from postproc_export.graphs.openvino.attach import attach_to_openvino_model
-from postproc_export.graphs.openvino.detach import detach_from_openvino_model
-from postproc_export.graphs.openvino.update import update_openvino_model
-from postproc_export.graphs.state import Changes
+from postproc_export.formats.onnx import attach_to_onnx_model, detach_from_onnx_model
+from postproc_export.formats.openvino import attach_to_openvino_model, detach_from_openvino_model
+from postproc_export.formats.update import Changes, update_onnx_model, update_openvino_model
+from postproc_export.options import LABEL_DTYPES, TailOptions
 from postproc_export.stats import CalibrationStats
-from postproc_export.tail_options import LABEL_DTYPES, TailOptions
 
 FORMS: tuple[dict[str, Any], ...] = (
     {},

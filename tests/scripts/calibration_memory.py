@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from postproc_export.calibration import COMPARED, Calibrator, calibrate
-from postproc_export.calibration.counting.ordered import float_values
+from postproc_export.calibration.table import float_values
 
 LOWEST, HIGHEST = 0x0200_0000, 0xFD00_0000  # ordered keys, almost all of float32
 BATCH = 500_000

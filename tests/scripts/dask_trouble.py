@@ -19,8 +19,7 @@ import dask.array as da
 import numpy as np
 from distributed import Client, LocalCluster
 
-from postproc_export.calibration import Progress, calibrate
-from postproc_export.calibration.dask import connection, watched
+from postproc_export.calibration import Progress, calibrate, dask_cluster
 
 CHUNKS = 24
 VALUES = np.random.default_rng(3).gamma(2, size=(CHUNKS, 50000)).astype(np.float32)
@@ -65,11 +64,11 @@ class Cases:
 
     def other_software(self) -> Any:
         """The default client leads to another version."""
-        mine, connection.__version__ = connection.__version__, "0.0.0"  # type: ignore[misc]
+        mine, dask_cluster.__version__ = dask_cluster.__version__, "0.0.0"  # type: ignore[misc]
         try:
             return calibrated()
         finally:
-            connection.__version__ = mine  # type: ignore[misc]
+            dask_cluster.__version__ = mine  # type: ignore[misc]
 
     def one_dies(self) -> Any:
         """One of two workers goes in the middle of the first pass."""
@@ -114,12 +113,12 @@ def calibrated(progress: Callable[[Progress], None] | None = None) -> str:
 @contextmanager
 def patched(name: str, value: float) -> Iterator[None]:
     """Give a waiting time of the package another value."""
-    before = getattr(watched, name)
-    setattr(watched, name, value)
+    before = getattr(dask_cluster, name)
+    setattr(dask_cluster, name, value)
     try:
         yield
     finally:
-        setattr(watched, name, before)
+        setattr(dask_cluster, name, before)
 
 
 def result_of(case: Callable[[], Any]) -> Any:

@@ -20,9 +20,8 @@ import pytest
 import torch.distributed as dist
 from sharding import computed, three_shards
 
-from postproc_export.calibration import Calibrator
-from postproc_export.calibration.counting import tally
-from postproc_export.calibration.processes.levels import RankValues
+from postproc_export.calibration import Calibrator, tally
+from postproc_export.calibration.ranks import RankValues
 
 RANKS = 3
 

@@ -17,10 +17,9 @@ import pytest
 import torch.distributed as dist
 from sharding import computed, sharded_cases
 
-from postproc_export.calibration import CalibrationWarning, Calibrator
-from postproc_export.calibration.counting import tally
-from postproc_export.calibration.counting.arrays import Block
-from postproc_export.calibration.processes.ranks import all_ranks
+from postproc_export.calibration import CalibrationWarning, Calibrator, tally
+from postproc_export.calibration.arrays import Block
+from postproc_export.calibration.ranks import all_ranks
 from postproc_export.calibration.spool import Spool
 from postproc_export.errors import FileError
 

@@ -36,7 +36,7 @@ def main(folder: Path) -> None:
         if found in watched:
             events.append(f"{event} {found}")
 
-    from postproc_export.cli import main as command_line
+    from postproc_export.cli import main
 
     class Finder:
         """Hears of `importlib.import_module` too, of which the audit event of the import statement does not tell."""
@@ -52,7 +52,7 @@ def main(folder: Path) -> None:
         events.clear()
         out, err = io.StringIO(), io.StringIO()
         with redirect_stdout(out), redirect_stderr(err):
-            code = command_line(command)
+            code = main(command)
         seen.append({"code": code, "out": out.getvalue(), "err": err.getvalue(), "events": list(events)})
     Path("seen.json").write_text(json.dumps(seen), encoding="utf-8")
 

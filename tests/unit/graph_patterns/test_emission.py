@@ -28,9 +28,9 @@ from graph_patterns.catalog import (
     packed,
 )
 from graph_patterns.expr import cast
-from graph_patterns.onnx.lowering import OnnxTarget, emit
+from graph_patterns.onnx.emit import OnnxTarget, emit
 from graph_patterns.onnx.view import OnnxView
-from graph_patterns.openvino.lowering import emit as emit_openvino
+from graph_patterns.openvino.emit import emit as emit_openvino
 from graph_patterns.openvino.view import OpenVinoView
 
 TARGETS = [(7, 3), (8, 3), (9, 4), (10, 5), (11, 6), (12, 7), (13, 7), (14, 7), (17, 8), (18, 8), (19, 9), (21, 10)]

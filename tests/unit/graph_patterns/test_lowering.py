@@ -13,12 +13,11 @@ import pytest
 from graph_patterns import Expr, Input, UnsupportedOpsetError
 from graph_patterns import expr as build
 from graph_patterns.expr import Call, Const, Ints, Scalar
-from graph_patterns.onnx.lowering import LOWERINGS as ONNX_LOWERINGS
-from graph_patterns.onnx.lowering import OnnxForm, OnnxFragment, OnnxTarget, emit
+from graph_patterns.onnx.emit import LOWERINGS, OnnxForm, OnnxFragment, OnnxTarget, emit
 from graph_patterns.onnx.view import OnnxView
-from graph_patterns.openvino.lowering import LOWERINGS as OPENVINO_LOWERINGS
-from graph_patterns.openvino.lowering import OpenVinoForm
-from graph_patterns.openvino.lowering import emit as emit_openvino
+from graph_patterns.openvino.emit import LOWERINGS as OPENVINO_LOWERINGS
+from graph_patterns.openvino.emit import OpenVinoForm
+from graph_patterns.openvino.emit import emit as emit_openvino
 from graph_patterns.openvino.view import OpenVinoView
 from postproc_export.runtimes.openvino import openvino_core
 
@@ -99,7 +98,7 @@ def onnx_model(fragment: OnnxFragment, target: OnnxTarget, result: Array) -> onn
 
 def test_every_operator_has_its_case() -> None:
     """No operator of either table is left out here."""
-    assert set(CASES) == set(ONNX_LOWERINGS) == set(OPENVINO_LOWERINGS)
+    assert set(CASES) == set(LOWERINGS) == set(OPENVINO_LOWERINGS)
 
 
 @pytest.mark.parametrize("op", CASES)
@@ -109,7 +108,7 @@ def test_forms_of_onnx_begin_where_onnx_says(op: str) -> None:
     for schema in onnx.defs.get_all_schemas_with_history():
         if not schema.domain:
             versions.setdefault(schema.name, set()).add(schema.since_version)
-    assert all(form.since in versions[form.op_type] for form in ONNX_LOWERINGS[op])
+    assert all(form.since in versions[form.op_type] for form in LOWERINGS[op])
     supported = [opset for opset in range(7, 25) if OnnxTarget(opset, 8).supports(op)]
     assert supported == list(range(LATER.get(op, 7), 25))
 

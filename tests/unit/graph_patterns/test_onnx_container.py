@@ -1,4 +1,4 @@
-"""`graph_patterns.onnx.container`: an ONNX file edited without loading its weights."""
+"""`graph_patterns.onnx.file`: an ONNX file edited without loading its weights."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from onnx_files import (
     written,
 )
 
-from graph_patterns.onnx.container import full_model, load_skeleton, load_skeleton_from_bytes
+from graph_patterns.onnx.file import full_model, load_skeleton, load_skeleton_from_bytes
 from graph_patterns.onnx.wire import varint
 
 

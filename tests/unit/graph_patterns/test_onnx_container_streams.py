@@ -1,4 +1,4 @@
-"""`graph_patterns.onnx.container`: memory, copying, and files that change, cannot be written or are too large."""
+"""`graph_patterns.onnx.file`: memory, copying, and files that change, cannot be written or are too large."""
 
 import gc
 import os
@@ -7,16 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from onnx_files import (
-    PLACES,
-    record,
-    saved,
-    written,
-)
+from onnx_files import PLACES, record, saved, written
 
-from graph_patterns.errors import ModelFileError
-from graph_patterns.onnx import container, source
-from graph_patterns.onnx.container import load_skeleton
+from graph_patterns.expr import ModelFileError
+from graph_patterns.onnx import file as container
+from graph_patterns.onnx import wire
+from graph_patterns.onnx.file import load_skeleton
 from graph_patterns.onnx.wire import varint
 
 
@@ -49,7 +45,7 @@ def test_payloads_are_copied_without_help_of_the_kernel(
 ) -> None:
     """Where the kernel cannot copy between files, the payloads are read and written."""
     monkeypatch.setattr(os, "copy_file_range", copy_range)
-    monkeypatch.setattr(source, "CHUNK", 1000)
+    monkeypatch.setattr(wire, "CHUNK", 1000)
     with load_skeleton(saved(tmp_path, PLACES["training_algorithm"])) as file:
         assert written(file, tmp_path) == PLACES["training_algorithm"]
 

@@ -1,4 +1,4 @@
-"""`graph_patterns.onnx.container`: damaged and foreign files are refused, and never misread."""
+"""`graph_patterns.onnx.file`: damaged and foreign files are refused, and never misread."""
 
 import os
 import random
@@ -7,19 +7,10 @@ from pathlib import Path
 import onnx
 import pytest
 from google.protobuf.message import DecodeError
-from onnx_files import (
-    FLOATS,
-    NUMBERS,
-    PAYLOADS,
-    PLACES,
-    record,
-    saved,
-    serialised,
-)
+from onnx_files import FLOATS, NUMBERS, PAYLOADS, PLACES, record, saved, serialised
 
-from graph_patterns.errors import ModelFileError
-from graph_patterns.onnx.container import full_model, load_skeleton, load_skeleton_from_bytes
-from graph_patterns.onnx.validation import check_text
+from graph_patterns.expr import ModelFileError
+from graph_patterns.onnx.file import check_text, full_model, load_skeleton, load_skeleton_from_bytes
 from graph_patterns.onnx.wire import varint
 
 NOT_MODELS = {

@@ -1,4 +1,4 @@
-"""`graph_patterns.onnx.external`: which files a model's weights lie in, and which of them may be touched."""
+"""`graph_patterns.onnx.file`: which files a model's weights lie in, and which of them may be touched."""
 
 import os
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from graph_patterns.errors import ModelFileError
-from graph_patterns.onnx.external import ExternalData, external_data_locations, external_files
+from graph_patterns.expr import ModelFileError
+from graph_patterns.onnx.file import ExternalData, external_data_locations, external_files
 
 
 def outside(location: str, *, name: str = "w", **numbers: object) -> onnx.TensorProto:

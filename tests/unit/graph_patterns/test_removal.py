@@ -10,9 +10,9 @@ from onnx import helper, parser
 from graph_patterns import Const, Input, Match, Scalar, SharedValueError, find
 from graph_patterns.expr import add, clip, is_nan, mul, select
 from graph_patterns.folding import Folded
-from graph_patterns.onnx import editing, removal
+from graph_patterns.onnx import edit
 from graph_patterns.onnx.view import OnnxView
-from graph_patterns.openvino.removal import remove
+from graph_patterns.openvino.edit import remove
 from graph_patterns.openvino.view import OpenVinoView
 
 SCALED = clip(add(mul(Input("x"), Scalar("s")), Scalar("o")), Const(0.0), Const(1.0))
@@ -46,7 +46,7 @@ def test_constants_with_other_readers_stay() -> None:
     """Only what nobody reads any more goes."""
     proto = model(f"{TAIL} w = Add(x, o)", outputs="float[N] y, float[N] w")
     found = matched(proto)
-    removal.remove(proto, found.values, outputs=["y"], keep=found.inputs.values())
+    edit.remove(proto, found.values, outputs=["y"], keep=found.inputs.values())
     assert names(proto) == (["x", "w"], ["o"])
 
 
@@ -54,14 +54,14 @@ def test_what_nobody_read_before_stays() -> None:
     """Dead ends of the model are the model's own business."""
     proto = model(f"{TAIL} dead = Abs(x)")
     found = matched(proto)
-    removal.remove(proto, found.values, outputs=["y"], keep=found.inputs.values())
+    edit.remove(proto, found.values, outputs=["y"], keep=found.inputs.values())
     assert names(proto)[0] == ["x", "dead"]
 
 
 def test_a_value_that_is_not_kept_goes_with_its_last_reader() -> None:
     """Without `keep` the nodes that were only there for the removed ones go as well."""
     proto = model(TAIL)
-    removal.remove(proto, matched(proto).values, outputs=["y"])
+    edit.remove(proto, matched(proto).values, outputs=["y"])
     assert names(proto) == ([], [])
 
 
@@ -71,11 +71,11 @@ def test_what_leads_to_the_removed_alone_goes_too() -> None:
     found = find(add(Input("reshaped"), mul(Input("x"), Scalar("s"))), OnnxView(proto), at="a")
     assert isinstance(found, Match)
     other = onnx.ModelProto.FromString(proto.SerializeToString())
-    removal.remove(proto, [*found.values, "y", "r"], outputs=["y"], keep=["x"])
+    edit.remove(proto, [*found.values, "y", "r"], outputs=["y"], keep=["x"])
     assert names(proto)[0] == ["x"]
     other.graph.output.append(onnx.helper.make_tensor_value_info("l", onnx.TensorProto.INT64, [1]))
     with pytest.raises(SharedValueError, match="'m' has a reader outside"):
-        removal.remove(other, [*found.values, "y", "r"], outputs=["y"], keep=["x"])
+        edit.remove(other, [*found.values, "y", "r"], outputs=["y"], keep=["x"])
 
 
 def test_what_leads_to_the_removed_alone_goes_too_in_openvino() -> None:
@@ -95,7 +95,7 @@ def test_an_output_that_stays_blocks_the_removal() -> None:
     proto = model(TAIL, outputs="float[N] y, float[N] a")
     before = proto.SerializeToString()
     with pytest.raises(SharedValueError, match=r"'a' has a reader outside(.|\n)*reader the output 'a'"):
-        removal.remove(proto, matched(proto).values, outputs=["y"])
+        edit.remove(proto, matched(proto).values, outputs=["y"])
     assert proto.SerializeToString() == before
 
 
@@ -104,7 +104,7 @@ def test_inputs_of_old_models_go_with_their_initializers() -> None:
     inputs = "float[N] i, float s, float o, float z, float one"
     proto = model(TAIL, ir_version=3, inputs=inputs)
     found = matched(proto)
-    removal.remove(proto, found.values, outputs=["y"], keep=found.inputs.values())
+    edit.remove(proto, found.values, outputs=["y"], keep=found.inputs.values())
     assert [item.name for item in proto.graph.input] == ["i"]
     assert not find(SCALED, OnnxView(model(TAIL, inputs=inputs)), at="y")
 
@@ -113,7 +113,7 @@ def test_a_shared_constant_is_cloned_and_its_own_is_not() -> None:
     """Two readers of one constant: the other one keeps its number."""
     proto = model(f"{TAIL} w = Add(x, o)", outputs="float[N] y, float[N] w")
     sites = matched(proto).sites
-    editing.set_numbers(proto, {sites["o"][0]: 0.5, sites["s"][0]: 2.0}, prefix="new/")
+    edit.set_numbers(proto, {sites["o"][0]: 0.5, sites["s"][0]: 2.0}, prefix="new/")
     assert matched(proto).scalars == {"s": 2.0, "o": 0.5}
     assert names(proto)[1] == ["s", "o", "z", "one", "new/o_1"]
 
@@ -122,7 +122,7 @@ def test_a_clone_gets_a_name_that_nothing_has() -> None:
     """Neither a value nor a node, such as an earlier clone of the same constant."""
     proto = model(f"{TAIL} w = Add(x, o) v = Neg(w)", outputs="float[N] y, float[N] w, float[N] v")
     proto.graph.node[-1].name = "new/o_1"
-    editing.set_numbers(proto, {matched(proto).sites["o"][0]: 0.5}, prefix="new/")
+    edit.set_numbers(proto, {matched(proto).sites["o"][0]: 0.5}, prefix="new/")
     assert "new/o_2" in names(proto)[1]
 
 
@@ -135,7 +135,7 @@ def test_what_a_nested_graph_calls_the_same_is_no_reader() -> None:
     proto.graph.node.append(helper.make_node("If", ["w"], ["chosen"], then_branch=branch, else_branch=branch))
     proto.training_info.add().algorithm.CopyFrom(branch)
     found = matched(proto)
-    removal.remove(proto, found.values, outputs=["y"], keep=found.inputs.values())
+    edit.remove(proto, found.values, outputs=["y"], keep=found.inputs.values())
     assert "y" not in {name for node in proto.graph.node for name in node.output}
 
 
@@ -147,7 +147,7 @@ def test_attributes_are_changed_in_place() -> None:
     pattern = clip(Input("x"), Scalar("low"), Scalar("high"))
     found = find(pattern, OnnxView(proto), at="y")
     assert isinstance(found, Match)
-    editing.set_numbers(proto, {found.sites["high"][0]: 6.0}, prefix="new/")
+    edit.set_numbers(proto, {found.sites["high"][0]: 6.0}, prefix="new/")
     found = find(pattern, OnnxView(proto), at="y")
     assert isinstance(found, Match)
     assert found.scalars == {"low": 0.0, "high": 6.0}

@@ -13,7 +13,7 @@ from strategies import level_stats
 from tail_forms import DETECTORS, IMAGE, PIXEL, STATS, attached, converted, stripped
 from trouble import SPECIAL, around
 
-from graph_patterns.errors import UnsupportedOpsetError
+from graph_patterns.expr import UnsupportedOpsetError
 from postproc_export import (
     CalibrationStats,
     LevelStats,
@@ -23,13 +23,13 @@ from postproc_export import (
     inspect_model,
     update_postprocessing,
 )
-from postproc_export.adjusting import LARGEST_SUM, adjusted_error
 from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError
-from postproc_export.graphs.onnx.attach import attach_to_onnx_model
-from postproc_export.graphs.openvino.attach import attach_to_openvino_model
+from postproc_export.formats.onnx import attach_to_onnx_model
+from postproc_export.formats.openvino import attach_to_openvino_model
+from postproc_export.options import TailOptions
 from postproc_export.runtimes import Runner, open_runner
 from postproc_export.runtimes.openvino import openvino_core
-from postproc_export.tail_options import TailOptions
+from postproc_export.tail import LARGEST_SUM, adjusted_error
 
 FORMATS = pytest.mark.parametrize("ir", [False, True], ids=["onnx", "ir"])
 KINDS = pytest.mark.parametrize("adjustable", ["sensitivity", "boundary"])

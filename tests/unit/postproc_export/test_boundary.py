@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from trouble import SPECIAL, around, trouble
 
-from postproc_export.boundary import (
+from postproc_export.decision import (
     Comparison,
     UnitConstants,
     check_comparison,

@@ -7,18 +7,24 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from postproc_export.check.report import Check, ParityReport
 from postproc_export.cli import main
-from postproc_export.demo import data, evaluation, folder
+from postproc_export.demo import data
+from postproc_export.demo import detector as evaluation
 from postproc_export.demo import run as run_module
-from postproc_export.demo.data import CROP_SIZE, GOOD, NORMAL_PHOTO, REGIONS, Crop, Photos, Split
-from postproc_export.demo.defects import DEFECTS
-from postproc_export.demo.detector import as_input, export_onnx, fit_detector, fit_gaussian
-from postproc_export.demo.evaluation import Evaluation, Verdict
-from postproc_export.demo.filters import dct_filters, direction_sums
-from postproc_export.demo.picture import draw_picture
-from postproc_export.demo.run import CROPS_EACH_DEFECT, FILES, GOOD_CROPS, TRAINING_CROPS, DemoResult
+from postproc_export.demo.data import CROP_SIZE, DEFECTS, GOOD, NORMAL_PHOTO, REGIONS, Crop, Photos, Split
+from postproc_export.demo.detector import (
+    Evaluation,
+    Verdict,
+    as_input,
+    dct_filters,
+    direction_sums,
+    export_onnx,
+    fit_detector,
+    fit_gaussian,
+)
+from postproc_export.demo.run import CROPS_EACH_DEFECT, FILES, GOOD_CROPS, TRAINING_CROPS, DemoResult, draw_picture
 from postproc_export.errors import FileError, MissingDependencyError
-from postproc_export.parity.reports.report import Check, ParityReport
 from postproc_export.runtimes import open_runner
 from postproc_export.stats import CalibrationStats, LevelStats
 
@@ -258,26 +264,26 @@ FIRST = [PurePosixPath("test/good/000.png"), PurePosixPath("raw.onnx")]
 
 def test_a_new_folder_is_made_and_marked(tmp_path: Path) -> None:
     """`claim` makes the folders of the files and lists the files in the marker."""
-    folder.claim(tmp_path / "new", FIRST)
+    data.claim(tmp_path / "new", FIRST)
     assert (tmp_path / "new/test/good").is_dir()
-    assert (tmp_path / "new" / folder.MARKER).read_text(encoding="utf-8").splitlines()[1:] == sorted(map(str, FIRST))
+    assert (tmp_path / "new" / data.MARKER).read_text(encoding="utf-8").splitlines()[1:] == sorted(map(str, FIRST))
 
 
 def test_a_second_claim_removes_only_the_demos_own_files(tmp_path: Path) -> None:
     """What an earlier run wrote goes, even if it is not written again; what the user put there stays."""
-    folder.claim(tmp_path, FIRST)
+    data.claim(tmp_path, FIRST)
     for name in (*FIRST, "mine.txt", "test/good/mine.png"):
         (tmp_path / name).write_text("x", encoding="utf-8")
-    folder.claim(tmp_path, FIRST[1:])
+    data.claim(tmp_path, FIRST[1:])
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
-    assert left == [folder.MARKER, "mine.txt", "test/good/mine.png"]
+    assert left == [data.MARKER, "mine.txt", "test/good/mine.png"]
 
 
 def test_a_folder_of_others_is_refused(tmp_path: Path) -> None:
     """A folder with files that no demo wrote is left as it is."""
     (tmp_path / "thesis.tex").write_text("x", encoding="utf-8")
     with pytest.raises(FileError, match=r"is not the demo's to write to\n  found:   files that no demo wrote"):
-        folder.claim(tmp_path, FIRST)
+        data.claim(tmp_path, FIRST)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -285,26 +291,26 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     """`--output` with the path of a file is refused."""
     (tmp_path / "file").write_text("x", encoding="utf-8")
     with pytest.raises(FileError, match="found:   a file"):
-        folder.claim(tmp_path / "file", FIRST)
+        data.claim(tmp_path / "file", FIRST)
 
 
 def test_a_file_in_the_way_is_never_overwritten(tmp_path: Path) -> None:
     """In a demo's folder, a file that no demo wrote blocks one of the same name before anything is removed."""
-    folder.claim(tmp_path, FIRST[:1])
+    data.claim(tmp_path, FIRST[:1])
     for name in FIRST:
         (tmp_path / name).write_text("x", encoding="utf-8")
     with pytest.raises(FileError, match=r"raw\.onnx is in the demo's way, and no demo wrote it"):
-        folder.claim(tmp_path, FIRST)
+        data.claim(tmp_path, FIRST)
     assert all((tmp_path / name).is_file() for name in FIRST)
 
 
 @pytest.mark.parametrize("path", ["../outside.txt", "/etc/outside.txt"])
 def test_a_list_that_leads_outside_is_refused(tmp_path: Path, path: str) -> None:
     """An edited list deletes nothing outside its folder."""
-    folder.claim(tmp_path, FIRST)
-    (tmp_path / folder.MARKER).write_text(path, encoding="utf-8")
+    data.claim(tmp_path, FIRST)
+    (tmp_path / data.MARKER).write_text(path, encoding="utf-8")
     with pytest.raises(FileError, match="names files outside its folder"):
-        folder.claim(tmp_path, FIRST)
+        data.claim(tmp_path, FIRST)
 
 
 def test_a_folder_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
@@ -313,7 +319,7 @@ def test_a_folder_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
     with pytest.raises(
         FileError, match=r"cannot write the demo to .*\n  found:   .*\n  fix:     choose another folder"
     ):
-        folder.claim(tmp_path / "file" / "below", FIRST)
+        data.claim(tmp_path / "file" / "below", FIRST)
 
 
 def verdict(crop: Crop, *, label: bool) -> Verdict:
@@ -371,8 +377,8 @@ def test_commands_quote_the_folder() -> None:
 
 def stopped_demo(home: Path) -> None:
     """Begin to write a demo's files."""
-    with folder.whole_or_nothing(home):
-        folder.claim(home, FIRST)
+    with data.whole_or_nothing(home):
+        data.claim(home, FIRST)
         (home / FIRST[0]).write_text("half")
         raise KeyboardInterrupt
 

@@ -10,7 +10,7 @@ import torch
 from eager_outputs import BOTH, IMAGE, INF, NAN, PIXEL, agree, maps, same
 from trouble import SPECIAL
 
-from postproc_export.boundary import unit_scores
+from postproc_export.decision import unit_scores
 from postproc_export.eager import PostProcessor
 from postproc_export.errors import FileError, MetadataError, UnsupportedModelError, UsageError
 from postproc_export.stats import CalibrationStats, LevelStats

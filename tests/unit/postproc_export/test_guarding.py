@@ -21,12 +21,9 @@ from postproc_export import (
     update_postprocessing,
 )
 from postproc_export.errors import UnsupportedModelError, UsageError
-from postproc_export.graphs.metadata import METADATA_KEY
-from postproc_export.guarding import Guard, choose_guard
-from postproc_export.outputs import select_outputs
+from postproc_export.ports import Guard, choose_guard, select_outputs
+from postproc_export.record import METADATA_KEY, STATISTICS_KEY, parse_tail
 from postproc_export.runtimes import PortInfo, open_runner
-from postproc_export.transforms.record import STATISTICS_KEY
-from postproc_export.transforms.spec import parse_tail
 
 CASES = Path(__file__).parents[2] / "data" / "cases"
 FORMATS = pytest.mark.parametrize("ir", [False, True], ids=["onnx", "ir"])

@@ -24,8 +24,8 @@ from postproc_export import (
     inspect_model,
     update_postprocessing,
 )
-from postproc_export.boundary import decision_boundary
-from postproc_export.comparison.tolerance import largest_shown, narrow
+from postproc_export.comparison import largest_shown, narrow
+from postproc_export.decision import decision_boundary
 from postproc_export.errors import UsageError
 from postproc_export.float32 import HALVES, Half, as_bfloat16, half_ulp, narrow_readings, narrowed
 

@@ -3,7 +3,7 @@
 import pytest
 
 from postproc_export.errors import UnsupportedModelError, UsageError
-from postproc_export.outputs import list_ports, select_outputs
+from postproc_export.ports import list_ports, select_outputs
 from postproc_export.runtimes import PortInfo
 
 SCORE = PortInfo("pred_score", "float32", ("N", 1))

@@ -9,11 +9,11 @@ import onnx
 import pytest
 from tail_forms import IMAGE, PIXEL, STATS, attached
 
-from graph_patterns.errors import UnsupportedOpsetError
+from graph_patterns.expr import UnsupportedOpsetError
 from postproc_export import CalibrationStats, LevelStats, attach_postprocessing
 from postproc_export.errors import UnsupportedModelError, UsageError
+from postproc_export.options import TailOptions
 from postproc_export.runtimes import open_runner
-from postproc_export.tail_options import TailOptions
 
 RNG = np.random.default_rng(5)
 FORMATS = pytest.mark.parametrize("ir", [False, True], ids=["onnx", "ir"])

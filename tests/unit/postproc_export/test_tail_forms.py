@@ -8,12 +8,7 @@ import numpy as np
 import pytest
 from tail_forms import DETECTORS, FORMS, STATS, attached, converted, stripped
 
-from postproc_export import (
-    attach_postprocessing,
-    detach_postprocessing,
-    inspect_model,
-    update_postprocessing,
-)
+from postproc_export import attach_postprocessing, detach_postprocessing, inspect_model, update_postprocessing
 from postproc_export.errors import UnsupportedModelError, UsageError
 from postproc_export.runtimes import open_runner
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from postproc_export.calibration import spool
-from postproc_export.calibration.counting import tally
+from postproc_export.calibration import spool, tally
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from postproc_export.calibration import CalibrationWarning, Calibrator, Progress, calibrate
-from postproc_export.calibration.counting import arrays, tally
+from postproc_export.calibration import CalibrationWarning, Calibrator, Progress, arrays, calibrate, tally
 from postproc_export.errors import CalibrationError, FileError, MissingDependencyError, UsageError
 from postproc_export.stats import CalibrationStats
 
@@ -29,7 +28,7 @@ def several_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every level is streamed in small blocks and read more than once."""
     monkeypatch.setattr(tally, "SMALL", 0)
     monkeypatch.setattr(arrays, "BLOCK", 500)
-    monkeypatch.setattr("postproc_export.calibration.shards.streams.BLOCK", 700)
+    monkeypatch.setattr("postproc_export.calibration.npy.BLOCK", 700)
 
 
 def levels(stats: CalibrationStats) -> dict[str, Any]:

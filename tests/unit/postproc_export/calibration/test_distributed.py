@@ -13,11 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from postproc_export.calibration import Calibrator
-from postproc_export.calibration.counting.histogram import CoarseHistogram, collect_bins, split_bins
-from postproc_export.calibration.counting.locator import Chunk
-from postproc_export.calibration.counting.table import Table
-from postproc_export.calibration.counting.tables import COARSE_GRID, Grid, empty_table, sum_tables
-from postproc_export.calibration.processes.ranks import _FAILED, _device, all_ranks
+from postproc_export.calibration.counting import Chunk, CoarseHistogram, collect_bins, split_bins
+from postproc_export.calibration.ranks import _FAILED, _device, all_ranks
+from postproc_export.calibration.table import Table
+from postproc_export.calibration.tally import COARSE_GRID, BinGrid, empty_table, sum_tables
 from postproc_export.errors import UsageError
 
 
@@ -109,7 +108,7 @@ def test_tables_of_parts_add_up_to_the_table_of_the_whole(seed: int, cut: int, b
     parts = [[Chunk(values[:cut], truth[:cut])], [Chunk(values[cut:], truth[cut:])], []]
     table = coarse(whole[0])
     chosen = np.sort(rng.choice(len(table), 5, replace=False))
-    grid, ends = Grid.of(table, chosen, bits=bits), {"low": table.low, "high": table.high}
+    grid, ends = BinGrid.of(table, chosen, bits=bits), {"low": table.low, "high": table.high}
     divided = split_bins(whole, table, chosen, bits=bits)
     divided_parts = [split_bins(part, table, chosen, bits=bits) for part in parts]
     assert same(sum_tables(divided_parts, **ends), divided)

@@ -5,9 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from postproc_export.calibration.counting import histogram
-from postproc_export.calibration.counting.histogram import CoarseHistogram
-from postproc_export.calibration.counting.locator import Chunk
+from postproc_export.calibration import counting
+from postproc_export.calibration.counting import Chunk, CoarseHistogram
 
 NARROW = [
     pytest.param(lambda rng: 1000 + rng.standard_normal(5000), id="offset"),
@@ -31,7 +30,7 @@ def test_comparing_with_edges_counts_what_a_table_counts(
     values, truth = draw(rng).astype(np.float32), rng.random(5000) < 0.1
     tables = []
     for few in (1 << 16, -1):
-        monkeypatch.setattr(histogram, "_FEW", few)
+        monkeypatch.setattr(counting, "_FEW", few)
         counted = CoarseHistogram()
         counted.add(Chunk(values, truth), low=float(values.min()), high=float(values.max()))
         tables.append(counted.table())

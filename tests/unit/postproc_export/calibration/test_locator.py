@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from postproc_export.calibration.counting.locator import Locator
-from postproc_export.calibration.counting.ordered import key_of, ordered_keys
-from postproc_export.calibration.counting.table import Table
+from postproc_export.calibration.counting import Locator
+from postproc_export.calibration.table import Table, key_of, ordered_keys
 
 EXTREMES = np.array([0.0, -0.0, 1e-45, -1e-45, 3.4028235e38, -3.4028235e38, 1000.0, -1000.0, 1.0, -1.0], np.float32)
 

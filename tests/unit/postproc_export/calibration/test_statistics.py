@@ -8,15 +8,11 @@ import numpy as np
 import pytest
 from calibration_reference import Plain
 
-from postproc_export.calibration import Calibrator
-from postproc_export.calibration.counting import tally
-from postproc_export.calibration.counting.ordered import key_of
-from postproc_export.calibration.counting.table import Table
-from postproc_export.calibration.statistics import bootstrap
-from postproc_export.calibration.statistics.bootstrap import threshold_interval
-from postproc_export.calibration.statistics.metrics import auroc, average_precision, curve, rates_at
-from postproc_export.calibration.thresholds.policies import Policy
-from postproc_export.calibration.thresholds.searches import Found
+from postproc_export.calibration import Calibrator, statistics, tally
+from postproc_export.calibration.policies import Policy
+from postproc_export.calibration.search import Found
+from postproc_export.calibration.statistics import auroc, average_precision, curve, rates_at, threshold_interval
+from postproc_export.calibration.table import Table, key_of
 from postproc_export.stats import LevelStats
 
 
@@ -118,14 +114,14 @@ class TestBootstrap:
 
     def test_large_sets_take_a_fifth_of_the_resamples(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Above that many images the interval is narrow anyway."""
-        monkeypatch.setattr(bootstrap, "_LARGE", 30)
+        monkeypatch.setattr(statistics, "_LARGE", 30)
         assert threshold_interval(self.TABLE, Policy.parse("f1"), resamples=200)["resamples"] == 40
-        monkeypatch.setattr(bootstrap, "_LARGE", 31)
+        monkeypatch.setattr(statistics, "_LARGE", 31)
         assert threshold_interval(self.TABLE, Policy.parse("f1"), resamples=200)["resamples"] == 200
 
     def test_it_is_left_out_where_there_are_too_many_images(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """And the statistics say so, by whichever limit."""
-        monkeypatch.setattr(bootstrap, "MAX_IMAGES", 30)
+        monkeypatch.setattr(statistics, "MAX_IMAGES", 30)
         assert threshold_interval(self.TABLE, Policy.parse("f1"), resamples=9) == {"left_out": "more than 30 images"}
         monkeypatch.setattr(tally, "SMALL", 10)
         stats = image_stats(np.arange(12.0), np.arange(12) > 6, resamples=9)

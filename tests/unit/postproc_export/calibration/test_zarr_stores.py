@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from postproc_export.calibration import CalibrationWarning, Calibrator, Progress, calibrate
-from postproc_export.calibration.counting import boxes, tally
-from postproc_export.calibration.counting.arrays import Place
-from postproc_export.calibration.counting.boxes import box_blocks, grid_of
-from postproc_export.calibration.shards import zarr_store
+from postproc_export.calibration import CalibrationWarning, Calibrator, Progress, boxes, calibrate, tally
+from postproc_export.calibration import zarr as zarr_store
+from postproc_export.calibration.arrays import Place
+from postproc_export.calibration.boxes import box_blocks, grid_of
 from postproc_export.errors import CalibrationError, FileError
 
 zarr = pytest.importorskip("zarr", reason="the extra 'zarr' is not installed")

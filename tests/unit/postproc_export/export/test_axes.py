@@ -1,9 +1,9 @@
-"""`export.axes`: the example's shape, and which of its axes stay open."""
+"""`export.exporter`: the example's shape, and which of its axes stay open."""
 
 import pytest
 
 from postproc_export.errors import UsageError
-from postproc_export.export.axes import DynamicAxis, other_sizes, parse_axes, parse_shape, trace_shape
+from postproc_export.export.exporter import DynamicAxis, other_sizes, parse_axes, parse_shape, trace_shape
 
 SHAPE = (1, 3, 64, 96)
 

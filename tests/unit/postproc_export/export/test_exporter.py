@@ -1,4 +1,4 @@
-"""`export.exporter` and `export.agreement`: what was asked for is read back from the files, and run."""
+"""`export.exporter` and `export.verify`: what was asked for is read back from the files, and run."""
 
 from pathlib import Path
 
@@ -10,12 +10,9 @@ import pytest
 import torch
 
 from postproc_export.errors import UnsupportedModelError
-from postproc_export.export.agreement import RawAgreement
-from postproc_export.export.axes import DynamicAxis, parse_axes
-from postproc_export.export.exporter import refuse_fixed, write_ir, write_onnx
-from postproc_export.export.job import WAYS
-from postproc_export.export.probes import random_like, size_probes, usual_probes
-from postproc_export.export.raw_module import RawModule
+from postproc_export.export import WAYS
+from postproc_export.export.exporter import DynamicAxis, RawModule, parse_axes, refuse_fixed, write_ir, write_onnx
+from postproc_export.export.verify import RawAgreement, random_like, size_probes, usual_probes
 from postproc_export.runtimes import PortInfo, open_runner
 
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 16 * 16).reshape(2, 3, 16, 16)

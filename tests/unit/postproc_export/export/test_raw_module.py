@@ -1,4 +1,4 @@
-"""`export.raw_module`: any form of outputs as two fixed ones, weights, and the mode of the module."""
+"""`export.exporter`: any form of outputs as two fixed ones, weights, and the mode of the module."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from postproc_export.errors import FileError, UnsupportedModelError, UsageError
-from postproc_export.export.raw_module import RawModule, as_example, evaluation_mode, load_weights
+from postproc_export.export.exporter import RawModule, as_example, evaluation_mode, load_weights
 
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
 FORMS = ("tuple", "dict", "nested", "dataclass", "named tuple")

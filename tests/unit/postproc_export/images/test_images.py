@@ -12,9 +12,9 @@ from image_files import PIXELS, mvtec, png_rgb16, save
 from PIL import Image
 
 from postproc_export.errors import CalibrationError, FileError
-from postproc_export.images import Batch, Preprocessing, Sample, find_samples, fit_mask, load_batches, loading
-from postproc_export.images.decoding import decode_rgb
-from postproc_export.images.masks import read_mask
+from postproc_export.images import Batch, Preprocessing, Sample, find_samples, fit_mask, load_batches
+from postproc_export.images import samples as loading
+from postproc_export.images.samples import decode_rgb, read_mask
 
 
 class TestDecode:

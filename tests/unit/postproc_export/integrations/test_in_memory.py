@@ -13,10 +13,8 @@ import torch
 
 from postproc_export import CalibrationStats, LevelStats, attach_postprocessing, attach_to_onnx, attach_to_openvino
 from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError
-from postproc_export.integrations.onnx_ir_pass import onnx_ir_pass
-from postproc_export.integrations.onnx_program import attach_to_onnx_program
-from postproc_export.integrations.openvino_pass import openvino_pass
-from postproc_export.quiet import quiet_exporter
+from postproc_export.integrations.memory import attach_to_onnx_program, onnx_ir_pass, openvino_pass
+from postproc_export.process import quiet_exporter
 from postproc_export.runtimes import open_runner
 from postproc_export.runtimes.openvino import import_openvino, openvino_core
 

@@ -16,10 +16,15 @@ from torch.utils.data import DataLoader, DistributedSampler
 from postproc_export.calibration import Calibrator
 from postproc_export.errors import CalibrationError, FileError, UsageError
 from postproc_export.integrations import lightning
-from postproc_export.integrations.lightning import calibration_callback, checkpoint_statistics
-from postproc_export.integrations.lightning_batches import checked_arrays, find_arrays
-from postproc_export.integrations.lightning_hooks import CalibrationHooks
-from postproc_export.integrations.lightning_samples import Deal, unrepeated_part
+from postproc_export.integrations.lightning import (
+    CalibrationHooks,
+    Deal,
+    calibration_callback,
+    checked_arrays,
+    checkpoint_statistics,
+    find_arrays,
+    unrepeated_part,
+)
 from postproc_export.stats import CalibrationStats
 
 SCORES, LABELS = np.float32([1, 2, 3]), np.array([0, 1, 1])

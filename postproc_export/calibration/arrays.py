@@ -1,0 +1,359 @@
+"""Arrays as users have them (NumPy, torch, memory maps, Zarr), checked, as flat blocks that know where they lie."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from postproc_export.errors import CalibrationError, UsageError
+from postproc_export.stats import Level
+
+# --- Arrays as users have them (NumPy, torch, memory maps, Zarr), as flat blocks that know where they come from.
+
+AnyArray = NDArray[Any]
+Positions = NDArray[np.intp]
+
+BLOCK: Final = 1 << 18  # values in a block: their int64 bucket numbers still fit a second-level cache
+_SLAB: Final = 1 << 24  # values of stored chunks that are held at once, so that each of them is decoded once
+KEYS: Final[dict[Level, tuple[str, str]]] = {"image": ("pred_score", "gt_label"), "pixel": ("anomaly_map", "gt_mask")}
+
+
+class ArrayLike(Protocol):
+    """What a calibration needs of an array: shape, dtype, and slices that NumPy can read."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Length of every axis."""
+        ...
+
+    @property
+    def dtype(self) -> Any:
+        """Type of the elements."""
+        ...
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """Return a part that `numpy.asarray` takes."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an array of raw values comes from, for messages; its elements are met in C order.
+
+    Parameters
+    ----------
+    where
+        The file or the batch, such as ``"shards/a.npz"`` or ``"batch 3"``.
+    key, truth_key
+        The names of the two arrays there.
+    shape
+        The shape that positions refer to; None where it is not known beforehand.
+    missing
+        The file that would hold its ground truth, where each array has a file of its own.
+    """
+
+    where: str
+    key: str
+    truth_key: str
+    shape: tuple[int, ...] | None
+    missing: str | None = None
+
+    @property
+    def size(self) -> int | None:
+        """Values in the array; None where its shape is not known."""
+        return None if self.shape is None else math.prod(self.shape)
+
+    @property
+    def array(self) -> "Place":
+        """The place of the whole array: one object for all blocks of it."""
+        return self
+
+    def ranks(self, flat: Positions) -> Positions:
+        """Return where flat indices stand in the C order of the whole array."""
+        return flat
+
+    def rank(self, flat: int) -> int:
+        """Return where one flat index stands in the C order of the whole array."""
+        return int(self.ranks(np.array([flat], dtype=np.intp))[0])
+
+    def at(self, flat: int, *, truth: bool = False) -> str:
+        """Return ``"a.npz: anomaly_map[3, 10, 12]"`` for a flat index."""
+        rank = self.rank(flat)
+        index = np.unravel_index(rank, self.shape) if self.shape else (rank,)
+        return f"{self.where}: {self.truth_key if truth else self.key}[{', '.join(str(int(axis)) for axis in index)}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A flat run of raw values of one level as the source gives them: unchecked, of any number type.
+
+    Parameters
+    ----------
+    values
+        Shape (n,), any real type.
+    truth
+        Shape (n,), 0 or 1 of any type; None where the source has no ground truth for the level.
+    place, start
+        The array it is a part of, and the flat index of its first value there.
+    """
+
+    values: AnyArray
+    truth: AnyArray | None
+    place: Place
+    start: int
+
+
+def as_numpy(array: Any, *, place: str = "an array") -> AnyArray:
+    """Return a NumPy array; torch tensors are taken from any device, bfloat16 and gradients included.
+
+    Raises
+    ------
+    CalibrationError
+        If elements are masked, only those that are not zero are stored, or rows have different lengths.
+
+    Notes
+    -----
+    torch is not imported: whatever has `detach` is treated as a tensor. bfloat16, which NumPy does not have, fits
+    float32 exactly.
+    """
+    check_plain(array, place=place)
+    if hasattr(array, "detach"):
+        tensor = array.detach().cpu()
+        tensor = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
+        return np.asarray(tensor.numpy())
+    try:
+        return np.asarray(array)
+    except ValueError as error:
+        raise CalibrationError(f"{place} is not an array", found=str(error), needed="rows of equal length") from error
+
+
+def check_plain(array: Any, *, place: str) -> None:
+    """Refuse arrays whose values NumPy would read otherwise than they are meant: masked and sparse ones."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise CalibrationError(
+            f"{place} is a masked array, and what its mask hides would count",
+            needed="a plain array",
+            fix='array.filled(np.nan), and nonfinite="drop"',
+        )
+    if str(getattr(array, "layout", "torch.strided")).startswith("torch.sparse"):
+        raise CalibrationError(f"{place} is sparse", found=str(array.layout), needed="all elements", fix=".to_dense()")
+    if hasattr(array, "todense") and not hasattr(array, "detach"):
+        found = type(array).__name__
+        raise CalibrationError(f"{place} is sparse", found=found, needed="all elements", fix=".todense()")
+
+
+def level_shape(shape: tuple[int, ...], *, level: Level, place: str) -> tuple[int, ...]:
+    """Return the shape without singleton axes: `(N,)` for the image level, `(N, H, W)` for the pixel level.
+
+    Raises
+    ------
+    CalibrationError
+        If an image has more than one score, or a map more than one channel.
+    """
+    if level == "image":
+        if all(length == 1 for length in shape[1:]):
+            return (shape[0] if shape else 1,)
+        raise CalibrationError(
+            f"{place} has more than one value per image", found=f"shape {shape}", needed="[N] or [N, 1]"
+        )
+    if len(shape) in (2, 3):
+        return (1, *shape)[-3:]
+    if len(shape) == 4 and shape[1] == 1:
+        return (shape[0], *shape[2:])
+    if len(shape) == 4 and shape[3] == 1:
+        return shape[:3]
+    raise CalibrationError(
+        f"{place} is not a map of one channel", found=f"shape {shape}", needed="[N, 1, H, W], [N, H, W] or [H, W]"
+    )
+
+
+def check_type(dtype: np.dtype[Any], *, place: str, truth: bool) -> None:
+    """Refuse what is not a real number: objects, strings, complex numbers, and boolean scores."""
+    legal = "biuf" if truth else "iuf"
+    if dtype.kind not in legal and str(dtype) != "bfloat16":
+        raise CalibrationError(
+            f"{place} has elements of type {dtype}", needed="0/1 as bool, integer or float" if truth else "real numbers"
+        )
+
+
+def flat_chunks(array: ArrayLike) -> Iterator[AnyArray]:
+    """Yield an array's elements in C order, in flat parts of at most about `BLOCK`, reading no more at a time."""
+    if isinstance(array, np.ndarray) and array.flags.c_contiguous:
+        flat = array.reshape(-1)
+        for start in range(0, flat.size, BLOCK):
+            yield flat[start : start + BLOCK]
+        return
+    if len(array.shape) == 0:
+        yield np.asarray(array[()]).reshape(-1)
+        return
+    rows, row = stored_rows(array), int(np.prod(array.shape[1:], dtype=np.int64))
+    if rows > 1 and BLOCK < rows * row <= _SLAB:
+        for start in range(0, array.shape[0], rows):
+            slab = np.ascontiguousarray(array[start : start + rows]).reshape(-1)
+            yield from (slab[at : at + BLOCK] for at in range(0, slab.size, BLOCK))
+        return
+    yield from _leading_chunks(array, ())
+
+
+def _leading_chunks(array: ArrayLike, prefix: tuple[int, ...]) -> Iterator[AnyArray]:
+    axis = len(prefix)
+    row = int(np.prod(array.shape[axis + 1 :], dtype=np.int64))
+    if row > BLOCK:
+        for index in range(array.shape[axis]):
+            yield from _leading_chunks(array, (*prefix, index))
+        return
+    step = max(1, BLOCK // max(row, 1), 1 if prefix else stored_rows(array))
+    for start in range(0, array.shape[axis], step):
+        yield np.ascontiguousarray(array[(*prefix, slice(start, start + step))]).reshape(-1)
+
+
+def stored_rows(array: ArrayLike) -> int:
+    """Return the rows of a chunk of a chunked array, so that each chunk is read once, not once per slice."""
+    stored = getattr(array, "chunks", None)
+    if not stored:
+        return 1
+    return int(max(stored[0])) if isinstance(stored[0], tuple) else int(stored[0])
+
+
+def paired(values: Iterator[AnyArray], truth: Iterator[AnyArray] | None) -> Iterator[tuple[AnyArray, AnyArray | None]]:
+    """Pair two runs of flat parts of equal total length, whatever the lengths of their parts."""
+    if truth is None:
+        for part in values:
+            yield part, None
+        return
+    left = np.zeros(0, dtype=np.bool_)
+    for part in values:
+        while part.size:
+            if not left.size:
+                left = next(truth)
+            size = min(part.size, left.size)
+            yield part[:size], left[:size]
+            part, left = part[size:], left[size:]
+    for left in truth:  # so that a stream reads to its end and its checksum is verified
+        assert left.size == 0, "both arrays have the same shape"
+
+
+def array_blocks(values: ArrayLike, truth: ArrayLike | None, place: Place) -> Iterator[Block]:
+    """Yield the blocks of a pair of arrays of the same canonical shape."""
+    start = 0
+    for part, truth_part in paired(flat_chunks(values), None if truth is None else flat_chunks(truth)):
+        yield Block(part, truth_part, place, start)
+        start += part.size
+
+
+# --- Where blocks lie that do not follow the C order of their array: Fortran order, and boxes of an array.
+
+
+@dataclass(frozen=True, slots=True)
+class FortranPlace(Place):
+    """An array whose elements are met in Fortran order, as they are stored."""
+
+    def ranks(self, flat: Positions) -> Positions:
+        """Return where flat indices stand in the C order of the array."""
+        assert self.shape is not None, "the header tells the shape"
+        return _ravelled(np.unravel_index(flat, self.shape, order="F"), self.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoxPlace(Place):
+    """A box of an array; flat indices are those of the box, positions in messages those of the array.
+
+    Parameters
+    ----------
+    origin, box
+        The index of its first element in the array, and its own shape.
+    within
+        The place of the array; None where no other block of it is read in the same run.
+    """
+
+    origin: tuple[int, ...]
+    box: tuple[int, ...]
+    within: Place | None = None
+
+    @property
+    def array(self) -> Place:
+        """The place of the whole array."""
+        return self if self.within is None else self.within
+
+    def ranks(self, flat: Positions) -> Positions:
+        """Return where flat indices of the box stand in the C order of the array."""
+        if not self.shape:
+            return flat
+        inside = np.unravel_index(flat, self.box)
+        return _ravelled(
+            tuple(np.add(first, axis) for first, axis in zip(self.origin, inside, strict=True)), self.shape
+        )
+
+
+def _ravelled(index: tuple[Positions, ...], shape: tuple[int, ...]) -> Positions:
+    return np.asarray(np.ravel_multi_index(index, shape), dtype=np.intp)
+
+
+# --- What every source is held to: types, shapes, numbers of images, ground truth throughout, at least one sample.
+
+NONFINITE: Final = ("error", "drop")
+
+
+def checked_shape(level: Level, values: Any, truth: Any, *, place: Place) -> tuple[int, ...]:
+    """Return the canonical shape of a pair of arrays; refuses types and shapes that do not fit."""
+    values_at, truth_at = f"{place.where}: {place.key}", f"{place.where}: {place.truth_key}"
+    check_type(values.dtype, place=values_at, truth=False)
+    shape = level_shape(tuple(values.shape), level=level, place=values_at)
+    if truth is not None:
+        check_type(truth.dtype, place=truth_at, truth=True)
+        truth_shape = level_shape(tuple(truth.shape), level=level, place=truth_at)
+        if truth_shape != shape:
+            found = f"{place.key} {tuple(values.shape)}, {place.truth_key} {tuple(truth.shape)}"
+            raise CalibrationError(
+                f"{place.where}: the shapes do not agree",
+                found=found,
+                needed="the same N (, H and W)",
+                fix=f"bring the {place.truth_key} to the size of the {place.key}, and give one for each",
+            )
+    return shape
+
+
+def check_counts(shapes: dict[Level, tuple[int, ...]], *, where: str) -> None:
+    """Refuse scores and maps of different numbers of images."""
+    if len({shape[0] for shape in shapes.values()}) > 1:
+        found = f"{shapes['image'][0]} scores, {shapes['pixel'][0]} maps"
+        fix = "give scores and maps of the same images, or files for each level apart"
+        raise CalibrationError(f"{where}: the shapes do not agree", found=found, needed="one score per map", fix=fix)
+
+
+def check_labelled(before: bool | None, now: bool, *, place: Place, earlier: Place | None = None) -> None:
+    """Refuse a level that has ground truth in some batches or files and none in others.
+
+    Parameters
+    ----------
+    before, now
+        Whether those met so far had ground truth (None where there were none), and whether this one has.
+    place, earlier
+        Where this one is, and one met before it: the one without may know the file that is missing.
+    """
+    if before is not None and before != now:
+        without = earlier if now else place
+        missing = None if without is None else without.missing
+        raise CalibrationError(
+            f"{place.where}: {place.key} comes {'with' if now else 'without'} {place.truth_key}, unlike earlier ones",
+            needed=f"{place.truth_key} everywhere or nowhere",
+            fix=None if missing is None else f"add {missing}",
+        )
+
+
+def check_seen(level: Level, seen: int, *, dropped: int) -> None:
+    """Refuse a level without a single value."""
+    if not seen:
+        found = f"{dropped} values, none of them finite" if dropped else "arrays without elements"
+        needed = "one finite value at least" if dropped else "one image at least"
+        fix = "give arrays with elements, or leave the level out"
+        raise CalibrationError(f"{level} level: no sample at all", found=found, needed=needed, fix=fix)
+
+
+def check_nonfinite(nonfinite: str) -> None:
+    """Refuse an unknown way to treat values that are not finite."""
+    if nonfinite not in NONFINITE:
+        raise UsageError(f"nonfinite={nonfinite!r} is not known", needed="'error' or 'drop'")

@@ -1,1 +1,0 @@
-"""Exact counts of raw values: arrays checked and cut into blocks, histograms of ordered bits, tables of bins."""

@@ -1,1 +1,0 @@
-"""Calibrating where Dask has the data."""

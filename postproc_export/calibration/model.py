@@ -1,0 +1,578 @@
+"""A raw model and its images as a source of calibration: batches, masks, custom steps applied."""
+
+import hashlib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import numpy as np
+
+from graph_patterns.expr import ExplainedError
+from postproc_export.errors import CalibrationError, FileError, UnsupportedModelError, UsageError
+from postproc_export.files import is_onnx
+from postproc_export.images import Batch, Preprocessing, Sample, find_samples, fit_mask, image_input, load_batches
+from postproc_export.images.samples import check_workers
+from postproc_export.ports import RESULT_NAMES, Selection, select_outputs
+from postproc_export.record import STATISTICS_KEY, TailSpec, parse_tails
+from postproc_export.runtimes import Array, PortInfo, Precision, Runner, RuntimeName, as_float32, open_runner
+from postproc_export.staging import temporary_folder
+from postproc_export.stats import CalibrationStats
+from postproc_export.steps.around import Before, Format, OnnxFormat, OpenVinoFormat, Outputs, put_before
+from postproc_export.steps.transforms import resolve_all, select_raw
+
+if TYPE_CHECKING:
+    from postproc_export.calibration.calibrator import Calibrator
+
+
+# --- The files that an exported model is made of.
+
+
+def model_files(model: Path) -> list[Path]:
+    """Return the model file and those that hold its weights, as far as they are there.
+
+    Notes
+    -----
+    Of an ONNX model that cannot be read, and so does not tell where its weights are, the file of the usual name.
+    """
+    usual = _usual_weights(model)
+    files = {model, *([usual] if usual.is_file() else [])}
+    if model.suffix.lower() == ".onnx" and model.is_file():
+        from graph_patterns.onnx.file import external_files, load_skeleton
+
+        try:
+            with load_skeleton(model) as file:
+                files |= set(external_files(file.model, model.parent).values())
+        except ExplainedError:  # whoever runs the model says what is wrong with it
+            pass
+    return sorted(files)
+
+
+def file_digests(model: Path) -> dict[str, str]:
+    """Return the SHA-256 of the model file and of the weights file that goes with its name (`.bin`, `.onnx.data`)."""
+    weights = _usual_weights(model)
+    digests = {}
+    for path in (model, weights):
+        if path == model or path.is_file():
+            try:
+                with path.open("rb") as file:
+                    digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                fix = "calibrate again when nothing moves the model any more"
+                raise FileError(f"cannot read {path}", found=error.strerror, fix=fix) from error
+    return digests
+
+
+def _usual_weights(model: Path) -> Path:
+    return model.with_suffix(".bin") if model.suffix.lower() == ".xml" else model.with_name(model.name + ".data")
+
+
+# --- The masks of labelled images: at the size of the maps, missing ones refused, empty ones told of.
+
+
+class EmptyMaskWarning(UserWarning):
+    """Masks of anomalous images in which no pixel is anomalous."""
+
+
+class EmptyMasks:
+    """Counts the masks of anomalous images without an anomalous pixel, to tell of them once."""
+
+    def __init__(self) -> None:
+        self._found: list[Path] = []
+
+    def look_at(self, batch: Batch) -> None:
+        """Take note of such masks in a batch."""
+        for sample, mask in zip(batch.samples, batch.masks, strict=True):
+            if sample.label == 1 and sample.mask is not None and mask is not None and not mask.any():
+                self._found.append(sample.mask)
+
+    def warn(self) -> None:
+        """Warn if there was one."""
+        if self._found:
+            message = (
+                f"{len(self._found)} anomalous image(s) have a mask without an anomalous pixel, so all of their pixels "
+                f"count as normal; the first mask is {self._found[0]}"
+            )
+            warnings.warn(EmptyMaskWarning(message), stacklevel=3)
+
+
+def fitted_masks(batch: Batch, size: Sequence[int]) -> Array:
+    """Return the masks of a batch at the height and width of its maps, stacked."""
+    height, width = size
+    return np.stack([fit_mask(mask, height=height, width=width) for mask in batch.masks if mask is not None])
+
+
+def refuse_missing_masks(samples: Sequence[Sample]) -> None:
+    """Refuse anomalous images without a mask.
+
+    Raises
+    ------
+    CalibrationError
+        If there is one.
+    """
+    missing = [sample.image for sample in samples if sample.label == 1 and sample.mask is None]
+    if missing:
+        raise CalibrationError(
+            f"{len(missing)} anomalous image(s) have no mask; the first is {missing[0]}",
+            needed="a mask for every anomalous image, to calibrate the pixel level",
+            fix="add the masks, or leave the pixel level out with --image-only",
+        )
+
+
+# --- Running a raw model on batches of images, whatever batch size its graph was made for.
+
+DEFAULT_BATCH: Final = 8
+_FALLBACK_BATCHES: Final = (1, 2)  # exporters trace at one of these, and some graphs then run at nothing else
+
+
+def run_batch(runner: Runner, selection: Selection, images: Array, *, batch_size: int) -> tuple[Array, Array | None]:
+    """Run the model on up to `batch_size` images and return score (n,) and map (n, H, W) of each.
+
+    Notes
+    -----
+    A smaller batch is filled up with its last image and the surplus dropped, for models that run at one size only. The
+    score of a model without one is the maximum of its map, and NaN where the map holds a NaN.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the run fails, or the outputs have not one value or map per image.
+    """
+    count = len(images)
+    fed = np.concatenate([images, np.repeat(images[-1:], batch_size - count, axis=0)]) if count < batch_size else images
+    outputs = runner.run({runner.inputs[0].name: fed})
+    maps = None if selection.pixel is None else _maps(selection.pixel.name, outputs, batch_size)
+    if selection.image is not None:
+        scores = _scores(selection.image.name, outputs, batch_size)
+    else:
+        assert maps is not None, "a selection has at least one level"
+        scores = maps.max(axis=(1, 2))
+    return scores[:count], None if maps is None else maps[:count]
+
+
+def find_batch_size(
+    runner: Runner, selection: Selection, preprocessing: Preprocessing, *, asked: int | None, count: int
+) -> int:
+    """Return a batch size at which the model runs, found by running it on a black image.
+
+    Parameters
+    ----------
+    runner, selection, preprocessing
+        The model, its raw outputs, and the pre-processing resolved for its input.
+    asked
+        The size that the user wants; None: the model's own where it is static, else the first that works of 8, 1 and 2.
+    count
+        Number of images; no more are run at once.
+
+    Raises
+    ------
+    UsageError
+        If the size asked for is not the model's static one.
+    UnsupportedModelError
+        If the model runs at none of the sizes, or gives not one value per image.
+    """
+    if asked is not None and asked < 1:
+        raise UsageError(f"a batch size of {asked}", needed="at least 1", fix="leave it out for the model's own")
+    static = runner.inputs[0].size(0)
+    if static is not None and asked not in (None, static):
+        fix = f"leave it out, or give {static}"
+        raise UsageError(f"--batch-size {asked} does not fit the model", found=runner.inputs[0].describe(), fix=fix)
+    fixed = static or asked
+    candidates = (fixed,) if fixed else dict.fromkeys((min(DEFAULT_BATCH, count), *_FALLBACK_BATCHES))
+    failures: dict[int, UnsupportedModelError] = {}
+    for size in candidates:
+        failure = _trial(runner, selection, preprocessing, size)
+        if failure is None:
+            return size
+        failures[size] = failure
+    raise _no_batch_size(failures, static)
+
+
+def _trial(
+    runner: Runner, selection: Selection, preprocessing: Preprocessing, size: int
+) -> UnsupportedModelError | None:
+    try:
+        run_batch(runner, selection, preprocessing.blank()[None], batch_size=size)
+    except UnsupportedModelError as error:
+        return error
+    return None
+
+
+def _no_batch_size(failures: Mapping[int, UnsupportedModelError], static: int | None) -> UnsupportedModelError:
+    first = next(iter(failures.values()))
+    fix = None if static else "if the model runs at another batch size only, give it with --batch-size"
+    sizes = " or ".join(map(str, failures))
+    return UnsupportedModelError(
+        f"{first.what} (batch size {sizes})", found=first.found, needed=first.needed, fix=first.fix or fix
+    )
+
+
+def _scores(name: str, outputs: Mapping[str, Array], batch_size: int) -> Array:
+    values = _float(outputs[name])
+    if values.size != batch_size or values.ndim > 2:
+        raise UnsupportedModelError(
+            f"output '{name}' has not one score per image",
+            found=f"shape {list(values.shape)} for {batch_size} image(s)",
+            needed="[], [N] or [N, 1]",
+            fix="name another output with --image-output, or 'none'",
+        )
+    return values.reshape(batch_size)
+
+
+def _maps(name: str, outputs: Mapping[str, Array], batch_size: int) -> Array:
+    values = _float(outputs[name])
+    shape = values.shape
+    if values.ndim not in (3, 4) or shape[0] != batch_size or (values.ndim == 4 and shape[1] != 1) or 0 in shape:
+        raise UnsupportedModelError(
+            f"output '{name}' has not one map per image",
+            found=f"shape {list(shape)} for {batch_size} image(s)",
+            needed="[N, H, W] or [N, 1, H, W]",
+            fix="name another output with --pixel-output, or 'none'",
+        )
+    return values.reshape(batch_size, *shape[-2:])
+
+
+def _float(values: Array) -> Array:
+    # bfloat16 is no type of NumPy's own; float64 is left to the calibrator, which rounds and tells of merged values.
+    return as_float32(values) if values.dtype.name == "bfloat16" else values
+
+
+# --- A raw model with tails of one's own before the threshold, ready to be calibrated on.
+
+
+@dataclass(frozen=True, slots=True)
+class TransformedModel:
+    """A model with its raw outputs transformed.
+
+    Parameters
+    ----------
+    runner
+        The model, loaded; nothing of it was written to stay.
+    before
+        What was put before the threshold, and which outputs are the raw ones now.
+    ports, selection
+        The outputs of the model itself, and which of them are raw.
+    """
+
+    runner: Runner
+    before: Before
+    ports: tuple[PortInfo, ...]
+    selection: Selection
+
+
+def open_transformed(
+    model: str | Path,
+    specs: Sequence[TailSpec],
+    outputs: Outputs,
+    *,
+    runtime: RuntimeName | None = None,
+    precision: Precision = "float32",
+    threads: int | None = None,
+) -> TransformedModel:
+    """Put tails before the threshold of a model, in memory or in a temporary file, and load it.
+
+    Parameters
+    ----------
+    model
+        An ``.onnx`` or ``.xml`` file with raw outputs.
+    specs
+        The tails, as `parse_tails` gives them.
+    outputs
+        ``image_output`` and ``pixel_output``; see `select_outputs`.
+    runtime, precision, threads
+        See `open_runner`.
+
+    Raises
+    ------
+    UsageError
+        If one of them stands behind the decision, where it changes no raw value.
+    PostprocError, graph_patterns.GraphPatternError
+        If the model does not allow it, or cannot be loaded.
+    """
+    behind = [spec for spec in specs if not spec.changes_values]
+    if behind:
+        raise UsageError(
+            f"the tail '{behind[0].name}' stands behind the decision: it changes no raw value",
+            fix="leave it out here, and give it when attaching",
+        )
+    path = Path(model)
+    options: dict[str, Any] = {"runtime": runtime, "precision": precision, "threads": threads}
+    if is_onnx(path):
+        return _onnx(path, specs, outputs, options)
+    from postproc_export.formats.openvino_file import read_ir
+    from postproc_export.runtimes.openvino import openvino_core
+
+    loaded = read_ir(openvino_core(purpose="calibrating on an OpenVINO IR"), path)
+    before, ports, selection = _put(OpenVinoFormat(), loaded, specs, outputs)
+    return TransformedModel(open_runner(loaded, **options), before, ports, selection)
+
+
+def _onnx(path: Path, specs: Sequence[TailSpec], outputs: Outputs, options: dict[str, Any]) -> TransformedModel:
+    from postproc_export.formats.onnx_file import rewrite_onnx_file
+
+    # Windows does not delete what a runtime maps; it goes with the folder for temporary files then.
+    with temporary_folder() as folder:
+        target = folder / path.name
+        made = rewrite_onnx_file(path, target, lambda model: (_put(OnnxFormat(), model, specs, outputs),))[0]
+        return TransformedModel(open_runner(target, **options), *made)
+
+
+def _put(
+    form: Format, model: Any, specs: Sequence[TailSpec], outputs: Outputs
+) -> tuple[Before, tuple[PortInfo, ...], Selection]:
+    ports = tuple(form.ports(model)[0])
+    transforms = resolve_all(specs) if specs[0].is_shipped else ()
+    selection = select_raw(ports, transforms, **outputs)
+    return put_before(form, model, specs, outputs=outputs), ports, selection
+
+
+# --- Calibrating on an exported raw model itself, run over a folder of labelled images.
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """A raw model with the images that it is to be calibrated on; `open` makes one, `calibrate` runs it.
+
+    Parameters
+    ----------
+    path
+        The model file.
+    runner
+        The model, loaded.
+    selection
+        Its raw outputs.
+    images
+        The folder or CSV file that lists the labelled images.
+    samples
+        These images.
+    preprocessing
+        What is done to them, resolved for the model's input.
+    batch_size
+        Images per run.
+    image_only
+        Whether the pixel level is left out, so that no masks are needed.
+    workers
+        Decoding threads; None chooses.
+    tails
+        Tails of one's own behind which it is calibrated, as they are recorded.
+    """
+
+    path: Path
+    runner: Runner
+    selection: Selection
+    images: Path
+    samples: tuple[Sample, ...]
+    preprocessing: Preprocessing
+    batch_size: int
+    image_only: bool = False
+    workers: int | None = None
+    tails: tuple[TailSpec, ...] = ()
+
+    @classmethod
+    def open(
+        cls,
+        model: str | Path,
+        images: str | Path,
+        *,
+        preprocessing: Preprocessing | None = None,
+        image_output: str | int | None = None,
+        pixel_output: str | int | None = None,
+        image_only: bool = False,
+        runtime: RuntimeName | None = None,
+        precision: Precision = "float32",
+        batch_size: int | None = None,
+        threads: int | None = None,
+        workers: int | None = None,
+        tail: str | Sequence[str] = (),
+    ) -> Self:
+        """Load the model, find the images and settle everything that can be settled before the first of them is read.
+
+        Parameters
+        ----------
+        model
+            An ``.onnx`` or ``.xml`` file with raw outputs and one input, a batch of images.
+        images
+            A folder or a CSV file; see `find_samples`.
+        preprocessing
+            What is done to the images; default `Preprocessing()`. What it leaves open, the model's input decides.
+        image_output, pixel_output
+            See `select_outputs`.
+        image_only
+            Leave the pixel level out.
+        runtime, precision, threads
+            See `open_runner`. Calibrate on what will be deployed: in bfloat16 the raw scores themselves move.
+        batch_size
+            Images per run. Default: the model's own where it is static; else 8, or 1 or 2 where the model, although its
+            batch axis is declared dynamic, does not run at 8.
+        workers
+            Decoding threads; at least 1. Default: one per core, at most 8.
+        tail
+            Tails of one's own before the threshold, behind which it is calibrated; see `attach_postprocessing`.
+
+        Raises
+        ------
+        FileError, UsageError, UnsupportedModelError, CalibrationError
+            If the model, its outputs, the images or the options do not go together.
+        """
+        check_workers(workers)
+        outputs: Outputs = {"image_output": image_output, "pixel_output": pixel_output}
+        options: dict[str, Any] = {"runtime": runtime, "precision": precision, "threads": threads}
+        specs = parse_tails(tail)
+        tails: tuple[TailSpec, ...] = ()
+        if specs:
+            transformed = open_transformed(model, specs, outputs, **options)
+            runner, outputs, tails = transformed.runner, transformed.before.outputs, transformed.before.tails
+            _refuse_post_processed(transformed.ports, transformed.selection)
+        else:
+            runner = open_runner(model, **options)
+        selection = select_outputs(
+            runner.outputs, image_output=outputs["image_output"], pixel_output=outputs["pixel_output"]
+        )
+        if not specs:
+            _refuse_post_processed(runner.outputs, selection)
+        resolved = (preprocessing or Preprocessing()).for_input(image_input(runner.inputs))
+        samples = tuple(find_samples(images))
+        if selection.pixel is not None and not image_only:
+            refuse_missing_masks(samples)
+        size = find_batch_size(runner, selection, resolved, asked=batch_size, count=len(samples))
+        return cls(
+            path=Path(model),
+            runner=runner,
+            selection=selection,
+            images=Path(images),
+            samples=samples,
+            preprocessing=resolved,
+            batch_size=size,
+            image_only=image_only,
+            workers=workers,
+            tails=tails,
+        )
+
+    @property
+    def wants_pixels(self) -> bool:
+        """Whether the pixel level is calibrated."""
+        return self.selection.pixel is not None and not self.image_only
+
+    def files(self) -> list[Path]:
+        """Return every file that is read: model, weights, images, masks, and the CSV file that lists them."""
+        listing = [self.images] if self.images.is_file() else []
+        masks = [sample.mask for sample in self.samples if sample.mask is not None]
+        return [*model_files(self.path), *listing, *(sample.image for sample in self.samples), *masks]
+
+    def calibrate(self, calibrator: "Calibrator", *, progress: Progress | None = None) -> CalibrationStats:
+        """Run the model over all images, feed the calibrator and return its statistics with a record of how.
+
+        Parameters
+        ----------
+        calibrator
+            Gets one `update` per batch: score and label of every image and, where the pixel level is calibrated, map
+            and mask. A model with only a map gives its maximum as score.
+        progress
+            Called with the number of images done and of all images, after each batch.
+
+        Raises
+        ------
+        FileError
+            If an image or mask cannot be read.
+        CalibrationError
+            If the calibrator refuses a value; the image is named.
+        UnsupportedModelError
+            If the model fails on a batch.
+        """
+        done, empty = 0, EmptyMasks()
+        batches = load_batches(
+            self.samples,
+            self.preprocessing,
+            batch_size=self.batch_size,
+            masks=self.wants_pixels,
+            workers=self.workers,
+        )
+        for batch in batches:
+            self._feed(calibrator, batch)
+            empty.look_at(batch)
+            done += len(batch.samples)
+            if progress is not None:
+                progress(done, len(self.samples))
+        empty.warn()
+        stats = calibrator.compute()
+        return replace(stats, details={**stats.details, **self.details()})
+
+    def details(self) -> dict[str, Any]:
+        """Return what the statistics record: model, runtime, pre-processing and counts."""
+        outputs = {"image": self.selection.image, "pixel": self.selection.pixel}
+        return {
+            "model": {
+                "files": file_digests(self.path),
+                "outputs": {level: None if port is None else port.name for level, port in outputs.items()},
+            },
+            "runtime": {
+                "name": self.runner.name,
+                "version": self.runner.version,
+                "precision": self.runner.precision,
+                "inference_precision": self.runner.inference_precision,
+            },
+            **({STATISTICS_KEY: [spec.to_json() for spec in self.tails]} if self.tails else {}),
+            "preprocessing": self.preprocessing.to_json(),
+            "samples": {**self.counts(), "batch_size": self.batch_size},
+        }
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of images, normal ones, anomalous ones and masks used."""
+        anomalous = sum(sample.label == 1 for sample in self.samples)
+        masks = sum(sample.mask is not None for sample in self.samples) if self.wants_pixels else 0
+        total = len(self.samples)
+        return {"images": total, "normal": total - anomalous, "anomalous": anomalous, "masks": masks}
+
+    def describe(self) -> str:
+        """Return some lines for people: runtime, outputs, pre-processing, images."""
+        counts = self.counts()
+        runner = self.runner
+        return "\n".join(
+            (
+                f"runtime: {runner.name} {runner.version}, computing in {runner.inference_precision}",
+                f"outputs: {self.selection.describe()}{'; pixel level left out' if self.image_only else ''}",
+                *(f"behind: {spec.text}" for spec in self.tails),
+                f"pre-processing: {self.preprocessing.describe()}",
+                f"images: {counts['normal']} normal, {counts['anomalous']} anomalous, {counts['masks']} masks, "
+                f"{self.batch_size} at a time",
+            )
+        )
+
+    def _feed(self, calibrator: "Calibrator", batch: Batch) -> None:
+        scores, maps = run_batch(self.runner, self.selection, batch.images, batch_size=self.batch_size)
+        masks = None if maps is None or not self.wants_pixels else fitted_masks(batch, maps.shape[1:])
+        labels = np.array([sample.label for sample in batch.samples], np.uint8)
+        try:
+            if masks is None:
+                calibrator.update(pred_score=scores, gt_label=labels)
+            else:
+                calibrator.update(pred_score=scores, gt_label=labels, anomaly_map=maps, gt_mask=masks)
+        except CalibrationError as error:
+            where = _suspects(batch.samples, scores, maps)
+            raise CalibrationError(
+                f"{where}: {error.what}", found=error.found, needed=error.needed, fix=error.fix
+            ) from error
+
+
+def _refuse_post_processed(ports: Sequence[PortInfo], selection: Selection) -> None:
+    results = [port.name for port in ports if any(port.answers_to(name) for name in RESULT_NAMES)]
+    asked = [found for found in (selection.image_found, selection.pixel_found) if found is not None]
+    if results and set(asked) != {"option"}:
+        raise UnsupportedModelError(
+            f"the model is post-processed already: it has an output '{results[0]}'",
+            needed="raw outputs, whose range and threshold are not known yet",
+            fix="calibrate on the raw export (`postproc-export detach` makes one of a finished file), or name its raw "
+            "outputs with --image-output and --pixel-output",
+        )
+
+
+def _suspects(samples: tuple[Sample, ...], scores: Array, maps: Array | None) -> str:
+    bad = ~np.isfinite(as_float32(scores))
+    if maps is not None:
+        bad |= ~np.isfinite(as_float32(maps)).all(axis=(1, 2))
+    if bad.any():
+        return str(samples[int(np.argmax(bad))].image)
+    return f"{samples[0].image} to {samples[-1].image}"

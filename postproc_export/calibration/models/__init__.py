@@ -1,1 +1,0 @@
-"""Calibrating on a raw model that is run over images."""

@@ -1,1 +1,0 @@
-"""One calibration over the processes of a `torch.distributed` group."""

@@ -1,0 +1,390 @@
+"""Calibration by several processes of one job: ranks that add their counts exactly."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn, Self
+
+import numpy as np
+
+from postproc_export import __version__, errors
+from postproc_export.calibration import tally
+from postproc_export.calibration.arrays import AnyArray, check_seen
+from postproc_export.calibration.counting import Indices
+from postproc_export.calibration.spool import LevelState
+from postproc_export.calibration.statistics import LevelOptions, level_stats
+from postproc_export.calibration.table import Counts, Table, key_of
+from postproc_export.calibration.tally import COARSE_GRID, BinGrid, Counted, ReadValues, Values, empty_table, sum_tables
+from postproc_export.errors import CalibrationError, PostprocError, UsageError, require
+from postproc_export.stats import LEVELS, Level, LevelStats
+
+# --- Meetings of the ranks of a process group: no rank waits for one that has failed, and every rank learns why.
+#
+# Every exchange opens with a meeting in which each rank says whether it has failed and how much it sends. A rank that
+# fails between two meetings says so at the next one, so the others never wait for its share.
+
+_GOING: Final = 0
+_FAILED: Final = 1
+_ADD: Final = 2
+_GATHER: Final = 3
+_END: Final = 4
+
+_Failures = dict[int, Mapping[str, Any]]
+
+
+@contextmanager
+def all_ranks(group: Any) -> Iterator["Ranks"]:
+    """Open the exchange between the ranks of a process group; all of them have to enter, and leave together.
+
+    Raises
+    ------
+    UsageError
+        If there is no process group, or this process is not in it.
+    PostprocError
+        On every rank, if one has raised: the class of its error (`CalibrationError` for one that is not this
+        package's), with the rank and the message. Where all ranks raise the same, each raises its own.
+    CalibrationError
+        If the process group itself fails, because a rank has ended for example.
+    BaseException
+        What is no Exception, such as KeyboardInterrupt, as it is; the other ranks are told where that is possible.
+    """
+    ranks = Ranks(group)
+    try:
+        yield ranks
+        ranks.end()
+    except Exception as error:
+        ranks.pass_on(error)
+        raise
+    except BaseException as error:
+        with suppress(PostprocError):  # what the other ranks have to say matters less
+            ranks.pass_on(error)
+        raise
+
+
+class Ranks:
+    """The ranks of a process group, seen from one of them; `all_ranks` opens and ends it.
+
+    Parameters
+    ----------
+    group
+        A group of `torch.distributed`; None is the default one.
+    """
+
+    def __init__(self, group: Any) -> None:
+        self._torch = require("torch", extra="torch", purpose="calibrating over several processes")
+        self._dist = _initialised(self._torch)
+        self._group = self._dist.group.WORLD if group is None else group
+        self.rank = self._dist.get_rank(self._group)
+        if self.rank < 0:
+            raise UsageError("this process is not in the group", fix="call it on the ranks of the group only")
+        self.size = self._dist.get_world_size(self._group)
+        self._device = _device(self._torch, self._dist.get_backend_config(self._group))
+        self._is_over = False
+
+    def add(self, counts: Counts) -> Counts:
+        """Return the sum over all ranks of int64 arrays of one shape."""
+        with self._exchange():
+            self._meet(_ADD, counts.size)
+            tensor = self._torch.from_numpy(np.ascontiguousarray(counts)).to(self._device)
+            self._dist.all_reduce(tensor, group=self._group)
+            total: Counts = tensor.cpu().numpy()
+        return total
+
+    def gather(self, values: AnyArray) -> list[AnyArray]:
+        """Return the flat arrays of all ranks, whose lengths may differ, in the order of the ranks.
+
+        Parameters
+        ----------
+        values
+            uint8, int32, int64 or float64, shape (n,).
+
+        Notes
+        -----
+        One rank after the other sends, so that memory holds what was sent and nothing else, however uneven it is.
+        """
+        with self._exchange():
+            sizes = self._meet(_GATHER, values.size)
+            return [self._from(rank, values, size) for rank, size in enumerate(sizes)]
+
+    def gather_json(self, document: object) -> list[Any]:
+        """Return a small JSON document of every rank."""
+        return [json.loads(text.tobytes()) for text in self.gather(_as_bytes(document))]
+
+    def end(self) -> None:
+        """Meet for the last time; who has nothing to do any more still learns that another rank failed."""
+        with self._exchange():
+            self._meet(_END, 0)
+        self._is_over = True
+
+    def pass_on(self, error: BaseException) -> None:
+        """Tell the other ranks of an error, and raise what every rank raises; returns where all have the same."""
+        if self._is_over:
+            return
+        message = _as_bytes(_document(error))
+        with self._exchange():
+            self._fail(self._states(_FAILED, message.size), message, own=error)
+
+    def name(self, rank: int) -> str:
+        """Return how messages call a rank of the group: by its number among all processes."""
+        number = self._dist.get_global_rank(self._group, rank)
+        return f"rank {number}" if self._is_whole else f"global rank {number}"
+
+    @property
+    def _is_whole(self) -> bool:
+        return bool(self.size == self._dist.get_world_size())
+
+    def _meet(self, kind: int, size: int) -> list[int]:
+        states = self._states(kind, size)
+        if any(state == _FAILED for state, _ in states):
+            self._fail(states, np.zeros(0, dtype=np.uint8), own=None)
+        alike = {state if kind == _GATHER else (state, length) for state, length in states}
+        if len(alike) > 1:
+            raise CalibrationError(
+                "the ranks have come to different steps of the calibration", needed="the same versions on every rank"
+            )
+        return [length for _, length in states]
+
+    def _states(self, kind: int, size: int) -> list[tuple[int, int]]:
+        own = self._torch.tensor([kind, size], dtype=self._torch.int64, device=self._device)
+        found = [self._torch.empty_like(own) for _ in range(self.size)]
+        self._dist.all_gather(found, own, group=self._group)
+        return [(int(state), int(length)) for state, length in self._torch.stack(found).tolist()]
+
+    def _from(self, rank: int, values: AnyArray, size: int) -> AnyArray:
+        if not size:
+            return np.zeros(0, dtype=values.dtype)
+        sent = np.ascontiguousarray(values) if rank == self.rank else np.empty(size, dtype=values.dtype)
+        tensor = self._torch.from_numpy(sent).to(self._device)
+        self._dist.broadcast(tensor, self._dist.get_global_rank(self._group, rank), group=self._group)
+        received: AnyArray = tensor.cpu().numpy()
+        return received
+
+    def _fail(self, states: Sequence[tuple[int, int]], message: AnyArray, *, own: BaseException | None) -> None:
+        failed = {rank: length for rank, (state, length) in enumerate(states) if state == _FAILED}
+        failures: _Failures = {
+            rank: json.loads(self._from(rank, message, length).tobytes()) for rank, length in failed.items()
+        }
+        self._is_over = True
+        texts = {json.dumps(failure) for failure in failures.values()}
+        if len(failures) < self.size or len(texts) > 1:
+            self._raise_named(failures, own=own)
+
+    def _raise_named(self, failures: _Failures, *, own: BaseException | None) -> NoReturn:
+        first, *others = failures
+        document = failures[first]
+        more = f" (and {', '.join(map(self.name, others))})" if others else ""
+        kind = getattr(errors, document["class"], CalibrationError)
+        rows = {key: document.get(key) for key in ("found", "needed", "fix")}
+        among = f"of {self.size}" if self._is_whole else f"in a group of {self.size}"
+        raise kind(f"{self.name(first)} {among} failed{more}: {document['what']}", **rows) from own
+
+    @contextmanager
+    def _exchange(self) -> Iterator[None]:
+        """Whatever is raised on the way, an interrupt too: the ranks are at different places, so nothing follows."""
+        try:
+            yield
+        except BaseException as error:
+            self._is_over = True
+            if isinstance(error, PostprocError) or not isinstance(error, Exception):
+                raise
+            raise CalibrationError(
+                "the process group failed in the middle of a calibration",
+                found=str(error).partition("\n")[0],
+                fix="look for a rank that has ended or waits elsewhere: every rank has to compute",
+            ) from error
+
+
+def _initialised(torch: Any) -> Any:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        raise UsageError(
+            "there is no process group to calibrate over",
+            needed="torch.distributed.init_process_group() in every process",
+            fix="start the program with torchrun, or call compute() without distributed=True",
+        )
+    return torch.distributed
+
+
+def _device(torch: Any, backends: str) -> Any:
+    """Return where a group's tensors have to be: on the CPU where one of its backends works there (gloo, not nccl).
+
+    Parameters
+    ----------
+    torch
+        The package.
+    backends
+        As `torch.distributed.get_backend_config` has it: ``"cpu:gloo,cuda:nccl"``.
+    """
+    devices = [pair.partition(":")[0] for pair in backends.split(",")]
+    if "cpu" in devices:
+        return torch.device("cpu")
+    return torch.device(devices[0], torch.get_device_module(devices[0]).current_device())
+
+
+def _as_bytes(document: object) -> AnyArray:
+    return np.frombuffer(json.dumps(document).encode(), dtype=np.uint8).copy()
+
+
+def _document(error: BaseException) -> dict[str, Any]:
+    if isinstance(error, PostprocError):
+        rows = {"what": error.what, "found": error.found, "needed": error.needed, "fix": error.fix}
+        return {"class": type(error).__name__, **rows}
+    return {"class": "CalibrationError", "what": f"{type(error).__name__}: {error}".removesuffix(": ")}
+
+
+# --- One calibration over the ranks of a process group: the counts of all, the same statistics on each, bit for bit.
+#
+# What moves: a short report of every rank; 1 MB per level in one all-reduce (or, for a million values or fewer, the
+# distinct ones); then per pass an all-reduce of up to 16 MB, or the few values that are left, 12 bytes each. What
+# follows from the sums is computed by every rank for itself, so all of them ask for the same passes, those without
+# values too.
+
+
+def distributed_levels(
+    states: Mapping[Level, LevelState], options: Mapping[Level, LevelOptions], *, nonfinite: str, ranks: Ranks
+) -> dict[Level, LevelStats]:
+    """Return the statistics of what all ranks have seen; every rank takes part in the same exchanges.
+
+    Raises
+    ------
+    UsageError
+        If the ranks have other options than each other.
+    CalibrationError
+        If a level has ground truth on some ranks only, or whatever stops a calibration in one process.
+    """
+    own = {level: _Share.of(states[level]).to_json() for level in LEVELS}
+    reports = ranks.gather_json({"options": _described(options, nonfinite), "levels": own})
+    _check_alike([report["options"] for report in reports], ranks)
+    shares = {level: [_Share(**report["levels"][level]) for report in reports] for level in LEVELS}
+    labelled = {level: _labelled(level, shares[level], ranks) for level in LEVELS}
+    return {
+        level: _stats(level, states[level], shares[level], options[level], labelled=flag, ranks=ranks)
+        for level, flag in labelled.items()
+        if flag is not None
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What the first pass of one rank found on a level."""
+
+    labelled: bool | None
+    seen: int
+    dropped: int
+    is_wide: bool
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, state: LevelState) -> Self:
+        low, high = state.tally.range
+        return cls(state.labelled, state.tally.seen, state.tally.dropped, state.tally.is_wide, low, high)
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def _described(options: Mapping[Level, LevelOptions], nonfinite: str) -> dict[str, Any]:
+    levels = {f"{level}_policy": each.policy.text for level, each in options.items()}
+    one = options["image"]
+    compare = [policy.text for policy in one.compare]
+    rest = {"nonfinite": nonfinite, "exact": one.exact, "compare": compare, "resamples": one.resamples}
+    return {**levels, **rest, "version": __version__}
+
+
+def _check_alike(described: Sequence[Mapping[str, Any]], ranks: Ranks) -> None:
+    for rank, each in enumerate(described):
+        different = [name for name in each if each[name] != described[0][name]]
+        if different:
+            name = different[0]
+            found = f"{name} {described[0][name]!r} on {ranks.name(0)}, {each[name]!r} on {ranks.name(rank)}"
+            raise UsageError("the ranks calibrate with different options", found=found, needed="the same everywhere")
+
+
+def _labelled(level: Level, shares: Sequence[_Share], ranks: Ranks) -> bool | None:
+    """Return whether a level has ground truth; None where no rank has seen it."""
+    flags = {share.labelled: rank for rank, share in reversed(list(enumerate(shares))) if share.labelled is not None}
+    if len(flags) > 1:
+        raise CalibrationError(
+            f"{level} level: some ranks have ground truth and others have not",
+            found=f"{ranks.name(flags[True])} with, {ranks.name(flags[False])} without",
+            needed="ground truth everywhere or nowhere",
+        )
+    return next(iter(flags), None)
+
+
+def _stats(
+    level: Level, state: LevelState, shares: Sequence[_Share], options: LevelOptions, *, labelled: bool, ranks: Ranks
+) -> LevelStats:
+    check_seen(level, sum(share.seen for share in shares), dropped=sum(share.dropped for share in shares))
+    counted = _counted(state, shares, ranks)
+    return level_stats(level, counted, options, labelled=labelled, values=RankValues(ReadValues(state.read), ranks))
+
+
+def _counted(state: LevelState, shares: Sequence[_Share], ranks: Ranks) -> Counted:
+    """Return what the first pass counted on all ranks: what one process would have, so sorted values up to `SMALL`."""
+    low, high = key_of(min(share.low for share in shares)), key_of(max(share.high for share in shares))
+    is_exact = sum(share.seen for share in shares) <= tally.SMALL
+    own = empty_table(low=low, high=high)
+    if state.tally.seen:
+        mine = state.tally.counted().table if is_exact else state.tally.coarse_table()
+        own = dataclasses.replace(mine, low=low, high=high)
+    table = _gathered(own, ranks) if is_exact else _added(own, COARSE_GRID, ranks)
+    return Counted(
+        table,
+        is_exact=is_exact,
+        is_wide=any(share.is_wide for share in shares),
+        dropped=sum(share.dropped for share in shares),
+    )
+
+
+class RankValues:
+    """The values of all ranks, each of which counts its own.
+
+    Parameters
+    ----------
+    own
+        The values of this rank.
+    ranks
+        All of them.
+    """
+
+    def __init__(self, own: Values, ranks: Ranks) -> None:
+        self._own, self._ranks = own, ranks
+
+    def split(self, table: Table, chosen: Indices, *, bits: int) -> Table:
+        """Return the chosen bins divided: dense counts, added."""
+        return _added(self._own.split(table, chosen, bits=bits), BinGrid.of(table, chosen, bits=bits), self._ranks)
+
+    def collect(self, table: Table, chosen: Indices) -> Table:
+        """Return the distinct values of the chosen bins, from every rank."""
+        return _gathered(self._own.collect(table, chosen), self._ranks)
+
+    def extremes_at(self, threshold: np.float32) -> tuple[float, float]:
+        """Return the extremes of all ranks."""
+        ends = self._ranks.gather(np.array(self._own.extremes_at(threshold), dtype=np.float64))
+        return min(float(low) for low, _ in ends), max(float(high) for _, high in ends)
+
+
+def _added(own: Table, grid: BinGrid, ranks: Ranks) -> Table:
+    return grid.table(ranks.add(grid.dense(own)), low=own.low, high=own.high)
+
+
+def _gathered(own: Table, ranks: Ranks) -> Table:
+    """Return the sum of tables of few values: keys and counts of every rank as int32, which such counts fit."""
+    rows = np.concatenate([own.starts.view(np.int32), own.normal.astype(np.int32), own.anomalous.astype(np.int32)])
+    parts = [_from_rows(each, own) for each in ranks.gather(rows)]
+    return sum_tables(parts, low=own.low, high=own.high)
+
+
+def _from_rows(rows: "np.ndarray[Any, np.dtype[np.int32]]", like: Table) -> Table:
+    keys, normal, anomalous = rows.reshape(3, -1)
+    return Table(
+        starts=keys.view(np.uint32),
+        widths=np.zeros(keys.size, dtype=np.uint8),
+        normal=normal.astype(np.int64),
+        anomalous=anomalous.astype(np.int64),
+        low=like.low,
+        high=like.high,
+    )

@@ -1,0 +1,496 @@
+"""Where the threshold of a policy lies in a table, and the fewest passes over the source that find it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil, floor, isfinite
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from postproc_export.calibration.counting import Indices
+from postproc_export.calibration.policies import Class, Policy
+from postproc_export.calibration.table import Counts, Flags, Table, key_of, value_of
+from postproc_export.calibration.tally import Values
+from postproc_export.errors import CalibrationError
+from postproc_export.float32 import LARGEST, nearest, next_up
+
+# --- Where the threshold of a policy lies in a table: found, or which bins have to be looked into.
+#
+# A search is a pure question to a table. It answers `Found` when the bins that matter hold one value each, `Wanted`
+# with the bins to divide (the most promising first), or `Unreachable`. Floats only rule out; what is left is decided
+# by Python integers.
+
+MARGIN: Final = 2.0**-46  # above the worst error of `BestRatio.scores`, eight roundings of 2^-53
+_INT64: Final = 2**62
+_AT_ONCE: Final = 1 << 16  # Python integers take ten times the memory of an array's
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A threshold: its ordered key, and the true and false positives of the decision there."""
+
+    key: int
+    tp: int
+    fp: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Indices of the bins that have to be divided, the most promising first."""
+
+    bins: Indices
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """No threshold keeps to the policy."""
+
+
+Outcome = Found | Wanted | Unreachable
+
+
+class Search(Protocol):
+    """A question to a table."""
+
+    def step(self, table: Table) -> Outcome:
+        """Answer, or say which bins to divide."""
+        ...
+
+
+def found_at(table: Table, index: int) -> Found:
+    """Return the threshold at the lowest value of a bin."""
+    return Found(int(table.starts[index]), int(table.tp[index]), int(table.fp[index]))
+
+
+def _only(table: Table, index: int) -> Outcome:
+    if table.widths[index] > 0:
+        return Wanted(np.array([index]))
+    return found_at(table, index)
+
+
+@dataclass(frozen=True, slots=True)
+class BestRatio:
+    """The highest TP / (v (TP + FP) + u P), of equal ones the lowest threshold; P is the number of anomalous values.
+
+    Notes
+    -----
+    u = v = 1 is F1, u/v = B^2 is F-beta, u = 0 is precision. The best is always at an anomalous value: from a normal
+    one up to the next anomalous one TP stays and FP falls.
+    """
+
+    u: int
+    v: int
+
+    def scores(self, tp: Counts, fp: Counts, *, positives: int) -> NDArray[np.float64]:
+        """Return the ratio times v, in float64, within 2^-46 of the exact one."""
+        ratio: NDArray[np.float64] = tp / (tp.astype(np.float64) + fp + float(Fraction(self.u, self.v)) * positives)
+        return ratio
+
+    def upper(self, table: Table) -> NDArray[np.float64]:
+        """Return the best that each bin could hold: all its anomalous values at its top; 0 without any."""
+        with np.errstate(invalid="ignore"):  # 0 of 0 above bins without anomalous values
+            highest = self.scores(table.tp, np.maximum(table.fp_above, 0), positives=table.n_anomalous)
+        highest[table.anomalous == 0] = 0.0
+        return highest
+
+    def attained(self, table: Table) -> float:
+        """Return the best of the thresholds whose counts are known: the lowest value of each bin."""
+        return float(self.scores(table.tp, table.fp, positives=table.n_anomalous).max())
+
+    def step(self, table: Table) -> Outcome:
+        """Answer, or want the open bins that could reach the best attained."""
+        upper = self.upper(table)
+        hopeful = upper >= self.attained(table) * (1 - MARGIN)
+        undecided = np.flatnonzero(hopeful & table.is_open)
+        if undecided.size:
+            return Wanted(undecided[np.argsort(-upper[undecided], kind="stable")])
+        near = np.flatnonzero(hopeful & (table.anomalous > 0))
+        best = self.best(table.starts[near], table.tp[near], table.fp[near], positives=table.n_anomalous)
+        assert best is not None, "the table has an anomalous value"
+        return best
+
+    def best(self, keys: NDArray[np.uint32], tp: Counts, fp: Counts, *, positives: int) -> Found | None:
+        """Return the exact best of candidates in ascending order of their keys."""
+        best: Found | None = None
+        for at in range(0, keys.size, _AT_ONCE):
+            part = slice(at, at + _AT_ONCE)
+            for key, true, false in zip(keys[part].tolist(), tp[part].tolist(), fp[part].tolist(), strict=True):
+                candidate = Found(key, true, false)
+                if best is None or self.is_better(candidate, best, positives=positives):
+                    best = candidate
+        return best
+
+    def is_better(self, one: Found, other: Found, *, positives: int) -> bool:
+        """Whether one candidate's ratio is above another's, by exact integers."""
+        return one.tp * self._below(other, positives) > other.tp * self._below(one, positives)
+
+    def _below(self, found: Found, positives: int) -> int:
+        return self.v * (found.tp + found.fp) + self.u * positives
+
+
+@dataclass(frozen=True, slots=True)
+class LowestPrecise:
+    """The lowest observed threshold with precision >= a / b."""
+
+    ratio: Fraction
+
+    def keeps(self, tp: Counts, fp: Counts) -> Flags:
+        """Whether TP / (TP + FP) >= a / b, exactly: TP (b - a) >= a FP."""
+        gain, loss = self.ratio.denominator - self.ratio.numerator, self.ratio.numerator
+        if max(int(tp.max(initial=1)) * gain, int(fp.max(initial=1)) * loss) < _INT64:
+            flags: Flags = tp * gain >= fp * loss
+            return flags
+        return np.array(
+            [true * gain >= false * loss for true, false in zip(tp.tolist(), fp.tolist(), strict=True)], dtype=np.bool_
+        )
+
+    def possible(self, table: Table) -> Flags:
+        """Bins that may hold such a threshold; one without anomalous values has a false positive at least."""
+        return self.keeps(table.tp, table.fp_above + (table.anomalous == 0))
+
+    def step(self, table: Table) -> Outcome:
+        """Answer, or want the open bins up to the lowest one whose lowest value keeps to it, lowest first."""
+        attained = np.flatnonzero(self.keeps(table.tp, table.fp))
+        last = int(attained[0]) if attained.size else len(table) - 1
+        undecided = np.flatnonzero((self.possible(table) & table.is_open)[: last + 1])
+        if undecided.size:
+            return Wanted(undecided)
+        return found_at(table, last) if attained.size else Unreachable()
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """The k-th highest value of one class, k from 1; k = 0 is the highest value of all."""
+
+    of: Class
+    rank: int
+
+    def step(self, table: Table) -> Outcome:
+        """Answer, or want the one bin that holds it."""
+        if self.rank == 0:
+            return _only(table, len(table) - 1)
+        return _only(table, _bin_of_rank(table.fp if self.of == "normal" else table.tp, self.rank))
+
+
+@dataclass(frozen=True, slots=True)
+class LowestWithFalsePositives:
+    """The lowest observed threshold with at most so many false positives; above all values the next finite float32."""
+
+    allowed: int
+
+    def step(self, table: Table) -> Outcome:
+        """Answer, or want the bin of the first normal value too many and the bin above it."""
+        if self.allowed >= table.n_normal:
+            return _only(table, 0)
+        refused = _bin_of_rank(table.fp, self.allowed + 1)
+        if table.widths[refused] > 0:
+            both = np.arange(refused, min(refused + 2, len(table)))
+            return Wanted(both[table.widths[both] > 0])
+        if refused + 1 == len(table):
+            above = next_up(value_of(table.high))
+            return Found(key_of(above), 0, 0) if above <= LARGEST else Unreachable()
+        return _only(table, refused + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class CountsAt:
+    """The counts at a given threshold, observed or not."""
+
+    key: int
+
+    def step(self, table: Table) -> Outcome:
+        """Answer, or want the bin that the threshold divides."""
+        if self.key > table.high:
+            return Found(self.key, 0, 0)
+        if self.key <= table.low:
+            return Found(self.key, int(table.tp[0]), int(table.fp[0]))
+        index = int(np.searchsorted(table.starts, self.key, side="right")) - 1
+        if self.key != int(table.starts[index]) and self.key < int(table.ends[index]):
+            return Wanted(np.array([index]))
+        above = index if self.key == int(table.starts[index]) else index + 1
+        if above == len(table):
+            return Found(self.key, 0, 0)
+        return Found(self.key, int(table.tp[above]), int(table.fp[above]))
+
+
+@dataclass(frozen=True, slots=True)
+class Nowhere:
+    """A threshold that no finite float32 is."""
+
+    def step(self, table: Table) -> Outcome:
+        """Answer that it cannot be reached."""
+        return Unreachable()
+
+
+def _bin_of_rank(at_or_above: Counts, rank: int) -> int:
+    """Return the highest bin at or above whose lowest value lie `rank` values of the class."""
+    return int(np.flatnonzero(at_or_above >= rank)[-1])
+
+
+# --- From a policy to the search that finds its threshold, and to the rule that decides where a class is missing.
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """The search for a policy's threshold, and the rule it follows: the policy's text, or a one-class rule."""
+
+    search: Search
+    rule: str
+
+
+def questions(policies: Sequence[Policy], table: Table) -> list[Question]:
+    """Return the search of each policy on a table."""
+    return [question(policy, table) for policy in policies]
+
+
+def question(policy: Policy, table: Table) -> Question:
+    """Return the search for a policy's threshold.
+
+    Notes
+    -----
+    Where a class that the policy needs is missing, the one-class rule decides: the highest value of only normal
+    samples, the lowest of only anomalous ones. `fpr` and `quantile` need normal samples only, `recall` anomalous ones
+    only.
+    """
+    counts = {"normal": table.n_normal, "anomalous": table.n_anomalous}
+    if not all(counts[needed] for needed in policy.needs):
+        if not counts["anomalous"]:
+            return Question(CountsAt(table.high), "only_normal")
+        return Question(CountsAt(table.low), "only_anomalous")
+    return Question(_search(policy, table), policy.text)
+
+
+def _search(policy: Policy, table: Table) -> Search:
+    number = policy.parameter
+    match policy.kind:
+        case "f1" | "fbeta":
+            weight = number * number
+            return BestRatio(weight.numerator, weight.denominator)
+        case "recall":
+            return Ranked("anomalous", ceil(number * table.n_anomalous))
+        case "precision":
+            return LowestPrecise(number)
+        case "fpr":
+            return LowestWithFalsePositives(floor(number * table.n_normal))
+        case "quantile":
+            return Ranked("normal", table.n_normal + 1 - max(1, ceil(number * table.n_normal)))
+        case "value" | "range":
+            threshold = fixed_threshold(policy, low=value_of(table.low), high=value_of(table.high))
+            return CountsAt(key_of(threshold)) if isfinite(threshold) else Nowhere()
+
+
+def fixed_threshold(policy: Policy, *, low: float, high: float) -> float:
+    """Return the threshold of `value=T` or `range=U` for the range of the values seen, rounded once to float32.
+
+    Notes
+    -----
+    Infinite where it is beyond the largest float32.
+    """
+    exact = policy.parameter
+    if policy.kind == "range":
+        exact = Fraction(low) + policy.parameter * (Fraction(high) - Fraction(low))
+    return nearest(exact)
+
+
+# --- Driving the searches: the fewest passes over the source in bounded memory.
+#
+# All searches share one table. A pass divides the bins that they want: fully where they are few, else by 8 bits.
+# Where the table would outgrow its limit (scores that all reach nearly the same ratio), what is left is settled in
+# batches by descending bound: memory stays bounded, the number of passes does not.
+
+MAX_BINS: Final = 1 << 19
+_FULL_BINS: Final = 16
+_CELLS: Final = 1 << 20
+_COLLECTED: Final = 1 << 20
+_SHARPENED: Final = 1 << 23  # values for which a pass that only sharpens the areas costs little
+
+
+def answer(searches: Sequence[Search], table: Table, *, values: Values) -> tuple[list[Outcome], Table]:
+    """Answer every search, dividing bins pass by pass; the table as it stands at the end comes back too.
+
+    Parameters
+    ----------
+    searches
+        The questions.
+    table
+        The coarse table of the first pass.
+    values
+        All values of the level, to be counted again.
+
+    Raises
+    ------
+    CalibrationError
+        If the source gives other values than in the first pass.
+    """
+    while True:
+        outcomes = [search.step(table) for search in searches]
+        wanted = [outcome.bins for outcome in outcomes if isinstance(outcome, Wanted)]
+        if not wanted:
+            return outcomes, table
+        plan = _plan(table, wanted)
+        if plan is None:
+            settled = zip(searches, outcomes, strict=True)
+            return [_settle(search, outcome, table, values=values) for search, outcome in settled], table
+        chosen, bits = plan
+        finer = values.split(table, chosen, bits=bits) if bits else values.collect(table, chosen)
+        _check_unchanged(table, chosen, finer)
+        table = table.replace(chosen, finer)
+
+
+def sharpen(table: Table, *, values: Values) -> Table:
+    """Resolve the bins that blur the areas under the curves where one more pass can hold them all.
+
+    Notes
+    -----
+    Where it cannot but the data is small, the bins are divided by 8 bits at least. Bins scattered among most of a large
+    data set stay as they are: looking for their few values would cost as much as all passes before.
+    """
+    total = table.n_normal + table.n_anomalous
+    for width in (16, 8):
+        blurred = np.flatnonzero((table.anomalous > 0) & (table.widths == width))
+        held = _held(table, blurred)
+        between = _held(table, np.arange(blurred[0], blurred[-1] + 1)) if blurred.size else 0
+        is_cheap = total <= _SHARPENED or between <= total // 4
+        if blurred.size and is_cheap and held <= min(_COLLECTED, MAX_BINS - len(table)):
+            finer = values.collect(table, blurred)
+            _check_unchanged(table, blurred, finer)
+            table = table.replace(blurred, finer)
+    blurred = np.flatnonzero((table.anomalous > 0) & (table.widths == 16))
+    if blurred.size and total <= _SHARPENED and blurred.size <= _CELLS >> 8 and _fits(table, blurred, cells=1 << 8):
+        finer = values.split(table, blurred, bits=8)
+        _check_unchanged(table, blurred, finer)
+        table = table.replace(blurred, finer)
+    return table
+
+
+def _held(table: Table, bins: Indices) -> int:
+    return int(table.normal[bins].sum()) + int(table.anomalous[bins].sum())
+
+
+def _plan(table: Table, wanted: Sequence[Indices]) -> tuple[Indices, int] | None:
+    """Return which bins of one width to divide in the next pass, ascending, and by how many bits.
+
+    Notes
+    -----
+    0 bits: collect and sort, where few values are left. None: the table has no room for what is wanted.
+    """
+    order = np.concatenate(wanted)
+    order = order[np.sort(np.unique(order, return_index=True)[1])]
+    coarse = order[table.widths[order] == 16]
+    same = coarse if coarse.size else order
+    if _held(table, same) <= min(_COLLECTED, MAX_BINS - len(table)):
+        return np.sort(same), 0
+    if 0 < coarse.size <= _FULL_BINS and _fits(table, coarse, cells=1 << 16):
+        return np.sort(coarse), 16
+    chosen = same[: _CELLS >> 8]
+    return (np.sort(chosen), 8) if _fits(table, chosen, cells=1 << 8) else None
+
+
+def _fits(table: Table, chosen: Indices, *, cells: int) -> bool:
+    values = np.minimum(table.normal[chosen], cells) + np.minimum(table.anomalous[chosen], cells)
+    return len(table) + int(np.minimum(values, cells).sum()) <= MAX_BINS
+
+
+def _check_unchanged(table: Table, chosen: Indices, finer: Table) -> None:
+    parents = np.searchsorted(table.starts[chosen], finer.starts, side="right") - 1
+    for before, after in ((table.normal, finer.normal), (table.anomalous, finer.anomalous)):
+        found = np.zeros(chosen.size, dtype=np.int64)
+        np.add.at(found, parents, after)
+        if not np.array_equal(found, before[chosen]):
+            raise CalibrationError(
+                "the source changed between two passes over it",
+                found=f"{int(found.sum())} values where the first pass counted {int(before[chosen].sum())}",
+                needed="the same values in every pass",
+                fix="calibrate again when nothing writes to the source any more",
+            )
+
+
+def _settle(search: Search, outcome: Outcome, table: Table, *, values: Values) -> Outcome:
+    if not isinstance(outcome, Wanted):
+        return outcome
+    if isinstance(search, BestRatio):
+        return _settle_best(search, outcome.bins, table, values=values)
+    if isinstance(search, LowestPrecise):
+        return _settle_precise(search, outcome.bins, table, values=values)
+    while isinstance(outcome, Wanted):  # the others want one or two bins at a time
+        finer, _, _ = _resolve(table, outcome.bins[:1], values=values)
+        table = table.replace(outcome.bins[:1], finer)
+        outcome = search.step(table)
+    return outcome
+
+
+def _settle_best(search: BestRatio, bins: Indices, table: Table, *, values: Values) -> Outcome:
+    positives, upper = table.n_anomalous, search.upper(table)
+    hopeful = upper >= search.attained(table) * (1 - MARGIN)
+    decided = np.flatnonzero(hopeful & (table.widths == 0) & (table.anomalous > 0))
+    best = search.best(table.starts[decided], table.tp[decided], table.fp[decided], positives=positives)
+    while bins.size:
+        batch, bins = _batch(table, bins)
+        new = _best_of_batch(search, batch, table, values=values)
+        if new is not None and (best is None or _comes_first(search, new, best, positives)):
+            best = new
+        if best is not None:
+            reached = float(search.scores(np.array([best.tp]), np.array([best.fp]), positives=positives)[0])
+            bins = bins[upper[bins] >= reached * (1 - MARGIN)]
+    assert best is not None, "a bin that could hold the best holds an anomalous value"
+    return best
+
+
+def _best_of_batch(search: BestRatio, batch: Indices, table: Table, *, values: Values) -> Found | None:
+    """Return the best of some bins; a function of its own, so that one batch is forgotten before the next is read."""
+    finer, tp, fp = _resolve(table, batch, values=values)
+    near = np.flatnonzero(_near_best(search, finer, tp, fp, table.n_anomalous))
+    return search.best(finer.starts[near], tp[near], fp[near], positives=table.n_anomalous)
+
+
+def _near_best(search: BestRatio, finer: Table, tp: Counts, fp: Counts, positives: int) -> Flags:
+    scores = search.scores(tp, fp, positives=positives)
+    near: Flags = (finer.anomalous > 0) & (scores >= scores.max(initial=0.0) * (1 - MARGIN))
+    return near
+
+
+def _comes_first(search: BestRatio, new: Found, best: Found, positives: int) -> bool:
+    if search.is_better(new, best, positives=positives):
+        return True
+    return new.key < best.key and not search.is_better(best, new, positives=positives)
+
+
+def _settle_precise(search: LowestPrecise, bins: Indices, table: Table, *, values: Values) -> Outcome:
+    while bins.size:
+        batch, bins = _batch(table, bins)
+        finer, tp, fp = _resolve(table, batch, values=values)
+        reached = np.flatnonzero(search.keeps(tp, fp))
+        if reached.size:
+            first = int(reached[0])
+            return Found(int(finer.starts[first]), int(tp[first]), int(fp[first]))
+    attained = np.flatnonzero(search.keeps(table.tp, table.fp) & (table.widths == 0))
+    if not attained.size:
+        return Unreachable()
+    first = int(attained[0])
+    return Found(int(table.starts[first]), int(table.tp[first]), int(table.fp[first]))
+
+
+def _batch(table: Table, bins: Indices) -> tuple[Indices, Indices]:
+    """Take the first bins of one width that one pass can resolve, and return the rest too."""
+    width = int(table.widths[bins[0]])
+    same = int(np.argmax(table.widths[bins] != width)) or bins.size
+    held = np.cumsum(table.normal[bins[:same]] + table.anomalous[bins[:same]])
+    size = max(int(np.searchsorted(held, _COLLECTED, side="right")), min(same, _CELLS >> width), 1)
+    return bins[:size], bins[size:]
+
+
+def _resolve(table: Table, batch: Indices, *, values: Values) -> tuple[Table, Counts, Counts]:
+    """Return every distinct value of the batch's bins, with true and false positives of a threshold there."""
+    chosen = np.sort(batch)
+    if _held(table, chosen) <= _COLLECTED:
+        finer = values.collect(table, chosen)
+    else:
+        finer = values.split(table, chosen, bits=int(table.widths[chosen[0]]))
+    _check_unchanged(table, chosen, finer)
+    parents = chosen[np.searchsorted(table.starts[chosen], finer.starts, side="right") - 1]
+    after = np.searchsorted(finer.starts, table.ends[parents])
+    tp = table.tp_above[parents] + finer.tp - np.append(finer.tp, 0)[after]
+    fp = table.fp_above[parents] + finer.fp - np.append(finer.fp, 0)[after]
+    return finer, tp, fp

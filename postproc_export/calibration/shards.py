@@ -1,0 +1,514 @@
+"""Shards of validation outputs: `.npz`, `.npy`, CSV and arrays in memory, read pass after pass."""
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from postproc_export.calibration.arrays import (
+    KEYS,
+    AnyArray,
+    Block,
+    FortranPlace,
+    Place,
+    as_numpy,
+    check_counts,
+    check_labelled,
+    check_plain,
+    checked_shape,
+    flat_chunks,
+    paired,
+)
+from postproc_export.calibration.boxes import box_blocks, is_chunked
+from postproc_export.calibration.npy import StreamedArray, file_signature, npy_array, npz_array, npz_members, readable
+from postproc_export.errors import CalibrationError, PostprocError
+from postproc_export.stats import LEVELS, Level
+
+# --- Values and ground truth of a level, met together in the order that costs least: as they are stored.
+
+_WHOLE: Final = 1 << 24  # values that are loaded to turn them from Fortran into C order
+
+
+def pair_blocks(values: Any, truth: Any, place: Place) -> Iterator[Block]:
+    """Yield the blocks of a pair of arrays that fit each other; only within a place does their order matter.
+
+    Raises
+    ------
+    CalibrationError
+        If one of them is large and in Fortran order and the other one is not.
+    """
+    arrays = [values] if truth is None else [values, truth]
+    if any(map(is_chunked, arrays)) and not any(isinstance(each, StreamedArray) for each in arrays):
+        yield from box_blocks(values, truth, place)
+        return
+    if all(map(_is_fortran, arrays)):
+        place = FortranPlace(place.where, place.key, place.truth_key, place.shape, place.missing)
+        parts = [_as_stored(each) for each in arrays]
+    else:
+        keys = (place.key, place.truth_key)
+        parts = [_in_c_order(each, name=f"{place.where}: {key}") for each, key in zip(arrays, keys, strict=False)]
+    start = 0
+    for part, truth_part in paired(parts[0], parts[1] if len(parts) > 1 else None):
+        yield Block(part, truth_part, place, start)
+        start += part.size
+
+
+def _is_fortran(array: Any) -> bool:
+    """Whether an array lies in Fortran order and that is another one than C order."""
+    if isinstance(array, StreamedArray):
+        return array.order_matters
+    return isinstance(array, np.ndarray) and array.flags.f_contiguous and not array.flags.c_contiguous
+
+
+def _as_stored(array: Any) -> Iterator[AnyArray]:
+    return array.chunks() if isinstance(array, StreamedArray) else flat_chunks(array.T)
+
+
+def _in_c_order(array: Any, *, name: str) -> Iterator[AnyArray]:
+    if not isinstance(array, StreamedArray):
+        return flat_chunks(array)
+    if not array.order_matters:
+        return array.chunks()
+    if array.size > _WHOLE:
+        raise CalibrationError(
+            f"{name} is in Fortran order, unlike the array it goes with",
+            found=f"{array.size} values, which cannot be paired while streaming",
+            needed=f"both in the same order, or at most {_WHOLE} values",
+            fix="save it in C order: np.save(path, np.ascontiguousarray(array))",
+        )
+    return flat_chunks(np.ascontiguousarray(array.whole()))
+
+
+# --- Where validation outputs lie: `.npz`, `.npy` files by key, arrays in memory.
+
+NAMES: Final[Mapping[str, tuple[str, ...]]] = {
+    "pred_score": ("pred_score", "scores"),
+    "gt_label": ("gt_label", "labels"),
+    "anomaly_map": ("anomaly_map", "maps"),
+    "gt_mask": ("gt_mask", "masks"),
+}
+
+
+class Shard(Protocol):
+    """A part of the validation outputs that can be read again and again."""
+
+    name: str
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that are read, or the folder of a store; none where all is in memory."""
+        ...
+
+    def signature(self) -> object:
+        """Return what changes when the shard is written to."""
+        ...
+
+    def size(self, level: Level) -> int | None:
+        """Return the values of a level as the headers tell; None where only reading tells."""
+        ...
+
+    def blocks(self, level: Level, *, verify: bool) -> Iterator[Block]:
+        """Yield the blocks of a level, none where the shard does not have it; `verify` on the first pass."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The arrays of one level, which fit each other; `truth` is None where there is none."""
+
+    values: Any
+    truth: Any
+    place: Place
+
+
+def level_pairs(named: Mapping[str, Any], *, name: str) -> dict[Level, Pair]:
+    """Return the pairs of arrays of the levels that are there.
+
+    Raises
+    ------
+    CalibrationError
+        If types or shapes do not fit, or there is neither a score nor a map.
+    """
+    found: dict[str, str] = {}
+    for key, names in NAMES.items():
+        there = [alias for alias in names if alias in named]
+        if len(there) > 1:
+            fix = "leave one of them out"
+            raise CalibrationError(f"{name} holds one thing twice", found=", ".join(there), needed="one", fix=fix)
+        if there:
+            found[key] = there[0]
+    pairs: dict[Level, Pair] = {}
+    shapes: dict[Level, tuple[int, ...]] = {}
+    for level in LEVELS:
+        key, truth_key = KEYS[level]
+        if key in found:
+            values, truth = named[found[key]], named[found[truth_key]] if truth_key in found else None
+            place = Place(name, found[key], found.get(truth_key, truth_key), tuple(values.shape))
+            shapes[level] = checked_shape(level, values, truth, place=place)
+            pairs[level] = Pair(values, truth, place)
+    if not pairs:
+        raise CalibrationError(
+            f"{name} has neither scores nor maps",
+            found=", ".join(sorted(named)) or "no array at all",
+            needed="pred_score (or scores), anomaly_map (or maps)",
+            fix="name the arrays so",
+        )
+    check_counts(shapes, where=name)
+    return pairs
+
+
+class ArrayShard:
+    """Arrays by key; subclasses say where they come from."""
+
+    name: str
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that are read."""
+        return []
+
+    def signature(self) -> object:
+        """Return the state of each file; arrays in memory have no cheap sign of a change."""
+        return [file_signature(path) for path in self.files]
+
+    def arrays(self, *, verify: bool) -> dict[str, Any]:
+        """Return the arrays by their names in the shard."""
+        raise NotImplementedError
+
+    def pair(self, level: Level, *, verify: bool) -> Pair | None:
+        """Return the arrays of a level, all of the shard checked for types and shapes."""
+        return level_pairs(self.arrays(verify=verify), name=self.name).get(level)
+
+    def size(self, level: Level) -> int | None:
+        """Return the values of a level."""
+        with readable(self.name):
+            pair = self.pair(level, verify=False)
+            return 0 if pair is None else pair.place.size
+
+    def blocks(self, level: Level, *, verify: bool) -> Iterator[Block]:
+        """Yield the blocks of a level after checking types and shapes.
+
+        Raises
+        ------
+        CalibrationError
+            If shapes or types do not fit, or the shard is damaged.
+        FileError
+            If it is not there, or may not be read.
+        """
+        with readable(self.name):
+            pair = self.pair(level, verify=verify)
+            if pair is not None:
+                yield from pair_blocks(pair.values, pair.truth, pair.place)
+
+
+class NpzShard(ArrayShard):
+    """A `.npz` file, streamed member by member; nothing in it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, str(path)
+
+    @property
+    def files(self) -> list[Path]:
+        """The file."""
+        return [self.path]
+
+    def arrays(self, *, verify: bool) -> dict[str, Any]:
+        """Return the members with known names."""
+        known = {name for names in NAMES.values() for name in names}
+        members = npz_members(self.path)
+        return {name: npz_array(self.path, info, verify=verify) for name, info in members.items() if name in known}
+
+
+class NpyShard(ArrayShard):
+    """`.npy` files that belong together, by key."""
+
+    def __init__(self, paths: Mapping[str, Path], *, name: str) -> None:
+        self.paths, self.name = dict(paths), name
+
+    @property
+    def files(self) -> list[Path]:
+        """The files, in the order of their keys."""
+        return list(self.paths.values())
+
+    def arrays(self, *, verify: bool) -> dict[str, Any]:
+        """Return the arrays of the files."""
+        return {name: npy_array(path) for name, path in self.paths.items()}
+
+    def pair(self, level: Level, *, verify: bool) -> Pair | None:
+        """Return the arrays of a level; where it has no ground truth, with the file that would hold it."""
+        pair = super().pair(level, verify=verify)
+        if pair is None or pair.truth is not None:
+            return pair
+        return replace(pair, place=replace(pair.place, missing=self._partner(level, pair.place.key)))
+
+    def _partner(self, level: Level, key: str) -> str | None:
+        name, truth = self.paths[key].name, NAMES[KEYS[level][1]][NAMES[KEYS[level][0]].index(key)]
+        before, found, after = name.rpartition(key)
+        return f"{before}{truth}{after}" if found else None
+
+
+class MemoryShard(ArrayShard):
+    """A mapping of arrays, memory maps, torch tensors or paths of `.npy` files."""
+
+    def __init__(self, arrays: Mapping[str, Any], *, name: str = "the mapping") -> None:
+        self.name = name
+        known = {name for names in NAMES.values() for name in names}
+        self.given = {key: value for key, value in arrays.items() if key in known and value is not None}
+
+    @property
+    def files(self) -> list[Path]:
+        """The files among them."""
+        return [Path(value) for value in self.given.values() if isinstance(value, str | Path)]
+
+    def arrays(self, *, verify: bool) -> dict[str, Any]:
+        """Return the arrays; what NumPy can slice stays where it is."""
+        return {key: _array_of(value, place=f"{self.name}: {key}") for key, value in self.given.items()}
+
+
+def _array_of(value: Any, *, place: str) -> Any:
+    if isinstance(value, str | Path):
+        return npy_array(Path(value))
+    if hasattr(value, "detach") or not (hasattr(value, "shape") and hasattr(value, "dtype")):
+        return as_numpy(value, place=place)
+    check_plain(value, place=place)
+    return value
+
+
+# --- Image scores and labels in a CSV file.
+
+_COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
+    "pred_score": (*NAMES["pred_score"], "score"),
+    "gt_label": (*NAMES["gt_label"], "label"),
+}
+_ROWS: Final = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class RowPlace(Place):
+    """The rows of a CSV file, which messages give by their line too."""
+
+    def at(self, flat: int, *, truth: bool = False) -> str:
+        """Return ``"scores.csv: score[3], line 5"``; the line is looked up, since cells may span several."""
+        text = Place.at(self, flat, truth=truth)
+        try:
+            with Path(self.where).open(newline="", encoding="utf-8-sig") as stream:
+                reader = csv.DictReader(stream, skipinitialspace=True)
+                next(islice(reader, flat, None))
+                return f"{text}, line {reader.line_num}"
+        except (OSError, ValueError, csv.Error, StopIteration):
+            return text
+
+
+class CsvShard:
+    """A CSV file with a header: a column `score` (or `pred_score`, `scores`) and `label` (`gt_label`, `labels`)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, str(path)
+
+    @property
+    def files(self) -> list[Path]:
+        """The file."""
+        return [self.path]
+
+    def signature(self) -> object:
+        """Return the state of the file."""
+        return file_signature(self.path)
+
+    def size(self, level: Level) -> int | None:
+        """Return no values of the pixel level; how many rows there are only reading tells."""
+        return None if level == "image" else 0
+
+    def blocks(self, level: Level, *, verify: bool) -> Iterator[Block]:
+        """Yield the image level, some ten thousand rows at a time.
+
+        Raises
+        ------
+        CalibrationError
+            If a column is missing or a cell is not a number; the row is in the message.
+        FileError
+            If the file cannot be read.
+        """
+        if level == "image":
+            with readable(self.name):
+                try:
+                    with self.path.open(newline="", encoding="utf-8-sig") as stream:
+                        yield from _text_blocks(csv.DictReader(stream, skipinitialspace=True), self.name)
+                except (UnicodeDecodeError, csv.Error) as error:
+                    fix = "save it as CSV in UTF-8"
+                    raise CalibrationError(f"{self.name} is not a CSV file", found=str(error), fix=fix) from error
+
+
+def _text_blocks(reader: "csv.DictReader[str]", name: str) -> Iterator[Block]:
+    reader.fieldnames = [cell.strip().lower() for cell in reader.fieldnames or ()]
+    score, label = (_column(reader.fieldnames, names, name) for names in _COLUMNS.values())
+    if score is None:
+        found, fix = ", ".join(reader.fieldnames) or "no header", "write a first line that names the columns"
+        raise CalibrationError(f"{name} has no column of scores", found=found, needed="score,label", fix=fix)
+    place, start = RowPlace(name, score, label or "label", None), 0
+    rows: list[tuple[float, float]] = []
+    for row in reader:
+        at = f"{name}, line {reader.line_num}"
+        rows.append((_cell(row, score, at), 0.0 if label is None else _cell(row, label, at)))
+        if len(rows) == _ROWS:
+            yield _row_block(rows, place, start, labelled=label is not None)
+            start, rows = start + len(rows), []
+    if rows:
+        yield _row_block(rows, place, start, labelled=label is not None)
+
+
+def _column(header: Sequence[str], names: Sequence[str], name: str) -> str | None:
+    found = [cell for cell in header if cell in names]
+    if len(found) > 1:
+        fix = "leave one of them in"
+        raise CalibrationError(f"{name} has two columns for one thing", found=", ".join(found), needed="one", fix=fix)
+    return found[0] if found else None
+
+
+def _cell(row: Mapping[str, str | None], column: str, at: str) -> float:
+    text = row[column] or ""
+    try:
+        if "_" not in text:  # which Python reads as a group of digits
+            return float(text)
+    except ValueError:
+        pass
+    needed = "score,label with numbers"
+    raise CalibrationError(f"{at}, column {column!r}: not a number", found=repr(row[column]), needed=needed)
+
+
+def _row_block(rows: list[tuple[float, float]], place: Place, start: int, *, labelled: bool) -> Block:
+    table = np.array(rows, dtype=np.float64)
+    return Block(table[:, 0], table[:, 1] if labelled else None, place, start)
+
+
+# --- Reading one level of shards pass after pass, noticing what changes between two of them.
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a pass over one level is.
+
+    Parameters
+    ----------
+    level
+        The level that is read.
+    number
+        The pass, from 1. Two or three do nearly always; scores that all reach nearly the same F1 need more.
+    values, total
+        Values read in this pass, and values of a whole pass; None in the first one where the headers do not tell.
+    shard
+        The file that is read.
+    """
+
+    level: Level
+    number: int
+    values: int
+    total: int | None
+    shard: str
+
+
+class States:
+    """What each shard was like when it was first met, for all passes over all levels.
+
+    Parameters
+    ----------
+    known
+        The states by the position of the shard; empty where none was met yet.
+    """
+
+    def __init__(self, known: Sequence[object] = ()) -> None:
+        self._known: dict[int, object] = dict(enumerate(known))
+
+    def check(self, index: int, shard: Shard, *, reading: bool = False) -> None:
+        """Refuse a shard that is not what it was; `reading` says that it is being read, not only about to be.
+
+        Raises
+        ------
+        CalibrationError
+            If it changed.
+        FileError
+            If it is gone.
+        """
+        now = shard.signature()
+        if self._known.setdefault(index, now) != now:
+            raise changed(shard.name, reading=reading)
+
+    def learn(self, index: int, state: object, *, name: str) -> None:
+        """Take the state of a shard that others have read.
+
+        Raises
+        ------
+        CalibrationError
+            If another one is known.
+        """
+        if self._known.setdefault(index, state) != state:
+            raise changed(name)
+
+    def of(self, first: int, end: int) -> tuple[object, ...]:
+        """Return the states of a run of shards; empty where they are not known."""
+        return tuple(self._known[index] for index in range(first, end)) if first in self._known else ()
+
+    def all(self) -> list[object]:
+        """Return the states that are known, in the order of the shards."""
+        return [self._known[index] for index in sorted(self._known)]
+
+
+class ShardReader:
+    """One level of some shards.
+
+    Parameters
+    ----------
+    level, shards
+        What is read, in this order.
+    states
+        What is known of the shards, by this reader and by those of other levels.
+    verify
+        Whether the next pass is the first one over the level.
+
+    Attributes
+    ----------
+    labelled
+        Whether the level has ground truth; None as long as no block of it was met.
+    """
+
+    def __init__(self, level: Level, shards: Sequence[Shard], *, states: States, verify: bool = True) -> None:
+        self._level, self._shards, self._states = level, shards, states
+        self._verify = verify
+        self._earlier: Place | None = None
+        self.labelled: bool | None = None
+
+    def read(self) -> Iterator[Block]:
+        """Yield all blocks of the level; the first pass verifies checksums too.
+
+        Raises
+        ------
+        CalibrationError
+            If a shard is damaged, changed since it was first met, or has ground truth where others have none.
+        """
+        verify, self._verify = self._verify, False
+        for index, shard in enumerate(self._shards):
+            self._states.check(index, shard)
+            try:
+                for block in shard.blocks(self._level, verify=verify):
+                    self._check_labelled(block)
+                    yield block
+            except PostprocError:
+                self._states.check(index, shard, reading=True)  # a shard that is written to reads as a damaged one
+                raise
+            self._states.check(index, shard, reading=True)
+
+    def _check_labelled(self, block: Block) -> None:
+        labelled = block.truth is not None
+        check_labelled(self.labelled, labelled, place=block.place, earlier=self._earlier)
+        if self.labelled is None:
+            self.labelled, self._earlier = labelled, block.place
+
+
+def changed(name: str, *, reading: bool = False) -> CalibrationError:
+    """Return the error for a shard that is not what it was in the first pass."""
+    fix = "calibrate again when nothing writes to it any more"
+    when = "while it was read" if reading else "between two passes over it"
+    return CalibrationError(f"{name} changed {when}", fix=fix)

@@ -1,1 +1,0 @@
-"""Validation outputs in files: .npz, .npy, Zarr, CSV, read pass by pass."""

@@ -1,0 +1,455 @@
+"""The statistics of a calibrated level: metrics, intervals by bootstrap, and what could not be reached."""
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from postproc_export.calibration.policies import Policy
+from postproc_export.calibration.search import (
+    MARGIN,
+    BestRatio,
+    CountsAt,
+    Found,
+    Outcome,
+    Question,
+    answer,
+    fixed_threshold,
+    question,
+    questions,
+    sharpen,
+)
+from postproc_export.calibration.table import Table, value_of
+from postproc_export.calibration.tally import Counted, Values
+from postproc_export.errors import CalibrationError, MetadataError
+from postproc_export.float32 import LARGEST, shortest
+from postproc_export.stats import Level, LevelStats
+
+# --- What a user should know of a threshold: counts and rates there, the areas under both curves, a curve to plot.
+
+CURVE_POINTS: Final = 2000
+_ROUNDING: Final = 1e-12  # float64 sums of up to 10^6 terms in [0, 1], each within 2^-50
+
+
+def rates_at(found: Found, *, normal: int, anomalous: int) -> dict[str, Any]:
+    """Return TP, FP, TN, FN and the rates of the decision ``s >= threshold``; a rate over nothing is None."""
+    tp, fp = found.tp, found.fp
+    return {
+        "tp": tp,
+        "fp": fp,
+        "tn": normal - fp,
+        "fn": anomalous - tp,
+        "precision": _ratio(tp, tp + fp),
+        "recall": _ratio(tp, anomalous),
+        "f1": _ratio(2 * tp, tp + fp + anomalous),
+        "fpr": _ratio(fp, normal),
+    }
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def auroc(table: Table) -> dict[str, float] | None:
+    """Return the interval that holds the area under the ROC curve; ties count one half.
+
+    Notes
+    -----
+    Pairs in different bins are decided. A pair within a bin of one value is a tie; within a wider bin it may go either
+    way. Products are Python integers where int64 could overflow, as it does at 10^12 values.
+    """
+    pairs = table.n_normal * table.n_anomalous
+    if not pairs:
+        return None
+    below = table.n_normal - table.fp
+    certain = _dot(table.anomalous, below) * 2
+    mixed = np.flatnonzero((table.normal > 0) & (table.anomalous > 0))
+    single, wide = mixed[table.widths[mixed] == 0], mixed[table.widths[mixed] > 0]
+    certain += _dot(table.anomalous[single], table.normal[single])
+    blurred = _dot(table.anomalous[wide], table.normal[wide]) * 2
+    low, high = certain / (2 * pairs), (certain + blurred) / (2 * pairs)
+    if not blurred:
+        return _interval(low, high)
+    return _interval(max(math.nextafter(low, 0.0), 0.0), min(math.nextafter(high, 1.0), 1.0))
+
+
+def _dot(left: NDArray[np.int64], right: NDArray[np.int64]) -> int:
+    if int(left.sum()) * int(right.max(initial=0)) < 1 << 63:
+        return int(left @ right)
+    used = np.flatnonzero((left > 0) & (right > 0))
+    return sum(one * other for one, other in zip(left[used].tolist(), right[used].tolist(), strict=True))
+
+
+def average_precision(table: Table) -> dict[str, float] | None:
+    """Return the interval of the average precision: the sum over thresholds of recall gained times precision.
+
+    Notes
+    -----
+    In a bin of more than one value precision is at most that of all its anomalous values above all its normal ones. It
+    is at least that of the reverse order, one by one, which sums to p - F ln(1 + p / (T + F)) or more, T true positives
+    above the bin and F false positives down to its end.
+    """
+    if not table.n_anomalous or not table.n_normal:
+        return None
+    used = np.flatnonzero(table.anomalous > 0)
+    gained = table.anomalous[used].astype(np.float64)
+    tp, fp = table.tp[used].astype(np.float64), table.fp[used].astype(np.float64)
+    tp_above, fp_above = table.tp_above[used].astype(np.float64), table.fp_above[used].astype(np.float64)
+    exact = (table.widths[used] == 0) | (fp == 0)
+    highest = gained * tp / (tp + np.where(exact, fp, fp_above))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        worst = gained - fp * np.log1p(gained / (tp_above + fp))
+    lowest = np.where(exact, highest, np.maximum(worst, 0.0))
+    total = float(table.n_anomalous)
+    low, high = math.fsum(lowest) / total, math.fsum(highest) / total
+    if bool(exact.all()):
+        return _interval(low, high)
+    return _interval(max(low - _ROUNDING, 0.0), min(high + _ROUNDING, 1.0))
+
+
+def _interval(low: float, high: float) -> dict[str, float]:
+    return {"value": (low + high) / 2, "low": low, "high": high, "width": high - low}
+
+
+def curve(table: Table, chosen: Found | None) -> dict[str, list[Any]]:
+    """Return at most 2,000 thresholds with exact counts, evenly spread over both classes, the chosen one among them."""
+    share = (CURVE_POINTS - 3) // 2
+    rows = [np.array([0, len(table) - 1])]
+    for at_or_above in (table.tp, table.fp):
+        wanted = np.linspace(0, int(at_or_above[0]), share)
+        rows.append(np.clip(np.searchsorted(-at_or_above, -wanted, side="right") - 1, 0, None))
+    picked = np.unique(np.concatenate(rows)) if len(table) > CURVE_POINTS - 1 else np.arange(len(table))
+    values = table.values()[picked].tolist()
+    points = dict(zip(values, zip(table.tp[picked].tolist(), table.fp[picked].tolist(), strict=True), strict=True))
+    if chosen is not None:
+        points[value_of(chosen.key)] = (chosen.tp, chosen.fp)
+    ordered = sorted((value, tp, fp) for value, (tp, fp) in points.items())
+    return {
+        "threshold": [shortest(value) for value, _, _ in ordered],
+        "tp": [tp for _, tp, _ in ordered],
+        "fp": [fp for _, _, fp in ordered],
+    }
+
+
+# --- How far the threshold may move with other images of the same kind: a bootstrap interval, whatever the order.
+
+MAX_IMAGES: Final = 10**6
+CONFIDENCE: Final = 0.95
+_SEED: Final = 20_240_501
+_LARGE: Final = 20_000
+_FEWER: Final = 5  # times fewer resamples above that many images, where the interval is narrow anyway
+
+
+def threshold_interval(table: Table, policy: Policy, *, resamples: int) -> dict[str, Any]:
+    """Return the 95 % percentile interval of the threshold over resamples of the images.
+
+    Parameters
+    ----------
+    table
+        One bin per distinct value. The resampling draws from the sorted values, so neither the order of the images nor
+        their distribution over shards matters.
+    policy
+        Chooses the threshold of each resample; resamples in which a class is missing follow the one-class rule.
+    resamples
+        How many; a fifth of them above 20,000 images.
+    """
+    total = table.n_normal + table.n_anomalous
+    if total > MAX_IMAGES:
+        return {"left_out": f"more than {MAX_IMAGES} images"}
+    count = resamples if total <= _LARGE else max(1, resamples // _FEWER)
+    cells = np.repeat(np.arange(2 * len(table)), np.concatenate((table.normal, table.anomalous)))
+    generator = np.random.default_rng(_SEED)
+    keys = (_resampled_key(table, policy, cells[generator.integers(0, total, total)]) for _ in range(count))
+    reached = sorted(key for key in keys if key is not None)
+    if not reached:
+        return {"left_out": "no resample reaches the policy"}
+    tail = (1 - CONFIDENCE) / 2
+    low, high = (reached[min(len(reached) - 1, int(share * len(reached)))] for share in (tail, 1 - tail))
+    ends = {"low": shortest(value_of(low)), "high": shortest(value_of(high))}
+    return {**ends, "confidence": CONFIDENCE, "resamples": count, "unreachable": count - len(reached)}
+
+
+def _resampled_key(table: Table, policy: Policy, drawn: "np.ndarray[Any, np.dtype[np.intp]]") -> int | None:
+    normal, anomalous = np.bincount(drawn, minlength=2 * len(table)).reshape(2, -1)
+    used = np.flatnonzero(normal + anomalous)
+    starts = table.starts[used]
+    again = Table(
+        starts=starts,
+        widths=table.widths[used],
+        normal=normal[used],
+        anomalous=anomalous[used],
+        low=int(starts[0]),
+        high=int(starts[-1]),
+    )
+    outcome = question(policy, again).search.step(again)
+    return outcome.key if isinstance(outcome, Found) else None
+
+
+# --- What one pass without a spool knows: counts in buckets of 2^16 keys, so within one it knows bounds only.
+
+
+def single_values(table: Table) -> Table:
+    """Return the table with every bin taken for one value, its lower edge: all that one pass can decide by."""
+    return dataclasses.replace(table, widths=np.zeros_like(table.widths))
+
+
+def one_pass_bound(table: Table, found: Found) -> dict[str, Any]:
+    """Return how far F1 at the threshold can be below the best F1 of all observed values, at most.
+
+    Parameters
+    ----------
+    table
+        The buckets; without anomalous values F1 is not defined, and neither is its distance.
+    found
+        The threshold; within a bucket, F1 there is at least that of all its normal and none of its anomalous values.
+    """
+    if not table.n_anomalous:
+        return {"exact": False, "f1_gap": None}
+    tp, fp = _worst_at(table, found.key)
+    best = 2 * float(BestRatio(1, 1).upper(table).max())
+    here = 2 * tp / (tp + fp + table.n_anomalous)
+    return {"exact": False, "f1_gap": min(max(best * (1 + MARGIN) - here, 0.0), 1.0)}
+
+
+def _worst_at(table: Table, key: int) -> tuple[int, int]:
+    """Return the fewest true and the most false positives that a threshold can have."""
+    known = CountsAt(key).step(table)
+    if isinstance(known, Found):
+        return known.tp, known.fp
+    index = int(np.searchsorted(table.starts, key, side="right")) - 1
+    return int(table.tp_above[index]), int(table.fp[index])
+
+
+# --- What can be reached, where a policy cannot.
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How far the precision of a level goes.
+
+    Parameters
+    ----------
+    best
+        The highest precision of the thresholds that are known.
+    bound
+        What no observed value can exceed; the precision of `best` where the values were looked at again.
+    """
+
+    best: Found
+    bound: float
+
+    @classmethod
+    def of(cls, table: Table, *, counted: Table, values: Values, is_exact: bool) -> "Reach":
+        """Return it for a table that the policies were asked, and the counts of the first pass."""
+        best = answer([BestRatio(0, 1)], table, values=values)[0][0]
+        assert isinstance(best, Found), "some threshold has the highest precision"
+        bound = best.tp / (best.tp + best.fp) if is_exact else float(BestRatio(0, 1).upper(counted).max())
+        return cls(best, bound)
+
+    @property
+    def precision(self) -> float:
+        """The highest precision of the thresholds that are known."""
+        return self.best.tp / (self.best.tp + self.best.fp)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the statistics record beside a policy that asks for more."""
+        return {"precision": self.precision, "threshold": shortest(value_of(self.best.key))}
+
+
+def unreachable(level: Level, policy: Policy, reach: Reach | None, table: Table) -> CalibrationError:
+    """Return the error that says what can be reached instead of a policy."""
+    what = f"the {level} level cannot reach {policy.text}"
+    match policy.kind:
+        case "precision":
+            assert reach is not None, "precision needs both classes"
+            return _precision(what, policy, reach)
+        case "fpr":
+            normal = int(table.normal[-1])
+            return CalibrationError(
+                what,
+                found=f"{normal} of {table.n_normal} normal values are the largest float32, with nothing above them",
+                needed="a finite threshold above them",
+                fix=f"ask for fpr={np.ceil(normal / table.n_normal * 1e4) / 1e4:g} or more",
+            )
+        case _:
+            low, high = (shortest(value_of(key)) for key in (table.low, table.high))
+            return CalibrationError(
+                what,
+                found=f"a threshold beyond the largest float32, from values between {low} and {high}",
+                needed=f"at most {shortest(LARGEST)}",
+                fix="ask for a share nearer to [0, 1]",
+            )
+
+
+def _precision(what: str, policy: Policy, reach: Reach) -> CalibrationError:
+    best, needed = reach.best, f"an observed value with precision >= {policy.text.partition('=')[2]}"
+    shown = f"{reach.precision:.9g} ({best.tp} of {best.tp + best.fp}), at {shortest(value_of(best.key))}"
+    if reach.bound > reach.precision:
+        found = f"at least {shown}; one pass sees the edges of buckets only, within them it may be {reach.bound:.9g}"
+        return CalibrationError(f"{what} by what one pass can tell", found=found, needed=needed, fix="use exact=True")
+    rounded = np.floor(reach.precision * 1e4) / 1e4
+    return CalibrationError(what, found=f"at most {shown}", needed=needed, fix=f"ask for precision={rounded:g} or less")
+
+
+# --- The statistics of one level, from what the first pass counted and a way to read the values again.
+
+
+class CalibrationWarning(UserWarning):
+    """A calibration that works but whose threshold means less than usual; the statistics record why."""
+
+
+@dataclass(frozen=True, slots=True)
+class LevelOptions:
+    """What is asked for on one level: a policy, others to compare it with, bootstrap resamples, exactness."""
+
+    policy: Policy
+    compare: Sequence[Policy] = ()
+    resamples: int = 1000
+    exact: bool = True
+
+
+def level_stats(level: Level, counted: Counted, options: LevelOptions, *, labelled: bool, values: Values) -> LevelStats:
+    """Return the statistics of a level; warns where one class is missing or float32 merged values at the threshold.
+
+    Parameters
+    ----------
+    level
+        For messages, and because only image thresholds get a bootstrap interval.
+    counted
+        What the first pass counted; at least one value.
+    options
+        The policy and what else to record.
+    labelled
+        Whether there was ground truth. Without it a level has a range, and a threshold only by `value=T` or `range=U`.
+    values
+        All values of the level, to be counted again.
+
+    Raises
+    ------
+    CalibrationError
+        If the policy cannot be reached, or the range of the values is not legal.
+    """
+    is_exact = options.exact or counted.is_exact
+    table = counted.table if is_exact else single_values(counted.table)
+    _legal(level, counted, table, threshold=None)  # refused here already, not after the passes to come
+    _warn_dropped(level, counted)
+    if not labelled:
+        return _unlabelled(level, counted, options.policy, table)
+    asked = questions([options.policy, *options.compare], table)
+
+    outcomes, table = answer([each.search for each in asked], table, values=values)
+    found, reach = outcomes[0], None
+    if not all(isinstance(outcome, Found) for outcome in outcomes) and table.n_anomalous:
+        reach = Reach.of(table, counted=counted.table, values=values, is_exact=is_exact)
+    if not isinstance(found, Found):
+        raise unreachable(level, options.policy, reach, table)
+    _warn_one_class(level, asked[0].rule, options.policy)
+    table = sharpen(table, values=values) if is_exact else counted.table
+    if counted.is_wide and options.exact:
+        _warn_merged(level, found, values)
+    details = _details(table, found, is_exact=is_exact)
+    if not is_exact:
+        details |= one_pass_bound(table, found)
+    if options.compare:
+        rows = zip(options.compare, asked[1:], outcomes[1:], strict=True)
+        details["policies"] = [_compared(*row, table, reach, is_exact=is_exact) for row in rows]
+    if level == "image" and options.resamples and options.policy.kind != "value":
+        details["threshold_interval"] = _bootstrap_interval(counted, table, options)
+    return _legal(
+        level,
+        counted,
+        table,
+        threshold=value_of(found.key),
+        policy=options.policy.text,
+        rule=asked[0].rule,
+        n_normal=table.n_normal,
+        n_anomalous=table.n_anomalous,
+        details=details,
+    )
+
+
+def _rates(table: Table, found: Found, *, is_exact: bool) -> dict[str, Any]:
+    """Return counts and rates; nothing where one pass left the threshold within a bin, and they are not known."""
+    if not is_exact and not isinstance(CountsAt(found.key).step(table), Found):
+        return {}
+    return rates_at(found, normal=table.n_normal, anomalous=table.n_anomalous)
+
+
+def _details(table: Table, found: Found, *, is_exact: bool) -> dict[str, Any]:
+    rates = _rates(table, found, is_exact=is_exact)
+    return {
+        "at_threshold": rates or None,
+        "auroc": auroc(table),
+        "average_precision": average_precision(table),
+        "curve": curve(table, found if rates else None),
+    }
+
+
+def _bootstrap_interval(counted: Counted, table: Table, options: LevelOptions) -> dict[str, Any]:
+    if not counted.is_exact:
+        return {"left_out": f"{counted.seen} images are more than 10^6"}
+    return threshold_interval(table, options.policy, resamples=options.resamples)
+
+
+def _compared(
+    policy: Policy, question: Question, outcome: Outcome, table: Table, reach: Reach | None, *, is_exact: bool
+) -> dict[str, Any]:
+    """Return a row of the table of policies: threshold and rates, or what can be reached instead."""
+    row: dict[str, Any] = {"policy": policy.text, "rule": question.rule, "threshold": None}
+    if isinstance(outcome, Found):
+        row["threshold"] = shortest(value_of(outcome.key))
+        row.update(_rates(table, outcome, is_exact=is_exact))
+    elif policy.kind == "precision" and reach is not None:
+        row["reachable"] = reach.to_json()
+    return row
+
+
+def _legal(level: Level, counted: Counted, table: Table, **stats: Any) -> LevelStats:
+    try:
+        return LevelStats(min=value_of(table.low), max=value_of(table.high), n_dropped=counted.dropped, **stats)
+    except MetadataError as error:
+        what = f"the {level} level cannot be calibrated: {error.what}"
+        raise CalibrationError(what, found=error.found, needed=error.needed, fix=error.fix) from error
+
+
+def _unlabelled(level: Level, counted: Counted, policy: Policy, table: Table) -> LevelStats:
+    details = {"n_values": counted.seen}
+    if policy.is_fixed:
+        threshold = fixed_threshold(policy, low=value_of(table.low), high=value_of(table.high))
+        if not np.isfinite(threshold):
+            raise unreachable(level, policy, None, table)
+        return _legal(level, counted, table, threshold=threshold, policy=policy.text, rule=policy.text, details=details)
+    message = f"{level} level: no ground truth, so it gets a range but no threshold (policy '{policy.text}')"
+    warnings.warn(CalibrationWarning(message), stacklevel=4)
+    return _legal(level, counted, table, threshold=None, policy=policy.text, rule="range_only", details=details)
+
+
+def _warn_one_class(level: Level, rule: str, policy: Policy) -> None:
+    which = {"only_normal": ("normal", "highest"), "only_anomalous": ("anomalous", "lowest")}.get(rule)
+    if which is not None:
+        message = (
+            f"{level} level: only {which[0]} samples, so '{policy.text}' is not defined and the threshold is the "
+            f"{which[1]} value seen"
+        )
+        warnings.warn(CalibrationWarning(message), stacklevel=4)
+
+
+def _warn_dropped(level: Level, counted: Counted) -> None:
+    if level == "pixel" and counted.dropped:
+        message = (
+            f"pixel level: {counted.dropped:,} values that are not finite were left out; in the deployed file a map "
+            "that holds a NaN makes its image anomalous, whatever its score"
+        )
+        warnings.warn(CalibrationWarning(message), stacklevel=4)
+
+
+def _warn_merged(level: Level, found: Found, values: Values) -> None:
+    low, high = values.extremes_at(np.float32(value_of(found.key)))
+    if low < high:
+        message = f"{level} level: rounding to float32 merges different values ({low!r} to {high!r}) at the threshold"
+        warnings.warn(CalibrationWarning(message), stacklevel=4)

@@ -1,1 +1,0 @@
-"""The statistics of a level: threshold, rates, areas, curve, bootstrap interval."""

@@ -1,0 +1,187 @@
+"""The table of a calibration: exact counts of both classes in disjoint ranges of ordered float32 values."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+# --- float32 values as unsigned integers of the same order, and the coarse buckets that are their upper 16 bits.
+
+Keys = NDArray[np.uint32]
+Floats = NDArray[np.float32]
+Flags = NDArray[np.bool_]
+Counts = NDArray[np.int64]
+
+BUCKETS: Final = 1 << 16
+NEGATIVE_ZERO_BUCKET: Final = 1 << 15  # of the raw bits
+_SIGN = np.uint32(0x8000_0000)
+_NEGATIVE_ZERO = np.int32(-(2**31))
+
+
+def ordered_keys(values: Floats) -> Keys:
+    """Return uint32 keys that compare as the values do.
+
+    Parameters
+    ----------
+    values
+        float32, any shape, finite, without -0.0 (see `merge_zeros`).
+
+    Notes
+    -----
+    Positive values get their sign bit set, negative ones all bits flipped.
+    """
+    bits = values.view(np.uint32)
+    fill = (values.view(np.int32) >> np.int32(31)).view(np.uint32)
+    keys: Keys = bits ^ (fill | _SIGN)
+    return keys
+
+
+def float_values(keys: Keys) -> Floats:
+    """Return the float32 values of ordered keys: the inverse of `ordered_keys`."""
+    keys = np.ascontiguousarray(keys, dtype=np.uint32)
+    fill = ~(keys.view(np.int32) >> np.int32(31)).view(np.uint32)
+    return (keys ^ (fill | _SIGN)).view(np.float32)
+
+
+def key_of(value: float) -> int:
+    """Return the ordered key of one float32 value; `-0.0` counts as `0.0`."""
+    return int(ordered_keys(np.array([value + 0.0], dtype=np.float32))[0])
+
+
+def value_of(key: int) -> float:
+    """Return the float32 value of one ordered key."""
+    return float(float_values(np.array([key], dtype=np.uint32))[0])
+
+
+def is_negative_zero(values: Floats) -> Flags:
+    """Return where a value is -0.0."""
+    found: Flags = values.view(np.int32) == _NEGATIVE_ZERO
+    return found
+
+
+def merge_zeros(values: Floats) -> Floats:
+    """Return the values with `-0.0` replaced by `0.0`; the input itself where there is none."""
+    negative = is_negative_zero(values)
+    if not negative.any():
+        return values
+    merged = values.copy()
+    merged[negative] = 0.0
+    return merged
+
+
+def raw_buckets(values: Floats) -> NDArray[np.uint16]:
+    """Return the upper 16 bits of each value's raw float32 pattern; a strided view, not a copy.
+
+    Parameters
+    ----------
+    values
+        float32, shape (n,), contiguous, in the byte order of the machine (little-endian).
+    """
+    return values.view(np.uint16)[1::2]
+
+
+def to_ordered_buckets(raw_counts: NDArray[Any]) -> NDArray[Any]:
+    """Reorder a table over raw upper halves so that it ascends with the value; shape (65536,)."""
+    half = BUCKETS // 2
+    return np.concatenate((raw_counts[half:][::-1], raw_counts[:half]))
+
+
+def raw_numbers(ordered: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return where buckets stand in a table over raw upper halves, from their numbers in the order of the values."""
+    half = BUCKETS // 2
+    return np.where(ordered < half, BUCKETS - 1 - ordered, ordered - half)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Counts per bin; the bins are disjoint, ascending, and every value seen lies in one of them.
+
+    Parameters
+    ----------
+    starts
+        uint32, shape (n,), ascending: the lowest ordered key of each bin.
+    widths
+        uint8, shape (n,): a bin covers 2^width keys; at 0 it is one float32 value.
+    normal, anomalous
+        int64, shape (n,): values of each class in the bin, at least one together.
+    low, high
+        Ordered keys of the lowest and the highest value seen.
+    """
+
+    starts: Keys
+    widths: NDArray[np.uint8]
+    normal: Counts
+    anomalous: Counts
+    low: int
+    high: int
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @cached_property
+    def tp(self) -> Counts:
+        """Anomalous values at or above each bin's lowest value: the true positives of a threshold there."""
+        return _from_the_top(self.anomalous)
+
+    @cached_property
+    def fp(self) -> Counts:
+        """Normal values at or above each bin's lowest value: the false positives of a threshold there."""
+        return _from_the_top(self.normal)
+
+    @property
+    def tp_above(self) -> Counts:
+        """Anomalous values above the whole bin."""
+        above: Counts = self.tp - self.anomalous
+        return above
+
+    @property
+    def fp_above(self) -> Counts:
+        """Normal values above the whole bin."""
+        above: Counts = self.fp - self.normal
+        return above
+
+    @property
+    def is_open(self) -> Flags:
+        """Bins that may hold more than one value."""
+        return self.widths > 0
+
+    @cached_property
+    def n_normal(self) -> int:
+        """All normal values."""
+        return int(self.normal.sum())
+
+    @cached_property
+    def n_anomalous(self) -> int:
+        """All anomalous values."""
+        return int(self.anomalous.sum())
+
+    @property
+    def ends(self) -> NDArray[np.uint64]:
+        """The first key after each bin, uint64 since the last may be 2^32."""
+        return self.starts.astype(np.uint64) + (np.uint64(1) << self.widths.astype(np.uint64))
+
+    def values(self) -> Floats:
+        """Return the float32 value of each bin's lowest key, not below the lowest value seen."""
+        return float_values(np.maximum(self.starts, np.uint32(self.low)))
+
+    def replace(self, chosen: NDArray[np.intp], finer: Self) -> "Table":
+        """Return a table in which the chosen bins give way to the finer bins that they were split into."""
+        kept = np.ones(len(self), dtype=np.bool_)
+        kept[chosen] = False
+        starts = np.concatenate((self.starts[kept], finer.starts))
+        order = np.argsort(starts, kind="stable")
+        return Table(
+            starts=starts[order],
+            widths=np.concatenate((self.widths[kept], finer.widths))[order],
+            normal=np.concatenate((self.normal[kept], finer.normal))[order],
+            anomalous=np.concatenate((self.anomalous[kept], finer.anomalous))[order],
+            low=self.low,
+            high=self.high,
+        )
+
+
+def _from_the_top(counts: Counts) -> Counts:
+    total: Counts = np.cumsum(counts[::-1])[::-1]
+    return total

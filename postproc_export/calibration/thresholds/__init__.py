@@ -1,1 +1,0 @@
-"""Operating points, and the search for their thresholds in tables of counts."""

@@ -1,0 +1,508 @@
+"""Check an attached file: against its record, its tail alone, and as a whole on real inputs."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from numpy.typing import NDArray
+
+from postproc_export.check.attached import AttachedModel, load_attached
+from postproc_export.check.inputs import COUNT, SEED
+from postproc_export.check.originals import RawFile, TorchRunner
+from postproc_export.check.real_inputs import RealInputs, array_inputs, image_inputs
+from postproc_export.check.record import FileChecks, check_record, record_is_missing
+from postproc_export.check.reference import EagerTransform, Reference, unnamed_code
+from postproc_export.check.report import Check, FailureStore, ParityReport
+from postproc_export.check.runners import Assumed
+from postproc_export.check.stage_report import WayResult
+from postproc_export.check.steps import DecisionCheck, TransformCheck, unfit_layer, without_decisions
+from postproc_export.check.synthetic import SyntheticCheck
+from postproc_export.check.tail import check_adjusted, check_exhaustively, check_tail, tail_configurations
+from postproc_export.check.ways import environment, has_nncf, installed_runtimes, usable_cores, whole_configurations
+from postproc_export.check.whole import WholeCheck
+from postproc_export.decision import check_comparison, check_sensitivity
+from postproc_export.errors import FileError, MissingDependencyError, UsageError
+from postproc_export.record import LayerRecord, TailSpec, parse_tails
+from postproc_export.runtimes import RuntimeName, open_runner
+from postproc_export.staging import temporary_folder
+from postproc_export.stats import CalibrationStats
+from postproc_export.steps.around import is_same
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from postproc_export.decision import Comparison
+    from postproc_export.images import Preprocessing
+
+__all__ = ["Check", "ParityReport", "assert_parity", "check_parity"]
+
+
+# --- What a check is given: options that fit together, runtimes that are installed, real inputs.
+
+Inputs = str | Path | Mapping[str, NDArray[Any]] | None
+
+
+def check_paths(*, raw: str | Path | None, images: str | Path | None, inputs: Inputs) -> None:
+    """Refuse paths of `check_parity` where nothing is, whether they would be read or not.
+
+    Raises
+    ------
+    FileError
+        If there is one.
+    """
+    nouns = {"raw": "raw model", "inputs": "inputs", "images": "images"}
+    given = {"raw": raw, "inputs": inputs, "images": images}
+    for name, path in given.items():
+        if isinstance(path, str | Path) and not Path(path).exists():
+            found = "no such file or folder" if name == "images" else "no such file"
+            raise FileError(
+                f"cannot read the {nouns[name]} {path}", found=found, fix=f"give another path with --{name}"
+            )
+
+
+def assumptions(
+    stats: "str | Path | CalibrationStats | None",
+    image_sensitivity: float | None,
+    pixel_sensitivity: float | None,
+    comparison: "Comparison | None",
+) -> Assumed:
+    """Return what is given beside a file.
+
+    Raises
+    ------
+    FileError, MetadataError
+        If the statistics cannot be read or are not legal, or an option is not.
+    """
+    loaded = stats if stats is None or isinstance(stats, CalibrationStats) else CalibrationStats.load(stats)
+    for name, value in (("image_sensitivity", image_sensitivity), ("pixel_sensitivity", pixel_sensitivity)):
+        if value is not None:
+            check_sensitivity(value, name=name)
+    if comparison is not None:
+        check_comparison(comparison)
+    return Assumed(
+        stats=loaded,
+        path=None if stats is None or isinstance(stats, CalibrationStats) else stats,
+        image_sensitivity=image_sensitivity,
+        pixel_sensitivity=pixel_sensitivity,
+        comparison=comparison,
+    )
+
+
+def check_options(
+    *,
+    images: str | Path | None,
+    inputs: Inputs,
+    torch: object,
+    outputs: tuple[str | int | None, ...],
+    save_failures: str | Path | None = None,
+) -> None:
+    """Refuse options of `check_parity` that do not fit together; `outputs` are those named of the PyTorch model.
+
+    Raises
+    ------
+    UsageError
+        If they do not.
+    FileError
+        If failures are to be saved where the inputs are, which they might replace.
+    """
+    if images is not None and inputs is not None:
+        raise UsageError("both images and inputs were given", needed="one of them")
+    if torch is not None and images is None and inputs is None:
+        raise UsageError("a PyTorch model without images or inputs to feed it", fix="give --images or --inputs")
+    if torch is None and any(output is not None for output in outputs):
+        raise UsageError("an output was named without a PyTorch model", fix="give --torch, or leave the name out")
+    if save_failures is not None and isinstance(inputs, str | Path) and Path(inputs).is_file():
+        folder = Path(save_failures)
+        if folder.is_dir() and Path(inputs).absolute().parent.samefile(folder):
+            what = f"cannot save failures in {folder}: {inputs} lies there and is read"
+            raise FileError(what, fix="choose another folder with --save-failures")
+
+
+def named_tails(
+    texts: str | Sequence[str], attached: AttachedModel, decisions: LayerRecord | None
+) -> tuple[TailSpec, ...]:
+    """Return the tails that a caller names, once it is sure that the file records them.
+
+    Parameters
+    ----------
+    texts
+        As the command line takes them.
+    attached, decisions
+        The file, and the record of what stands behind its decision.
+
+    Raises
+    ------
+    UsageError, FileError
+        If one cannot be read, or is not in the record of the file.
+    """
+    records = [record for record in (attached.file.layer("transform"), decisions) if record is not None]
+    recorded = [spec for record in records for spec in record.tails]
+    named = parse_tails(texts)
+    for spec in named:
+        if not any(is_same(spec, other) for other in recorded):
+            raise UsageError(
+                f"the tail '{spec.text}' is not the one that {attached.path} was attached with",
+                found=f"recorded: {', '.join(other.text for other in recorded) or 'none'}",
+                needed="a tail that the record of the file names",
+                fix=f"--tail {recorded[0].text}" if recorded else "leave it out",
+            )
+    return named
+
+
+def usable_runtimes(model: AttachedModel) -> tuple[RuntimeName, ...]:
+    """Return the installed runtimes that read the format of a file.
+
+    Raises
+    ------
+    MissingDependencyError
+        If there is none.
+    """
+    wanted: tuple[RuntimeName, ...] = ("onnxruntime", "openvino") if model.file.format == "onnx" else ("openvino",)
+    found = tuple(name for name in wanted if name in installed_runtimes())
+    if not found:
+        raise MissingDependencyError(
+            f"{model.path} cannot be checked: no runtime for it is installed",
+            needed=" or ".join(wanted),
+            fix=f"pip install 'postproc-export[{wanted[0]}]'",
+        )
+    return found
+
+
+def real_inputs(
+    model: AttachedModel,
+    runtimes: tuple[RuntimeName, ...],
+    images: str | Path | None,
+    inputs: Inputs,
+    preprocessing: "Preprocessing | None",
+    limit: int | None,
+) -> RealInputs | None:
+    """Return the images or inputs of a check; None where neither was given.
+
+    Raises
+    ------
+    UsageError, FileError
+        If they do not fit the inputs of the file, or cannot be read.
+    """
+    if images is None and inputs is None:
+        return None
+    ports = model.with_values(open_runner(model.path, runtime=runtimes[0])).inputs
+    if images is not None:
+        return image_inputs(images, ports, model.file.record.stats, preprocessing, limit=limit)
+    assert inputs is not None, "without images there are inputs"
+    return array_inputs(inputs, ports, limit=limit)
+
+
+# --- What a check does not cover, a sentence each, with the reason.
+
+_GUARDLESS: Final = "the image score of a map that holds a NaN: the tail has no guard, so it is not defined"
+
+
+def of_the_file(model: AttachedModel, runtimes: Sequence[RuntimeName]) -> Iterator[str]:
+    """Yield what a file and the runtimes at hand leave open."""
+    if model.file.format == "onnx":
+        for name in ("onnxruntime", "openvino"):
+            if name not in runtimes:
+                yield f"{name}: it is not installed (pip install 'postproc-export[{name}]')"
+    else:
+        yield "ONNX Runtime: it does not read this format"
+    for level in model.file.raw:
+        if level not in model.levels:
+            yield f"the {level} level: it is not calibrated, and '{model.file.raw[level].name}' stays as it is"
+    if model.guard == "none" and "image" in model.levels and "image" not in model.file.raw:
+        yield _GUARDLESS
+    if model.tail.adjustable and model.file.format == "onnx" and "openvino" in runtimes:
+        names = ", ".join(item.name for item in model.tail.adjustable)
+        yield f"{names} in OpenVINO: reading an ONNX model makes constants of them"
+    yield "other devices than the CPU"
+
+
+def of_the_options(*, raw: bool, real: bool, torch: bool, int8: bool | None) -> Iterator[str]:
+    """Yield what was not given: the raw file, real inputs, the PyTorch model, nncf."""
+    if not real:
+        yield "the whole file on real inputs: neither images nor inputs were given"
+    if not raw:
+        yield "the whole file against the raw file run apart: no raw file was given"
+    elif not real:
+        yield "the raw file on real inputs: neither images nor inputs were given"
+    if not torch:
+        yield "the whole file against the PyTorch model: none was given"
+    if real and int8 is False:
+        yield "the whole file quantised to INT8: it was not wanted"
+    elif real and not has_nncf():
+        yield "the whole file quantised to INT8: nncf is not installed (pip install 'postproc-export[nncf]')"
+
+
+def of_the_code(unnamed: TailSpec | None, *, raw: bool, torch: bool) -> Iterator[str]:
+    """Yield what needs a class that the file alone names, whose code is not run therefore."""
+    if unnamed is None:
+        return
+    reason = f"the code of '{unnamed.name}' is run only where you name it, too: --tail {unnamed.name}"
+    yield f"the class '{unnamed.name}' before the threshold, and what it does with NaN: {reason}"
+    for given, original in ((raw, "the raw file run apart"), (torch, "the PyTorch model")):
+        if given:
+            yield f"the whole file against {original}: {reason}"
+
+
+def of_the_machine(checks: Sequence[Check]) -> Iterator[str]:
+    """Yield what this machine cannot show."""
+    default = {check.precision for check in checks if not check.judged and check.precision is not None}
+    if default == {"float32"}:
+        yield "another default precision than float32: this machine has none (some take bfloat16 or float16)"
+
+
+Progress = Callable[[int, int], None]
+
+
+def check_parity(
+    attached: str | Path,
+    *,
+    raw: str | Path | None = None,
+    images: str | Path | None = None,
+    inputs: str | Path | Mapping[str, NDArray[Any]] | None = None,
+    torch: "str | Module | None" = None,
+    image_output: str | int | None = None,
+    pixel_output: str | int | None = None,
+    tail: str | Sequence[str] = (),
+    preprocessing: "Preprocessing | None" = None,
+    limit: int | None = None,
+    max_flips: int = 0,
+    int8: bool | None = None,
+    count: int = COUNT,
+    seed: int = SEED,
+    threads: int | None = None,
+    exhaustive: bool = False,
+    preserved: str | Path | None = None,
+    contracts: Iterable[str] = (),
+    save_failures: str | Path | None = None,
+    progress: Progress | None = None,
+    stats: "str | Path | CalibrationStats | None" = None,
+    image_sensitivity: float | None = None,
+    pixel_sensitivity: float | None = None,
+    comparison: "Comparison | None" = None,
+) -> ParityReport:
+    """Check that an attached file decides as the eager reference does.
+
+    Parameters
+    ----------
+    attached
+        An ``.onnx`` or ``.xml`` file that `attach_postprocessing` wrote.
+    raw
+        The original with raw outputs, to be run apart.
+    images
+        A folder or a CSV file of real images, labels not needed.
+    inputs
+        In place of images: an ``.npz`` file or a mapping of arrays, by the names of the model's inputs.
+    torch
+        The PyTorch model that was exported, as ``"module:factory"`` or itself; it is fed the same inputs.
+    image_output, pixel_output
+        Which of its outputs are the raw ones, by key, attribute or index, where names and shapes do not tell.
+    tail
+        A class of one's own before the threshold, ``"package.module:Class"`` as the file records it: its code is
+        imported and run. Without it a class that the file names is left alone, and what needs it is not checked.
+    preprocessing
+        What is done to the images; default: what the statistics record, else `Preprocessing()`.
+    limit
+        How many images or samples at most.
+    max_flips
+        Labels per output that may differ from the raw file's or the PyTorch model's though the raw value lies outside
+        the band that another compilation or implementation explains.
+    int8
+        Whether the file is quantised by nncf and run, too; default: where nncf is installed.
+    count
+        Raw values per level for the tail alone.
+    seed
+        Seed of these values.
+    threads
+        Threads inside an operator; default: as many as the process has cores, which the report records.
+    exhaustive
+        Whether every raw value there is (all 2^32 float32) goes through the tail of each level, too. Takes minutes.
+    preserved
+        The raw file, to be compared with the attached one: nothing besides the tail may differ.
+    contracts
+        Programs that the file has to fit: ``"anomalib"``, ``"model-api"``.
+    save_failures
+        A folder for inputs on which something was missed; the report's environment lists them with the commands that
+        replay them.
+    progress
+        Called with what is done and all that there is to do, in steps of the part that takes longest.
+    stats
+        The statistics that the file was attached with, to judge one whose record is gone.
+    image_sensitivity, pixel_sensitivity, comparison
+        What that file was attached with besides; by default what attaching takes by default, which the report says.
+
+    Returns
+    -------
+    ParityReport
+        Truthy where everything that was judged passed. It lists what was not checked, too.
+
+    Raises
+    ------
+    UsageError, FileError, MetadataError, UnsupportedModelError
+        If the file, the inputs or the PyTorch model cannot be used at all, or the record of the file says otherwise
+        than what is given.
+    MissingDependencyError
+        If no runtime for the format is installed, or torch, the reference's own, is not.
+
+    Notes
+    -----
+    Three parts. The record: names, order, types and shapes of the outputs, and every constant of the tail to the bit.
+    The tail alone, cut out of the file, on values that seek trouble: labels equal, scores within the tolerance derived
+    from the statistics, NaN as docs/definition.md section 5 says. The whole file at float32, on synthetic inputs always
+    and on real ones where they are given: against the reference on the raw value tapped in the same compiled model, and
+    against the raw file run apart, or on synthetic inputs what detaching gives. On real inputs the machine's default
+    precision is run and shown, and decides nothing; neither do weights rounded to float16, or INT8. With a PyTorch
+    model all of it is compared with that model, stage by stage (docs/parity.md).
+    """
+    assumed = assumptions(stats, image_sensitivity, pixel_sensitivity, comparison)
+    check_paths(raw=raw, images=images, inputs=inputs)
+    outputs_named = (image_output, pixel_output)
+    check_options(images=images, inputs=inputs, torch=torch, outputs=outputs_named, save_failures=save_failures)
+    threads = usable_cores() if threads is None else threads
+    file_checks = FileChecks.run(Path(attached), preserved=preserved, contracts=contracts)
+    missing = record_is_missing(Path(attached)) if file_checks and assumed.stats is None else None
+    missing = unfit_layer(Path(attached), assumed) if missing is None else missing
+    if missing is not None:  # what needs no record is told all the same
+        return _report_of(attached, [missing, *file_checks.checks], file_checks.not_checked, seed, threads)
+    with without_decisions(Path(attached), assumed) as (path, decisions):
+        model = load_attached(path, assumed)
+        runtimes = usable_runtimes(model)
+        named = named_tails(tail, model, decisions)
+        reference, transform = Reference(model), EagerTransform.load(model, named)
+        unnamed = unnamed_code(model, named)
+        raw_file = None if raw is None or unnamed is not None else RawFile.of(Path(raw), model, transform)
+        real = real_inputs(model, runtimes, images, inputs, preprocessing, limit)
+        exported = None
+        if torch is not None:
+            outputs = {"image_output": image_output, "pixel_output": pixel_output}
+            exported = TorchRunner.load(torch, model, **outputs, threads=threads, transform=transform)
+        given = {"raw": raw is not None, "torch": torch is not None}
+        not_checked = [*file_checks.not_checked, *of_the_code(unnamed, **given), *of_the_file(model, runtimes)]
+        not_checked += of_the_options(**given, real=real is not None, int8=int8)
+        failures = _store(save_failures, Path(attached), raw, torch, seed, threads, max_flips, named, assumed)
+        behind = None
+        if decisions is not None:
+            behind = DecisionCheck(Path(attached), decisions, model, seed=seed, threads=threads)
+        checks = [*check_record(model), *file_checks.checks]
+        checks += _parts(model, reference, transform, behind, runtimes, count=count, seed=seed, threads=threads)
+        if exhaustive:
+            checks += check_exhaustively(model, runtimes, progress=progress)
+        ways = whole_configurations(model.file.format, runtimes, int8=int8)
+        shared: dict[str, Any] = {"threads": threads, "max_flips": max_flips, "failures": failures}
+        whole: WholeCheck | None = None
+        with temporary_folder() as folder, temporary_folder() as other:
+            apart = behind if real is None else None
+            synthetic = SyntheticCheck(model, reference, raw_file, folder, behind=apart, seed=seed, **shared)
+            checks += synthetic.checks(ways)
+            if real is not None:
+                known = exported if unnamed is None else None
+                whole = WholeCheck(model, reference, real, raw_file, other, known, transform, behind, **shared)
+                whole.progress = progress
+                checks += whole.checks(ways)
+    not_checked += [*synthetic.not_checked, *(() if whole is None else whole.not_checked), *of_the_machine(checks)]
+    described = _described(model, real, synthetic, exported, failures, checks)
+    results = () if whole is None else tuple(whole.results)
+    not_run = synthetic.not_run if whole is None else None
+    return _report_of(attached, checks, not_checked, seed, threads, described, results, not_run)
+
+
+def _described(
+    model: AttachedModel,
+    real: RealInputs | None,
+    synthetic: SyntheticCheck,
+    exported: TorchRunner | None,
+    failures: FailureStore | None,
+    checks: list[Check],
+) -> dict[str, Any]:
+    """Return what the report tells of the file, of what it was fed and of what was saved."""
+    described: dict[str, Any] = {}
+    if model.file.remarks:
+        described["file"] = "; ".join(model.file.remarks)
+    if real is not None:
+        described["inputs"] = real.describe()
+    if synthetic.ran is not None:
+        described["synthetic"] = synthetic.ran
+    if exported is not None:
+        described["torch"] = exported.describe()
+    if failures is not None:
+        failures.add_tail(checks)
+        described["failures"] = failures.saved
+    return described
+
+
+def _parts(
+    model: AttachedModel,
+    reference: Reference,
+    transform: EagerTransform | None,
+    behind: DecisionCheck | None,
+    runtimes: Sequence[RuntimeName],
+    *,
+    count: int,
+    seed: int,
+    threads: int,
+) -> Iterator[Check]:
+    """Check the tail alone, and what stands before and behind it alone."""
+    ways = tail_configurations(model.file.format, runtimes)
+    yield from check_tail(model, reference, ways, count=count, seed=seed, threads=threads)
+    if transform is not None:
+        yield from TransformCheck(model, reference, transform, seed, threads).checks(ways)
+    if behind is not None:
+        yield from behind.alone(ways)
+    yield from check_adjusted(model, ways, count=count, seed=seed, threads=threads)
+
+
+def assert_parity(attached: str | Path, **options: Any) -> ParityReport:
+    """Check an attached file as `check_parity` does, and raise where something was missed: for tests.
+
+    Parameters
+    ----------
+    attached, options
+        See `check_parity`.
+
+    Raises
+    ------
+    AssertionError
+        If a judged check was missed; the text is the whole report.
+    """
+    report = check_parity(attached, **options)
+    if not report:
+        raise AssertionError(report.describe())
+    return report
+
+
+def _report_of(
+    attached: str | Path,
+    checks: Iterable[Check],
+    not_checked: Iterable[str],
+    seed: int,
+    threads: int | None,
+    described: Mapping[str, Any] | None = None,
+    whole: tuple[WayResult, ...] = (),
+    not_run: str | None = None,
+) -> ParityReport:
+    return ParityReport(
+        subject=str(attached),
+        checks=tuple(checks),
+        not_checked=tuple(dict.fromkeys(not_checked)),
+        environment={**environment(seed=seed, threads=threads), **(described or {})},
+        whole=whole,
+        not_run=not_run,
+    )
+
+
+def _store(
+    folder: str | Path | None,
+    attached: Path,
+    raw: str | Path | None,
+    torch: object,
+    seed: int,
+    threads: int,
+    max_flips: int,
+    named: Sequence[TailSpec],
+    assumed: Assumed,
+) -> FailureStore | None:
+    if folder is None:
+        return None
+    original = None if raw is None else Path(raw)
+    code = tuple(spec.name for spec in named if spec.is_code)
+    module = torch if isinstance(torch, str) else None
+    return FailureStore(Path(folder), attached, original, seed, module, threads, max_flips, code, assumed.arguments)

@@ -1,0 +1,441 @@
+"""An attached model as its checks see it: what its tail is, which values may be off, and the cases it is tried on."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graph_patterns.match import Mismatch, Value
+from postproc_export.check.inputs import MODERATE, SPECIAL, FloatArray, RawValues, maps_of, raw_values
+from postproc_export.check.runners import AdjustedRunner, Assumed, ModelFile, Shapes, unpacked
+from postproc_export.errors import UsageError
+from postproc_export.options import TailOptions
+from postproc_export.ports import Guard as MapGuard
+from postproc_export.ports import Selection
+from postproc_export.reading.tail import OwnLevelTail, Places, find_own_tail, find_places
+from postproc_export.runtimes import PortInfo, Runner
+from postproc_export.stats import Level, LevelStats
+from postproc_export.tail import Tail, build_tail, guard_of
+from postproc_export.validation import check_file
+
+# --- Which maps may make an image anomalous though none of their values does (docs/definition.md section 5).
+
+Guard: TypeAlias = Literal["l1", "sum", "arithmetic", "none"]
+
+GUARDS: Final[dict[Guard, str]] = {
+    "l1": "exact: no map is excused",
+    "sum": "may also flag maps with infinities of both signs, or whose partial sums overflow both ways",
+    "arithmetic": "may also flag maps with an infinity, or whose partial sums overflow",
+    "none": "no guard: what becomes of the image score of a map with a NaN is not defined",
+}
+
+_LARGEST: Final = float(np.finfo(np.float32).max)
+
+
+def excused_images(maps: FloatArray, guard: Guard) -> NDArray[np.bool_]:
+    """Return per map, shape (n, ...), whether its image's score may count as NaN though no value of it is NaN.
+
+    Notes
+    -----
+    A partial sum, in any order, lies between the sum of the negative values and the sum of the positive ones. Half of
+    the largest float32 leaves room for the roundings of a sum of up to 2^23 values.
+    """
+    with np.errstate(invalid="ignore"):  # a cast of a signalling NaN
+        values, axes = maps.astype(np.float64), tuple(range(1, maps.ndim))
+        rises = np.where(values > 0, values, 0.0).sum(axis=axes) > _LARGEST / 2
+        falls = np.where(values < 0, values, 0.0).sum(axis=axes) < -_LARGEST / 2
+    match guard:
+        case "sum":
+            flagged = rises & falls
+        case "arithmetic":
+            flagged = rises | falls
+        case "l1" | "none":
+            flagged = np.zeros(len(maps), bool)
+    excused: NDArray[np.bool_] = flagged & ~np.isnan(values).any(axis=axes)
+    return excused
+
+
+# --- An attached file as the check sees it: record, raw values, tail alone, and itself with the raw values as
+# outputs.
+
+TAPS: Final[Mapping[Level, str]] = {"image": "postproc-check/raw_score", "pixel": "postproc-check/raw_map"}
+
+
+@dataclass(frozen=True, slots=True)
+class AttachedModel:
+    """An attached file, and the tail that its record says it has.
+
+    Parameters
+    ----------
+    path
+        The file.
+    file
+        What its format knows of it.
+    tail
+        The tail that the record describes, built anew from statistics and options.
+    places
+        Where its parts stand in the graph; why they do not, where the packed output is not as the record says.
+    """
+
+    path: Path
+    file: ModelFile
+    tail: Tail
+    places: Places | Mismatch
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The levels that the tail post-processes."""
+        return tuple(level for level in ("image", "pixel") if self.tail.names(level))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parts of the tail, in order: its outputs, or what the packed one holds."""
+        return tuple(part.name for part in self.tail.parts)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The outputs of the tail, in order."""
+        return tuple(output.name for output in self.tail.outputs)
+
+    def value_at(self, part: str) -> Value | Mismatch:
+        """Return the value of a part in the graph, or why it has none."""
+        return self.places if isinstance(self.places, Mismatch) else self.places.at(part)
+
+    def parts_of(self, runner: Runner, values: Mapping[str, float] | None = None) -> Runner:
+        """Return a runner of the file, or of its tail alone, that gives the parts apart.
+
+        Parameters
+        ----------
+        runner
+            The runner.
+        values
+            What is given for the inputs that adjust the tail; by default those that have to be given get what was
+            attached.
+        """
+        runner = self.with_values(runner, values)
+        return unpacked(runner, self.tail.parts) if self.tail.options.is_packed else runner
+
+    def with_values(self, runner: Runner, values: Mapping[str, float] | None = None) -> Runner:
+        """Return a runner that feeds the inputs that adjust the tail, as far as it has them."""
+        needed = {item.name: item.default for item in self.tail.adjustable}
+        given = needed if values is None else values
+        ports = runner.inputs if values is None else (*runner.inputs, *runner.optional)
+        fed = {name: value for name, value in given.items() if any(port.answers_to(name) for port in ports)}
+        return AdjustedRunner(runner, fed) if fed else runner
+
+    def at_sensitivity(self, sensitivity: float) -> Self:
+        """Return the same file as if both levels had been attached with a sensitivity."""
+        options = replace(
+            self.tail.options, image_sensitivity=sensitivity, pixel_sensitivity=sensitivity, adjustable="nothing"
+        )
+        return replace(self, tail=_built(self.file, options))
+
+    def tail_alone(self, shapes: Shapes) -> Any:
+        """Return a model of the tail alone: bytes of ONNX, or an `openvino.Model`.
+
+        Parameters
+        ----------
+        shapes
+            The shape of each raw input; None is a dynamic axis.
+        """
+        ports = [PortInfo(port.name, port.dtype, shapes[level]) for level, port in self.file.raw.items()]
+        return self.file.cut(self.output_names, ports)
+
+    @property
+    def host_levels(self) -> tuple[Level, ...]:
+        """The levels that the model itself has a raw output for; a transform may have made others."""
+        names = self.file.host_names
+        ports = {level: self.file.original_output(level) for level in self.file.raw}
+        return tuple(
+            level for level, port in ports.items() if names is None or not names.isdisjoint((port.name, *port.aliases))
+        )
+
+    @property
+    def taps(self) -> dict[str, PortInfo]:
+        """The raw values that the tail reads, by the names of `TAPS`."""
+        return {TAPS[level]: port for level, port in self.file.raw.items()}
+
+    @property
+    def is_as_emitted(self) -> bool:
+        """Whether no other tool changed the form of the tail."""
+        return all(tail.is_as_emitted for tail in self.file.tails.values())
+
+    @property
+    def guard(self) -> Guard:
+        """How the tail guards the image level against a NaN in the map."""
+        return "none" if self.tail.guard.form is None else self.file.nan_test
+
+
+def load_attached(path: Path, assumed: Assumed | None = None) -> AttachedModel:
+    """Read an attached file and build the tail anew that its record describes.
+
+    Parameters
+    ----------
+    path
+        The file.
+    assumed
+        What stands in for the record where that is gone, and has to agree with it where it is there.
+
+    Raises
+    ------
+    FileError
+        If the file cannot be read.
+    MetadataError
+        If the record is not legal.
+    UnsupportedModelError
+        If there is no record, and nothing in its place.
+    UsageError
+        If what is given contradicts the record, or does not calibrate what the file decides.
+    """
+    file = open_file(path, assumed)
+    tail = _built(file, file.record.options)
+    return AttachedModel(path, file, tail, find_places(file.view, is_packed=tail.options.is_packed))
+
+
+def guard_rule(file: ModelFile, options: TailOptions) -> MapGuard:
+    """Return how the image level of a file should be guarded, by the outputs that its original declared."""
+    return guard_of(_selection(file), file.record.stats, options, may_refuse=False)
+
+
+def _built(file: ModelFile, options: TailOptions) -> Tail:
+    guard = guard_rule(file, options)
+    found = find_own_tail(file.view, "image", options=options)
+    if options.nan_guard and isinstance(found, OwnLevelTail) and found.guard not in (None, guard.form):
+        guard = MapGuard(found.guard)  # `check_record` says what is wrong with it
+    return build_tail(
+        file.record.stats,
+        options,
+        _selection(file),
+        nan_test=file.nan_test,
+        default_mask_dtype="bool" if file.format == "onnx" else "uint8",
+        guard=guard,
+    )
+
+
+def _selection(file: ModelFile) -> Selection:
+    is_by_rank = file.record.found.get("pixel") == "rank"
+    return Selection(file.raw.get("image"), file.raw.get("pixel"), pixel_found="rank" if is_by_rank else None)
+
+
+def open_file(path: Path, assumed: Assumed | None = None) -> ModelFile:
+    """Read an attached file of either format.
+
+    Raises
+    ------
+    UsageError, FileError, MetadataError, UnsupportedModelError
+        As `load_attached` does.
+    """
+    check_file(path, what="the model")
+    match path.suffix.lower():
+        case ".onnx":
+            from postproc_export.check.attached_files import OnnxAttached
+
+            return OnnxAttached.load(path, assumed or Assumed())
+        case ".xml":
+            from postproc_export.check.attached_files import OpenVinoAttached
+
+            return OpenVinoAttached.load(path, assumed or Assumed())
+        case suffix:
+            raise UsageError(f"{path} is no model file", found=f"suffix '{suffix}'", needed=".onnx or .xml")
+
+
+# --- What the tail alone is fed: every value in a map of its own, maps of the declared size, and nothing at all.
+
+RawFeeds: TypeAlias = Mapping[Level, NDArray[Any]]
+
+SIZES: Final = ((16, 16), (7, 5))
+_SMALL: Final = 256  # pixels; smaller maps get the critical values only,
+_SMALL_FIXED: Final = 4096  # and more so where a fixed batch size makes for many runs
+_LARGE: Final = 1 << 22  # and so do larger ones, for their time
+_MOST_ELEMENTS: Final = 1 << 24
+_BATCH_ELEMENTS: Final = 1 << 22
+_PLAIN: Final = LevelStats(threshold=0.5, min=0.0, max=1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Raw values for the tail alone.
+
+    Parameters
+    ----------
+    name
+        What is special about the shapes.
+    shapes
+        The shapes that the tail's inputs declare; None is a dynamic axis.
+    feeds
+        One mapping of raw values per run.
+    """
+
+    name: str
+    shapes: Shapes
+    feeds: tuple[RawFeeds, ...]
+
+
+def tail_cases(attached: AttachedModel, *, count: int, seed: int) -> Iterator[Case]:
+    """Yield everything that the tail alone is fed.
+
+    Notes
+    -----
+    The first case has one value per image and per map, and a dynamic batch whatever the file declares, so that every
+    value decides alone on both levels; a tail whose fixed shapes another tool made constants of takes no other batch.
+    The second keeps to the declared shapes, with maps of many values.
+    """
+    values = {level: _values(attached, level, count=count, seed=seed) for level in attached.file.raw}
+    if attached.is_as_emitted or _batch(attached) is None:
+        yield Case("one value per map", _loose_shapes(attached), tuple(_apart(attached, _singly(attached, values))))
+    yield Case("declared shapes", _declared_shapes(attached), tuple(_declared(attached, values)))
+    if all(axes_of(port)[:1] == (None,) for port in attached.file.raw.values()):
+        yield Case("empty batch", _declared_shapes(attached), (_nothing(attached),))
+
+
+def boundary_of(attached: AttachedModel, level: Level) -> float | None:
+    """Return the decision boundary of a level by the record, raw units; None where it is not post-processed."""
+    return attached.tail.boundary(level) if attached.tail.names(level) else None
+
+
+def _values(attached: AttachedModel, level: Level, *, count: int, seed: int) -> RawValues:
+    """Return raw values that seek trouble; a map without a tail of its own is fed what troubles the image level."""
+    source: Level = level if attached.tail.names(level) else "image"
+    stats, boundary = attached.tail.stats.level(source), boundary_of(attached, source)
+    dtype = attached.file.raw[level].dtype
+    if stats is None or boundary is None:
+        return raw_values(_PLAIN, 0.5, dtype=dtype, count=count, seed=seed)
+    return raw_values(stats, boundary, dtype=dtype, count=count, seed=seed + (level == "pixel"))
+
+
+def _singly(attached: AttachedModel, values: Mapping[Level, RawValues]) -> RawFeeds:
+    """One value per image and per map; where one level's value is special, the other's is an ordinary one."""
+    extra = len(SPECIAL)
+    length = max(len(of_level.all) for of_level in values.values()) + extra
+    feeds: dict[Level, NDArray[Any]] = {}
+    for level, of_level in values.items():
+        fill = np.resize(of_level.critical, length - len(of_level.all))
+        column = np.concatenate([of_level.all, fill])
+        column = column[::-1] if level == "pixel" else column
+        port = attached.file.raw[level]
+        feeds[level] = column.reshape(-1, *[1] * (max(1, len(axes_of(port))) - 1)).astype(numpy_dtype(port))
+    return feeds
+
+
+def _apart(attached: AttachedModel, feeds: RawFeeds) -> Iterator[RawFeeds]:
+    """Yield the runs of what is fed: a guard that reduces over all maps sees each special value in a run of its own."""
+    if attached.tail.guard.form != "all":
+        yield feeds
+        return
+    with np.errstate(invalid="ignore"):  # a cast of a signalling NaN
+        maps = feeds["pixel"].astype(np.float64).ravel()
+    kinds = np.select([~np.isfinite(maps), maps >= MODERATE, maps <= -MODERATE], [3, 2, 1])
+    groups = [np.flatnonzero(kinds == kind) for kind in range(3)] + list(np.flatnonzero(kinds == 3)[:, np.newaxis])
+    for group in groups:
+        if group.size:
+            run = group if group.size > 1 else np.repeat(group, 2)  # one alone might lose its axis on the way
+            yield {level: values[run] for level, values in feeds.items()}
+
+
+def _declared(attached: AttachedModel, values: Mapping[Level, RawValues]) -> Iterator[RawFeeds]:
+    port = attached.file.raw.get("pixel")
+    if port is None:
+        yield from _declared_scores(attached.file.raw["image"], values["image"].few)
+        return
+    for size in _sizes(port):
+        fixed = _batch(attached)
+        few = not _small(fixed) <= size[0] * size[1] <= _LARGE
+        maps = _packed(values["pixel"], size, filler=_filler(attached), few=few)
+        per_run = fixed or max(1, _BATCH_ELEMENTS // (size[0] * size[1]))
+        scores = np.resize(values["image"].few, len(maps)) if "image" in values else None
+        for start in range(0, len(maps), per_run):
+            chunk = np.arange(start, start + per_run if fixed else min(start + per_run, len(maps))) % len(maps)
+            feeds: dict[Level, NDArray[Any]] = {"pixel": _shaped(maps[chunk], port, size)}
+            if scores is not None:
+                feeds["image"] = _shaped(scores[chunk], attached.file.raw["image"], size)
+            yield feeds
+
+
+def _declared_scores(port: PortInfo, few: FloatArray) -> Iterator[RawFeeds]:
+    dims = axes_of(port)
+    fixed = 1 if not dims else dims[0]
+    per_run = fixed or len(few)
+    for start in range(0, len(few), per_run):
+        yield {"image": _shaped(few[np.arange(start, start + per_run) % len(few)], port, (1, 1))}
+
+
+def _nothing(attached: AttachedModel) -> RawFeeds:
+    ports = attached.file.raw
+    size = _sizes(ports["pixel"])[0] if "pixel" in ports else (1, 1)
+    return {
+        level: _shaped(np.zeros((0, *size) if level == "pixel" else 0), port, size) for level, port in ports.items()
+    }
+
+
+def _packed(values: RawValues, size: tuple[int, int], *, filler: float, few: bool) -> FloatArray:
+    """Pack the values into maps; of the special ones only as many as large maps leave room for, NaN first."""
+    elements = size[0] * size[1]
+    room = max(2, _MOST_ELEMENTS // elements)
+    kept = RawValues(
+        critical=values.critical,
+        ordinary=values.ordinary,
+        rising=values.rising,
+        falling=values.falling,
+        special=values.special[:room],
+    )
+    return maps_of(kept, height=size[0], width=size[1], filler=filler, few=few)
+
+
+def _small(fixed_batch: int | None) -> int:
+    return _SMALL if fixed_batch is None else _SMALL_FIXED
+
+
+def _filler(attached: AttachedModel) -> float:
+    """A raw value that both levels call normal if any, so that what a special value does to an image shows."""
+    levels = (attached.tail.stats.level(level) for level in attached.levels)
+    return min((stats.min for stats in levels if stats is not None), default=0.0)
+
+
+def _sizes(port: PortInfo) -> list[tuple[int, int]]:
+    height, width = axes_of(port)[-2:]
+    if height is not None and width is not None:
+        return [(height, width)]
+    return [(height or rows, width or columns) for rows, columns in SIZES]
+
+
+def _batch(attached: AttachedModel) -> int | None:
+    """Return the static batch size; 1 for a scalar score."""
+    dims = [axes_of(port) for port in attached.file.raw.values()]
+    return next((axes[0] if axes else 1 for axes in dims if not axes or axes[0] is not None), None)
+
+
+def _shaped(values: NDArray[Any], port: PortInfo, size: tuple[int, int]) -> NDArray[Any]:
+    """Give values of one image each, or maps, the axes that the port declares."""
+    axes = len(axes_of(port))
+    typed = values.astype(numpy_dtype(port))
+    if axes >= 3:
+        return typed.reshape(len(typed), *[1] * (axes - 3), *size)
+    return typed.reshape(() if axes == 0 else (len(typed), *[1] * (axes - 1)))
+
+
+def _loose_shapes(attached: AttachedModel) -> Shapes:
+    return {level: (None,) * max(1, len(axes_of(port))) for level, port in attached.file.raw.items()}
+
+
+def _declared_shapes(attached: AttachedModel) -> Shapes:
+    return {level: axes_of(port) for level, port in attached.file.raw.items()}
+
+
+def axes_of(port: PortInfo) -> tuple[int | None, ...]:
+    """Return the declared axes; a score of unknown rank is taken as one per image."""
+    if port.shape is None:
+        return (None,)
+    return tuple(axis if isinstance(axis, int) else None for axis in port.shape)
+
+
+def numpy_dtype(port: PortInfo) -> np.dtype[Any]:
+    """Return the NumPy type of a port's elements."""
+    if port.dtype != "bfloat16":
+        return np.dtype(port.dtype)
+    import ml_dtypes
+
+    bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return bfloat16

@@ -1,0 +1,417 @@
+"""Checks that run nothing: the file against its record, against the raw file, and against a program's contract."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+import numpy as np
+
+from graph_patterns.catalog import UNIT_SCORE
+from graph_patterns.expr import Call, Const, Expr, Scalar
+from graph_patterns.match import Match, Mismatch, find
+from postproc_export.check.attached import AttachedModel, guard_rule
+from postproc_export.check.contracts import ContractReport, check_contract
+from postproc_export.check.preserved import Preservation
+from postproc_export.check.report import Check, failed, sentences
+from postproc_export.errors import UnsupportedModelError, UsageError
+from postproc_export.files import is_onnx
+from postproc_export.inspect import inspect_model
+from postproc_export.ports import is_one_value
+from postproc_export.reading.tail import LabelSteps, OwnLevelTail, find_decision
+from postproc_export.record import METADATA_KEY
+from postproc_export.runtimes import PortInfo
+from postproc_export.stats import LEVELS, Level
+from postproc_export.tail import (
+    OUTPUT_NAMES,
+    PACKED_OUTPUT,
+    PREFIX,
+    RAW_INPUTS,
+    AdjustableInput,
+    TailOutput,
+    host_dtype,
+)
+from postproc_export.validation import check_file
+
+# --- Compare an attached file of either format with the raw one.
+
+
+def compare_files(raw: str | Path, attached: str | Path) -> Preservation:
+    """Return what differs between a raw model file and the attached one besides the tail.
+
+    Parameters
+    ----------
+    raw
+        The file that was attached to, ``.onnx`` or ``.xml``.
+    attached
+        What `attach_postprocessing` made of it, in the same format.
+
+    Raises
+    ------
+    FileError, UsageError, UnsupportedModelError, ModelFileError
+        If a file cannot be read, or the formats differ.
+    MetadataError
+        If the attached file has a record that is not legal.
+
+    Notes
+    -----
+    Weights are compared a piece at a time and are never loaded as a whole. Nodes, operators and constants of the tail
+    are known by their names, which begin with ``postproc/``; what another tool renamed or merged counts as a change.
+    """
+    before, after = Path(raw), Path(attached)
+    if is_onnx(before) != is_onnx(after):
+        raise UsageError(
+            f"{before} and {after} cannot be compared: they are of different formats",
+            needed="the very file that was attached to",
+        )
+    check_file(before, what="the raw model")
+    if is_onnx(before):
+        from postproc_export.check.preserved_onnx import compare_onnx_files
+
+        return compare_onnx_files(before, after)
+    from postproc_export.check.preserved_openvino import compare_openvino_files
+
+    return compare_openvino_files(before, after)
+
+
+# --- Checks of the file itself that run nothing: what changed besides the tail, and whether it fits a program.
+
+
+@dataclass(frozen=True, slots=True)
+class FileChecks:
+    """What was checked, and what could not be; falsy where nothing was asked for."""
+
+    checks: tuple[Check, ...] = ()
+    not_checked: tuple[str, ...] = ()
+
+    @classmethod
+    def run(cls, attached: Path, *, preserved: str | Path | None, contracts: Iterable[str]) -> Self:
+        """Run what was asked for.
+
+        Parameters
+        ----------
+        attached
+            The attached file.
+        preserved
+            The raw file to compare it with.
+        contracts
+            The programs that it is to fit; see `check_contract`.
+
+        Raises
+        ------
+        UsageError, FileError, MetadataError, UnsupportedModelError, ModelFileError
+            If a file cannot be read, or an option is not known.
+        """
+        checks: list[Check] = []
+        not_checked: list[str] = []
+        if preserved is not None:
+            found = compare_files(preserved, attached)
+            check = Check(name="preserved", passed=bool(found), message=found.describe(), details=found.to_json())
+            checks.append(check)
+            not_checked += [f"besides the tail, {sentence}" for sentence in found.not_judged]
+        for contract in contracts:
+            report = check_contract(attached, contract)
+            checks += _contract_checks(report)
+            not_checked += report.not_judged()
+        return cls(tuple(checks), tuple(not_checked))
+
+    def __bool__(self) -> bool:
+        return bool(self.checks)
+
+
+def record_is_missing(attached: Path) -> Check | None:
+    """Return the miss of a file that has no record of its tail; None where there is one."""
+    if inspect_model(attached).attached_by is not None:
+        return None
+    return failed(
+        "record",
+        f"no entry '{METADATA_KEY}' in the file's metadata: attaching did not write it, or it was stripped since; "
+        "neither constants nor decisions can be checked",
+    )
+
+
+def _contract_checks(report: ContractReport) -> Iterator[Check]:
+    for item in report.requirements:
+        if item.holds is not None:
+            name = f"{report.contract}/{item.name.replace(' ', '-')}"
+            details = {"program": report.program, **item.to_json()}
+            yield Check(name=name, passed=item.holds, message=item.describe(), details=details)
+
+
+# --- Compare an attached file with its record: outputs by name, order, type and shape; constants bit for bit.
+
+_SCORES: Final = ("pred_score", "anomaly_map")
+_CONSTANTS: Final = frozenset({"alpha", "beta", "offset", "boundary", "threshold", "span", "attached"})
+_COMPRESSED: Final = (
+    "the conversion compressed constants of the tail to float16; fix: convert with compress_to_fp16=False"
+)
+
+
+def check_record(attached: AttachedModel) -> Iterator[Check]:
+    """Check what can be read from the file without running it."""
+    misfits = attached.file.misfits
+    if misfits:
+        yield failed("record", f"it does not fit the file: {sentences(misfits)}")
+    yield check_outputs(attached)
+    for part in attached.tail.parts:
+        yield _check_constants(attached, part)
+    for item in attached.tail.adjustable:
+        yield _check_input(attached, item)
+    if "image" in attached.levels and "pixel" in attached.file.raw:
+        yield _check_guard(attached)
+
+
+def decided_value(attached: AttachedModel, level: Level) -> str:
+    """Return the name of the float32 value that a level's label and normalised score are computed from.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If there is no such value: the tail is not the one that the record describes.
+    """
+    view = attached.file.view
+    found = []
+    parts = computed_parts(attached, level)
+    for part in parts:
+        at = attached.value_at(part.name)
+        if isinstance(at, Mismatch):
+            continue
+        if part.name not in _SCORES:
+            decision = find_decision(view, level, at=at)
+            found += [decision.values] if isinstance(decision, LabelSteps) else []
+        elif isinstance(unit := find(UNIT_SCORE, view, at=at), Match):
+            found.append(unit.inputs["values"])
+    if len(found) != len(parts) or len(set(found)) != 1:
+        raise UnsupportedModelError(
+            f"{attached.path}: score and label of the {level} level are not computed from one value",
+            fix="run the check without --exhaustive: it says what is wrong with the tail",
+        )
+    return attached.file.value_name(found[0])
+
+
+def computed_parts(attached: AttachedModel, level: Level) -> list[TailOutput]:
+    """Return the parts of a level that are computed: a score that stays raw is the value itself."""
+    is_raw = not attached.tail.options.enable_normalization
+    return [part for part in attached.tail.parts if part.level == level and not (is_raw and part.name in _SCORES)]
+
+
+def check_outputs(attached: AttachedModel, *, added: Iterable[str] = ()) -> Check:
+    """Check names, order, types and shapes of the outputs; `added` are those of what stands behind the decision."""
+    declared = attached.file.outputs
+    lost = (f"output '{name}' is missing" for name in added if not any(port.answers_to(name) for port in declared))
+    problems = sentences(
+        dict.fromkeys([*_order_problems(attached), *_port_problems(attached), *_lost_outputs(attached), *lost])
+    )
+    listed = "; ".join(port.describe() for port in declared)
+    return Check(
+        name="outputs",
+        passed=not problems,
+        message=problems or listed,
+        details={"declared": [port.describe() for port in declared]},
+    )
+
+
+def _order_problems(attached: AttachedModel) -> Iterator[str]:
+    """Names and order of docs/definition.md section 1."""
+    wanted = (PACKED_OUTPUT,) if attached.tail.options.is_packed else OUTPUT_NAMES
+    names = [_public_name(port, wanted) for port in attached.file.outputs]
+    for name in attached.output_names:
+        if name not in names:
+            yield f"output '{name}' is missing"
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"output '{name}' is there twice"
+    ours = [name for name in names if name in attached.output_names]
+    if ours != [name for name in wanted if name in ours]:
+        yield f"the outputs are in the order {', '.join(ours)}"
+    last = max((names.index(name) for name in ours), default=-1)
+    kept = [attached.file.original_output(level) for level in attached.file.raw if level not in attached.levels]
+    if not attached.file.record.version:
+        return  # without a record nobody knows where the other outputs were
+    strangers = [name for name in names[:last] if name not in ours and not any(port.answers_to(name) for port in kept)]
+    if strangers:
+        yield f"{', '.join(strangers)} comes before {names[last]}"
+
+
+def _lost_outputs(attached: AttachedModel) -> Iterator[str]:
+    """Every output of the original is still there, but for the raw ones that ours took the place of."""
+    levels = [level for level in attached.levels if level in attached.file.raw]
+    replaced = [] if attached.tail.options.keep_raw else [attached.file.original_output(level) for level in levels]
+    renamed = attached.file.record.original.get("renamed", {})
+    for names in attached.file.original_names:
+        here = [renamed.get(name, name) for name in names]
+        was_replaced = any(port.answers_to(name) for port in replaced for name in names)
+        is_there = any(port.answers_to(name) for port in attached.file.outputs for name in here)
+        if names and not was_replaced and not is_there:
+            yield f"output '{names[0]}' of the original is gone"
+
+
+def _port_problems(attached: AttachedModel) -> Iterator[str]:
+    """Element types by the record's options, shapes by the raw outputs."""
+    declared = {_public_name(port, attached.output_names): port for port in attached.file.outputs}
+    for output in attached.tail.outputs:
+        port = declared.get(output.name)
+        if port is None:
+            continue
+        if port.dtype != output.dtype:
+            yield f"output '{output.name}' is {port.dtype}, not {output.dtype}"
+        yield from _shape_problems(port, output)
+
+
+def _shape_problems(port: PortInfo, output: TailOutput) -> Iterator[str]:
+    if output.shape is None or port.shape is None:
+        return
+    if len(output.shape) != len(port.shape):
+        yield f"output '{output.name}' has {len(port.shape)} axes, its raw value {len(output.shape)}"
+        return
+    for index, (raw, found) in enumerate(zip(output.shape, port.shape, strict=True)):
+        if isinstance(found, int) and found != raw:
+            raw_axis = raw or "dynamic"
+            yield f"axis {index} of output '{output.name}' is frozen to {found}; in the raw output it is {raw_axis}"
+
+
+def _check_constants(attached: AttachedModel, output: TailOutput) -> Check:
+    """Find the expression that the record asks for and compare its constants with the recomputed ones."""
+    name = f"constants/{output.name}"
+    at = attached.value_at(output.name)
+    if isinstance(at, Mismatch):
+        return failed(name, f"the tail is not the one that the record describes: {at}")
+    expected = dict(_constants(output.expr))
+    found = find(_open(output.expr), attached.file.view, at=at)
+    folded = None if isinstance(found, Match) else _folded(attached, output, expected)
+    scalars = found.scalars if isinstance(found, Match) else {} if folded is None else folded.scalars
+    if isinstance(found, Mismatch) and folded is None:
+        return failed(name, f"the tail is not the one that the record describes: {found}")
+    wrong = [
+        f"{key} is {scalars[key]:.9g} in the file, {value:.9g} by the record"
+        for key, value in expected.items()
+        if _bits(scalars[key]) != _bits(value)
+    ]
+    wrong += [] if isinstance(found, Mismatch) else list(_misplaced(attached, found))
+    wrong += () if output.name in _SCORES else _mistyped(attached, output.level)
+    wrong += _outdated(attached, output.level, scalars.get("boundary")) if wrong else ()
+    values = found.values if isinstance(found, Match) else () if folded is None else folded.values
+    if wrong and any(attached.file.is_rounded(value) for value in values):
+        wrong.append(_COMPRESSED)
+    shown = ", ".join(f"{key} {value:.9g}" for key, value in expected.items()) or "no constants of its own"
+    form = "" if folded is None else "; the form is a folded one, as other tools leave it"
+    return Check(
+        name=name,
+        passed=not wrong,
+        message=sentences(wrong) or f"{shown}: equal to the bit{form}",
+        details={"expected": expected, "found": {key: scalars[key] for key in expected}, "folded": folded is not None},
+    )
+
+
+def _check_guard(attached: AttachedModel) -> Check:
+    """Compare over what the file's guard reduces the map with what docs/definition.md section 5 says."""
+    found, wanted = attached.tail.guard, guard_rule(attached.file, attached.tail.options)
+    score, anomaly_map = attached.file.raw.get("image"), attached.file.raw["pixel"]
+    are_equal = found.form == wanted.form
+    if not are_equal and score is not None:  # each image's own map, where there is one image
+        are_equal = {found.form, wanted.form} == {"image", "all"} and is_one_value(score) and anomaly_map.size(0) == 1
+    if are_equal:
+        return Check(name="guard", passed=True, message=attached.tail.describe_guard() or "no guard, as it should be")
+    over = {"image": "each image's own map", "all": "all images at once"}
+    what = f"the guard reduces '{anomaly_map.name}' over {over[found.form]}" if found.form else "there is no guard"
+    why = wanted.why_not if wanted.form is None else f"the outputs ask for {over[wanted.form]}"
+    return failed("guard", f"{what}: {why}; fix: `postproc-export update` writes the guard anew")
+
+
+def _folded(attached: AttachedModel, output: TailOutput, expected: Mapping[str, float]) -> OwnLevelTail | None:
+    """Return the tail of a level in a form that other tools give it, where that is all it differs by."""
+    level = output.level
+    tail = attached.file.tails.get(level)
+    if tail is None or tail.is_as_emitted or not expected.keys() <= tail.scalars.keys():
+        return None
+    from_map = level == "image" and "image" not in attached.file.raw
+    reads: Level = "pixel" if from_map else level
+    guarded = level == "image" and attached.guard != "none"
+    is_same = (
+        tail.from_map == from_map
+        and (tail.guard is not None) == guarded
+        and attached.file.is_raw(reads, tail.raw)
+        and (tail.guard_maps is None or attached.file.is_raw("pixel", tail.guard_maps))
+        and tail.is_packed == attached.tail.options.is_packed
+    )
+    return tail if is_same else None
+
+
+def _check_input(attached: AttachedModel, item: AdjustableInput) -> Check:
+    """Find the input that adjusts a level: its name, and its default to the bit."""
+    name = f"input/{item.name}"
+    label = next(part.name for part in attached.tail.parts if part.level == item.level and part.name not in _SCORES)
+    at = attached.value_at(label)
+    decision = at if isinstance(at, Mismatch) else find_decision(attached.file.view, item.level, at=at)
+    if isinstance(decision, Mismatch) or decision.adjusted is None or decision.is_frozen:
+        found = str(decision) if isinstance(decision, Mismatch) else "a constant"
+        return failed(name, f"nothing adjusts '{label}' at run time: {found}")
+    bearer = attached.file.view.describe(decision.adjusted).removeprefix(PREFIX)
+    if bearer != item.name:
+        return failed(name, f"'{label}' is adjusted by '{bearer}'")
+    wanted = None if attached.tail.options.as_parameters else item.default
+    is_same = decision.default is None if wanted is None else _same(decision.default, wanted)
+    shown = "has to be given" if wanted is None else f"default {wanted:.9g}"
+    outdated = () if is_same else _outdated(attached, item.level, decision.default)
+    found = sentences([f"{shown} by the record, {decision.default} in the file", *outdated])
+    message = f"{shown}: equal to the bit" if is_same else found
+    return Check(name=name, passed=is_same, message=message)
+
+
+def _same(found: float | None, wanted: float) -> bool:
+    return found is not None and _bits(found) == _bits(wanted)
+
+
+def _mistyped(attached: AttachedModel, level: Level) -> Iterator[str]:
+    """Yield the type of a narrow host that the record gives a level whose raw values were declared in another."""
+    recorded, declared = attached.file.record.narrow.get(level), host_dtype(attached.tail.raw, level)
+    if recorded not in (None, declared):
+        yield f"its raw value is {recorded} by the record, and {declared} in the model"
+
+
+def _outdated(attached: AttachedModel, level: Level, found: float | None) -> Iterator[str]:
+    """Say what mends a boundary from before there were constants for narrow hosts."""
+    half = attached.tail.narrow.get(level)
+    if half is None or level in attached.file.record.narrow:
+        return
+    if _same(found, attached.tail.boundary(level, "float32")):
+        yield (
+            f"an earlier version attached it, without regard to {half}, to which runtimes do not round what they "
+            f"compare; fix: update it, with postproc-export update {attached.path.name}"
+        )
+
+
+def _misplaced(attached: AttachedModel, found: Match) -> Iterator[str]:
+    """Yield the raw inputs of the match that are not the raw values of the record."""
+    for level in LEVELS:
+        value = found.inputs.get(RAW_INPUTS[level])
+        if value is not None and not attached.file.is_raw(level, value):
+            where = attached.file.view.describe(value)
+            yield f"it reads '{where}' in place of the raw value '{attached.file.raw[level].name}'"
+
+
+def _open(expr: Expr) -> Expr:
+    """Replace the constants of the statistics by scalars to be found."""
+    match expr:
+        case Const(_, name) if name in _CONSTANTS:
+            return Scalar(name)
+        case Call(op, args, params):
+            return Call(op, tuple(_open(arg) for arg in args), params)
+        case _:
+            return expr
+
+
+def _constants(expr: Expr) -> Iterator[tuple[str, float]]:
+    match expr:
+        case Const(value, name) if name in _CONSTANTS:
+            yield name, value
+        case Call(_, args):
+            for arg in args:
+                yield from _constants(arg)
+
+
+def _bits(value: float) -> bytes:
+    return np.float32(value).tobytes()
+
+
+def _public_name(port: PortInfo, ours: Iterable[str]) -> str:
+    return next((name for name in ours if port.answers_to(name)), port.name)

@@ -1,0 +1,528 @@
+"""The whole file on synthetic inputs: does it run wherever the original does, and give what it has to."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graph_patterns.expr import GraphPatternError
+from postproc_export.calibration.model import model_files
+from postproc_export.check.attached import AttachedModel
+from postproc_export.check.originals import RawFile, without_tail
+from postproc_export.check.readings import BatchRuns, ModelName
+from postproc_export.check.real_inputs import RealBatch
+from postproc_export.check.reference import Reference
+from postproc_export.check.report import Check, FailureStore
+from postproc_export.check.steps import DecisionCheck
+from postproc_export.check.ways import Configuration
+from postproc_export.check.whole import Apart, Stage, TappedValues
+from postproc_export.errors import MissingDependencyError, PostprocError, require
+from postproc_export.runtimes import PortInfo, Runner
+from postproc_export.stats import Level
+
+# --- Synthetic inputs: seeded values that look like images, at a batch size and at sizes of the axes that are open.
+
+Kind: TypeAlias = Literal["unit", "small", "bytes"]
+Pair: TypeAlias = tuple[int, int] | None
+"""Sizes of open axes but the last, and of that one; None: each as large as the batch."""
+
+KINDS: Final[tuple[Kind, ...]] = ("unit", "small", "bytes")
+"""Floats in [0, 1], [-2, 2], [0, 255]; integers below 256, 2, 256."""
+
+PAIRS: Final[tuple[Pair, ...]] = ((64, 96), (128, 64), (224, 224), (256, 256), (32, 32), (512, 512), (16, 16), None)
+CHANNELS: Final = (3, 1)
+_FEW: Final = (1, 3, 4)
+_BLOCK: Final = 8
+_UNKNOWN: Final = (None, None, None, None)  # an input of unknown rank is taken for images
+
+
+def unfit(port: PortInfo) -> bool:
+    """Whether nobody can tell what an input of this element type is to be fed: strings, sequences and the like."""
+    names = ("bool", "bfloat16", "float16", "float32", "float64", "int8", "int16", "int32", "int64")
+    return port.dtype not in (*names, "uint8", "uint16", "uint32", "uint64")
+
+
+def has_open_axes(ports: Sequence[PortInfo]) -> bool:
+    """Whether some axis besides that of the batch is open."""
+    firsts = _batch_symbols(ports)
+    axes = [axis for port in ports for axis in (_UNKNOWN if port.shape is None else port.shape)[1:]]
+    return any(not isinstance(axis, int) and axis not in firsts for axis in axes)
+
+
+def has_open_channels(ports: Sequence[PortInfo]) -> bool:
+    """Whether some input may have its channels on an open second axis."""
+    return any(_is_channel(_UNKNOWN if port.shape is None else port.shape, 1) for port in ports)
+
+
+@dataclass(frozen=True, slots=True)
+class SyntheticInputs:
+    """Samples that are made up; a `RealInputs`.
+
+    Parameters
+    ----------
+    ports
+        The inputs that have to be fed.
+    pair, channels
+        Sizes of open axes.
+    kind, seed
+        What the values are; another start or batch size gives other values.
+    count
+        How many samples there are.
+    """
+
+    ports: tuple[PortInfo, ...]
+    pair: Pair
+    channels: int = 3
+    kind: Kind = "unit"
+    seed: int = 0
+    count: int = 4
+
+    def describe(self) -> str:
+        """Return one line."""
+        return f"synthetic inputs, seed {self.seed}: {self.shapes(1)}"
+
+    def sample_name(self, index: int) -> str | None:
+        """Return None: what is made up has no name."""
+        return None
+
+    def batches(self, size: int, *, start: int = 0, stop: int | None = None) -> Iterator[RealBatch]:
+        """Yield batches."""
+        end = self.count if stop is None else stop
+        for first in range(start, end, size):
+            feeds = {
+                port.name: _values(port, self._shape(port, size), self.kind, (self.seed, first, size, number))
+                for number, port in enumerate(self.ports)
+            }
+            shared = frozenset(name for name, values in feeds.items() if values.shape[:1] != (size,))
+            yield RealBatch(feeds, size, size, shared)
+
+    def shapes(self, batch: int) -> str:
+        """Return what is fed at a batch size, for people."""
+        return ", ".join(f"{port.name} {list(self._shape(port, batch))}" for port in self.ports)
+
+    def elements(self, batch: int) -> int:
+        """Return how many numbers are fed at a batch size."""
+        return sum(int(np.prod(self._shape(port, batch), dtype=np.float64)) for port in self.ports)
+
+    def _shape(self, port: PortInfo, batch: int) -> tuple[int, ...]:
+        firsts = _batch_symbols(self.ports)
+        axes = _UNKNOWN if port.shape is None else port.shape
+        last = max((index for index, axis in enumerate(axes) if not isinstance(axis, int)), default=0)
+        shape = []
+        for index, axis in enumerate(axes):
+            if isinstance(axis, int):
+                shape.append(axis)
+            elif index and _is_channel(axes, index):
+                shape.append(self.channels)
+            elif index == 0 or axis in firsts or self.pair is None:
+                shape.append(batch)
+            else:
+                shape.append(self.pair[index == last])
+        return tuple(shape)
+
+
+def _batch_symbols(ports: Sequence[PortInfo]) -> set[str]:
+    return {port.shape[0] for port in ports if port.shape and isinstance(port.shape[0], str)}
+
+
+def _is_channel(axes: Sequence[int | str | None], index: int) -> bool:
+    """Whether an axis is the open channel axis of [N, C, H, W]; [N, H, W, 3] has its channels last."""
+    is_open = len(axes) == 4 and index == 1 and not isinstance(axes[1], int)
+    return is_open and axes[3] not in _FEW
+
+
+def _values(port: PortInfo, shape: tuple[int, ...], kind: Kind, seed: tuple[int, ...]) -> NDArray[Any]:
+    """Return blocks of 8 x 8 with noise on them, brighter or darker from sample to sample."""
+    random = np.random.default_rng(seed)
+    values = random.random(shape, np.float32)
+    if len(shape) > 2:
+        coarse = random.random((*shape[:-2], *(-(-size // _BLOCK) for size in shape[-2:])), np.float32)
+        blocks = coarse.repeat(_BLOCK, axis=-2).repeat(_BLOCK, axis=-1)[..., : shape[-2], : shape[-1]]
+        values = np.float32(0.75) * blocks + np.float32(0.25) * values
+    if shape:
+        bright = random.random((shape[0], *[1] * (len(shape) - 1)), np.float32)
+        values = values * (np.float32(0.5) + np.float32(0.5) * bright)
+    return _typed(values, port.dtype, kind)
+
+
+def _typed(values: NDArray[np.float32], dtype: str, kind: Kind) -> NDArray[Any]:
+    if dtype == "bool":
+        return np.asarray(values > 0.375)
+    if not dtype.startswith(("float", "bfloat")):
+        top = 2 if kind == "small" else 128 if dtype == "int8" else 256
+        return np.asarray(np.floor(values * np.float32(top)).astype(dtype))
+    scaled = {"unit": values, "small": 4 * values - 2, "bytes": 255 * values}[kind]
+    if dtype == "bfloat16":
+        return np.asarray(scaled, require("ml_dtypes", extra="openvino", purpose="feeding bfloat16").bfloat16)
+    return np.asarray(scaled, dtype)
+
+
+# --- What the whole file is fed on synthetic inputs: sizes at which its original runs, found by trying.
+
+BATCHES: Final = (1, 3)
+SECONDS: Final = 30.0
+"""After so long nothing further is begun; what was left out is said."""
+
+MOST_ELEMENTS: Final = 1 << 24
+"""Larger inputs are fed at one batch size and one size only."""
+
+WHOLE: Final = "the whole file on synthetic inputs"
+
+_OTHER_BATCHES: Final = (2, 8)  # for models that run at neither 1 nor 3
+_LARGE: Final = 1 << 28  # bytes of a model that is loaded for one way at a time
+
+Model: TypeAlias = Literal["attached", "tapped", "apart"]
+Fed: TypeAlias = tuple[SyntheticInputs, int]
+
+
+@dataclass(slots=True)
+class SyntheticPlan:
+    """The file, itself with taps and its original, loaded every way, and what they are fed.
+
+    Parameters
+    ----------
+    attached, raw_file, folder, seed, threads
+        As in `SyntheticCheck`.
+    said
+        What could not be tried, by what it belongs to; filled while it runs.
+    """
+
+    attached: AttachedModel
+    raw_file: RawFile | None
+    folder: Path
+    seed: int = 0
+    threads: int | None = None
+    said: dict[str, list[str]] = field(default_factory=dict)
+    _models: dict[Model, Any] = field(default_factory=dict, init=False)
+    _opened: dict[tuple[Model, Configuration], Runner | str] = field(default_factory=dict, init=False)
+    _fed: tuple[SyntheticInputs, int, RealBatch] | None = field(default=None, init=False)
+    _end: float = field(default=0.0, init=False)
+
+    def begin(self) -> None:
+        """Find the original, and start the clock."""
+        self._end = time.monotonic() + SECONDS
+        if self.raw_file is None:
+            try:
+                self.raw_file = without_tail(self.attached, self.folder)
+            except (PostprocError, GraphPatternError) as error:
+                self.say("the whole file against what is in front of its tail", one_line(error))
+        tapped = self.attached.file.tapped(self.folder, self.attached.taps)
+        self._models |= {"attached": self.attached.path, "tapped": tapped}
+
+    @property
+    def original(self) -> str:
+        """What the original is, for people."""
+        return "nothing, since there is no original" if self.raw_file is None else self.raw_file.describe()
+
+    def fed(self, ways: Sequence[Configuration]) -> Iterator[Fed]:
+        """Yield what is fed at which batch size: what the original was found to run at, then all else at once."""
+        runs_both = (way for way in ways if not isinstance(self.open("apart", way), str))
+        way = next(runs_both, next(iter(ways), None))
+        if way is None:
+            return
+        ports = self._ports(way)
+        strange = [port.describe() for port in ports if unfit(port)]
+        if strange:
+            self.say(WHOLE, f"nobody can tell what to feed {', '.join(strange)}")
+            return
+        chosen, base = self._sizes(way, ports)
+        sizes = [base] if _static_batch(ports) is not None else list(dict.fromkeys((base, *BATCHES)))
+        pairs = [(inputs, size) for size in sizes for inputs in chosen]
+        for number, (inputs, size) in enumerate(dict.fromkeys((*pairs[:1], *pairs[-1:], *pairs))):
+            if number and inputs.elements(size) > MOST_ELEMENTS:
+                self.say(WHOLE, f"{inputs.shapes(size)} is left out for its size")
+            else:
+                yield inputs, size
+
+    def _ports(self, way: Configuration) -> tuple[PortInfo, ...]:
+        """Return the inputs as an original of this format declares them: an axis may be frozen in the attached one."""
+        runner, apart = self.open("attached", way), self.open("apart", way)
+        assert not isinstance(runner, str), "a way that is run loads the file"
+        is_same = self.raw_file is not None and self.raw_file.path.suffix.lower() == self.attached.path.suffix.lower()
+        if is_same and not isinstance(apart, str) and len(apart.inputs) == len(runner.inputs):
+            return apart.inputs
+        return runner.inputs
+
+    def _sizes(self, way: Configuration, ports: tuple[PortInfo, ...]) -> tuple[list[SyntheticInputs], int]:
+        """Return inputs of up to two sizes at which the original runs, and the batch size that was tried.
+
+        Values at which all raw values are equal are not taken where others do better.
+        """
+        model: Model = "attached" if isinstance(self.open("apart", way), str) else "apart"
+        static, dull = _static_batch(ports), None
+        problems: list[str] = []
+        for size in (static,) if static is not None else (*BATCHES, *_OTHER_BATCHES):
+            for kind in KINDS:
+                found = self._working(model, way, ports, kind, size, problems)
+                if found and self._varies(model, way, found[0], size):
+                    return found, size
+                dull = dull or ((found, size) if found else None)
+            if dull is not None:
+                self.say("decisions on synthetic inputs", "the raw values are equal for all that was fed")
+                return dull
+        who = self.original if model == "apart" else "the file"
+        self.say(WHOLE, f"{who} runs at none of the sizes that were tried: {next(iter(problems), 'no time is left')}")
+        return [], 1
+
+    def _working(
+        self, model: Model, way: Configuration, ports: tuple[PortInfo, ...], kind: Kind, size: int, problems: list[str]
+    ) -> list[SyntheticInputs]:
+        """Return inputs at up to two sizes of the open axes at which a model runs."""
+        pairs = PAIRS if has_open_axes(ports) else PAIRS[:1]
+        found: list[SyntheticInputs] = []
+        for channels in CHANNELS if has_open_channels(ports) else CHANNELS[:1]:
+            for pair in pairs:
+                inputs = SyntheticInputs(ports, pair, channels=channels, kind=kind, seed=self.seed)
+                has_tried = bool(found or problems)  # loading alone may take all the time
+                if len(found) == len(pairs[:2]) or (has_tried and self.is_late()):
+                    break
+                problem = self._problem(model, way, inputs, size)
+                problems += [] if problem is None else [problem]
+                found += [inputs] if problem is None else []
+            if found:
+                break
+        if len(found) < len(pairs[:2]) and found:
+            self.say("another size of the open axes", f"only {found[0].shapes(size)} was found to run")
+        return found
+
+    def _problem(self, model: Model, way: Configuration, inputs: SyntheticInputs, size: int) -> str | None:
+        runner = self.open(model, way)
+        if isinstance(runner, str):
+            return runner
+        try:
+            outputs = self.batch(inputs, size).run(runner)
+        except PostprocError as error:
+            return one_line(error)
+        if model == "attached" or self.raw_file is None or not self.attached.tail.options.is_packed:
+            return None
+        raw = self.raw_file.levels(outputs, runner)
+        many = [level for level, values in raw.items() if _has_channels(level, values)]
+        return f"its {many[0]} level then has channels: {raw[many[0]].shape}" if many else None
+
+    def batch(self, inputs: SyntheticInputs, size: int) -> RealBatch:
+        """Return the first batch; of large inputs it takes its time, so the last one is kept."""
+        if self._fed is None or self._fed[:2] != (inputs, size):
+            self._fed = (inputs, size, next(inputs.batches(size)))
+        return self._fed[2]
+
+    def _varies(self, model: Model, way: Configuration, inputs: SyntheticInputs, size: int) -> bool:
+        """Whether the raw values of each level differ from each other."""
+        runner = self.open(model, way)
+        if model == "attached" or self.raw_file is None or isinstance(runner, str):
+            return True
+        seen: dict[Level, list[NDArray[Any]]] = {}
+        for batch in inputs.batches(size, stop=2 * size):
+            for level, values in self.raw_file.levels(batch.run(runner), runner).items():
+                seen.setdefault(level, []).append(values.ravel())
+        return all(len(np.unique(np.concatenate(values))) > 1 for values in seen.values())
+
+    def order(self, ways: Sequence[Configuration], plan: Sequence[Fed]) -> Iterator[tuple[Configuration, Fed]]:
+        """Yield every way with all that it is fed; a small file is tried every way first."""
+        is_large = self._is_large()
+        if is_large:
+            self._opened.clear()
+        first = [] if is_large else [(way, fed) for way in ways for fed in plan[:1]]
+        yield from first
+        for way in ways:
+            yield from ((way, fed) for fed in plan[len(plan[:1]) if first else 0 :])
+            self._opened = {key: runner for key, runner in self._opened.items() if key[1] != way}
+
+    def _is_large(self) -> bool:
+        return sum(path.stat().st_size for path in model_files(self.attached.path)) > _LARGE
+
+    def open(self, model: Model, way: Configuration) -> Runner | str:
+        """Load a model, once for each way, or return why it cannot be."""
+        if (model, way) not in self._opened:
+            self._opened[model, way] = self._loaded(model, way)
+        return self._opened[model, way]
+
+    def _loaded(self, model: Model, way: Configuration) -> Runner | str:
+        try:
+            if model != "apart":
+                return self.attached.parts_of(way.open(self._models[model], threads=self.threads))
+            if self.raw_file is None or not self.raw_file.can_run(way):
+                return "there is no original that it reads"
+            return self.raw_file.open(way, threads=self.threads)
+        except MissingDependencyError:
+            raise
+        except PostprocError as error:
+            return one_line(error)
+
+    def is_late(self) -> bool:
+        """Whether the time is up."""
+        return time.monotonic() > self._end
+
+    def say(self, what: str, why: str) -> None:
+        """Keep what could not be tried."""
+        self.said.setdefault(what, []).append(why)
+
+
+def _has_channels(level: Level, values: NDArray[Any]) -> bool:
+    """Whether an open axis that counts as 1 became more: what is packed has no place for such raw values."""
+    return values.ndim == (4 if level == "pixel" else 2) and values.shape[1] > 1
+
+
+def _static_batch(ports: Sequence[PortInfo]) -> int | None:
+    """Return the first axis of the inputs where it is fixed; 1 where no input has any axis."""
+    if all(port.shape == () for port in ports):
+        return 1
+    sizes = [port.size(0) for port in ports if port.shape != ()]
+    return next((size for size in sizes if size is not None), None) if None not in sizes else None
+
+
+def one_line(error: Exception) -> str:
+    """Return the text of an error in one line."""
+    return " ".join(str(error).split())
+
+
+_MOVED: Final = 1e-5  # of a raw value: two compilations of a body, on values of any size
+_PART: Final = "synthetic"
+_WHERE: Final = {
+    "run": "it cannot be loaded, unlike its original:",
+    "batch": "it does not run where its original does, at",
+}
+_MODELS: Final[tuple[Model, ...]] = ("attached", "tapped", "apart")
+
+
+@dataclass(slots=True)
+class SyntheticCheck:
+    """The whole file on synthetic inputs.
+
+    Parameters
+    ----------
+    attached, reference
+        The file, and what its outputs have to be.
+    raw_file
+        The original with raw outputs; None where it was not given: then what `detach` gives takes its place.
+    folder
+        An empty folder for temporary files.
+    behind
+        The check of what stands behind the decision; None where nothing does, or real inputs go through it.
+    seed, threads, max_flips, failures
+        As in `WholeCheck`.
+    not_checked
+        What could not be checked, one sentence each; filled while it runs.
+    ran, not_run
+        What was fed and what it was compared with, one line; or why nothing was.
+
+    Notes
+    -----
+    Batch sizes 1 and 3, and two sizes of every open axis, as far as the original runs at them: sizes at which it does
+    not run either are no miss.
+    """
+
+    attached: AttachedModel
+    reference: Reference
+    raw_file: RawFile | None
+    folder: Path
+    behind: DecisionCheck | None = None
+    seed: int = 0
+    threads: int | None = None
+    max_flips: int = 0
+    failures: FailureStore | None = None
+    not_checked: list[str] = field(default_factory=list)
+    ran: str | None = None
+    not_run: str | None = None
+    _stages: dict[Configuration, dict[type[Stage], Stage]] = field(default_factory=dict, init=False)
+    _misses: dict[tuple[str, Configuration], dict[str, str]] = field(default_factory=dict, init=False)
+    _plan: SyntheticPlan = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._plan = SyntheticPlan(self.attached, self.raw_file, self.folder, self.seed, self.threads)
+
+    def checks(self, ways: Sequence[Configuration]) -> Iterator[Check]:
+        """Run every way that is judged, the usual ones first, and yield its checks."""
+        self._plan.begin()
+        judged = sorted((way for way in ways if way.judged), key=lambda way: not way.optimize)
+        usable = [way for way in judged if self._loads(way)]
+        plan = list(self._plan.fed(usable))
+        for way, fed in self._plan.order(usable, plan):
+            self._run(way, fed)
+        for (name, way), reasons in self._misses.items():
+            message = f"{_WHERE[name]} {', '.join(reasons)}: {next(iter(reasons.values()))}"
+            yield Check(name=f"{_PART}/{name}/{way.label}", passed=False, way=way.label, message=message)
+        for stages in self._stages.values():
+            for stage in stages.values():
+                yield from (_renamed(check) for check in stage.checks())
+        said = self._plan.said
+        self.not_checked += [f"{what}: {'; '.join(dict.fromkeys(parts))}" for what, parts in said.items()]
+        if self._stages:
+            fed_all = " and ".join(dict.fromkeys(inputs.shapes(size) for inputs, size in plan))
+            self.ran = f"synthetic inputs, seed {self.seed}: {fed_all}; compared with {self._plan.original}"
+            if self.behind is not None:
+                inputs, size = plan[min(1, len(plan) - 1)]
+                yield from (_renamed(check) for check in self.behind.whole(list(self._stages), inputs, size))
+        elif not self._misses:
+            self.not_run = next((parts[0] for parts in said.values()), "there is no runtime for it")
+
+    def _loads(self, way: Configuration) -> bool:
+        """Whether a way loads the file; a miss where it loads the original alone."""
+        runner = self._plan.open("attached", way)
+        if isinstance(runner, str):
+            is_native = (way.runtime == "openvino") is (self.attached.file.format == "openvino")
+            has_original = not isinstance(self._plan.open("apart", way), str)
+            if has_original or (is_native and self._plan.raw_file is None):
+                self._miss("run", way, "the file", runner)
+            else:
+                self._plan.say(WHOLE, f"{way.label} can load neither it nor the original: {runner}")
+        return not isinstance(runner, str)
+
+    def _run(self, way: Configuration, fed: Fed) -> None:
+        """Feed one batch to the file and to its original."""
+        (inputs, size), plan = fed, self._plan
+        shown = inputs.shapes(size)
+        if self._plan.is_late() and self._stages:
+            self._plan.say(WHOLE, f"{way.label} at {shown} is left out after {SECONDS:g} s")
+            return
+        batch = self._plan.batch(inputs, size)
+        opened = {name: self._plan.open(name, way) for name in _MODELS}
+        runners: dict[ModelName, Runner] = {name: each for name, each in opened.items() if not isinstance(each, str)}
+        runs = BatchRuns(batch, 0, runners)
+        problems = {name: _problem_of(runs, name) if name in runners else str(opened[name]) for name in _MODELS}
+        if problems["attached"] is None and problems["tapped"] is None:
+            self._compare(way, runs, is_apart=problems["apart"] is None)
+        elif problems["apart"] is None or problems["attached"] is None:
+            reason = problems["attached"] or problems["tapped"]
+            self._miss("batch", way, shown, str(reason))
+            if self.failures is not None:
+                self.failures.add_batch(f"synthetic/batch/{way.label}", batch, is_seeded=True)
+        else:
+            lacks = plan.raw_file is None
+            other = "there is no original to compare with" if lacks else f"{plan.original} does not run either"
+            plan.say(WHOLE, f"{way.label} at {shown}: {problems['attached']}; {other}")
+
+    def _compare(self, way: Configuration, runs: BatchRuns, *, is_apart: bool) -> None:
+        stages = self._stages.setdefault(way, {})
+        if TappedValues not in stages:
+            stages[TappedValues] = TappedValues(self.reference, way)
+        original = self._plan.raw_file
+        if is_apart and Apart not in stages and original is not None:
+            stages[Apart] = Apart(self.reference, way, original, max_flips=self.max_flips, relative=_MOVED)
+        for kind, stage in stages.items():
+            if kind is Apart and not is_apart:
+                continue
+            missed = stage.missed
+            stage.ran_on(runs.runner("attached"))
+            stage.add(runs)
+            if self.failures is not None and stage.missed > missed:
+                name = stage.name.replace("whole/", f"{_PART}/")
+                self.failures.add_batch(f"{name}/{way.label}", runs.batch, is_seeded=True)
+
+    def _miss(self, name: str, way: Configuration, where: str, reason: str) -> None:
+        self._misses.setdefault((name, way), {}).setdefault(where, reason)
+
+
+def _problem_of(runs: BatchRuns, model: ModelName) -> str | None:
+    try:
+        runs.of(model)
+    except PostprocError as error:
+        return one_line(error)
+    return None
+
+
+def _renamed(check: Check) -> Check:
+    return replace(check, name=check.name.replace("whole/", f"{_PART}/", 1))

@@ -1,0 +1,287 @@
+"""The ways of running a file: runtime, precision, optimisation, and what this machine has of them."""
+
+import io
+import logging
+import os
+import platform
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, Literal, Self, TypeAlias
+
+from numpy.typing import NDArray
+
+from postproc_export import __version__
+from postproc_export.check.attached import AttachedModel
+from postproc_export.check.real_inputs import RealInputs
+from postproc_export.check.runners import Format
+from postproc_export.errors import UnsupportedModelError, require
+from postproc_export.runtimes import RUNTIMES, Precision, Runner, RuntimeName, first_reason, open_runner
+from postproc_export.runtimes.openvino import import_openvino, openvino_core, read_model, without_telemetry
+from postproc_export.tail import PREFIX
+
+# --- The ways to run a model: runtime, precision, optimisation, and what was done to its weights before.
+
+Weights: TypeAlias = Literal["stored", "fp16", "int8"]
+
+_LABELS: Final[dict[Weights, str]] = {"fp16": "openvino-fp16-weights", "int8": "openvino-int8"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """One way to run a model.
+
+    Parameters
+    ----------
+    runtime, precision, optimize
+        As `runtimes.open_runner` takes them.
+    weights
+        ``"stored"``: as they stand in the file. ``"fp16"``: rounded to float16 as OpenVINO's converter does unless told
+        otherwise. ``"int8"``: quantised by nncf. `check.ways` makes such a model first.
+    """
+
+    runtime: RuntimeName
+    precision: Precision = "float32"
+    optimize: bool = True
+    weights: Weights = "stored"
+
+    @property
+    def judged(self) -> bool:
+        """Whether a difference is a miss; False for another precision, which is shown and decides nothing."""
+        return self.precision == "float32" and self.weights == "stored"
+
+    @property
+    def label(self) -> str:
+        """Return what tells it from the others, for the names of checks."""
+        if self.weights != "stored":
+            return _LABELS[self.weights]
+        if self.runtime == "onnxruntime":
+            return "onnxruntime" if self.optimize else "onnxruntime-unoptimised"
+        return "openvino" if self.judged else "openvino-default"
+
+    @property
+    def exact(self) -> Self:
+        """The same runtime at float32, with the weights of the file."""
+        return type(self)(runtime=self.runtime)
+
+    def open(self, model: Any, *, threads: int | None) -> Runner:
+        """Load a model to run it this way."""
+        return open_runner(
+            model, runtime=self.runtime, precision=self.precision, optimize=self.optimize, threads=threads
+        )
+
+
+# --- Every way to run a whole file.
+
+_WAYS: Final = (
+    Configuration(runtime="onnxruntime", optimize=False),
+    Configuration(runtime="onnxruntime"),
+    Configuration(runtime="openvino"),
+    Configuration(runtime="openvino", precision="default"),
+    Configuration(runtime="openvino", weights="fp16"),
+    Configuration(runtime="openvino", weights="int8"),
+)
+
+
+def whole_configurations(
+    file_format: Format, runtimes: Sequence[RuntimeName], *, int8: bool | None = None
+) -> list[Configuration]:
+    """Return every way to run a whole file of a format on the runtimes at hand; INT8 by default where nncf is there."""
+    wants_int8 = has_nncf() if int8 is None else int8
+    return [
+        way
+        for way in _WAYS
+        if way.runtime in runtimes
+        and (file_format == "onnx" or way.runtime == "openvino")
+        and (wants_int8 or way.weights != "int8")
+    ]
+
+
+# --- What it takes to run a check again: versions, processor, threads, seed; and which runtimes are installed.
+
+_PACKAGES: Final = ("numpy", "torch", "onnx", "onnxruntime", "openvino", "nncf")
+_FEATURES: Final = (
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512_bf16",
+    "avx512_fp16",
+    "avx512_vnni",
+    "avx_vnni",
+    "amx_bf16",
+    "amx_fp16",
+    "amx_int8",
+    "asimd",
+    "bf16",
+    "sve",
+)
+
+
+def environment(*, seed: int, threads: int | None) -> dict[str, Any]:
+    """Return versions, processor, threads and seed; JSON values."""
+    return {
+        "postproc_export": __version__,
+        "python": platform.python_version(),
+        "packages": dict(_versions()),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "processor_features": _features(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "seed": seed,
+    }
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return (os.cpu_count() or 1) if affinity is None else len(affinity(0))
+
+
+def installed_runtimes() -> tuple[RuntimeName, ...]:
+    """Return the runtimes that can be imported."""
+    return tuple(name for name in RUNTIMES if find_spec(name) is not None)
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for package in _PACKAGES:
+        if find_spec(package) is not None:
+            try:
+                yield package, metadata.version(package)
+            except metadata.PackageNotFoundError:
+                yield package, "unknown"
+
+
+def _processor() -> str:
+    return next(_fields("model name"), platform.processor() or platform.machine())
+
+
+def _features() -> list[str]:
+    """Return those features that decide how floats are computed, where the system tells."""
+    flags = set(next(_fields("flags"), next(_fields("Features"), "")).split())
+    return [feature for feature in _FEATURES if feature in flags]
+
+
+def _fields(name: str) -> Iterator[str]:
+    source = Path("/proc/cpuinfo")
+    if not source.is_file():
+        return
+    for line in source.read_text(encoding="utf-8", errors="replace").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            yield value.strip()
+
+
+# --- A model with other weights than its file's: rounded to float16 as OpenVINO's converter does, or INT8 by nncf.
+
+MOST_SAMPLES: Final = 300
+"""How many samples nncf takes its statistics from at most: its own default."""
+
+_PURPOSE: Final = "running a model with other weights"
+
+
+def has_nncf() -> bool:
+    """Whether nncf is installed."""
+    return find_spec("nncf") is not None
+
+
+def with_fp16_weights(model: Any, target: Path) -> Path:
+    """Save a model as OpenVINO does by default: weights rounded to float16, computed with in float32.
+
+    Parameters
+    ----------
+    model
+        The path of an ONNX file or an IR, or an `openvino.Model`.
+    target
+        The path of the ``.xml`` to be written.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If OpenVINO does not read the model.
+    """
+    openvino = import_openvino(purpose=_PURPOSE)
+    openvino.save_model(_read(model), target, compress_to_fp16=True)
+    return target
+
+
+def tail_patterns(attached: AttachedModel) -> list[str]:
+    """Return regular expressions for the names of the tail's operators, as OpenVINO shows them.
+
+    Notes
+    -----
+    OpenVINO calls the last operators of an ONNX file by the names of the outputs. In an IR every operator of the tail
+    has a name of its own, and the model's own last operator may bear that of an output. nncf matches from the start of
+    a name, so what is to be the whole of it has to end it, too: ``anomaly_map`` would fit ``anomaly_map_raw``.
+    """
+    outputs = attached.output_names if attached.file.format == "onnx" else ()
+    return [f"{PREFIX}.*", *(f"{re.escape(name)}$" for name in outputs)]
+
+
+def with_int8(
+    model: Any, inputs: RealInputs, size: int, *, given: Mapping[str, NDArray[Any]], ignored: Sequence[str]
+) -> Any:
+    """Quantise a model by nncf after training, all but the tail, and return an `openvino.Model`.
+
+    Parameters
+    ----------
+    model
+        The path of an ONNX file or an IR, or an `openvino.Model`.
+    inputs
+        The samples that nncf takes its statistics from.
+    size
+        The batch size to feed them in.
+    given
+        What further inputs are fed each time, as far as the model has them.
+    ignored
+        Regular expressions for the names of operators that stay as they are: `tail_patterns`.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If nncf cannot quantise the model.
+    MissingDependencyError
+        If nncf is not installed.
+    """
+    parsed = _read(model).clone()
+    silence = io.StringIO()  # nncf writes its progress to stdout, where the report goes
+    with without_telemetry(), redirect_stdout(silence), redirect_stderr(silence):
+        nncf = require("nncf", extra="nncf", purpose="quantising a model")
+        nncf.set_log_level(logging.ERROR)
+        scope = nncf.IgnoredScope(patterns=list(ignored), validate=False)
+        names = {name for port in parsed.inputs for name in port.get_names()}
+        feeds = _Feeds(inputs, size, {name: value for name, value in given.items() if name in names})
+        try:
+            return nncf.quantize(parsed, nncf.Dataset(feeds), ignored_scope=scope, subset_size=len(feeds))
+        except Exception as error:
+            raise UnsupportedModelError("nncf cannot quantise the model", found=first_reason(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Feeds:
+    """The samples as often as nncf asks for them."""
+
+    inputs: RealInputs
+    size: int
+    given: Mapping[str, NDArray[Any]]
+
+    def __len__(self) -> int:
+        return -(-min(self.inputs.count, MOST_SAMPLES) // self.size)
+
+    def __iter__(self) -> Iterator[dict[str, NDArray[Any]]]:
+        for batch in islice(self.inputs.batches(self.size), len(self)):
+            yield {**batch.feeds, **self.given}
+
+
+def _read(model: Any) -> Any:
+    if not isinstance(model, (str, Path)):
+        return model
+    try:
+        return read_model(openvino_core(purpose=_PURPOSE), str(model))
+    except RuntimeError as error:
+        raise UnsupportedModelError(f"OpenVINO cannot read {model}", found=first_reason(error)) from error

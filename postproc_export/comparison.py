@@ -1,0 +1,590 @@
+"""Compare what a file gives with the reference: differences, flips, and the tolerances with their reasons."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from postproc_export.float32 import LEAST_HALF_ULP, SIGNIFICAND, Half
+from postproc_export.stats import LevelStats
+
+# --- Every tolerance of the project, each with its reason; what is not in this table is compared exactly.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tolerance:
+    """An absolute difference that is allowed.
+
+    Parameters
+    ----------
+    atol
+        Largest absolute difference, in the unit of what is compared; never relative, for ulps explode near 0.
+    reason
+        Why it is not zero, and how it was derived.
+    """
+
+    atol: float
+    reason: str
+
+
+_PRECISIONS: Final = {"float32": 24, **{str(half): bits for half, bits in SIGNIFICAND.items()}}
+
+EXACT: Final = Tolerance(atol=0.0, reason="a comparison does not round, and a copy does not either")
+
+
+def together(*parts: Tolerance) -> Tolerance:
+    """Return the sum of tolerances, with the reasons of those that allow anything."""
+    allowed = [part for part in parts if part.atol]
+    reason = "; ".join(part.reason for part in allowed)
+    return Tolerance(atol=sum(part.atol for part in allowed), reason=reason) if allowed else EXACT
+
+
+def fused(level: LevelStats) -> Tolerance:
+    """Return the tolerance of max(0, min(1, alpha x + beta)).
+
+    Notes
+    -----
+    alpha = 1/span and beta = 1/2 - threshold/span are rounded to float32 once each, the product and the sum once each,
+    and the reference rounds three times; each rounding is at most half an ulp of a number of size up to r + 1, with
+    r = |threshold| / span, wherever the result is not clamped. Summed: (3 r + 5) 2^-24.
+    """
+    from postproc_export.decision import error_bound
+
+    return Tolerance(
+        atol=error_bound(level, "fused"),
+        reason="one multiply and one add with constants rounded to float32: (3 r + 5) 2^-24, r = |threshold| / span",
+    )
+
+
+def centred(level: LevelStats) -> Tolerance:
+    """Return the tolerance of max(0, min(1, alpha (x - threshold) + 1/2)).
+
+    Notes
+    -----
+    The subtraction is the reference's own, rounded alike; what is left is the rounding of 1/span, of the product and
+    of the sum, all of numbers of size up to 1, wherever the result is not clamped.
+    """
+    from postproc_export.decision import error_bound
+
+    return Tolerance(
+        atol=error_bound(level, "centred"),
+        reason="subtraction first, as the reference does; then one multiply and one add of numbers of size up to 1",
+    )
+
+
+def recompiled(level: LevelStats) -> Tolerance:
+    """Return how far a raw value may move when the same body is compiled twice at float32, raw units.
+
+    Notes
+    -----
+    A runtime picks kernels by the graph's end, so a body with a tail may sum in another order than without. The
+    largest difference over 15 exported models between float32 runs was 1.4e-5 of the span; this allows seven times
+    that. It bounds where a flip may lie, and never hides one.
+    """
+    return Tolerance(
+        atol=1e-4 * level.span,
+        reason="another order of summation in a body compiled apart, float32: 1e-4 of the span (1.4e-5 measured)",
+    )
+
+
+def exported(level: LevelStats) -> Tolerance:
+    """Return how far a raw value of an export may lie from the PyTorch model's, both at float32, raw units.
+
+    Notes
+    -----
+    A runtime has kernels of its own for each operator, and PyTorch itself is not the same to the last bit from one
+    process to the next. The largest difference over 15 exported models was 2.3e-5 of the span; this allows four times
+    that. It bounds where a flip may lie, and never hides one.
+    """
+    return Tolerance(
+        atol=1e-4 * level.span,
+        reason="the same float32 operators in another implementation: 1e-4 of the span (2.3e-5 measured)",
+    )
+
+
+def observed(low: float, high: float) -> Tolerance:
+    """Return how far a raw value of an export may lie from the PyTorch model's where there are no statistics yet.
+
+    Parameters
+    ----------
+    low, high
+        The lowest and highest value that the model gave, raw units.
+
+    Notes
+    -----
+    It tells a graph that computes something else from one that rounds otherwise, before a calibration is begun;
+    decisions are held against `exported` afterwards. Beside the share of the range it allows 128 roundings of the
+    largest value, for the values of a few inputs may be all but equal.
+    """
+    return Tolerance(
+        atol=1e-4 * (high - low) + 2.0**-17 * max(abs(low), abs(high)),
+        reason="another implementation of the operators: 1e-4 of the range seen, and 2^-17 of the largest value",
+    )
+
+
+def own(low: float, high: float, dtypes: Iterable[str] = ("float32",)) -> Tolerance:
+    """Return how far a value behind a class of one's own may lie from its eager run on the same raw values.
+
+    Parameters
+    ----------
+    low, high
+        The lowest and highest value behind the class, raw units.
+    dtypes
+        The element types of what it is given, in which it computes.
+
+    Notes
+    -----
+    Nothing is known of such a class but that its operators are the same: 1e-5 of the range, and 16 roundings of the
+    largest value in the coarsest of the types.
+    """
+    bits = min(_PRECISIONS.get(dtype, 24) for dtype in dtypes)
+    return Tolerance(
+        atol=1e-5 * (high - low) + 16 * 2.0**-bits * max(abs(low), abs(high)),
+        reason=f"another implementation of the operators: 1e-5 of the range, and 2^-{bits - 4} of the largest value",
+    )
+
+
+def transformed(bound: float) -> Tolerance:
+    """Return how far a value behind shipped transforms may lie from their eager twin on the same raw values.
+
+    Parameters
+    ----------
+    bound
+        The sum of what each of them may round, raw units; see `steps.transforms.Transform`.
+
+    Notes
+    -----
+    Sums of n products are off by at most n + 1 roundings of the largest value in each of two implementations, weights
+    that sum to 1 hand on what came in; docs/tails.md lists the bound of each transform.
+    """
+    return Tolerance(atol=bound, reason="another order of summation in float32, as docs/tails.md bounds it")
+
+
+def narrow(largest: float, dtype: Half) -> Tolerance:
+    """Return how far a raw value may lie from its rounding to a narrow type, which a runtime may drop, raw units.
+
+    Parameters
+    ----------
+    largest
+        The largest magnitude that counts, raw units.
+    dtype
+        The type in which the model declares its raw values.
+
+    Notes
+    -----
+    Half the distance of two values of the type is at most 2^-p of them, p the bits of a significand, and h around 0.
+    Where scores are clamped no value above (r + 1/2) span counts, with r = |threshold| / span: of a normalised score
+    that is (r + 1/2) 2^-p + h / span.
+    """
+    return Tolerance(
+        atol=largest * 2.0 ** -SIGNIFICAND[dtype] + LEAST_HALF_ULP[dtype],
+        reason=f"a rounding to {dtype} that the runtime drops before the tail: half the distance of two such values",
+    )
+
+
+def largest_shown(level: LevelStats) -> float:
+    """Return the largest magnitude of a raw value whose normalised score is not clamped: |threshold| + span / 2."""
+    assert level.threshold is not None, "a level with a tail has a threshold"
+    return abs(level.threshold) + level.span / 2
+
+
+def adjusted(level: LevelStats) -> Tolerance:
+    """Return how far from the boundary a label may differ where the graph computes the boundary at run time, raw units.
+
+    Notes
+    -----
+    threshold + (0.5 - a) span in float32, in either order in which a runtime takes the steps: docs/definition.md
+    section 4 states 2^-22 (|threshold| + span). At the attached sensitivity the boundary is a constant: exact labels.
+    """
+    from postproc_export.tail import adjusted_error
+
+    return Tolerance(
+        atol=adjusted_error(level),
+        reason="a boundary computed at run time in float32: 2^-22 (|threshold| + span), docs/definition.md section 4",
+    )
+
+
+TOLERANCES: Final[Mapping[str, Callable[[LevelStats], Tolerance]]] = {
+    "adjusted": adjusted,
+    "fused": fused,
+    "centred": centred,
+    "recompiled": recompiled,
+    "exported": exported,
+}
+
+
+# --- What a comparison found: result objects that are falsy where it failed, with a reason and the worst element.
+#
+# Parts of a stream merge. A comparison of nothing is a failure.
+
+SHOWN: Final = 10
+QUANTILE: Final = 0.999
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flip:
+    """One label that came out differently.
+
+    Parameters
+    ----------
+    index
+        Where: the index into the array compared, or into the part of a stream that `part` counts.
+    expected
+        The reference's label.
+    raw
+        The raw value that the reference decided on, raw units; None where it is not known.
+    distance
+        raw - boundary, raw units.
+    ulps
+        The same in steps of float32; None where either is not finite.
+    """
+
+    index: tuple[int, ...]
+    expected: bool
+    raw: float | None = None
+    distance: float | None = None
+    ulps: int | None = None
+    part: int = 0
+
+    def describe(self) -> str:
+        """Return one line: where, which way, and how far from the boundary."""
+        way = "anomalous became normal" if self.expected else "normal became anomalous"
+        where = f"[{', '.join(map(str, self.index))}]" + (f" of part {self.part}" if self.part else "")
+        if self.raw is None or self.distance is None:
+            return f"{way} at {where}"
+        steps = "" if self.ulps is None else f" ({self.ulps:+d} ulp)"
+        return f"{way} at {where}: raw {self.raw:.9g}, {self.distance:+.3g} from the boundary{steps}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelDifference:
+    """Labels of one output against the reference; truthy where there was something to compare and none flipped.
+
+    Flips within the band around the boundary that was allowed do not count.
+
+    Parameters
+    ----------
+    count, flipped, excused
+        Labels compared, labels that differ, and labels that may differ by docs/definition.md section 5 and do.
+    near
+        Of the flipped ones, those whose raw value lies within the band around the boundary that was allowed.
+    flips
+        The first flips.
+    nearest, farthest
+        The smallest and largest distance of a flipped raw value from the boundary, raw units.
+    reason
+        Why nothing could be compared.
+    """
+
+    count: int = 0
+    flipped: int = 0
+    near: int = 0
+    excused: int = 0
+    flips: tuple[Flip, ...] = ()
+    nearest: float | None = None
+    farthest: float | None = None
+    reason: str | None = None
+    parts: int = 1
+
+    def __bool__(self) -> bool:
+        return self.reason is None and self.count > 0 and self.flipped == self.near
+
+    def merge(self, other: Self) -> Self:
+        """Return the comparison of both parts, this one first."""
+        later = tuple(replace(flip, part=flip.part + self.parts) for flip in other.flips)
+        return replace(
+            self,
+            count=self.count + other.count,
+            flipped=self.flipped + other.flipped,
+            near=self.near + other.near,
+            excused=self.excused + other.excused,
+            flips=(*self.flips, *later)[:SHOWN],
+            nearest=_least(self.nearest, other.nearest),
+            farthest=_most(self.farthest, other.farthest),
+            reason=self.reason or other.reason,
+            parts=self.parts + other.parts,
+        )
+
+    def brief(self) -> str:
+        """Return the numbers alone."""
+        if self.reason is not None:
+            return "not comparable"
+        return f"{self.flipped:,} / {self.count:,}" if self.flipped else f"{self.count:,}"
+
+    def describe(self) -> str:
+        """Return one sentence."""
+        if self.reason is not None:
+            return self.reason
+        if self.count == 0:
+            return "nothing to compare"
+        excused = f", {self.excused} excused" if self.excused else ""
+        if not self.flipped:
+            return f"{self.count:,} labels equal{excused}"
+        near = f" ({self.near:,} within the allowed band)" if self.near else ""
+        return f"{self.flipped:,} of {self.count:,} labels flipped{near}{excused}; {self.flips[0].describe()}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreDifference:
+    """Scores of one output against the reference; truthy where there was something to compare and all are close.
+
+    Parameters
+    ----------
+    count, over, excused
+        Scores compared, scores beyond the tolerance, and scores excused by docs/definition.md section 5.
+    largest, mean
+        Absolute error over the scores that are numbers on both sides.
+    index, expected, actual
+        The worst score: one beyond the tolerance if there is any.
+    tolerance
+        What was allowed, and why.
+    reason
+        Why nothing could be compared.
+    """
+
+    tolerance: Tolerance = EXACT
+    count: int = 0
+    over: int = 0
+    excused: int = 0
+    numbers: int = 0
+    largest: float = 0.0
+    total: float = 0.0
+    index: tuple[int, ...] | None = None
+    expected: float | None = None
+    actual: float | None = None
+    reason: str | None = None
+    histogram: NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
+
+    def __bool__(self) -> bool:
+        return self.reason is None and self.count > 0 and self.over == 0
+
+    @property
+    def mean(self) -> float:
+        """Mean absolute error."""
+        return self.total / self.numbers if self.numbers else 0.0
+
+    @property
+    def quantile(self) -> float:
+        """99.9th percentile of the absolute error, rounded up by less than 1 %."""
+        if self.histogram is None or not self.numbers:
+            return 0.0
+        bucket = int(np.searchsorted(np.cumsum(self.histogram), QUANTILE * self.numbers))
+        upper = np.array(((bucket + 1) << 16) - 1 if bucket else 0, np.uint32).view(np.float32)
+        return min(float(upper), self.largest)
+
+    def merge(self, other: Self) -> Self:
+        """Return the comparison of both parts, this one first."""
+        worse = (other.over > 0, other.largest) > (self.over > 0, self.largest)
+        worst = other if worse or self.index is None else self
+        histograms = [part.histogram for part in (self, other) if part.histogram is not None]
+        return replace(
+            worst,
+            count=self.count + other.count,
+            over=self.over + other.over,
+            excused=self.excused + other.excused,
+            numbers=self.numbers + other.numbers,
+            largest=max(self.largest, other.largest),
+            total=self.total + other.total,
+            reason=self.reason or other.reason,
+            histogram=np.sum(histograms, axis=0) if histograms else None,
+        )
+
+    def brief(self) -> str:
+        """Return the numbers alone."""
+        return "not comparable" if self.reason is not None else f"{self.largest:.1e}"
+
+    def describe(self) -> str:
+        """Return one sentence."""
+        if self.reason is not None:
+            return self.reason
+        if self.count == 0:
+            return "nothing to compare"
+        allowed = f"allowed {self.tolerance.atol:.2g}"
+        if not self.over:
+            return f"{self.count:,} scores, largest error {self.largest:.2g}, {allowed}"
+        where = ", ".join(map(str, self.index or ()))
+        worst = f"at [{where}] (expected {self.expected!r}, found {self.actual!r})"
+        return f"{self.over:,} of {self.count:,} scores differ, worst {self.largest:.2g} {worst}, {allowed}"
+
+
+Difference: TypeAlias = LabelDifference | ScoreDifference
+
+
+def merged(first: Difference, second: Difference) -> Difference:
+    """Return the comparison of two parts of one stream."""
+    if isinstance(first, LabelDifference):
+        assert isinstance(second, LabelDifference), "an output has labels or scores, not both"
+        return first.merge(second)
+    assert isinstance(second, ScoreDifference), "an output has labels or scores, not both"
+    return first.merge(second)
+
+
+def _least(*values: float | None) -> float | None:
+    return min((value for value in values if value is not None), default=None)
+
+
+def _most(*values: float | None) -> float | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+# --- Compare what a runtime gave with what the reference gave; needs NumPy only.
+#
+# Shape and dtype are compared before values. The results are objects with a truth value.
+
+AnyArray: TypeAlias = NDArray[Any]
+NanRule: TypeAlias = Literal["anomalous", "same"]
+
+_BUCKETS: Final = 1 << 15
+
+
+def compare_labels(
+    expected: AnyArray,
+    actual: AnyArray | None,
+    *,
+    raw: AnyArray | None = None,
+    boundary: float | None = None,
+    excused: AnyArray | None = None,
+    band: float = 0.0,
+    dtype: str | None = None,
+) -> LabelDifference:
+    """Compare labels or masks exactly.
+
+    Parameters
+    ----------
+    expected
+        bool, any shape: the reference's labels.
+    actual
+        The same shape, of type `dtype` where that is given; every element must be 0 or 1. None counts as missing.
+    raw
+        float32, the same number of elements: the raw values that the reference decided on, for the distances.
+    boundary
+        The decision boundary, raw units.
+    excused
+        bool, the same number of elements: where the label may be 1 though the reference says 0, and nothing else.
+    band
+        Distance from the boundary, raw units, up to which a flip is counted as near; needs `raw` and `boundary`.
+    """
+    reason = _incomparable(expected, actual, dtype)
+    if reason is not None or actual is None:
+        return LabelDifference(reason=reason)
+    strange = ~np.isin(actual, (0, 1))
+    if strange.any():
+        return LabelDifference(
+            reason=f"{int(strange.sum())} labels are neither 0 nor 1, the first is {actual[strange][0]}"
+        )
+    differs = expected.astype(bool) != actual.astype(bool)
+    allowed = np.zeros_like(differs)
+    if excused is not None:
+        allowed = differs & excused.reshape(differs.shape) & actual.astype(bool)
+        differs &= ~allowed
+    indices = np.argwhere(differs)
+    values = None if raw is None else raw.reshape(differs.shape)[differs].astype(np.float32)
+    distances = None if values is None or boundary is None else _distances(values, boundary)
+    wanted = expected[differs].astype(bool)
+    known = np.zeros(0) if distances is None else distances[~np.isnan(distances)]
+    return LabelDifference(
+        count=expected.size,
+        flipped=len(indices),
+        near=int((distances <= band).sum()) if band > 0 and distances is not None else 0,
+        excused=int(allowed.sum()),
+        flips=tuple(
+            _flip(tuple(map(int, indices[i])), bool(wanted[i]), None if values is None else float(values[i]), boundary)
+            for i in range(min(SHOWN, len(indices)))
+        ),
+        nearest=float(known.min()) if known.size else None,
+        farthest=float(known.max()) if known.size else None,
+    )
+
+
+def compare_scores(
+    expected: AnyArray,
+    actual: AnyArray | None,
+    *,
+    tolerance: Tolerance = EXACT,
+    nan: NanRule = "anomalous",
+    excused: AnyArray | None = None,
+    dtype: str | None = "float32",
+) -> ScoreDifference:
+    """Compare scores or maps by their absolute difference.
+
+    Parameters
+    ----------
+    expected
+        Floating point, any shape: the reference's scores.
+    actual
+        The same shape, of type `dtype` where that is given. None counts as missing.
+    tolerance
+        The absolute difference that is allowed; exact unless given.
+    nan
+        ``"anomalous"``: a NaN may come out as NaN or 1.0 and never below 1.0 (docs/definition.md section 5).
+        ``"same"``: a NaN must come out as NaN.
+    excused
+        bool, the same number of elements: where NaN or 1.0 may come out though the reference gives a number.
+    """
+    reason = _incomparable(expected, actual, dtype)
+    if reason is not None or actual is None:
+        return ScoreDifference(tolerance=tolerance, reason=reason)
+    with np.errstate(invalid="ignore"):  # signalling NaN, and infinities subtracted
+        wanted, found = expected.astype(np.float64).ravel(), actual.astype(np.float64).ravel()
+        numbers = ~np.isnan(wanted) & ~np.isnan(found)
+        error = np.where(wanted == found, 0.0, np.abs(wanted - found))
+    highest = np.isnan(found) | (found >= 1.0) if nan == "anomalous" else np.isnan(found)
+    wrong = np.where(numbers, ~(error <= tolerance.atol), ~(np.isnan(wanted) & highest))
+    allowed = np.zeros_like(wrong) if excused is None else wrong & excused.ravel() & highest
+    wrong &= ~allowed
+    counted = np.where(numbers & ~allowed, error, 0.0)
+    ranked = np.where(wrong, np.where(numbers, error, np.inf), -1.0) if wrong.any() else counted
+    worst = int(np.argmax(ranked)) if ranked.size else 0
+    return ScoreDifference(
+        tolerance=tolerance,
+        count=wanted.size,
+        over=int(wrong.sum()),
+        excused=int(allowed.sum()),
+        numbers=int((numbers & ~allowed).sum()),
+        largest=float(counted.max(initial=0.0)),
+        total=float(counted.sum()),
+        index=tuple(int(i) for i in np.unravel_index(worst, expected.shape)) if ranked.size else None,
+        expected=float(wanted[worst]) if ranked.size else None,
+        actual=float(found[worst]) if ranked.size else None,
+        histogram=_histogram(error[numbers & ~allowed]),
+    )
+
+
+def ulps_between(value: float, reference: float) -> int | None:
+    """Return how many float32 steps `value` lies above `reference`; None unless both are finite."""
+    if not (np.isfinite(value) and np.isfinite(reference)):
+        return None
+    return _ordered(value) - _ordered(reference)
+
+
+def _ordered(value: float) -> int:
+    bits = int(np.float32(value).view(np.int32))
+    return bits if bits >= 0 else -(bits & 0x7FFFFFFF)
+
+
+def _distances(values: AnyArray, boundary: float) -> NDArray[np.float64]:
+    with np.errstate(invalid="ignore"):  # a signalling NaN, or both infinite
+        return np.abs(values.astype(np.float64) - boundary)
+
+
+def _flip(index: tuple[int, ...], expected: bool, raw: float | None, boundary: float | None) -> Flip:
+    if raw is None or boundary is None:
+        return Flip(index=index, expected=expected, raw=raw)
+    return Flip(index=index, expected=expected, raw=raw, distance=raw - boundary, ulps=ulps_between(raw, boundary))
+
+
+def _incomparable(expected: AnyArray, actual: AnyArray | None, dtype: str | None) -> str | None:
+    if actual is None:
+        return "the output is missing"
+    if dtype is not None and str(actual.dtype) != dtype:
+        return f"expected dtype {dtype}, found {actual.dtype}"
+    if expected.shape != actual.shape:
+        return f"expected shape {list(expected.shape)}, found {list(actual.shape)}"
+    return None
+
+
+def _histogram(error: AnyArray) -> NDArray[np.int64]:
+    bits = np.ascontiguousarray(error.astype(np.float32)).view(np.uint32)
+    return np.bincount(bits >> 16, minlength=_BUCKETS).astype(np.int64)

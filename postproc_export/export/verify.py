@@ -1,0 +1,245 @@
+"""Whether exported files give what the module gives, for the example, random inputs, real images, other sizes."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from postproc_export.check.attached import AttachedModel
+from postproc_export.check.real_inputs import image_inputs
+from postproc_export.check.reference import EagerTransform, Reference, image_size
+from postproc_export.check.report import Check
+from postproc_export.check.tally import CheckTally, details_of
+from postproc_export.check.ways import Configuration
+from postproc_export.comparison import ScoreDifference, Tolerance, compare_scores, observed
+from postproc_export.errors import UnsupportedModelError
+from postproc_export.export.exporter import INPUT, DynamicAxis, RawModule, fixed_axis, other_sizes
+from postproc_export.ports import RAW_NAMES
+from postproc_export.record import TailSpec
+from postproc_export.runtimes import Array, PortInfo, Runner, as_float32
+from postproc_export.stats import CalibrationStats, Level
+
+if TYPE_CHECKING:
+    import torch
+
+    from postproc_export.images import Preprocessing
+
+
+# --- What the exported files and the module are both fed: the example, random inputs, real images, other sizes.
+
+RANDOM: Final = 2
+IMAGES: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One input, and what the module itself makes of it.
+
+    Parameters
+    ----------
+    label
+        What it is.
+    images
+        The input.
+    raw
+        float32 raw values of each level, as the module gives them in PyTorch.
+    axes
+        The axes whose size is another one than in the export; none for an input of the example's shape.
+    """
+
+    label: str
+    images: Array
+    raw: dict[Level, Array]
+    axes: tuple[DynamicAxis, ...] = ()
+
+
+def usual_probes(raw: RawModule, example: "torch.Tensor", *, seed: int) -> Iterator[Probe]:
+    """Yield the example and random inputs of its shape and range, one per seed."""
+    yield _probe(raw, "the example", example.cpu().numpy())
+    for number in range(seed, seed + RANDOM):
+        yield _probe(raw, f"random numbers, seed {number}", random_like(example.cpu().numpy(), seed=number))
+
+
+def image_probes(
+    raw: RawModule, source: str | Path, example: Array, preprocessing: "Preprocessing | None", stats: CalibrationStats
+) -> Iterator[Probe]:
+    """Yield the first images of a folder or CSV file, as many at once as the example holds.
+
+    Raises
+    ------
+    FileError, UsageError, CalibrationError, UnsupportedModelError, MetadataError
+        If there are no images, or they do not fit the example.
+    """
+    port = PortInfo("input", example.dtype.name, example.shape)
+    inputs = image_inputs(source, [port], stats, preprocessing, limit=IMAGES)
+    for batch in inputs.batches(len(example)):
+        yield _probe(raw, f"images of {source}", batch.feeds[port.name])
+
+
+def size_probes(raw: RawModule, example: "torch.Tensor", axes: Sequence[DynamicAxis], *, seed: int) -> Iterator[Probe]:
+    """Yield inputs of other sizes: of every axis alone, then of all at once.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the module itself runs at no other size of an axis, or not at all sizes at once.
+    """
+    values = example.cpu().numpy()
+    sizes = list(values.shape)
+    for axis in axes:
+        probes = list(_resized(raw, values, axis, seed=seed))
+        yield from probes
+        sizes[axis.index] = probes[-1].images.shape[axis.index]
+    if len(axes) > 1:
+        label = " x ".join(f"{axis.name} {sizes[axis.index]}" for axis in axes)
+        probe = _probe(raw, label, random_like(values, seed=seed, shape=sizes))
+        yield replace(probe, axes=tuple(axes))
+
+
+def random_like(example: Array, *, seed: int, shape: Sequence[int] | None = None) -> Array:
+    """Return uniform random numbers of the example's type, over its range, or over [0, 1] where it is constant."""
+    rng = np.random.default_rng(seed)
+    shape = example.shape if shape is None else tuple(shape)
+    low, high = example.min(), example.max()
+    if np.issubdtype(example.dtype, np.integer):
+        return rng.integers(low, high, size=shape, dtype=example.dtype, endpoint=True)
+    low, high = (low, high) if low < high else (0.0, 1.0)
+    return (low + (high - low) * rng.random(shape)).astype(example.dtype)
+
+
+def _resized(raw: RawModule, example: Array, axis: DynamicAxis, *, seed: int) -> Iterator[Probe]:
+    """Yield the first other size that the module takes; of a batch every one."""
+    problem: UnsupportedModelError | None = None
+    found = False
+    for size in other_sizes(axis, example.shape[axis.index]):
+        shape = [*example.shape[: axis.index], size, *example.shape[axis.index + 1 :]]
+        try:
+            probe = _probe(raw, f"{axis.name} {size}", random_like(example, seed=seed, shape=shape))
+        except UnsupportedModelError as error:
+            problem = problem or error
+            continue
+        found = True
+        yield replace(probe, axes=(axis,))
+        if axis.name != "batch":
+            return
+    if not found:
+        assert problem is not None, "there are other sizes of every axis"
+        raise UnsupportedModelError(
+            f"{axis.describe()} was to be dynamic, and the module itself takes no other size of it",
+            found=f"{problem.what}: {problem.found}",
+            fix=f"leave {axis.name} out of --dynamic",
+        ) from problem
+
+
+def _probe(raw: RawModule, label: str, images: Array) -> Probe:
+    import torch
+
+    return Probe(label, images, raw.run(torch.from_numpy(np.ascontiguousarray(images))))
+
+
+# --- Whether exported files give what the module gives: raw values, decisions, and every size that was asked for.
+
+
+@dataclass(frozen=True, slots=True)
+class RawAgreement:
+    """A raw file beside the module.
+
+    Parameters
+    ----------
+    way
+        What runs the file.
+    runner
+        The file, loaded.
+    tolerances
+        How far its raw values may lie from the module's, per level.
+    """
+
+    way: Configuration
+    runner: Runner
+    tolerances: Mapping[Level, Tolerance]
+
+    @classmethod
+    def open(cls, path: Path, way: Configuration, probes: Sequence[Probe]) -> "RawAgreement":
+        """Load a raw file; the tolerances follow from the values that the module gave."""
+        tolerances = {level: _tolerance([probe.raw[level] for probe in probes]) for level in probes[0].raw}
+        return cls(way, way.open(path, threads=None), tolerances)
+
+    def refuse_fixed_sizes(self, probes: Sequence[Probe]) -> None:
+        """Run every probe of another size.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If the file fails at a size, or gives something else than the module; the axis is named.
+        """
+        for probe in probes:
+            if probe.axes and (problem := self._problem(probe)) is not None:
+                shape = list(probe.images.shape)
+                raise fixed_axis(probe.axes[0], f"at {probe.label}, {shape}, {self.way.label}: {problem}")
+
+    def checks(self, probes: Sequence[Probe]) -> Iterator[Check]:
+        """Compare the raw values of all probes; one check per level."""
+        found: dict[Level, ScoreDifference] = {}
+        for probe in probes:
+            for level, difference in self._differences(probe).items():
+                found[level] = found[level].merge(difference) if level in found else difference
+        for level, difference in found.items():
+            yield Check(
+                name=f"module/raw/{RAW_NAMES[level]}/{self.way.label}",
+                passed=bool(difference),
+                message=difference.describe(),
+                brief=difference.brief(),
+                way=self.way.label,
+                runtime=f"{self.runner.name} {self.runner.version}",
+                precision=self.runner.inference_precision,
+                details=details_of(difference),
+            )
+
+    def _problem(self, probe: Probe) -> str | None:
+        try:
+            differences = self._differences(probe)
+        except UnsupportedModelError as error:
+            return " ".join(f"{error.what} {error.found or ''}".split())
+        bad = (f"{RAW_NAMES[level]}: {found.describe()}" for level, found in differences.items() if not found)
+        return next(bad, None)
+
+    def _differences(self, probe: Probe) -> dict[Level, ScoreDifference]:
+        outputs = self.runner.run({INPUT: probe.images})
+        return {
+            level: compare_scores(
+                expected, _named(outputs, RAW_NAMES[level]), tolerance=self.tolerances[level], nan="same"
+            )
+            for level, expected in probe.raw.items()
+        }
+
+
+def decision_checks(
+    attached: AttachedModel, way: Configuration, probes: Sequence[Probe], named: Sequence[TailSpec] = ()
+) -> Iterator[Check]:
+    """Compare an attached file's outputs with `PostProcessor` on the module's own raw values; one check per output.
+
+    Notes
+    -----
+    The module computes in PyTorch and the file in a runtime, so raw values may move as by another compilation; flips of
+    raw values beside the boundary are shown and not judged (`comparison.exported`).
+    """
+    reference, runner = Reference(attached), attached.parts_of(way.open(attached.path, threads=None))
+    tally = CheckTally(attached, way, drift="exported", is_whole=True)
+    tally.ran_on(runner)
+    transform = EagerTransform.load(attached, named)
+    for probe in probes:
+        raw = probe.raw if transform is None else transform(probe.raw, size=image_size({INPUT: probe.images}))
+        tally.add(reference.outputs(raw), runner.run({INPUT: probe.images}), raw, reference)
+    yield from tally.checks("module")
+
+
+def _tolerance(values: Sequence[Array]) -> Tolerance:
+    finite = np.concatenate([array[np.isfinite(array)] for array in values])
+    return observed(float(finite.min()), float(finite.max())) if finite.size else observed(0.0, 0.0)
+
+
+def _named(outputs: Mapping[str, Array], name: str) -> Array | None:
+    values = outputs.get(name)
+    return None if values is None else as_float32(values)

@@ -1,0 +1,501 @@
+"""Files that appear whole or not at all: targets, checks before writing, copies, publication."""
+
+import errno
+import fcntl
+import filecmp
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import BinaryIO, Final
+
+from graph_patterns.onnx.wire import ChangedFileError, FileSource, write_all
+from postproc_export.errors import FileError, PostprocError, UsageError
+from postproc_export.process import HeldSignals
+from postproc_export.staging import Staging, digest, staging_folder
+from postproc_export.validation import backup_of, refuse_backups
+
+# --- What a file must not be written to: found before the work that makes its content, not after it.
+
+_DEVICES: Final = Path("/dev")  # itself, and not folders such as /dev/shm
+_SYSTEM: Final = (Path("/proc"), Path("/sys"))
+_FIXES: Final = {
+    errno.EACCES: "choose a folder that you may write to",
+    errno.EPERM: "choose a folder that you may write to",
+    errno.EROFS: "choose a folder that you may write to",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOSPC: "make room, or choose another disk",
+    errno.EDQUOT: "make room, or choose another disk",
+    errno.EFBIG: "raise the limit on the size of a file, or choose another disk",
+}
+
+
+def check_target(target: Path, inputs: Sequence[Path] = ()) -> None:
+    """Refuse a file that could not be written in the end, or that would destroy what is read; nothing is written.
+
+    Parameters
+    ----------
+    target
+        The file to be written, new or replaced.
+    inputs
+        The files that are read; a folder stands for everything in it.
+
+    Raises
+    ------
+    FileError
+        If the target is an input or lies in one, is a folder, a device, a pipe or of the system, or its folder is not
+        there or cannot be written.
+    """
+    with explained(target):
+        refuse_unwritable(target)
+        refuse_inputs([target], inputs, fix="choose another path")
+        with TemporaryFile(dir=target.parent):
+            pass
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder in which no file can be made; nothing stays there.
+
+    Raises
+    ------
+    FileError
+        If it is not there, is no folder, or cannot be written.
+    """
+    with explained(folder):
+        if not folder.is_dir():
+            found = "a file" if folder.exists() else "no such folder"
+            raise FileError(f"cannot write to {folder}", found=found, needed="a folder", fix="make the folder first")
+        with TemporaryFile(dir=folder):
+            pass
+
+
+def refuse_inputs(targets: Sequence[Path], inputs: Sequence[Path], *, fix: str) -> None:
+    """Refuse targets that are a file that is read, under whatever name, or lie in a folder that is read.
+
+    Raises
+    ------
+    FileError
+        If one of them is or does.
+    """
+    for target in targets:
+        itself = _identity(target)
+        places = {itself, *map(_identity, Path(os.path.realpath(target.parent), "x").parents)} - {None}
+        for source in inputs:
+            found = _identity(source)
+            if found in places:
+                what = "it is the file that is read" if found == itself else f"it lies in {source}, which is read"
+                raise FileError(f"cannot write {target}: {what}", fix=fix)
+
+
+def refuse_unwritable(target: Path) -> None:
+    """Refuse what no file can be moved to: a missing folder, a folder, a device, a pipe, a path of the system.
+
+    Raises
+    ------
+    FileError
+        If the target is one of these.
+    """
+    if not target.parent.is_dir():
+        raise FileError(f"cannot write {target}", found=f"no folder {target.parent}", fix="make the folder first")
+    if target.is_dir():
+        raise _not_a_file(target, "a folder")
+    if target.exists() and not target.is_file():
+        raise _not_a_file(target, "a device or a pipe")
+    folder = Path(os.path.realpath(target.parent))
+    # A link such as /dev/stdout may lead to a file, and would be replaced for every process of the machine.
+    if folder == _DEVICES or any(folder.is_relative_to(each) for each in _SYSTEM):
+        raise _not_a_file(target, f"a name of the system, in {folder}")
+
+
+def _not_a_file(target: Path, found: str) -> FileError:
+    fix = "choose another path"
+    return FileError(f"cannot write {target}", found=found, needed="the path of a file", fix=fix)
+
+
+@contextmanager
+def explained(target: Path) -> Iterator[None]:
+    """Turn what the file system refuses into an error that names the target and says what to do."""
+    try:
+        yield
+    except PostprocError:
+        raise
+    except OSError as error:
+        fix = _FIXES.get(error.errno or 0, "choose another path")
+        raise FileError(f"cannot write {target}", found=error.strerror or str(error), fix=fix) from error
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from all others, through links; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+# --- Copies of large files: shared blocks where the file system can, else copied in the kernel, else read and
+# written.
+
+if sys.platform == "linux":
+    import fcntl
+
+_FICLONE: Final = 0x40049409  # Linux: share the blocks of another file until one of the two is written
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's content to a new path, in no more memory than one chunk.
+
+    Raises
+    ------
+    FileError
+        If the source changed meanwhile.
+    OSError
+        If it cannot be read or written.
+    """
+    with source.open("rb", buffering=0) as reading, target.open("xb", buffering=0) as writing:
+        if _share_blocks(reading, writing):
+            return
+        content = FileSource(reading)
+        try:
+            content.copy(0, content.size, writing)
+            content.check_unchanged()
+        except ChangedFileError:
+            raise FileError(f"cannot copy {source}: it changed meanwhile", fix="run again") from None
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Make a hard link.
+
+    Raises
+    ------
+    FileError
+        If the file system does not allow it.
+    """
+    try:
+        target.hardlink_to(source)
+    except OSError as error:
+        raise FileError(
+            f"cannot make a hard link to {source}",
+            found=error.strerror,
+            needed="both folders on one file system that has hard links",
+            fix="let the weights be copied: leave out --link-weights",
+        ) from error
+
+
+def _share_blocks(reading: BinaryIO, writing: BinaryIO) -> bool:
+    if sys.platform == "linux":
+        try:
+            fcntl.ioctl(writing.fileno(), _FICLONE, reading.fileno())
+        except OSError:  # most file systems cannot
+            return False
+        return True
+    return False
+
+
+# --- Which file a rewritten model goes to: by default beside the one that was read, with a mark in its name.
+
+FORMATS: Final = {".onnx": "an ONNX model", ".xml": "an OpenVINO IR"}
+
+
+def is_onnx(source: Path) -> bool:
+    """Whether a model file is an ONNX model; else it is an OpenVINO IR.
+
+    Raises
+    ------
+    UsageError
+        If its suffix is neither's.
+    """
+    if source.suffix not in FORMATS:
+        raise UsageError(
+            f"{source} is not a model that can be read or rewritten",
+            found=f"the suffix '{source.suffix}'",
+            needed=" or ".join(f"{suffix} ({what})" for suffix, what in FORMATS.items()),
+            fix="give the file that the export wrote",
+        )
+    return source.suffix == ".onnx"
+
+
+def default_target(
+    source: Path, output: str | Path | None, *, in_place: bool, mark: str, read: Sequence[object] = ()
+) -> Path:
+    """Return the file to write: what was asked for, the source itself, or ``<name>.<mark>.<suffix>`` beside it.
+
+    Parameters
+    ----------
+    source, output, in_place
+        As the caller was given them.
+    mark
+        What the default name says of the file.
+    read
+        What is read besides the source, such as statistics: its paths are never to be written, in place or not.
+
+    Raises
+    ------
+    UsageError
+        If the source is no model file, or the output is of the other format.
+    FileError
+        If one of the files to be written is read besides the source.
+    """
+    is_onnx(source)
+    default = source if in_place else source.with_suffix(f".{mark}{source.suffix}")
+    target = default if output is None else _asked(source, Path(output))
+    written = [target] if target.suffix == ".onnx" else [target, target.with_suffix(".bin")]
+    files = [Path(each) for each in read if isinstance(each, str | Path)]
+    refuse_inputs(written, files, fix="choose another path")
+    return target
+
+
+def _asked(source: Path, target: Path) -> Path:
+    if target.suffix != source.suffix:
+        raise UsageError(
+            f"cannot write {FORMATS[source.suffix]} to {target}",
+            found=f"the suffix '{target.suffix}'",
+            needed=f"'{source.suffix}'",
+            fix="keep the format, and convert the file afterwards",
+        )
+    return target
+
+
+# --- Files that appear whole or not at all: written in a temporary folder beside the target, then moved into place.
+
+_ANOTHER: Final = "choose another path, or replace the file with --in-place (in_place=True)"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file as UTF-8; a file that was there is replaced in one step, or stays as it was.
+
+    Raises
+    ------
+    FileError
+        If the path cannot be written.
+    """
+    with publishing([path]) as publication:
+        publication.temporary(path).write_text(text, encoding="utf-8")
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append to a text file as UTF-8, all of the text or nothing; a device or a pipe takes what it takes.
+
+    Raises
+    ------
+    FileError
+        If the path cannot be written.
+    """
+    with explained(path):
+        if path.exists() and not path.is_file():
+            with os.fdopen(_opened(path), "wb", buffering=0) as file:
+                write_all(file, text.encode())
+            return
+        with HeldSignals(), ExitStack() as undo:
+            if not path.exists():
+                undo.callback(path.unlink, missing_ok=True)
+            with path.open("ab", buffering=0) as file:
+                undo.callback(os.truncate, path, file.tell())
+                write_all(file, text.encode())
+            undo.pop_all()
+
+
+def _opened(device: Path) -> int:
+    """Open a device or a pipe for writing; a pipe that nobody reads is refused in place of waited for."""
+    if os.name == "nt":
+        return os.open(device, os.O_WRONLY)
+    descriptor = os.open(device, os.O_WRONLY | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)
+    return descriptor
+
+
+@contextmanager
+def folder_made_for(path: Path) -> Iterator[None]:
+    """Make the folder of a file where it is not there, and remove it again where the block fails.
+
+    Raises
+    ------
+    FileError
+        If it cannot be made.
+    """
+    with explained(path), ExitStack() as undo:
+        for missing in reversed([each for each in path.parents if not each.exists()]):
+            missing.mkdir()
+            undo.callback(missing.rmdir)
+        yield
+        undo.pop_all()
+
+
+class Publication:
+    """Files on their way into one folder; `publishing` makes it and moves them into place.
+
+    Parameters
+    ----------
+    targets
+        The final paths of what is written, all in one folder.
+    staging
+        A temporary folder on the same file system.
+    """
+
+    def __init__(self, targets: Sequence[Path], staging: Staging) -> None:
+        self._targets = targets
+        self._staging = staging
+        self._brought: dict[Path, Path] = {}
+
+    def temporary(self, target: Path) -> Path:
+        """Return where to write what will be moved to a target; it has the target's own file name."""
+        assert target in self._targets, f"{target} was not announced"
+        return self._staging.files / target.name
+
+    def bring_along(self, files: Mapping[Path, Path], *, link: bool = False) -> None:
+        """Put external data beside the targets, unless it is there already.
+
+        Parameters
+        ----------
+        files
+            {path relative to the target folder: file to bring there}, such as `external_files` gives.
+        link
+            Make hard links instead of copies.
+
+        Raises
+        ------
+        FileError
+            If a different file has that name already, or the file cannot be copied or linked.
+        """
+        for relative, file in files.items():
+            final = self._folder / relative
+            self._refuse_overwriting(relative, file)
+            if final.exists() and (final.samefile(file) or filecmp.cmp(final, file, shallow=False)):
+                continue
+            _refuse_occupied(final)
+            staged = self._staging.path / f"{len(self._brought)}.external-data"
+            link_file(file, staged) if link else copy_file(file, staged)
+            self._brought[staged] = final
+
+    @property
+    def _folder(self) -> Path:
+        return self._targets[0].parent
+
+    def _refuse_overwriting(self, relative: Path, file: Path) -> None:
+        for target in self._targets:
+            if relative == Path(target.name) or (target.exists() and target.samefile(file)):
+                raise FileError(f"cannot write {target}: the model keeps its weights there", fix="choose another name")
+
+    def move_into_place(self) -> None:
+        """Move everything to its final path, data first, the first target last; undo it all if a step fails."""
+        assert all(self.temporary(target).exists() for target in self._targets), "not every target was written"
+        if len(self._targets) > 1:  # they cannot move at once
+            both = {each.name: (digest(each), digest(self.temporary(each))) for each in self._targets}
+            self._staging.log(both)
+        with HeldSignals():
+            self._move_all()
+
+    def _move_all(self) -> None:
+        undo = ExitStack()
+        try:
+            self._move_data(undo)
+            self._back_up(undo)
+            for target in reversed(self._targets):
+                self._move(target, undo)
+        finally:
+            # The last move decides, whatever interrupts: before it nothing may stay, after it everything has to.
+            if self.temporary(self._targets[0]).exists():
+                undo.close()
+            else:
+                self._remove_backups()
+
+    def _move_data(self, undo: ExitStack) -> None:
+        for staged, final in self._brought.items():
+            _make_folders(final.parent, self._folder, undo)
+            _refuse_occupied(final)
+            undo.callback(_take_back, staged, final)
+            staged.rename(final)
+
+    def _back_up(self, undo: ExitStack) -> None:
+        """Keep what two or more moves will replace: they cannot happen at once."""
+        for target in self._targets if len(self._targets) > 1 else ():
+            if target.exists():
+                undo.callback(_restore, backup_of(target), target)
+                try:
+                    backup_of(target).hardlink_to(target)
+                except OSError:  # a file system without hard links
+                    copy = self._staging.path / backup_of(target).name
+                    shutil.copy2(target, copy)
+                    copy.rename(backup_of(target))
+
+    def _move(self, target: Path, undo: ExitStack) -> None:
+        staged = self.temporary(target)
+        if target.exists():
+            shutil.copymode(target, staged)
+        else:
+            undo.callback(_take_back, staged, target)
+        staged.replace(target)
+
+    def _remove_backups(self) -> None:
+        for target in self._targets:
+            backup_of(target).unlink(missing_ok=True)
+
+
+@contextmanager
+def publishing(
+    targets: Sequence[Path], *, inputs: Sequence[Path] = (), in_place: bool = False
+) -> Iterator[Publication]:
+    """Write one or several files of one folder so that they appear whole or not at all.
+
+    Parameters
+    ----------
+    targets
+        The final paths. A symbolic link there is replaced, what it points to stays. Several targets that exist are
+        kept as `*.postproc-backup` until all are replaced.
+    inputs
+        The files that are being read.
+    in_place
+        Allows a target to be an input.
+
+    Raises
+    ------
+    FileError
+        If a target cannot be written, is written by another run, is an input without `in_place` or a name of the
+        system, or a backup of a run that was killed is there and cannot be put back.
+
+    Notes
+    -----
+    Everything is moved when the block ends: what has to hold of the written files is checked at its end.
+    """
+    with explained(targets[0]):
+        if not in_place:
+            refuse_inputs(targets, inputs, fix=_ANOTHER)
+        for target in targets:
+            refuse_unwritable(target)
+        with staging_folder(targets[0].parent, [target.name for target in targets]) as staging:
+            refuse_backups(targets)
+            publication = Publication(targets, staging)
+            yield publication
+            publication.move_into_place()
+
+
+def _refuse_occupied(final: Path) -> None:
+    if os.path.lexists(final):
+        raise FileError(
+            f"cannot bring the weights along: {final} is there already and holds something else",
+            fix="write into another folder, or move that file away",
+        )
+
+
+def _restore(backup: Path, target: Path) -> None:
+    if backup.exists():
+        backup.replace(target)
+        backup.unlink(missing_ok=True)  # moving one of two names of a file onto the other leaves both
+
+
+def _take_back(staged: Path, final: Path) -> None:
+    if not staged.exists():  # it was moved
+        final.unlink(missing_ok=True)
+
+
+def _make_folders(folder: Path, root: Path, undo: ExitStack) -> None:
+    """Make the sub-folders of a location below the target folder, and nowhere else."""
+    if not folder.resolve().is_relative_to(root.resolve()):
+        fix = "write into another folder, or remove the link"
+        raise FileError(f"cannot bring the weights along to {folder}: it is a link out of {root}", fix=fix)
+    for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
+        missing.mkdir()
+        undo.callback(missing.rmdir)

@@ -1,0 +1,578 @@
+"""Update a tail in either format: edit its numbers in place, or take it off and attach it anew."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from graph_patterns.match import Mismatch, Site
+from postproc_export.decision import Comparison, check_sensitivity, decision_boundary
+from postproc_export.errors import UsageError
+from postproc_export.float32 import Half, to_float32
+from postproc_export.formats.base import Attached, Detached, FoundTail, FoundTails, refuse_partial
+from postproc_export.options import Adjustable, LabelDtype, Layout, LevelChoice, TailOptions, refuse_unused
+from postproc_export.ports import LEAVE_OUT, Selected
+from postproc_export.reading.anomalib import AnomalibTail
+from postproc_export.reading.report import SWITCHED_OFF, report_level, rule_of, shown, stats_of
+from postproc_export.reading.tail import OwnLevelTail
+from postproc_export.record import TailRecord
+from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
+from postproc_export.tail import PREFIX, Tail
+
+if TYPE_CHECKING:
+    import onnx
+
+
+# --- What a tail in a file decides, as statistics and options: what an update starts from, and what it changes of it.
+
+_OF_THE_THRESHOLD: Final = ("at_threshold", "policies", "threshold_interval", "exact", "f1_gap")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a tail decides.
+
+    Parameters
+    ----------
+    stats
+        The statistics of the levels that have a threshold and a range.
+    options
+        Sensitivities, rule, element types.
+    narrow
+        The type in which the raw values of a level were declared, where its boundary is the constant for that type.
+    """
+
+    stats: CalibrationStats
+    options: TailOptions
+    narrow: Mapping[Level, Half] = field(default_factory=dict)
+
+    def boundary(self, level: Level) -> float | None:
+        """Return the raw value from which on a score is anomalous; None where the level does not decide."""
+        stats = self.stats.level(level)
+        if stats is None or not stats.is_calibrated or not self.options.enable_thresholding:
+            return None
+        return decision_boundary(
+            stats,
+            sensitivity=self.options.sensitivity(level),
+            comparison=self.options.comparison,
+            dtype=self.narrow.get(level, "float32"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """What an update changes; None for what stays.
+
+    Parameters
+    ----------
+    stats
+        Statistics that take the place of those in the file.
+    image_threshold, pixel_threshold
+        New thresholds, raw.
+    normalized
+        Whether these are in normalised units instead, of the scores that the file gives now.
+    image_sensitivity, pixel_sensitivity, comparison, label_dtype, mask_dtype, keep_raw, nan_guard, match_thresholds
+        As in `TailOptions`.
+    layout, levels, enable_normalization, enable_thresholding, adjustable, as_parameters
+        As in `TailOptions`.
+    """
+
+    stats: CalibrationStats | None = None
+    image_threshold: float | None = None
+    pixel_threshold: float | None = None
+    normalized: bool = False
+    image_sensitivity: float | None = None
+    pixel_sensitivity: float | None = None
+    comparison: Comparison | None = None
+    label_dtype: LabelDtype | None = None
+    mask_dtype: LabelDtype | None = None
+    keep_raw: bool | None = None
+    nan_guard: bool | None = None
+    match_thresholds: bool | None = None
+    layout: Layout | None = None
+    levels: LevelChoice | None = None
+    enable_normalization: bool | None = None
+    enable_thresholding: bool | None = None
+    adjustable: Adjustable | None = None
+    as_parameters: bool | None = None
+
+    def threshold(self, level: Level) -> float | None:
+        """Return the new threshold of a level as it was given."""
+        return self.image_threshold if level == "image" else self.pixel_threshold
+
+    def sensitivity(self, level: Level) -> float | None:
+        """Return the new sensitivity of a level."""
+        return self.image_sensitivity if level == "image" else self.pixel_sensitivity
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that change."""
+        given = {item.name: getattr(self, item.name) for item in fields(TailOptions)}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def apply(self, state: State) -> State:
+        """Return the changed state.
+
+        Raises
+        ------
+        UsageError
+            If a level has no range that a threshold could be in, or a given option would have no effect.
+        MetadataError
+            If the new statistics or options are not legal.
+        """
+        stats = state.stats if self.stats is None else self.stats
+        levels = {level: self._level(level, stats.level(level), state.stats.level(level)) for level in LEVELS}
+        changed = replace(stats, image=levels["image"], pixel=levels["pixel"])
+        options = replace(state.options, **self.options)
+        refuse_unused(options, self.options)
+        return State(changed, options)
+
+    def _level(self, level: Level, stats: LevelStats | None, current: LevelStats | None) -> LevelStats | None:
+        given = self.threshold(level)
+        if given is None:
+            return stats
+        if stats is None:
+            raise no_range(level)
+        raw = self._raw(level, given, current) if self.normalized else to_float32(given)
+        if raw == stats.threshold:
+            return stats
+        details = {key: value for key, value in stats.details.items() if key not in _OF_THE_THRESHOLD}
+        return replace(stats, threshold=raw, policy=None, rule="set_by_update", details=details)
+
+    def _raw(self, level: Level, given: float, current: LevelStats | None) -> float:
+        if current is None or current.threshold is None:
+            raise no_range(level)
+        return to_float32(current.threshold + (given - 0.5) * current.span)
+
+
+def no_range(level: Level) -> UsageError:
+    """Return the error for a threshold on a level whose range is not known."""
+    return UsageError(
+        f"the threshold of the {level} level cannot be set: its range is not in the file",
+        needed="a calibrated range: max above min",
+        fix="give statistics with --stats, as `postproc-export calibrate` writes them",
+    )
+
+
+def no_state() -> State:
+    """Return the state of a model that decides nothing."""
+    return State(CalibrationStats(), TailOptions())
+
+
+def state_of(tails: Mapping[Level, FoundTail], record: TailRecord | None) -> State:
+    """Return what the tails of a file decide, from its record or read back from the graph."""
+    if record is not None:
+        return State(record.stats, record.options, record.narrow)
+    stats = {level: _stats(level, tail) for level, tail in tails.items()}
+    reports = {level: report_level(level, tail, record=None, is_rounded=False) for level, tail in tails.items()}
+    narrow = {level: report.narrow for level, report in reports.items() if report.narrow is not None}
+    calibrated = CalibrationStats(image=stats.get("image"), pixel=stats.get("pixel"))
+    return State(calibrated, TailOptions(**_options(tails)), narrow)
+
+
+def _stats(level: Level, tail: FoundTail) -> LevelStats | None:
+    if isinstance(tail, AnomalibTail):
+        return stats_of(tail.reading)
+    rule = rule_of(tail)
+    if rule is not None or (tail.is_eager and tail.decides):
+        return None if rule is None else rule.stats
+    report = report_level(level, tail, record=None, is_rounded=False)
+    if report.threshold is None or report.span is None:
+        return None
+    details = {"range_is_relative": True}
+    return LevelStats(threshold=report.threshold, min=0.0, max=report.span, rule="read_back", details=details)
+
+
+def _options(tails: Mapping[Level, FoundTail]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for level, tail in tails.items():
+        name = "label_dtype" if level == "image" else "mask_dtype"
+        if isinstance(tail, OwnLevelTail):
+            report = report_level(level, tail, record=None, is_rounded=False)
+            sensitivity = report.sensitivity
+            options |= {"comparison": report.comparison} if tail.is_eager and report.comparison is not None else {}
+            if tail.is_normalised or tail.decides:  # a guard alone decides nothing
+                options |= {"enable_normalization": tail.is_normalised, "enable_thresholding": tail.decides}
+            options |= {"layout": "packed"} if tail.is_packed else {name: tail.label_dtype}
+            if tail.adjustable != "nothing":
+                options |= {"adjustable": tail.adjustable, "as_parameters": tail.default is None}
+            if level == "image":
+                options["nan_guard"] = tail.guard is not None or "pixel" not in tails
+        else:
+            sensitivity = tail.reading.sensitivity
+            options |= {name: "bool", "comparison": "gt"}
+        if sensitivity is not None:
+            options[f"{level}_sensitivity"] = sensitivity
+    return options
+
+
+# --- What updating has in common in ONNX and OpenVINO: what is replaced, what is edited in place, the result.
+
+REPLACED: Final = "Anomalib's post-processing was replaced by ours, which decides as it did but for what changes here"
+REPLACED_EAGER: Final = (
+    "our exported eager module was replaced by our tail, which decides as it did but for what changes here"
+)
+EDITED: Final = "the constants of Anomalib's post-processing were edited in place"
+NOT_KNOWN: Final = (
+    "its threshold or range is not in the file, so ours could not take its place: its constants were edited in place"
+)
+STRICT: Final = (
+    "rule gt decides as Anomalib's code does, and misses the sample that set the threshold; --comparison ge finds it"
+)
+
+_TOLD: Final = {"threshold": "the threshold", "cut": "what the label compares with"}
+
+Edits = dict[Site, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Updated:
+    """What was done to a model in memory; falsy where it has no post-processing.
+
+    Parameters
+    ----------
+    before, after
+        What it decided and decides.
+    is_changed
+        Whether anything is different.
+    misses
+        Why no post-processing was found, by level.
+    notes
+        What a user should know.
+    is_found
+        Whether it has any.
+    tail
+        The tail that was attached anew; None where constants were edited in place.
+    """
+
+    before: State = field(default_factory=no_state)
+    after: State = field(default_factory=no_state)
+    is_changed: bool = True
+    misses: Mapping[Level, Mismatch] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    is_found: bool = True
+    tail: Tail | None = None
+
+    def __bool__(self) -> bool:
+        return self.is_found
+
+
+def must_be_edited(tails: Mapping[Level, FoundTail], before: State, changes: Changes) -> bool:
+    """Whether Anomalib's constants have to be edited in place, since what they decide is not in the file."""
+    return any(
+        isinstance(tail, AnomalibTail) and before.stats.level(level) is None and _new_stats(changes, level) is None
+        for level, tail in tails.items()
+    )
+
+
+def refuse_unknown(found: FoundTails, before: State, changes: Changes) -> None:
+    """Refuse to attach anew what decides by numbers that are not in the file.
+
+    Raises
+    ------
+    UsageError
+        If a level has labels whose threshold and range are not known, and no new statistics are given for it.
+    """
+    for level in unknown_levels(found.tails, before, changes):
+        if isinstance(tail := found.tails[level], OwnLevelTail):
+            raise UsageError(
+                f"the {level} level cannot be changed: its threshold and range are not in the file",
+                found="a boundary alone" if tail.decides else "neither normalised scores nor labels",
+                needed="statistics, as `postproc-export calibrate` writes them",
+                fix="give them with --stats, or take the post-processing off with `postproc-export detach`",
+            )
+
+
+def unknown_levels(tails: Mapping[Level, FoundTail], before: State, changes: Changes) -> list[Level]:
+    """Return the levels whose threshold and range are neither in the file nor given."""
+    return [level for level in tails if before.stats.level(level) is None and changes.stats is None]
+
+
+def edits_of(tails: Mapping[Level, FoundTail], changes: Changes, *, is_known: bool = True) -> Edits:
+    """Return the new numbers for Anomalib's constants: {where: number}.
+
+    Parameters
+    ----------
+    tails, changes
+        What is there, and what changes.
+    is_known
+        Whether what the tails decide could be attached anew.
+
+    Raises
+    ------
+    UsageError
+        If a tail is not Anomalib's, or an option has no constant in it.
+    """
+    others = set(changes.options) - {"image_sensitivity", "pixel_sensitivity"}
+    if others:
+        raise UsageError(
+            f"{', '.join(sorted(others))} cannot change while Anomalib's post-processing is kept",
+            fix="leave out --keep-dialect, and give --stats where the threshold or the range is not in the file",
+        )
+    edits: Edits = {}
+    for level, tail in tails.items():
+        if not isinstance(tail, AnomalibTail):
+            raise UsageError(
+                f"the {level} level has our tail: there is no other dialect to keep",
+                fix="leave out --keep-dialect" if is_known else "leave out --keep-dialect, and give --stats",
+            )
+        edits |= _edits(level, tail, changes)
+    return edits
+
+
+def told_edits(tails: Mapping[Level, FoundTail], before: State, edits: Edits) -> Iterator[str]:
+    """Yield what becomes of a level whose numbers are not in the file, so that there is no boundary to tell."""
+    for level, tail in tails.items():
+        if before.stats.level(level) is None and isinstance(tail, AnomalibTail):
+            for name, subject in _TOLD.items():
+                new = next((edits[site] for site in tail.sites.get(name, ()) if site in edits), None)
+                if new is not None:
+                    yield f"{level} level: {subject} is now {shown(new)}, not {shown(tail.scalars[name])}"
+
+
+def _edits(level: Level, tail: AnomalibTail, changes: Changes) -> Edits:
+    wanted: dict[str, float] = {}
+    sensitivity, threshold = changes.sensitivity(level), changes.threshold(level)
+    if threshold is not None and not math.isfinite(to_float32(threshold)):
+        raise UsageError(f"the threshold of the {level} level is not finite", found=str(threshold))
+    if not tail.reading.is_normalised and threshold is not None and (changes.normalized or sensitivity is not None):
+        raise UsageError(
+            f"the {level} level compares its raw score with one number, which a threshold in raw units replaces",
+            found="--normalized" if changes.normalized else "a sensitivity beside the threshold",
+            fix="give the threshold alone, in raw units, or statistics with --stats",
+        )
+    if sensitivity is not None:
+        # Anomalib subtracts in float32, from float32 values.
+        wanted["cut"] = to_float32(1.0 - check_sensitivity(sensitivity, name=f"{level}_sensitivity"))
+    if not tail.reading.is_normalised and threshold is not None:
+        wanted["cut"] = to_float32(threshold)  # the raw score itself is compared with it
+    elif threshold is not None or _new_stats(changes, level) is not None:
+        wanted |= _constants(level, tail, changes)
+    missing = sorted(name for name in wanted if name not in tail.sites)
+    if missing:
+        raise UsageError(
+            f"the {level} level's post-processing has no constant for {', '.join(missing)}",
+            fix="let ours take its place: leave out --keep-dialect",
+        )
+    return {site: number for name, number in wanted.items() for site in tail.sites[name]}
+
+
+def _constants(level: Level, tail: AnomalibTail, changes: Changes) -> dict[str, float]:
+    """Return every constant of the normalised score that the new threshold and span decide."""
+    reading, stats = tail.reading, _new_stats(changes, level)
+    span = reading.span if stats is None else stats.span
+    threshold = _threshold(level, tail, changes, stats)
+    if threshold is None or span is None:
+        raise no_range(level)
+    names = [name for name in ("threshold", "step_threshold", "step_threshold_below") if name in tail.sites]
+    wanted = dict.fromkeys(names, threshold)
+    if "minus_threshold" in tail.sites:
+        wanted["minus_threshold"] = -threshold
+    if "shift" in tail.sites:
+        if not span:
+            raise no_range(level)
+        wanted["shift"] = to_float32(0.5 - threshold / span)
+    if stats is not None:
+        wanted |= {"scale": to_float32(1.0 / span)} if "scale" in tail.sites else {"span": span}
+        wanted |= {name: getattr(stats, name) for name in ("min", "max") if name in tail.sites}
+    return wanted or {"threshold": threshold}
+
+
+def _threshold(level: Level, tail: AnomalibTail, changes: Changes, stats: LevelStats | None) -> float | None:
+    given, reading = changes.threshold(level), tail.reading
+    if given is None:
+        return reading.threshold if stats is None else stats.threshold
+    if not changes.normalized:
+        return to_float32(given)
+    if reading.threshold is None or reading.span is None:
+        return None
+    return to_float32(reading.threshold + (given - 0.5) * reading.span)
+
+
+def _new_stats(changes: Changes, level: Level) -> LevelStats | None:
+    return None if changes.stats is None else changes.stats.level(level)
+
+
+# --- The course of an update, the same for every format: edit in place, or take the tail off and attach it anew.
+
+Attach = Callable[[CalibrationStats, TailOptions, Mapping[str, Any]], Attached]
+
+
+def update_model(
+    found: FoundTails,
+    changes: Changes,
+    *,
+    keep_dialect: bool,
+    edit: Callable[[Edits], None],
+    detach: Callable[[], Detached],
+    attach: Attach,
+) -> Updated:
+    """Change what the tails of a model decide.
+
+    Parameters
+    ----------
+    found
+        The tails.
+    changes
+        What changes.
+    keep_dialect
+        Edit Anomalib's constants instead of putting our tail there.
+    edit, detach, attach
+        What the format does.
+    """
+    if not found.tails and found.record is None:
+        return Updated(misses=found.misses, is_found=False)
+    refuse_partial(found)
+    before = state_of(found.tails, found.record)
+    is_foreign = any(isinstance(tail, AnomalibTail) for tail in found.tails.values())
+    unknown = is_foreign and must_be_edited(found.tails, before, changes)
+    if keep_dialect or unknown:
+        return _edited(found, before, changes, edit, notes=(EDITED if keep_dialect else NOT_KNOWN,))
+    refuse_unknown(found, before, changes)
+    after = changes.apply(before)
+    detached = detach()
+    attached = attach(after.stats, after.options, _outputs(found, detached))
+    after = State(attached.tail.stats, attached.tail.resolved_options, attached.tail.narrow)
+    notes = (*attached.tail.notes, *_narrowed(found, after))
+    if is_foreign:
+        notes = (*notes, REPLACED, *((STRICT,) if after.options.comparison == "gt" else ()))
+    is_eager = any(isinstance(tail, OwnLevelTail) and tail.is_eager for tail in found.tails.values())
+    if is_eager:
+        notes = (*notes, REPLACED_EAGER)
+    rewritten = (*_rewritten(found), *_other_guard(found, attached.tail, changes))
+    return Updated(
+        before=before,
+        after=after,
+        is_changed=is_foreign or is_eager or bool(rewritten) or _differ(before, after),
+        notes=(*notes, *rewritten),
+        tail=attached.tail,
+    )
+
+
+def _edited(
+    found: FoundTails, before: State, changes: Changes, edit: Callable[[Edits], None], *, notes: tuple[str, ...]
+) -> Updated:
+    edits = edits_of(found.tails, changes, is_known=not unknown_levels(found.tails, before, changes))
+    numbers = {
+        site: tail.scalars[name]
+        for tail in found.tails.values()
+        if isinstance(tail, AnomalibTail)
+        for name, sites in tail.sites.items()
+        for site in sites
+    }
+    edits = {site: number for site, number in edits.items() if numbers[site] != number}
+    edit(edits)
+    after = _after_editing(before, changes)
+    notes = (*notes, *told_edits(found.tails, before, edits)) if edits else ()
+    return Updated(before=before, after=after, is_changed=bool(edits), notes=notes)
+
+
+def _after_editing(before: State, changes: Changes) -> State:
+    """Return the changed state; a level without a range has no statistics, though its constant was edited."""
+    stats = before.stats if changes.stats is None else changes.stats
+    image = changes.image_threshold if stats.image is not None else None
+    pixel = changes.pixel_threshold if stats.pixel is not None else None
+    return replace(changes, image_threshold=image, pixel_threshold=pixel).apply(before)
+
+
+def _outputs(found: FoundTails, detached: Detached) -> dict[str, Any]:
+    """Say which outputs are the raw ones; a level that was left out of the tail stays out."""
+    outputs: dict[str, Any] = {}
+    for level in LEVELS:
+        tail = found.tails.get(level)
+        if level in detached.raw_outputs:
+            found_by = None if found.record is None else found.record.found.get(level)
+            outputs[f"{level}_output"] = Selected(detached.raw_outputs[level], found_by)
+        elif found.record is not None or (tail is not None and tail.from_map):
+            outputs[f"{level}_output"] = LEAVE_OUT
+    return outputs
+
+
+def _other_guard(found: FoundTails, tail: Tail, changes: Changes) -> tuple[str, ...]:
+    """Return a note where the guard was not the one that the outputs ask for, and is now."""
+    image = found.tails.get("image")
+    is_same = not isinstance(image, OwnLevelTail) or image.guard == tail.guard.form
+    if is_same or not tail.names("image") or changes.nan_guard is not None or changes.stats is not None:
+        return ()
+    return (f"the NaN guard was another one and was written anew: {tail.describe_guard() or 'no output guards now'}",)
+
+
+def _differ(before: State, after: State) -> bool:
+    if before.stats != after.stats or (after.options.enable_thresholding and before.narrow != after.narrow):
+        return True
+    return any(getattr(before.options, item.name) != getattr(after.options, item.name) for item in fields(TailOptions))
+
+
+def _narrowed(found: FoundTails, after: State) -> Iterator[str]:
+    """Yield notes on boundaries that were attached before there were constants for narrow hosts."""
+    if found.record is None or not after.options.enable_thresholding:
+        return
+    for level, dtype in after.narrow.items():
+        if found.record.narrow.get(level) != dtype:
+            yield f"the {level} boundary is now the one for a host of {dtype}, whose rounding runtimes drop"
+
+
+def _rewritten(found: FoundTails) -> tuple[str, ...]:
+    """Return notes on constants that were not those of the record, and are now."""
+    if found.record is None:
+        return ()
+    reports = [report_level(level, tail, record=found.record, is_rounded=False) for level, tail in found.tails.items()]
+    notes = (note for report in reports for note in report.notes if note not in SWITCHED_OFF)
+    return tuple(f"{note}; they were written anew" for note in notes)
+
+
+# --- Update the tail of an ONNX model, in place: ours is attached anew, Anomalib's is replaced or edited.
+
+
+def update_onnx_model(model: onnx.ModelProto, changes: Changes, *, keep_dialect: bool, where: str) -> Updated:
+    """Change what the tail of a model in memory decides; the model may be a skeleton without its weights.
+
+    Raises
+    ------
+    UsageError, MetadataError
+        If the changes do not fit the tail, or are not legal.
+    SharedValueError, UnsupportedModelError
+        If the tail cannot be taken off.
+    """
+    from graph_patterns.onnx.edit import set_numbers as set_onnx_numbers
+    from postproc_export.formats.onnx import attach_to_onnx_model, detach_from_onnx_model, find_in_onnx_model
+
+    found = find_in_onnx_model(model, where=where)
+    return update_model(
+        found,
+        changes,
+        keep_dialect=keep_dialect,
+        edit=lambda numbers: set_onnx_numbers(model, numbers, prefix=PREFIX),
+        detach=lambda: detach_from_onnx_model(model, where=where),
+        attach=lambda stats, options, outputs: attach_to_onnx_model(model, stats, options, **outputs),
+    )
+
+
+# --- Update the tail of an OpenVINO model, in place: ours is attached anew, Anomalib's is replaced or edited.
+
+
+def update_openvino_model(model: Any, changes: Changes, *, keep_dialect: bool, where: str) -> Updated:
+    """Change what the tail of an `openvino.Model` decides.
+
+    Raises
+    ------
+    UsageError, MetadataError
+        If the changes do not fit the tail, or are not legal.
+    SharedValueError, UnsupportedModelError
+        If the tail cannot be taken off.
+    """
+    from graph_patterns.openvino.edit import set_numbers as set_openvino_numbers
+    from postproc_export.formats.openvino import attach_to_openvino_model, detach_from_openvino_model
+    from postproc_export.formats.openvino_names import find_in_openvino_model
+
+    found = find_in_openvino_model(model, where=where)
+    return update_model(
+        found,
+        changes,
+        keep_dialect=keep_dialect,
+        edit=lambda numbers: set_openvino_numbers(model, numbers, prefix=PREFIX),
+        detach=lambda: detach_from_openvino_model(model, where=where),
+        attach=lambda stats, options, outputs: attach_to_openvino_model(model, stats, options, **outputs),
+    )

@@ -1,1 +1,0 @@
-"""Models in memory: attach, find, update and take off a tail, in each format."""

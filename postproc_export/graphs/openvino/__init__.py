@@ -1,1 +1,0 @@
-"""Tails in an `openvino.Model`."""

@@ -1,0 +1,279 @@
+"""Attach in memory: to models, as a pass of ONNX IR, to an `ONNXProgram`, as a pass of OpenVINO."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from postproc_export.eager import as_stats
+from postproc_export.errors import require
+from postproc_export.formats.base import Attached
+from postproc_export.options import TailOptions
+from postproc_export.runtimes.openvino import import_openvino
+from postproc_export.stats import CalibrationStats
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import onnx
+    import torch
+
+
+# --- Attaching to a model that another program holds in memory: a step of its own compiler pipeline.
+
+
+def attach_to_onnx(
+    model: "onnx.ModelProto",
+    stats: "CalibrationStats | str | Path",
+    *,
+    image_output: str | int | None = None,
+    pixel_output: str | int | None = None,
+    tail: str | Sequence[str] = (),
+    **options: Any,
+) -> Attached:
+    """Append normalised scores, labels and masks to an ONNX model in memory, in place.
+
+    Parameters
+    ----------
+    model
+        A model with raw outputs; weights may be inline, external, or left out.
+    stats
+        Statistics, or the path of a statistics file.
+    image_output, pixel_output
+        Which output is the raw score and which the raw map; see `attach_postprocessing`.
+    tail
+        Tails of one's own around it; see `attach_postprocessing`.
+    options
+        The fields of `TailOptions`, such as ``image_sensitivity=0.6`` or ``keep_raw=True``.
+
+    Returns
+    -------
+    Attached
+        The tail, the record that is now in the model's metadata, and the values that had to be renamed.
+
+    Raises
+    ------
+    PostprocError, graph_patterns.GraphPatternError
+        If the model, the statistics or the options do not allow it; the model is as it was then.
+
+    Notes
+    -----
+    The result equals, byte for byte, what `attach_postprocessing` makes of the same model in a file.
+    """
+    from postproc_export.record import parse_tails
+    from postproc_export.steps.around import OnnxFormat, attach_around
+
+    specs, statistics, tail_options = parse_tails(tail), as_stats(stats), TailOptions(**options)
+    # One layer may be in when the next is refused; without tails of one's own there is but one.
+    target = type(model).FromString(model.SerializeToString()) if specs else model
+    attached = attach_around(
+        OnnxFormat(), target, statistics, tail_options, specs, image_output=image_output, pixel_output=pixel_output
+    )
+    if target is not model:
+        model.CopyFrom(target)
+    return attached
+
+
+def attach_to_openvino(
+    model: Any,
+    stats: "CalibrationStats | str | Path",
+    *,
+    image_output: str | int | None = None,
+    pixel_output: str | int | None = None,
+    tail: str | Sequence[str] = (),
+    **options: Any,
+) -> Attached:
+    """Append normalised scores, labels and masks to an `openvino.Model` in memory, in place.
+
+    Parameters
+    ----------
+    model
+        A model with raw outputs.
+    stats, image_output, pixel_output, tail, options
+        See `attach_to_onnx`.
+
+    Raises
+    ------
+    PostprocError
+        If the model, the statistics or the options do not allow it; the model is as it was then.
+
+    Notes
+    -----
+    Save it with ``openvino.save_model(model, path, compress_to_fp16=False)``: compression would round the constants of
+    the tail, too. To have the body compressed, compress before attaching.
+    """
+    from postproc_export.record import parse_tails
+    from postproc_export.steps.around import OpenVinoFormat, attach_around
+
+    specs = parse_tails(tail)
+    statistics, tail_options = as_stats(stats), TailOptions(**options)
+    # Some refusals come when results are replaced already. A clone shares the weights: trying it costs next to nothing.
+    for target in (model.clone(), model):
+        attached = attach_around(
+            OpenVinoFormat(),
+            target,
+            statistics,
+            tail_options,
+            specs,
+            image_output=image_output,
+            pixel_output=pixel_output,
+        )
+    return attached
+
+
+# --- Attaching as a pass of onnx_ir, the library that torch's exporter and onnxscript work with.
+
+_INLINE: Final = 1024  # bytes; smaller tensors may be shapes and axes, which the rewriter has to be able to read
+
+
+def onnx_ir_pass(stats: "CalibrationStats | str | Path", **options: Any) -> Any:
+    """Return an `onnx_ir.passes.FunctionalPass` that attaches post-processing to the models it is run on.
+
+    Parameters
+    ----------
+    stats
+        Statistics, or the path of a statistics file.
+    options
+        See `attach_to_onnx`.
+
+    Returns
+    -------
+    onnx_ir.passes.FunctionalPass
+        Called with an `onnx_ir.Model` it returns a `PassResult` with a new one; the input is left as it is, and the
+        weights are shared. After a run its attribute `attached` holds what was done.
+
+    Raises
+    ------
+    MissingDependencyError
+        If onnx_ir is not installed.
+    FileError, MetadataError, UsageError
+        If the statistics cannot be read. Running the pass raises what `attach_to_onnx` raises; in a
+        `onnx_ir.passes.Sequential` that is the cause of the `PassError`.
+
+    Notes
+    -----
+    onnx_ir itself does not hold sparse initializers and training_info: a model that was read with it has lost them
+    before this pass sees it. Where they matter, attach to the `onnx.ModelProto` or to the file. The `meta` dictionaries
+    of nodes and values, which onnx_ir never writes to a file, are not in the new model.
+    """
+    ir: Any = require("onnx_ir", extra="export", purpose="a pass for onnx_ir")
+    statistics = as_stats(stats)
+
+    class AttachPostprocessing(ir.passes.FunctionalPass):  # type: ignore[misc]  # its base is imported lazily
+        def __init__(self) -> None:
+            super().__init__()
+            self.attached: Any = None
+
+        def call(self, model: Any) -> Any:
+            weights = _weights(model, at_least=_INLINE)
+            with _left_out(ir, model, weights):
+                proto = ir.to_proto(model)
+            self.attached = attach_to_onnx(proto, statistics, **options)
+            result = ir.from_proto(proto)
+            for name, tensor in weights.items():
+                value = result.graph.initializers[self.attached.renamed.get(name, name)]
+                value.const_value = tensor
+            return ir.passes.PassResult(result, modified=True)
+
+    return AttachPostprocessing()
+
+
+def _weights(model: Any, *, at_least: int) -> dict[str, Any]:
+    """Return the initializers of some size by name."""
+    tensors = {name: value.const_value for name, value in model.graph.initializers.items()}
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None and tensor.nbytes >= at_least}
+
+
+@contextmanager
+def _left_out(ir: Any, model: Any, weights: dict[str, Any]) -> Iterator[None]:
+    """Put references to a file that is never opened in the place of weights: what is written out copies no weights."""
+    values = model.graph.initializers
+    try:
+        for name, tensor in weights.items():
+            values[name].const_value = ir.ExternalTensor(
+                "left-out", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name
+            )
+        yield
+    finally:
+        for name, tensor in weights.items():
+            values[name].const_value = tensor
+
+
+# --- Attaching to what `torch.onnx.export(dynamo=True)` returns, before it is saved.
+
+
+def attach_to_onnx_program(
+    program: "torch.onnx.ONNXProgram", stats: "CalibrationStats | str | Path", **options: Any
+) -> Attached:
+    """Append normalised scores, labels and masks to a `torch.onnx.ONNXProgram`, in place.
+
+    Parameters
+    ----------
+    program
+        What `torch.onnx.export(..., dynamo=True)` returned, with raw outputs. The exporter names outputs after
+        operators, and forgets the keys of a dictionary: pass `output_names` to it, or say here which output is which.
+    stats
+        Statistics, or the path of a statistics file.
+    options
+        See `attach_to_onnx`.
+
+    Raises
+    ------
+    PostprocError, graph_patterns.GraphPatternError
+        If the model, the statistics or the options do not allow it; the program is as it was then.
+
+    Notes
+    -----
+    `program.model` is replaced; calling and saving the program then give the attached model. Its `exported_program`
+    stays the one with raw outputs, so that the program's own verification against it does not apply any more.
+    """
+    step = onnx_ir_pass(stats, **options)
+    program.model = step(program.model).model
+    program.release()  # a session that was opened for the model as it was
+    attached: Attached = step.attached
+    return attached
+
+
+# --- Attaching as a pass of OpenVINO's pass manager.
+
+
+def openvino_pass(stats: "CalibrationStats | str | Path", **options: Any) -> Any:
+    """Return an `openvino.passes.ModelPass` that attaches post-processing to the models it is run on.
+
+    Parameters
+    ----------
+    stats
+        Statistics, or the path of a statistics file.
+    options
+        See `attach_to_openvino`.
+
+    Returns
+    -------
+    openvino.passes.ModelPass
+        For `openvino.passes.Manager.register_pass`. After a run its attribute `attached` holds what was done.
+
+    Raises
+    ------
+    MissingDependencyError
+        If OpenVINO is not installed.
+    FileError, MetadataError, UsageError
+        If the statistics cannot be read. Running the pass raises what `attach_to_openvino` raises.
+
+    Notes
+    -----
+    The class is made here, since its base comes from OpenVINO, which this package imports only when it is needed.
+    """
+    import_openvino(purpose="a pass for OpenVINO's pass manager")
+    from openvino.passes import ModelPass
+
+    statistics = as_stats(stats)
+
+    class AttachPostprocessing(ModelPass):  # type: ignore[misc]  # OpenVINO is not typed
+        def __init__(self) -> None:
+            super().__init__()
+            self.attached: Any = None
+
+        def run_on_model(self, model: Any) -> bool:
+            self.attached = attach_to_openvino(model, statistics, **options)
+            return True
+
+    return AttachPostprocessing()

@@ -1,1 +1,0 @@
-"""What checks found: added up, put into words, tables, JSON, JUnit and Markdown."""

@@ -1,0 +1,548 @@
+"""The shipped transforms: their parameters, raw values to raw values as expressions, how far runtimes may differ."""
+
+import base64
+import binascii
+import zlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graph_patterns import transforms as steps
+from graph_patterns.expr import Call, Expr, FixedTensor, Input, Ints, cast, identity, reshape, shape_of
+from postproc_export.errors import FileError, UnsupportedModelError, UsageError
+from postproc_export.formats.base import LayerOutput, Plan
+from postproc_export.ports import OutputChoice, Selection, select_outputs
+from postproc_export.record import TailSpec
+from postproc_export.runtimes import Axis, PortInfo
+from postproc_export.stats import Level
+from postproc_export.validation import check_file
+
+if TYPE_CHECKING:
+    from postproc_export.steps.modules import TailTransform
+
+
+# --- A transform of raw values: what the shipped ones have in common, and how they read their parameters.
+
+ROUNDING: Final = 2.0**-24
+"""Largest relative error of one rounding to float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawExpressions:
+    """The raw values at one point of a chain: float32 expressions, and what is declared of them; None where none is.
+
+    Parameters
+    ----------
+    score, map
+        The expressions.
+    score_port, map_port
+        Name, element type and shape.
+    image, image_port
+        The model's input, for its height and width alone.
+    """
+
+    score: Expr | None
+    map: Expr | None
+    score_port: PortInfo | None
+    map_port: PortInfo | None
+    image: Expr | None = None
+    image_port: PortInfo | None = None
+
+    def need_map(self, name: str) -> tuple[Expr, PortInfo, int]:
+        """Return the map, its port and its rank.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If there is none.
+        """
+        if self.map is None or self.map_port is None or self.map_port.rank is None:
+            raise UnsupportedModelError(f"the tail '{name}' needs an anomaly map", found="a model with a score only")
+        return self.map, self.map_port, self.map_port.rank
+
+
+class Transform(Protocol):
+    """A step before the threshold."""
+
+    name: ClassVar[str]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters as JSON values."""
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any]) -> Self:
+        """Read parameters, as text of the command line or as JSON values."""
+
+    def apply(self, values: RawExpressions) -> RawExpressions:
+        """Return the values behind it, or refuse a model that it does not fit."""
+
+    def module(self) -> "TailTransform":
+        """Return its eager twin."""
+
+    def bound(self, largest: float, size: tuple[int, int]) -> tuple[float, float]:
+        """Return the largest magnitude behind it, and what two implementations in float32 may differ by more."""
+
+
+def refuse_unknown(name: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    """Refuse parameters that a transform does not have.
+
+    Raises
+    ------
+    UsageError
+        If there is one.
+    """
+    unknown = [key for key in given if key not in known]
+    if unknown:
+        raise UsageError(f"the tail '{name}' has no parameter '{unknown[0]}'", needed=", ".join(known) or "none")
+
+
+def number(name: str, key: str, value: Any, *, low: float, high: float) -> float:
+    """Return a parameter that is a number in a range.
+
+    Raises
+    ------
+    UsageError
+        If it is none.
+    """
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        found = float("nan")
+    if not low <= found <= high:
+        raise UsageError(f"the tail '{name}': {key} is {value!r}", needed=f"a number in [{low:g}, {high:g}]")
+    return found
+
+
+def whole(name: str, key: str, value: Any) -> int:
+    """Return a parameter that is a whole number of at least 1.
+
+    Raises
+    ------
+    UsageError
+        If it is none.
+    """
+    text = str(value)
+    if not text.isdecimal() or not 1 <= int(text) <= 2**31 - 1:
+        raise UsageError(f"the tail '{name}': {key} is {value!r}", needed="a whole number of at least 1")
+    return int(text)
+
+
+# --- A threshold per pixel, region or channel: a broadcast constant, kept in the record of a file itself.
+
+_LARGEST_TABLE: Final = 1 << 22  # elements
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """A threshold per pixel, region or channel: the map becomes its distance from it."""
+
+    shape: tuple[int, ...]
+    content: bytes
+    name: ClassVar[str] = "thresholds"
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """The thresholds, float32, raw units."""
+        return np.frombuffer(self.content, "<f4").reshape(self.shape)
+
+    @property
+    def channels(self) -> int:
+        """How many channels a map has to have."""
+        return self.shape[0] if len(self.shape) == 3 else 1
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Shape and values, so that a record needs no other file."""
+        packed = base64.b64encode(zlib.compress(self.content, 9)).decode("ascii")
+        return {"shape": list(self.shape), "zlib": packed}
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any]) -> Self:
+        """Read ``file``, a .npy of floats [H, W], [C] or [C, H, W] with axes of size 1 where it repeats."""
+        if "zlib" in given:
+            return cls._unpacked(given)
+        refuse_unknown(cls.name, given, ("file",))
+        if "file" not in given:
+            raise UsageError(f"the tail '{cls.name}' has no file", needed="thresholds:file=thresholds.npy")
+        path = Path(str(given["file"]))
+        check_file(path, what="the thresholds", needed="a .npy file")
+        try:
+            array = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise FileError(f"cannot read the thresholds {path}", found=str(error), needed="a .npy file") from error
+        return cls.of(array)
+
+    @classmethod
+    def of(cls, array: Any) -> Self:
+        """Take an array; one of a single axis has a threshold per channel."""
+        found = np.asarray(array)
+        if found.dtype.kind not in "fiu" or not 1 <= found.ndim <= 3 or not 0 < found.size <= _LARGEST_TABLE:
+            raise UsageError(
+                f"the tail '{cls.name}' cannot use these values",
+                found=f"{found.dtype} {list(found.shape)}",
+                needed=f"numbers [H, W], [C] or [C, H, W], at most {_LARGEST_TABLE:,}",
+            )
+        values = found.astype("<f4")
+        values = values.reshape(-1, 1, 1) if values.ndim == 1 else values
+        if not np.isfinite(values).all():
+            raise UsageError(f"the tail '{cls.name}' has a threshold that is not finite")
+        return cls(values.shape, values.tobytes())
+
+    @classmethod
+    def _unpacked(cls, given: Mapping[str, Any]) -> Self:
+        refuse_unknown(cls.name, given, ("shape", "zlib"))
+        try:
+            shape = tuple(int(size) for size in given["shape"])
+            content = zlib.decompressobj().decompress(base64.b64decode(given["zlib"]), 4 * _LARGEST_TABLE)
+            return cls.of(np.frombuffer(content, "<f4").reshape(shape))
+        except (KeyError, TypeError, ValueError, zlib.error, binascii.Error) as error:
+            raise UsageError(f"the tail '{cls.name}' is damaged", found=str(error)) from error
+
+    def apply(self, values: RawExpressions) -> RawExpressions:
+        """Subtract the thresholds; several channels need a map that has as many."""
+        maps, port, rank = values.need_map(self.name)
+        fits = (rank == 4 or self.channels == 1) and all(
+            size in (1, found) or found is None
+            for size, found in zip(self.shape[-2:], (port.size(-2), port.size(-1)), strict=True)
+        )
+        declared = port.size(1) if rank == 4 else 1
+        if not fits or declared not in (None, self.channels):
+            raise UnsupportedModelError(
+                f"the thresholds {list(self.shape)} do not fit the map", found=port.describe(), needed="the same sizes"
+            )
+        table = FixedTensor(self.content, self.shape[-2:] if rank == 3 else self.shape, "thresholds")
+        expr = steps.above_thresholds(maps, table, channels=self.channels)
+        assert port.shape is not None, "a map of unknown rank is refused when it is selected"
+        made = PortInfo(port.name, port.dtype, (port.shape[0], 1, *port.shape[2:]) if rank == 4 else port.shape)
+        return replace(values, map=expr, map_port=made)
+
+    def module(self) -> "TailTransform":
+        """Return `AboveThresholds`."""
+        from postproc_export.steps.modules import AboveThresholds
+
+        return AboveThresholds(self.values)
+
+    def bound(self, largest: float, size: tuple[int, int]) -> tuple[float, float]:
+        """A subtraction; two roundings where a runtime folds it into what stands before it."""
+        largest += float(np.abs(self.values).max())
+        return largest, 2 * ROUNDING * largest
+
+
+@dataclass(frozen=True, slots=True)
+class Gaussian:
+    """Smoothing of the map with Anomalib's kernel."""
+
+    sigma: float
+    name: ClassVar[str] = "gaussian"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Sigma in pixels."""
+        return {"sigma": self.sigma}
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any]) -> Self:
+        """Read ``sigma``, pixels, in (0, 100]; default 4, Anomalib's."""
+        refuse_unknown(cls.name, given, ("sigma",))
+        return cls(number(cls.name, "sigma", given.get("sigma", 4.0), low=0.05, high=100.0))
+
+    def apply(self, values: RawExpressions) -> RawExpressions:
+        """Smooth the map; a static one has to exceed the kernel's radius in both directions."""
+        maps, port, rank = values.need_map(self.name)
+        radius = steps.gaussian_radius(self.sigma)
+        sizes = port.size(-2), port.size(-1)
+        if any(size is not None and size <= radius for size in sizes):
+            raise UnsupportedModelError(
+                f"the tail '{self.name}' mirrors {radius} pixels at each edge, and the map does not have them",
+                found=port.describe(),
+                needed=f"height and width of {radius + 1} or more",
+                fix=f"a smaller sigma than {self.sigma:g}",
+            )
+        is_static = None not in sizes
+        return replace(values, map=steps.smoothed(maps, sigma=self.sigma, rank=rank, is_static=is_static))
+
+    def module(self) -> "TailTransform":
+        """Return `GaussianSmoothing`."""
+        from postproc_export.steps.modules import GaussianSmoothing
+
+        return GaussianSmoothing(self.sigma)
+
+    def bound(self, largest: float, size: tuple[int, int]) -> tuple[float, float]:
+        """Two passes of n products and sums in each implementation, with weights that sum to 1."""
+        taps = 2 * steps.gaussian_radius(self.sigma) + 1
+        return largest, 4 * (taps + 1) * ROUNDING * largest
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """The score as the mean of the highest pixels."""
+
+    k: int
+    name: ClassVar[str] = "top-k"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """How many pixels."""
+        return {"k": self.k}
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any]) -> Self:
+        """Read ``k``, a number of pixels of at least 1."""
+        refuse_unknown(cls.name, given, ("k",))
+        return cls(whole(cls.name, "k", given.get("k")))
+
+    def apply(self, values: RawExpressions) -> RawExpressions:
+        """Put the mean in the place of the score, in its shape; a static map has to have `k` pixels."""
+        maps, port, rank = values.need_map(self.name)
+        height, width = port.size(-2), port.size(-1)
+        is_static = height is not None and width is not None
+        if height is not None and width is not None and self.k > height * width:
+            raise UnsupportedModelError(
+                f"the tail '{self.name}' takes {self.k} pixels, and the map has fewer",
+                found=port.describe(),
+                needed=f"k of at most {height * width}",
+            )
+        mean = steps.top_mean(maps, k=self.k, rank=rank, is_static=is_static)
+        if values.score is not None:
+            return replace(values, score=reshape(mean, shape_of(values.score)))
+        shape = None if port.shape is None else port.shape[:1]
+        return replace(values, score=mean, score_port=PortInfo("pred_score", "float32", shape))
+
+    def module(self) -> "TailTransform":
+        """Return `TopKMean`."""
+        from postproc_export.steps.modules import TopKMean
+
+        return TopKMean(self.k)
+
+    def bound(self, largest: float, size: tuple[int, int]) -> tuple[float, float]:
+        """Sums of k values in each implementation, and a division."""
+        return largest, 2 * (min(self.k, size[0] * size[1]) + 1) * ROUNDING * largest
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """The map in the size of the model's input, or in a fixed one."""
+
+    height: int | None = None
+    width: int | None = None
+    name: ClassVar[str] = "resize"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The fixed size; nothing where it is the input's."""
+        return {} if self.height is None else {"height": self.height, "width": self.width}
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any]) -> Self:
+        """Read ``height`` and ``width``, pixels; neither for the size of the model's input."""
+        refuse_unknown(cls.name, given, ("height", "width"))
+        if len(given) == 1:
+            raise UsageError(f"the tail '{cls.name}' has one of height and width", needed="both, or neither")
+        return cls(*(whole(cls.name, key, given[key]) for key in ("height", "width"))) if given else cls()
+
+    def apply(self, values: RawExpressions) -> RawExpressions:
+        """Resize the map."""
+        maps, port, rank = values.need_map(self.name)
+        sizes, axes = self._sizes(values)
+        assert port.shape is not None, "a map of unknown rank is refused when it is selected"
+        made = PortInfo(port.name, port.dtype, (*port.shape[:-2], *axes))
+        return replace(values, map=steps.resized(maps, sizes, rank=rank), map_port=made)
+
+    def _sizes(self, values: RawExpressions) -> tuple[Expr, tuple[Axis, Axis]]:
+        if self.height is not None and self.width is not None:
+            return Ints((self.height, self.width), "size"), (self.height, self.width)
+        port = values.image_port
+        if values.image is None or port is None or port.shape is None:
+            raise UnsupportedModelError(
+                f"the tail '{self.name}' needs one input of images [N, C, H, W]",
+                found="no such input, or several",
+                fix="give the size: resize:height=256,width=256",
+            )
+        if port.size(3) in (1, 3, 4) and port.size(1) not in (1, 3, 4):
+            raise UnsupportedModelError(
+                f"the tail '{self.name}': the input '{port.name}' has its channels last",
+                found=port.describe(),
+                needed="[N, C, H, W]",
+                fix="give the size: resize:height=256,width=256",
+            )
+        height, width = port.shape[2], port.shape[3]
+        if isinstance(height, int) and isinstance(width, int):
+            return Ints((height, width), "size"), (height, width)
+        return steps.sizes_of(values.image, (2, 3)), (height, width)
+
+    def module(self) -> "TailTransform":
+        """Return `Resized`; without a fixed size it is to be set before it is called."""
+        from postproc_export.steps.modules import Resized
+
+        return Resized(None if self.height is None or self.width is None else (self.height, self.width))
+
+    def bound(self, largest: float, size: tuple[int, int]) -> tuple[float, float]:
+        """A place on either axis is off by some roundings of the axis' length, times the steepest slope there is."""
+        return largest, (16 + 8 * sum(size)) * ROUNDING * largest
+
+
+TRANSFORMS: Final[Mapping[str, type[Transform]]] = {item.name: item for item in (Gaussian, TopK, Resize, Thresholds)}
+
+
+def resolve(spec: TailSpec) -> Transform:
+    """Return the shipped transform of a name, its parameters checked.
+
+    Raises
+    ------
+    UsageError, FileError
+        If a parameter is missing, unknown or not legal.
+    """
+    return TRANSFORMS[spec.name].parse(spec.parameters)
+
+
+# --- What a layer adds to a model, before a format says how: expressions, the outputs they become, what they read.
+
+RAW: Final[Mapping[str, Level]] = {"score": "image", "map": "pixel"}
+
+
+def plan_transform(
+    transforms: Sequence[Transform],
+    ports: Sequence[PortInfo],
+    images: Sequence[PortInfo],
+    *,
+    image_output: OutputChoice = None,
+    pixel_output: OutputChoice = None,
+) -> Plan:
+    """Write down a chain of shipped transforms for one model.
+
+    Parameters
+    ----------
+    transforms
+        In the order in which they are applied.
+    ports, images
+        The outputs and inputs of the model.
+    image_output, pixel_output
+        Which outputs are the raw ones; see `select_outputs`.
+
+    Raises
+    ------
+    UnsupportedModelError, UsageError
+        If the model does not have what they need.
+    """
+    selection = select_raw(ports, transforms, image_output=image_output, pixel_output=pixel_output)
+    image = _image_input(images)
+    values = RawExpressions(
+        score=_float32("score", selection.image),
+        map=_float32("map", selection.pixel),
+        score_port=selection.image,
+        map_port=selection.pixel,
+        image=None if image is None else Input("image"),
+        image_port=image,
+    )
+    before = values
+    for transform in transforms:
+        values = transform.apply(values)
+    outputs = [
+        LayerOutput(_name(old, new), _computed(expr), "float32", new.shape, None if old is None else old.name)
+        for expr, was, old, new in (
+            (values.score, before.score, before.score_port, values.score_port),
+            (values.map, before.map, before.map_port, values.map_port),
+        )
+        if expr is not None and new is not None and expr != was
+    ]
+    read = {"score": selection.image, "map": selection.pixel, "image": image}
+    used = {name for output in outputs if output.expr is not None for name in inputs_of(output.expr)}
+    return Plan(
+        where="transform",
+        tails=tuple(TailSpec(transform.name, transform.parameters) for transform in transforms),
+        outputs=tuple(outputs),
+        inputs={name: port for name, port in read.items() if port is not None and name in used},
+    )
+
+
+def select_raw(
+    ports: Sequence[PortInfo],
+    transforms: Sequence[Transform] = (),
+    calibrated: Collection[Level] | None = None,
+    /,
+    *,
+    image_output: OutputChoice = None,
+    pixel_output: OutputChoice = None,
+) -> Selection:
+    """Select the raw outputs, a map of several channels among them where thresholds make one of it."""
+    first = transforms[0] if transforms else None
+    channels = first.channels if isinstance(first, Thresholds) else 1
+    patched = {port.name: _single_channel(port, channels) for port in ports}
+    selection = select_outputs(
+        list(patched.values()), image_output=image_output, pixel_output=pixel_output, calibrated=calibrated
+    )
+    own = {port.name: port for port in ports}
+    return replace(
+        selection,
+        image=None if selection.image is None else own[selection.image.name],
+        pixel=None if selection.pixel is None else own[selection.pixel.name],
+    )
+
+
+def inputs_of(expr: Expr) -> set[str]:
+    """Return the names of the inputs that an expression reads."""
+    found: set[str] = set()
+    pending, seen = [expr], set[int]()
+    while pending:
+        current = pending.pop()
+        if isinstance(current, Input):
+            found.add(current.name)
+        elif isinstance(current, Call) and id(current) not in seen:
+            seen.add(id(current))
+            pending += current.args
+    return found
+
+
+def split(specs: Sequence[TailSpec]) -> tuple[tuple[TailSpec, ...], tuple[TailSpec, ...]]:
+    """Return what stands before the tail and what stands behind it.
+
+    Raises
+    ------
+    UsageError
+        If a class of one's own stands beside another tail before the threshold.
+    """
+    before = tuple(spec for spec in specs if spec.changes_values)
+    own = [spec for spec in before if not spec.is_shipped]
+    if own and len(before) > 1:
+        raise UsageError(
+            f"'{own[0].name}' cannot stand beside another tail before the threshold",
+            found=", ".join(spec.name for spec in before),
+            fix="let its forward call the others: postproc_export.steps.modules has them",
+        )
+    return before, tuple(spec for spec in specs if not spec.changes_values)
+
+
+def resolve_all(specs: Sequence[TailSpec]) -> tuple[Transform, ...]:
+    """Return shipped transforms, their parameters checked."""
+    return tuple(resolve(spec) for spec in specs)
+
+
+def _single_channel(port: PortInfo, channels: int) -> PortInfo:
+    if channels == 1 or port.shape is None or port.rank != 4 or port.shape[1] != channels:
+        return port
+    return replace(port, shape=(port.shape[0], 1, *port.shape[2:]))
+
+
+def _image_input(ports: Sequence[PortInfo]) -> PortInfo | None:
+    """Return the one input that may be a batch of images; its axes are taken as N, C, H, W."""
+    images = [port for port in ports if port.rank == 4]
+    return images[0] if len(images) == 1 else None
+
+
+def _float32(name: str, port: PortInfo | None) -> Expr | None:
+    if port is None:
+        return None
+    return Input(name) if port.dtype == "float32" else cast(Input(name), dtype="float32")
+
+
+def _computed(expr: Expr) -> Expr:
+    return expr if isinstance(expr, Call) else identity(expr)
+
+
+def _name(old: PortInfo | None, new: PortInfo) -> str:
+    return new.name if old is None else old.name

@@ -1,0 +1,468 @@
+"""A class of the user's as a step: found by its name, run eagerly, and held against what a host needs."""
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from postproc_export.errors import MissingDependencyError, UnsupportedModelError, UsageError, require
+from postproc_export.formats.base import LayerOutput, Plan
+from postproc_export.ports import FLOAT_TYPES, LEAVE_OUT, RAW_NAMES, OutputChoice, Selection
+from postproc_export.record import TailSpec
+from postproc_export.runtimes import Axis, PortInfo
+from postproc_export.stats import LEVELS, Level
+from postproc_export.torch_modules import load_module, reason_of
+
+if TYPE_CHECKING:
+    import torch
+
+
+# --- A class of one's own as a tail: found by its name, run eagerly, and what it gives held against what a host
+# needs.
+
+PURPOSE: Final = "a tail of one's own as a class"
+FORWARD: Final = "forward(pred_score, anomaly_map)"
+_RESULT: Final = "(pred_score, anomaly_map), or a dict, named tuple or dataclass with these names"
+_CLASS: Final = "package.module:Class, a torch.nn.Module that is built without arguments"
+_FACTORY: Final = "name a function in its place that builds it: package.module:factory"
+_LARGEST: Final = 1 << 31  # bytes: no message of protobuf may be larger
+_SHAPES: Final[Mapping[Level, str]] = {
+    "image": "a floating-point tensor [], [N] or [N, 1]",
+    "pixel": "a floating-point tensor [N, H, W] or [N, 1, H, W]",
+}
+
+Tensors = dict[Level, "torch.Tensor"]
+
+
+@dataclass(frozen=True, slots=True)
+class UserStep:
+    """A class of one's own, built and in evaluation mode: the reference for what was exported of it.
+
+    Parameters
+    ----------
+    spec
+        Its name.
+    module
+        An instance, on the CPU.
+    """
+
+    spec: TailSpec
+    module: "torch.nn.Module"
+
+    def __call__(
+        self, pred_score: "torch.Tensor | None", anomaly_map: "torch.Tensor | None"
+    ) -> "tuple[torch.Tensor | None, torch.Tensor | None]":
+        """Return what its forward gives, rounded to float32 as the tail behind it takes it.
+
+        Parameters
+        ----------
+        pred_score, anomaly_map
+            In the element types of the model's raw outputs; None for a level that it does not have.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If its forward fails, or gives something else than a score and a map.
+        """
+        import torch
+
+        with torch.no_grad():
+            found = self.run({"image": pred_score, "pixel": anomaly_map})
+        rounded = {level: tensor.to(torch.float32) for level, tensor in found.items()}
+        return rounded.get("image"), rounded.get("pixel")
+
+    def run(self, given: "Mapping[Level, torch.Tensor | None]") -> Tensors:
+        """Return what its forward gives, by level, in its own element types; with the reason where it fails.
+
+        Raises
+        ------
+        UnsupportedModelError
+            As for a call.
+        """
+        values = {RAW_NAMES[level]: given.get(level) for level in LEVELS}
+        try:
+            result = self.module(**values)
+        except Exception as error:  # somebody else's code
+            shown = ", ".join(described(name, tensor) for name, tensor in values.items())
+            raise UnsupportedModelError(
+                f"the tail '{self.spec.name}' does not run on {shown}",
+                found=reason_of(error),
+                needed="a forward that takes the raw outputs as the model gives them",
+                fix=advice(tensor.dtype for tensor in given.values() if tensor is not None),
+            ) from error
+        return by_level(self.spec.name, result)
+
+
+def eager_own(spec: TailSpec) -> UserStep:
+    """Import a class of one's own and build it; nothing else than its name is known of it.
+
+    Parameters
+    ----------
+    spec
+        ``package.module:Class``, or a function or module in the place of the class. Importing it runs its code.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be imported or built without arguments, is no `torch.nn.Module`, its forward takes other arguments,
+        or its weights are others each time that it is built.
+    MissingDependencyError
+        If torch is not installed.
+    """
+    require("torch", extra="export", purpose=PURPOSE)
+    module = _built(spec.name)
+    _refuse_signature(spec.name, module)
+    tensors = _tensors_of(module)
+    if sum(tensor.nbytes for tensor in tensors.values()) >= _LARGEST:
+        raise UsageError(f"the tail '{spec.name}' has too many weights", needed="less than 2 GiB of them")
+    if not _are_equal(tensors, _tensors_of(_built(spec.name))):
+        raise UsageError(
+            f"the tail '{spec.name}' has other weights each time that it is built",
+            needed="the same weights whenever the class is called, for statistics, export and check build it anew",
+            fix="load them from a file, or draw them with a torch.Generator of a fixed seed",
+        )
+    return UserStep(spec, module)
+
+
+def advice(dtypes: "Iterable[torch.dtype]") -> str | None:
+    """Return what helps a class that has no operators for the element types of a model."""
+    others = [str(dtype).removeprefix("torch.") for dtype in dtypes if str(dtype) != "torch.float32"]
+    return (
+        f"the model gives {others[0]}: let forward begin with pred_score.float() and anomaly_map.float()"
+        if others
+        else None
+    )
+
+
+def described(name: str, tensor: "torch.Tensor | None") -> str:
+    """Return name, element type and shape of what a forward was given."""
+    if tensor is None:
+        return f"{name}: None"
+    return f"{name}: {dtype_of(tensor)} {list(tensor.shape)}"
+
+
+def dtype_of(tensor: "torch.Tensor") -> str:
+    """Return the name of an element type: ``"float32"``."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def refuse_result(name: str, given: Tensors, made: Tensors) -> None:
+    """Refuse a result that cannot stand in the place of the raw outputs.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If a level that was given is missing, or a result has another rank, element type or number of images.
+    """
+    for level in LEVELS:
+        source, tensor = given.get(level), made.get(level)
+        if tensor is None:
+            if source is not None:
+                found = described(RAW_NAMES[level], None)
+                raise _unfit(name, f"gives no {RAW_NAMES[level]}, which the model has", found, "every level given")
+            continue
+        batch = next((item.shape[0] for item in given.values() if item.ndim), None)
+        problem = _problem(level, source, tensor, batch)
+        if problem is not None:
+            needed = (
+                _SHAPES[level] if source is None else f"a floating-point tensor like {described('the input', source)}"
+            )
+            raise _unfit(name, problem, described(RAW_NAMES[level], tensor), needed)
+
+
+def by_level(name: str, result: Any) -> Tensors:
+    """Return the score and the map in what a forward gave; what is None is left out.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If it is of another form.
+    """
+    import torch
+
+    values = _named(name, result)
+    found: Tensors = {}
+    for level in LEVELS:
+        value = values.get(RAW_NAMES[level])
+        if isinstance(value, torch.Tensor):
+            found[level] = value
+        elif value is not None:
+            raise _unfit(name, f"gives a {RAW_NAMES[level]} that is no tensor", type(value).__name__, _RESULT)
+    return found
+
+
+def _problem(level: Level, source: "torch.Tensor | None", tensor: "torch.Tensor", batch: int | None) -> str | None:
+    if dtype_of(tensor) not in FLOAT_TYPES:
+        return f"gives {RAW_NAMES[level]} in another element type"
+    ranks = (source.ndim,) if source is not None else (0, 1, 2) if level == "image" else (3, 4)
+    if tensor.ndim not in ranks:
+        return f"gives {RAW_NAMES[level]} in another rank"
+    middle = tensor.shape[1:] if level == "image" else tensor.shape[1:-2]
+    if any(size != 1 for size in middle) or (tensor.ndim and batch is not None and tensor.shape[0] != batch):
+        return f"gives {RAW_NAMES[level]} in another shape"
+    return None
+
+
+def _unfit(name: str, problem: str, found: str, needed: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"the tail '{name}' {problem}", found=found, needed=needed)
+
+
+def _built(name: str) -> "torch.nn.Module":
+    try:
+        return load_module(name).module
+    except MissingDependencyError:
+        raise
+    except UsageError as error:
+        raise UsageError(
+            f"a tail of one's own: {error.what}", found=error.found, needed=_CLASS, fix=error.fix or _FACTORY
+        ) from error
+
+
+def _refuse_signature(name: str, module: "torch.nn.Module") -> None:
+    signature = inspect.signature(module.forward)
+    try:
+        signature.bind(**dict.fromkeys(RAW_NAMES.values()))
+    except TypeError as error:
+        raise UsageError(
+            f"the forward of the tail '{name}' takes other arguments",
+            found=f"forward{signature}: {error}",
+            needed=f"{FORWARD}, either of them None where the model does not have it",
+        ) from error
+
+
+def _tensors_of(module: "torch.nn.Module") -> "dict[str, torch.Tensor]":
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _are_equal(one: "Mapping[str, torch.Tensor]", other: "Mapping[str, torch.Tensor]") -> bool:
+    import torch
+
+    return one.keys() == other.keys() and all(
+        one[key].shape == other[key].shape and torch.equal(one[key].nan_to_num(), other[key].nan_to_num())
+        for key in one
+    )
+
+
+def _named(name: str, result: Any) -> Mapping[str, Any]:
+    if isinstance(result, Mapping):
+        values = dict(result)
+    elif hasattr(result, "_asdict"):
+        values = result._asdict()
+    elif isinstance(result, (tuple, list)):
+        if len(result) != len(LEVELS):
+            raise _unfit(name, "gives another number of results", f"{len(result)} of them", _RESULT)
+        values = dict(zip((RAW_NAMES[level] for level in LEVELS), result, strict=True))
+    elif any(hasattr(result, key) for key in RAW_NAMES.values()):
+        return {key: getattr(result, key, None) for key in RAW_NAMES.values()}
+    else:
+        raise _unfit(name, "gives something else than a score and a map", type(result).__name__, _RESULT)
+    if unknown := [str(key) for key, value in values.items() if key not in RAW_NAMES.values() and value is not None]:
+        raise _unfit(name, f"gives '{unknown[0]}'", ", ".join(map(str, values)), _RESULT)
+    return values
+
+
+# --- What a class of one's own is exported with: tensors of the form of the host, and what it makes of them.
+
+INPUTS: Final[Mapping[Level, str]] = {"image": "score", "pixel": "map"}
+# Sizes of dynamic axes: the export traces the first; a graph with one of its sizes frozen fails at the others. A batch
+# of 1 is the commonest of all. The last is smaller than many a class takes, which is no fault of it.
+_SIZES: Final[Sequence[Mapping[str, int]]] = (
+    {"batch": 2, "height": 96, "width": 128},
+    {"batch": 1, "height": 160, "width": 192},
+    {"batch": 3, "height": 9, "width": 7},
+)
+_SEED: Final = 20261124
+
+
+@dataclass(frozen=True, slots=True)
+class HostProbe:
+    """Raw outputs as the host could give them, and what the class makes of them.
+
+    Parameters
+    ----------
+    given
+        In the host's ranks and element types.
+    made
+        In the class's own.
+    """
+
+    given: Tensors
+    made: Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class OwnForm:
+    """A class of one's own at the form of one host.
+
+    Parameters
+    ----------
+    tail
+        The class.
+    ports
+        The raw outputs of the host.
+    probes
+        The first one is what the export traces, the others are of other sizes where the host is dynamic.
+    made
+        The levels whose values it makes; one that it hands on as it is needs no graph.
+    """
+
+    tail: UserStep
+    ports: Mapping[Level, PortInfo]
+    probes: tuple[HostProbe, ...]
+    made: tuple[Level, ...]
+
+    @property
+    def dynamic(self) -> dict[Level, dict[int, str]]:
+        """The symbol of each dynamic axis, by level and axis."""
+        symbols = _symbols(self.ports)
+        return {
+            level: {axis: symbol for axis, symbol in enumerate(symbols[level]) if isinstance(symbol, str)}
+            for level in self.ports
+        }
+
+    def plan(self) -> Plan:
+        """Write down what the layer adds; the values themselves are computed by what was exported."""
+        outputs = []
+        for level in self.made:
+            port = self.ports.get(level)
+            name = RAW_NAMES[level] if port is None else port.name
+            outputs.append(LayerOutput(name, None, "float32", self._shape(level), None if port is None else name))
+        return Plan(
+            where="transform",
+            tails=(self.tail.spec,),
+            outputs=tuple(outputs),
+            inputs={INPUTS[level]: port for level, port in self.ports.items()},
+        )
+
+    def output_names(self) -> dict[str, str]:
+        """Return the name in the host for each output of the export."""
+        return dict(zip(exported_names(self.made), (output.name for output in self.plan().outputs), strict=True))
+
+    def _shape(self, level: Level) -> tuple[Axis, ...]:
+        """Declare an axis by what it did at several sizes: the host's own, fixed, or of its own making."""
+        source = self.ports.get(level) or next(iter(self.ports.values()))
+        rank = self.probes[0].made[level].ndim
+        return tuple(self._axis(level, axis, source) for axis in range(rank))
+
+    def _axis(self, level: Level, axis: int, source: PortInfo) -> Axis:
+        of = level if level in self.ports else next(iter(self.ports))
+        if source.shape is not None and all(
+            axis < probe.given[of].ndim and probe.made[level].shape[axis] == probe.given[of].shape[axis]
+            for probe in self.probes
+        ):
+            return source.shape[axis]
+        sizes = {probe.made[level].shape[axis] for probe in self.probes}
+        return sizes.pop() if len(sizes) == 1 else None
+
+
+def exported_names(levels: Sequence[Level]) -> list[str]:
+    """Return the names that an export gives its outputs."""
+    return [f"made_{INPUTS[level]}" for level in levels]
+
+
+def own_form(tail: UserStep, selection: Selection, outputs: Mapping[str, OutputChoice]) -> OwnForm:
+    """Run a class at the form of a host, and refuse what cannot stand behind it.
+
+    Parameters
+    ----------
+    tail
+        The class.
+    selection
+        The raw outputs of the host.
+    outputs
+        How they were asked for: a level that is left out is not made either.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the class does not run, changes what it is given, gives another result each time, or one of another form.
+    """
+    found: dict[Level, PortInfo | None] = {"image": selection.image, "pixel": selection.pixel}
+    ports = {level: port for level, port in found.items() if port is not None}
+    left_out = {level for level in LEVELS if outputs.get(f"{level}_output") == LEAVE_OUT}
+    probes = tuple(_probes(tail, ports))
+    first = probes[0]
+    made = tuple(
+        level
+        for level in LEVELS
+        if level in first.made and level not in left_out and first.made[level] is not first.given.get(level)
+    )
+    return OwnForm(tail, ports, probes, made)
+
+
+def _probes(tail: UserStep, ports: Mapping[Level, PortInfo]) -> Iterator[HostProbe]:
+    symbols = _symbols(ports)
+    is_dynamic = any(isinstance(axis, str) for axes in symbols.values() for axis in axes)
+    for number, sizes in enumerate(_SIZES):
+        shapes = {
+            level: tuple(sizes[axis] if isinstance(axis, str) else axis for axis in axes)
+            for level, axes in symbols.items()
+        }
+        given = {level: _values(shapes[level], port.dtype, number) for level, port in ports.items()}
+        try:
+            yield _probe(tail, given)
+        except UnsupportedModelError:
+            if number < len(_SIZES) - 1 or not is_dynamic:
+                raise
+
+
+def _probe(tail: UserStep, given: Tensors) -> HostProbe:
+    import torch
+
+    name, before = tail.spec.name, {level: tensor.clone() for level, tensor in given.items()}
+    with torch.no_grad():
+        made, again = tail.run(given), tail.run(given)
+    if not are_same(before, given):
+        raise UnsupportedModelError(
+            f"the tail '{name}' changes its input in place", needed="a result of its own", fix="work on input.clone()"
+        )
+    if not are_same(made, again):
+        raise UnsupportedModelError(
+            f"the tail '{name}' gives another result each time",
+            found="two calls with the same values",
+            needed="a result that follows from the values alone: no dropout, no random numbers",
+        )
+    refuse_result(name, given, made)
+    return HostProbe(given, made)
+
+
+def are_same(one: Tensors, other: Tensors) -> bool:
+    """Whether two results are the same, NaN counting as one value."""
+    import torch
+
+    return one.keys() == other.keys() and all(
+        dtype_of(tensor) == dtype_of(other[level]) and torch.equal(tensor.nan_to_num(), other[level].nan_to_num())
+        for level, tensor in one.items()
+    )
+
+
+def _symbols(ports: Mapping[Level, PortInfo]) -> dict[Level, tuple[int | str, ...]]:
+    """Return size or symbol of each axis; axes that have to be of one size bear one symbol."""
+    shapes = {level: port.shape or () for level, port in ports.items()}
+    batches = [shape[0] for shape in shapes.values() if shape]
+    fixed = [size for size in batches if isinstance(size, int)]
+    # A scalar score stands for one image, so the map beside it has one too.
+    batch = fixed[0] if fixed else 1 if len(batches) < len(shapes) else "batch"
+    found: dict[Level, tuple[int | str, ...]] = {}
+    for level, shape in shapes.items():
+        rest: list[int | str] = [1 if not isinstance(axis, int) else axis for axis in shape[1:]]
+        if level == "pixel":
+            rest[-2:] = [
+                axis if isinstance(axis, int) else name for axis, name in zip(shape[-2:], _plane(shape), strict=True)
+            ]
+        found[level] = (batch, *rest) if shape else ()
+    return found
+
+
+def _plane(shape: Sequence[Axis]) -> tuple[str, str]:
+    is_square = isinstance(shape[-1], str) and shape[-1] == shape[-2]
+    return ("height", "height") if is_square else ("height", "width")
+
+
+def _values(shape: tuple[int, ...], dtype: str, number: int) -> "torch.Tensor":
+    """Draw values: of both signs in the second probe, for classes that know logarithms of what is positive."""
+    import torch
+
+    generator = torch.Generator().manual_seed(_SEED + number)
+    draw = torch.randn if number == 1 else torch.rand
+    return draw(shape, generator=generator).to(getattr(torch, dtype))

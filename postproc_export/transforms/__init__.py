@@ -1,1 +1,0 @@
-"""Tails of one's own: steps before the normalise-threshold tail and behind it, attached, found, checked and removed."""

@@ -1,0 +1,303 @@
+"""Change what a model with post-processing decides: threshold, sensitivity, rule, statistics."""
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from postproc_export.decision import Comparison
+from postproc_export.files import default_target, is_onnx
+from postproc_export.float32 import Half, rounded_to, to_float32
+from postproc_export.formats.base import nearest_miss
+from postproc_export.formats.update import Changes, State, Updated
+from postproc_export.options import Adjustable, LabelDtype, Layout, LevelChoice
+from postproc_export.reading.report import shown
+from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
+
+# --- What a boundary means in numbers: how many validation samples it calls anomalous, counted in float32.
+
+_SAMPLES: Final = {"image": "images", "pixel": "pixels"}
+_COMPLETE: Final = 1_999
+"""The curve of so many samples leaves none out; that of more is thinned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Validation samples at or above a boundary.
+
+    Parameters
+    ----------
+    tp, fp
+        Fewest and most anomalous and normal ones: one number twice, but between two thresholds of a thinned curve.
+    anomalous, normal
+        All there are.
+    """
+
+    tp: tuple[int, int]
+    fp: tuple[int, int]
+    anomalous: int
+    normal: int
+
+    @property
+    def called(self) -> str:
+        """How many samples are called anomalous."""
+        return _range((self.tp[0] + self.fp[0], self.tp[1] + self.fp[1]))
+
+    def describe(self) -> str:
+        """Return how many of each kind are called anomalous."""
+        return f"{_range(self.tp)} of {self.anomalous} anomalous and {_range(self.fp)} of {self.normal} normal ones"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object; None where only limits are known, which stand beside it."""
+        tp, fp = (found[0] if found[0] == found[1] else None for found in (self.tp, self.fp))
+        limits = {} if tp is not None and fp is not None else {"tp_limits": list(self.tp), "fp_limits": list(self.fp)}
+        return {"tp": tp, "fp": fp, "n_anomalous": self.anomalous, "n_normal": self.normal, **limits}
+
+
+def counts_at(stats: LevelStats, boundary: float | None, half: Half | None = None) -> Counts | None:
+    """Count the validation samples of a level from a boundary on; None where the statistics hold no curve.
+
+    Parameters
+    ----------
+    stats
+        As `calibrate` gives them: decimals of a file are read as float32, like the values that were counted.
+    boundary
+        Raw units; rounded to float32 as well.
+    half
+        The narrow type of the host, which has no value between the boundary and what that rounds to.
+    """
+    curve = _curve(stats.details.get("curve"))
+    normal, anomalous = stats.n_normal, stats.n_anomalous
+    if curve is None or normal is None or anomalous is None or boundary is None:
+        return None
+    thresholds, tp, fp = curve
+    wanted = to_float32(boundary)
+    place = bisect_left(thresholds, wanted)
+    lowest = (tp[place], fp[place]) if place < len(thresholds) else (0, 0)
+    same = {wanted, wanted if half is None else rounded_to(wanted, half)}
+    is_listed = place < len(thresholds) and thresholds[place] in same
+    is_complete = normal + anomalous <= _COMPLETE and stats.details.get("exact") is not False
+    highest = lowest if is_listed or is_complete or place == 0 else (tp[place - 1], fp[place - 1])
+    return Counts((lowest[0], highest[0]), (lowest[1], highest[1]), anomalous, normal)
+
+
+def describe_counts(level: Level, stats: LevelStats, before: State, after: State) -> Iterator[str]:
+    """Yield how many validation samples were and are called anomalous; nothing where the statistics hold no curve."""
+    now, then = (counts_at(stats, state.boundary(level), state.narrow.get(level)) for state in (after, before))
+    if now is not None:
+        was = "" if then is None else f" (were {then.called})"
+        total = f"{now.normal + now.anomalous} validation {_SAMPLES[level]}"
+        yield f"of the {total} {now.called} are called anomalous{was}: {now.describe()}"
+
+
+def _range(found: tuple[int, int]) -> str:
+    return str(found[0]) if found[0] == found[1] else f"{found[0]} to {found[1]}"
+
+
+def _curve(document: Any) -> tuple[list[float], list[int], list[int]] | None:
+    """Return a curve as a statistics file holds it; None for anything that is not quite one."""
+    if not isinstance(document, dict):
+        return None
+    rows: list[Any] = [document.get(name) for name in ("threshold", "tp", "fp")]
+    if not all(isinstance(row, list) and row and all(type(item) in (int, float) for item in row) for row in rows):
+        return None
+    threshold, tp, fp = rows
+    rounded = [to_float32(value) for value in threshold]
+    if not len(rounded) == len(tp) == len(fp) or sorted(rounded) != rounded:
+        return None
+    return rounded, tp, fp
+
+
+_SHOWN_OPTIONS: Final = {
+    "rule": "comparison",
+    "layout": "layout",
+    "levels": "levels",
+    "scores": "enable_normalization",
+    "labels": "enable_thresholding",
+    "adjusted": "adjustable",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateResult:
+    """What was changed, and where the changed model was written; falsy where there was nothing to update.
+
+    Parameters
+    ----------
+    source
+        The model that was read; for an IR the .xml.
+    output
+        The model that was written; None where it has no post-processing, and so nothing was written.
+    updated
+        What it decided before and decides now.
+    """
+
+    source: Path
+    output: Path | None
+    updated: Updated
+
+    def __bool__(self) -> bool:
+        return bool(self.updated)
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the model decides differently, or its outputs are others, than before."""
+        return self.updated.is_changed
+
+    @property
+    def before(self) -> State:
+        """What the source decides."""
+        return self.updated.before
+
+    @property
+    def after(self) -> State:
+        """What the output decides."""
+        return self.updated.after
+
+    def summary(self) -> str:
+        """Return what was changed, one fact a line, in numbers."""
+        if not self:
+            return f"no post-processing found: {nearest_miss(self.updated.misses.values())}"
+        if not self.is_changed:
+            lines = [f"nothing changes in {self.source}: it decides so already"]
+        else:
+            lines = [f"updated post-processing of {self.source}"]
+        lines += [f"  written  {self.output}", *self._lines()]
+        return "\n".join(lines)
+
+    def _lines(self) -> Iterator[str]:
+        for level in LEVELS:
+            yield from (f"  {level:<8} {line}" for line in self._level(level))
+        for title, name in _SHOWN_OPTIONS.items():
+            was, now = getattr(self.before.options, name), getattr(self.after.options, name)
+            if was != now:
+                yield f"  {title:<8} {_word(was)} -> {_word(now)}"
+        guard = None if self.updated.tail is None else self.updated.tail.describe_guard()
+        yield from (f"  guard    {text}" for text in (guard,) if text)
+        yield from (f"  note     {note}" for note in self.updated.notes)
+
+    def _level(self, level: Level) -> Iterator[str]:
+        old, new = self.before.stats.level(level), self.after.stats.level(level)
+        if new is None or not new.is_calibrated:
+            return
+        rows = (
+            ("threshold", None if old is None else old.threshold, new.threshold),
+            ("span", None if old is None else old.span, new.span),
+            ("sensitivity", self.before.options.sensitivity(level), self.after.options.sensitivity(level)),
+            ("boundary", self.before.boundary(level), self.after.boundary(level)),
+        )
+        for name, was, now in (row for row in rows if row[2] is not None):
+            yield f"{name} {shown(now)}" if was == now else f"{name} {shown(was)} -> {shown(now)}"
+        yield from describe_counts(level, new, self.before, self.after)
+
+
+def update_postprocessing(
+    model_path: str | Path,
+    *,
+    output: str | Path | None = None,
+    stats: CalibrationStats | str | Path | None = None,
+    image_threshold: float | None = None,
+    pixel_threshold: float | None = None,
+    normalized: bool = False,
+    image_sensitivity: float | None = None,
+    pixel_sensitivity: float | None = None,
+    comparison: Comparison | None = None,
+    label_dtype: LabelDtype | None = None,
+    mask_dtype: LabelDtype | None = None,
+    keep_raw: bool | None = None,
+    nan_guard: bool | None = None,
+    match_thresholds: bool | None = None,
+    layout: Layout | None = None,
+    levels: LevelChoice | None = None,
+    enable_normalization: bool | None = None,
+    enable_thresholding: bool | None = None,
+    adjustable: Adjustable | None = None,
+    as_parameters: bool | None = None,
+    keep_dialect: bool = False,
+    in_place: bool = False,
+    link_weights: bool = False,
+) -> UpdateResult:
+    """Change what a model with post-processing decides; what is not given stays as it is.
+
+    Parameters
+    ----------
+    model_path
+        An ONNX file (.onnx) or an OpenVINO IR (.xml, its .bin beside it).
+    output
+        The file to write; default ``<name>.updated.onnx`` or ``<name>.updated.xml`` beside the input.
+    stats
+        Statistics, or the path of a statistics file, that take the place of those in the file.
+    image_threshold, pixel_threshold
+        New thresholds in raw units.
+    normalized
+        The thresholds are in normalised units instead, of the scores that the file gives now.
+    image_sensitivity, pixel_sensitivity, comparison, label_dtype, mask_dtype, keep_raw, nan_guard, match_thresholds
+        As in `attach_postprocessing`.
+    layout, levels, enable_normalization, enable_thresholding, adjustable, as_parameters
+        As in `attach_postprocessing`.
+    keep_dialect
+        Edit the constants of Anomalib's post-processing in place instead of putting ours there.
+    in_place
+        Allow `output` to be the input.
+    link_weights
+        Hard-link external data of an ONNX model into the folder of `output` instead of copying it.
+
+    Returns
+    -------
+    UpdateResult
+        Falsy, and nothing is written, where the model has no post-processing that is known.
+
+    Raises
+    ------
+    PostprocError, graph_patterns.GraphPatternError
+        If the model, the changes or the files do not allow it; nothing is written then.
+
+    Notes
+    -----
+    Anomalib's post-processing is replaced by ours with the same threshold, span, sensitivity and rule (``gt``), so that
+    nothing changes but what was asked for. Where its numbers are not in the file, its constants are edited in place.
+    """
+    source = Path(model_path)
+    changes = Changes(
+        stats=CalibrationStats.load(stats) if isinstance(stats, (str, Path)) else stats,
+        image_threshold=image_threshold,
+        pixel_threshold=pixel_threshold,
+        normalized=normalized,
+        image_sensitivity=image_sensitivity,
+        pixel_sensitivity=pixel_sensitivity,
+        comparison=comparison,
+        label_dtype=label_dtype,
+        mask_dtype=mask_dtype,
+        keep_raw=keep_raw,
+        nan_guard=nan_guard,
+        match_thresholds=match_thresholds,
+        layout=layout,
+        levels=levels,
+        enable_normalization=enable_normalization,
+        enable_thresholding=enable_thresholding,
+        adjustable=adjustable,
+        as_parameters=as_parameters,
+    )
+    target = default_target(source, output, in_place=in_place, mark="updated", read=[stats])
+    if is_onnx(source):
+        from postproc_export.formats.onnx_file import rewrite_onnx_file
+        from postproc_export.steps.around import OnnxFormat, update_around
+
+        def on_onnx(model: Any) -> Updated:
+            return update_around(OnnxFormat(), model, changes, keep_dialect=keep_dialect, where=str(source))
+
+        updated = rewrite_onnx_file(source, target, on_onnx, in_place=in_place, link_weights=link_weights)
+    else:
+        from postproc_export.formats.openvino_file import rewrite_openvino_file
+        from postproc_export.steps.around import OpenVinoFormat, update_around
+
+        def on_openvino(model: Any) -> Updated:
+            return update_around(OpenVinoFormat(), model, changes, keep_dialect=keep_dialect, where=str(source))
+
+        updated = rewrite_openvino_file(source, target, on_openvino, in_place=in_place)
+    return UpdateResult(source, target if updated else None, updated)
+
+
+def _word(value: object) -> str:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
