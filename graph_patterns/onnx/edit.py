@@ -284,7 +284,8 @@ class Soundness:
     complaint
         What the checker of ONNX says of the graph; None where it is content.
     inferred
-        What it says when it infers types and shapes as well.
+        What it says when it infers types and shapes as well. Declared shapes of inner values are left out: a host may
+        have wrong ones, which runtimes pass over, and what reads such a value is not to be blamed for it.
     faults
         How many outputs, definitions and reads are wrong. The checker does not look at all of them, and says no more
         than the first thing that it finds.
@@ -309,9 +310,12 @@ class Soundness:
         if opset and not default_opset(file.model):
             assumed = onnx.ModelProto(opset_import=[onnx.helper.make_opsetid("", opset)])
             serialised += assumed.SerializeToString()  # protobuf joins the lists of two messages
-        inferred = _complaint(serialised, full=True)
-        complaint = None if inferred is None else _complaint(serialised, full=False)
-        return cls(complaint, inferred, Counter(_faults(file.model.graph)))
+        complaint = _complaint(serialised, full=False)
+        if complaint is None:
+            undeclared = onnx.ModelProto.FromString(serialised)
+            undeclared.graph.ClearField("value_info")
+            serialised = undeclared.SerializeToString()
+        return cls(complaint, _complaint(serialised, full=True), Counter(_faults(file.model.graph)))
 
     def refuse_worse(self, after: "Soundness", *, where: str) -> None:
         """Refuse an edited model in which something is wrong that was not.

@@ -188,6 +188,18 @@ def test_a_host_that_the_checker_rejects_is_not_made_worse(
     there_and_back(hosts.write(model, tmp_path / "host.onnx"), tmp_path)
 
 
+@pytest.mark.parametrize(
+    "declared", [(2, 1, 8, 8), ("N", 1, 9, 9), ("N", 8, 8)], ids=["another-batch", "another-size", "another-rank"]
+)
+def test_a_wrong_declaration_of_a_raw_value_is_not_held_against_the_tail(
+    declared: tuple[int | str, ...], tmp_path: Path
+) -> None:
+    """ONNX Runtime warns of it and runs the model, so the tail is attached, and the declaration comes back."""
+    model = hosts.score_and_map()
+    model.graph.value_info.append(helper.make_tensor_value_info("anomaly_map", TensorProto.FLOAT, declared))
+    there_and_back(hosts.write(model, tmp_path / "host.onnx"), tmp_path)
+
+
 def _ir(folder: Path, name: str, *, is_result: bool = False) -> Path:
     """Write an IR in which an operator, or a result, bears a name."""
     parameter = opset.parameter([-1, 1, 4, 4], np.float32, name="x")
