@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import lru_cache
 from math import frexp
 from typing import Final, Literal, TypeAlias, get_args
 
@@ -70,11 +71,13 @@ def smallest_where(holds: Callable[[float], bool]) -> float:
     return ranked(_FINITE_RANKS[place]) if place < len(_FINITE_RANKS) else float("inf")
 
 
+@lru_cache(maxsize=1024)  # a check asks again for every batch
 def smallest_at_least(bound: Fraction) -> float:
     """Return the smallest finite float32 that is not below an exact rational; `inf` above the largest one."""
     return smallest_where(lambda value: Fraction(value) >= bound)
 
 
+@lru_cache(maxsize=1024)  # a check asks again for every batch
 def nearest(value: Fraction) -> float:
     """Return the float32 nearest to an exact rational (ties to even), rounded once, never to `-0.0`.
 
@@ -110,6 +113,7 @@ def rounded_to(value: float, dtype: Half) -> float:
         return float(np.float16(value)) + 0.0
 
 
+@lru_cache(maxsize=1024)  # a check asks again for every batch
 def narrowed(boundary: float, dtype: HostDtype) -> float:
     """Return the constant that stands for a boundary behind a host of a narrow type.
 

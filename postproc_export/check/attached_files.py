@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
@@ -48,7 +49,7 @@ _ELEMENT_TYPES: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, for what is read once
 class OnnxAttached:
     """An attached ONNX file; see `ModelFile`."""
 
@@ -103,12 +104,12 @@ class OnnxAttached:
         model = onnx.ModelProto.FromString(self._model.SerializeToString())
         return misfits_around(OnnxFormat(), model, where=str(self.path), is_touched=bool(self.remarks))
 
-    @property
+    @cached_property
     def view(self) -> OnnxView:
         """The graph, for the matcher."""
         return OnnxView(self._model)
 
-    @property
+    @cached_property
     def nan_test(self) -> Literal["sum", "l1", "arithmetic"]:
         """As the guard does that is there; else by sum where the opset knows IsNaN and Where, or by arithmetic."""
         image = self.tails.get("image")
