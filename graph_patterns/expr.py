@@ -311,6 +311,15 @@ def owners(outputs: Mapping[str, Expr]) -> dict[Expr, str]:
     return {expr: name for name, expr in reversed(list(outputs.items()))}
 
 
+def free_name(base: str, taken: set[str]) -> str:
+    """Return the first of ``base``, ``base_1``, ``base_2`` ... that is not taken, and add it to `taken`."""
+    name, count = base, 1
+    while name in taken:
+        name, count = f"{base}_{count}", count + 1
+    taken.add(name)
+    return name
+
+
 class Names:
     """Names for what is added: prefix, then the output that it was first needed for, then what it is.
 
@@ -329,9 +338,4 @@ class Names:
 
     def unique(self, what: str) -> str:
         """Return a name that was not given before, and remember it."""
-        base = f"{self._prefix}{self.scope}/{what}"
-        name, count = base, 1
-        while name in self._taken:
-            name, count = f"{base}_{count}", count + 1
-        self._taken.add(name)
-        return name
+        return free_name(f"{self._prefix}{self.scope}/{what}", self._taken)

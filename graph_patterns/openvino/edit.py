@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from graph_patterns.expr import SharedValueError
+from graph_patterns.expr import SharedValueError, free_name
 from graph_patterns.match import Site, Value
 
 # --- Take matched operators out of an OpenVINO model, safely: nothing that is left may read what goes.
@@ -106,15 +106,7 @@ def set_numbers(model: Any, numbers: Mapping[Site, float], *, prefix: str) -> No
         old = source.get_node().get_friendly_name()
         is_own = len(source.get_target_inputs()) == 1
         operand.replace_source_output(constant.output(0))
-        constant.set_friendly_name(old if is_own else _unused(f"{prefix}{old}", taken))
-
-
-def _unused(base: str, taken: set[str]) -> str:
-    name, count = base, 1
-    while name in taken:
-        name, count = f"{base}_{count}", count + 1
-    taken.add(name)
-    return name
+        constant.set_friendly_name(old if is_own else free_name(f"{prefix}{old}", taken))
 
 
 def _node(value: Any) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from graph_patterns.expr import Expr
+from graph_patterns.expr import Expr, free_name
 from graph_patterns.match import GraphView, Mismatch, Value
 from postproc_export.errors import MetadataError, UnsupportedModelError
 from postproc_export.options import LabelDtype
@@ -566,12 +566,7 @@ def final_order(tail: Tail, outputs: Iterable[str]) -> list[TailOutput | str]:
 
 def new_name(name: str, used: set[str]) -> str:
     """Return a name for a value that has to give its own up, unused in every scope, and add it to `used`."""
-    base = f"{name}_raw"
-    candidate, count = base, 1
-    while candidate in used or candidate in OUTPUT_NAMES:
-        candidate, count = f"{base}_{count}", count + 1
-    used.add(candidate)
-    return candidate
+    return free_name(f"{name}_raw", used)
 
 
 def refuse_attached(found: FoundTails, *, entry: str | None) -> None:

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import onnx
 
+from graph_patterns.expr import free_name
 from graph_patterns.onnx.edit import reads, remove
 from graph_patterns.onnx.emit import OnnxFragment, OnnxTarget, emit
 from graph_patterns.onnx.view import default_opset
@@ -184,12 +185,7 @@ def _renamings(model: onnx.ModelProto, plan: Plan) -> dict[str, str]:
 
 def moved_name(name: str, where: Where, used: set[str]) -> str:
     """Return an unused name for a value that a layer takes the name of, and add it to `used`."""
-    base = f"{name}_before_{where}"
-    candidate, count = base, 1
-    while candidate in used:
-        candidate, count = f"{base}_{count}", count + 1
-    used.add(candidate)
-    return candidate
+    return free_name(f"{name}_before_{where}", used)
 
 
 def _emitted(plan: Plan, read: Mapping[str, str], target: OnnxTarget, taken: Collection[str]) -> OnnxFragment:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from graph_patterns.expr import SharedValueError
+from graph_patterns.expr import SharedValueError, free_name
 from graph_patterns.openvino.emit import emit
 from postproc_export import __version__
 from postproc_export.errors import MetadataError, UnsupportedModelError
@@ -190,7 +190,7 @@ def name_nodes(outputs: Iterable[Any], *, stop: set[str], prefix: str, taken: se
         seen.add(key)
         name = node.get_friendly_name()
         if not name.startswith(prefix):
-            name = _unused(f"{prefix}{node.get_type_name().lower()}", used)
+            name = free_name(f"{prefix}{node.get_type_name().lower()}", used)
             node.set_friendly_name(name)
         used.add(name)
         pending += [node.input_value(index).get_node() for index in range(node.get_input_size())]
@@ -283,10 +283,3 @@ def _names(result: Any) -> set[str]:
 
 def _keys(nodes: Iterable[Any]) -> set[str]:
     return {str(node.get_name()) for node in nodes}
-
-
-def _unused(base: str, used: set[str]) -> str:
-    name, count = base, 1
-    while name in used:
-        name, count = f"{base}_{count}", count + 1
-    return name

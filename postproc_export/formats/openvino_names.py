@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
+from graph_patterns.expr import free_name
 from graph_patterns.openvino.view import OpenVinoView
 from postproc_export.errors import MetadataError, UnsupportedModelError
 from postproc_export.formats.base import (
@@ -89,11 +90,7 @@ def used_names(model: Any) -> tuple[set[str], set[str]]:
 
 def name_operator(node: Any, name: str, used: set[str]) -> None:
     """Give an operator a friendly name that no other has, and add it to `used`."""
-    candidate, count = name, 1
-    while candidate in used:
-        candidate, count = f"{name}_{count}", count + 1
-    used.add(candidate)
-    node.set_friendly_name(candidate)
+    node.set_friendly_name(free_name(name, used))
 
 
 def refuse_ambiguous(model: Any, nodes: Iterable[Any]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import onnx
 
+from graph_patterns.expr import free_name
 from graph_patterns.onnx.edit import reads
 from graph_patterns.onnx.emit import INITIALIZERS_NEED_NO_INPUT_SINCE, OnnxFragment
 from graph_patterns.onnx.view import default_opset
@@ -381,11 +382,7 @@ def _name_nodes(graph: onnx.GraphProto, used: set[str]) -> None:
 
 def _unused(name: str, used: set[str]) -> str:
     base = PREFIXES["transform"] + re.sub(r"[^A-Za-z0-9_.]+", "_", name).strip("_")
-    candidate, count = base, 1
-    while candidate in used:
-        candidate, count = f"{base}_{count}", count + 1
-    used.add(candidate)
-    return candidate
+    return free_name(base, used)
 
 
 def _rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
