@@ -7,7 +7,7 @@ import onnx
 
 from graph_patterns.expr import UnsupportedOpsetError
 from graph_patterns.onnx.edit import remove
-from graph_patterns.onnx.emit import INITIALIZERS_NEED_NO_INPUT_SINCE, OnnxTarget, emit
+from graph_patterns.onnx.emit import ELEMENT_TYPES, INITIALIZERS_NEED_NO_INPUT_SINCE, OnnxTarget, emit
 from graph_patterns.onnx.view import OnnxView, default_opset
 from postproc_export import __version__
 from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError
@@ -179,11 +179,6 @@ def _is_cast(view: OnnxView, tail: FoundTail) -> bool:
 
 # --- Attach a tail to an ONNX model, in place: nodes behind the outputs, nothing else touched.
 
-_ELEMENT_TYPES: Final = {
-    "float32": onnx.TensorProto.FLOAT,
-    "bool": onnx.TensorProto.BOOL,
-    "uint8": onnx.TensorProto.UINT8,
-}
 _BFLOAT16_CAST_SINCE: Final = 13
 
 
@@ -305,7 +300,7 @@ class _Rewriter:
 
 def _value_info(output: TailOutput, source: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
     item = onnx.ValueInfoProto(name=output.name)
-    item.type.tensor_type.elem_type = _ELEMENT_TYPES[output.dtype]
+    item.type.tensor_type.elem_type = ELEMENT_TYPES[output.dtype]
     if source.type.tensor_type.HasField("shape"):
         item.type.tensor_type.shape.CopyFrom(source.type.tensor_type.shape)
         axes = item.type.tensor_type.shape.dim

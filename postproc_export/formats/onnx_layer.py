@@ -1,13 +1,13 @@
 """Put a layer before or behind the tail of an ONNX model, in place, and take it off again."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import onnx
 
 from graph_patterns.expr import free_name
 from graph_patterns.onnx.edit import reads, remove
-from graph_patterns.onnx.emit import OnnxFragment, OnnxTarget, emit
+from graph_patterns.onnx.emit import ELEMENT_TYPES, OnnxFragment, OnnxTarget, emit
 from graph_patterns.onnx.view import default_opset
 from postproc_export import __version__
 from postproc_export.formats.base import (
@@ -25,13 +25,6 @@ from postproc_export.formats.base import (
 from postproc_export.formats.onnx_file import computed_names, immovable_names, rename_values, used_names, value_names
 from postproc_export.record import KEYS, PREFIXES, LayerRecord, Where, refuse_misfit
 from postproc_export.runtimes import Axis
-
-_ELEMENT_TYPES: Final = {
-    "float32": onnx.TensorProto.FLOAT,
-    "bool": onnx.TensorProto.BOOL,
-    "uint8": onnx.TensorProto.UINT8,
-}
-
 
 Make = Callable[[Mapping[str, str], Collection[str]], OnnxFragment]
 
@@ -210,7 +203,7 @@ def _replace_outputs(model: onnx.ModelProto, plan: Plan, renamed: Mapping[str, s
 
 def _value_info(output: LayerOutput) -> onnx.ValueInfoProto:
     item = onnx.ValueInfoProto(name=output.name)
-    item.type.tensor_type.elem_type = _ELEMENT_TYPES[output.dtype]
+    item.type.tensor_type.elem_type = ELEMENT_TYPES[output.dtype]
     if output.shape is not None:
         item.type.tensor_type.shape.SetInParent()
         for axis in output.shape:
