@@ -1,14 +1,12 @@
 """Attach post-processing to a model file."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from postproc_export.decision import Comparison
-from postproc_export.files import default_target, is_onnx
+from postproc_export.files import default_target
 from postproc_export.float32 import rounded_to, shortest
-from postproc_export.formats.base import Attached
 from postproc_export.options import (
     Adjustable,
     LabelDtype,
@@ -20,8 +18,6 @@ from postproc_export.options import (
 )
 from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.tail import Tail, place
-
-Rewrite = Callable[[Any], Attached]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +168,7 @@ def attach_postprocessing(
     never loaded.
     """
     from postproc_export.record import parse_tails
-    from postproc_export.steps.around import OnnxFormat, OpenVinoFormat, attach_around
+    from postproc_export.steps.around import attach_around, rewrite_file
 
     source, own = Path(model_path), parse_tails(tail)
     target = default_target(source, output, in_place=in_place, mark="post", read=[stats])
@@ -196,25 +192,13 @@ def attach_postprocessing(
     )
     refuse_unused(options, changed_options(options))
     outputs = {"image_output": image_output, "pixel_output": pixel_output}
-    if is_onnx(source):
-        from postproc_export.formats.onnx_file import rewrite_onnx_file
-
-        attached = rewrite_onnx_file(
-            source,
-            target,
-            lambda model: attach_around(OnnxFormat(), model, stats, options, own, **outputs),
-            in_place=in_place,
-            link_weights=link_weights,
-        )
-    else:
-        from postproc_export.formats.openvino_file import rewrite_openvino_file
-
-        attached = rewrite_openvino_file(
-            source,
-            target,
-            lambda model: attach_around(OpenVinoFormat(), model, stats, options, own, **outputs),
-            in_place=in_place,
-        )
+    attached = rewrite_file(
+        source,
+        target,
+        lambda form, model: attach_around(form, model, stats, options, own, **outputs),
+        in_place=in_place,
+        link_weights=link_weights,
+    )
     return AttachResult(source, target, attached.tail, attached.renamed, tuple(spec.text for spec in own))
 
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from postproc_export.files import default_target, is_onnx
+from postproc_export.files import default_target
 from postproc_export.formats.base import Detached, nearest_miss
 from postproc_export.reading.anomalib import AnomalibTail
 from postproc_export.stats import Level
@@ -104,22 +104,11 @@ def detach_postprocessing(
     What `attach_postprocessing` attached goes without a trace: an ONNX model is proto-equal to the original, an IR has
     the same operators, constants and names. Where the record was stripped, `notes` says what could not be restored.
     """
+    from postproc_export.steps.around import detach_around, rewrite_file
+
     source = Path(model_path)
     target = default_target(source, output, in_place=in_place, mark="raw")
-    if is_onnx(source):
-        from postproc_export.formats.onnx_file import rewrite_onnx_file
-        from postproc_export.steps.around import OnnxFormat, detach_around
-
-        def from_onnx(model: Any) -> Detached:
-            return detach_around(OnnxFormat(), model, where=str(source))
-
-        detached = rewrite_onnx_file(source, target, from_onnx, in_place=in_place, link_weights=link_weights)
-    else:
-        from postproc_export.formats.openvino_file import rewrite_openvino_file
-        from postproc_export.steps.around import OpenVinoFormat, detach_around
-
-        def from_openvino(model: Any) -> Detached:
-            return detach_around(OpenVinoFormat(), model, where=str(source))
-
-        detached = rewrite_openvino_file(source, target, from_openvino, in_place=in_place)
+    detached = rewrite_file(
+        source, target, partial(detach_around, where=str(source)), in_place=in_place, link_weights=link_weights
+    )
     return DetachResult(source, target if detached else None, detached)

@@ -3,11 +3,12 @@
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from postproc_export.decision import Comparison
-from postproc_export.files import default_target, is_onnx
+from postproc_export.files import default_target
 from postproc_export.float32 import Half, rounded_to, to_float32
 from postproc_export.formats.base import nearest_miss
 from postproc_export.formats.update import Changes, State, Updated
@@ -258,6 +259,8 @@ def update_postprocessing(
     Anomalib's post-processing is replaced by ours with the same threshold, span, sensitivity and rule (``gt``), so that
     nothing changes but what was asked for. Where its numbers are not in the file, its constants are edited in place.
     """
+    from postproc_export.steps.around import rewrite_file, update_around
+
     source = Path(model_path)
     changes = Changes(
         stats=CalibrationStats.load(stats) if isinstance(stats, (str, Path)) else stats,
@@ -280,22 +283,13 @@ def update_postprocessing(
         as_parameters=as_parameters,
     )
     target = default_target(source, output, in_place=in_place, mark="updated", read=[stats])
-    if is_onnx(source):
-        from postproc_export.formats.onnx_file import rewrite_onnx_file
-        from postproc_export.steps.around import OnnxFormat, update_around
-
-        def on_onnx(model: Any) -> Updated:
-            return update_around(OnnxFormat(), model, changes, keep_dialect=keep_dialect, where=str(source))
-
-        updated = rewrite_onnx_file(source, target, on_onnx, in_place=in_place, link_weights=link_weights)
-    else:
-        from postproc_export.formats.openvino_file import rewrite_openvino_file
-        from postproc_export.steps.around import OpenVinoFormat, update_around
-
-        def on_openvino(model: Any) -> Updated:
-            return update_around(OpenVinoFormat(), model, changes, keep_dialect=keep_dialect, where=str(source))
-
-        updated = rewrite_openvino_file(source, target, on_openvino, in_place=in_place)
+    updated = rewrite_file(
+        source,
+        target,
+        partial(update_around, changes=changes, keep_dialect=keep_dialect, where=str(source)),
+        in_place=in_place,
+        link_weights=link_weights,
+    )
     return UpdateResult(source, target if updated else None, updated)
 
 

@@ -28,6 +28,7 @@ from postproc_export.record import LayerRecord
 from postproc_export.runtimes import PortInfo, Runner
 from postproc_export.staging import temporary_folder
 from postproc_export.stats import Level
+from postproc_export.steps.around import rewrite_file
 from postproc_export.steps.decisions import DECIDED
 
 # --- What a transform alone is fed: maps of several kinds and sizes, and maps that hold a NaN.
@@ -267,7 +268,7 @@ def without_decisions(path: Path, assumed: Assumed | None = None) -> Iterator[tu
         return
     with temporary_folder() as folder:
         target = folder / path.name
-        _write_without(path, target)
+        rewrite_file(path, target, lambda form, model: form.take(model, "decision", where=str(path)), is_checked=False)
         yield target, record
 
 
@@ -318,23 +319,6 @@ def _lost_without(path: Path) -> list[str]:
         made = {name for node in graph.node for name in node.output}
         made |= {item.name for item in (*graph.input, *graph.initializer)}
         return [output.name for output in graph.output if output.name not in made]
-
-
-def _write_without(path: Path, target: Path) -> None:
-    if is_onnx(path):
-        from postproc_export.formats.onnx_file import rewrite_onnx_file
-        from postproc_export.formats.onnx_layer import take_onnx_layer
-
-        rewrite_onnx_file(
-            path, target, lambda model: take_onnx_layer(model, "decision", where=str(path)), is_checked=False
-        )
-    else:
-        from postproc_export.formats import openvino_layer
-        from postproc_export.formats.openvino_file import rewrite_openvino_file
-
-        rewrite_openvino_file(
-            path, target, lambda model: openvino_layer.take_openvino_layer(model, "decision", where=str(path))
-        )
 
 
 class DecisionCheck:

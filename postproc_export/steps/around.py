@@ -1,11 +1,14 @@
 """Attach, update and detach with custom steps around the tail: in memory, in both formats."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from graph_patterns.expr import GraphPatternError
 from postproc_export.errors import MetadataError, PostprocError, UsageError
+from postproc_export.files import is_onnx
 from postproc_export.formats.base import Attached, Detached, FoundTails, Plan
 from postproc_export.formats.update import Changes, Updated
 from postproc_export.options import TailOptions
@@ -192,6 +195,31 @@ class OpenVinoFormat:
         from postproc_export.formats.update import update_openvino_model
 
         return update_openvino_model(model, changes, keep_dialect=keep_dialect, where=where)
+
+
+Result = TypeVar("Result")
+
+
+def rewrite_file(
+    source: Path,
+    target: Path,
+    edit: Callable[[Format, Any], Result],
+    *,
+    in_place: bool = False,
+    link_weights: bool = False,
+    is_checked: bool = True,
+) -> Result:
+    """Edit the model of a file in its format; see `rewrite_onnx_file` and `rewrite_openvino_file`."""
+    if is_onnx(source):
+        from postproc_export.formats.onnx_file import rewrite_onnx_file
+
+        on_onnx = partial(edit, OnnxFormat())
+        return rewrite_onnx_file(
+            source, target, on_onnx, in_place=in_place, link_weights=link_weights, is_checked=is_checked
+        )
+    from postproc_export.formats.openvino_file import rewrite_openvino_file
+
+    return rewrite_openvino_file(source, target, partial(edit, OpenVinoFormat()), in_place=in_place)
 
 
 # --- Attach, update and detach with tails of one's own around the tail: in memory, in both formats.
