@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from postproc_export.float32 import LEAST_HALF_ULP, SIGNIFICAND, Half
+from postproc_export.float32 import LEAST_HALF_ULP, SIGNIFICAND, Half, rank_of
 from postproc_export.stats import LevelStats
 
 # --- Every tolerance of the project, each with its reason; what is not in this table is compared exactly.
@@ -556,12 +556,7 @@ def ulps_between(value: float, reference: float) -> int | None:
     """Return how many float32 steps `value` lies above `reference`; None unless both are finite."""
     if not (np.isfinite(value) and np.isfinite(reference)):
         return None
-    return _ordered(value) - _ordered(reference)
-
-
-def _ordered(value: float) -> int:
-    bits = int(np.float32(value).view(np.int32))
-    return bits if bits >= 0 else -(bits & 0x7FFFFFFF)
+    return rank_of(value) - rank_of(reference)
 
 
 def _distances(values: AnyArray, boundary: float) -> NDArray[np.float64]:

@@ -59,6 +59,12 @@ def ranked(rank: int) -> float:
     return -magnitude if rank < 0 else magnitude
 
 
+def rank_of(value: float) -> int:
+    """Return the place of a float32 in the order of all: the inverse of `ranked`; both zeros have rank 0."""
+    bits = int(np.float32(value).view(np.int32))
+    return bits if bits >= 0 else -(bits & 0x7FFFFFFF)
+
+
 def smallest_where(holds: Callable[[float], bool]) -> float:
     """Return the smallest finite float32 for which a condition holds; `inf` where it holds for none.
 

@@ -6,7 +6,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from postproc_export.float32 import as_bfloat16
+from postproc_export.float32 import as_bfloat16, rank_of
 from postproc_export.stats import LevelStats
 
 FloatArray: TypeAlias = NDArray[np.floating[Any]]
@@ -140,8 +140,7 @@ def _fill(values: FloatArray, size: int, filler: float) -> FloatArray:
 def _around(anchor: np.float32, steps: NDArray[np.int64]) -> NDArray[np.float32]:
     """Step through the finite float32 values near an anchor; steps beyond the largest stay there."""
     limit = 0x7F7FFFFF
-    bits = int(anchor.view(np.int32))
-    ordered = np.clip((bits if bits >= 0 else -(bits & 0x7FFFFFFF)) + steps, -limit, limit)
+    ordered = np.clip(rank_of(float(anchor)) + steps, -limit, limit)
     patterns = np.where(ordered >= 0, ordered, (-ordered) | 0x80000000)
     return patterns.astype(np.uint32).view(np.float32)
 

@@ -10,7 +10,7 @@ import numpy as np
 from graph_patterns.match import Mismatch
 from postproc_export.decision import Comparison, Form, choose_form, decision_boundary, unit_constants
 from postproc_export.errors import MetadataError
-from postproc_export.float32 import Half, narrow_readings, next_up, shortest, to_float32
+from postproc_export.float32 import SIGNIFICAND, Half, narrow_readings, next_up, rounded_to, shortest, to_float32
 from postproc_export.options import Adjustable, Layout
 from postproc_export.reading.anomalib import HALF_PRECISION, AnomalibTail, BranchReading, read_chain
 from postproc_export.reading.tail import SCORE_OUTPUT, OwnLevelTail
@@ -304,21 +304,8 @@ def _fitting(
 
 def _is_constant(boundary: float, *, of: float) -> bool:
     """Whether a constant stands for a boundary: it is the boundary, or the smallest float32 that rounds to reach it."""
-    return boundary == of or any(round_to(-next_up(-boundary)) < of <= round_to(boundary) for round_to in _NARROW)
-
-
-def _to_float16(value: float) -> float:
-    with np.errstate(over="ignore", under="ignore"):
-        return float(np.float16(np.float32(value)))
-
-
-def _to_bfloat16(value: float) -> float:
-    bits = np.float32(value).view(np.uint32).astype(np.uint64)
-    rounded = (bits + 0x7FFF + (bits >> np.uint64(16) & 1)) & 0xFFFF0000
-    return float(rounded.astype(np.uint32).view(np.float32))
-
-
-_NARROW: Final = (_to_float16, _to_bfloat16)
+    below, exact = -next_up(-boundary), float(np.float32(boundary))
+    return boundary == of or any(rounded_to(below, half) < of <= rounded_to(exact, half) for half in SIGNIFICAND)
 
 
 def _low(threshold: float, span: float, boundary: float, sensitivity: float) -> float:
