@@ -158,23 +158,24 @@ def onnx_ir_pass(stats: "CalibrationStats | str | Path", **options: Any) -> Any:
     ir: Any = require("onnx_ir", extra="export", purpose="a pass for onnx_ir")
     statistics = as_stats(stats)
 
-    class AttachPostprocessing(ir.passes.FunctionalPass):  # type: ignore[misc]  # its base is imported lazily
-        def __init__(self) -> None:
-            super().__init__()
-            self.attached: Any = None
+    def call(self: Any, model: Any) -> Any:
+        weights = _weights(model, at_least=_INLINE)
+        with _left_out(ir, model, weights):
+            proto = ir.to_proto(model)
+        self.attached = attach_to_onnx(proto, statistics, **options)
+        result = ir.from_proto(proto)
+        for name, tensor in weights.items():
+            value = result.graph.initializers[self.attached.renamed.get(name, name)]
+            value.const_value = tensor
+        return ir.passes.PassResult(result, modified=True)
 
-        def call(self, model: Any) -> Any:
-            weights = _weights(model, at_least=_INLINE)
-            with _left_out(ir, model, weights):
-                proto = ir.to_proto(model)
-            self.attached = attach_to_onnx(proto, statistics, **options)
-            result = ir.from_proto(proto)
-            for name, tensor in weights.items():
-                value = result.graph.initializers[self.attached.renamed.get(name, name)]
-                value.const_value = tensor
-            return ir.passes.PassResult(result, modified=True)
+    return _new_pass(ir.passes.FunctionalPass, call=call)
 
-    return AttachPostprocessing()
+
+def _new_pass(base: Any, **methods: Any) -> Any:
+    """Return a pass of a new class: its base is a library's, imported only when it is needed."""
+    made = type("AttachPostprocessing", (base,), {"attached": None, **methods})
+    return made()
 
 
 def _weights(model: Any, *, at_least: int) -> dict[str, Any]:
@@ -257,23 +258,14 @@ def openvino_pass(stats: "CalibrationStats | str | Path", **options: Any) -> Any
         If OpenVINO is not installed.
     FileError, MetadataError, UsageError
         If the statistics cannot be read. Running the pass raises what `attach_to_openvino` raises.
-
-    Notes
-    -----
-    The class is made here, since its base comes from OpenVINO, which this package imports only when it is needed.
     """
     import_openvino(purpose="a pass for OpenVINO's pass manager")
     from openvino.passes import ModelPass
 
     statistics = as_stats(stats)
 
-    class AttachPostprocessing(ModelPass):  # type: ignore[misc]  # OpenVINO is not typed
-        def __init__(self) -> None:
-            super().__init__()
-            self.attached: Any = None
+    def run_on_model(self: Any, model: Any) -> bool:
+        self.attached = attach_to_openvino(model, statistics, **options)
+        return True
 
-        def run_on_model(self, model: Any) -> bool:
-            self.attached = attach_to_openvino(model, statistics, **options)
-            return True
-
-    return AttachPostprocessing()
+    return _new_pass(ModelPass, run_on_model=run_on_model)
