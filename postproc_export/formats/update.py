@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from graph_patterns.match import Mismatch, Site
 from postproc_export.decision import Comparison, check_sensitivity, decision_boundary
@@ -19,11 +19,7 @@ from postproc_export.reading.report import SWITCHED_OFF, report_level, rule_of, 
 from postproc_export.reading.tail import OwnLevelTail
 from postproc_export.record import TailRecord
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
-from postproc_export.tail import PREFIX, Tail
-
-if TYPE_CHECKING:
-    import onnx
-
+from postproc_export.tail import Tail
 
 # --- What a tail in a file decides, as statistics and options: what an update starts from, and what it changes of it.
 
@@ -397,7 +393,7 @@ def _new_stats(changes: Changes, level: Level) -> LevelStats | None:
 
 # --- The course of an update, the same for every format: edit in place, or take the tail off and attach it anew.
 
-Attach = Callable[[CalibrationStats, TailOptions, Mapping[str, Any]], Attached]
+Attach = Callable[[CalibrationStats, TailOptions, dict[str, Any]], Attached]
 
 
 def update_model(
@@ -521,58 +517,3 @@ def _rewritten(found: FoundTails) -> tuple[str, ...]:
     reports = [report_level(level, tail, record=found.record, is_rounded=False) for level, tail in found.tails.items()]
     notes = (note for report in reports for note in report.notes if note not in SWITCHED_OFF)
     return tuple(f"{note}; they were written anew" for note in notes)
-
-
-# --- Update the tail of an ONNX model, in place: ours is attached anew, Anomalib's is replaced or edited.
-
-
-def update_onnx_model(model: onnx.ModelProto, changes: Changes, *, keep_dialect: bool, where: str) -> Updated:
-    """Change what the tail of a model in memory decides; the model may be a skeleton without its weights.
-
-    Raises
-    ------
-    UsageError, MetadataError
-        If the changes do not fit the tail, or are not legal.
-    SharedValueError, UnsupportedModelError
-        If the tail cannot be taken off.
-    """
-    from graph_patterns.onnx.edit import set_numbers as set_onnx_numbers
-    from postproc_export.formats.onnx import attach_to_onnx_model, detach_from_onnx_model, find_in_onnx_model
-
-    found = find_in_onnx_model(model, where=where)
-    return update_model(
-        found,
-        changes,
-        keep_dialect=keep_dialect,
-        edit=lambda numbers: set_onnx_numbers(model, numbers, prefix=PREFIX),
-        detach=lambda: detach_from_onnx_model(model, where=where),
-        attach=lambda stats, options, outputs: attach_to_onnx_model(model, stats, options, **outputs),
-    )
-
-
-# --- Update the tail of an OpenVINO model, in place: ours is attached anew, Anomalib's is replaced or edited.
-
-
-def update_openvino_model(model: Any, changes: Changes, *, keep_dialect: bool, where: str) -> Updated:
-    """Change what the tail of an `openvino.Model` decides.
-
-    Raises
-    ------
-    UsageError, MetadataError
-        If the changes do not fit the tail, or are not legal.
-    SharedValueError, UnsupportedModelError
-        If the tail cannot be taken off.
-    """
-    from graph_patterns.openvino.edit import set_numbers as set_openvino_numbers
-    from postproc_export.formats.openvino import attach_to_openvino_model, detach_from_openvino_model
-    from postproc_export.formats.openvino_names import find_in_openvino_model
-
-    found = find_in_openvino_model(model, where=where)
-    return update_model(
-        found,
-        changes,
-        keep_dialect=keep_dialect,
-        edit=lambda numbers: set_openvino_numbers(model, numbers, prefix=PREFIX),
-        detach=lambda: detach_from_openvino_model(model, where=where),
-        attach=lambda stats, options, outputs: attach_to_openvino_model(model, stats, options, **outputs),
-    )

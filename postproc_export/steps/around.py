@@ -10,7 +10,7 @@ from graph_patterns.expr import GraphPatternError
 from postproc_export.errors import MetadataError, PostprocError, UsageError
 from postproc_export.files import is_onnx
 from postproc_export.formats.base import Attached, Detached, FoundTails, Plan
-from postproc_export.formats.update import Changes, Updated
+from postproc_export.formats.update import Changes, Edits, Updated, update_model
 from postproc_export.options import TailOptions
 from postproc_export.ports import LEAVE_OUT, RAW_NAMES, OutputChoice, Selected, Selection
 from postproc_export.record import LayerRecord, TailSpec, Where, recorded_tails
@@ -18,7 +18,7 @@ from postproc_export.runtimes import PortInfo
 from postproc_export.stats import CalibrationStats, Level
 from postproc_export.steps.decisions import decided_values, plan_decisions, point_values
 from postproc_export.steps.transforms import plan_transform, resolve, resolve_all, select_raw, split
-from postproc_export.tail import Tail, calibrated_levels
+from postproc_export.tail import PREFIX, Tail, calibrated_levels
 
 if TYPE_CHECKING:
     import onnx
@@ -59,8 +59,8 @@ class Format(Protocol):
     def detach(self, model: Any, *, where: str) -> Detached:
         """Remove the tail."""
 
-    def update(self, model: Any, changes: Changes, *, keep_dialect: bool, where: str) -> Updated:
-        """Change what the tail decides."""
+    def edit(self, model: Any, numbers: Edits) -> None:
+        """Change numbers of the tail in place."""
 
 
 class OnnxFormat:
@@ -123,11 +123,11 @@ class OnnxFormat:
 
         return detach_from_onnx_model(model, where=where)
 
-    def update(self, model: "onnx.ModelProto", changes: Changes, *, keep_dialect: bool, where: str) -> Updated:
-        """Change what the tail decides."""
-        from postproc_export.formats.update import update_onnx_model
+    def edit(self, model: "onnx.ModelProto", numbers: Edits) -> None:
+        """Change numbers of the tail in place."""
+        from graph_patterns.onnx.edit import set_numbers
 
-        return update_onnx_model(model, changes, keep_dialect=keep_dialect, where=where)
+        set_numbers(model, numbers, prefix=PREFIX)
 
 
 class OpenVinoFormat:
@@ -190,11 +190,11 @@ class OpenVinoFormat:
 
         return detach_from_openvino_model(model, where=where)
 
-    def update(self, model: Any, changes: Changes, *, keep_dialect: bool, where: str) -> Updated:
-        """Change what the tail decides."""
-        from postproc_export.formats.update import update_openvino_model
+    def edit(self, model: Any, numbers: Edits) -> None:
+        """Change numbers of the tail in place."""
+        from graph_patterns.openvino.edit import set_numbers
 
-        return update_openvino_model(model, changes, keep_dialect=keep_dialect, where=where)
+        set_numbers(model, numbers, prefix=PREFIX)
 
 
 Result = TypeVar("Result")
@@ -409,7 +409,14 @@ def update_around(form: Format, model: Any, changes: Changes, *, keep_dialect: b
     if changes.stats is not None:
         refuse_other_tails(changes.stats, () if before is None else before.tails)
     behind = form.take(model, "decision", where=where)
-    updated = form.update(model, changes, keep_dialect=keep_dialect, where=where)
+    updated = update_model(
+        form.find(model, where=where),
+        changes,
+        keep_dialect=keep_dialect,
+        edit=partial(form.edit, model),
+        detach=partial(form.detach, model, where=where),
+        attach=partial(form.attach, model),
+    )
     if behind is not None and updated.tail is not None:
         form.put(model, _decisions(form, model, behind.tails, updated.tail))
     return updated

@@ -19,9 +19,10 @@ from graph_patterns.onnx.file import load_skeleton_from_bytes
 from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError
 from postproc_export.formats.onnx import attach_to_onnx_model, detach_from_onnx_model
 from postproc_export.formats.openvino import attach_to_openvino_model, detach_from_openvino_model
-from postproc_export.formats.update import Changes, update_onnx_model, update_openvino_model
+from postproc_export.formats.update import Changes
 from postproc_export.options import LABEL_DTYPES, TailOptions
 from postproc_export.stats import CalibrationStats
+from postproc_export.steps import around
 
 FORMS: tuple[dict[str, Any], ...] = (
     {},
@@ -80,7 +81,7 @@ class OnnxFormat:
 
     def update(self, model: Any, wanted: Changes) -> bool:
         """Update."""
-        return bool(update_onnx_model(model, wanted, keep_dialect=False, where="m"))
+        return bool(around.update_around(around.OnnxFormat(), model, wanted, keep_dialect=False, where="m"))
 
     def detach(self, model: Any) -> Any:
         """Detach."""
@@ -111,7 +112,7 @@ class OpenVinoFormat:
 
     def update(self, model: Any, wanted: Changes) -> bool:
         """Update."""
-        return bool(update_openvino_model(model, wanted, keep_dialect=False, where="m"))
+        return bool(around.update_around(around.OpenVinoFormat(), model, wanted, keep_dialect=False, where="m"))
 
     def detach(self, model: Any) -> Any:
         """Detach."""
