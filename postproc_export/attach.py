@@ -151,7 +151,7 @@ def attach_postprocessing(
         Of an IR: make them parameters, which have to be given, in place of state variables.
     tail
         Tails of one's own, each ``name:key=value`` or ``package.module:Class``, in the order in which they are applied;
-        see docs/tails.md.
+        see docs/steps.md.
     in_place
         Allow `output` to be the input.
     link_weights

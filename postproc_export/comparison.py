@@ -157,9 +157,9 @@ def transformed(bound: float) -> Tolerance:
     Notes
     -----
     Sums of n products are off by at most n + 1 roundings of the largest value in each of two implementations, weights
-    that sum to 1 hand on what came in; docs/tails.md lists the bound of each transform.
+    that sum to 1 hand on what came in; docs/steps.md lists the bound of each transform.
     """
-    return Tolerance(atol=bound, reason="another order of summation in float32, as docs/tails.md bounds it")
+    return Tolerance(atol=bound, reason="another order of summation in float32, as docs/steps.md bounds it")
 
 
 def narrow(largest: float, dtype: Half) -> Tolerance:

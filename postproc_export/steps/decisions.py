@@ -68,7 +68,7 @@ def decided_values(view: GraphView, options: TailOptions) -> Value | None:
     if options.label_dtype != "bool":
         body = cast(body, dtype=options.label_dtype)
     at = view.output("pred_label")
-    found = None if at is None else find(Pattern(name="label", body=body, source="docs/tails.md"), view, at=at)
+    found = None if at is None else find(Pattern(name="label", body=body, source="docs/steps.md"), view, at=at)
     return None if found is None or isinstance(found, Mismatch) else found.inputs[DECIDED]
 
 

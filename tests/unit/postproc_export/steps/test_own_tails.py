@@ -230,8 +230,8 @@ def test_files_with_a_class_decide_and_come_off(kind: str, tmp_path: Path) -> No
 
 
 def test_the_class_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The example in docs/tails.md is found in the current folder, and gives what it says in a model of any opset."""
-    text = (Path(__file__).parents[4] / "docs" / "tails.md").read_text(encoding="utf-8")
+    """The example in docs/steps.md is found in the current folder, and gives what it says in a model of any opset."""
+    text = (Path(__file__).parents[4] / "docs" / "steps.md").read_text(encoding="utf-8")
     (tmp_path / "own_tail.py").write_text(text.split("```python\n")[1].split("```")[0], encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     named = TailSpec("own_tail:CentreWeighted")

@@ -1,4 +1,4 @@
-"""docs/tails.md: every command, run as it stands there, with the class that stands there."""
+"""docs/steps.md: every command, run as it stands there, with the class that stands there."""
 
 import re
 import shlex
@@ -13,7 +13,7 @@ from postproc_export.cli import main
 
 pytestmark = pytest.mark.e2e
 
-PAGE = (Path(__file__).parents[2] / "docs" / "tails.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "steps.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL) for line in block.splitlines()]
 
 
@@ -24,7 +24,7 @@ def test_every_command_runs_in_order(
     host = hosts.score_and_map(opset=14, dynamic=False, batch="N", size=(32, 32))
     hosts.write(host, tmp_path / "model.onnx")
     labelled_images(tmp_path / "images")
-    (tmp_path / "own_tail.py").write_text(PAGE.split("```python\n")[1].split("```")[0], encoding="utf-8")
+    (tmp_path / "own_step.py").write_text(PAGE.split("```python\n")[1].split("```")[0], encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     assert len(COMMANDS) == 10
     for line in COMMANDS:
