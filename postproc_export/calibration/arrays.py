@@ -41,25 +41,13 @@ class ArrayLike(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an array of raw values comes from, for messages; its elements are met in C order.
+    """Where an array of raw values comes from, for messages; its elements are met in C order."""
 
-    Parameters
-    ----------
-    where
-        The file or the batch, such as ``"shards/a.npz"`` or ``"batch 3"``.
-    key, truth_key
-        The names of the two arrays there.
-    shape
-        The shape that positions refer to; None where it is not known beforehand.
-    missing
-        The file that would hold its ground truth, where each array has a file of its own.
-    """
-
-    where: str
-    key: str
+    where: str  # the file or the batch, such as ``"shards/a.npz"`` or ``"batch 3"``
+    key: str  # the names of the two arrays there
     truth_key: str
-    shape: tuple[int, ...] | None
-    missing: str | None = None
+    shape: tuple[int, ...] | None  # the shape that positions refer to; None where it is not known beforehand
+    missing: str | None = None  # the file that would hold its ground truth, where each array has a file of its own
 
     @property
     def size(self) -> int | None:
@@ -88,34 +76,17 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A flat run of raw values of one level as the source gives them: unchecked, of any number type.
+    """A flat run of raw values of one level as the source gives them: unchecked, of any number type."""
 
-    Parameters
-    ----------
-    values
-        Shape (n,), any real type.
-    truth
-        Shape (n,), 0 or 1 of any type; None where the source has no ground truth for the level.
-    place, start
-        The array it is a part of, and the flat index of its first value there.
-    """
-
-    values: AnyArray
-    truth: AnyArray | None
-    place: Place
+    values: AnyArray  # shape (n,), any real type
+    truth: AnyArray | None  # shape (n,), 0 or 1 of any type; None where the source has no ground truth for the level
+    place: Place  # the array it is a part of, and the flat index of its first value there
     start: int
 
 
 def as_numpy(array: Any, *, place: str = "an array") -> AnyArray:
     """Return a NumPy array; torch tensors are taken from any device, bfloat16 and gradients included.
 
-    Raises
-    ------
-    CalibrationError
-        If elements are masked, only those that are not zero are stored, or rows have different lengths.
-
-    Notes
-    -----
     torch is not imported: whatever has `detach` is treated as a tensor. bfloat16, which NumPy does not have, fits
     float32 exactly.
     """
@@ -146,13 +117,7 @@ def check_plain(array: Any, *, place: str) -> None:
 
 
 def level_shape(shape: tuple[int, ...], *, level: Level, place: str) -> tuple[int, ...]:
-    """Return the shape without singleton axes: `(N,)` for the image level, `(N, H, W)` for the pixel level.
-
-    Raises
-    ------
-    CalibrationError
-        If an image has more than one score, or a map more than one channel.
-    """
+    """Return the shape without singleton axes: `(N,)` for the image level, `(N, H, W)` for the pixel level."""
     if level == "image":
         if all(length == 1 for length in shape[1:]):
             return (shape[0] if shape else 1,)
@@ -259,19 +224,11 @@ class FortranPlace(Place):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoxPlace(Place):
-    """A box of an array; flat indices are those of the box, positions in messages those of the array.
+    """A box of an array; flat indices are those of the box, positions in messages those of the array."""
 
-    Parameters
-    ----------
-    origin, box
-        The index of its first element in the array, and its own shape.
-    within
-        The place of the array; None where no other block of it is read in the same run.
-    """
-
-    origin: tuple[int, ...]
+    origin: tuple[int, ...]  # the index of its first element in the array, and its own shape
     box: tuple[int, ...]
-    within: Place | None = None
+    within: Place | None = None  # the place of the array; None where no other block of it is read in the same run
 
     @property
     def array(self) -> Place:
@@ -325,15 +282,7 @@ def check_counts(shapes: dict[Level, tuple[int, ...]], *, where: str) -> None:
 
 
 def check_labelled(before: bool | None, now: bool, *, place: Place, earlier: Place | None = None) -> None:
-    """Refuse a level that has ground truth in some batches or files and none in others.
-
-    Parameters
-    ----------
-    before, now
-        Whether those met so far had ground truth (None where there were none), and whether this one has.
-    place, earlier
-        Where this one is, and one met before it: the one without may know the file that is missing.
-    """
+    """Refuse a level that has ground truth in some batches or files and none in others."""
     if before is not None and before != now:
         without = earlier if now else place
         missing = None if without is None else without.missing

@@ -24,18 +24,10 @@ def is_chunked(array: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class StoredArray:
-    """An array without its axes of length 1, by which values and ground truth may differ.
+    """An array without its axes of length 1, by which values and ground truth may differ."""
 
-    Parameters
-    ----------
-    array
-        What is sliced.
-    shape, chunk
-        Lengths of the axes that are left, and of a chunk along them (1 where any slice costs alike).
-    """
-
-    array: Any
-    shape: Shape
+    array: Any  # what is sliced
+    shape: Shape  # lengths of the axes that are left, and of a chunk along them (1 where any slice costs alike)
     chunk: Shape
 
     @classmethod
@@ -71,8 +63,6 @@ class StoredArray:
 class Grid:
     """How an array is cut: into boxes of `outer` steps, and each of them into boxes of `inner` steps.
 
-    Notes
-    -----
     Inner boxes start at multiples of their steps and where an outer box starts, so they are the same in every pass.
     """
 
@@ -114,8 +104,6 @@ def _cut(axis: slice, step: int) -> Iterator[slice]:
 def grid_of(values: Any, truth: Any) -> Grid:
     """Return the boxes in which a level is read.
 
-    Notes
-    -----
     A chunk that is larger than the budget stays decoded while the other array is read piece by piece beside it.
     """
     stored = [StoredArray.of(array) for array in (values, truth) if array is not None]

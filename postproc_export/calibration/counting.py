@@ -35,17 +35,10 @@ Indices = NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A flat run of values of one level: float32, rounded, finite unless the pass drops others, any zero.
+    """A flat run of values of one level: float32, rounded, finite unless the pass drops others, any zero."""
 
-    Parameters
-    ----------
-    values
-        float32, shape (n,), contiguous.
-    truth
-        bool, shape (n,), True is anomalous; None where no ground truth was given (all count as normal).
-    """
-
-    values: Floats
+    values: Floats  # float32, shape (n,), contiguous
+    # bool, shape (n,), True is anomalous; None where no ground truth was given (all count as normal)
     truth: Flags | None
 
 
@@ -60,15 +53,8 @@ def pick(values: Floats, flags: Flags) -> Floats:
 class Locator:
     """Finds the chosen bin of a key; the bins are equally wide, 16 or 8 bits.
 
-    Parameters
-    ----------
-    table, chosen
-        The table and the ascending indices of its bins.
-
-    Notes
-    -----
-    Bins that follow each other in the table have nothing but empty ones between them, so arithmetic finds
-    them; else a table of two levels does.
+    Bins that follow each other in the table have nothing but empty ones between them, so arithmetic finds them; else a
+    table of two levels does.
     """
 
     def __init__(self, table: Table, chosen: Indices) -> None:
@@ -146,8 +132,6 @@ Nonfinite = Literal["error", "drop"]
 class Clean:
     """A chunk with its range, the values before rounding, and how many were left out of both.
 
-    Notes
-    -----
     `is_wide` says that rounding may have merged different values.
     """
 
@@ -237,14 +221,7 @@ def as_flags(truth: AnyArray) -> Flags | None:
 
 
 def clean(blocks: Iterable[Block], *, nonfinite: Nonfinite) -> Iterator[Clean]:
-    """Check and round the blocks of a first pass.
-
-    Raises
-    ------
-    CalibrationError
-        If values are not finite after rounding (unless they are to be dropped) or ground truth is not 0/1: after the
-        array with the first such element, with the number of them in that array.
-    """
+    """Check and round the blocks of a first pass."""
     faults: Faults = {}
     yield from examine(blocks, faults, nonfinite=nonfinite)
     if faults:
@@ -442,22 +419,7 @@ class _Cells:
 
 
 def split_bins(chunks: Iterable[Chunk], table: Table, chosen: Indices, *, bits: int) -> Table:
-    """Count the chosen bins of a table anew, each divided into 2^bits; one pass.
-
-    Parameters
-    ----------
-    chunks
-        The values of the level, all of them.
-    table, chosen
-        The table and the indices of its bins to divide; ascending, equally wide.
-    bits
-        8, or 16 for bins of that width.
-
-    Returns
-    -------
-    Table
-        The non-empty finer bins only.
-    """
+    """Count the chosen bins of a table anew, each divided into 2^bits; one pass."""
     locator, width = Locator(table, chosen), int(table.widths[chosen[0]])
     held = int(table.normal[chosen].sum() + table.anomalous[chosen].sum())
     is_dense = locator.is_run and held > (table.n_normal + table.n_anomalous) * _DENSE

@@ -31,34 +31,18 @@ _HIGHEST_KEY: Final = (1 << 32) - 1
 
 @dataclass(frozen=True, slots=True)
 class PartCount:
-    """What the first pass over a part left; parts that follow each other add up.
+    """What the first pass over a part left; parts that follow each other add up."""
 
-    Parameters
-    ----------
-    table
-        Bins 2^16 keys wide, or one per distinct value where `is_exact`; empty where there is no value.
-    is_exact, is_wide, dropped
-        As in `tally.Counted`.
-    labelled, first
-        Whether its first block has ground truth, and where that is; None where it has no block.
-    number
-        The number of the part, or of the part with the trouble.
-    faults, error
-        The trouble: elements that are not legal, by kind, or why a part could not be read.
-    signatures
-        The state of the files it was read from.
-    """
-
-    table: Table
-    is_exact: bool
+    table: Table  # bins 2^16 keys wide, or one per distinct value where `is_exact`; empty where there is no value
+    is_exact: bool  # as in `tally.Counted`
     is_wide: bool
     dropped: int
-    labelled: bool | None
+    labelled: bool | None  # whether its first block has ground truth, and where that is; None where it has no block
     first: Place | None
-    number: int
-    faults: Faults
+    number: int  # the number of the part, or of the part with the trouble
+    faults: Faults  # the trouble: elements that are not legal, by kind, or why a part could not be read
     error: PostprocError | None
-    signatures: tuple[object, ...]
+    signatures: tuple[object, ...]  # the state of the files it was read from
 
     @property
     def seen(self) -> int:
@@ -77,18 +61,10 @@ class PartCount:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """The first pass.
+    """The first pass."""
 
-    Parameters
-    ----------
-    nonfinite
-        What is done with values that are not finite.
-    carried
-        Up to so many values of a part travel as they are, so that a small whole needs no second pass.
-    """
-
-    nonfinite: Nonfinite
-    carried: int
+    nonfinite: Nonfinite  # what is done with values that are not finite
+    carried: int  # up to so many values of a part travel as they are, so that a small whole needs no second pass
 
     def run(self, part: Part) -> PartCount:
         """Return the counts of a part; what is wrong with it is returned, not raised, so that the first is found."""
@@ -208,17 +184,7 @@ class TaskSource(Protocol):
 
 
 class DaskLevel:
-    """One level of some sources, counted where Dask runs.
-
-    Parameters
-    ----------
-    level, sources
-        What is counted.
-    cluster
-        Where.
-    progress
-        Called after every part that was read.
-    """
+    """One level of some sources, counted where Dask runs."""
 
     def __init__(
         self,
@@ -233,13 +199,7 @@ class DaskLevel:
         self._total = None if progress is None else self._known_total()
 
     def stats(self, options: LevelOptions, *, nonfinite: Nonfinite) -> LevelStats | None:
-        """Return the statistics of the level, None where no source has it.
-
-        Raises
-        ------
-        CalibrationError
-            If the sources are not what calibration needs, or a part cannot be computed.
-        """
+        """Return the statistics of the level, None where no source has it."""
         count: PartCount | None = self._pass(Count(nonfinite, carried=self._carried()))
         if count is None:
             return None
@@ -319,22 +279,7 @@ class _Report:
 def dask_levels(
     shards: Sequence[Shard], dask: Any, *, progress: Callable[[Progress], None] | None
 ) -> Iterator[Callable[[Level], DaskLevel]]:
-    """Connect to where Dask runs and yield a function that makes a level of the shards.
-
-    Parameters
-    ----------
-    shards
-        Files, stores and mappings.
-    dask
-        The address of a scheduler, a client, or None for what Dask uses by default.
-    progress
-        Called after every part that was read.
-
-    Raises
-    ------
-    CalibrationError
-        If there is no cluster at the address, or what is there is of no use.
-    """
+    """Connect to where Dask runs and yield a function that makes a level of the shards."""
     states = States()
     with cluster_at(dask) as cluster:
 

@@ -33,13 +33,7 @@ def address_of(client: Any) -> str:
 
 
 def wait_for_worker(client: Any) -> None:
-    """Wait until there is a worker.
-
-    Raises
-    ------
-    CalibrationError
-        If there is none in time.
-    """
+    """Wait until there is a worker."""
     try:
         client.wait_for_workers(1, timeout=WAIT)
     except TimeoutError as error:
@@ -47,20 +41,7 @@ def wait_for_worker(client: Any) -> None:
 
 
 def watched(client: Any, start: Callable[[], Awaitable[_Result]]) -> _Result:
-    """Return what an awaitable of the client gives, however long it takes while there are workers.
-
-    Parameters
-    ----------
-    client
-        A `distributed.Client`.
-    start
-        Called on the loop of the client; returns what is to be awaited.
-
-    Raises
-    ------
-    CalibrationError
-        If there is no worker for `WAIT` seconds: Dask itself would wait for a new one for ever.
-    """
+    """Return what an awaitable of the client gives, however long it takes while there are workers."""
     result: _Result = client.sync(_watched, client, start)
     return result
 
@@ -81,8 +62,6 @@ async def _watched(client: Any, start: Callable[[], Awaitable[_Result]]) -> _Res
 def run_everywhere(client: Any, function: Callable[[], Any]) -> dict[str, Any]:
     """Return what a function returns or raises at the scheduler and at every worker, by where that is.
 
-    Notes
-    -----
     Who does not answer has an OSError (`TimeoutError` is one): `client.run` would wait for the slowest for ever.
     """
     found: dict[str, Any] = client.sync(_run_everywhere, client, function)
@@ -181,8 +160,6 @@ def add_replies(work: Work, answers: Sequence[Any]) -> Any:
 class Divide:
     """Divide chosen bins of a table into 2^bits, or collect their values where bits is 0.
 
-    Notes
-    -----
     It goes to every worker, so it holds no more of the table than what finds a value's bin: 5 bytes for each bin from
     the first chosen one to the last.
     """
@@ -243,13 +220,7 @@ OnReply = Callable[[int], None]
 
 
 class Cluster:
-    """Where tasks run.
-
-    Parameters
-    ----------
-    client
-        A `distributed.Client`; None for Dask's scheduler in this process.
-    """
+    """Where tasks run."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -262,24 +233,7 @@ class Cluster:
         return sum(self._client.nthreads().values())
 
     def run(self, make: Callable[[Any], list[Any]], work: Work, *, on_reply: OnReply | None) -> Any:
-        """Return the sum of the answers of all parts, None where there is no part.
-
-        Parameters
-        ----------
-        make
-            Returns the tasks of the parts, in order, for a task that gives the work.
-        work
-            What the parts are asked.
-        on_reply
-            Called with the number of values that a part has read, for every part.
-
-        Raises
-        ------
-        CalibrationError
-            If the cluster does not get it done, or a chunk cannot be computed.
-        Exception
-            What `on_reply` raises, as it is.
-        """
+        """Return the sum of the answers of all parts, None where there is no part."""
         dask = require("dask", extra="dask", purpose=_PURPOSE)
         question = dask.delayed(work, pure=False, traverse=False)
         leaves = make(question)
@@ -372,14 +326,7 @@ def _reporting(on_reply: OnReply | None) -> Iterator[None]:
 
 @contextmanager
 def cluster_at(dask: Any) -> Iterator[Cluster]:
-    """Yield the cluster at an address, of a client, or the one that Dask uses by default.
-
-    Raises
-    ------
-    CalibrationError
-        If there is no scheduler at the address, it has no workers, one of them does not answer, or they have another
-        version of this package.
-    """
+    """Yield the cluster at an address, of a client, or the one that Dask uses by default."""
     if dask is None:
         yield _checked(_default_client())
     elif isinstance(dask, str):
@@ -412,8 +359,6 @@ def _connected(address: str) -> Iterator[Any]:
 def _knock(distributed: Any, address: str) -> str:
     """Return who answers at an address.
 
-    Notes
-    -----
     A client itself would wait for ever at a port where something else listens, such as the scheduler's dashboard.
     """
     dask, utils = (require(name, extra="dask", purpose=_PURPOSE) for name in ("dask", "dask.utils"))

@@ -45,15 +45,9 @@ def has_dask(shard: object) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkPlace(BoxPlace):
-    """Where a chunk is in its array.
+    """Where a chunk is in its array."""
 
-    Parameters
-    ----------
-    chunk
-        The number of the chunk along every axis.
-    """
-
-    chunk: tuple[int, ...]
+    chunk: tuple[int, ...]  # the number of the chunk along every axis
 
     def at(self, flat: int, *, truth: bool = False) -> str:
         """Return ``"the mapping: anomaly_map[3, 10, 12], in chunk (0, 1, 0)"``."""
@@ -111,22 +105,7 @@ def answer_chunk(*arrays: Any, work: Work, place: Place, number: int, block_info
 
 
 class ArraySource:
-    """A level of a mapping of Dask arrays; NumPy arrays beside them are cut into the same chunks.
-
-    Parameters
-    ----------
-    level, shard
-        What is read.
-    number
-        The number that all its chunks bear.
-
-    Raises
-    ------
-    CalibrationError
-        If types or shapes do not fit, or the sizes of chunks are not known.
-    UsageError
-        If something in the mapping is not an array.
-    """
+    """A level of a mapping of Dask arrays; NumPy arrays beside them are cut into the same chunks."""
 
     def __init__(self, level: Level, shard: MemoryShard, *, number: int) -> None:
         self._number = number
@@ -188,8 +167,6 @@ def _chunk_tasks(pair: Pair, work: Any, *, number: int) -> list[Any]:
 def _like(values: Any, truth: Any) -> Any:
     """Return ground truth in the shape and the chunks of the values; it is the smaller one, so it is what moves.
 
-    Notes
-    -----
     Both have the same canonical shape, so they differ by axes of length 1 only.
     """
     da = require("dask.array", extra="dask", purpose=_PURPOSE)
@@ -207,19 +184,7 @@ _Any = TypeVar("_Any", bound=Shard)
 
 
 class ShardPart:
-    """Shards that one task reads one after the other.
-
-    Parameters
-    ----------
-    level, shards
-        What is read.
-    number
-        The number of the group.
-    signatures
-        The state of the shards when they were first met; empty where they were not.
-    verify
-        Whether this is the first pass over the level.
-    """
+    """Shards that one task reads one after the other."""
 
     def __init__(
         self, level: Level, shards: Sequence[Shard], *, number: int, signatures: Sequence[object], verify: bool = True
@@ -229,15 +194,7 @@ class ShardPart:
         self._reader = ShardReader(level, shards, states=self._states, verify=verify)
 
     def blocks(self) -> Iterator[Block]:
-        """Yield the blocks of all of them.
-
-        Raises
-        ------
-        CalibrationError
-            If a shard is damaged or changed.
-        FileError
-            If it is not there where this worker is.
-        """
+        """Yield the blocks of all of them."""
         try:
             yield from self._reader.read()
         except FileError as error:
@@ -255,19 +212,7 @@ def answer_shards(part: ShardPart, work: Work) -> Reply:
 
 
 class ShardSource:
-    """Shard files that follow each other, in groups of about equal number.
-
-    Parameters
-    ----------
-    level, shards
-        What is read.
-    number
-        The number of the first group.
-    groups
-        How many there are at most.
-    states, first
-        What is known of all shards of the source, and the position of the first of these.
-    """
+    """Shard files that follow each other, in groups of about equal number."""
 
     def __init__(
         self, level: Level, shards: Sequence[Shard], *, number: int, groups: int, states: States, first: int = 0
@@ -311,19 +256,7 @@ class ShardSource:
 
 
 class ZarrSource:
-    """A Zarr store in runs of the boxes in which it is read.
-
-    Parameters
-    ----------
-    level, shard
-        What is read.
-    number
-        The number that all its parts bear.
-    parts
-        How many there are at most.
-    states, index
-        What is known of all shards of the source, and the position of this one.
-    """
+    """A Zarr store in runs of the boxes in which it is read."""
 
     def __init__(
         self, level: Level, shard: ZarrShard, *, number: int, parts: int, states: States, index: int = 0
@@ -344,13 +277,7 @@ class ZarrSource:
         return self._size
 
     def leaves(self, work: Any) -> list[Any]:
-        """Return a task for each run of boxes.
-
-        Raises
-        ------
-        CalibrationError
-            If the store changed since it was first met.
-        """
+        """Return a task for each run of boxes."""
         self._states.check(self._index, self._shard)
         parts = [absolute(self._shard) for _ in self._runs]
         for part, run in zip(parts, self._runs, strict=True):
@@ -363,13 +290,7 @@ class ZarrSource:
             next(signatures)
 
     def settle(self) -> None:
-        """Refuse a store that changed while a pass read it.
-
-        Raises
-        ------
-        CalibrationError
-            If it did.
-        """
+        """Refuse a store that changed while a pass read it."""
         self._states.check(self._index, self._shard, reading=True)
 
 

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 def model_files(model: Path) -> list[Path]:
     """Return the model file and those that hold its weights, as far as they are there.
 
-    Notes
-    -----
     Of an ONNX model that cannot be read, and so does not tell where its weights are, the file of the usual name.
     """
     usual = _usual_weights(model)
@@ -104,13 +102,7 @@ def fitted_masks(batch: Batch, size: Sequence[int]) -> Array:
 
 
 def refuse_missing_masks(samples: Sequence[Sample]) -> None:
-    """Refuse anomalous images without a mask.
-
-    Raises
-    ------
-    CalibrationError
-        If there is one.
-    """
+    """Refuse anomalous images without a mask."""
     missing = [sample.image for sample in samples if sample.label == 1 and sample.mask is None]
     if missing:
         raise CalibrationError(
@@ -129,15 +121,8 @@ _FALLBACK_BATCHES: Final = (1, 2)  # exporters trace at one of these, and some g
 def run_batch(runner: Runner, selection: Selection, images: Array, *, batch_size: int) -> tuple[Array, Array | None]:
     """Run the model on up to `batch_size` images and return score (n,) and map (n, H, W) of each.
 
-    Notes
-    -----
     A smaller batch is filled up with its last image and the surplus dropped, for models that run at one size only. The
     score of a model without one is the maximum of its map, and NaN where the map holds a NaN.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If the run fails, or the outputs have not one value or map per image.
     """
     count = len(images)
     fed = np.concatenate([images, np.repeat(images[-1:], batch_size - count, axis=0)]) if count < batch_size else images
@@ -154,24 +139,7 @@ def run_batch(runner: Runner, selection: Selection, images: Array, *, batch_size
 def find_batch_size(
     runner: Runner, selection: Selection, preprocessing: Preprocessing, *, asked: int | None, count: int
 ) -> int:
-    """Return a batch size at which the model runs, found by running it on a black image.
-
-    Parameters
-    ----------
-    runner, selection, preprocessing
-        The model, its raw outputs, and the pre-processing resolved for its input.
-    asked
-        The size that the user wants; None: the model's own where it is static, else the first that works of 8, 1 and 2.
-    count
-        Number of images; no more are run at once.
-
-    Raises
-    ------
-    UsageError
-        If the size asked for is not the model's static one.
-    UnsupportedModelError
-        If the model runs at none of the sizes, or gives not one value per image.
-    """
+    """Return a batch size at which the model runs, found by running it on a black image."""
     if asked is not None and asked < 1:
         raise UsageError(f"a batch size of {asked}", needed="at least 1", fix="leave it out for the model's own")
     static = runner.inputs[0].size(0)
@@ -243,21 +211,11 @@ def _float(values: Array) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class TransformedModel:
-    """A model with its raw outputs transformed.
+    """A model with its raw outputs transformed."""
 
-    Parameters
-    ----------
-    runner
-        The model, loaded; nothing of it was written to stay.
-    before
-        What was put before the threshold, and which outputs are the raw ones now.
-    ports, selection
-        The outputs of the model itself, and which of them are raw.
-    """
-
-    runner: Runner
-    before: Before
-    ports: tuple[PortInfo, ...]
+    runner: Runner  # the model, loaded; nothing of it was written to stay
+    before: Before  # what was put before the threshold, and which outputs are the raw ones now
+    ports: tuple[PortInfo, ...]  # the outputs of the model itself, and which of them are raw
     selection: Selection
 
 
@@ -270,26 +228,7 @@ def open_transformed(
     precision: Precision = "float32",
     threads: int | None = None,
 ) -> TransformedModel:
-    """Put tails before the threshold of a model, in memory or in a temporary file, and load it.
-
-    Parameters
-    ----------
-    model
-        An ``.onnx`` or ``.xml`` file with raw outputs.
-    specs
-        The tails, as `parse_tails` gives them.
-    outputs
-        ``image_output`` and ``pixel_output``; see `select_outputs`.
-    runtime, precision, threads
-        See `open_runner`.
-
-    Raises
-    ------
-    UsageError
-        If one of them stands behind the decision, where it changes no raw value.
-    PostprocError, graph_patterns.GraphPatternError
-        If the model does not allow it, or cannot be loaded.
-    """
+    """Put tails before the threshold of a model, in memory or in a temporary file, and load it."""
     behind = [spec for spec in specs if not spec.changes_values]
     if behind:
         raise UsageError(

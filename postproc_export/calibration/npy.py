@@ -58,13 +58,7 @@ def damaged(name: str, error: BaseException) -> CalibrationError:
 
 
 def file_signature(path: Path) -> tuple[int, int, int]:
-    """Return inode, size and time of change of a file.
-
-    Raises
-    ------
-    FileError
-        If it is not there.
-    """
+    """Return inode, size and time of change of a file."""
     try:
         status = path.stat()
     except OSError as error:
@@ -84,33 +78,17 @@ _HEADERS: Final = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_hea
 
 @dataclass(frozen=True, slots=True)
 class StreamedArray:
-    """An array in `.npy` form that a function opens, again for every pass.
+    """An array in `.npy` form that a function opens, again for every pass."""
 
-    Parameters
-    ----------
-    opener
-        Returns a stream that starts at the `.npy` magic.
-    name
-        For messages: the file and the array in it.
-    shape, dtype, is_fortran
-        What its header says.
-    """
-
-    opener: Callable[[], IO[bytes]]
-    name: str
-    shape: tuple[int, ...]
+    opener: Callable[[], IO[bytes]]  # returns a stream that starts at the `.npy` magic
+    name: str  # for messages: the file and the array in it
+    shape: tuple[int, ...]  # what its header says
     dtype: np.dtype[Any]
     is_fortran: bool
 
     @classmethod
     def open(cls, opener: Callable[[], IO[bytes]], *, name: str) -> "StreamedArray":
-        """Read the header.
-
-        Raises
-        ------
-        CalibrationError
-            If it is not a `.npy` header of a plain array.
-        """
+        """Read the header."""
         with opener() as stream:
             shape, is_fortran, dtype = _read_header(stream, name=name)
         return cls(opener, name, shape, dtype, is_fortran)
@@ -175,13 +153,7 @@ def npy_array(path: Path) -> StreamedArray:
 
 
 def npz_members(path: Path) -> dict[str, zipfile.ZipInfo]:
-    """Return the arrays of a `.npz` file by name.
-
-    Raises
-    ------
-    CalibrationError
-        If one of them is there twice.
-    """
+    """Return the arrays of a `.npz` file by name."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
     twice = stated_twice(info.filename.removesuffix(".npy") for info in members)  # NumPy takes either for the array

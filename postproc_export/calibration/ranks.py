@@ -36,20 +36,7 @@ _Failures = dict[int, Mapping[str, Any]]
 
 @contextmanager
 def all_ranks(group: Any) -> Iterator["Ranks"]:
-    """Open the exchange between the ranks of a process group; all of them have to enter, and leave together.
-
-    Raises
-    ------
-    UsageError
-        If there is no process group, or this process is not in it.
-    PostprocError
-        On every rank, if one has raised: the class of its error (`CalibrationError` for one that is not this
-        package's), with the rank and the message. Where all ranks raise the same, each raises its own.
-    CalibrationError
-        If the process group itself fails, because a rank has ended for example.
-    BaseException
-        What is no Exception, such as KeyboardInterrupt, as it is; the other ranks are told where that is possible.
-    """
+    """Open the exchange between the ranks of a process group; all of them have to enter, and leave together."""
     ranks = Ranks(group)
     try:
         yield ranks
@@ -64,13 +51,7 @@ def all_ranks(group: Any) -> Iterator["Ranks"]:
 
 
 class Ranks:
-    """The ranks of a process group, seen from one of them; `all_ranks` opens and ends it.
-
-    Parameters
-    ----------
-    group
-        A group of `torch.distributed`; None is the default one.
-    """
+    """The ranks of a process group, seen from one of them; `all_ranks` opens and ends it."""
 
     def __init__(self, group: Any) -> None:
         self._torch = require("torch", extra="torch", purpose="calibrating over several processes")
@@ -95,13 +76,6 @@ class Ranks:
     def gather(self, values: AnyArray) -> list[AnyArray]:
         """Return the flat arrays of all ranks, whose lengths may differ, in the order of the ranks.
 
-        Parameters
-        ----------
-        values
-            uint8, int32, int64 or float64, shape (n,).
-
-        Notes
-        -----
         One rank after the other sends, so that memory holds what was sent and nothing else, however uneven it is.
         """
         with self._exchange():
@@ -207,15 +181,7 @@ def _initialised(torch: Any) -> Any:
 
 
 def _device(torch: Any, backends: str) -> Any:
-    """Return where a group's tensors have to be: on the CPU where one of its backends works there (gloo, not nccl).
-
-    Parameters
-    ----------
-    torch
-        The package.
-    backends
-        As `torch.distributed.get_backend_config` has it: ``"cpu:gloo,cuda:nccl"``.
-    """
+    """Return where a group's tensors have to be: on the CPU where one of its backends works there (gloo, not nccl)."""
     devices = [pair.partition(":")[0] for pair in backends.split(",")]
     if "cpu" in devices:
         return torch.device("cpu")
@@ -244,15 +210,7 @@ def _document(error: BaseException) -> dict[str, Any]:
 def distributed_levels(
     states: Mapping[Level, LevelState], options: Mapping[Level, LevelOptions], *, nonfinite: str, ranks: Ranks
 ) -> dict[Level, LevelStats]:
-    """Return the statistics of what all ranks have seen; every rank takes part in the same exchanges.
-
-    Raises
-    ------
-    UsageError
-        If the ranks have other options than each other.
-    CalibrationError
-        If a level has ground truth on some ranks only, or whatever stops a calibration in one process.
-    """
+    """Return the statistics of what all ranks have seen; every rank takes part in the same exchanges."""
     own = {level: _Share.of(states[level]).to_json() for level in LEVELS}
     reports = ranks.gather_json({"options": _described(options, nonfinite), "levels": own})
     _check_alike([report["options"] for report in reports], ranks)
@@ -340,15 +298,7 @@ def _counted(state: LevelState, shares: Sequence[_Share], ranks: Ranks) -> Count
 
 
 class RankValues:
-    """The values of all ranks, each of which counts its own.
-
-    Parameters
-    ----------
-    own
-        The values of this rank.
-    ranks
-        All of them.
-    """
+    """The values of all ranks, each of which counts its own."""
 
     def __init__(self, own: Values, ranks: Ranks) -> None:
         self._own, self._ranks = own, ranks

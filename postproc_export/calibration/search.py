@@ -72,10 +72,8 @@ def _only(table: Table, index: int) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class BestRatio:
-    """The highest TP / (v (TP + FP) + u P), of equal ones the lowest threshold; P is the number of anomalous values.
+    """The highest TP / (v (TP + FP) + u P), of equal ones the lowest threshold; P counts all anomalous values.
 
-    Notes
-    -----
     u = v = 1 is F1, u/v = B^2 is F-beta, u = 0 is precision. The best is always at an anomalous value: from a normal
     one up to the next anomalous one TP stays and FP falls.
     """
@@ -248,8 +246,6 @@ def questions(policies: Sequence[Policy], table: Table) -> list[Question]:
 def question(policy: Policy, table: Table) -> Question:
     """Return the search for a policy's threshold.
 
-    Notes
-    -----
     Where a class that the policy needs is missing, the one-class rule decides: the highest value of only normal
     samples, the lowest of only anomalous ones. `fpr` and `quantile` need normal samples only, `recall` anomalous ones
     only.
@@ -284,8 +280,6 @@ def _search(policy: Policy, table: Table) -> Search:
 def fixed_threshold(policy: Policy, *, low: float, high: float) -> float:
     """Return the threshold of `value=T` or `range=U` for the range of the values seen, rounded once to float32.
 
-    Notes
-    -----
     Infinite where it is beyond the largest float32.
     """
     exact = policy.parameter
@@ -308,22 +302,7 @@ _SHARPENED: Final = 1 << 23  # values for which a pass that only sharpens the ar
 
 
 def answer(searches: Sequence[Search], table: Table, *, values: Values) -> tuple[list[Outcome], Table]:
-    """Answer every search, dividing bins pass by pass; the table as it stands at the end comes back too.
-
-    Parameters
-    ----------
-    searches
-        The questions.
-    table
-        The coarse table of the first pass.
-    values
-        All values of the level, to be counted again.
-
-    Raises
-    ------
-    CalibrationError
-        If the source gives other values than in the first pass.
-    """
+    """Answer every search, dividing bins pass by pass; the table as it stands at the end comes back too."""
     while True:
         outcomes = [search.step(table) for search in searches]
         wanted = [outcome.bins for outcome in outcomes if isinstance(outcome, Wanted)]
@@ -342,8 +321,6 @@ def answer(searches: Sequence[Search], table: Table, *, values: Values) -> tuple
 def sharpen(table: Table, *, values: Values) -> Table:
     """Resolve the bins that blur the areas under the curves where one more pass can hold them all.
 
-    Notes
-    -----
     Where it cannot but the data is small, the bins are divided by 8 bits at least. Bins scattered among most of a large
     data set stay as they are: looking for their few values would cost as much as all passes before.
     """
@@ -372,8 +349,6 @@ def _held(table: Table, bins: Indices) -> int:
 def _plan(table: Table, wanted: Sequence[Indices]) -> tuple[Indices, int] | None:
     """Return which bins of one width to divide in the next pass, ascending, and by how many bits.
 
-    Notes
-    -----
     0 bits: collect and sort, where few values are left. None: the table has no room for what is wanted.
     """
     order = np.concatenate(wanted)

@@ -34,13 +34,7 @@ _WHOLE: Final = 1 << 24  # values that are loaded to turn them from Fortran into
 
 
 def pair_blocks(values: Any, truth: Any, place: Place) -> Iterator[Block]:
-    """Yield the blocks of a pair of arrays that fit each other; only within a place does their order matter.
-
-    Raises
-    ------
-    CalibrationError
-        If one of them is large and in Fortran order and the other one is not.
-    """
+    """Yield the blocks of a pair of arrays that fit each other; only within a place does their order matter."""
     arrays = [values] if truth is None else [values, truth]
     if any(map(is_chunked, arrays)) and not any(isinstance(each, StreamedArray) for each in arrays):
         yield from box_blocks(values, truth, place)
@@ -126,13 +120,7 @@ class Pair:
 
 
 def level_pairs(named: Mapping[str, Any], *, name: str) -> dict[Level, Pair]:
-    """Return the pairs of arrays of the levels that are there.
-
-    Raises
-    ------
-    CalibrationError
-        If types or shapes do not fit, or there is neither a score nor a map.
-    """
+    """Return the pairs of arrays of the levels that are there."""
     found: dict[str, str] = {}
     for key, names in NAMES.items():
         there = [alias for alias in names if alias in named]
@@ -190,15 +178,7 @@ class ArrayShard:
             return 0 if pair is None else pair.place.size
 
     def blocks(self, level: Level, *, verify: bool) -> Iterator[Block]:
-        """Yield the blocks of a level after checking types and shapes.
-
-        Raises
-        ------
-        CalibrationError
-            If shapes or types do not fit, or the shard is damaged.
-        FileError
-            If it is not there, or may not be read.
-        """
+        """Yield the blocks of a level after checking types and shapes."""
         with readable(self.name):
             pair = self.pair(level, verify=verify)
             if pair is not None:
@@ -323,15 +303,7 @@ class CsvShard:
         return None if level == "image" else 0
 
     def blocks(self, level: Level, *, verify: bool) -> Iterator[Block]:
-        """Yield the image level, some ten thousand rows at a time.
-
-        Raises
-        ------
-        CalibrationError
-            If a column is missing or a cell is not a number; the row is in the message.
-        FileError
-            If the file cannot be read.
-        """
+        """Yield the image level, some ten thousand rows at a time."""
         if level == "image":
             with readable(self.name):
                 try:
@@ -411,39 +383,19 @@ class Progress:
 
 
 class States:
-    """What each shard was like when it was first met, for all passes over all levels.
-
-    Parameters
-    ----------
-    known
-        The states by the position of the shard; empty where none was met yet.
-    """
+    """What each shard was like when it was first met, for all passes over all levels."""
 
     def __init__(self, known: Sequence[object] = ()) -> None:
         self._known: dict[int, object] = dict(enumerate(known))
 
     def check(self, index: int, shard: Shard, *, reading: bool = False) -> None:
-        """Refuse a shard that is not what it was; `reading` says that it is being read, not only about to be.
-
-        Raises
-        ------
-        CalibrationError
-            If it changed.
-        FileError
-            If it is gone.
-        """
+        """Refuse a shard that is not what it was; `reading` says that it is being read, not only about to be."""
         now = shard.signature()
         if self._known.setdefault(index, now) != now:
             raise changed(shard.name, reading=reading)
 
     def learn(self, index: int, state: object, *, name: str) -> None:
-        """Take the state of a shard that others have read.
-
-        Raises
-        ------
-        CalibrationError
-            If another one is known.
-        """
+        """Take the state of a shard that others have read."""
         if self._known.setdefault(index, state) != state:
             raise changed(name)
 
@@ -457,22 +409,7 @@ class States:
 
 
 class ShardReader:
-    """One level of some shards.
-
-    Parameters
-    ----------
-    level, shards
-        What is read, in this order.
-    states
-        What is known of the shards, by this reader and by those of other levels.
-    verify
-        Whether the next pass is the first one over the level.
-
-    Attributes
-    ----------
-    labelled
-        Whether the level has ground truth; None as long as no block of it was met.
-    """
+    """One level of some shards."""
 
     def __init__(self, level: Level, shards: Sequence[Shard], *, states: States, verify: bool = True) -> None:
         self._level, self._shards, self._states = level, shards, states
@@ -481,13 +418,7 @@ class ShardReader:
         self.labelled: bool | None = None
 
     def read(self) -> Iterator[Block]:
-        """Yield all blocks of the level; the first pass verifies checksums too.
-
-        Raises
-        ------
-        CalibrationError
-            If a shard is damaged, changed since it was first met, or has ground truth where others have none.
-        """
+        """Yield all blocks of the level; the first pass verifies checksums too."""
         verify, self._verify = self._verify, False
         for index, shard in enumerate(self._shards):
             self._states.check(index, shard)

@@ -42,15 +42,7 @@ _MEANING: Final = {name: key for key, names in NAMES.items() for name in names}
 
 
 def find_shards(source: Source) -> list[Shard]:
-    """Return the shards of a source, in the order of their names within a folder.
-
-    Raises
-    ------
-    FileError
-        If a path is not there, may not be read, is not of a known kind, or is given twice.
-    UsageError
-        If the source is of a type that cannot be read several times.
-    """
+    """Return the shards of a source, in the order of their names within a folder."""
     shards = _shards_of(source)
     seen: dict[tuple[int, int], Path] = {}
     for path in (path for shard in shards for path in shard.files):
@@ -304,11 +296,5 @@ def _total(level: Level, shards: Sequence[Shard]) -> int | None:
 
 
 def source_files(source: Source) -> list[Path]:
-    """Return every file that a source reads, and the folder of every Zarr store in it.
-
-    Raises
-    ------
-    FileError
-        If a path is not there, may not be read, is not of a known kind, or is given twice.
-    """
+    """Return every file that a source reads, and the folder of every Zarr store in it."""
     return [path for shard in find_shards(source) for path in shard.files]

@@ -24,13 +24,6 @@ _IN_MEMORY: Final = 1 << 24  # bytes of values
 class Spool:
     """Values and ground truth in the order they came; the file has no name, so it is gone when the process is.
 
-    Parameters
-    ----------
-    folder
-        Where the file goes once it is needed; None is the system's temporary folder.
-
-    Notes
-    -----
     float32 values take 4.1 bytes each, wider types 8.1: they are kept as they came, since rounding to float32 may merge
     values.
     """
@@ -52,13 +45,7 @@ class Spool:
         return self._file is not None
 
     def append(self, values: AnyArray, truth: Flags | None) -> None:
-        """Keep a flat run of values, float32 or float64.
-
-        Raises
-        ------
-        FileError
-            If the temporary file cannot be written; what was appended before the block that failed can still be read.
-        """
+        """Keep a flat run of values, float32 or float64."""
         if values.dtype != self._values.dtype or not self._values.size:
             self._seal()
             self._values, self._truth = np.empty(_BLOCK, dtype=values.dtype), np.empty(_BLOCK, dtype=np.bool_)

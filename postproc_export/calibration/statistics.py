@@ -58,8 +58,6 @@ def _ratio(part: int, whole: int) -> float | None:
 def auroc(table: Table) -> dict[str, float] | None:
     """Return the interval that holds the area under the ROC curve; ties count one half.
 
-    Notes
-    -----
     Pairs in different bins are decided. A pair within a bin of one value is a tie; within a wider bin it may go either
     way. Products are Python integers where int64 could overflow, as it does at 10^12 values.
     """
@@ -88,8 +86,6 @@ def _dot(left: NDArray[np.int64], right: NDArray[np.int64]) -> int:
 def average_precision(table: Table) -> dict[str, float] | None:
     """Return the interval of the average precision: the sum over thresholds of recall gained times precision.
 
-    Notes
-    -----
     In a bin of more than one value precision is at most that of all its anomalous values above all its normal ones. It
     is at least that of the reverse order, one by one, which sums to p - F ln(1 + p / (T + F)) or more, T true positives
     above the bin and F false positives down to its end.
@@ -146,18 +142,7 @@ _FEWER: Final = 5  # times fewer resamples above that many images, where the int
 
 
 def threshold_interval(table: Table, policy: Policy, *, resamples: int) -> dict[str, Any]:
-    """Return the 95 % percentile interval of the threshold over resamples of the images.
-
-    Parameters
-    ----------
-    table
-        One bin per distinct value. The resampling draws from the sorted values, so neither the order of the images nor
-        their distribution over shards matters.
-    policy
-        Chooses the threshold of each resample; resamples in which a class is missing follow the one-class rule.
-    resamples
-        How many; a fifth of them above 20,000 images.
-    """
+    """Return the 95 % percentile interval of the threshold over resamples of the images."""
     total = table.n_normal + table.n_anomalous
     if total > MAX_IMAGES:
         return {"left_out": f"more than {MAX_IMAGES} images"}
@@ -199,15 +184,7 @@ def single_values(table: Table) -> Table:
 
 
 def one_pass_bound(table: Table, found: Found) -> dict[str, Any]:
-    """Return how far F1 at the threshold can be below the best F1 of all observed values, at most.
-
-    Parameters
-    ----------
-    table
-        The buckets; without anomalous values F1 is not defined, and neither is its distance.
-    found
-        The threshold; within a bucket, F1 there is at least that of all its normal and none of its anomalous values.
-    """
+    """Return how far F1 at the threshold can be below the best F1 of all observed values, at most."""
     if not table.n_anomalous:
         return {"exact": False, "f1_gap": None}
     tp, fp = _worst_at(table, found.key)
@@ -230,18 +207,10 @@ def _worst_at(table: Table, key: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """How far the precision of a level goes.
+    """How far the precision of a level goes."""
 
-    Parameters
-    ----------
-    best
-        The highest precision of the thresholds that are known.
-    bound
-        What no observed value can exceed; the precision of `best` where the values were looked at again.
-    """
-
-    best: Found
-    bound: float
+    best: Found  # the highest precision of the thresholds that are known
+    bound: float  # what no observed value can exceed; the precision of `best` where the values were looked at again
 
     @classmethod
     def of(cls, table: Table, *, counted: Table, values: Values, is_exact: bool) -> "Reach":
@@ -314,26 +283,7 @@ class LevelOptions:
 
 
 def level_stats(level: Level, counted: Counted, options: LevelOptions, *, labelled: bool, values: Values) -> LevelStats:
-    """Return the statistics of a level; warns where one class is missing or float32 merged values at the threshold.
-
-    Parameters
-    ----------
-    level
-        For messages, and because only image thresholds get a bootstrap interval.
-    counted
-        What the first pass counted; at least one value.
-    options
-        The policy and what else to record.
-    labelled
-        Whether there was ground truth. Without it a level has a range, and a threshold only by `value=T` or `range=U`.
-    values
-        All values of the level, to be counted again.
-
-    Raises
-    ------
-    CalibrationError
-        If the policy cannot be reached, or the range of the values is not legal.
-    """
+    """Return the statistics of a level; warns where one class is missing or float32 merged values at the threshold."""
     is_exact = options.exact or counted.is_exact
     table = counted.table if is_exact else single_values(counted.table)
     _legal(level, counted, table, threshold=None)  # refused here already, not after the passes to come

@@ -21,15 +21,8 @@ _NEGATIVE_ZERO = np.int32(-(2**31))
 
 
 def ordered_keys(values: Floats) -> Keys:
-    """Return uint32 keys that compare as the values do.
+    """Return uint32 keys that compare as float32 values do, which must be finite and without -0.0 (see `merge_zeros`).
 
-    Parameters
-    ----------
-    values
-        float32, any shape, finite, without -0.0 (see `merge_zeros`).
-
-    Notes
-    -----
     Positive values get their sign bit set, negative ones all bits flipped.
     """
     bits = values.view(np.uint32)
@@ -72,13 +65,7 @@ def merge_zeros(values: Floats) -> Floats:
 
 
 def raw_buckets(values: Floats) -> NDArray[np.uint16]:
-    """Return the upper 16 bits of each value's raw float32 pattern; a strided view, not a copy.
-
-    Parameters
-    ----------
-    values
-        float32, shape (n,), contiguous, in the byte order of the machine (little-endian).
-    """
+    """Return the upper 16 bits of each value's raw float32 pattern; a strided view, not a copy."""
     return values.view(np.uint16)[1::2]
 
 
@@ -96,25 +83,13 @@ def raw_numbers(ordered: NDArray[np.intp]) -> NDArray[np.intp]:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Counts per bin; the bins are disjoint, ascending, and every value seen lies in one of them.
+    """Counts per bin; the bins are disjoint, ascending, and every value seen lies in one of them."""
 
-    Parameters
-    ----------
-    starts
-        uint32, shape (n,), ascending: the lowest ordered key of each bin.
-    widths
-        uint8, shape (n,): a bin covers 2^width keys; at 0 it is one float32 value.
-    normal, anomalous
-        int64, shape (n,): values of each class in the bin, at least one together.
-    low, high
-        Ordered keys of the lowest and the highest value seen.
-    """
-
-    starts: Keys
-    widths: NDArray[np.uint8]
-    normal: Counts
+    starts: Keys  # uint32, shape (n,), ascending: the lowest ordered key of each bin
+    widths: NDArray[np.uint8]  # uint8, shape (n,): a bin covers 2^width keys; at 0 it is one float32 value
+    normal: Counts  # int64, shape (n,): values of each class in the bin, at least one together
     anomalous: Counts
-    low: int
+    low: int  # ordered keys of the lowest and the highest value seen
     high: int
 
     def __len__(self) -> int:

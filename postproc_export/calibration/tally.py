@@ -37,24 +37,12 @@ def joined(chunks: list[Chunk]) -> Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What the first pass over all values of a level counted, wherever they were counted.
+    """What the first pass over all values of a level counted, wherever they were counted."""
 
-    Parameters
-    ----------
-    table
-        At least one value; one bin per distinct value where `is_exact`, else bins 2^16 keys wide.
-    is_exact
-        Whether the values were few enough to be sorted: `SMALL` at most.
-    is_wide
-        Whether some came in a type that holds more than float32 does.
-    dropped
-        Values left out because they were not finite.
-    """
-
-    table: Table
-    is_exact: bool
-    is_wide: bool
-    dropped: int
+    table: Table  # at least one value; one bin per distinct value where `is_exact`, else bins 2^16 keys wide
+    is_exact: bool  # whether the values were few enough to be sorted: `SMALL` at most
+    is_wide: bool  # whether some came in a type that holds more than float32 does
+    dropped: int  # values left out because they were not finite
 
     @property
     def seen(self) -> int:
@@ -109,8 +97,6 @@ class Tally:
     def counted(self) -> Counted:
         """Return the counts: one bin per distinct value where all are here, else bins 2^16 keys wide.
 
-        Notes
-        -----
         There must be at least one value.
         """
         is_exact = self._kept is not None
@@ -122,15 +108,7 @@ class Tally:
 
 
 def sum_tables(parts: Sequence[Table], *, low: int, high: int) -> Table:
-    """Return the sum of tables of which any two bins are the same or disjoint.
-
-    Parameters
-    ----------
-    parts
-        Tables over disjoint data; any of them may be empty, so may all.
-    low, high
-        Ordered keys of the lowest and the highest value of the whole.
-    """
+    """Return the sum of tables of which any two bins are the same or disjoint."""
     starts, first, sums = np.unique(_joined([part.starts for part in parts]), return_index=True, return_inverse=True)
     normal, anomalous = (np.zeros(starts.size, dtype=np.int64) for _ in range(2))
     np.add.at(normal, sums, _joined([part.normal for part in parts]))
@@ -158,18 +136,10 @@ def empty_table(*, low: int, high: int) -> Table:
 
 @dataclass(frozen=True, slots=True)
 class BinGrid:
-    """Bins of one width, each divided into 2^bits cells: where tables of that kind have equal dense forms.
+    """Bins of one width, each divided into 2^bits cells: where tables of that kind have equal dense forms."""
 
-    Parameters
-    ----------
-    starts
-        uint32, shape (n,), ascending: the lowest ordered key of each bin.
-    width, bits
-        A bin covers 2^width keys and 2^bits cells.
-    """
-
-    starts: Keys
-    width: int
+    starts: Keys  # uint32, shape (n,), ascending: the lowest ordered key of each bin
+    width: int  # a bin covers 2^width keys and 2^bits cells
     bits: int
 
     @classmethod
@@ -212,10 +182,8 @@ Blocks = Callable[[], Iterator[Block]]
 class Values(Protocol):
     """All values of one level, wherever they are, counted again as often as asked.
 
-    Notes
-    -----
-    The answers depend on the values alone, not on where they are or in which order: `sum_tables` and
-    `BinGrid` add the tables of parts exactly, and every route then gives the same bits.
+    The answers depend on the values alone, not on where they are or in which order: `sum_tables` and `BinGrid` add the
+    tables of parts exactly, and every route then gives the same bits.
     """
 
     def split(self, table: Table, chosen: Indices, *, bits: int) -> Table:
@@ -232,13 +200,7 @@ class Values(Protocol):
 
 
 class ReadValues:
-    """Values that this process reads, block by block.
-
-    Parameters
-    ----------
-    read
-        Starts a pass over all blocks of the level.
-    """
+    """Values that this process reads, block by block."""
 
     def __init__(self, read: Blocks) -> None:
         self._read = read

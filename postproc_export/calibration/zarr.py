@@ -29,29 +29,15 @@ _FRAME: Final = slice(12, 16)  # its length, header included, little endian
 
 @dataclass(frozen=True, slots=True)
 class StoredChunks:
-    """The chunks of an array, or its shards where it has them.
+    """The chunks of an array, or its shards where it has them."""
 
-    Parameters
-    ----------
-    folder, store
-        Where the array is, and the store as messages name it.
-    counts
-        Number of chunks along every axis.
-    prefix, separator
-        What stands before the numbers in the name of a chunk, and between them.
-    is_blosc
-        Whether each file is a Blosc frame.
-    fill_value
-        What elements have that are not stored.
-    """
-
-    folder: Path
+    folder: Path  # where the array is, and the store as messages name it
     store: str
-    counts: tuple[int, ...]
-    prefix: str
+    counts: tuple[int, ...]  # number of chunks along every axis
+    prefix: str  # what stands before the numbers in the name of a chunk, and between them
     separator: str
-    is_blosc: bool
-    fill_value: object
+    is_blosc: bool  # whether each file is a Blosc frame
+    fill_value: object  # what elements have that are not stored
 
     @classmethod
     def of(cls, folder: Path, *, store: str) -> "StoredChunks | None":
@@ -84,13 +70,7 @@ class StoredChunks:
         return math.prod(self.counts)
 
     def check(self) -> int:
-        """Return how many chunks are not stored.
-
-        Raises
-        ------
-        CalibrationError
-            If a Blosc frame is not as long as it says: decoding it may read beyond its end, which ends the process.
-        """
+        """Return how many chunks are not stored."""
         missing = 0
         for name in self._names():
             try:
@@ -211,15 +191,7 @@ class ZarrShard(ArrayShard):
         return 0 if pair is None else pair.place.size
 
     def blocks(self, level: Level, *, verify: bool) -> Iterator[Block]:
-        """Yield the blocks of a level; the first pass looks at the files of its chunks before any is decoded.
-
-        Raises
-        ------
-        CalibrationError
-            If shapes or types do not fit, or the store is damaged.
-        FileError
-            If a file of it may not be read.
-        """
+        """Yield the blocks of a level; the first pass looks at the files of its chunks before any is decoded."""
         pair = self.pair(level, verify=verify)
         if pair is not None:
             if verify and self.run is None:
@@ -230,13 +202,6 @@ class ZarrShard(ArrayShard):
     def check(self, pair: Pair) -> None:
         """Refuse truncated chunks of a level, and warn of values that are not stored.
 
-        Raises
-        ------
-        CalibrationError
-            If a chunk is not as long as it says itself.
-
-        Notes
-        -----
         Zarr leaves out chunks that hold the fill value only, which is what most masks are; maps hardly ever.
         """
         with readable(self.name):
@@ -281,8 +246,6 @@ def _decodable(name: str) -> Iterator[None]:
 def _settle() -> None:
     """Let the reads end that Zarr began beside one that failed; asyncio complains of those it finds at exit.
 
-    Notes
-    -----
     Their loop is no public name of Zarr: where it is not found, the complaints stay and nothing else changes.
     """
     with suppress(Exception):

@@ -25,15 +25,6 @@ _EXAMPLE: Final = 'extract=lambda outputs, batch: {"pred_score": outputs[0], "gt
 def find_arrays(outputs: Any, batch: Any) -> dict[str, Any]:
     """Return what is found of the four arrays, by their first names.
 
-    Parameters
-    ----------
-    outputs
-        What `validation_step` returned; looked into first.
-    batch
-        The batch that it was given.
-
-    Notes
-    -----
     Keys of mappings and attributes of anything else, under either name of docs/definition.md section 9; None counts as
     not there.
     """
@@ -49,24 +40,7 @@ def find_arrays(outputs: Any, batch: Any) -> dict[str, Any]:
 def checked_arrays(
     arrays: Mapping[str, Any], outputs: Any, batch: Any, *, truth_needed: bool, asked: bool
 ) -> dict[str, Any]:
-    """Return the arrays by their first names; refuses what cannot be calibrated on.
-
-    Parameters
-    ----------
-    arrays
-        From `find_arrays` or from the user's function.
-    outputs, batch
-        For the message.
-    truth_needed
-        Whether some policy needs ground truth.
-    asked
-        Whether the user's own function said where they are.
-
-    Raises
-    ------
-    UsageError
-        If there is a key that is not known, no prediction, or no ground truth where it is needed.
-    """
+    """Return the arrays by their first names; refuses what cannot be calibrated on."""
     first = {name: key for key, names in NAMES.items() for name in names}
     unknown = [str(key) for key in arrays if key not in first]
     if unknown:
@@ -114,27 +88,14 @@ _FIX = "leave use_distributed_sampler=True on, or give unrepeated=True once no s
 
 @dataclass(frozen=True, slots=True)
 class Deal:
-    """How one dataloader deals its samples out to the processes.
+    """How one dataloader deals its samples out to the processes."""
 
-    Parameters
-    ----------
-    rank, ranks
-        This process and how many there are, for the sampler.
-    samples
-        Samples of the whole dataset.
-    own
-        Samples that this process gets, repetitions included.
-    batch_size
-        Samples per batch.
-    order
-        What decides the order of the samples: whether they are shuffled, the seed, the epoch.
-    """
-
-    rank: int
+    rank: int  # this process and how many there are, for the sampler
     ranks: int
-    samples: int
-    own: int
-    batch_size: int
+    samples: int  # samples of the whole dataset
+    own: int  # samples that this process gets, repetitions included
+    batch_size: int  # samples per batch
+    # what decides the order of the samples: whether they are shuffled, the seed, the epoch
     order: tuple[bool, int, int]
 
     @classmethod
@@ -171,24 +132,7 @@ class Deal:
 
 
 def agreed_deals(loaders: Sequence[Any], ranks: Ranks, *, package: str, unrepeated: bool) -> list[Deal | None]:
-    """Return how every dataloader deals, None where nothing is repeated for all that is known.
-
-    Parameters
-    ----------
-    loaders
-        The validation dataloaders as they run; empty where they are not read one after the other.
-    ranks
-        All processes; each of them calls this.
-    package
-        The package of the Trainer.
-    unrepeated
-        Whether the user vouches for what cannot be told.
-
-    Raises
-    ------
-    UsageError
-        In every process, if it cannot be told which samples are repeated.
-    """
+    """Return how every dataloader deals, None where nothing is repeated for all that is known."""
     found = [Deal.of(loader, package=package) for loader in loaders]
     mine = [each if isinstance(each, str) else [each.rank, each.shared()] for each in found]
     reports = ranks.gather_json(mine)
@@ -217,13 +161,7 @@ def _untold(reports: Sequence[Any], *, size: int) -> str | None:
 
 
 def unrepeated_part(arrays: Mapping[str, Any], deal: Deal, batch: int) -> dict[str, Any]:
-    """Return the samples of a batch that no other process counts; nothing where there is none.
-
-    Raises
-    ------
-    UsageError
-        If some have to be left out of arrays that have not one entry per sample of the batch.
-    """
+    """Return the samples of a batch that no other process counts; nothing where there is none."""
     size, kept = deal.counts(batch)
     if kept == size:
         return dict(arrays)
