@@ -52,8 +52,8 @@ def import_inferencer() -> Any:
 
 def compared(path: Path, inferencer: Any) -> dict[str, Any]:
     """Run one file and say what came of it."""
-    report = check_contract(path, "anomalib")
-    found: dict[str, Any] = {"file": path.name, "fits": bool(report), "missed": [item.name for item in report.missed]}
+    missed = [item.name for item in check_contract(path, "anomalib") if item.holds is False]
+    found: dict[str, Any] = {"file": path.name, "fits": not missed, "missed": missed}
     runner = open_runner(path, runtime="openvino")
     (port,) = runner.inputs
     size = [port.size(axis) or default for axis, default in zip((2, 3), OPEN_SIZE, strict=True)]

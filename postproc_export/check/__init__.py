@@ -10,7 +10,7 @@ from postproc_export.check.attached import AttachedModel, load_attached
 from postproc_export.check.inputs import COUNT, SEED
 from postproc_export.check.originals import RawFile, TorchRunner
 from postproc_export.check.real_inputs import RealInputs, array_inputs, image_inputs
-from postproc_export.check.record import FileChecks, check_record, record_is_missing
+from postproc_export.check.record import check_record, file_checks, record_is_missing
 from postproc_export.check.reference import EagerTransform, Reference, unnamed_code
 from postproc_export.check.report import Check, FailureStore, ParityReport
 from postproc_export.check.runners import Assumed
@@ -358,11 +358,11 @@ def check_parity(
     outputs_named = (image_output, pixel_output)
     check_options(images=images, inputs=inputs, torch=torch, outputs=outputs_named, save_failures=save_failures)
     threads = usable_cores() if threads is None else threads
-    file_checks = FileChecks.run(Path(attached), preserved=preserved, contracts=contracts)
-    missing = record_is_missing(Path(attached)) if file_checks and assumed.stats is None else None
+    of_file, not_checked = file_checks(Path(attached), preserved=preserved, contracts=contracts)
+    missing = record_is_missing(Path(attached)) if of_file and assumed.stats is None else None
     missing = unfit_layer(Path(attached), assumed) if missing is None else missing
     if missing is not None:  # what needs no record is told all the same
-        return _report_of(attached, [missing, *file_checks.checks], file_checks.not_checked, seed, threads)
+        return _report_of(attached, [missing, *of_file], not_checked, seed, threads)
     with without_decisions(Path(attached), assumed) as (path, decisions):
         model = load_attached(path, assumed)
         runtimes = usable_runtimes(model)
@@ -376,13 +376,13 @@ def check_parity(
             outputs = {"image_output": image_output, "pixel_output": pixel_output}
             exported = TorchRunner.load(torch, model, **outputs, threads=threads, transform=transform)
         given = {"raw": raw is not None, "torch": torch is not None}
-        not_checked = [*file_checks.not_checked, *of_the_code(unnamed, **given), *of_the_file(model, runtimes)]
+        not_checked += [*of_the_code(unnamed, **given), *of_the_file(model, runtimes)]
         not_checked += of_the_options(**given, real=real is not None, int8=int8)
         failures = _store(save_failures, Path(attached), raw, torch, seed, threads, max_flips, named, assumed)
         behind = None
         if decisions is not None:
             behind = DecisionCheck(Path(attached), decisions, model, seed=seed, threads=threads)
-        checks = [*check_record(model), *file_checks.checks]
+        checks = [*check_record(model), *of_file]
         checks += _parts(model, reference, transform, behind, runtimes, count=count, seed=seed, threads=threads)
         if exhaustive:
             checks += check_exhaustively(model, runtimes, progress=progress)

@@ -1,9 +1,8 @@
 """Checks that run nothing: the file against its record, against the raw file, and against a program's contract."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from graph_patterns.catalog import UNIT_SCORE
 from graph_patterns.expr import Call, Const, Expr, Scalar
 from graph_patterns.match import Match, Mismatch, find
 from postproc_export.check.attached import AttachedModel, guard_rule
-from postproc_export.check.contracts import ContractReport, check_contract
+from postproc_export.check.contracts import CONTRACTS, check_contract
 from postproc_export.check.preserved import Preservation
 from postproc_export.check.report import Check, failed, sentences
 from postproc_export.errors import UnsupportedModelError, UsageError
@@ -74,49 +73,29 @@ def compare_files(raw: str | Path, attached: str | Path) -> Preservation:
     return compare_openvino_files(before, after)
 
 
-# --- Checks of the file itself that run nothing: what changed besides the tail, and whether it fits a program.
+def file_checks(
+    attached: Path, *, preserved: str | Path | None, contracts: Iterable[str]
+) -> tuple[list[Check], list[str]]:
+    """Check what was asked for that runs nothing; return the checks, and what could not be checked.
 
-
-@dataclass(frozen=True, slots=True)
-class FileChecks:
-    """What was checked, and what could not be; falsy where nothing was asked for."""
-
-    checks: tuple[Check, ...] = ()
-    not_checked: tuple[str, ...] = ()
-
-    @classmethod
-    def run(cls, attached: Path, *, preserved: str | Path | None, contracts: Iterable[str]) -> Self:
-        """Run what was asked for.
-
-        Parameters
-        ----------
-        attached
-            The attached file.
-        preserved
-            The raw file to compare it with.
-        contracts
-            The programs that it is to fit; see `check_contract`.
-
-        Raises
-        ------
-        UsageError, FileError, MetadataError, UnsupportedModelError, ModelFileError
-            If a file cannot be read, or an option is not known.
-        """
-        checks: list[Check] = []
-        not_checked: list[str] = []
-        if preserved is not None:
-            found = compare_files(preserved, attached)
-            check = Check(name="preserved", passed=bool(found), message=found.describe(), details=found.to_json())
-            checks.append(check)
-            not_checked += [f"besides the tail, {sentence}" for sentence in found.not_judged]
-        for contract in contracts:
-            report = check_contract(attached, contract)
-            checks += _contract_checks(report)
-            not_checked += report.not_judged()
-        return cls(tuple(checks), tuple(not_checked))
-
-    def __bool__(self) -> bool:
-        return bool(self.checks)
+    Raises `PostprocError` where a file cannot be read, or an option is not known.
+    """
+    checks: list[Check] = []
+    not_checked: list[str] = []
+    if preserved is not None:
+        found = compare_files(preserved, attached)
+        checks.append(Check(name="preserved", passed=bool(found), message=found.describe(), details=found.to_json()))
+        not_checked += [f"besides the tail, {sentence}" for sentence in found.not_judged]
+    for contract in contracts:
+        for item in check_contract(attached, contract):
+            program = CONTRACTS[contract][0]
+            if item.holds is None:
+                not_checked.append(f"{program}, {item.name}: {item.found}; needed: {item.needed}")
+                continue
+            fields = {"holds": item.holds, "found": item.found, "needed": item.needed, "fix": item.fix or None}
+            name, details = f"{contract}/{item.name.replace(' ', '-')}", {"program": program, **fields}
+            checks.append(Check(name=name, passed=item.holds, message=item.describe(), details=details))
+    return checks, not_checked
 
 
 def record_is_missing(attached: Path) -> Check | None:
@@ -128,14 +107,6 @@ def record_is_missing(attached: Path) -> Check | None:
         f"no entry '{METADATA_KEY}' in the file's metadata: attaching did not write it, or it was stripped since; "
         "neither constants nor decisions can be checked",
     )
-
-
-def _contract_checks(report: ContractReport) -> Iterator[Check]:
-    for item in report.requirements:
-        if item.holds is not None:
-            name = f"{report.contract}/{item.name.replace(' ', '-')}"
-            details = {"program": report.program, **item.to_json()}
-            yield Check(name=name, passed=item.holds, message=item.describe(), details=details)
 
 
 # --- Compare an attached file with its record: outputs by name, order, type and shape; constants bit for bit.
