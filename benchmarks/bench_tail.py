@@ -105,7 +105,7 @@ def onnx_calls(maps: np.ndarray) -> dict[str, Call]:
     for name, guard in (("tail", False), ("tail with NaN guard", True)):
         outputs = tail(shape, nan_guard=guard, nan_test="sum", mask_dtype="bool")
         fragment = emit(outputs, inputs=inputs, target=TARGET, prefix="postproc/")
-        session = onnx_session(list(fragment.nodes), list(fragment.initializers), shape, list(outputs))
+        session = onnx_session(list(fragment.node), list(fragment.initializer), shape, list(outputs))
         calls[name] = bound(session, maps)
     return calls
 

@@ -4,11 +4,12 @@ A step of a graph is a tree of frozen dataclasses. A backend emits it, the match
 canonical names such as ``"hard_sigmoid"``; each backend's lowering table says which operator of the format that is.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
-# --- The errors of `graph_patterns`.
+# The errors of `graph_patterns`:
 #
 # ExplainedError                  what and where / found / needed / fix, kept as data
 # └── GraphPatternError           base of this package
@@ -60,11 +61,6 @@ class ModelFileError(GraphPatternError, ValueError):
 class SharedValueError(GraphPatternError, ValueError):
     """A value that is to be removed is read by a node outside the match."""
 
-
-# --- Expressions: what a subgraph computes, written once and independent of any format.
-#
-# A step of a graph is a tree of frozen dataclasses. A backend emits it, the matcher recognises it. The operators are
-# canonical names such as ``"hard_sigmoid"``; each backend's lowering table says which operator of the format that is.
 
 Param: TypeAlias = str | bool | int | tuple[int, ...]
 
@@ -274,9 +270,6 @@ def identity(value: Expr) -> Call:
     return call("identity", value)
 
 
-# --- A pattern: the expression that we emit, and the foreign spellings of the same step that we recognise.
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pattern:
     """A named step of a graph.
@@ -323,12 +316,7 @@ def free_name(base: str, taken: set[str]) -> str:
 class Names:
     """Names for what is added: prefix, then the output that it was first needed for, then what it is.
 
-    Parameters
-    ----------
-    prefix
-        Put before every name.
-    taken
-        Names that are in use already.
+    `taken` are names that are in use already.
     """
 
     def __init__(self, prefix: str, taken: Iterable[str] = ()) -> None:
@@ -339,3 +327,43 @@ class Names:
     def unique(self, what: str) -> str:
         """Return a name that was not given before, and remember it."""
         return free_name(f"{self._prefix}{self.scope}/{what}", self._taken)
+
+
+class Builder(ABC):
+    """What emits expressions in one format: each subexpression once, into what the format calls a value.
+
+    `inputs` has the host's value for each `Input`, `owned` the output that bears the value of an expression.
+    """
+
+    def __init__(self, inputs: Mapping[str, Any], names: Names, owned: Mapping[Expr, str]) -> None:
+        self.names, self.owned = names, owned
+        self._inputs = inputs
+        self._done: dict[Call, Any] = {}
+
+    @abstractmethod
+    def constant(self, name: str, value: Any) -> Any:
+        """Return a constant that holds an array, under an unused form of the name."""
+
+    @abstractmethod
+    def call(self, expr: Call) -> Any:
+        """Return the result of the format's operator for a call."""
+
+    def value(self, expr: Expr) -> Any:
+        """Return the value of an expression, emitted where it is not there yet."""
+        import numpy as np
+
+        match expr:
+            case Input(name):
+                return self._inputs[name]
+            case Const(value, name, dtype):
+                return self.constant(name, np.asarray(value, dtype=dtype))
+            case Ints(values, name):
+                return self.constant(name, np.asarray(values, dtype=np.int64))
+            case FixedTensor(content, shape, name):
+                return self.constant(name, np.frombuffer(content, "<f4").reshape(shape))
+            case Call():
+                if expr not in self._done:
+                    self._done[expr] = self.call(expr)
+                return self._done[expr]
+            case Scalar(name):
+                raise AssertionError(f"the scalar {name!r} was not bound")

@@ -1,12 +1,10 @@
-"""Find an expression in a graph, at one value, and say why where it is not there."""
+"""Find an expression at one value of a graph, and say why where it is not there; fold constants on the way."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Final, Literal, Protocol, TypeAlias
 
 from graph_patterns.expr import COMMUTATIVE, Call, Const, Expr, FixedTensor, Input, Ints, Param, Pattern, Scalar
-
-# --- What a matcher may see of a graph, the same for every format.
 
 Value: TypeAlias = Hashable  # how a view names one tensor of its graph: opaque to the matcher
 
@@ -118,20 +116,6 @@ class Mismatch:
         return f"{self.reason} at {self.at!r}"
 
 
-@dataclass(slots=True)
-class _Bindings:
-    inputs: dict[str, Value] = field(default_factory=dict)
-    scalars: dict[str, float] = field(default_factory=dict)
-    nodes: dict[Value, NodeView] = field(default_factory=dict)
-    sites: dict[str, tuple[Site, ...]] = field(default_factory=dict)
-
-    def copy(self) -> "_Bindings":
-        return _Bindings(dict(self.inputs), dict(self.scalars), dict(self.nodes), dict(self.sites))
-
-    def take(self, other: "_Bindings") -> None:
-        self.inputs, self.scalars, self.nodes, self.sites = other.inputs, other.scalars, other.nodes, other.sites
-
-
 def find(
     pattern: Pattern | Expr, graph: GraphView, *, at: Value, inputs: Mapping[str, Value] | None = None
 ) -> Match | Mismatch:
@@ -151,105 +135,169 @@ def find(
         a long one does. Where none fits, the nearest miss: the one that went deepest.
     """
     bodies = pattern if isinstance(pattern, Pattern) else (pattern,)
-    tries = [_try(body, graph, at, inputs or {}) for body in bodies]
+    tries = [_Trial(graph, inputs or {}).match(body, at) for body in bodies]
     matches = [result for result in tries if isinstance(result, Match)]
     if matches:
         return max(matches, key=lambda result: len(result.nodes))
     return max((result for result in tries if isinstance(result, Mismatch)), key=lambda miss: miss.depth)
 
 
-def _try(body: Expr, graph: GraphView, at: Value, inputs: Mapping[str, Value]) -> Match | Mismatch:
-    bound = _Bindings(dict(inputs))
-    miss = _fit(body, graph, at, bound)
-    if miss is not None:
-        return miss
-    return Match(body, bound.inputs, bound.scalars, tuple(bound.nodes.values()), tuple(bound.nodes), bound.sites)
+class _Trial:
+    """One expression held against one graph, and what was bound on the way."""
 
+    def __init__(self, graph: GraphView, inputs: Mapping[str, Value]) -> None:
+        self._graph = graph
+        self._inputs = dict(inputs)
+        self._scalars: dict[str, float] = {}
+        self._nodes: dict[Value, NodeView] = {}
+        self._sites: dict[str, tuple[Site, ...]] = {}
 
-def _fit(expr: Expr, graph: GraphView, at: Value | Number, bound: _Bindings) -> Mismatch | None:
-    match expr:
-        case Input(name):
-            known = bound.inputs.setdefault(name, at)
-            return None if known == at else _miss(f"{name!r} is also {_shown(graph, known)}", graph, at, bound)
-        case Scalar(name):
-            number = _number(graph, at)
-            if number is None:
-                return _miss(f"expected the number {name!r}, found {_shown(graph, at)}", graph, at, bound)
-            known_number = bound.scalars.setdefault(name, number)
-            same = _equal(known_number, number)
-            return None if same else _miss(f"{name!r} is {number:.9g} and {known_number:.9g}", graph, at, bound)
-        case Const(value):
-            number = _number(graph, at)
-            if number is None or not _equal(number, value):
-                return _miss(f"expected the constant {value}, found {_shown(graph, at)}", graph, at, bound)
-            return None
-        case Ints(values):
-            found = None if isinstance(at, Number) else graph.integers(at)
-            if found != values:
-                shown = _shown(graph, at) if found is None else str(list(found))
-                return _miss(f"expected the constant {list(values)}, found {shown}", graph, at, bound)
-            return None
-        case FixedTensor(name=name):
-            return _miss(f"the table {name!r} is emitted and not matched", graph, at, bound)
-        case Call():
-            return _fit_call(expr, graph, at, bound)
-
-
-def _fit_call(expr: Call, graph: GraphView, at: Value | Number, bound: _Bindings) -> Mismatch | None:
-    node = None if isinstance(at, Number) else graph.producer(at)
-    if node is None or node.op != expr.op:
-        return _miss(f"expected {expr.op}, found {_shown(graph, at)}", graph, at, bound)
-    for name, wanted in expr.params:
-        if name in node.params and node.params[name] != wanted:
-            return _miss(f"expected {name} {wanted}, found {node.params[name]}", graph, at, bound)
-        if name not in node.params:
-            return _miss(f"expected {name} {wanted}, found none that is fixed", graph, at, bound)
-    if len(node.args) != len(expr.args):
-        return _miss(f"expected {len(expr.args)} operands, found {len(node.args)}", graph, at, bound)
-    bound.nodes[at] = node
-    order = tuple(range(len(node.args)))
-    miss = _fit_args(expr.args, node.args, order, graph, at, bound)
-    if miss is not None and expr.op in COMMUTATIVE:
-        return None if _fit_args(expr.args, node.args, order[::-1], graph, at, bound) is None else miss
-    return miss
-
-
-def _fit_args(
-    wanted: tuple[Expr, ...],
-    found: tuple[Value | Number, ...],
-    order: tuple[int, ...],
-    graph: GraphView,
-    reader: Value,
-    bound: _Bindings,
-) -> Mismatch | None:
-    """Fit the operands of one node, taken in an order; nothing is bound unless all fit."""
-    trial = bound.copy()
-    for expr, index in zip(wanted, order, strict=True):
-        miss = _fit(expr, graph, found[index], trial)
+    def match(self, body: Expr, at: Value) -> Match | Mismatch:
+        miss = self._fit(body, at)
         if miss is not None:
             return miss
-        if isinstance(expr, Scalar):
-            trial.sites[expr.name] = (*trial.sites.get(expr.name, ()), (reader, index))
-    bound.take(trial)
-    return None
+        nodes = self._nodes
+        return Match(body, self._inputs, self._scalars, tuple(nodes.values()), tuple(nodes), self._sites)
+
+    def _fit(self, expr: Expr, at: Value | Number) -> Mismatch | None:
+        match expr:
+            case Input(name):
+                known = self._inputs.setdefault(name, at)
+                return None if known == at else self._miss(f"{name!r} is also {self._shown(known)}", at)
+            case Scalar(name):
+                number = self._number(at)
+                if number is None:
+                    return self._miss(f"expected the number {name!r}, found {self._shown(at)}", at)
+                first = self._scalars.setdefault(name, number)
+                return None if _equal(first, number) else self._miss(f"{name!r} is {number:.9g} and {first:.9g}", at)
+            case Const(value):
+                number = self._number(at)
+                if number is None or not _equal(number, value):
+                    return self._miss(f"expected the constant {value}, found {self._shown(at)}", at)
+                return None
+            case Ints(values):
+                found = None if isinstance(at, Number) else self._graph.integers(at)
+                if found != values:
+                    shown = self._shown(at) if found is None else str(list(found))
+                    return self._miss(f"expected the constant {list(values)}, found {shown}", at)
+                return None
+            case FixedTensor(name=name):
+                return self._miss(f"the table {name!r} is emitted and not matched", at)
+            case Call():
+                return self._fit_call(expr, at)
+
+    def _fit_call(self, expr: Call, at: Value | Number) -> Mismatch | None:
+        node = None if isinstance(at, Number) else self._graph.producer(at)
+        if node is None or node.op != expr.op:
+            return self._miss(f"expected {expr.op}, found {self._shown(at)}", at)
+        for name, wanted in expr.params:
+            if name in node.params and node.params[name] != wanted:
+                return self._miss(f"expected {name} {wanted}, found {node.params[name]}", at)
+            if name not in node.params:
+                return self._miss(f"expected {name} {wanted}, found none that is fixed", at)
+        if len(node.args) != len(expr.args):
+            return self._miss(f"expected {len(expr.args)} operands, found {len(node.args)}", at)
+        self._nodes[at] = node
+        order = range(len(node.args))
+        miss = self._fit_args(expr, node, order, at)
+        if miss is not None and expr.op in COMMUTATIVE:
+            return None if self._fit_args(expr, node, order[::-1], at) is None else miss
+        return miss
+
+    def _fit_args(self, expr: Call, node: NodeView, order: Sequence[int], reader: Value) -> Mismatch | None:
+        """Fit the operands of one node, taken in an order; nothing is bound unless all fit."""
+        before = dict(self._inputs), dict(self._scalars), dict(self._nodes), dict(self._sites)
+        for wanted, index in zip(expr.args, order, strict=True):
+            miss = self._fit(wanted, node.args[index])
+            if miss is not None:
+                self._inputs, self._scalars, self._nodes, self._sites = before
+                return miss
+            if isinstance(wanted, Scalar):
+                self._sites[wanted.name] = (*self._sites.get(wanted.name, ()), (reader, index))
+        return None
+
+    def _number(self, at: Value | Number) -> float | None:
+        return at.value if isinstance(at, Number) else self._graph.number(at)
+
+    def _miss(self, reason: str, at: Value | Number) -> Mismatch:
+        where = str(at.value) if isinstance(at, Number) else self._graph.describe(at)
+        return Mismatch(reason, where, depth=len(self._nodes))
+
+    def _shown(self, at: Value | Number) -> str:
+        number = self._number(at)
+        if number is not None:
+            return f"the number {number:.9g}"
+        node = None if isinstance(at, Number) else self._graph.producer(at)
+        return node.op if node is not None else "an input of the graph"
 
 
 def _equal(left: float, right: float) -> bool:
     return left == right or (left != left and right != right)  # NaN stands for NaN
 
 
-def _number(graph: GraphView, at: Value | Number) -> float | None:
-    return at.value if isinstance(at, Number) else graph.number(at)
+_DEEPEST: Final = 32  # operators between a value and the constants that it is folded from
+
+_FOLDS: Final[Mapping[str, Callable[..., float]]] = {
+    "identity": lambda value: value,
+    "cast": lambda value: value,  # integers and truth values that are folded here are small
+    "add": lambda left, right: left + right,
+    "sub": lambda left, right: left - right,
+    "mul": lambda left, right: left * right,
+    "div": lambda left, right: left / right,
+    "less": lambda left, right: left < right,
+    "greater": lambda left, right: left > right,
+    "is_nan": lambda value: value != value,
+    "logical_not": lambda value: value == 0.0,
+    "logical_and": lambda left, right: left != 0.0 and right != 0.0,
+    "logical_or": lambda left, right: left != 0.0 or right != 0.0,
+    "select": lambda condition, then, otherwise: then if condition != 0.0 else otherwise,
+}
+_ROUNDED: Final = {"cast", "add", "sub", "mul", "div"}
 
 
-def _miss(reason: str, graph: GraphView, at: Value | Number, bound: _Bindings) -> Mismatch:
-    where = str(at.value) if isinstance(at, Number) else graph.describe(at)
-    return Mismatch(reason, where, depth=len(bound.nodes))
+class Folded:
+    """A view in which what is computed from constants alone is a number; the graph itself stays as it is.
 
+    Arithmetic is rounded to float32, as a graph would do it. A number that takes more than 32 operators is not folded.
+    """
 
-def _shown(graph: GraphView, at: Value | Number) -> str:
-    number = _number(graph, at)
-    if number is not None:
-        return f"the number {number:.9g}"
-    node = None if isinstance(at, Number) else graph.producer(at)
-    return node.op if node is not None else "an input of the graph"
+    def __init__(self, view: GraphView) -> None:
+        self._view = view
+        self._known: dict[Value, float | None] = {}
+        self.output = view.output
+        self.producer = view.producer
+        self.integers = view.integers  # these are not computed
+        self.describe = view.describe
+
+    def number(self, value: Value) -> float | None:
+        """Return the number that a value is, whatever constants it is computed from; None where it depends on more."""
+        return self._folded(value, _DEEPEST)
+
+    def default(self, value: Value) -> float | None:
+        """Return the number of a constant, or what an input is where nobody gives another."""
+        number = self.number(value)
+        return self._view.default(value) if number is None else number
+
+    def _folded(self, value: Value, depth: int) -> float | None:
+        if value not in self._known:
+            number = self._view.number(value)
+            self._known[value] = number if number is not None else self._computed(value, depth)
+        return self._known[value]
+
+    def _computed(self, value: Value, depth: int) -> float | None:
+        import numpy as np
+
+        node = self._view.producer(value) if depth else None
+        op, args = ("", ()) if node is None else (node.op, node.args)
+        if op == "CastLike":  # the other operand gives the type alone
+            op, args = "cast", args[:1]
+        if op not in _FOLDS or len(args) != _FOLDS[op].__code__.co_argcount:
+            return None
+        operands: list[float] = []
+        for arg in args:
+            number = arg.value if isinstance(arg, Number) else self._folded(arg, depth - 1)
+            if number is None:
+                return None
+            operands.append(number)
+        with np.errstate(all="ignore"):
+            return float(_FOLDS[op](*(map(np.float32, operands) if op in _ROUNDED else operands)))

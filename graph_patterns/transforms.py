@@ -45,17 +45,9 @@ def gaussian_radius(sigma: float) -> int:
 def smoothed(maps: Expr, *, sigma: float, rank: int, is_static: bool) -> Expr:
     """A map convolved with a Gaussian along both axes, reflected at its edges without repeating them.
 
-    Parameters
-    ----------
-    maps
-        The maps.
-    sigma
-        Standard deviation, pixels.
-    rank
-        3 or 4.
-    is_static
-        Whether the graph knows height and width, and both exceed the radius; else the reflection is computed when it
-        runs, and is defined for maps of any size: it goes back and forth as often as it takes.
+    `sigma` is in pixels, `rank` 3 or 4. `is_static` says that the graph knows height and width, and both exceed the
+    radius; else the reflection is computed when it runs, and is defined for maps of any size: it goes back and forth as
+    often as it takes.
     """
     weights, radius = gaussian_weights(sigma), gaussian_radius(sigma)
     planes = _as_planes(maps, rank)

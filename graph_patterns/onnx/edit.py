@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from graph_patterns.expr import ModelFileError, SharedValueError
 from graph_patterns.match import Site, Value
-from graph_patterns.onnx.emit import INITIALIZERS_NEED_NO_INPUT_SINCE
+from graph_patterns.onnx.emit import INITIALIZERS_NEED_NO_INPUT_SINCE, constant_nodes
 from graph_patterns.onnx.file import OnnxFile
 from graph_patterns.onnx.view import OnnxView, default_opset
 
@@ -26,29 +26,13 @@ def remove(
     inputs: Collection[str] = (),
     keep: Collection[Value] = (),
 ) -> None:
-    """Remove the nodes that compute values, outputs of the graph, and what nobody reads any more then.
+    """Remove the nodes that compute values, and what nobody reads any more then; changes the model in place.
 
-    Parameters
-    ----------
-    model
-        Changed in place; it may be a skeleton without its weights.
-    values
-        What the nodes compute, such as the `values` of a `Match`.
-    outputs
-        Names of graph outputs that are given up.
-    inputs
-        Names of graph inputs that are given up where nothing reads them any more.
-    keep
-        Values that stay though only the removed nodes read them, such as the `inputs` of a `Match`.
-
-    Raises
-    ------
-    SharedValueError
-        If a node that stays, at any depth, or an output that stays reads one of the values; nothing is changed then.
-
-    Notes
-    -----
-    Of what was there before and had no reader then, nothing is removed.
+    `values` are what the nodes compute, such as those of a `Match`, `outputs` the graph outputs that are given up,
+    `inputs` the graph inputs that are given up where nothing reads them any more. The values in `keep`, such as the
+    inputs of a `Match`, stay though only the removed nodes read them, and so does what had no reader before. Raises
+    SharedValueError, with nothing changed, if a node that stays, at any depth, or an output that stays reads a value
+    that goes.
     """
     gone = {str(value) for value in values}
     going = [node for node in model.graph.node if not gone.isdisjoint(node.output)]
@@ -63,15 +47,7 @@ def remove(
 
 
 def prune(model: onnx.ModelProto, names: Collection[str]) -> None:
-    """Remove constants and values that have no reader any more, and what was only there for them, in turn.
-
-    Parameters
-    ----------
-    model
-        Changed in place.
-    names
-        Where to begin: what has just lost a reader.
-    """
+    """Remove those constants and values among names that have no reader any more, and what was only there for them."""
     _drop(model, _orphans(names, model.graph.node, kept=_interface(model, ())))
 
 
@@ -172,19 +148,8 @@ def _keep(items: MutableSequence[Any], wanted: Any) -> None:
 
 
 def set_numbers(model: onnx.ModelProto, numbers: Mapping[Site, float], *, prefix: str) -> None:
-    """Set numbers at sites of a `Match`, in place.
+    """Set numbers at sites of a `Match`, in place; `prefix` is put before the names of cloned constants.
 
-    Parameters
-    ----------
-    model
-        The model, or its skeleton.
-    numbers
-        The new number for each operand.
-    prefix
-        Put before the names of constants that are cloned.
-
-    Notes
-    -----
     A constant of its own whose readers all get the same number is changed where it stands. Any other operand (shared,
     or computed from constants) gets a clone with the element type and the shape of what it was.
     """
@@ -256,8 +221,7 @@ class _Editor:
         if self._model.ir_version >= INITIALIZERS_NEED_NO_INPUT_SINCE:
             self._model.graph.initializer.append(tensor)
             return
-        node = onnx.helper.make_node("Constant", [], [tensor.name], name=tensor.name, value=tensor)
-        self._model.graph.node.insert(0, node)
+        self._model.graph.node.insert(0, next(constant_nodes([tensor])))
 
 
 def _filled(like: onnx.TensorProto, number: float, name: str) -> onnx.TensorProto:
@@ -277,34 +241,22 @@ _FAULTS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Soundness:
-    """What is wrong with a model, its weights left out.
+    """What is wrong with a model, its weights left out."""
 
-    Parameters
-    ----------
-    complaint
-        What the checker of ONNX says of the graph; None where it is content.
-    inferred
-        What it says when it infers types and shapes as well. Declared shapes of inner values are left out: a host may
-        have wrong ones, which runtimes pass over, and what reads such a value is not to be blamed for it.
-    faults
-        How many outputs, definitions and reads are wrong. The checker does not look at all of them, and says no more
-        than the first thing that it finds.
-    """
-
-    complaint: str | None
+    complaint: str | None  # what the checker of ONNX says of the graph; None where it is content
     inferred: str | None
+    """What it says when it infers types and shapes as well. Declared shapes of inner values are left out: a host may
+    have wrong ones, which runtimes pass over, and what reads such a value is not to be blamed for it."""
     faults: Counter[str]
+    """How many outputs, definitions and reads are wrong. The checker does not look at all of them, and says no more
+    than the first thing that it finds."""
 
     @classmethod
     def of(cls, file: OnnxFile, *, opset: int = 0) -> Self:
         """Look at the model of a file as it is now.
 
-        Parameters
-        ----------
-        file
-            The file.
-        opset
-            The version of the default operator set that counts where the model imports none, as some do; 0 for none.
+        `opset` is the version of the default operator set that counts where the model imports none, as some do; 0 for
+        none.
         """
         serialised = file.without_payloads()
         if opset and not default_opset(file.model):
@@ -318,13 +270,7 @@ class Soundness:
         return cls(complaint, _complaint(serialised, full=True), Counter(_faults(file.model.graph)))
 
     def refuse_worse(self, after: "Soundness", *, where: str) -> None:
-        """Refuse an edited model in which something is wrong that was not.
-
-        Raises
-        ------
-        ModelFileError
-            If there is something.
-        """
+        """Raise ModelFileError if something is wrong with an edited model that was not before."""
         found = [text for kind, text in _FAULTS.items() if after.faults[kind] > self.faults[kind]]
         if self.complaint is None and after.complaint is not None:
             found.append(after.complaint)

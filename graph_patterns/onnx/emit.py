@@ -3,7 +3,7 @@
 The nodes are built as an onnx-graphsurgeon graph and exported from there.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -11,18 +11,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from graph_patterns.expr import (
-    Call,
-    Const,
-    Expr,
-    FixedTensor,
-    Input,
-    Ints,
-    Names,
-    Scalar,
-    UnsupportedOpsetError,
-    owners,
-)
+from graph_patterns.expr import Builder, Call, Const, Expr, Ints, Names, UnsupportedOpsetError, owners
 
 OLDEST_OPSET: Final = 7
 OLDEST_IR_VERSION: Final = 3
@@ -32,24 +21,12 @@ CONSTANTS_HOLD_INTEGERS_SINCE: Final = 9  # opset; below it a Constant node hold
 
 @dataclass(frozen=True, slots=True)
 class OnnxForm:
-    """One form of an operator.
-
-    Parameters
-    ----------
-    op_type
-        Operator of the default domain.
-    since
-        First opset with this form.
-    attributes
-        Names of the trailing operands that this form holds as float attributes.
-    axes
-        Where the axes of a reduction, or those of size 1 that are put in, stand.
-    """
+    """One form of an operator of the default domain, which opsets from `since` on have."""
 
     op_type: str
     since: int
-    attributes: tuple[str, ...] = ()
-    axes: Literal["attribute", "input"] | None = None
+    attributes: tuple[str, ...] = ()  # names of the trailing operands that it holds as float attributes
+    axes: Literal["attribute", "input"] | None = None  # where those of a reduction or those that are put in stand
 
 
 LOWERINGS: Final[Mapping[str, tuple[OnnxForm, ...]]] = {
@@ -94,7 +71,10 @@ EMITTED_ONLY: Final[Mapping[str, tuple[OnnxForm, ...]]] = {
 }
 
 ELEMENT_TYPES: Final[Mapping[str, int]] = {
+    "float16": onnx.TensorProto.FLOAT16,
+    "bfloat16": onnx.TensorProto.BFLOAT16,
     "float32": onnx.TensorProto.FLOAT,
+    "float64": onnx.TensorProto.DOUBLE,
     "uint8": onnx.TensorProto.UINT8,
     "bool": onnx.TensorProto.BOOL,
     "int64": onnx.TensorProto.INT64,
@@ -105,10 +85,7 @@ ELEMENT_TYPES: Final[Mapping[str, int]] = {
 class OnnxTarget:
     """The opset of the default domain and the IR version that emitted nodes have to fit.
 
-    Raises
-    ------
-    UnsupportedOpsetError
-        Below opset 7 or IR version 3.
+    Raises UnsupportedOpsetError below opset 7 or IR version 3.
     """
 
     opset: int
@@ -128,12 +105,9 @@ class OnnxTarget:
         return any(form.since <= self.opset for form in _forms(op))
 
     def check_integers(self) -> None:
-        """Refuse a target that has no form of a constant vector of integers.
+        """Raise UnsupportedOpsetError if a constant vector of integers has no form.
 
-        Raises
-        ------
-        UnsupportedOpsetError
-            Below IR version 4, where constants are nodes, below opset 9.
+        That is below IR version 4, where constants are nodes, and below opset 9.
         """
         if self.opset < CONSTANTS_HOLD_INTEGERS_SINCE and self.ir_version < INITIALIZERS_NEED_NO_INPUT_SINCE:
             raise UnsupportedOpsetError(
@@ -143,13 +117,7 @@ class OnnxTarget:
             )
 
     def form(self, op: str) -> OnnxForm:
-        """Return the newest form that the opset knows.
-
-        Raises
-        ------
-        UnsupportedOpsetError
-            If there is none.
-        """
+        """Return the newest form that the opset knows; raises UnsupportedOpsetError if there is none."""
         known = [form for form in _forms(op) if form.since <= self.opset]
         if not known:
             raise UnsupportedOpsetError(
@@ -164,14 +132,6 @@ def _forms(op: str) -> tuple[OnnxForm, ...]:
     return LOWERINGS[op] if op in LOWERINGS else EMITTED_ONLY[op]
 
 
-@dataclass(frozen=True, slots=True)
-class OnnxFragment:
-    """Nodes in topological order, and the initializers that they read."""
-
-    nodes: tuple[onnx.NodeProto, ...]
-    initializers: tuple[onnx.TensorProto, ...]
-
-
 def emit(
     outputs: Mapping[str, Expr],
     *,
@@ -179,21 +139,12 @@ def emit(
     target: OnnxTarget,
     prefix: str,
     taken: Iterable[str] = (),
-) -> OnnxFragment:
-    """Build the nodes that compute expressions from values of a host graph.
+) -> onnx.GraphProto:
+    """Build the nodes that compute expressions from values of a host graph, and the initializers that they read.
 
-    Parameters
-    ----------
-    outputs
-        Expression per output name, without unbound scalars; a subexpression that recurs is computed once.
-    inputs
-        The host's value for each `Input`.
-    target
-        The opset and IR version of the host.
-    prefix
-        Put before the name of every node, constant and inner value.
-    taken
-        Names that are in use in the host.
+    `outputs` has an expression without unbound scalars per output name; a subexpression that recurs is computed once.
+    `inputs` names the host's value for each `Input`. `prefix` is put before the name of every node, constant and inner
+    value, `taken` are the names that are in use in the host. The nodes are in topological order.
     """
     builder = _OnnxBuilder(inputs, target, Names(prefix, taken), owners(outputs))
     for name, expr in outputs.items():
@@ -201,57 +152,42 @@ def emit(
     return builder.export()
 
 
-class _OnnxBuilder:
+class _OnnxBuilder(Builder):
     def __init__(self, inputs: Mapping[str, str], target: OnnxTarget, names: Names, owned: Mapping[Expr, str]) -> None:
-        self._inputs = {name: gs.Variable(value, dtype=np.float32) for name, value in inputs.items()}
+        variables = {name: gs.Variable(value, dtype=np.float32) for name, value in inputs.items()}
+        super().__init__(variables, names, owned)
+        self._variables = list(variables.values())
         self._target = target
-        self._names = names
-        self._owned = owned
-        self._done: dict[Call, gs.Variable] = {}
         self._nodes: list[gs.Node] = []
         self._outputs: list[gs.Variable] = []
 
     def output(self, name: str, expr: Expr) -> None:
-        self._names.scope = name
-        if not isinstance(expr, Call) or self._owned[expr] != name:
-            self._outputs.append(self._call(Call("identity", (expr,)), name=name))
-        else:
-            self._outputs.append(self._value(expr))
+        self.names.scope = name
+        is_own = isinstance(expr, Call) and self.owned[expr] == name
+        self._outputs.append(self.value(expr) if is_own else self._emitted(Call("identity", (expr,)), name))
 
-    def export(self) -> OnnxFragment:
-        graph = gs.Graph(self._nodes, list(self._inputs.values()), self._outputs, opset=self._target.opset)
+    def export(self) -> onnx.GraphProto:
+        graph = gs.Graph(self._nodes, self._variables, self._outputs, opset=self._target.opset)
         proto = gs.export_onnx(graph, do_type_check=False, ir_version=self._target.ir_version).graph
         if self._target.ir_version >= INITIALIZERS_NEED_NO_INPUT_SINCE:
-            return OnnxFragment(tuple(proto.node), tuple(proto.initializer))
-        constants = (
-            onnx.helper.make_node("Constant", [], [tensor.name], name=tensor.name, value=tensor)
-            for tensor in proto.initializer
-        )
-        return OnnxFragment((*constants, *proto.node), ())
+            return onnx.GraphProto(node=proto.node, initializer=proto.initializer)
+        return onnx.GraphProto(node=[*constant_nodes(proto.initializer), *proto.node])
 
-    def _value(self, expr: Expr) -> gs.Tensor:
-        match expr:
-            case Input(name):
-                return self._inputs[name]
-            case Const(value, name, dtype):
-                return self._constant(name, np.asarray(value, dtype=dtype))
-            case Ints(values, name):
-                self._target.check_integers()
-                return self._constant(name, np.asarray(values, dtype=np.int64))
-            case FixedTensor(content, shape, name):
-                return self._constant(name, np.frombuffer(content, "<f4").reshape(shape))
-            case Call():
-                return self._done[expr] if expr in self._done else self._call(expr, name=self._owned.get(expr))
-            case Scalar(name):
-                raise AssertionError(f"the scalar {name!r} was not bound")
+    def value(self, expr: Expr) -> Any:
+        if isinstance(expr, Ints):
+            self._target.check_integers()
+        return super().value(expr)
 
-    def _constant(self, name: str, value: np.ndarray[Any, Any]) -> gs.Constant:
-        return gs.Constant(self._names.unique(name), value)
+    def constant(self, name: str, value: Any) -> gs.Constant:
+        return gs.Constant(self.names.unique(name), value)
 
-    def _call(self, expr: Call, *, name: str | None = None) -> gs.Variable:
+    def call(self, expr: Call) -> gs.Variable:
+        return self._emitted(expr, self.owned.get(expr))
+
+    def _emitted(self, expr: Call, name: str | None) -> gs.Variable:
         form = self._target.form(expr.op)
         count = len(expr.args) - len(form.attributes)
-        operands = [self._value(arg) for arg in expr.args[:count]]
+        operands = [self.value(arg) for arg in expr.args[:count]]
         attributes: dict[str, Any] = {}
         for attribute, arg in zip(form.attributes, expr.args[count:], strict=True):
             assert isinstance(arg, Const), f"{attribute} of {form.op_type} has to be a number"
@@ -262,23 +198,23 @@ class _OnnxBuilder:
             elif key == "keepdims":
                 attributes["keepdims"] = int(bool(setting))
             elif key == "axes" and form.axes == "input":
-                operands.append(self._constant("axes", np.asarray(setting, dtype=np.int64)))
+                operands.append(self.constant("axes", np.asarray(setting, dtype=np.int64)))
             else:
                 attributes[key] = list(setting) if isinstance(setting, tuple) else setting
-        node_name = self._names.unique(expr.op)
-        result = gs.Variable(name if name is not None else node_name)
-        results = [result]
-        if expr.op == "resize":
-            operands = [operands[0], *self._unused_operands(), operands[1]]
+        node_name = self.names.unique(expr.op)
+        results = [gs.Variable(name if name is not None else node_name)]
+        if expr.op == "resize":  # region of interest and scales, of which sizes have the place
+            unused = (
+                gs.Variable.empty() if self._target.opset >= 13 else self.constant("empty", np.empty(0, np.float32))
+            )
+            operands = [operands[0], unused, unused, operands[1]]
         elif expr.op == "top_k":
-            results.append(gs.Variable(self._names.unique("indices")))
+            results.append(gs.Variable(self.names.unique("indices")))
         self._nodes.append(gs.Node(form.op_type, node_name, attributes, operands, results))
-        self._done[expr] = result
-        return result
+        return results[0]
 
-    def _unused_operands(self) -> list[gs.Tensor]:
-        """Region of interest and scales of a Resize that is given sizes: they may be left out from opset 13 on."""
-        if self._target.opset >= 13:
-            return [gs.Variable.empty(), gs.Variable.empty()]
-        empty = self._constant("empty", np.empty(0, np.float32))
-        return [empty, empty]
+
+def constant_nodes(tensors: Iterable[onnx.TensorProto]) -> Iterator[onnx.NodeProto]:
+    """Yield a node for each constant: below IR version 4 an initializer would have to be an input."""
+    for tensor in tensors:
+        yield onnx.helper.make_node("Constant", [], [tensor.name], name=tensor.name, value=tensor)

@@ -20,13 +20,18 @@ from google.protobuf.message import DecodeError, EncodeError
 from google.protobuf.message_factory import GetMessageClass
 
 from graph_patterns.expr import ModelFileError
-from graph_patterns.onnx.tensors import Edit, Payload, Placeholders, UnusualError, Walk
 from graph_patterns.onnx.wire import (
     CHUNK,
     ChangedFileError,
+    Edit,
     FileSource,
     MalformedError,
     MemorySource,
+    Payload,
+    Placeholders,
+    UnusualError,
+    Walk,
+    length_of,
     positions,
     special_kind,
     varint,
@@ -49,8 +54,6 @@ _SIGNATURES: Final = {
 def check_text(serialised: bytes) -> None:
     """Raise DecodeError unless the names and other texts of a serialised model are UTF-8.
 
-    Notes
-    -----
     onnx's own classes hand out other names as `bytes`, which fail wherever they meet a `str`.
     """
     _strict_model_class().FromString(serialised)
@@ -70,14 +73,7 @@ def _strict_model_class() -> Any:
 def refuse_other_messages(model: onnx.ModelProto, *, where: str, start: bytes) -> None:
     """Refuse what protobuf can parse, as it can many files, but what holds no model.
 
-    Parameters
-    ----------
-    model
-        What was parsed.
-    where
-        The file, for the message.
-    start
-        The first bytes of the file.
+    `where` names the file in the message, `start` is its first bytes.
     """
     if not model.HasField("graph"):
         raise not_a_model(where, "no graph in it", start=start)
@@ -114,33 +110,18 @@ _EXTERNAL: Final = varint(14 << 3) + varint(onnx.TensorProto.EXTERNAL)  # data_l
 
 @dataclass(frozen=True, slots=True)
 class ExternalData:
-    """Where the payload of one tensor lies.
+    """Where the payload of one tensor lies."""
 
-    Parameters
-    ----------
-    tensor
-        The tensor's name; empty where it has none, as in attributes.
-    location
-        The file, relative to the model's folder.
-    offset
-        Where in the file the payload begins, in bytes.
-    length
-        Its length in bytes; None where the model does not say.
-    """
-
-    tensor: str
-    location: str
-    offset: int
-    length: int | None
+    tensor: str  # its name; empty where it has none, as in attributes
+    location: str  # the file, relative to the model's folder
+    offset: int  # bytes
+    length: int | None  # bytes; None where the model does not say
 
 
 def external_data_locations(model: onnx.ModelProto) -> tuple[ExternalData, ...]:
     """Return the external data of all tensors of a model, at any depth.
 
-    Raises
-    ------
-    ModelFileError
-        If an offset or a length is no number.
+    Raises ModelFileError if an offset or a length is no number.
     """
     serialised = model.SerializeToString()
     marks = positions(serialised, _EXTERNAL)
@@ -160,18 +141,8 @@ def external_data_locations(model: onnx.ModelProto) -> tuple[ExternalData, ...]:
 def external_files(model: onnx.ModelProto, folder: Path) -> dict[Path, Path]:
     """Return the files that hold a model's external data: {path relative to the model's folder: file}.
 
-    Parameters
-    ----------
-    model
-        The model, with or without its payloads.
-    folder
-        The folder that the model was read from; locations are relative to it.
-
-    Raises
-    ------
-    ModelFileError
-        If a location leads out of the folder, by its text or by a link, or to no regular file, or if the file is too
-        short for the tensor.
+    Raises ModelFileError if a location leads out of the folder, by its text or by a link, or to no regular file, or if
+    the file is too short for the tensor.
     """
     files: dict[Path, Path] = {}
     for data in external_data_locations(model):
@@ -235,24 +206,11 @@ def _refused(data: ExternalData, reason: str) -> ModelFileError:
 
 
 class OnnxFile:
-    """An ONNX model whose large payloads are still in its file.
+    """An ONNX model whose large payloads are still in its file; `path` is None for a model in memory.
 
-    Use it as a context manager, or let it go: either closes the file.
-
-    Parameters
-    ----------
-    path
-        Where the file is; None for a model in memory.
-    source
-        Its bytes.
-
-    Attributes
-    ----------
-    path
-        As given.
-    model
-        The model to read and edit. A tensor with a payload above 4 KiB has a placeholder in `raw_data` instead;
-        `full_tensor` gives the payload. A placeholder has a meaning in this object only.
+    In `model`, which is there to be read and edited, a tensor with a payload above 4 KiB has a placeholder in
+    `raw_data` instead, which has a meaning in this object only; `full_tensor` gives the payload. Use it as a context
+    manager, or let it go: either closes the file.
     """
 
     def __init__(self, path: Path | None, source: FileSource | MemorySource) -> None:
@@ -270,17 +228,13 @@ class OnnxFile:
     @property
     def payload_bytes(self) -> int:
         """How many bytes of payloads were left in the file."""
-        return sum(len(payload) for payload in self._placeholders.payloads)
+        return sum(map(length_of, self._placeholders.payloads))
 
     def write(self, path: Path) -> None:
         """Write the whole model, edits and payloads, to a path other than the one it was read from.
 
-        A file that cannot be finished stays as far as it came: write to a temporary name.
-
-        Raises
-        ------
-        ModelFileError
-            If the model would be above 2 GiB, the file it was read from has changed, or the path cannot be written.
+        A file that cannot be finished stays as far as it came: write to a temporary name. Raises ModelFileError if the
+        model would be above 2 GiB, the file it was read from has changed, or the path cannot be written.
         """
         if self.path is not None and path.exists() and path.samefile(self.path):
             raise ModelFileError(
@@ -293,7 +247,7 @@ class OnnxFile:
                     if isinstance(part, bytes):
                         write_all(target, part)
                     else:
-                        for start, end in part.spans:
+                        for start, end in part:
                             self._source.copy(start, end - start, target)
             self._source.check_unchanged()
         except ChangedFileError:
@@ -333,7 +287,7 @@ class OnnxFile:
             yield own.SerializeToString()
             return
         try:
-            for start, end in payload.spans:
+            for start, end in payload:
                 for at in range(start, end, CHUNK):
                     yield self._source.read(at, min(CHUNK, end - at))
         except ChangedFileError:
@@ -403,7 +357,7 @@ class OnnxFile:
 
     def _read(self, payload: Payload) -> bytes:
         try:
-            return b"".join(self._source.read(start, end - start) for start, end in payload.spans)
+            return b"".join(self._source.read(start, end - start) for start, end in payload)
         except ChangedFileError:
             raise self._changed() from None
 
@@ -432,10 +386,7 @@ def _unreadable(name: str, error: OSError) -> ModelFileError:
 def load_skeleton(path: Path) -> OnnxFile:
     """Open an ONNX file without loading its weights.
 
-    Raises
-    ------
-    ModelFileError
-        If the path is no readable file, is above 2 GiB, or holds something else than a whole ONNX model.
+    Raises ModelFileError if the path is no readable file, is above 2 GiB, or holds something else than a whole model.
     """
     try:
         kind = special_kind(path)

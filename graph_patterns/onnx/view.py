@@ -25,13 +25,7 @@ _OPS_BY_TYPE: Final = {form.op_type: op for op, forms in LOWERINGS.items() for f
 
 
 class OnnxView:
-    """The top-level graph of a model; values are named by strings.
-
-    Parameters
-    ----------
-    model
-        The model, or its skeleton.
-    """
+    """The top-level graph of a model or of its skeleton; values are named by strings."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self._graph = model.graph

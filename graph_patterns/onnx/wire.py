@@ -1,10 +1,18 @@
-"""The bytes of an ONNX file, read through small windows: positions, and the records of protobuf."""
+"""The bytes of an ONNX file, read through small windows: the records of protobuf, and the tensors among them."""
 
 import os
+import re
+import secrets
 import stat
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import BinaryIO, Final, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Final, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    import onnx
 
 # --- Bytes at positions, read without loading the rest: an open file or a message in memory, and copying out of
 # either.
@@ -17,13 +25,7 @@ class ChangedFileError(Exception):
 
 
 class MemorySource:
-    """A message in memory.
-
-    Parameters
-    ----------
-    content
-        The whole message.
-    """
+    """A message in memory."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -45,12 +47,9 @@ class MemorySource:
 
 
 class FileSource:
-    """An open file; it is never mapped, so that one that shrinks meanwhile is an error and not a crash.
+    """An unbuffered binary file, which `close` closes.
 
-    Parameters
-    ----------
-    stream
-        An unbuffered binary file; `close` closes it.
+    It is never mapped, so that one that shrinks meanwhile is an error and not a crash.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -92,10 +91,7 @@ class FileSource:
 def special_kind(path: Path) -> str | None:
     """Return what a path is in place of a regular file, such as a pipe, whose opening waits for a writer.
 
-    Raises
-    ------
-    OSError
-        If it is not there, or cannot be looked at.
+    Raises OSError if it is not there, or cannot be looked at.
     """
     mode = path.stat().st_mode
     if stat.S_ISREG(mode):
@@ -112,14 +108,9 @@ def write_all(target: BinaryIO, content: bytes | memoryview) -> None:
 
 
 def copy_in_kernel(source: int, target: int, start: int, length: int) -> int:
-    """Copy with `copy_file_range` to the target's position and return how far it went; what is left has to be read.
+    """Copy a stretch of bytes between file descriptors with `copy_file_range`, to the target's position.
 
-    Parameters
-    ----------
-    source, target
-        File descriptors.
-    start, length
-        The stretch of the source, in bytes.
+    Returns how far it went; what is left has to be read.
     """
     copy_range = getattr(os, "copy_file_range", None)
     done = 0
@@ -177,25 +168,10 @@ def varint(value: int) -> bytes:
 
 
 def records(source: Source, start: int, end: int, *, skip: int = -1) -> Iterator[tuple[int, int, int, int]]:
-    """Yield tag, start, start of the body and end of each record between two positions.
+    """Yield tag, start, start of the body and end of each record between two positions: the body of a message.
 
-    Parameters
-    ----------
-    source
-        Where the bytes are.
-    start, end
-        The body of a message.
-    skip
-        Records with a length of up to this many bytes are checked, but not yielded.
-
-    Raises
-    ------
-    MalformedError
-        If the bytes are no sequence of records that ends exactly at `end`.
-
-    Notes
-    -----
-    Groups, which ONNX never had, are unknown fields to it: what they hold is checked and not yielded.
+    Records with a length of up to `skip` bytes are checked, but not yielded, and so is what groups hold, which are
+    unknown fields to ONNX. Raises MalformedError if the bytes are no sequence of records that ends exactly at `end`.
     """
     base, window = start, b""
     position = start
@@ -251,3 +227,231 @@ def positions(haystack: bytes, needle: bytes) -> list[int]:
         found.append(at)
         at = haystack.find(needle, at + 1)
     return found
+
+
+# --- The tensors of a serialised model: found at any depth, cut out, marked by placeholders, put back.
+#
+# The search descends along the fields that can lead to a TensorProto and along no others, so a graph of many small
+# nodes costs one step a node.
+
+SMALL: Final = 4096  # bytes; a payload or a message up to this size stays where it is
+RAW_DATA: Final = 9 << 3 | LENGTH
+_TENSOR: Final = "TensorProto"
+# Merging two graphs joins their lists; merging tensors, or what holds single ones, overwrites and mixes payloads.
+_MIXING: Final = {_TENSOR, "SparseTensorProto"}
+_PACKED_FLOATS, _PACKED_DOUBLES = 4 << 3 | LENGTH, 10 << 3 | LENGTH
+_PACKED_WIDTHS: Final = {_PACKED_FLOATS: 4, _PACKED_DOUBLES: 8}
+_PACKED_NUMBERS: Final = {number << 3 | LENGTH for number in (5, 7, 11)}  # int32_data, int64_data, uint64_data
+_ONE_BY_ONE: Final = {4 << 3 | FIXED32, 10 << 3 | FIXED64, *(number << 3 | VARINT for number in (5, 7, 11))}
+_STRING_DATA: Final = 6 << 3 | LENGTH
+_TAGS: Final = {RAW_DATA, _STRING_DATA, *_PACKED_WIDTHS, *_PACKED_NUMBERS, *_ONE_BY_ONE}
+_TOO_LONG: Final = re.compile(rb"[\x80-\xff]{10}")
+
+Payload: TypeAlias = tuple[tuple[int, int], ...]
+"""Start and end of each stretch of a file that holds payload fields of one tensor, tags and lengths included."""
+
+
+class UnusualError(Exception):
+    """A legal message that cannot be edited record by record: it has to be parsed as a whole."""
+
+
+def length_of(content: bytes | Payload) -> int:
+    """Return how many bytes an insertion has."""
+    return len(content) if isinstance(content, bytes) else sum(end - start for start, end in content)
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """`insert` stands where the bytes from `start` to `end` stood."""
+
+    start: int
+    end: int
+    insert: bytes | Payload
+
+    @property
+    def growth(self) -> int:
+        """By how many bytes the edit lengthens its message."""
+        return length_of(self.insert) - (self.end - self.start)
+
+
+@cache
+def _schema() -> tuple[Mapping[str, Mapping[int, str]], Mapping[str, frozenset[int]]]:
+    """Read from onnx's own descriptors which fields lead to tensors: {message: {tag: kind of message}}.
+
+    And of these the ones of which protobuf would merge the tensors of two occurrences: {message: tags}.
+    """
+    import onnx
+    from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
+
+    file = FileDescriptorProto()
+    onnx.ModelProto.DESCRIPTOR.file.CopyToProto(file)
+    fields = {
+        message.name: [(field, str(field.type_name).rpartition(".")[2]) for field in message.field]
+        for message in file.message_type
+    }
+    leading = {_TENSOR}
+    while grown := {name for name in fields if any(kind in leading for _, kind in fields[name])} - leading:
+        leading |= grown
+    kinds: dict[str, dict[int, str]] = {}
+    merged: dict[str, frozenset[int]] = {}
+    for name in leading - {_TENSOR}:
+        found = [(field, kind, field.number << 3 | LENGTH) for field, kind in fields[name] if kind in leading]
+        kinds[name] = {tag: kind for _, kind, tag in found}
+        merged[name] = frozenset(
+            tag for field, kind, tag in found if kind in _MIXING and field.label != FieldDescriptorProto.LABEL_REPEATED
+        )
+    return kinds, merged
+
+
+class Walk:
+    """A visit to the tensors of a serialised model.
+
+    `visit` is called with start and end of each tensor's body and returns edits inside it, in order. Messages of up to
+    `skip` bytes are passed over, and of `marks`, sorted positions, each message has to hold one; None for all.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        visit: Callable[[int, int], Sequence[Edit]],
+        *,
+        skip: int = -1,
+        marks: Sequence[int] | None = None,
+    ) -> None:
+        self._source, self._visit, self._skip, self._marks = source, visit, skip, marks
+        self._kinds, self._merged = _schema()
+        self._found: list[Edit] = []
+
+    def edits(self, end: int) -> list[Edit]:
+        """Return the edits of all tensors and of the lengths around them, in order."""
+        self._message("ModelProto", 0, end, DEEPEST)
+        return sorted(self._found, key=lambda edit: edit.start)
+
+    def _message(self, kind: str, start: int, end: int, levels: int) -> int:
+        """Collect the edits inside a message and return its growth."""
+        if levels == 0:
+            raise MalformedError(f"messages nested more than {DEEPEST} deep, at byte {start}")
+        if kind == _TENSOR:
+            edits = self._visit(start, end)
+            self._found += edits
+            return sum(edit.growth for edit in edits)
+        growth = 0
+        kinds, merged = self._kinds[kind], self._merged[kind]
+        seen = set()
+        for tag, begin, body, stop in records(self._source, start, end, skip=-1 if merged else self._skip):
+            if tag not in kinds:
+                continue
+            if tag in merged and tag in seen:
+                raise UnusualError("a tensor in several parts")
+            seen.add(tag)
+            if stop - body <= self._skip or not self._is_marked(body, stop):
+                continue
+            inner = self._message(kinds[tag], body, stop, levels - 1)
+            if inner:
+                header = Edit(begin, body, varint(tag) + varint(stop - body + inner))
+                self._found.append(header)
+                growth += inner + header.growth
+        return growth
+
+    def _is_marked(self, start: int, end: int) -> bool:
+        if self._marks is None:
+            return True
+        at = bisect_left(self._marks, start)
+        return at < len(self._marks) and self._marks[at] < end
+
+
+class Placeholders:
+    """The payloads taken out of one serialised model and the marks that stand for them.
+
+    A mark is 16 random bytes, drawn anew for each model, and the payload's number.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._magic = secrets.token_bytes(16)
+        self.payloads: list[Payload] = []
+
+    def cuts(self, end: int) -> list[Edit]:
+        """Return the edits that turn the serialised model into its skeleton."""
+        return Walk(self._source, self._cut, skip=SMALL).edits(end)
+
+    def _cut(self, start: int, end: int) -> Sequence[Edit]:
+        spans: list[tuple[int, int]] = []
+        payload_size = 0
+        for tag, begin, body, stop in records(self._source, start, end):
+            if tag in _TAGS:
+                self._check(tag, body, stop)
+                payload_size += stop - body
+                if spans and spans[-1][1] == begin:
+                    spans[-1] = (spans[-1][0], stop)
+                else:
+                    spans.append((begin, stop))
+        if payload_size <= SMALL:
+            return ()
+        mark = self._magic + len(self.payloads).to_bytes(4, "little")
+        self.payloads.append(tuple(spans))
+        return [
+            Edit(*spans[0], varint(RAW_DATA) + varint(len(mark)) + mark),
+            *(Edit(begin, stop, b"") for begin, stop in spans[1:]),
+        ]
+
+    def _check(self, tag: int, start: int, end: int) -> None:
+        """Refuse what protobuf would refuse in a payload that it will not get to see."""
+        if (end - start) % _PACKED_WIDTHS.get(tag, 1):
+            raise MalformedError(f"packed numbers that end in the middle of one, at byte {start}")
+        if tag not in _PACKED_NUMBERS:
+            return
+        tail = b""
+        for at in range(start, end, CHUNK):
+            chunk = tail + self._source.read(at, min(CHUNK, end - at))
+            if _TOO_LONG.search(chunk):
+                raise MalformedError(f"packed numbers of more than 10 bytes, after byte {at}")
+            tail = chunk[-10:]
+        if tail and tail[-1] > 0x7F:
+            raise MalformedError(f"packed numbers that end in the middle of one, at byte {start}")
+
+    def survive(self, model: "onnx.ModelProto") -> bool:
+        """Whether the parsed skeleton holds each placeholder exactly once."""
+        if not self.payloads:
+            return True
+        serialised = model.SerializeToString()
+        found = [serialised[at + 16 : at + 20] for at in positions(serialised, self._magic)]
+        return sorted(found) == sorted(index.to_bytes(4, "little") for index in range(len(self.payloads)))
+
+    def restorations(self, skeleton: Source, serialised: bytes) -> list[Edit]:
+        """Return the edits that put the payloads back into a serialised, edited skeleton."""
+        edits = self._replaced(skeleton, serialised, lambda payload: payload)
+        restored = sum(isinstance(edit.insert, tuple) for edit in edits)
+        marked = len(positions(serialised, self._magic)) if self.payloads else 0
+        assert restored == marked, "a placeholder was moved to a place that is not a tensor's raw_data"
+        return edits
+
+    def references(self, skeleton: Source, serialised: bytes) -> list[Edit]:
+        """Return the edits that put references to external data there instead, which nobody has to have at hand."""
+        import onnx
+
+        entry = onnx.StringStringEntryProto(key="location", value="weights")
+        outside = onnx.TensorProto(data_location=onnx.TensorProto.EXTERNAL, external_data=[entry])
+        content = outside.SerializeToString()
+        return self._replaced(skeleton, serialised, lambda _: content)
+
+    def _replaced(
+        self, skeleton: Source, serialised: bytes, insert: Callable[[Payload], bytes | Payload]
+    ) -> list[Edit]:
+        if not self.payloads:
+            return []
+
+        def replace(start: int, end: int) -> Sequence[Edit]:
+            return [
+                Edit(begin, stop, insert(payload))
+                for tag, begin, body, stop in records(skeleton, start, end)
+                if tag == RAW_DATA and (payload := self.find(serialised[body:stop])) is not None
+            ]
+
+        return Walk(skeleton, replace, marks=positions(serialised, self._magic)).edits(len(serialised))
+
+    def find(self, raw_data: bytes) -> Payload | None:
+        """Return the payload that a tensor's `raw_data` stands for; None if that is the tensor's own."""
+        if len(raw_data) != 20 or raw_data[:16] != self._magic:
+            return None
+        return self.payloads[int.from_bytes(raw_data[16:], "little")]

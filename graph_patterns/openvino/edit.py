@@ -14,23 +14,11 @@ _SINKS: Final = ("Result", "Assign")
 
 
 def remove(model: Any, values: Iterable[Value], *, results: Iterable[Any] = (), instead: Iterable[Any] = ()) -> None:
-    """Remove the operators that compute values, and results.
+    """Remove the operators that compute values, such as those of a `Match`, and results; changes the model in place.
 
-    Parameters
-    ----------
-    model
-        The `openvino.Model`, changed in place.
-    values
-        What the operators compute, such as the `values` of a `Match`.
-    results
-        Results that are given up; an operator that no result reaches is gone.
-    instead
-        Results to add first: a model without any drops all its operators.
-
-    Raises
-    ------
-    SharedValueError
-        If an operator or a result that stays reads one of the values; nothing is changed then.
+    An operator that no result reaches is gone. `instead` are results to add first: a model without any drops all its
+    operators. Raises SharedValueError, with nothing changed, if an operator or a result that stays reads one of the
+    values.
     """
     gone: list[Any] = list(values)
     results = list(results)
@@ -78,19 +66,8 @@ def _shared(node: Any, reader: Any) -> SharedValueError:
 
 
 def set_numbers(model: Any, numbers: Mapping[Site, float], *, prefix: str) -> None:
-    """Set numbers at sites of a `Match`, in place.
+    """Set numbers at sites of a `Match`, in place; `prefix` is put before the name of a constant with other readers.
 
-    Parameters
-    ----------
-    model
-        The `openvino.Model`.
-    numbers
-        The new number for each operand.
-    prefix
-        Put before the name of a constant whose old one is still read elsewhere.
-
-    Notes
-    -----
     A constant cannot change, so each operand gets a new one of its element type and shape; a compressed one becomes a
     constant of the full type.
     """

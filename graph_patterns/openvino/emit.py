@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from graph_patterns.expr import Call, Const, Expr, FixedTensor, Input, Ints, Names, Scalar, owners
+from graph_patterns.expr import Builder, Call, Const, Expr, Names, owners
 
 # --- OpenVINO forms of the operators that stand before a tail; they are emitted and never matched.
 #
@@ -83,24 +83,12 @@ EMITTED_ONLY: Final[Mapping[str, Build]] = {
 
 @dataclass(frozen=True, slots=True)
 class OpenVinoForm:
-    """One operator of OpenVINO's opset.
+    """One operator of OpenVINO's opset."""
 
-    Parameters
-    ----------
-    type_name
-        Operator type, as a graph shows it.
-    factory
-        Function of the opset that makes it.
-    settings
-        Names of the canonical settings, in the order in which the function takes them behind the operands.
-    opset
-        The oldest opset of OpenVINO that will do.
-    """
-
-    type_name: str
-    factory: str
-    settings: tuple[str, ...] = ()
-    opset: str = "opset13"
+    type_name: str  # as a graph shows it
+    factory: str  # the function of the opset that makes it
+    settings: tuple[str, ...] = ()  # the canonical ones, in the order in which the function takes them
+    opset: str = "opset13"  # the oldest that will do
 
 
 _REDUCTION: Final = ("axes", "keepdims")
@@ -134,29 +122,25 @@ LOWERINGS: Final[Mapping[str, OpenVinoForm]] = {
     "identity": OpenVinoForm("Identity", "identity", opset="opset16"),
 }
 
-ELEMENT_TYPES: Final[Mapping[str, str]] = {"float32": "f32", "uint8": "u8", "bool": "boolean", "int64": "i64"}
+ELEMENT_TYPES: Final[Mapping[str, str]] = {
+    "float32": "f32",
+    "float16": "f16",
+    "bfloat16": "bf16",
+    "float64": "f64",
+    "bool": "boolean",
+    **{f"int{bits}": f"i{bits}" for bits in (8, 16, 32, 64)},
+    **{f"uint{bits}": f"u{bits}" for bits in (8, 16, 32, 64)},
+}
 
 
 def emit(
     outputs: Mapping[str, Expr], *, inputs: Mapping[str, Any], prefix: str, taken: frozenset[str] = frozenset()
 ) -> dict[str, Any]:
-    """Build the operators that compute expressions from outputs of a host model's operators.
+    """Build the operators that compute expressions, and return the `openvino.Output` of each under its output name.
 
-    Parameters
-    ----------
-    outputs
-        Expression per output name, without unbound scalars; a subexpression that recurs is computed once.
-    inputs
-        The host's `openvino.Output` for each `Input`.
-    prefix
-        Put before the friendly name of every operator and constant.
-    taken
-        Friendly names that are in use in the host.
-
-    Returns
-    -------
-    dict
-        The `openvino.Output` of each expression; it bears the output's name as its tensor name.
+    `outputs` has an expression without unbound scalars per output name; a subexpression that recurs is computed once.
+    `inputs` has the host's `openvino.Output` for each `Input`. `prefix` is put before the friendly name of every
+    operator and constant, `taken` are those in use in the host. Each output bears its name as its tensor name.
     """
     builder = _OpenVinoBuilder(inputs, Names(prefix, taken), owners(outputs))
     return {name: builder.output(name, expr) for name, expr in outputs.items()}
@@ -165,17 +149,9 @@ def emit(
 def copied(value: Any, *, axes: str) -> Any:
     """Return an operator that gives a value as it is, to the last bit, where one is needed for a name of its own.
 
-    Parameters
-    ----------
-    value
-        An `openvino.Output`.
-    axes
-        Friendly name of the constant beside it.
-
-    Notes
-    -----
-    A Reshape that takes every axis as it is; of an unknown rank Identity, which the CPU plugin of 2025.0 to 2025.3 does
-    not run. A Convert to the same type gives stale data between an input and a result (2026.4.1).
+    `axes` is the friendly name of the constant beside it. A Reshape that takes every axis as it is; of an unknown rank
+    Identity, which the CPU plugin of 2025.0 to 2025.3 does not run. A Convert to the same type gives stale data between
+    an input and a result (2026.4.1).
     """
     rank = value.get_partial_shape().rank
     if rank.is_dynamic:
@@ -187,55 +163,35 @@ def copied(value: Any, *, axes: str) -> Any:
     return opset.reshape(value, constant, True)
 
 
-class _OpenVinoBuilder:
+class _OpenVinoBuilder(Builder):
     def __init__(self, inputs: Mapping[str, Any], names: Names, owned: Mapping[Expr, str]) -> None:
         import openvino.opset13 as opset
 
+        super().__init__(inputs, names, owned)
         self._opset = opset
-        self._inputs = inputs
-        self._names = names
-        self._owned = owned
-        self._done: dict[Call, Any] = {}
 
     def output(self, name: str, expr: Expr) -> Any:
-        self._names.scope = name
+        self.names.scope = name
         assert isinstance(expr, Call), f"{name} is a value of the host itself"
-        assert self._owned[expr] == name, f"{name} is also computed for another output"
-        result = self._value(expr)
+        assert self.owned[expr] == name, f"{name} is also computed for another output"
+        result = self.value(expr)
         result.set_names({name})
         return result
 
-    def _value(self, expr: Expr) -> Any:
-        match expr:
-            case Input(name):
-                return self._inputs[name]
-            case Const(value, name, dtype):
-                return self._constant(name, np.asarray(value, dtype=dtype))
-            case Ints(values, name):
-                return self._constant(name, np.asarray(values, dtype=np.int64))
-            case FixedTensor(content, shape, name):
-                return self._constant(name, np.frombuffer(content, "<f4").reshape(shape))
-            case Call():
-                if expr not in self._done:
-                    self._done[expr] = self._call(expr)
-                return self._done[expr]
-            case Scalar(name):
-                raise AssertionError(f"the scalar {name!r} was not bound")
-
-    def _constant(self, name: str, value: np.ndarray[Any, Any]) -> Any:
+    def constant(self, name: str, value: np.ndarray[Any, Any]) -> Any:
         node = self._opset.constant(value)
-        node.set_friendly_name(self._names.unique(name))
+        node.set_friendly_name(self.names.unique(name))
         return node.output(0)
 
-    def _call(self, expr: Call) -> Any:
-        operands = [self._value(arg) for arg in expr.args]
+    def call(self, expr: Call) -> Any:
+        operands = [self.value(arg) for arg in expr.args]
         if expr.op in EMITTED_ONLY:
             return self._named(expr, EMITTED_ONLY[expr.op](self._opset, expr, operands))
         form = LOWERINGS[expr.op]
         if expr.op == "clip":
             return self._named(expr, self._opset.clamp(operands[0], *(_number(arg) for arg in expr.args[1:])))
         if expr.op == "identity":
-            return self._named(expr, copied(operands[0], axes=self._names.unique("same")))
+            return self._named(expr, copied(operands[0], axes=self.names.unique("same")))
         settings = [self._setting(name, expr) for name in form.settings]
         match expr.op:
             case "reshape":
@@ -250,11 +206,11 @@ class _OpenVinoBuilder:
     def _setting(self, name: str, expr: Call) -> Any:
         setting = expr.param(name)
         if name in _VECTORS:
-            return self._constant(name, np.asarray(setting, dtype=np.int64))
+            return self.constant(name, np.asarray(setting, dtype=np.int64))
         return ELEMENT_TYPES[str(setting)] if name == "dtype" else setting
 
     def _named(self, expr: Call, node: Any) -> Any:
-        node.set_friendly_name(self._names.unique(expr.op))
+        node.set_friendly_name(self.names.unique(expr.op))
         return node.output(0)
 
 

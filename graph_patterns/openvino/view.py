@@ -14,13 +14,7 @@ _DTYPES: Final = {element_type: name for name, element_type in ELEMENT_TYPES.ite
 
 
 class OpenVinoView:
-    """The main graph of a model.
-
-    Parameters
-    ----------
-    model
-        The `openvino.Model`.
-    """
+    """The main graph of an `openvino.Model`."""
 
     def __init__(self, model: Any) -> None:
         self._model = model

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Any, Literal, Self
 
 import onnx
 
 from graph_patterns.match import Value
-from graph_patterns.onnx.emit import LOWERINGS
+from graph_patterns.onnx.emit import ELEMENT_TYPES, LOWERINGS
 from graph_patterns.onnx.file import load_skeleton
 from graph_patterns.onnx.view import OnnxView, default_opset
 from graph_patterns.openvino.view import OpenVinoView
@@ -29,6 +29,7 @@ from postproc_export.formats.openvino_names import (
     tensors_of,
     value_name,
 )
+from postproc_export.ports import FLOAT_TYPES
 from postproc_export.reading.tail import OwnLevelTail
 from postproc_export.record import LayerRecord, TailRecord, Where, refuse_misfit
 from postproc_export.runtimes import PortInfo, first_reason
@@ -38,15 +39,6 @@ from postproc_export.steps.around import OnnxFormat, OpenVinoFormat, misfits_aro
 from postproc_export.tail import INPUT_NAMES
 
 # --- An attached ONNX file: the record in metadata_props, the tail as a small model of its own, taps as outputs.
-
-_ELEMENT_TYPES: Final = {
-    "float16": onnx.TensorProto.FLOAT16,
-    "bfloat16": onnx.TensorProto.BFLOAT16,
-    "float32": onnx.TensorProto.FLOAT,
-    "float64": onnx.TensorProto.DOUBLE,
-    "bool": onnx.TensorProto.BOOL,
-    "uint8": onnx.TensorProto.UINT8,
-}
 
 
 @dataclass(frozen=True)  # without slots, for what is read once
@@ -153,7 +145,7 @@ class OnnxAttached:
             needed,
             "tail",
             [
-                onnx.helper.make_tensor_value_info(port.name, _ELEMENT_TYPES[port.dtype], port.shape)
+                onnx.helper.make_tensor_value_info(port.name, ELEMENT_TYPES[port.dtype], port.shape)
                 for port in inputs
                 if port.name in read
             ]
@@ -181,7 +173,7 @@ class OnnxAttached:
                 del field[:]
             model.graph.node.extend(needed)
             for port in self.raw.values():
-                kind = _ELEMENT_TYPES[port.dtype]
+                kind = ELEMENT_TYPES[port.dtype]
                 model.graph.output.append(onnx.helper.make_tensor_value_info(port.name, kind, None))
 
         return _rewritten(self.path, folder / "host.onnx", cut_off)
@@ -265,7 +257,7 @@ def _raw_ports(
         if name not in ports:
             raise MetadataError(f"{where}: the record names '{name}' as the raw {level} output, which was none")
         port = ports[name]
-        if port.dtype not in _ELEMENT_TYPES:
+        if port.dtype not in FLOAT_TYPES:
             raise MetadataError(f"{where}: the record has a raw {level} output of {port.dtype}")
         yield level, port if view.has(name) or level not in read else replace(port, name=str(read[level]))
 
@@ -279,7 +271,7 @@ def _assumed_record(model: onnx.ModelProto, found: FoundTails, assumed: Assumed,
     known = {port.name: port for port in output_ports(_with_outputs(model, items, str))}
     outputs = [
         onnx.helper.make_tensor_value_info(
-            names[level], _ELEMENT_TYPES.get(known[name].dtype, onnx.TensorProto.FLOAT), known[name].shape
+            names[level], ELEMENT_TYPES.get(known[name].dtype, onnx.TensorProto.FLOAT), known[name].shape
         )
         for level, name in values.items()
     ]

@@ -12,8 +12,7 @@ from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from graph_patterns.onnx.file import OnnxFile, external_files, load_skeleton
-from graph_patterns.onnx.tensors import RAW_DATA
-from graph_patterns.onnx.wire import CHUNK
+from graph_patterns.onnx.wire import CHUNK, RAW_DATA
 from postproc_export.check.preserved import (
     NO_RECORD,
     Change,

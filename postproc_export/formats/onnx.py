@@ -56,7 +56,7 @@ from postproc_export.formats.onnx_file import (
     value_names,
 )
 from postproc_export.options import TailOptions
-from postproc_export.ports import OutputChoice, select_outputs
+from postproc_export.ports import FLOAT_TYPES, OutputChoice, select_outputs
 from postproc_export.reading.tail import SCORE_OUTPUT, OwnLevelTail
 from postproc_export.record import METADATA_KEY, TailRecord
 from postproc_export.runtimes import PortInfo
@@ -66,10 +66,7 @@ from postproc_export.tail import PACKED_OUTPUT, PARTS, PREFIX, Tail, TailOutput,
 # --- Find the tails of an ONNX model, and what its record says that cannot be true of it.
 
 _RAW_TYPES: Final = (
-    onnx.TensorProto.FLOAT,
-    onnx.TensorProto.FLOAT16,
-    onnx.TensorProto.BFLOAT16,
-    onnx.TensorProto.DOUBLE,
+    *(ELEMENT_TYPES[name] for name in FLOAT_TYPES),
     onnx.TensorProto.UNDEFINED,  # an exporter left it out
 )
 
@@ -280,8 +277,8 @@ class _Rewriter:
             prefix=PREFIX,
             taken=self._used,
         )
-        self._model.graph.node.extend(fragment.nodes)
-        self._model.graph.initializer.extend(fragment.initializers)
+        self._model.graph.node.extend(fragment.node)
+        self._model.graph.initializer.extend(fragment.initializer)
         for item in self._tail.adjustable:  # an initializer that is an input too can be overridden
             self._model.graph.initializer.append(onnx.helper.make_tensor(item.name, 1, [], [item.default]))
             self._model.graph.input.append(onnx.helper.make_tensor_value_info(item.name, 1, []))

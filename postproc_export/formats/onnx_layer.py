@@ -7,7 +7,7 @@ import onnx
 
 from graph_patterns.expr import free_name
 from graph_patterns.onnx.edit import reads, remove
-from graph_patterns.onnx.emit import ELEMENT_TYPES, OnnxFragment, OnnxTarget, emit
+from graph_patterns.onnx.emit import ELEMENT_TYPES, OnnxTarget, emit
 from graph_patterns.onnx.view import default_opset
 from postproc_export import __version__
 from postproc_export.formats.base import (
@@ -26,7 +26,7 @@ from postproc_export.formats.onnx_file import computed_names, immovable_names, r
 from postproc_export.record import KEYS, PREFIXES, LayerRecord, Where, refuse_misfit
 from postproc_export.runtimes import Axis
 
-Make = Callable[[Mapping[str, str], Collection[str]], OnnxFragment]
+Make = Callable[[Mapping[str, str], Collection[str]], onnx.GraphProto]
 
 
 def put_onnx_layer(model: onnx.ModelProto, plan: Plan, *, make: Make | None = None) -> LayerRecord:
@@ -58,8 +58,8 @@ def put_onnx_layer(model: onnx.ModelProto, plan: Plan, *, make: Make | None = No
     taken = used_names(model) | set(renamed.values())
     fragment = make(read, taken) if make is not None else _emitted(plan, read, target, taken)
     rename_values(model, renamed)
-    model.graph.node.extend(fragment.nodes)
-    model.graph.initializer.extend(fragment.initializers)
+    model.graph.node.extend(fragment.node)
+    model.graph.initializer.extend(fragment.initializer)
     if renamed:
         document["renamed"] = renamed
     if added_opset is not None:
@@ -181,7 +181,7 @@ def moved_name(name: str, where: Where, used: set[str]) -> str:
     return free_name(f"{name}_before_{where}", used)
 
 
-def _emitted(plan: Plan, read: Mapping[str, str], target: OnnxTarget, taken: Collection[str]) -> OnnxFragment:
+def _emitted(plan: Plan, read: Mapping[str, str], target: OnnxTarget, taken: Collection[str]) -> onnx.GraphProto:
     exprs = {output.name: output.expr for output in plan.outputs if output.expr is not None}
     return emit(exprs, inputs=read, target=target, prefix=PREFIXES[plan.where], taken=taken)
 

@@ -8,8 +8,7 @@ from typing import Final
 import numpy as np
 
 from graph_patterns.expr import Call
-from graph_patterns.folding import Folded
-from graph_patterns.match import GraphView, Match, Mismatch, Number, Site, Value, find
+from graph_patterns.match import Folded, GraphView, Match, Mismatch, Number, Site, Value, find
 from postproc_export.float32 import to_float32
 from postproc_export.reading.dialects import CHAINS, COPY, LABEL, SCORE, UNIT_SPAN
 from postproc_export.reading.tail import LABEL_OUTPUT, SCORE_OUTPUT

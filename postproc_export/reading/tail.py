@@ -6,8 +6,7 @@ from typing import Final
 
 from graph_patterns import catalog
 from graph_patterns.expr import Expr, Input, Pattern, cast, identity
-from graph_patterns.folding import Folded
-from graph_patterns.match import GraphView, Match, Mismatch, Value, find
+from graph_patterns.match import Folded, GraphView, Match, Mismatch, Value, find
 from postproc_export.decision import Comparison
 from postproc_export.options import LABEL_DTYPES, Adjustable, LabelDtype, TailOptions
 from postproc_export.ports import GuardForm

@@ -11,21 +11,14 @@ from typing import Any, Final, Self
 
 import numpy as np
 
+from graph_patterns.openvino.emit import ELEMENT_TYPES
 from postproc_export.errors import FileError, require
 from postproc_export.process import quiet_natives
 from postproc_export.runtimes import Array, PortInfo, Precision, cannot_load, cannot_run, checked_feeds, first_reason
 
 _TELEMETRY: Final = "openvino_telemetry"
 _KNOWN_NAMES: Final = ("pred_score", "pred_label", "anomaly_map", "pred_mask", "output")
-_DTYPES: Final = {
-    "f32": "float32",
-    "f16": "float16",
-    "bf16": "bfloat16",
-    "f64": "float64",
-    "boolean": "bool",
-    **{f"i{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
-    **{f"u{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
-}
+_DTYPES: Final = {short: name for name, short in ELEMENT_TYPES.items()}
 
 
 def import_openvino(*, purpose: str) -> ModuleType:

@@ -14,7 +14,7 @@ import onnx
 
 from graph_patterns.expr import free_name
 from graph_patterns.onnx.edit import reads
-from graph_patterns.onnx.emit import INITIALIZERS_NEED_NO_INPUT_SINCE, OnnxFragment
+from graph_patterns.onnx.emit import INITIALIZERS_NEED_NO_INPUT_SINCE, constant_nodes
 from graph_patterns.onnx.view import default_opset
 from postproc_export.errors import MissingDependencyError, PostprocError, UnsupportedModelError, require
 from postproc_export.formats.base import Plan, oldest_opset_of
@@ -292,7 +292,7 @@ def put_own_onnx(model: onnx.ModelProto, spec: TailSpec, outputs: Mapping[str, O
     exported = export_own(form, opset=opset, open_runner=_open_onnx) if form.made else onnx.ModelProto()
     names = form.output_names()
 
-    def make(read: Mapping[str, str], taken: Collection[str]) -> OnnxFragment:
+    def make(read: Mapping[str, str], taken: Collection[str]) -> onnx.GraphProto:
         fixed = {**read, **names}
         return fragment_of(exported.graph, fixed, taken=taken, ir_version=model.ir_version)
 
@@ -301,7 +301,7 @@ def put_own_onnx(model: onnx.ModelProto, spec: TailSpec, outputs: Mapping[str, O
 
 def fragment_of(
     graph: onnx.GraphProto, fixed: Mapping[str, str], *, taken: Collection[str], ir_version: int
-) -> OnnxFragment:
+) -> onnx.GraphProto:
     """Return the nodes of an exported graph under names of their own in a host.
 
     Parameters
@@ -320,7 +320,8 @@ def fragment_of(
     _end_in_nodes(graph, outputs)
     names = _new_names(graph, fixed, taken)
     read = {name for node in graph.node for name in reads(node)}
-    initializers = [tensor for tensor in graph.initializer if tensor.name in read]
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
+        graph.initializer.remove(tensor)
     for scope in subgraphs(graph):
         for node in scope.node:
             _rename(node, names)
@@ -328,11 +329,8 @@ def fragment_of(
             item.name = names.get(item.name, item.name)
     _name_nodes(graph, {*taken, *names.values()})
     if ir_version >= INITIALIZERS_NEED_NO_INPUT_SINCE:
-        return OnnxFragment(tuple(graph.node), tuple(initializers))
-    constants = (
-        onnx.helper.make_node("Constant", [], [tensor.name], name=tensor.name, value=tensor) for tensor in initializers
-    )
-    return OnnxFragment((*constants, *graph.node), ())
+        return graph
+    return onnx.GraphProto(node=[*constant_nodes(graph.initializer), *graph.node])
 
 
 def _open_onnx(model: bytes) -> Runner:

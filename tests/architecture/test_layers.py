@@ -13,7 +13,7 @@ HEAVY = (
     *("onnxruntime", "openvino", "matplotlib", "PIL", "skimage", "scipy"),
 )
 ORDER = {
-    "graph_patterns": "expr catalog transforms match folding onnx openvino",
+    "graph_patterns": "expr catalog transforms match onnx openvino",
     "postproc_export": """
         process errors float32 validation staging files runtimes images stats decision ports options tail record
         torch_modules eager comparison reading formats steps attach detach update inspect calibration check

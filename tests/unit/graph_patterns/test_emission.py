@@ -68,11 +68,11 @@ def onnx_model(outputs: Mapping[str, Expr], target: OnnxTarget, *, dtype: str = 
         "pred_mask": (2, axes),
     }
     graph = onnx.helper.make_graph(
-        fragment.nodes,
+        fragment.node,
         "g",
         [onnx.helper.make_tensor_value_info("raw", element_type, axes)],
         [onnx.helper.make_tensor_value_info(name, *types[name]) for name in outputs],
-        fragment.initializers,
+        fragment.initializer,
     )
     opsets = [onnx.helper.make_opsetid("", target.opset)]
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=target.ir_version)
@@ -140,11 +140,11 @@ def test_the_packed_onnx_tail_is_right_and_found_at_every_opset(opset: int, ir_v
     fragment = emit(packed_tail(rank), inputs={"maps": "raw"}, target=OnnxTarget(opset, ir_version), prefix="tail/")
     axes = ["N", 1, "H", "W"] if rank == 4 else ["N", "H", "W"]
     graph = onnx.helper.make_graph(
-        fragment.nodes,
+        fragment.node,
         "g",
         [onnx.helper.make_tensor_value_info("raw", 1, axes)],
         [onnx.helper.make_tensor_value_info("output", 1, ["N", "H", "W", 4])],
-        fragment.initializers,
+        fragment.initializer,
     )
     opsets = [onnx.helper.make_opsetid("", opset)]
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
@@ -204,11 +204,11 @@ def test_an_adjusted_decision_is_right_and_found_at_every_opset(opset: int, ir_v
     infos = [onnx.helper.make_tensor_value_info(name, 1, shape) for name, shape in (("s", ["N"]), ("a", []))]
     default = onnx.helper.make_tensor("a", 1, [], [0.5])
     graph = onnx.helper.make_graph(
-        fragment.nodes,
+        fragment.node,
         "g",
         infos,
         [onnx.helper.make_tensor_value_info("label", onnx.TensorProto.BOOL, ["N"])],
-        [*fragment.initializers, default],
+        [*fragment.initializer, default],
     )
     opsets = [onnx.helper.make_opsetid("", opset)]
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
@@ -246,7 +246,7 @@ def test_a_value_of_two_outputs_is_computed_once() -> None:
     inner = cast(Input("maps"), dtype="float32")
     outputs = {"score": bind(fused_unit_score(inner), {"alpha": 1.0, "beta": 0.5}), "raw": inner, "copy": inner}
     fragment = emit(outputs, inputs={"maps": "host"}, target=OnnxTarget(17, 8), prefix="tail/")
-    assert [(node.op_type, list(node.input), list(node.output)) for node in fragment.nodes] == [
+    assert [(node.op_type, list(node.input), list(node.output)) for node in fragment.node] == [
         ("Cast", ["host"], ["raw"]),
         ("HardSigmoid", ["raw"], ["score"]),
         ("Identity", ["raw"], ["copy"]),
@@ -303,17 +303,17 @@ def test_names_carry_the_prefix_and_avoid_what_is_taken() -> None:
     outputs = {"pred_label": bind(at_least(Input("maps")), {"boundary": 3.0})}
     taken = ["tail/pred_label/less", "tail/pred_label/boundary"]
     fragment = emit(outputs, inputs={"maps": "raw"}, target=OnnxTarget(17, 8), prefix="tail/", taken=taken)
-    assert [node.name for node in fragment.nodes] == ["tail/pred_label/less_1", "tail/pred_label/logical_not"]
-    assert [tensor.name for tensor in fragment.initializers] == ["tail/pred_label/boundary_1"]
-    assert [node.output[0] for node in fragment.nodes] == ["tail/pred_label/less_1", "pred_label"]
+    assert [node.name for node in fragment.node] == ["tail/pred_label/less_1", "tail/pred_label/logical_not"]
+    assert [tensor.name for tensor in fragment.initializer] == ["tail/pred_label/boundary_1"]
+    assert [node.output[0] for node in fragment.node] == ["tail/pred_label/less_1", "pred_label"]
 
 
 def test_below_ir_version_4_constants_are_nodes() -> None:
     """IR version 3 makes every initializer an input, so constants are Constant nodes there."""
     outputs = {"pred_label": bind(at_least(Input("maps")), {"boundary": 3.0})}
     fragment = emit(outputs, inputs={"maps": "raw"}, target=OnnxTarget(8, 3), prefix="tail/")
-    assert fragment.initializers == ()
-    assert [node.op_type for node in fragment.nodes] == ["Constant", "Less", "Not"]
+    assert not fragment.initializer
+    assert [node.op_type for node in fragment.node] == ["Constant", "Less", "Not"]
 
 
 @pytest.mark.parametrize(("opset", "ir_version"), [(6, 3), (7, 2)])

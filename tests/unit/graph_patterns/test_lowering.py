@@ -13,7 +13,7 @@ import pytest
 from graph_patterns import Expr, Input, UnsupportedOpsetError
 from graph_patterns import expr as build
 from graph_patterns.expr import Call, Const, Ints, Scalar
-from graph_patterns.onnx.emit import LOWERINGS, OnnxForm, OnnxFragment, OnnxTarget, emit
+from graph_patterns.onnx.emit import LOWERINGS, OnnxForm, OnnxTarget, emit
 from graph_patterns.onnx.view import OnnxView
 from graph_patterns.openvino.emit import LOWERINGS as OPENVINO_LOWERINGS
 from graph_patterns.openvino.emit import OpenVinoForm
@@ -85,11 +85,11 @@ def fed(op: str, *, with_nan: frozenset[str] = WITH_NAN) -> Array:
     return VALUES if op in with_nan else NUMBERS
 
 
-def onnx_model(fragment: OnnxFragment, target: OnnxTarget, result: Array) -> onnx.ModelProto:
+def onnx_model(fragment: onnx.GraphProto, target: OnnxTarget, result: Array) -> onnx.ModelProto:
     """Return a checked model that is nothing but a fragment."""
     info, code = onnx.helper.make_tensor_value_info, onnx.helper.np_dtype_to_tensor_dtype(result.dtype)
     outputs = [info("y", code, [f"Y{axis}" for axis in range(result.ndim)])]
-    graph = onnx.helper.make_graph(fragment.nodes, "g", [info("x", 1, ["A", "B", "C"])], outputs, fragment.initializers)
+    graph = onnx.helper.make_graph(fragment.node, "g", [info("x", 1, ["A", "B", "C"])], outputs, fragment.initializer)
     opsets = [onnx.helper.make_opsetid("", target.opset)]
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=target.ir_version)
     onnx.checker.check_model(model)
@@ -166,7 +166,7 @@ def test_onnx_computes_what_the_operator_means(op: str) -> None:
         model = onnx_model(fragment, target, expected)
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         np.testing.assert_array_equal(session.run(None, {"x": fed(op)})[0], expected)
-        names = [*(node.name for node in fragment.nodes), *(tensor.name for tensor in fragment.initializers)]
+        names = [*(node.name for node in fragment.node), *(tensor.name for tensor in fragment.initializer)]
         assert len(set(names)) == len(names)
         assert all(name.startswith(f"{PREFIX}y/") for name in names)
         found = OnnxView(model).producer("y")
@@ -269,13 +269,13 @@ def test_what_onnx_is_never_asked_for_is_a_bug() -> None:
 def test_a_value_of_the_host_is_copied_under_the_output_name() -> None:
     """In ONNX an output that is a value of the host is a copy of it."""
     fragment = emit({"y": X}, inputs={"x": "host"}, target=OnnxTarget(17, 8), prefix=PREFIX)
-    assert [(node.op_type, *node.input, *node.output) for node in fragment.nodes] == [("Identity", "host", "y")]
+    assert [(node.op_type, *node.input, *node.output) for node in fragment.node] == [("Identity", "host", "y")]
 
 
 def test_a_constant_below_ir_version_4_is_a_named_node() -> None:
     """It holds the number, and its name is that of its value."""
     fragment = emit({"y": CASES["add"][0]}, inputs={"x": "x"}, target=OnnxTarget(8, 3), prefix=PREFIX)
-    node = fragment.nodes[0]
+    node = fragment.node[0]
     assert (node.op_type, node.name, *node.output) == ("Constant", f"{PREFIX}y/number", f"{PREFIX}y/number")
     assert onnx.numpy_helper.to_array(node.attribute[0].t) == np.float32(1.25)
 
@@ -286,10 +286,6 @@ def test_forms_and_targets_do_not_change(form: Any) -> None:
     name = next(iter(form.__slots__))
     with pytest.raises(FrozenInstanceError):
         setattr(form, name, "another")
-    fragment = OnnxFragment((), ())
-    with pytest.raises(FrozenInstanceError):
-        fragment.nodes = ()  # type: ignore[misc]  # that is the point
-    assert OnnxFragment.__slots__ == ("nodes", "initializers")
 
 
 @pytest.mark.parametrize(

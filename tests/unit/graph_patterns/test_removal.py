@@ -9,7 +9,7 @@ from onnx import helper, parser
 
 from graph_patterns import Const, Input, Match, Scalar, SharedValueError, find
 from graph_patterns.expr import add, clip, is_nan, mul, select
-from graph_patterns.folding import Folded
+from graph_patterns.match import Folded
 from graph_patterns.onnx import edit
 from graph_patterns.onnx.view import OnnxView
 from graph_patterns.openvino.edit import remove

@@ -125,7 +125,7 @@ def test_functions_are_spliced_as_nodes() -> None:
     plain = inlined(model)
     assert not plain.functions
     fragment = fragment_of(plain.graph, {"score": "raw", "made_score": "new"}, taken={"raw"}, ir_version=8)
-    assert [(node.op_type, node.domain, list(node.input), list(node.output)) for node in fragment.nodes] == [
+    assert [(node.op_type, node.domain, list(node.input), list(node.output)) for node in fragment.node] == [
         ("Add", "", ["raw", "raw"], ["new"])
     ]
 
@@ -137,8 +137,8 @@ def test_a_constant_output_is_computed_by_a_node() -> None:
     fragment = fragment_of(
         parser.parse_model(text).graph, {"score": "raw", "made_score": "new"}, taken=(), ir_version=8
     )
-    assert [tensor.name for tensor in fragment.initializers] == ["postproc/transform/made_score_constant"]
-    assert [list(node.output) for node in fragment.nodes] == [["new"]]
+    assert [tensor.name for tensor in fragment.initializer] == ["postproc/transform/made_score_constant"]
+    assert [list(node.output) for node in fragment.node] == [["new"]]
 
 
 @pytest.mark.parametrize("name", ["NeedsArguments", "DataDependent"])
