@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 from numpy.typing import NDArray
 
 from postproc_export.check.attached import AttachedModel, load_attached
-from postproc_export.check.inputs import COUNT, SEED
+from postproc_export.check.inputs import COUNT, SEED, RealInputs, array_inputs, image_inputs
 from postproc_export.check.originals import RawFile, TorchRunner
-from postproc_export.check.real_inputs import RealInputs, array_inputs, image_inputs
 from postproc_export.check.record import check_record, file_checks, record_is_missing
 from postproc_export.check.reference import EagerTransform, Reference, unnamed_code
 from postproc_export.check.report import Check, FailureStore, ParityReport
@@ -418,7 +417,7 @@ def _described(
     if model.file.remarks:
         described["file"] = "; ".join(model.file.remarks)
     if real is not None:
-        described["inputs"] = real.describe()
+        described["inputs"] = real.description
     if synthetic.ran is not None:
         described["synthetic"] = synthetic.ran
     if exported is not None:

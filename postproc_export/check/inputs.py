@@ -1,13 +1,23 @@
-"""Adversarial raw values: around every boundary, special values, and shapes that break reductions."""
+"""What a check feeds: adversarial raw values for a tail alone; real and synthetic inputs for a whole file."""
 
-from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from postproc_export.errors import FileError, PostprocError, UsageError, require
 from postproc_export.float32 import as_bfloat16, rank_of
-from postproc_export.stats import LevelStats
+from postproc_export.images import Preprocessing, find_samples, image_input, load_batches
+from postproc_export.runtimes import PortInfo, Runner
+from postproc_export.stats import CalibrationStats, LevelStats
+from postproc_export.validation import check_file, stated_twice
+
+# --- Adversarial raw values: around every boundary, special values, and shapes that break reductions.
 
 FloatArray: TypeAlias = NDArray[np.floating[Any]]
 
@@ -40,29 +50,16 @@ SPECIAL.flags.writeable = False
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawValues:
-    """Raw values of one level.
+    """Raw values of one level, of the raw output's own type; float32 holds bfloat16, with values that bfloat16 has.
 
-    Parameters
-    ----------
-    critical
-        Around the boundary, the threshold, min, max and 0: up to 64 float32 steps to either side. Moderate values.
-    ordinary
-        A dense sample of the range and beyond, thousands of steps around the boundary, and all magnitudes below 1e30.
-    rising, falling
-        Magnitudes of 1e30 and above, of one sign each.
-    special
-        NaN, infinities, zeros, subnormals and the largest numbers: each belongs into a map of its own.
-
-    Notes
-    -----
-    All are of the raw output's own type; float32 stands in for bfloat16, with values that bfloat16 can hold.
+    Each special value belongs into a map of its own.
     """
 
-    critical: FloatArray
-    ordinary: FloatArray
-    rising: FloatArray
+    critical: FloatArray  # up to 64 float32 steps around the boundary, the threshold, min, max and 0; moderate values
+    ordinary: FloatArray  # a dense sample of the range and beyond, and all magnitudes below 1e30
+    rising: FloatArray  # magnitudes of 1e30 and above, of one sign each
     falling: FloatArray
-    special: FloatArray
+    special: FloatArray  # NaN, infinities, zeros, subnormals and the largest numbers
 
     @property
     def all(self) -> FloatArray:
@@ -78,16 +75,9 @@ class RawValues:
 def raw_values(
     level: LevelStats, boundary: float, *, dtype: str = "float32", count: int = COUNT, seed: int = SEED
 ) -> RawValues:
-    """Return at least `count` raw values of a level that seek trouble.
+    """Return at least `count` raw values of a level that a tail might decide wrongly.
 
-    Parameters
-    ----------
-    level
-        The statistics that the tail decides by, threshold included.
-    boundary
-        The decision boundary, raw units; infinities are legal.
-    dtype
-        ``"float16"``, ``"bfloat16"``, ``"float32"`` or ``"float64"``: the type of the raw output.
+    The boundary may be infinite; `dtype` is the type of the raw output, one of four floating-point types.
     """
     assert level.threshold is not None, "a level without a threshold has no tail"
     random = np.random.default_rng(seed)
@@ -95,11 +85,13 @@ def raw_values(
     critical = np.concatenate([_around(anchor, np.arange(-NEIGHBOURS, NEIGHBOURS + 1)) for anchor in anchors])
     low, high = float(level.min) - level.span, float(level.max) + level.span
     largest = float(np.finfo(np.float32).max)
+    near = _around(np.float32(boundary), random.integers(-(1 << 14), 1 << 14, count // 4))
+    anything = random.integers(0, 1 << 32, count // 2, dtype=np.uint32).view(np.float32)
     drawn = np.concatenate(
         [
             np.linspace(max(low, -largest), min(high, largest), count // 2).astype(np.float32),
-            _around(np.float32(boundary), random.integers(-(1 << 14), 1 << 14, count // 4)),
-            _random_floats(random, count // 2),
+            near,
+            anything[np.isfinite(anything)],
         ]
     )
     if dtype == "float64":
@@ -119,22 +111,20 @@ def raw_values(
 def maps_of(values: RawValues, *, height: int, width: int, filler: float, few: bool = False) -> FloatArray:
     """Pack raw values into maps, shape (n, height, width); each special value stands alone in a map of `filler`.
 
-    Notes
-    -----
-    The special values stand first, in the middle and last in their maps: a runtime's reduction may treat a NaN by its
-    place. Huge values of both signs never share a map, so no partial sum overflows both ways.
+    It stands first, in the middle or last there: a runtime's reduction may treat a NaN by its place. Huge values of
+    both signs never share a map, so no partial sum overflows both ways.
     """
+
+    def fill(values: FloatArray) -> FloatArray:
+        missing = np.full(-len(values) % size, filler, values.dtype)
+        return np.concatenate([values, missing]).reshape(-1, size)
+
     size = height * width
     special = np.full((len(values.special), size), filler, values.special.dtype)
     special[np.arange(len(special)), np.arange(len(special)) % 3 * (size - 1) // 2] = values.special
     groups = [values.critical] if few else [values.critical, values.ordinary, values.rising, values.falling]
-    packed = [special, *(_fill(group, size, filler) for group in groups if group.size)]
+    packed = [special, *(fill(group) for group in groups if group.size)]
     return np.concatenate(packed).reshape(-1, height, width)
-
-
-def _fill(values: FloatArray, size: int, filler: float) -> FloatArray:
-    missing = -len(values) % size
-    return np.concatenate([values, np.full(missing, filler, values.dtype)]).reshape(-1, size)
 
 
 def _around(anchor: np.float32, steps: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -156,13 +146,363 @@ def _between(anchor: float) -> NDArray[np.float64]:
     return np.concatenate([below + (anchor - below) * parts, anchor + (above - anchor) * parts, near])
 
 
-def _random_floats(random: np.random.Generator, count: int) -> NDArray[np.float32]:
-    values = random.integers(0, 1 << 32, count, dtype=np.uint32).view(np.float32)
-    return values[np.isfinite(values)]
-
-
 def _as_raw(values: FloatArray, dtype: str) -> FloatArray:
     if dtype == "bfloat16":
         return as_bfloat16(values)
     with np.errstate(over="ignore", invalid="ignore"):
         return values.astype(dtype)
+
+
+# --- Real inputs: images of a folder or arrays of a file, in batches of the sizes that the model takes.
+
+Feeds: TypeAlias = dict[str, NDArray[Any]]
+
+_KNOWN_NAMES: Final = ("input", "images", "x")
+
+
+@dataclass(frozen=True, slots=True)
+class RealBatch:
+    """What a model is fed at once: one array per input, filled up to a batch size that the model takes."""
+
+    feeds: Feeds
+    size: int
+    valid: int  # how many of the samples are real
+    shared: frozenset[str] = frozenset()  # inputs that have no entry per sample, and are fed as they are
+
+    def samples(self) -> Feeds:
+        """Return what is fed without the filling."""
+        return {name: array if name in self.shared else array[: self.valid] for name, array in self.feeds.items()}
+
+    def run(self, runner: Runner) -> Feeds:
+        """Run a model and leave out what came of the filling."""
+        outputs = runner.run(self.feeds)
+        if self.valid == self.size:
+            return outputs
+        return {
+            name: values[: self.valid] if values.ndim and len(values) == self.size else values
+            for name, values in outputs.items()
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RealInputs:
+    """Samples that a model is fed in batches of any size.
+
+    `load` gives the arrays of the samples from one number to another, so many at a time.
+    """
+
+    count: int
+    description: str  # one line: what they are, and what was done to them
+    load: Callable[[int, int, int], Iterator[Feeds]]
+    names: tuple[str, ...] = ()  # of the samples, where they have any
+    shared: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    def sample_name(self, index: int) -> str | None:
+        """Return the name of a sample; None where it has none."""
+        return self.names[index] if self.names else None
+
+    def batches(self, size: int, *, start: int = 0, stop: int | None = None) -> Iterator[RealBatch]:
+        """Yield batches of exactly `size` samples; the last one is filled up with its own last sample."""
+        for feeds in self.load(start, self.count if stop is None else min(stop, self.count), size):
+            valid = len(next(iter(feeds.values())))
+            filled = feeds
+            if valid < size:
+                filled = {
+                    name: np.concatenate([array, np.repeat(array[-1:], size - valid, axis=0)])
+                    for name, array in feeds.items()
+                }
+            yield RealBatch({**filled, **self.shared}, size, valid, frozenset(self.shared))
+
+
+def image_inputs(
+    images: str | Path,
+    ports: Sequence[PortInfo],
+    stats: CalibrationStats,
+    preprocessing: Preprocessing | None,
+    *,
+    limit: int | None = None,
+) -> RealInputs:
+    """Find images and settle their pre-processing: as asked, else as the statistics record it, else the defaults.
+
+    Errors are raised if there are no images, or the model does not take them.
+    """
+    port = image_input(ports)
+    recorded = stats.details.get("preprocessing")
+    wanted = preprocessing or (Preprocessing() if recorded is None else Preprocessing.from_json(recorded))
+    samples = tuple(islice(find_samples(images, labels=False), limit))
+    wanted = wanted.for_input(port)
+
+    def load(start: int, stop: int, size: int) -> Iterator[Feeds]:
+        for batch in load_batches(samples[start:stop], wanted, batch_size=size):
+            yield {port.name: batch.images}
+
+    names = tuple(str(sample.image) for sample in samples)
+    return RealInputs(len(samples), f"{len(samples)} images, {wanted.describe()}", load, names)
+
+
+def array_inputs(
+    source: str | Path | Mapping[str, NDArray[Any]], ports: Sequence[PortInfo], *, limit: int | None = None
+) -> RealInputs:
+    """Take arrays from an ``.npz`` file or a mapping, by the names of the model's inputs.
+
+    For a model with one input the array may also be called ``input``, ``images`` or ``x``, or be the only one. An input
+    that is declared ``[]``, or of a fixed length that is not the batch's, has no entry per sample: it is fed as it is.
+    Raises FileError if the file cannot be read, UsageError if an input has no array or the arrays do not fit.
+    """
+    where = "the arrays" if isinstance(source, Mapping) else str(source)
+    arrays = dict(source) if isinstance(source, Mapping) else _read(Path(source))
+    chosen = {port.name: _of_type(_choose(arrays, port, ports, where), port, where) for port in ports}
+    shared = {port.name: chosen.pop(port.name) for port in ports if _is_shared(port, chosen[port.name], ports)}
+    if not chosen:
+        raise UsageError(
+            f"{where}: no input of the model has an entry per sample",
+            found=", ".join(port.describe() for port in ports),
+            needed="an input whose first axis is the batch",
+        )
+    lengths = {len(array) for array in chosen.values()}
+    if len(lengths) != 1 or 0 in lengths:
+        raise UsageError(f"{where}: the inputs have {sorted(lengths)} samples", needed="as many of each, at least one")
+    count = len(range(lengths.pop())[:limit])
+
+    def load(start: int, stop: int, size: int) -> Iterator[Feeds]:
+        for first in range(start, stop, size):
+            yield {name: array[first : min(first + size, stop)] for name, array in chosen.items()}
+
+    return RealInputs(count, f"{count} samples of {where}", load, shared=shared)
+
+
+def _is_shared(port: PortInfo, array: NDArray[Any], ports: Sequence[PortInfo]) -> bool:
+    """Whether an input has no axis of samples: it has none at all, or a fixed one that another input does not have."""
+    size = port.size(0)
+    is_fixed = size is not None and len(array) == size
+    return port.rank == 0 or (is_fixed and any(other.rank != 0 and other.size(0) != size for other in ports))
+
+
+def _read(path: Path) -> Feeds:
+    check_file(path, what="the inputs", needed="an .npz file")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if (twice := stated_twice(file.files)) is not None:
+                fix = "write it again with numpy.savez"
+                raise FileError(f"{path} holds an array twice", found=twice, needed="one of each name", fix=fix)
+            return {name: file[name] for name in file.files}
+    except PostprocError:  # also an OSError, but says what is wrong already
+        raise
+    except (OSError, ValueError, AttributeError, EOFError, BadZipFile) as error:  # all that NumPy raises
+        raise FileError(f"cannot read the inputs {path}", found=str(error), needed="an .npz file") from error
+
+
+def _choose(arrays: Feeds, port: PortInfo, ports: Sequence[PortInfo], where: str) -> NDArray[Any]:
+    names = [name for name in (port.name, *port.aliases) if name in arrays]
+    if not names and len(ports) == 1:
+        names = list(arrays) if len(arrays) == 1 else [name for name in _KNOWN_NAMES if name in arrays]
+    if not names:
+        raise UsageError(
+            f"{where} has no array for the input {port.describe()}",
+            found=", ".join(arrays) or "no array",
+            needed=f"an array named '{port.name}'",
+        )
+    return arrays[names[0]]
+
+
+def _of_type(array: NDArray[Any], port: PortInfo, where: str) -> NDArray[Any]:
+    if array.ndim == 0 and port.rank != 0:
+        raise UsageError(f"{where}: the array for '{port.name}' is a single number", needed=port.describe())
+    found = f"{array.dtype.name} {list(array.shape)}"
+    if port.rank == 0 and array.ndim:
+        raise UsageError(
+            f"{where}: the array for '{port.name}' has an entry per sample, and the input takes one number for all",
+            found=found,
+            needed=port.describe(),
+            fix=f"np.savez(..., {port.name}=np.{port.dtype}(1))",
+        )
+    if array.dtype.name == port.dtype:
+        return array
+    if port.dtype == "bfloat16" and array.dtype == np.float32:
+        import ml_dtypes
+
+        return array.astype(ml_dtypes.bfloat16)
+    what = f"{where}: the array for '{port.name}' has another element type"
+    raise UsageError(what, found=found, needed=port.describe())
+
+
+# --- At which batch sizes a model is run, and on which samples.
+
+BATCH: Final = 8
+_PROBES: Final = (1, 2)  # exporters trace at one of these, and some graphs then run at nothing else
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """The batch sizes that a file takes."""
+
+    sizes: tuple[int, ...]  # at which it runs; empty where it runs at none
+    misses: tuple[str, ...]  # at which only the raw file runs, with the reason
+    refusals: tuple[str, ...]  # at which it does not run, and no raw file shows that it should, with the reason
+    possible: tuple[int, ...]  # at which the model itself can run, as far as is known: all but the refused ones
+
+    def batches(self, inputs: RealInputs) -> Iterator[RealBatch]:
+        """Yield every sample once: the first ones at the small sizes, the others at the largest."""
+        start = 0
+        for size in self.sizes[:-1]:
+            yield from inputs.batches(size, start=start, stop=min(start + size, inputs.count))
+            start += size
+        if start < inputs.count:
+            yield from inputs.batches(self.sizes[-1], start=start)
+
+
+def plan_batches(
+    attached: tuple[Runner, Sequence[str]],
+    apart: tuple[Runner, Sequence[str]] | None,
+    inputs: RealInputs,
+    *,
+    allowed: tuple[int, ...] | None = None,
+) -> BatchPlan:
+    """Try sizes 1, 2 and 8, or the one that the file declares.
+
+    `attached` and `apart` are models with the names of their outputs that have one entry per sample: a size at which
+    the raw file runs is one at which the attached file has to run. `allowed` are the sizes that the model was found to
+    run at in another runtime.
+    """
+    shared = next(iter(inputs.batches(1, stop=1))).shared
+    batched = (port for port in attached[0].inputs if port.rank and not any(map(port.answers_to, shared)))
+    static = next((size for port in batched if (size := port.size(0)) is not None), None)
+    candidates = (static,) if static is not None else allowed or (*_PROBES, BATCH)
+    sizes, misses, refusals, refused = [], [], [], []
+    for size in candidates:
+        batch = next(iter(inputs.batches(size, stop=1)))
+        problem = _batch_problem(batch, *attached)
+        if problem is None:
+            sizes.append(size)
+        elif static is not None or (apart is not None and _batch_problem(batch, *apart) is None):
+            misses.append(f"it does not run at batch size {size}: {problem}")
+        else:
+            refusals.append(f"batch size {size}: {problem}")
+            refused.append(size)
+    possible = tuple(size for size in candidates if size not in refused)
+    return BatchPlan(tuple(sizes), tuple(misses), tuple(refusals), possible)
+
+
+def _batch_problem(batch: RealBatch, runner: Runner, names: Sequence[str]) -> str | None:
+    """Return why a model does not run on a batch; None where it does."""
+    try:
+        outputs = runner.run(batch.feeds)
+    except PostprocError as error:
+        return " ".join(str(error).split())
+    for port in runner.outputs:
+        values = outputs[port.name]
+        if values.ndim and len(values) != batch.size and any(map(port.answers_to, names)):
+            return f"output '{port.name}' has {len(values)} results for {batch.size} samples"
+    return None
+
+
+# --- Synthetic inputs: seeded values that look like images, at a batch size and at sizes of the axes that are open.
+
+Kind: TypeAlias = Literal["unit", "small", "bytes"]
+
+KINDS: Final[tuple[Kind, ...]] = ("unit", "small", "bytes")
+"""Floats in [0, 1], [-2, 2], [0, 255]; integers below 256, 2, 256."""
+
+PAIRS: Final = ((64, 96), (128, 64), (224, 224), (256, 256), (32, 32), (512, 512), (16, 16), None)
+"""Sizes of open axes but the last, and of that one; None: each as large as the batch."""
+
+CHANNELS: Final = (3, 1)
+_FEW: Final = (1, 3, 4)
+_BLOCK: Final = 8
+_UNKNOWN: Final = (None, None, None, None)  # an input of unknown rank is taken for images
+
+
+def unfit(port: PortInfo) -> bool:
+    """Whether nobody can tell what an input of this element type is to be fed: strings, sequences and the like."""
+    names = ("bool", "bfloat16", "float16", "float32", "float64", "int8", "int16", "int32", "int64")
+    return port.dtype not in (*names, "uint8", "uint16", "uint32", "uint64")
+
+
+def has_open_axes(ports: Sequence[PortInfo]) -> bool:
+    """Whether some axis besides that of the batch is open."""
+    firsts = _batch_symbols(ports)
+    axes = [axis for port in ports for axis in (_UNKNOWN if port.shape is None else port.shape)[1:]]
+    return any(not isinstance(axis, int) and axis not in firsts for axis in axes)
+
+
+def has_open_channels(ports: Sequence[PortInfo]) -> bool:
+    """Whether some input may have its channels on an open second axis."""
+    return any(_is_channel(_UNKNOWN if port.shape is None else port.shape, 1) for port in ports)
+
+
+@dataclass(frozen=True, slots=True)
+class SyntheticInputs:
+    """Samples that are made up; another start or batch size gives other values."""
+
+    ports: tuple[PortInfo, ...]  # the inputs that have to be fed
+    pair: tuple[int, int] | None
+    channels: int = 3
+    kind: Kind = "unit"
+    seed: int = 0
+    count: int = 4
+
+    def batches(self, size: int, *, start: int = 0, stop: int | None = None) -> Iterator[RealBatch]:
+        """Yield batches."""
+        end = self.count if stop is None else stop
+        for first in range(start, end, size):
+            feeds = {
+                port.name: self._values(port, self._shape(port, size), (self.seed, first, size, number))
+                for number, port in enumerate(self.ports)
+            }
+            shared = frozenset(name for name, values in feeds.items() if values.shape[:1] != (size,))
+            yield RealBatch(feeds, size, size, shared)
+
+    def shapes(self, batch: int) -> str:
+        """Return what is fed at a batch size, for people."""
+        return ", ".join(f"{port.name} {list(self._shape(port, batch))}" for port in self.ports)
+
+    def elements(self, batch: int) -> int:
+        """Return how many numbers are fed at a batch size."""
+        return sum(int(np.prod(self._shape(port, batch), dtype=np.float64)) for port in self.ports)
+
+    def _shape(self, port: PortInfo, batch: int) -> tuple[int, ...]:
+        firsts = _batch_symbols(self.ports)
+        axes = _UNKNOWN if port.shape is None else port.shape
+        last = max((index for index, axis in enumerate(axes) if not isinstance(axis, int)), default=0)
+        shape = []
+        for index, axis in enumerate(axes):
+            if isinstance(axis, int):
+                shape.append(axis)
+            elif index and _is_channel(axes, index):
+                shape.append(self.channels)
+            elif index == 0 or axis in firsts or self.pair is None:
+                shape.append(batch)
+            else:
+                shape.append(self.pair[index == last])
+        return tuple(shape)
+
+    def _values(self, port: PortInfo, shape: tuple[int, ...], seed: tuple[int, ...]) -> NDArray[Any]:
+        """Return blocks of 8 x 8 with noise on them, brighter or darker from sample to sample."""
+        random = np.random.default_rng(seed)
+        values = random.random(shape, np.float32)
+        if len(shape) > 2:
+            coarse = random.random((*shape[:-2], *(-(-size // _BLOCK) for size in shape[-2:])), np.float32)
+            blocks = coarse.repeat(_BLOCK, axis=-2).repeat(_BLOCK, axis=-1)[..., : shape[-2], : shape[-1]]
+            values = np.float32(0.75) * blocks + np.float32(0.25) * values
+        if shape:
+            bright = random.random((shape[0], *[1] * (len(shape) - 1)), np.float32)
+            values = values * (np.float32(0.5) + np.float32(0.5) * bright)
+        if port.dtype == "bool":
+            return np.asarray(values > 0.375)
+        if not port.dtype.startswith(("float", "bfloat")):
+            top = 2 if self.kind == "small" else 128 if port.dtype == "int8" else 256
+            return np.asarray(np.floor(values * np.float32(top)).astype(port.dtype))
+        scaled = {"unit": values, "small": 4 * values - 2, "bytes": 255 * values}[self.kind]
+        if port.dtype == "bfloat16":
+            return np.asarray(scaled, require("ml_dtypes", extra="openvino", purpose="feeding bfloat16").bfloat16)
+        return np.asarray(scaled, port.dtype)
+
+
+def _batch_symbols(ports: Sequence[PortInfo]) -> set[str]:
+    return {port.shape[0] for port in ports if port.shape and isinstance(port.shape[0], str)}
+
+
+def _is_channel(axes: Sequence[int | str | None], index: int) -> bool:
+    """Whether an axis is the open channel axis of [N, C, H, W]; [N, H, W, 3] has its channels last."""
+    is_open = len(axes) == 4 and index == 1 and not isinstance(axes[1], int)
+    return is_open and axes[3] not in _FEW

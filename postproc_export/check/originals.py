@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from graph_patterns.expr import GraphPatternError
 from postproc_export.check.attached import AttachedModel
-from postproc_export.check.real_inputs import RealBatch
+from postproc_export.check.inputs import RealBatch
 from postproc_export.check.reference import READS, EagerTransform, image_size
 from postproc_export.check.runners import WrappedRunner
 from postproc_export.check.ways import Configuration

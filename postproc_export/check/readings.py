@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from postproc_export.check.attached import AttachedModel, RawFeeds, boundary_of
-from postproc_export.check.real_inputs import RealBatch
+from postproc_export.check.inputs import RealBatch
 from postproc_export.check.reference import Reference
 from postproc_export.runtimes import Runner, as_float32
 from postproc_export.stats import LEVELS, Level

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from postproc_export.check.real_inputs import RealBatch
+from postproc_export.check.inputs import RealBatch
 from postproc_export.check.stage_report import TAIL, Baseline, LevelOutcome, WayResult, markdown_rows
 from postproc_export.files import folder_made_for, publishing
 from postproc_export.stats import Level

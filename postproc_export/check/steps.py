@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from graph_patterns.expr import GraphPatternError
 from postproc_export.check.attached import AttachedModel, RawFeeds, axes_of, load_attached, numpy_dtype, open_file
-from postproc_export.check.inputs import raw_values
+from postproc_export.check.inputs import RealInputs, SyntheticInputs, raw_values
 from postproc_export.check.originals import named_output
 from postproc_export.check.readings import SCORES
-from postproc_export.check.real_inputs import RealInputs
 from postproc_export.check.record import check_outputs
 from postproc_export.check.reference import READS, EagerDecisions, EagerTransform, Reference, Size
 from postproc_export.check.report import Check
@@ -361,7 +360,7 @@ class DecisionCheck:
                 self._fail(outcome, error)
             yield from outcome.checks("decision")
 
-    def whole(self, ways: Sequence[Configuration], inputs: RealInputs, size: int) -> Iterator[Check]:
+    def whole(self, ways: Sequence[Configuration], inputs: RealInputs | SyntheticInputs, size: int) -> Iterator[Check]:
         """Run the whole file on real inputs, and compare with what it reads in the same compiled model.
 
         Parameters

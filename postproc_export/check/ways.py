@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from postproc_export import __version__
 from postproc_export.check.attached import AttachedModel
-from postproc_export.check.real_inputs import RealInputs
+from postproc_export.check.inputs import RealInputs
 from postproc_export.check.runners import Format
 from postproc_export.errors import UnsupportedModelError, require
 from postproc_export.runtimes import RUNTIMES, Precision, Runner, RuntimeName, first_reason, open_runner

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from postproc_export.check.attached import AttachedModel, RawFeeds
+from postproc_export.check.inputs import BatchPlan, RealInputs, plan_batches
 from postproc_export.check.originals import RawFile, TorchRunner, named_output
 from postproc_export.check.readings import LABELS, SCORES, BatchRuns, ModelName, RawStore, Reader
-from postproc_export.check.real_inputs import BatchPlan, BatchTrial, RealInputs, plan_batches
 from postproc_export.check.reference import READ_TAPS, READS, EagerTransform, Reference, image_size
 from postproc_export.check.report import Check, FailureStore
 from postproc_export.check.stage_report import TORCH_ATTACHED, TORCH_RAW, WayResult
@@ -412,8 +412,8 @@ class WholeCheck:
 
     def _plan(self, way: Configuration, runner: Runner, apart: Runner | None) -> BatchPlan:
         plan = plan_batches(
-            BatchTrial(runner, self.attached.names),
-            None if apart is None or self.raw_file is None else BatchTrial(apart, self.raw_file.level_names),
+            (runner, self.attached.names),
+            None if apart is None or self.raw_file is None else (apart, self.raw_file.level_names),
             self.inputs,
             allowed=self._sizes,
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from postproc_export.check.attached import AttachedModel
-from postproc_export.check.real_inputs import image_inputs
+from postproc_export.check.inputs import image_inputs
 from postproc_export.check.reference import EagerTransform, Reference, image_size
 from postproc_export.check.report import Check
 from postproc_export.check.tally import CheckTally, details_of

@@ -28,7 +28,7 @@ ORDER = {
         dask_sources dask calibrator sources model
     """,
     "postproc_export.check": """
-        inputs runners attached_files attached reference real_inputs ways originals readings stage_report report
+        inputs runners attached_files attached reference ways originals readings stage_report report
         tally stages preserved preserved_onnx preserved_openvino contracts record tail steps whole synthetic
     """,
 }

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from postproc_export import CalibrationStats, attach_postprocessing, check_parity
-from postproc_export.check.real_inputs import array_inputs
+from postproc_export.check.inputs import array_inputs
 from postproc_export.errors import UsageError
 from postproc_export.runtimes import PortInfo
 from postproc_export.stats import LevelStats

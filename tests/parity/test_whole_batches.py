@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from postproc_export.attach import attach_postprocessing
 from postproc_export.check import check_parity
-from postproc_export.check.real_inputs import array_inputs
+from postproc_export.check.inputs import array_inputs
 from postproc_export.errors import UnsupportedModelError, UsageError
 from postproc_export.runtimes import PortInfo, open_runner
 from postproc_export.stats import CalibrationStats, LevelStats
