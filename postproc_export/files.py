@@ -20,7 +20,7 @@ from postproc_export.validation import backup_of, refuse_backups
 
 # --- What a file must not be written to: found before the work that makes its content, not after it.
 
-_DEVICES: Final = Path("/dev")  # itself, and not folders such as /dev/shm
+DEVICES: Final = Path("/dev")  # itself, and not folders such as /dev/shm
 _SYSTEM: Final = (Path("/proc"), Path("/sys"))
 _FIXES: Final = {
     errno.EACCES: "choose a folder that you may write to",
@@ -106,7 +106,7 @@ def refuse_unwritable(target: Path) -> None:
         raise _not_a_file(target, "a device or a pipe")
     folder = Path(os.path.realpath(target.parent))
     # A link such as /dev/stdout may lead to a file, and would be replaced for every process of the machine.
-    if folder == _DEVICES or any(folder.is_relative_to(each) for each in _SYSTEM):
+    if folder == DEVICES or any(folder.is_relative_to(each) for each in _SYSTEM):
         raise _not_a_file(target, f"a name of the system, in {folder}")
 
 

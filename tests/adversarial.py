@@ -55,8 +55,8 @@ def take_route(route: str, patch: pytest.MonkeyPatch) -> None:
     if route != "sorted":
         patch.setattr(tally, "SMALL", 0)
     if route in ("eighths", "late-batches"):
-        patch.setattr(search, "_FULL_BINS", 0)
+        patch.setattr(search, "FULL_BINS", 0)
     if route in ("batches", "late-batches"):
         patch.setattr(search, "MAX_BINS", 0 if route == "batches" else 60)
-        patch.setattr(search, "_COLLECTED", 40)
-        patch.setattr(search, "_CELLS", 1 << 9)
+        patch.setattr(search, "COLLECTED", 40)
+        patch.setattr(search, "CELLS", 1 << 9)

@@ -36,8 +36,8 @@ def computed(case: Sharded, batches: tuple[Batch, ...], **compute: Any) -> dict[
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         take_route(case.route, patch)
-        patch.setattr(spool, "_BLOCK", 50)
-        patch.setattr(spool, "_IN_MEMORY", 2 * 50 * 4)
+        patch.setattr(spool, "BLOCK", 50)
+        patch.setattr(spool, "IN_MEMORY", 2 * 50 * 4)
         with Calibrator(**{"resamples": 20, **case.options}) as calibrator:
             for batch in batches:
                 calibrator.update(**batch)

@@ -11,7 +11,7 @@ import numpy as np
 from postproc_export.calibration.arrays import BLOCK, AnyArray, Block, BoxPlace, Place
 
 BUDGET: Final = 32 << 20  # bytes of values and ground truth in a box; decoding takes as much again, and more
-_GROUPED: Final = 1 << 20  # values that small chunks are grouped to: reading a box costs a fraction of a millisecond
+GROUPED: Final = 1 << 20  # values that small chunks are grouped to: reading a box costs a fraction of a millisecond
 
 Shape = tuple[int, ...]
 Box = tuple[slice, ...]
@@ -148,7 +148,7 @@ def _times(length: int, step: int, chunk: int) -> float:
 def _grouped(shape: Shape, steps: Shape) -> Shape:
     grown = list(steps)
     for axis in reversed(range(len(shape))):
-        times = max(1, _GROUPED // math.prod(grown))
+        times = max(1, GROUPED // math.prod(grown))
         grown[axis] = min(shape[axis], grown[axis] * times)
         if grown[axis] < shape[axis]:
             break

@@ -295,7 +295,7 @@ def counted_chunks(blocks: Iterable[Block]) -> Iterator[Chunk]:
 # --- Counting passes: the coarse table of the first, and finer tables or sorted values of chosen bins in later ones.
 
 COARSE_WIDTH: Final = 16
-_FEW: Final = 8  # edges between buckets up to which comparing is faster than counting in a table
+FEW: Final = 8  # edges between buckets up to which comparing is faster than counting in a table
 _WAITING: Final = 1 << 17
 _PARTS: Final = 256
 _DENSE: Final = 0.2  # share of all values from which on a run of bins is not picked out first
@@ -375,7 +375,7 @@ class _Edges:
 def _inner_edges(low: float, high: float) -> _Edges | None:
     """Return the buckets between two values, None where they are many."""
     first, last = key_of(low) >> COARSE_WIDTH, key_of(high) >> COARSE_WIDTH
-    if last - first > _FEW:
+    if last - first > FEW:
         return None
     ordered = np.arange(first, last + 1)
     return _Edges(raw_numbers(ordered), float_values((ordered[1:] << COARSE_WIDTH).astype(np.uint32)))

@@ -284,13 +284,14 @@ def dask_levels(
     with cluster_at(dask) as cluster:
 
         def make(level: Level) -> DaskLevel:
-            sources = _sources(level, shards, groups=_GROUPS * max(1, cluster.threads), states=states)
+            sources = shard_sources(level, shards, groups=_GROUPS * max(1, cluster.threads), states=states)
             return DaskLevel(level, sources, cluster, progress=progress)
 
         yield make
 
 
-def _sources(level: Level, shards: Sequence[Shard], *, groups: int, states: States) -> list[TaskSource]:
+def shard_sources(level: Level, shards: Sequence[Shard], *, groups: int, states: States) -> list[TaskSource]:
+    """Group the shards of a level to at most `groups` sources of tasks, in the order of the shards."""
     sources: list[TaskSource] = []
     number = first = 0
     for kind, found in groupby([_file_form(shard) for shard in shards], key=_kind):

@@ -221,7 +221,7 @@ class ShardSource:
         found, count = [absolute(shard) for shard in shards], min(groups, len(shards))
         edges = [len(found) * group // count for group in range(count + 1)]
         self._runs = list(pairwise(edges))
-        self._groups = [found[begin:end] for begin, end in self._runs]
+        self.groups = [found[begin:end] for begin, end in self._runs]
         self._verify = True
 
     def size(self) -> int | None:
@@ -241,13 +241,13 @@ class ShardSource:
                 ),
                 work,
             )
-            for index, (group, (begin, end)) in enumerate(zip(self._groups, self._runs, strict=True))
+            for index, (group, (begin, end)) in enumerate(zip(self.groups, self._runs, strict=True))
         ]
 
     def learn(self, signatures: Iterator[object]) -> None:
         """Take the states of the shards from those of all sources; they were verified."""
         self._verify = False
-        shards = (shard for group in self._groups for shard in group)
+        shards = (shard for group in self.groups for shard in group)
         for index, shard in enumerate(shards, start=self._first):
             self._states.learn(index, next(signatures), name=shard.name)
 

@@ -26,7 +26,7 @@ from postproc_export.stats import LEVELS, Level, LevelStats
 # fails between two meetings says so at the next one, so the others never wait for its share.
 
 _GOING: Final = 0
-_FAILED: Final = 1
+FAILED: Final = 1
 _ADD: Final = 2
 _GATHER: Final = 3
 _END: Final = 4
@@ -61,7 +61,7 @@ class Ranks:
         if self.rank < 0:
             raise UsageError("this process is not in the group", fix="call it on the ranks of the group only")
         self.size = self._dist.get_world_size(self._group)
-        self._device = _device(self._torch, self._dist.get_backend_config(self._group))
+        self._device = device_of(self._torch, self._dist.get_backend_config(self._group))
         self._is_over = False
 
     def add(self, counts: Counts) -> Counts:
@@ -98,7 +98,7 @@ class Ranks:
             return
         message = _as_bytes(_document(error))
         with self._exchange():
-            self._fail(self._states(_FAILED, message.size), message, own=error)
+            self._fail(self._states(FAILED, message.size), message, own=error)
 
     def name(self, rank: int) -> str:
         """Return how messages call a rank of the group: by its number among all processes."""
@@ -111,7 +111,7 @@ class Ranks:
 
     def _meet(self, kind: int, size: int) -> list[int]:
         states = self._states(kind, size)
-        if any(state == _FAILED for state, _ in states):
+        if any(state == FAILED for state, _ in states):
             self._fail(states, np.zeros(0, dtype=np.uint8), own=None)
         alike = {state if kind == _GATHER else (state, length) for state, length in states}
         if len(alike) > 1:
@@ -136,7 +136,7 @@ class Ranks:
         return received
 
     def _fail(self, states: Sequence[tuple[int, int]], message: AnyArray, *, own: BaseException | None) -> None:
-        failed = {rank: length for rank, (state, length) in enumerate(states) if state == _FAILED}
+        failed = {rank: length for rank, (state, length) in enumerate(states) if state == FAILED}
         failures: _Failures = {
             rank: json.loads(self._from(rank, message, length).tobytes()) for rank, length in failed.items()
         }
@@ -180,7 +180,7 @@ def _initialised(torch: Any) -> Any:
     return torch.distributed
 
 
-def _device(torch: Any, backends: str) -> Any:
+def device_of(torch: Any, backends: str) -> Any:
     """Return where a group's tensors have to be: on the CPU where one of its backends works there (gloo, not nccl)."""
     devices = [pair.partition(":")[0] for pair in backends.split(",")]
     if "cpu" in devices:

@@ -295,9 +295,9 @@ def fixed_threshold(policy: Policy, *, low: float, high: float) -> float:
 # batches by descending bound: memory stays bounded, the number of passes does not.
 
 MAX_BINS: Final = 1 << 19
-_FULL_BINS: Final = 16
-_CELLS: Final = 1 << 20
-_COLLECTED: Final = 1 << 20
+FULL_BINS: Final = 16
+CELLS: Final = 1 << 20
+COLLECTED: Final = 1 << 20
 _SHARPENED: Final = 1 << 23  # values for which a pass that only sharpens the areas costs little
 
 
@@ -330,12 +330,12 @@ def sharpen(table: Table, *, values: Values) -> Table:
         held = _held(table, blurred)
         between = _held(table, np.arange(blurred[0], blurred[-1] + 1)) if blurred.size else 0
         is_cheap = total <= _SHARPENED or between <= total // 4
-        if blurred.size and is_cheap and held <= min(_COLLECTED, MAX_BINS - len(table)):
+        if blurred.size and is_cheap and held <= min(COLLECTED, MAX_BINS - len(table)):
             finer = values.collect(table, blurred)
             _check_unchanged(table, blurred, finer)
             table = table.replace(blurred, finer)
     blurred = np.flatnonzero((table.anomalous > 0) & (table.widths == 16))
-    if blurred.size and total <= _SHARPENED and blurred.size <= _CELLS >> 8 and _fits(table, blurred, cells=1 << 8):
+    if blurred.size and total <= _SHARPENED and blurred.size <= CELLS >> 8 and _fits(table, blurred, cells=1 << 8):
         finer = values.split(table, blurred, bits=8)
         _check_unchanged(table, blurred, finer)
         table = table.replace(blurred, finer)
@@ -355,11 +355,11 @@ def _plan(table: Table, wanted: Sequence[Indices]) -> tuple[Indices, int] | None
     order = order[np.sort(np.unique(order, return_index=True)[1])]
     coarse = order[table.widths[order] == 16]
     same = coarse if coarse.size else order
-    if _held(table, same) <= min(_COLLECTED, MAX_BINS - len(table)):
+    if _held(table, same) <= min(COLLECTED, MAX_BINS - len(table)):
         return np.sort(same), 0
-    if 0 < coarse.size <= _FULL_BINS and _fits(table, coarse, cells=1 << 16):
+    if 0 < coarse.size <= FULL_BINS and _fits(table, coarse, cells=1 << 16):
         return np.sort(coarse), 16
-    chosen = same[: _CELLS >> 8]
+    chosen = same[: CELLS >> 8]
     return (np.sort(chosen), 8) if _fits(table, chosen, cells=1 << 8) else None
 
 
@@ -452,14 +452,14 @@ def _batch(table: Table, bins: Indices) -> tuple[Indices, Indices]:
     width = int(table.widths[bins[0]])
     same = int(np.argmax(table.widths[bins] != width)) or bins.size
     held = np.cumsum(table.normal[bins[:same]] + table.anomalous[bins[:same]])
-    size = max(int(np.searchsorted(held, _COLLECTED, side="right")), min(same, _CELLS >> width), 1)
+    size = max(int(np.searchsorted(held, COLLECTED, side="right")), min(same, CELLS >> width), 1)
     return bins[:size], bins[size:]
 
 
 def _resolve(table: Table, batch: Indices, *, values: Values) -> tuple[Table, Counts, Counts]:
     """Return every distinct value of the batch's bins, with true and false positives of a threshold there."""
     chosen = np.sort(batch)
-    if _held(table, chosen) <= _COLLECTED:
+    if _held(table, chosen) <= COLLECTED:
         finer = values.collect(table, chosen)
     else:
         finer = values.split(table, chosen, bits=int(table.widths[chosen[0]]))

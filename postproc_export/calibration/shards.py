@@ -30,7 +30,7 @@ from postproc_export.stats import LEVELS, Level
 
 # --- Values and ground truth of a level, met together in the order that costs least: as they are stored.
 
-_WHOLE: Final = 1 << 24  # values that are loaded to turn them from Fortran into C order
+WHOLE: Final = 1 << 24  # values that are loaded to turn them from Fortran into C order
 
 
 def pair_blocks(values: Any, truth: Any, place: Place) -> Iterator[Block]:
@@ -67,11 +67,11 @@ def _in_c_order(array: Any, *, name: str) -> Iterator[AnyArray]:
         return flat_chunks(array)
     if not array.order_matters:
         return array.chunks()
-    if array.size > _WHOLE:
+    if array.size > WHOLE:
         raise CalibrationError(
             f"{name} is in Fortran order, unlike the array it goes with",
             found=f"{array.size} values, which cannot be paired while streaming",
-            needed=f"both in the same order, or at most {_WHOLE} values",
+            needed=f"both in the same order, or at most {WHOLE} values",
             fix="save it in C order: np.save(path, np.ascontiguousarray(array))",
         )
     return flat_chunks(np.ascontiguousarray(array.whole()))

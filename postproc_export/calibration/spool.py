@@ -17,8 +17,8 @@ from postproc_export.errors import FileError
 
 # --- The values of a one-shot stream, to be read again: in memory while they are few, then in an unlinked file.
 
-_BLOCK: Final = 1 << 18
-_IN_MEMORY: Final = 1 << 24  # bytes of values
+BLOCK: Final = 1 << 18
+IN_MEMORY: Final = 1 << 24  # bytes of values
 
 
 class Spool:
@@ -48,22 +48,22 @@ class Spool:
         """Keep a flat run of values, float32 or float64."""
         if values.dtype != self._values.dtype or not self._values.size:
             self._seal()
-            self._values, self._truth = np.empty(_BLOCK, dtype=values.dtype), np.empty(_BLOCK, dtype=np.bool_)
+            self._values, self._truth = np.empty(BLOCK, dtype=values.dtype), np.empty(BLOCK, dtype=np.bool_)
         start = 0
         while start < values.size:
-            size = min(values.size - start, _BLOCK - self._held)
+            size = min(values.size - start, BLOCK - self._held)
             self._values[self._held : self._held + size] = values[start : start + size]
             self._truth[self._held : self._held + size] = False if truth is None else truth[start : start + size]
             self._held += size
             start += size
-            if self._held == _BLOCK:
+            if self._held == BLOCK:
                 self._seal()
 
     def _seal(self) -> None:
         if not self._held:
             return
         values, packed = self._values[: self._held], np.packbits(self._truth[: self._held])
-        if self._kept + values.nbytes <= _IN_MEMORY:
+        if self._kept + values.nbytes <= IN_MEMORY:
             self._full.append((values.copy(), packed))
             self._kept += values.nbytes
         else:

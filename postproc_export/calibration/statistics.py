@@ -137,7 +137,7 @@ def curve(table: Table, chosen: Found | None) -> dict[str, list[Any]]:
 MAX_IMAGES: Final = 10**6
 CONFIDENCE: Final = 0.95
 _SEED: Final = 20_240_501
-_LARGE: Final = 20_000
+LARGE: Final = 20_000
 _FEWER: Final = 5  # times fewer resamples above that many images, where the interval is narrow anyway
 
 
@@ -146,7 +146,7 @@ def threshold_interval(table: Table, policy: Policy, *, resamples: int) -> dict[
     total = table.n_normal + table.n_anomalous
     if total > MAX_IMAGES:
         return {"left_out": f"more than {MAX_IMAGES} images"}
-    count = resamples if total <= _LARGE else max(1, resamples // _FEWER)
+    count = resamples if total <= LARGE else max(1, resamples // _FEWER)
     cells = np.repeat(np.arange(2 * len(table)), np.concatenate((table.normal, table.anomalous)))
     generator = np.random.default_rng(_SEED)
     keys = (_resampled_key(table, policy, cells[generator.integers(0, total, total)]) for _ in range(count))

@@ -366,7 +366,7 @@ def _listed(what: str, names: list[str]) -> Iterator[str]:
 
 INPUT: Final = "input"
 _LONGEST: Final = 500  # characters of somebody else's error
-_ONE_FILE: Final = 1 << 30  # bytes of weights; above it they go beside the graph, which protobuf limits to 2 GiB
+ONE_FILE: Final = 1 << 30  # bytes of weights; above it they go beside the graph, which protobuf limits to 2 GiB
 
 
 def write_onnx(
@@ -398,7 +398,7 @@ def write_onnx(
     program = _program(raw, example, axes, opset)
     weights = sum(tensor.nbytes for tensor in (*raw.wrapper.parameters(), *raw.wrapper.buffers()))
     with _quiet():
-        program.save(path, external_data=weights > _ONE_FILE)
+        program.save(path, external_data=weights > ONE_FILE)
     model = onnx.load(path, load_external_data=False)
     refuse_fixed(axes, input_ports(model), in_what="the ONNX export")
     found = default_opset(model)

@@ -469,11 +469,11 @@ def calibration_callback(
     MissingDependencyError
         If the package is not installed.
     """
-    return _callback_class(package or _imported())(calibrator or Calibrator(), extract, output, unrepeated)
+    return callback_class(package or _imported())(calibrator or Calibrator(), extract, output, unrepeated)
 
 
 @cache
-def _callback_class(package: Package) -> Any:
+def callback_class(package: Package) -> Any:
     """Return the class for a package; one per package, as Lightning tells callbacks apart by their class."""
     if package not in MODULES:
         raise UsageError(f"package={package!r} is not known", needed="'lightning' or 'pytorch_lightning'")
@@ -487,7 +487,7 @@ def _reduced(callback: CalibrationHooks) -> tuple[Any, ...]:
 
 
 def _rebuilt(package: Package) -> Any:
-    made = _callback_class(package)
+    made = callback_class(package)
     return made.__new__(made)
 
 

@@ -241,8 +241,8 @@ class Cases:
         calibration = self.callback()
         spools = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(spool, "_IN_MEMORY", 0)
-            patch.setattr(spool, "_BLOCK", 10)
+            patch.setattr(spool, "IN_MEMORY", 0)
+            patch.setattr(spool, "BLOCK", 10)
             patch.setattr(Calibrator, "close", lambda self: (spools.append(on_disk(self)), self.reset()))
             with pytest.raises(RuntimeError, match="the validation step is broken"):
                 self.trainer("broken-step", calibration).validate(self.model(BrokenSteps), loader(13, batch_size=2))

@@ -9,7 +9,7 @@ from postproc_export.calibration import spool
 from postproc_export.calibration.spool import Spool
 from postproc_export.cli import entrypoint
 
-spool._BLOCK, spool._IN_MEMORY = 16, 0  # every run of 16 values goes to the file
+spool.BLOCK, spool.IN_MEMORY = 16, 0  # every run of 16 values goes to the file
 _append = Spool.append
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -92,7 +93,7 @@ def test_the_photos_are_real_files_of_the_installed_package(photos: Photos) -> N
 
 def test_a_missing_photo_is_named_and_never_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A scikit-image without its texture images is refused with the way out."""
-    monkeypatch.setattr(data, "_installed_data", lambda: tmp_path)
+    monkeypatch.setattr(data, "find_spec", lambda name: SimpleNamespace(origin=str(tmp_path / "__init__.py")))
     with pytest.raises(
         FileError, match=r"'gravel' is not in the installed scikit-image\n  found:   no file .*gravel\.png"
     ):

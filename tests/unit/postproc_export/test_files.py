@@ -9,7 +9,7 @@ from publications import NEW, OLD, contents, fill, publish_pair
 
 from postproc_export import files
 from postproc_export.errors import FileError
-from postproc_export.files import Publication, check_folder, check_target, publishing, write_text
+from postproc_export.files import check_folder, check_target, publishing, write_text
 
 
 def test_write_text_writes_and_replaces(tmp_path: Path) -> None:
@@ -130,14 +130,15 @@ def test_an_interruption_after_the_last_move_takes_nothing_back(
     """Once the last file is in place the work is done, whatever comes then: data and files stay, backups go."""
     source = fill(tmp_path / "source", {"w.bin": "weights"})
     folder = fill(tmp_path / "target", OLD)
-    move = Publication._move
+    replace = Path.replace
 
-    def interrupted(self: Publication, target: Path, undo: object) -> None:
-        move(self, target, undo)
+    def interrupted(self: Path, target: Path) -> Path:
+        moved = replace(self, target)
         if target.suffix == ".xml":
             raise KeyboardInterrupt
+        return moved
 
-    monkeypatch.setattr(Publication, "_move", interrupted)
+    monkeypatch.setattr(Path, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         publish_pair(folder, weights={Path("w.bin"): source / "w.bin"})
     assert contents(folder) == {**NEW, "w.bin": "weights"}
@@ -172,7 +173,7 @@ def test_a_name_of_the_system_is_never_replaced(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "file").write_text("kept")
     (devices / "stdout").symlink_to(tmp_path / "file")
     (tmp_path / "elsewhere").symlink_to(devices)
-    monkeypatch.setattr(files, "_DEVICES", devices)
+    monkeypatch.setattr(files, "DEVICES", devices)
     for target in (devices / "stdout", tmp_path / "elsewhere" / "stdout"):
         with pytest.raises(FileError, match=r"found:   a name of the system(.|\n)*fix: "):
             write_text(target, "new")

@@ -1,19 +1,24 @@
 """`postproc_export.files`: external data that is brought along."""
 
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from publications import contents, fill, publish_with_weights
 
-from postproc_export import files as copying
 from postproc_export.errors import FileError
+
+
+def refuse(*arguments: object) -> NoReturn:
+    """Fail as a system call that the file system does not have."""
+    raise OSError("not supported")
 
 
 @pytest.mark.parametrize("clone", [True, False], ids=["reflink_if_possible", "no_reflink"])
 def test_weights_are_brought_along(clone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """External data is copied, sub-folders included, with the permissions of a new file."""
     if not clone:
-        monkeypatch.setattr(copying, "_share_blocks", lambda *_: False)
+        monkeypatch.setattr("fcntl.ioctl", refuse)
     source = fill(tmp_path / "source", {"a.bin": "a" * 9999, "deep/er/b.bin": "b"})
     (source / "a.bin").chmod(0o400)
     files = {Path(name): source / name for name in ("a.bin", "deep/er/b.bin")}

@@ -9,5 +9,5 @@ from postproc_export.calibration import spool, tally
 def tiny_spool(monkeypatch: pytest.MonkeyPatch) -> None:
     """A spool that goes to disk after 20 values."""
     monkeypatch.setattr(tally, "SMALL", 0)
-    monkeypatch.setattr(spool, "_BLOCK", 10)
-    monkeypatch.setattr(spool, "_IN_MEMORY", 2 * 10 * 4)
+    monkeypatch.setattr(spool, "BLOCK", 10)
+    monkeypatch.setattr(spool, "IN_MEMORY", 2 * 10 * 4)

@@ -304,8 +304,8 @@ def test_numpy_arrays_do_not_import_dask() -> None:
 def test_groups_of_shards_are_not_too_many() -> None:
     """However many shards there are, tasks are few, and every shard is in one of them."""
     shards = [NpzShard(Path(f"{index}.npz")) for index in range(1000)]
-    (source,) = dask_level._sources("image", shards, groups=64, states=States())
-    groups = source._groups  # type: ignore[attr-defined]
+    (source,) = dask_level.shard_sources("image", shards, groups=64, states=States())
+    groups = source.groups  # type: ignore[attr-defined]
     assert len(groups) == 64
     assert [shard.name for group in groups for shard in group] == [shard.name for shard in shards]
     assert {len(group) for group in groups} <= {15, 16}

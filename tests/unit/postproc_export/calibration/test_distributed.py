@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from postproc_export.calibration import Calibrator
 from postproc_export.calibration.counting import Chunk, CoarseHistogram, collect_bins, split_bins
-from postproc_export.calibration.ranks import _FAILED, _device, all_ranks
+from postproc_export.calibration.ranks import FAILED, all_ranks, device_of
 from postproc_export.calibration.table import Table
 from postproc_export.calibration.tally import COARSE_GRID, BinGrid, empty_table, sum_tables
 from postproc_export.errors import UsageError
@@ -47,7 +47,7 @@ def test_tensors_are_where_the_backend_works(backends: str, device: str) -> None
     """On the CPU with gloo; with nccl alone on the device that the rank has chosen."""
     modules = SimpleNamespace(current_device=lambda: 3)
     package = SimpleNamespace(device=torch.device, get_device_module=lambda name: modules)
-    assert _device(package, backends) == torch.device(device)
+    assert device_of(package, backends) == torch.device(device)
 
 
 @pytest.fixture
@@ -60,28 +60,32 @@ def group_of_one(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("group_of_one")
-@pytest.mark.parametrize(("place", "told"), [("_from", 0), ("work", 1)])
+@pytest.mark.parametrize(("place", "told"), [("exchange", 0), ("work", 1)])
 def test_an_interrupt_is_told_only_where_the_others_listen(
     place: str, told: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between two messages that belong together the others expect something else; the interrupt comes out anyway."""
     meetings: list[int] = []
+    meet = torch.distributed.all_gather
+
+    def listen(found: Any, own: torch.Tensor, **options: Any) -> None:
+        meetings.append(int(own[0]))
+        meet(found, own, **options)
 
     def interrupt(*arguments: Any) -> NoReturn:
         raise KeyboardInterrupt
 
     def calibrate() -> None:
         with all_ranks(None) as ranks:
-            states = ranks._states
-            monkeypatch.setattr(ranks, "_states", lambda *said: meetings.append(said[0]) or states(*said))
-            if place == "_from":
-                monkeypatch.setattr(ranks, "_from", interrupt)
+            monkeypatch.setattr(torch.distributed, "all_gather", listen)
+            if place == "exchange":
+                monkeypatch.setattr(torch.distributed, "broadcast", interrupt)
                 ranks.gather(np.arange(3))
             interrupt()
 
     with pytest.raises(KeyboardInterrupt):
         calibrate()
-    assert meetings.count(_FAILED) == told
+    assert meetings.count(FAILED) == told
 
 
 def coarse(chunk: Chunk) -> Table:

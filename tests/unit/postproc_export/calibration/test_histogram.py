@@ -30,7 +30,7 @@ def test_comparing_with_edges_counts_what_a_table_counts(
     values, truth = draw(rng).astype(np.float32), rng.random(5000) < 0.1
     tables = []
     for few in (1 << 16, -1):
-        monkeypatch.setattr(counting, "_FEW", few)
+        monkeypatch.setattr(counting, "FEW", few)
         counted = CoarseHistogram()
         counted.add(Chunk(values, truth), low=float(values.min()), high=float(values.max()))
         tables.append(counted.table())

@@ -42,7 +42,7 @@ def save(folder: Path, **named: np.ndarray) -> Path:
 @pytest.mark.parametrize("suffix", ["npy", "npz"])
 def test_fortran_order_is_streamed_as_stored(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Maps and masks in Fortran order are never loaded whole, and count as in C order."""
-    monkeypatch.setattr(shards, "_WHOLE", 0)
+    monkeypatch.setattr(shards, "WHOLE", 0)
     stored = {"a_maps": np.asfortranarray(MAPS), "a_masks": np.asfortranarray(MASKS)}
     if suffix == "npz":
         np.savez(tmp_path / "a.npz", maps=stored["a_maps"], masks=stored["a_masks"])
@@ -55,7 +55,7 @@ def test_fortran_order_of_one_array_only(tmp_path: Path, monkeypatch: pytest.Mon
     """One that is small is turned, one that is large is refused with what to do."""
     save(tmp_path, a_maps=np.asfortranarray(MAPS), a_masks=MASKS)
     assert calibrate(tmp_path, resamples=0).pixel == calibrate({"maps": MAPS, "masks": MASKS}, resamples=0).pixel
-    monkeypatch.setattr(shards, "_WHOLE", MAPS.size - 1)
+    monkeypatch.setattr(shards, "WHOLE", MAPS.size - 1)
     with pytest.raises(CalibrationError, match=r"maps is in Fortran order, unlike(.*\n)+.*np\.ascontiguousarray"):
         calibrate(tmp_path)
 

@@ -114,9 +114,9 @@ class TestBootstrap:
 
     def test_large_sets_take_a_fifth_of_the_resamples(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Above that many images the interval is narrow anyway."""
-        monkeypatch.setattr(statistics, "_LARGE", 30)
+        monkeypatch.setattr(statistics, "LARGE", 30)
         assert threshold_interval(self.TABLE, Policy.parse("f1"), resamples=200)["resamples"] == 40
-        monkeypatch.setattr(statistics, "_LARGE", 31)
+        monkeypatch.setattr(statistics, "LARGE", 31)
         assert threshold_interval(self.TABLE, Policy.parse("f1"), resamples=200)["resamples"] == 200
 
     def test_it_is_left_out_where_there_are_too_many_images(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ def small_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every level is read more than once, in several boxes and blocks."""
     monkeypatch.setattr(tally, "SMALL", 0)
     monkeypatch.setattr(boxes, "BLOCK", 700)
-    monkeypatch.setattr(boxes, "_GROUPED", 2000)
+    monkeypatch.setattr(boxes, "GROUPED", 2000)
 
 
 def write(

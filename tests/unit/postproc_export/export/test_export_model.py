@@ -100,7 +100,7 @@ def test_the_summary_says_what_was_done(exported: tuple[Path, ExportResult]) -> 
 
 def test_a_second_export_replaces_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of the same names are replaced, external weights among them; others stay, and so do the statistics read."""
-    monkeypatch.setattr(exporter, "_ONE_FILE", 0)
+    monkeypatch.setattr(exporter, "ONE_FILE", 0)
     for name in ("model.onnx", "model.onnx.data", "mine.txt"):
         (tmp_path / name).write_text(name)
     STATS.save(tmp_path / "statistics.json")
@@ -167,7 +167,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_exported(
     """Wrong options and targets: one error, nothing written, the exporter never called."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken.txt").write_text("")
-    monkeypatch.setattr(exporter, "_program", None)
+    monkeypatch.setattr(torch.onnx, "export", None)
     given = {"example_input": EXAMPLE, "stats": STATS, "output": "dist", **options}
     with pytest.raises(error, match=message):
         export_model(export_modules.detector(), **given)

@@ -174,10 +174,10 @@ def test_the_class_is_built_once_per_package(monkeypatch: pytest.MonkeyPatch) ->
     fake.Callback = type("Callback", (), {})  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pytorch_lightning", fake)
     monkeypatch.delitem(sys.modules, "lightning", raising=False)
-    lightning._callback_class.cache_clear()
+    lightning.callback_class.cache_clear()
     one, other = calibration_callback(output="stats.json"), calibration_callback(Calibrator(image_policy="recall=1"))
     again = pickle.loads(pickle.dumps(one))
-    lightning._callback_class.cache_clear()
+    lightning.callback_class.cache_clear()
     assert type(one) is type(other) is type(again)
     assert isinstance(one, fake.Callback)
     assert (again.state_key, again._output) == (one.state_key, Path("stats.json"))
