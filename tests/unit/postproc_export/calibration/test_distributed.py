@@ -72,7 +72,7 @@ def test_an_interrupt_is_told_only_where_the_others_listen(
         meetings.append(int(own[0]))
         meet(found, own, **options)
 
-    def interrupt(*arguments: Any) -> NoReturn:
+    def interrupt(*arguments: Any, **options: Any) -> NoReturn:
         raise KeyboardInterrupt
 
     def calibrate() -> None:
