@@ -200,13 +200,13 @@ def _share_blocks(reading: BinaryIO, writing: BinaryIO) -> bool:
 FORMATS: Final = {".onnx": "an ONNX model", ".xml": "an OpenVINO IR"}
 
 
-def is_onnx(source: Path) -> bool:
-    """Whether a model file is an ONNX model; else it is an OpenVINO IR.
+def check_suffix(source: Path) -> None:
+    """Refuse a file that is no model by its suffix.
 
     Raises
     ------
     UsageError
-        If its suffix is neither's.
+        If it is not.
     """
     if source.suffix not in FORMATS:
         raise UsageError(
@@ -215,6 +215,11 @@ def is_onnx(source: Path) -> bool:
             needed=" or ".join(f"{suffix} ({what})" for suffix, what in FORMATS.items()),
             fix="give the file that the export wrote",
         )
+
+
+def is_onnx(source: Path) -> bool:
+    """Whether a model file is an ONNX model; else it is an OpenVINO IR; neither is a `UsageError`."""
+    check_suffix(source)
     return source.suffix == ".onnx"
 
 
@@ -239,7 +244,7 @@ def default_target(
     FileError
         If one of the files to be written is read besides the source.
     """
-    is_onnx(source)
+    check_suffix(source)
     default = source if in_place else source.with_suffix(f".{mark}{source.suffix}")
     target = default if output is None else _asked(source, Path(output))
     written = [target] if target.suffix == ".onnx" else [target, target.with_suffix(".bin")]

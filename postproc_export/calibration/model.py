@@ -11,7 +11,8 @@ import numpy as np
 
 from graph_patterns.expr import ExplainedError
 from postproc_export.errors import CalibrationError, FileError, UnsupportedModelError, UsageError
-from postproc_export.files import is_onnx
+from postproc_export.formats import format_of
+from postproc_export.formats.base import Format, Outputs
 from postproc_export.images import Batch, Preprocessing, Sample, find_samples, fit_mask, image_input, load_batches
 from postproc_export.images.samples import check_workers
 from postproc_export.ports import RESULT_NAMES, Selection, select_outputs
@@ -19,7 +20,7 @@ from postproc_export.record import STATISTICS_KEY, TailSpec, parse_tails
 from postproc_export.runtimes import Array, PortInfo, Precision, Runner, RuntimeName, as_float32, open_runner
 from postproc_export.staging import temporary_folder
 from postproc_export.stats import CalibrationStats
-from postproc_export.steps.around import Before, Format, OnnxFormat, OpenVinoFormat, Outputs, put_before
+from postproc_export.steps.around import Before, put_before
 from postproc_export.steps.transforms import resolve_all, select_raw
 
 if TYPE_CHECKING:
@@ -237,30 +238,19 @@ def open_transformed(
         )
     path = Path(model)
     options: dict[str, Any] = {"runtime": runtime, "precision": precision, "threads": threads}
-    if is_onnx(path):
-        return _onnx(path, specs, outputs, options)
-    from postproc_export.formats.openvino_file import read_ir
-    from postproc_export.runtimes.openvino import openvino_core
-
-    loaded = read_ir(openvino_core(purpose="calibrating on an OpenVINO IR"), path)
-    before, ports, selection = _put(OpenVinoFormat(), loaded, specs, outputs)
-    return TransformedModel(open_runner(loaded, **options), before, ports, selection)
-
-
-def _onnx(path: Path, specs: Sequence[TailSpec], outputs: Outputs, options: dict[str, Any]) -> TransformedModel:
-    from postproc_export.formats.onnx_file import rewrite_onnx_file
-
+    form = format_of(path)
     # Windows does not delete what a runtime maps; it goes with the folder for temporary files then.
     with temporary_folder() as folder:
-        target = folder / path.name
-        made = rewrite_onnx_file(path, target, lambda model: (_put(OnnxFormat(), model, specs, outputs),))[0]
-        return TransformedModel(open_runner(target, **options), *made)
+        made, runnable = form.edited(
+            path, folder, lambda model: _put(form, model, specs, outputs), purpose="calibrating on an OpenVINO IR"
+        )
+        return TransformedModel(open_runner(runnable, **options), *made)
 
 
 def _put(
     form: Format, model: Any, specs: Sequence[TailSpec], outputs: Outputs
 ) -> tuple[Before, tuple[PortInfo, ...], Selection]:
-    ports = tuple(form.ports(model)[0])
+    ports = tuple(form.outputs(model))
     transforms = resolve_all(specs) if specs[0].is_shipped else ()
     selection = select_raw(ports, transforms, **outputs)
     return put_before(form, model, specs, outputs=outputs), ports, selection

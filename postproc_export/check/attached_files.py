@@ -16,9 +16,10 @@ from graph_patterns.openvino.view import OpenVinoView
 from postproc_export.check.runners import Assumed, Format, folded, own_tails, read_values
 from postproc_export.errors import FileError, MetadataError, UnsupportedModelError
 from postproc_export.formats.base import FoundTails, decoded_outputs, encoded_port, raw_name, recorded_names
-from postproc_export.formats.onnx import find_in_onnx_model
+from postproc_export.formats.onnx import OnnxFormat, find_in_onnx_model
 from postproc_export.formats.onnx_file import input_ports, output_ports, rewrite_onnx_file
 from postproc_export.formats.onnx_layer import read_onnx_layer
+from postproc_export.formats.openvino import OpenVinoFormat
 from postproc_export.formats.openvino_file import read_ir
 from postproc_export.formats.openvino_layer import read_openvino_layer, was_converted
 from postproc_export.formats.openvino_names import (
@@ -35,7 +36,7 @@ from postproc_export.record import LayerRecord, TailRecord, Where, refuse_misfit
 from postproc_export.runtimes import PortInfo, first_reason
 from postproc_export.runtimes.openvino import import_openvino, openvino_core, port_info
 from postproc_export.stats import Level
-from postproc_export.steps.around import OnnxFormat, OpenVinoFormat, misfits_around
+from postproc_export.steps.around import misfits_around
 from postproc_export.tail import INPUT_NAMES
 
 # --- An attached ONNX file: the record in metadata_props, the tail as a small model of its own, taps as outputs.

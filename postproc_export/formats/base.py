@@ -5,21 +5,23 @@ from __future__ import annotations
 import base64
 import binascii
 import reprlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, TypeVar
 
 from graph_patterns.expr import Expr, free_name
-from graph_patterns.match import GraphView, Mismatch, Value
+from graph_patterns.match import GraphView, Mismatch, Site, Value
 from postproc_export.errors import MetadataError, UnsupportedModelError
-from postproc_export.options import LabelDtype
-from postproc_export.ports import RAW_NAMES, RESULT_NAMES
+from postproc_export.options import LabelDtype, TailOptions
+from postproc_export.ports import RAW_NAMES, RESULT_NAMES, OutputChoice
 from postproc_export.reading.anomalib import AnomalibTail, find_anomalib_tail
 from postproc_export.reading.report import settle
 from postproc_export.reading.tail import LABEL_OUTPUT, SCORE_OUTPUT, OwnLevelTail, find_own_tail
-from postproc_export.record import METADATA_KEY, TailRecord, TailSpec, Where
+from postproc_export.record import METADATA_KEY, LayerRecord, TailRecord, TailSpec, Where
 from postproc_export.runtimes import Axis, PortInfo
-from postproc_export.stats import LEVELS, Level
+from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.tail import OUTPUT_NAMES, Tail, TailOutput
 
 if TYPE_CHECKING:
@@ -564,6 +566,11 @@ def final_order(tail: Tail, outputs: Iterable[str]) -> list[TailOutput | str]:
     return order + (replaced if tail.options.keep_raw else [])
 
 
+def moved_name(name: str, where: Where, used: set[str]) -> str:
+    """Return an unused name for a value that a layer takes the name of, and add it to `used`."""
+    return free_name(f"{name}_before_{where}", used)
+
+
 def new_name(name: str, used: set[str]) -> str:
     """Return a name for a value that has to give its own up, unused in every scope, and add it to `used`."""
     return free_name(f"{name}_raw", used)
@@ -608,3 +615,104 @@ def name_is_taken(name: str, *, by: str) -> UnsupportedModelError:
         "a variable": "rename the variable: its name is part of the model's interface",
     }
     return UnsupportedModelError(f"the name '{name}' is taken", found=f"{by} of that name", fix=fixes[by])
+
+
+# --- A format: everything that is done to models and files, but for how they are checked.
+
+Result = TypeVar("Result")
+Outputs = dict[str, OutputChoice]  # "image_output" and "pixel_output": which outputs are the raw ones
+
+
+class Format(ABC):
+    """A model format; its models in memory are changed in place. `formats.format_of` gives that of a file."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def load(self, path: Path, *, purpose: str) -> Any:
+        """Read a model; large weights are left out of it where the format allows that."""
+
+    @abstractmethod
+    def rewrite(
+        self,
+        source: Path,
+        target: Path,
+        edit: Callable[[Any], Result],
+        *,
+        in_place: bool = False,
+        link_weights: bool = False,
+        is_checked: bool = True,
+    ) -> Result:
+        """Edit the model of a file and write it to another, whole or not at all; not where `edit`'s result is falsy.
+
+        Parameters
+        ----------
+        source, target
+            The files; other files of a model stand beside each.
+        edit
+            Changes the model in place; large weights may be placeholders in it.
+        in_place
+            Allow the target to be the source.
+        link_weights
+            Hard-link external data instead of copying it, in a format that has any.
+        is_checked
+            Refuse a model that is less sound than the source; False for a file that nobody else gets to see.
+        """
+
+    @abstractmethod
+    def edited(
+        self, path: Path, folder: Path, edit: Callable[[Any], Result], *, purpose: str, is_checked: bool = True
+    ) -> tuple[Result, Any]:
+        """Edit a copy of a model that is to be run: a file in the folder, or a model in memory, is what can be run."""
+
+    @abstractmethod
+    def outputs(self, model: Any) -> list[PortInfo]:
+        """Return the outputs of a model."""
+
+    @abstractmethod
+    def inputs(self, model: Any) -> list[PortInfo]:
+        """Return the inputs of a model that have to be fed."""
+
+    @abstractmethod
+    def view(self, model: Any) -> GraphView:
+        """Return the graph, for the matcher."""
+
+    @abstractmethod
+    def value_name(self, value: Any) -> str:
+        """Return how a record names a value of the graph."""
+
+    @abstractmethod
+    def record(self, model: Any, *, where: str) -> tuple[TailRecord | None, bool]:
+        """Return the tail's record, and whether it is that of an ONNX model from which this one was converted."""
+
+    @abstractmethod
+    def put(self, model: Any, plan: Plan, *, make: Callable[..., Any] | None = None) -> LayerRecord:
+        """Append a layer; `make` returns what computes its outputs, None lowers the expressions of the plan."""
+
+    @abstractmethod
+    def read(self, model: Any, layer: Where, *, where: str) -> LayerRecord | None:
+        """Return the record of a layer; None where there is none."""
+
+    @abstractmethod
+    def take(self, model: Any, layer: Where, *, where: str) -> LayerRecord | None:
+        """Remove a layer."""
+
+    @abstractmethod
+    def was_converted(self, model: Any, layer: Where) -> bool:
+        """Whether the record of a layer is that of an ONNX model, from which this one was converted."""
+
+    @abstractmethod
+    def attach(self, model: Any, stats: CalibrationStats, options: TailOptions, outputs: Outputs) -> Attached:
+        """Append the tail."""
+
+    @abstractmethod
+    def find(self, model: Any, *, where: str) -> FoundTails:
+        """Find the tail, ours or Anomalib's, with the help of its record where there is one."""
+
+    @abstractmethod
+    def detach(self, model: Any, *, where: str) -> Detached:
+        """Remove the tail."""
+
+    @abstractmethod
+    def edit(self, model: Any, numbers: Mapping[Site, float]) -> None:
+        """Change numbers of the tail in place."""

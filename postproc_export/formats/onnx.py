@@ -1,22 +1,29 @@
 """Attach a tail to an ONNX model, in place, and take it off again with the original's outputs and names."""
 
-from collections.abc import Collection, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import onnx
 
 from graph_patterns.expr import UnsupportedOpsetError
-from graph_patterns.onnx.edit import remove
+from graph_patterns.match import Site
+from graph_patterns.onnx.edit import remove, set_numbers
 from graph_patterns.onnx.emit import ELEMENT_TYPES, INITIALIZERS_NEED_NO_INPUT_SINCE, OnnxTarget, emit
+from graph_patterns.onnx.file import load_skeleton
 from graph_patterns.onnx.view import OnnxView, default_opset
 from postproc_export import __version__
-from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError
+from postproc_export.errors import FileError, MetadataError, UnsupportedModelError, UsageError
 from postproc_export.formats.base import (
     NEEDED_IMPORT,
     Attached,
     Detached,
+    Format,
     FoundTail,
     FoundTails,
+    Outputs,
+    Plan,
+    Result,
     added_import,
     adjusted_values,
     decoded_outputs,
@@ -50,15 +57,18 @@ from postproc_export.formats.base import (
 from postproc_export.formats.onnx_file import (
     computed_names,
     immovable_names,
+    input_ports,
     output_ports,
     rename_values,
+    rewrite_onnx_file,
     used_names,
     value_names,
 )
+from postproc_export.formats.onnx_layer import Make, put_onnx_layer, read_onnx_layer, take_onnx_layer
 from postproc_export.options import TailOptions
 from postproc_export.ports import FLOAT_TYPES, OutputChoice, select_outputs
 from postproc_export.reading.tail import SCORE_OUTPUT, OwnLevelTail
-from postproc_export.record import METADATA_KEY, TailRecord
+from postproc_export.record import METADATA_KEY, LayerRecord, TailRecord, Where
 from postproc_export.runtimes import PortInfo
 from postproc_export.stats import CalibrationStats, Level
 from postproc_export.tail import PACKED_OUTPUT, PARTS, PREFIX, Tail, TailOutput, build_tail, calibrated_levels
@@ -498,3 +508,102 @@ def _drop_record(model: onnx.ModelProto) -> None:
     for index in reversed(range(len(model.metadata_props))):
         if model.metadata_props[index].key == METADATA_KEY:
             del model.metadata_props[index]
+
+
+# --- The format.
+
+
+class OnnxFormat(Format):
+    """ONNX models, or their skeletons: `onnx.ModelProto` without its weights."""
+
+    name = "onnx"
+
+    def load(self, path: Path, *, purpose: str) -> onnx.ModelProto:
+        """Read a model without its weights; nothing else is needed for any purpose."""
+        with load_skeleton(path) as file:
+            return file.model
+
+    def rewrite(
+        self,
+        source: Path,
+        target: Path,
+        edit: Callable[[onnx.ModelProto], Result],
+        *,
+        in_place: bool = False,
+        link_weights: bool = False,
+        is_checked: bool = True,
+    ) -> Result:
+        """Edit the graph without its weights, which are streamed from file to file."""
+        return rewrite_onnx_file(
+            source, target, edit, in_place=in_place, link_weights=link_weights, is_checked=is_checked
+        )
+
+    def edited(
+        self,
+        path: Path,
+        folder: Path,
+        edit: Callable[[onnx.ModelProto], Result],
+        *,
+        purpose: str,
+        is_checked: bool = True,
+    ) -> tuple[Result, Path]:
+        """Write a file; a hard link of external data saves a copy where the file system allows it."""
+        target = folder / path.name
+        try:
+            return rewrite_onnx_file(path, target, edit, link_weights=True, is_checked=is_checked), target
+        except FileError:
+            return rewrite_onnx_file(path, target, edit, is_checked=is_checked), target
+
+    def outputs(self, model: onnx.ModelProto) -> list[PortInfo]:
+        """Return the outputs; a shape that is not declared is inferred where ONNX can."""
+        return output_ports(model)
+
+    def inputs(self, model: onnx.ModelProto) -> list[PortInfo]:
+        """Return the inputs that no initializer gives a value to."""
+        return input_ports(model)
+
+    def view(self, model: onnx.ModelProto) -> OnnxView:
+        """Return the graph, for the matcher."""
+        return OnnxView(model)
+
+    def value_name(self, value: Any) -> str:
+        """Return the name of the value."""
+        return str(value)
+
+    def record(self, model: onnx.ModelProto, *, where: str) -> tuple[TailRecord | None, bool]:
+        """Return the tail's record; it is never another format's."""
+        return read_record(model, where=where), False
+
+    def put(self, model: onnx.ModelProto, plan: Plan, *, make: Make | None = None) -> LayerRecord:
+        """Append a layer."""
+        return put_onnx_layer(model, plan, make=make)
+
+    def read(self, model: onnx.ModelProto, layer: Where, *, where: str) -> LayerRecord | None:
+        """Return the record of a layer; None where there is none."""
+        return read_onnx_layer(model, layer, where=where)
+
+    def take(self, model: onnx.ModelProto, layer: Where, *, where: str) -> LayerRecord | None:
+        """Remove a layer."""
+        return take_onnx_layer(model, layer, where=where)
+
+    def was_converted(self, model: onnx.ModelProto, layer: Where) -> bool:
+        """Return False: nothing is converted to this format."""
+        return False
+
+    def attach(
+        self, model: onnx.ModelProto, stats: CalibrationStats, options: TailOptions, outputs: Outputs
+    ) -> Attached:
+        """Append the tail."""
+        return attach_to_onnx_model(model, stats, options, **outputs)
+
+    def find(self, model: onnx.ModelProto, *, where: str) -> FoundTails:
+        """Find the tail."""
+        return find_in_onnx_model(model, where=where)
+
+    def detach(self, model: onnx.ModelProto, *, where: str) -> Detached:
+        """Remove the tail."""
+        return detach_from_onnx_model(model, where=where)
+
+    def edit(self, model: onnx.ModelProto, numbers: Mapping[Site, float]) -> None:
+        """Change numbers of the tail in place."""
+        set_numbers(model, numbers, prefix=PREFIX)

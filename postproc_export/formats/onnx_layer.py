@@ -5,7 +5,6 @@ from typing import Any
 
 import onnx
 
-from graph_patterns.expr import free_name
 from graph_patterns.onnx.edit import reads, remove
 from graph_patterns.onnx.emit import ELEMENT_TYPES, OnnxTarget, emit
 from graph_patterns.onnx.view import default_opset
@@ -17,6 +16,7 @@ from postproc_export.formats.base import (
     decoded_outputs,
     drop_added_import,
     encoded_port,
+    moved_name,
     name_is_taken,
     oldest_opset_of,
     recorded_names,
@@ -174,11 +174,6 @@ def _renamings(model: onnx.ModelProto, plan: Plan) -> dict[str, str]:
         if output.name in values:
             renamed[output.name] = moved_name(output.name, plan.where, used)
     return renamed
-
-
-def moved_name(name: str, where: Where, used: set[str]) -> str:
-    """Return an unused name for a value that a layer takes the name of, and add it to `used`."""
-    return free_name(f"{name}_before_{where}", used)
 
 
 def _emitted(plan: Plan, read: Mapping[str, str], target: OnnxTarget, taken: Collection[str]) -> onnx.GraphProto:

@@ -1,19 +1,25 @@
 """Attach a tail to an OpenVINO model, in place, and take it off again with the original's results and names."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from graph_patterns.match import Value
-from graph_patterns.openvino.edit import remove
+from graph_patterns.match import Site, Value
+from graph_patterns.openvino.edit import remove, set_numbers
 from graph_patterns.openvino.emit import copied, emit
 from graph_patterns.openvino.view import OpenVinoView
 from postproc_export import __version__
 from postproc_export.formats.base import (
     Attached,
     Detached,
+    Format,
     FoundTail,
+    FoundTails,
+    Outputs,
+    Plan,
+    Result,
     adjusted_values,
     decoded_outputs,
     final_order,
@@ -33,6 +39,14 @@ from postproc_export.formats.base import (
     touched,
     with_what_is_left,
 )
+from postproc_export.formats.openvino_file import read_ir, rewrite_openvino_file
+from postproc_export.formats.openvino_layer import (
+    Make,
+    put_openvino_layer,
+    read_openvino_layer,
+    take_openvino_layer,
+    was_converted,
+)
 from postproc_export.formats.openvino_names import (
     add_names,
     described,
@@ -40,6 +54,7 @@ from postproc_export.formats.openvino_names import (
     name_operator,
     new_result,
     raw_values,
+    read_record,
     recorded_results,
     refuse_ambiguous,
     refuse_duplicates,
@@ -53,8 +68,9 @@ from postproc_export.formats.openvino_names import (
 from postproc_export.options import TailOptions
 from postproc_export.ports import OutputChoice, select_outputs
 from postproc_export.reading.tail import SCORE_OUTPUT, OwnLevelTail
-from postproc_export.record import METADATA_KEY, TailRecord
-from postproc_export.runtimes.openvino import port_info
+from postproc_export.record import METADATA_KEY, LayerRecord, TailRecord, Where
+from postproc_export.runtimes import PortInfo
+from postproc_export.runtimes.openvino import openvino_core, port_info
 from postproc_export.stats import CalibrationStats, Level
 from postproc_export.tail import PREFIX, AdjustableInput, Tail, TailOutput, build_tail, calibrated_levels
 
@@ -240,15 +256,6 @@ class _OpenVinoRewriter:
         for name, result in added.items():
             name_operator(result, f"{PREFIX}{name}/result", used)
         return added
-
-
-def tail_constants(model: Any) -> dict[str, bytes]:
-    """Return the bytes of every constant of the tail, by friendly name."""
-    return {
-        node.get_friendly_name(): node.get_data().tobytes()
-        for node in model.get_ops()
-        if node.get_type_name() == "Constant" and node.get_friendly_name().startswith(PREFIX)
-    }
 
 
 def _names(result: Any) -> set[str]:
@@ -455,3 +462,88 @@ def _own_output(raw: Any, name: str) -> Any:
 def _key(result: Any) -> tuple[str, str, int]:
     source = result.input_value(0)
     return result.get_friendly_name(), source.get_node().get_friendly_name(), source.get_index()
+
+
+# --- The format.
+
+
+class OpenVinoFormat(Format):
+    """OpenVINO IRs: `openvino.Model`, whose weights are mapped."""
+
+    name = "openvino"
+
+    def load(self, path: Path, *, purpose: str) -> Any:
+        """Read an IR."""
+        return read_ir(openvino_core(purpose=purpose), path)
+
+    def rewrite(
+        self,
+        source: Path,
+        target: Path,
+        edit: Callable[[Any], Result],
+        *,
+        in_place: bool = False,
+        link_weights: bool = False,
+        is_checked: bool = True,
+    ) -> Result:
+        """Edit a model; the weights are always written, and what was written is always read again."""
+        return rewrite_openvino_file(source, target, edit, in_place=in_place)
+
+    def edited(
+        self, path: Path, folder: Path, edit: Callable[[Any], Result], *, purpose: str, is_checked: bool = True
+    ) -> tuple[Result, Any]:
+        """Edit a model in memory; nothing is written."""
+        model = self.load(path, purpose=purpose)
+        return edit(model), model
+
+    def outputs(self, model: Any) -> list[PortInfo]:
+        """Return the outputs of a model."""
+        return [port_info(port, f"output_{index}") for index, port in enumerate(model.outputs)]
+
+    def inputs(self, model: Any) -> list[PortInfo]:
+        """Return the inputs of a model."""
+        return [port_info(port, f"input_{index}") for index, port in enumerate(model.inputs)]
+
+    def view(self, model: Any) -> OpenVinoView:
+        """Return the graph, for the matcher."""
+        return OpenVinoView(model)
+
+    def value_name(self, value: Any) -> str:
+        """Return the operator's friendly name and the number of its output."""
+        return value_name(value)
+
+    def record(self, model: Any, *, where: str) -> tuple[TailRecord | None, bool]:
+        """Return the tail's record, and whether it is that of the ONNX model that was converted."""
+        return read_record(model, where=where)
+
+    def put(self, model: Any, plan: Plan, *, make: Make | None = None) -> LayerRecord:
+        """Append a layer."""
+        return put_openvino_layer(model, plan, make=make)
+
+    def read(self, model: Any, layer: Where, *, where: str) -> LayerRecord | None:
+        """Return the record of a layer, of an ONNX model that was converted, too; None where there is none."""
+        return read_openvino_layer(model, layer, where=where)
+
+    def take(self, model: Any, layer: Where, *, where: str) -> LayerRecord | None:
+        """Remove a layer."""
+        return take_openvino_layer(model, layer, where=where)
+
+    def was_converted(self, model: Any, layer: Where) -> bool:
+        """Whether the record of a layer is that of an ONNX model."""
+        return was_converted(model, layer)
+
+    def attach(self, model: Any, stats: CalibrationStats, options: TailOptions, outputs: Outputs) -> Attached:
+        """Append the tail."""
+        return attach_to_openvino_model(model, stats, options, **outputs)
+
+    def find(self, model: Any, *, where: str) -> FoundTails:
+        """Find the tail."""
+        return find_in_openvino_model(model, where=where)
+
+    def detach(self, model: Any, *, where: str) -> Detached:
+        """Remove the tail."""
+        return detach_from_openvino_model(model, where=where)
+
+    def edit(self, model: Any, numbers: Mapping[Site, float]) -> None:
+        """Change numbers of the tail in place."""
+        set_numbers(model, numbers, prefix=PREFIX)

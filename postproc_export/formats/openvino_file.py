@@ -11,7 +11,7 @@ import numpy as np
 
 from postproc_export.errors import UnsupportedModelError
 from postproc_export.files import publishing
-from postproc_export.formats.openvino import tail_constants
+from postproc_export.formats.openvino_names import tail_constants
 from postproc_export.process import quiet_natives
 from postproc_export.runtimes import first_reason
 from postproc_export.runtimes.openvino import openvino_core, save_ir

@@ -7,8 +7,7 @@ from graph_patterns.expr import SharedValueError, free_name
 from graph_patterns.openvino.emit import emit
 from postproc_export import __version__
 from postproc_export.errors import MetadataError, UnsupportedModelError
-from postproc_export.formats.base import Plan, decoded_outputs, name_is_taken, recorded_names
-from postproc_export.formats.onnx_layer import moved_name
+from postproc_export.formats.base import Plan, decoded_outputs, moved_name, name_is_taken, recorded_names
 from postproc_export.formats.openvino_names import (
     described,
     name_operator,

@@ -24,7 +24,7 @@ from postproc_export.formats.base import (
 from postproc_export.reading.tail import LABEL_OUTPUT, SCORE_OUTPUT
 from postproc_export.record import METADATA_KEY, TailRecord
 from postproc_export.stats import Level
-from postproc_export.tail import OUTPUT_NAMES, PACKED_OUTPUT
+from postproc_export.tail import OUTPUT_NAMES, PACKED_OUTPUT, PREFIX
 
 # --- Tensor names of an OpenVINO model: each may stand on one tensor only, and a tensor may have several.
 
@@ -311,6 +311,15 @@ def _ports(model: Any) -> Iterator[tuple[str, Any]]:
     for output in outputs_of(model):
         if output.get_node().get_type_name() != "Result":
             yield value_name(output), output
+
+
+def tail_constants(model: Any) -> dict[str, bytes]:
+    """Return the bytes of every constant of the tail, by friendly name."""
+    return {
+        node.get_friendly_name(): node.get_data().tobytes()
+        for node in model.get_ops()
+        if node.get_type_name() == "Constant" and node.get_friendly_name().startswith(PREFIX)
+    }
 
 
 def take_names(model: Any, names: set[str]) -> None:

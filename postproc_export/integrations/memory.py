@@ -59,8 +59,9 @@ def attach_to_onnx(
     -----
     The result equals, byte for byte, what `attach_postprocessing` makes of the same model in a file.
     """
+    from postproc_export.formats.onnx import OnnxFormat
     from postproc_export.record import parse_tails
-    from postproc_export.steps.around import OnnxFormat, attach_around
+    from postproc_export.steps.around import attach_around
 
     specs, statistics, tail_options = parse_tails(tail), as_stats(stats), TailOptions(**options)
     # One layer may be in when the next is refused; without tails of one's own there is but one.
@@ -101,8 +102,9 @@ def attach_to_openvino(
     Save it with ``openvino.save_model(model, path, compress_to_fp16=False)``: compression would round the constants of
     the tail, too. To have the body compressed, compress before attaching.
     """
+    from postproc_export.formats.openvino import OpenVinoFormat
     from postproc_export.record import parse_tails
-    from postproc_export.steps.around import OpenVinoFormat, attach_around
+    from postproc_export.steps.around import attach_around
 
     specs = parse_tails(tail)
     statistics, tail_options = as_stats(stats), TailOptions(**options)

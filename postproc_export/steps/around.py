@@ -4,198 +4,21 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from graph_patterns.expr import GraphPatternError
 from postproc_export.errors import MetadataError, PostprocError, UsageError
-from postproc_export.files import is_onnx
-from postproc_export.formats.base import Attached, Detached, FoundTails, Plan
-from postproc_export.formats.update import Changes, Edits, Updated, update_model
+from postproc_export.formats import format_of
+from postproc_export.formats.base import Attached, Detached, Format, Outputs, Plan
+from postproc_export.formats.update import Changes, Updated, update_model
 from postproc_export.options import TailOptions
-from postproc_export.ports import LEAVE_OUT, RAW_NAMES, OutputChoice, Selected, Selection
-from postproc_export.record import LayerRecord, TailSpec, Where, recorded_tails
+from postproc_export.ports import LEAVE_OUT, RAW_NAMES, Selected, Selection
+from postproc_export.record import TailSpec, recorded_tails
 from postproc_export.runtimes import PortInfo
 from postproc_export.stats import CalibrationStats, Level
 from postproc_export.steps.decisions import decided_values, plan_decisions, point_values
 from postproc_export.steps.transforms import plan_transform, resolve, resolve_all, select_raw, split
-from postproc_export.tail import PREFIX, Tail, calibrated_levels
-
-if TYPE_CHECKING:
-    import onnx
-
-
-# --- What attaching around a tail needs of a format, and both formats.
-
-Outputs = dict[str, OutputChoice]
-
-
-class Format(Protocol):
-    """What attaching around a tail needs of a format."""
-
-    def ports(self, model: Any) -> tuple[list[PortInfo], list[PortInfo]]:
-        """Return the outputs and the inputs of a model."""
-
-    def put(self, model: Any, plan: Plan) -> LayerRecord:
-        """Append a layer."""
-
-    def put_own(self, model: Any, spec: TailSpec, outputs: Outputs) -> LayerRecord:
-        """Append a class of one's own, exported."""
-
-    def read(self, model: Any, layer: Where, *, where: str) -> LayerRecord | None:
-        """Return the record of a layer; None where there is none."""
-
-    def take(self, model: Any, layer: Where, *, where: str) -> LayerRecord | None:
-        """Remove a layer."""
-
-    def decided(self, model: Any, options: TailOptions) -> PortInfo | None:
-        """Return what `pred_label` compares."""
-
-    def attach(self, model: Any, stats: CalibrationStats, options: TailOptions, outputs: Outputs) -> Attached:
-        """Append the tail."""
-
-    def find(self, model: Any, *, where: str) -> FoundTails:
-        """Find the tail."""
-
-    def detach(self, model: Any, *, where: str) -> Detached:
-        """Remove the tail."""
-
-    def edit(self, model: Any, numbers: Edits) -> None:
-        """Change numbers of the tail in place."""
-
-
-class OnnxFormat:
-    """ONNX models, or their skeletons."""
-
-    def ports(self, model: "onnx.ModelProto") -> tuple[list[PortInfo], list[PortInfo]]:
-        """Return the outputs and the inputs of a model."""
-        from postproc_export.formats.onnx_file import input_ports, output_ports
-
-        return output_ports(model), input_ports(model)
-
-    def put(self, model: "onnx.ModelProto", plan: Plan) -> LayerRecord:
-        """Append a layer."""
-        from postproc_export.formats.onnx_layer import put_onnx_layer
-
-        return put_onnx_layer(model, plan)
-
-    def put_own(self, model: "onnx.ModelProto", spec: TailSpec, outputs: Outputs) -> LayerRecord:
-        """Append a class of one's own, exported at the model's opset."""
-        from postproc_export.steps.user_export import put_own_onnx
-
-        return put_own_onnx(model, spec, outputs)
-
-    def read(self, model: "onnx.ModelProto", layer: Where, *, where: str) -> LayerRecord | None:
-        """Return the record of a layer; None where there is none."""
-        from postproc_export.formats.onnx_layer import read_onnx_layer
-
-        return read_onnx_layer(model, layer, where=where)
-
-    def take(self, model: "onnx.ModelProto", layer: Where, *, where: str) -> LayerRecord | None:
-        """Remove a layer."""
-        from postproc_export.formats.onnx_layer import take_onnx_layer
-
-        return take_onnx_layer(model, layer, where=where)
-
-    def decided(self, model: "onnx.ModelProto", options: TailOptions) -> PortInfo | None:
-        """Return what `pred_label` compares."""
-        from graph_patterns.onnx.view import OnnxView
-
-        value = decided_values(OnnxView(model), options)
-        return None if value is None else PortInfo(str(value), "float32", None)
-
-    def attach(
-        self, model: "onnx.ModelProto", stats: CalibrationStats, options: TailOptions, outputs: Outputs
-    ) -> Attached:
-        """Append the tail."""
-        from postproc_export.formats.onnx import attach_to_onnx_model
-
-        return attach_to_onnx_model(model, stats, options, **outputs)
-
-    def find(self, model: "onnx.ModelProto", *, where: str) -> FoundTails:
-        """Find the tail."""
-        from postproc_export.formats.onnx import find_in_onnx_model
-
-        return find_in_onnx_model(model, where=where)
-
-    def detach(self, model: "onnx.ModelProto", *, where: str) -> Detached:
-        """Remove the tail."""
-        from postproc_export.formats.onnx import detach_from_onnx_model
-
-        return detach_from_onnx_model(model, where=where)
-
-    def edit(self, model: "onnx.ModelProto", numbers: Edits) -> None:
-        """Change numbers of the tail in place."""
-        from graph_patterns.onnx.edit import set_numbers
-
-        set_numbers(model, numbers, prefix=PREFIX)
-
-
-class OpenVinoFormat:
-    """OpenVINO models."""
-
-    def ports(self, model: Any) -> tuple[list[PortInfo], list[PortInfo]]:
-        """Return the outputs and the inputs of a model."""
-        from postproc_export.runtimes.openvino import port_info
-
-        outputs = [port_info(port, f"output_{index}") for index, port in enumerate(model.outputs)]
-        return outputs, [port_info(port, f"input_{index}") for index, port in enumerate(model.inputs)]
-
-    def put(self, model: Any, plan: Plan) -> LayerRecord:
-        """Append a layer."""
-        from postproc_export.formats.openvino_layer import put_openvino_layer
-
-        return put_openvino_layer(model, plan)
-
-    def put_own(self, model: Any, spec: TailSpec, outputs: Outputs) -> LayerRecord:
-        """Append a class of one's own, exported and read by OpenVINO."""
-        from postproc_export.steps.user_export import put_own_openvino
-
-        return put_own_openvino(model, spec, outputs)
-
-    def read(self, model: Any, layer: Where, *, where: str) -> LayerRecord | None:
-        """Return the record of a layer; None where there is none."""
-        from postproc_export.formats.openvino_layer import read_openvino_layer
-
-        return read_openvino_layer(model, layer, where=where)
-
-    def take(self, model: Any, layer: Where, *, where: str) -> LayerRecord | None:
-        """Remove a layer."""
-        from postproc_export.formats.openvino_layer import take_openvino_layer
-
-        return take_openvino_layer(model, layer, where=where)
-
-    def decided(self, model: Any, options: TailOptions) -> PortInfo | None:
-        """Return what `pred_label` compares."""
-        from graph_patterns.openvino.view import OpenVinoView
-        from postproc_export.formats.openvino_names import value_name
-
-        value = decided_values(OpenVinoView(model), options)
-        return None if value is None else PortInfo(value_name(value), "float32", None)
-
-    def attach(self, model: Any, stats: CalibrationStats, options: TailOptions, outputs: Outputs) -> Attached:
-        """Append the tail."""
-        from postproc_export.formats.openvino import attach_to_openvino_model
-
-        return attach_to_openvino_model(model, stats, options, **outputs)
-
-    def find(self, model: Any, *, where: str) -> FoundTails:
-        """Find the tail."""
-        from postproc_export.formats.openvino_names import find_in_openvino_model
-
-        return find_in_openvino_model(model, where=where)
-
-    def detach(self, model: Any, *, where: str) -> Detached:
-        """Remove the tail."""
-        from postproc_export.formats.openvino import detach_from_openvino_model
-
-        return detach_from_openvino_model(model, where=where)
-
-    def edit(self, model: Any, numbers: Edits) -> None:
-        """Change numbers of the tail in place."""
-        from graph_patterns.openvino.edit import set_numbers
-
-        set_numbers(model, numbers, prefix=PREFIX)
-
+from postproc_export.tail import Tail, calibrated_levels
 
 Result = TypeVar("Result")
 
@@ -209,17 +32,11 @@ def rewrite_file(
     link_weights: bool = False,
     is_checked: bool = True,
 ) -> Result:
-    """Edit the model of a file in its format; see `rewrite_onnx_file` and `rewrite_openvino_file`."""
-    if is_onnx(source):
-        from postproc_export.formats.onnx_file import rewrite_onnx_file
-
-        on_onnx = partial(edit, OnnxFormat())
-        return rewrite_onnx_file(
-            source, target, on_onnx, in_place=in_place, link_weights=link_weights, is_checked=is_checked
-        )
-    from postproc_export.formats.openvino_file import rewrite_openvino_file
-
-    return rewrite_openvino_file(source, target, partial(edit, OpenVinoFormat()), in_place=in_place)
+    """Edit the model of a file in its format; see `Format.rewrite`."""
+    form = format_of(source)
+    return form.rewrite(
+        source, target, partial(edit, form), in_place=in_place, link_weights=link_weights, is_checked=is_checked
+    )
 
 
 # --- Attach, update and detach with tails of one's own around the tail: in memory, in both formats.
@@ -298,13 +115,15 @@ def put_before(
         The levels that they calibrate.
     """
     split(before)  # a class of one's own stands alone
-    ports, images = form.ports(model)
+    ports, images = form.outputs(model), form.inputs(model)
     transforms = resolve_all(before) if before[0].is_shipped else ()
     selection = select_raw(ports, transforms, calibrated, **outputs)
     if not transforms:
         if stats is not None:
             refuse_other_tails(stats, tuple(before))
-        record = form.put_own(model, before[0], {**outputs, **_chosen(selection)})
+        from postproc_export.steps.user_export import put_own
+
+        record = put_own(form, model, before[0], {**outputs, **_chosen(selection)})
     else:
         plan = plan_transform(transforms, ports, images, **{**outputs, **_chosen(selection)})
         if stats is not None:
@@ -423,4 +242,6 @@ def update_around(form: Format, model: Any, changes: Changes, *, keep_dialect: b
 
 
 def _decisions(form: Format, model: Any, behind: Sequence[TailSpec], tail: Tail) -> Plan:
-    return plan_decisions(behind, tail, values=form.decided(model, tail.options))
+    value = decided_values(form.view(model), tail.options)
+    values = None if value is None else PortInfo(form.value_name(value), "float32", None)
+    return plan_decisions(behind, tail, values=values)

@@ -17,7 +17,7 @@ from graph_patterns.onnx.edit import reads
 from graph_patterns.onnx.emit import INITIALIZERS_NEED_NO_INPUT_SINCE, constant_nodes
 from graph_patterns.onnx.view import default_opset
 from postproc_export.errors import MissingDependencyError, PostprocError, UnsupportedModelError, require
-from postproc_export.formats.base import Plan, oldest_opset_of
+from postproc_export.formats.base import Format, Plan, oldest_opset_of
 from postproc_export.formats.onnx_file import output_ports, subgraphs
 from postproc_export.formats.onnx_layer import put_onnx_layer
 from postproc_export.formats.openvino_layer import put_openvino_layer
@@ -481,3 +481,11 @@ def _nodes_above(outputs: Any) -> set[str]:
 
 def _key(output: Any) -> str:
     return str(output.get_node().get_name())
+
+
+_PUT: Final = {"onnx": put_own_onnx, "openvino": put_own_openvino}
+
+
+def put_own(form: Format, model: Any, spec: TailSpec, outputs: Mapping[str, OutputChoice]) -> LayerRecord:
+    """Export a class of one's own for a format and append it behind the raw outputs."""
+    return _PUT[form.name](model, spec, outputs)

@@ -20,7 +20,7 @@ ORDER = {
         integrations export demo cli __main__
     """,
     "postproc_export.formats": """
-        onnx_file base onnx onnx_layer openvino_names openvino openvino_layer openvino_file update
+        onnx_file base onnx_layer onnx openvino_names openvino_layer openvino_file openvino update
     """,
     "postproc_export.steps": "modules transforms decisions user user_export around",
     "postproc_export.calibration": """

@@ -17,8 +17,8 @@ from graph_patterns.expr import UnsupportedOpsetError
 from graph_patterns.onnx.edit import Soundness
 from graph_patterns.onnx.file import load_skeleton_from_bytes
 from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError
-from postproc_export.formats.onnx import attach_to_onnx_model, detach_from_onnx_model
-from postproc_export.formats.openvino import attach_to_openvino_model, detach_from_openvino_model
+from postproc_export.formats import onnx as on_onnx
+from postproc_export.formats import openvino as on_openvino
 from postproc_export.formats.update import Changes
 from postproc_export.options import LABEL_DTYPES, TailOptions
 from postproc_export.stats import CalibrationStats
@@ -77,15 +77,15 @@ class OnnxFormat:
 
     def attach(self, model: Any, *args: Any, **outputs: Any) -> None:
         """Attach."""
-        attach_to_onnx_model(model, *args, **outputs)
+        on_onnx.OnnxFormat().attach(model, *args, outputs)
 
     def update(self, model: Any, wanted: Changes) -> bool:
         """Update."""
-        return bool(around.update_around(around.OnnxFormat(), model, wanted, keep_dialect=False, where="m"))
+        return bool(around.update_around(on_onnx.OnnxFormat(), model, wanted, keep_dialect=False, where="m"))
 
     def detach(self, model: Any) -> Any:
         """Detach."""
-        return detach_from_onnx_model(model)
+        return on_onnx.OnnxFormat().detach(model, where="the model")
 
     def described(self, model: Any) -> Any:
         """Return everything that a model is; it is as sound as the original."""
@@ -108,15 +108,15 @@ class OpenVinoFormat:
 
     def attach(self, model: Any, *args: Any, **outputs: Any) -> None:
         """Attach."""
-        attach_to_openvino_model(model, *args, **outputs)
+        on_openvino.OpenVinoFormat().attach(model, *args, outputs)
 
     def update(self, model: Any, wanted: Changes) -> bool:
         """Update."""
-        return bool(around.update_around(around.OpenVinoFormat(), model, wanted, keep_dialect=False, where="m"))
+        return bool(around.update_around(on_openvino.OpenVinoFormat(), model, wanted, keep_dialect=False, where="m"))
 
     def detach(self, model: Any) -> Any:
         """Detach."""
-        return detach_from_openvino_model(model)
+        return on_openvino.OpenVinoFormat().detach(model, where="the model")
 
     def described(self, model: Any) -> Any:
         """Return the bytes of its files; it is legal, and every operator of a tail has a name of its own."""

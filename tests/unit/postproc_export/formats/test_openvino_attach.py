@@ -16,7 +16,8 @@ from postproc_export.check.preserved_openvino import compare_openvino_models
 from postproc_export.detach import detach_postprocessing
 from postproc_export.errors import UnsupportedModelError
 from postproc_export.formats.base import Attached
-from postproc_export.formats.openvino import attach_to_openvino_model, tail_constants
+from postproc_export.formats.openvino import attach_to_openvino_model
+from postproc_export.formats.openvino_names import tail_constants
 from postproc_export.inspect import inspect_model
 from postproc_export.options import TailOptions
 from postproc_export.runtimes.openvino import openvino_core

@@ -21,10 +21,13 @@ from postproc_export import (
 )
 from postproc_export.check.record import compare_files
 from postproc_export.errors import PostprocError, UnsupportedModelError, UsageError
+from postproc_export.formats.base import Outputs
+from postproc_export.formats.onnx import OnnxFormat
+from postproc_export.formats.openvino import OpenVinoFormat
 from postproc_export.record import parse_tails
 from postproc_export.runtimes import Array, open_runner
 from postproc_export.runtimes.openvino import openvino_core
-from postproc_export.steps.around import OnnxFormat, OpenVinoFormat, Outputs, put_before
+from postproc_export.steps.around import put_before
 
 EITHER: Outputs = {"image_output": None, "pixel_output": None}
 EVERYTHING = ["gaussian:sigma=1", "top-k:k=5", "resize", "gate", "points:strict=0.3,loose=0.75"]
