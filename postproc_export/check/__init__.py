@@ -8,13 +8,12 @@ from numpy.typing import NDArray
 
 from postproc_export.check.attached import AttachedModel, load_attached
 from postproc_export.check.inputs import COUNT, SEED, RealInputs, array_inputs, image_inputs
-from postproc_export.check.originals import RawFile, TorchRunner
 from postproc_export.check.record import check_record, file_checks, record_is_missing
-from postproc_export.check.reference import EagerTransform, Reference, unnamed_code
+from postproc_export.check.reference import EagerTransform, RawFile, Reference, TorchRunner, unnamed_code
 from postproc_export.check.report import Check, FailureStore, ParityReport
 from postproc_export.check.runners import Assumed
 from postproc_export.check.stage_report import WayResult
-from postproc_export.check.steps import DecisionCheck, TransformCheck, unfit_layer, without_decisions
+from postproc_export.check.steps import DecisionCheck, check_transform, unfit_layer, without_decisions
 from postproc_export.check.synthetic import SyntheticCheck
 from postproc_export.check.tail import check_adjusted, check_exhaustively, check_tail, tail_configurations
 from postproc_export.check.ways import environment, has_nncf, installed_runtimes, usable_cores, whole_configurations
@@ -24,7 +23,7 @@ from postproc_export.errors import FileError, MissingDependencyError, UsageError
 from postproc_export.record import LayerRecord, TailSpec, parse_tails
 from postproc_export.runtimes import RuntimeName, open_runner
 from postproc_export.staging import temporary_folder
-from postproc_export.stats import CalibrationStats
+from postproc_export.stats import CalibrationStats, Level
 from postproc_export.steps.around import is_same
 
 if TYPE_CHECKING:
@@ -372,8 +371,8 @@ def check_parity(
         real = real_inputs(model, runtimes, images, inputs, preprocessing, limit)
         exported = None
         if torch is not None:
-            outputs = {"image_output": image_output, "pixel_output": pixel_output}
-            exported = TorchRunner.load(torch, model, **outputs, threads=threads, transform=transform)
+            outputs: dict[Level, str | int | None] = {"image": image_output, "pixel": pixel_output}
+            exported = TorchRunner(torch, model, outputs, threads=threads, transform=transform)
         given = {"raw": raw is not None, "torch": torch is not None}
         not_checked += [*of_the_code(unnamed, **given), *of_the_file(model, runtimes)]
         not_checked += of_the_options(**given, real=real is not None, int8=int8)
@@ -443,7 +442,7 @@ def _parts(
     ways = tail_configurations(model.file.format, runtimes)
     yield from check_tail(model, reference, ways, count=count, seed=seed, threads=threads)
     if transform is not None:
-        yield from TransformCheck(model, reference, transform, seed, threads).checks(ways)
+        yield from check_transform(reference, transform, ways, seed=seed, threads=threads)
     if behind is not None:
         yield from behind.alone(ways)
     yield from check_adjusted(model, ways, count=count, seed=seed, threads=threads)

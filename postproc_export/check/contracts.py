@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from postproc_export.check.preserved_openvino import flattened
+from postproc_export.check.preserved_files import flattened
 from postproc_export.errors import UsageError
 from postproc_export.files import is_onnx
 from postproc_export.formats.openvino_file import read_ir

@@ -1,41 +1,31 @@
-"""What attaching changed besides the tail: the changes found, and what has to be left out of the comparison."""
-
-from __future__ import annotations
+"""What attaching changed besides the tail: two models of one format compared part by part."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeAlias
 
+from postproc_export.formats.base import recorded_names
 from postproc_export.record import KEYS, METADATA_KEY, TRANSFORMED, LayerRecord, TailRecord
 from postproc_export.stats import LEVELS
+from postproc_export.steps.around import Format
 from postproc_export.tail import OUTPUT_NAMES
-
-if TYPE_CHECKING:
-    import onnx
-
-
-# --- One thing that differs between two files, and all of them.
 
 LONGEST: Final = 80  # characters of a value in a message
 SHOWN: Final = 5  # changes in the one-line message; a machine gets all
+NO_RECORD: Final = "the outputs, their order, types and shapes: the record of what they were is gone from the file"
+
+Names: TypeAlias = Mapping[str, str]
+"""Values that were renamed: {in the raw model: in the attached one}."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One thing that is not as it was.
+    """One thing that is not as it was; neither value is told where both are None, since they are too long."""
 
-    Parameters
-    ----------
-    where
-        What it is, from the outside in: ``"node 'Conv_0': attribute 'pads'"``.
-    raw, attached
-        What stands there in either file; None where it is not there, or in both where it is too long to be told.
-    """
-
-    where: str
-    raw: str | None
-    attached: str | None
+    where: str  # from the outside in: "node 'Conv_0': attribute 'pads'"
+    raw: str | None  # None where it was not there
+    attached: str | None  # None where it is gone
 
     def __str__(self) -> str:
         if self.raw is None and self.attached is None:
@@ -46,31 +36,15 @@ class Change:
             return f"{self.where} was added"
         return f"{self.where} was {self.raw}, is {self.attached}"
 
-    def to_json(self) -> dict[str, str | None]:
-        """Return the JSON object."""
-        return {"where": self.where, "raw": self.raw, "attached": self.attached}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preservation:
-    """What a comparison of an attached file with the raw one found; truthy where nothing but the tail was added.
+    """What a comparison of an attached file with the raw one found; truthy where nothing but the tail was added."""
 
-    Parameters
-    ----------
-    compared
-        How many parts of the raw file were compared, by kind, such as ``{"node": 12}``.
-    tail
-        How many nodes or operators of the attached file are the tail's.
-    changes
-        What else differs.
-    not_judged
-        What could not be judged, one sentence each.
-    """
-
-    compared: Mapping[str, int]
-    tail: int
+    compared: Mapping[str, int]  # how many parts of the raw file were compared, by kind: {"node": 12}
+    tail: int  # how many nodes or operators are the tail's
     changes: tuple[Change, ...]
-    not_judged: tuple[str, ...] = ()
+    not_judged: tuple[str, ...] = ()  # a sentence each
 
     def __bool__(self) -> bool:
         return not self.changes
@@ -78,9 +52,9 @@ class Preservation:
     def describe(self) -> str:
         """Return one line: what is the same, or the first changes."""
         if self.changes:
-            shown = "; ".join(str(change) for change in self.changes[:SHOWN])
+            first = "; ".join(str(change) for change in self.changes[:SHOWN])
             rest = len(self.changes) - SHOWN
-            return f"{len(self.changes)} changed: {shown}" + (f"; and {rest} more" if rest > 0 else "")
+            return f"{len(self.changes)} changed: {first}" + (f"; and {rest} more" if rest > 0 else "")
         parts = ", ".join(
             f"{count} {kind}{'' if count == 1 else 's'}" for kind, count in self.compared.items() if count
         )
@@ -89,11 +63,84 @@ class Preservation:
     def to_json(self) -> dict[str, Any]:
         """Return the details of the JSON report."""
         return {
-            "changes": [change.to_json() for change in self.changes],
+            "changes": [
+                {"where": change.where, "raw": change.raw, "attached": change.attached} for change in self.changes
+            ],
             "compared": dict(self.compared),
             "tail_operators": self.tail,
             "not_judged": list(self.not_judged),
         }
+
+
+# --- What is compared, whatever the format: parts that have fields, and parts inside.
+
+
+class Part:
+    """A part of a model: a node, an attribute, a declared value, a nested graph. The key tells it from its siblings."""
+
+    def __init__(self, key: Hashable, title: str, fields: Mapping[str, Any] | None = None) -> None:
+        self.key, self.title, self._fields = key, title, fields or {}
+
+    def fields(self) -> Mapping[str, Any]:
+        """Return what it has: `Parts`, a tuple of the values that a field has, or any other value."""
+        return self._fields
+
+    def equals(self, other: Any) -> bool:
+        """Whether it is surely the same as in the other model, so that nobody need look further."""
+        return False
+
+    def hidden_differences(self, other: Any) -> Iterator[str]:
+        """Yield what differs and is too long to be told."""
+        return iter(())
+
+
+class Parts(dict[tuple[Hashable, int], Part]):
+    """Parts of one kind by key, those of one key numbered; `order` is what a message calls their order, if any."""
+
+    def __init__(self, parts: Iterable[Part], order: str | None = None) -> None:
+        counts: Counter[Hashable] = Counter()
+        for part in parts:
+            self[part.key, counts[part.key]] = part
+            counts[part.key] += 1
+        self.order = order
+
+
+def differences(raw: Part, attached: Part, where: str = "") -> Iterator[Change]:
+    """Yield what differs between two parts that stand `where`, at any depth."""
+    if raw.equals(attached):
+        return
+    before, after = raw.fields(), attached.fields()
+    for name in dict.fromkeys((*before, *after)):
+        left, right = before.get(name), after.get(name)
+        if isinstance(left, Parts) or isinstance(right, Parts):
+            yield from part_changes(left or Parts(()), right or Parts(()), where)
+        else:
+            yield from _changed(_inside(where, name), left, right)
+    yield from (Change(_inside(where, what), None, None) for what in raw.hidden_differences(attached))
+
+
+def part_changes(raw: Parts, attached: Parts, where: str) -> Iterator[Change]:
+    """Yield which parts are gone or were added, whether the rest is in another order, and what differs inside."""
+    for before, after, found in ((raw, attached, ("there", None)), (attached, raw, (None, "there"))):
+        yield from (Change(_inside(where, part.title), *found) for key, part in before.items() if key not in after)
+    both = [key for key in raw if key in attached]
+    moved = [pair for pair in zip(both, (key for key in attached if key in raw), strict=True) if pair[0] != pair[1]]
+    if raw.order is not None and moved:
+        old, new = moved[0]
+        order = _inside(where, f"{raw.order} at position {both.index(old)}")
+        yield Change(order, _inside(where, raw[old].title), _inside(where, attached[new].title))
+    for key in both:
+        yield from differences(raw[key], attached[key], _inside(where, raw[key].title))
+
+
+def _changed(where: str, raw: Any, attached: Any) -> Iterator[Change]:
+    if repr(raw) == repr(attached) or not (raw or attached):  # so that NaN is NaN, and -0.0 is not 0.0
+        return
+    pair = [raw, attached]
+    if isinstance(raw, tuple):
+        is_single = all(len(values) <= 1 for values in pair)
+        pair = [(values[0] if is_single else list(values)) if values else None for values in pair]
+    yield Change(where, *(None if value is None else shown(value) for value in pair))
 
 
 def shown(value: object) -> str:
@@ -102,160 +149,107 @@ def shown(value: object) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
-# --- Line up two lists by keys: what is gone, what was added, what stands in both, and whether the order is the same.
-
-Item = TypeVar("Item")
-Key = tuple[Hashable, int]
+def _inside(where: str, what: str) -> str:
+    return f"{where}: {what}" if where else what
 
 
-def keyed(items: Iterable[Item], key: Callable[[Item], Hashable]) -> dict[Key, Item]:
-    """Return the items by key, in order; items of one key are numbered."""
-    counts: Counter[Hashable] = Counter()
-    found: dict[Key, Item] = {}
-    for item in items:
-        name = key(item)
-        found[name, counts[name]] = item
-        counts[name] += 1
-    return found
+class Comparison:
+    """An attached model beside the raw one; a format says what their parts are.
+
+    What stands before or behind the tail counts as the tail's: its record and the tail's are taken for one.
+    """
+
+    form: Format
+    order: str  # what a message calls the order of the outputs
+    record: TailRecord | None
+    names: Names
+
+    def __init__(self, raw: Any, attached: Any, where: str) -> None:
+        self.raw, self.attached, self.where = raw, attached, where
+        self.entries = {METADATA_KEY}  # what attaching wrote into the metadata
+        self.form.take(attached, "decision", where=where)
+        self.record, layer = self.read_record(), self.form.read(attached, "transform", where=where)
+        if layer is not None and self.record is not None:
+            self.record = _merged(self.record, layer, self.hosts(layer))
+            self.entries.add(KEYS["transform"])
+
+    def read_record(self) -> TailRecord | None:
+        """Return the record of the tail."""
+        raise NotImplementedError
+
+    def hosts(self, layer: LayerRecord) -> Mapping[str, str | None]:
+        """Return the raw value whose place each value takes that a transform makes; None where it takes none."""
+        raise NotImplementedError
+
+    def bodies(self) -> tuple[Part, Part]:
+        """Return the raw model and the attached one without its tail, neither with its outputs."""
+        raise NotImplementedError
+
+    def outputs(self, names: Names) -> list[tuple[str, Part]]:
+        """Return the outputs of the raw model, each with its value as the record of the tail names it."""
+        raise NotImplementedError
+
+    def other_outputs(self) -> list[Part]:
+        """Return the outputs of the attached model that are not the tail's."""
+        raise NotImplementedError
+
+    def recorded_outputs(self, record: TailRecord) -> list[Part]:
+        """Return what detaching would give back as outputs."""
+        raise NotImplementedError
+
+    def counts(self) -> tuple[dict[str, int], int]:
+        """Return how many parts of each kind the raw model has, and how many the tail."""
+        raise NotImplementedError
+
+    def set_names(self, raw: Collection[str], attached: Collection[str]) -> None:
+        """Take the renamings from the record; without one from the names themselves.
+
+        Attaching moves a value that bears the name of one of its outputs to ``<name>_raw``, or ``<name>_raw_1`` and on.
+        """
+        if self.record is not None:
+            back = recorded_names(self.record.original, where=self.where)
+            self.names = {old: new for new, old in back.items()}
+            return
+        new, self.names = sorted(name for name in attached if name not in raw), {}
+        for name in OUTPUT_NAMES:
+            moved = [item for item in new if item == f"{name}_raw" or item.startswith(f"{name}_raw_")]
+            if name in raw and moved and name not in attached:
+                self.names = {**self.names, name: moved[0]}
+
+    def compared(self) -> Preservation:
+        """Compare the models."""
+        changes = list(differences(*self.bodies()))
+        not_judged: list[str] = []
+        if self.record is None:
+            doubt = "whether '{}' is '{}' of the raw model: taken from the names, no record says so"
+            not_judged += [NO_RECORD, *(doubt.format(new, old) for old, new in self.names.items())]
+        else:
+            expected = Parts(_remaining(self.record, dict(self.outputs(self.names))), self.order)
+            changes += part_changes(expected, Parts(self.other_outputs()), "")
+            original = Parts((part for _, part in self.outputs({})), self.order)
+            changes += part_changes(original, Parts(self.recorded_outputs(self.record)), "in the record")
+        compared, tail = self.counts()
+        return Preservation(compared=compared, tail=tail, changes=tuple(changes), not_judged=tuple(not_judged))
 
 
-def aligned(raw: Mapping[Key, Item], attached: Mapping[Key, Item]) -> Iterator[tuple[Item, Item]]:
-    """Yield what stands in both, in the raw order."""
-    return ((item, attached[key]) for key, item in raw.items() if key in attached)
+def _remaining(record: TailRecord, outputs: Mapping[str, Part]) -> list[Part]:
+    """Return the raw outputs, given by their values, that are outputs of the attached file, in its order.
 
-
-def moved(
-    raw: Mapping[Key, Item], attached: Mapping[Key, Item], title: Callable[[Item], str], order: str | None
-) -> Iterator[Change]:
-    """Yield what is gone and what was added; with a text for it, the order of the rest, too."""
-    yield from (Change(title(item), "there", None) for key, item in raw.items() if key not in attached)
-    yield from (Change(title(item), None, "there") for key, item in attached.items() if key not in raw)
-    before = [key for key in raw if key in attached]
-    after = [key for key in attached if key in raw]
-    if order is not None and before != after:
-        first = next(index for index, key in enumerate(before) if key != after[index])
-        yield Change(f"{order} at position {first}", title(raw[before[first]]), title(attached[after[first]]))
-
-
-# --- Which names and outputs of the raw file an attached one still has to have.
-
-Output = TypeVar("Output")
-
-NO_RECORD: Final = "the outputs, their order, types and shapes: the record of what they were is gone from the file"
-
-
-def remaining(record: TailRecord, outputs: Iterable[tuple[str, Output]]) -> list[Output]:
-    """Return the raw outputs that are outputs of the attached file, in its order.
-
-    Parameters
-    ----------
-    record
-        What was attached.
-    outputs
-        The outputs of the raw file, each with its value as the record names raw values.
-
-    Notes
-    -----
     Those of levels that were left alone stand in their level's place, then come all that belong to no level, then the
     raw ones that ours took the place of, where they were kept.
     """
-    by_value = dict(outputs)
-    raw = {level: value for level, value in record.raw.items() if value in by_value}
+    raw = {level: value for level, value in record.raw.items() if value in outputs}
     transformed = record.original.get(TRANSFORMED, ())  # what the file gives of these is not what the raw one gives
     kept = [level for level in LEVELS if level in raw and level not in transformed]
     left_alone = [raw[level] for level in kept if level not in record.levels]
     replaced = [raw[level] for level in kept if level in record.levels]
-    others = [value for value in by_value if value not in raw.values()]
-    return [by_value[value] for value in (*left_alone, *others, *(replaced if record.options.keep_raw else []))]
-
-
-def assumed(raw: Collection[str], attached: Collection[str]) -> dict[str, str]:
-    """Return the renamings that the names themselves tell where no record does: {in the raw file: in the attached}.
-
-    Notes
-    -----
-    Attaching moves a value that bears the name of one of its outputs to ``<name>_raw``, or ``<name>_raw_1`` and so on.
-    """
-    new = sorted(name for name in attached if name not in raw)
-    found = {}
-    for name in OUTPUT_NAMES:
-        moved = [item for item in new if item == f"{name}_raw" or item.startswith(f"{name}_raw_")]
-        if name in raw and moved and name not in attached:
-            found[name] = moved[0]
-    return found
-
-
-# --- An attached model as if tail and layers were one: what a comparison with the raw model has to leave out.
-
-
-def merged_onnx(model: onnx.ModelProto, *, where: str) -> onnx.ModelProto:
-    """Return a copy whose record tells of tail and layers together; the model itself where it has no layers.
-
-    Raises
-    ------
-    MetadataError
-        If a record is not legal.
-    """
-    import onnx
-
-    from postproc_export.formats import onnx_layer
-    from postproc_export.formats.base import read_record
-
-    if not any(item.key in KEYS.values() for item in model.metadata_props):
-        return model
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    onnx_layer.take_onnx_layer(copy, "decision", where=where)
-    layer, record = onnx_layer.read_onnx_layer(copy, "transform", where=where), read_record(copy, where=where)
-    if layer is None or record is None:
-        return copy
-    replaced = _renamed(layer)
-    merged = _merged(record, layer, {name: replaced.get(name, name) for name in layer.made})
-    kept = [item for item in copy.metadata_props if item.key != KEYS["transform"]]
-    entries = [onnx.StringStringEntryProto(key=item.key, value=item.value) for item in kept]
-    del copy.metadata_props[:]
-    for entry in entries:
-        copy.metadata_props.add(key=entry.key, value=merged.dumps() if entry.key == METADATA_KEY else entry.value)
-    return copy
-
-
-def merged_openvino(model: Any, *, where: str) -> Any:
-    """Return a clone whose record tells of tail and layers together; the model itself where it has no layers.
-
-    Raises
-    ------
-    MetadataError
-        If a record is not legal.
-    """
-    from postproc_export.formats import openvino_layer
-
-    if not any(model.has_rt_info([key]) for key in KEYS.values()):
-        return model
-    clone = model.clone()
-    openvino_layer.take_openvino_layer(clone, "decision", where=where)
-    layer = openvino_layer.read_openvino_layer(clone, "transform", where=where)
-    if layer is None or not clone.has_rt_info([METADATA_KEY]):
-        return clone
-    record = TailRecord.loads(clone.get_rt_info([METADATA_KEY]).astype(str), where=where)
-    values = {name: f"{item['source']}:{item['port']}" for item in layer.original["results"] for name in _names(item)}
-    merged = _merged(record, layer, {made: values.get(name) for name, made in layer.made.items()})
-    clone.set_rt_info(merged.dumps(), METADATA_KEY)
-    del clone.get_rt_info()[KEYS["transform"]]
-    return clone
+    others = [value for value in outputs if value not in raw.values()]
+    return [outputs[value] for value in (*left_alone, *others, *(replaced if record.options.keep_raw else []))]
 
 
 def _merged(record: TailRecord, layer: LayerRecord, hosts: Mapping[str, str | None]) -> TailRecord:
-    """Return the record of a tail that would read what the transform reads.
-
-    Parameters
-    ----------
-    record, layer
-        The tail's and the transform's.
-    hosts
-        For each value that the transform made, by its name before the tail renamed it, the raw value whose place it
-        took; None, or no value of the model, where it took none.
-    """
-    renamed = _renamed(record)
+    """Return the record of a tail that would read what the transform reads; for `hosts` see `Comparison.hosts`."""
+    renamed = renamed_values(record)
     now = {renamed.get(made, made): host for made, host in hosts.items()}
     raw = {level: now.get(name, name) for level, name in record.raw.items()}
     own = {old: new for old, new in renamed.items() if old not in layer.made}
@@ -264,16 +258,13 @@ def _merged(record: TailRecord, layer: LayerRecord, hosts: Mapping[str, str | No
         raw={level: name for level, name in raw.items() if name is not None},
         original={
             **layer.original,
-            "renamed": {**own, **_renamed(layer)},
+            "renamed": {**own, **renamed_values(layer)},
             TRANSFORMED: [level for level, name in record.raw.items() if name in now],
         },
     )
 
 
-def _renamed(record: TailRecord | LayerRecord) -> Mapping[str, str]:
+def renamed_values(record: TailRecord | LayerRecord) -> Names:
+    """Return the renamings that a record tells of."""
     renamed = record.original.get("renamed", {})
     return renamed if isinstance(renamed, dict) else {}
-
-
-def _names(item: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(item.get("tensor_names", ()))

@@ -1,198 +1,47 @@
-"""What a file has to give for raw values: the eager steps, the eager tail, the eager decisions."""
+"""What an attached file is compared with: the eager tail and layers, the raw file and the PyTorch model run apart."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from graph_patterns.expr import GraphPatternError
 from postproc_export.check.attached import AttachedModel, RawFeeds, excused_images
-from postproc_export.check.runners import ModelFile
-from postproc_export.comparison import Tolerance, own, transformed
-from postproc_export.errors import MetadataError, UsageError, require
+from postproc_export.check.inputs import RealBatch
+from postproc_export.check.runners import ModelFile, WrappedRunner
+from postproc_export.check.ways import Configuration
+from postproc_export.comparison import Tolerance, narrow, own, transformed
+from postproc_export.errors import FileError, MetadataError, PostprocError, UnsupportedModelError, UsageError, require
+from postproc_export.files import is_onnx
 from postproc_export.float32 import HALVES
+from postproc_export.formats.base import Detached
 from postproc_export.options import TailOptions
+from postproc_export.ports import LEAVE_OUT, Selection
 from postproc_export.record import BEFORE, BEHIND, LayerRecord, TailSpec
-from postproc_export.runtimes import PortInfo, as_float32
-from postproc_export.stats import CalibrationStats, Level
+from postproc_export.runtimes import PortInfo, Runner, as_float32
+from postproc_export.runtimes.openvino import openvino_core, port_info
+from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.steps.decisions import DECIDED, point_boundaries
 from postproc_export.steps.transforms import Transform, resolve_all
 from postproc_export.tail import Tail, TailOutput
+from postproc_export.torch_modules import identify_outputs, load_module, named_tensors, raw_tensors, reason_of
+from postproc_export.validation import check_file
 
 if TYPE_CHECKING:
     import torch
 
     from postproc_export.eager import PostProcessor
 
-
-# --- What a transform before the tail has to give: its eager twin, on the raw values of a model.
-
-READS: Final[Mapping[str, Level]] = {"score": "image", "map": "pixel"}
-READ_TAPS: Final[Mapping[str, str]] = {"score": "postproc-check/read_score", "map": "postproc-check/read_map"}
-
-Size = tuple[int, int]
+Size = tuple[int, int]  # height and width
 
 
-@dataclass(frozen=True, slots=True)
-class EagerTransform:
-    """The eager twin of the transform in a file.
-
-    Parameters
-    ----------
-    record
-        The layer's.
-    ports
-        What it reads, by `READS` and ``"image"``, under the names in the file.
-    values
-        The value that it makes for each level, under the name that `ModelFile.cut` knows.
-    module
-        Raw score and map in, raw score and map out.
-    steps
-        The shipped transforms that it is made of; none for a class of one's own.
-    size
-        Height and width of the model's input, where they are fixed.
-    """
-
-    record: LayerRecord
-    ports: Mapping[str, PortInfo]
-    values: Mapping[Level, str]
-    module: Any
-    steps: tuple[Transform, ...]
-    size: Size | None = None
-
-    @classmethod
-    def load(cls, attached: AttachedModel, named: Sequence[TailSpec] = ()) -> Self | None:
-        """Return the twin of a file's transform; None where it has none, or a class that nobody but the file names.
-
-        Parameters
-        ----------
-        attached
-            The attached file.
-        named
-            What the caller names: code that a file alone names is not imported.
-
-        Raises
-        ------
-        UsageError
-            If a class of one's own cannot be imported, or a parameter in the record is not legal.
-        MetadataError
-            If the record names what cannot stand there.
-        MissingDependencyError
-            If torch is not installed.
-        """
-        record = attached.file.layer("transform")
-        if record is None or unnamed_code(attached, named) is not None:
-            return None
-        made = attached.file.layer_values(record).values()
-        levels = {level: port.name for level, port in attached.file.raw.items() if port.name in made}
-        ports = attached.file.layer_inputs(record)
-        if any(spec.is_code for spec in record.tails):
-            from postproc_export.steps.user import eager_own
-
-            return cls(record, ports, levels, eager_own(record.tails[0]), ())
-        require("torch", extra="torch", purpose="the eager reference of the check")
-        from postproc_export.steps.modules import Chain
-
-        steps = resolve_all(record.tails)
-        module = Chain([step.module() for step in steps]).eval()
-        return cls(record, ports, levels, module, steps, _fixed_size(attached.file.inputs))
-
-    @property
-    def title(self) -> str:
-        """The tails, for messages."""
-        return " ".join(spec.text for spec in self.record.tails)
-
-    @property
-    def taps(self) -> dict[str, PortInfo]:
-        """The raw values that it reads, by the names of `READ_TAPS`."""
-        return {READ_TAPS[name]: port for name, port in self.ports.items() if name in READ_TAPS}
-
-    def __call__(self, raw: RawFeeds, *, size: Size | None) -> dict[Level, NDArray[np.float32]]:
-        """Return the score and the map behind it, as far as there are any.
-
-        Parameters
-        ----------
-        raw
-            Raw values of any floating-point type, in the model's shapes.
-        size
-            Height and width of the model's input, for a map that is resized to it.
-
-        Raises
-        ------
-        UsageError
-            If it resizes to the input's size, which is not known.
-        UnsupportedModelError
-            If a class of one's own fails on these values.
-        """
-        import torch
-
-        if self.steps:
-            self._set_size(size)
-        tensors = {level: self._tensor(level, values) for level, values in raw.items()}
-        with torch.inference_mode():
-            made = self.module(tensors.get("image"), tensors.get("pixel"))
-        levels: tuple[Level, ...] = ("image", "pixel")
-        return {level: tensor.numpy() for level, tensor in zip(levels, made, strict=True) if tensor is not None}
-
-    def tolerance(self, raw: RawFeeds, made: RawFeeds) -> Tolerance:
-        """Return how far a runtime's values may lie from the twin's on the same raw values."""
-        if not self.steps:
-            low, high = _range(made)
-            return own(low, high, (port.dtype for name, port in self.ports.items() if name in READS))
-        sizes = [values.shape[-2:] for values in (raw.get("pixel"), made.get("pixel")) if values is not None]
-        size = (max((each[0] for each in sizes), default=1), max((each[1] for each in sizes), default=1))
-        largest, error = max(map(abs, _range(raw))), 0.0
-        for step in self.steps:
-            largest, added = step.bound(largest, size)
-            error += added  # none of them widens a difference that comes in
-        return transformed(error)
-
-    def _set_size(self, size: Size | None) -> None:
-        size = self.size or size
-        if size is None and "image" in self.ports:
-            raise UsageError(
-                f"'{self.title}' resizes to the input's size", found="no input, or several, of images [N, C, H, W]"
-            )
-        if size is not None:
-            self.module.set_size(size)
-
-    def _tensor(self, level: Level, values: NDArray[Any]) -> "torch.Tensor":
-        """Return the values in the element type in which the transform takes them."""
-        import torch
-
-        read = next((name for name, of in READS.items() if of == level), "")
-        dtype = "float32" if self.steps or read not in self.ports else self.ports[read].dtype
-        plain = values.astype(np.float32) if values.dtype.name == "bfloat16" else values
-        tensor: torch.Tensor = torch.from_numpy(np.require(plain, requirements=["C", "W"]))
-        return tensor.to(getattr(torch, dtype))
-
-
-def unnamed_code(attached: AttachedModel, named: Sequence[TailSpec]) -> TailSpec | None:
-    """Return the class before the threshold that the record of a file names and the caller does not; None otherwise.
-
-    Raises
-    ------
-    MetadataError
-        If the record names what cannot stand there.
-    """
-    record = attached.file.layer("transform")
-    tails = () if record is None else record.tails
-    known = [spec.is_code or (spec.is_shipped and spec.changes_values) for spec in tails]
-    if not all(known) or (len(tails) > 1 and any(spec.is_code for spec in tails)):
-        raise MetadataError(
-            f"{attached.path}: the record names what cannot stand before a threshold",
-            found=", ".join(spec.text for spec in tails),
-            needed=f"{', '.join(BEFORE)}, or one class as package.module:Class",
-        )
-    return next((spec for spec in tails if spec.is_code and spec not in named), None)
-
-
-def _fixed_size(inputs: Sequence[PortInfo]) -> Size | None:
-    images = [port for port in inputs if port.rank == 4]
-    height, width = (images[0].size(2), images[0].size(3)) if len(images) == 1 else (None, None)
-    return None if height is None or width is None else (height, width)
+def named_output(name: str, outputs: Mapping[str, NDArray[Any]], runner: Runner) -> NDArray[Any] | None:
+    """Return the output of a run whose tensor has a name, among others maybe; None where there is none."""
+    return next((outputs[port.name] for port in runner.outputs if port.answers_to(name)), None)
 
 
 def image_size(feeds: Mapping[str, NDArray[Any]]) -> Size | None:
@@ -201,131 +50,90 @@ def image_size(feeds: Mapping[str, NDArray[Any]]) -> Size | None:
     return (images[0].shape[2], images[0].shape[3]) if len(images) == 1 else None
 
 
-def _range(values: RawFeeds) -> tuple[float, float]:
-    finite = [array[np.isfinite(array)] for array in values.values()]
-    low = min((float(array.min()) for array in finite if array.size), default=0.0)
-    return low, max((float(array.max()) for array in finite if array.size), default=0.0)
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Let torch compute with a number of threads in each calling thread; None leaves it as it is."""
+    import torch
+
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        if count is not None:
+            torch.set_num_threads(before)
 
 
-# --- What stands behind the decision has to give: a gated mask, and the labels of named operating points.
-
-GATED: Final = "pred_mask"
-
-
-@dataclass(frozen=True, slots=True)
-class EagerDecisions:
-    """The reference for the layer behind the decision.
-
-    Parameters
-    ----------
-    record
-        The layer's.
-    ports
-        What it reads: ``"mask"``, ``"label"`` and ``"values"``, under the names in the file.
-    boundaries
-        The boundary of each named operating point, by the name of its output; raw units.
-    is_gated
-        Whether the mask is gated.
-    label
-        The label of the tail.
-    dtypes
-        The element type of each output of the tail.
-    """
-
-    record: LayerRecord
-    ports: Mapping[str, PortInfo]
-    boundaries: Mapping[str, float]
-    is_gated: bool
-    label: PortInfo
-    dtypes: Mapping[str, str]
-
-    @classmethod
-    def of(cls, file: ModelFile, record: LayerRecord, tail: Tail) -> Self:
-        """Return the reference for a file's layer, from the record alone.
-
-        Raises
-        ------
-        UsageError, MetadataError
-            If an operating point in the record is not legal, or the record names something else.
-        """
-        if unknown := [spec.text for spec in record.tails if spec.name not in BEHIND]:
-            raise MetadataError(
-                "the record names what cannot stand behind a decision", found=unknown[0], needed=" or ".join(BEHIND)
-            )
-        points: dict[str, Any] = {}
-        for spec in record.tails:
-            points |= spec.parameters if spec.name == "points" else {}
-        found = point_boundaries(points, tail) if points and tail.names("image") else {}
-        parts = {part.name: part for part in tail.parts}
-        label = PortInfo("pred_label", parts["pred_label"].dtype, parts["pred_label"].shape)
-        ports = {key: _typed(key, port, parts, label) for key, port in file.layer_inputs(record).items()}
-        return cls(
-            record=record,
-            ports=ports,
-            boundaries={f"pred_label_{name}": boundary for name, boundary in found.items()},
-            is_gated=any(spec.name == "gate" for spec in record.tails),
-            label=label,
-            dtypes={name: part.dtype for name, part in parts.items()},
-        )
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """The outputs that the layer gives."""
-        return (*((GATED,) if self.is_gated else ()), *self.boundaries)
-
-    def dtype(self, output: str) -> str:
-        """Return the element type of an output: a point's label is of the label's."""
-        return self.dtypes.get(output, self.label.dtype)
-
-    def __call__(self, given: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.bool_]]:
-        """Return what comes out, as booleans.
-
-        Parameters
-        ----------
-        given
-            The mask and the label, 0 or 1 of any type, and the raw values that the label compares.
-        """
-        made: dict[str, NDArray[np.bool_]] = {}
-        if self.is_gated:
-            mask, label = (given[name].astype(bool) for name in ("mask", "label"))
-            made[GATED] = mask & label.reshape(-1, *[1] * (mask.ndim - 1))
-        for name, boundary in self.boundaries.items():
-            with np.errstate(invalid="ignore"):
-                made[name] = np.logical_not(as_float32(given[DECIDED]) < np.float32(boundary))
-        return made
+def _readable(values: NDArray[Any]) -> NDArray[Any]:
+    """Return bfloat16, which torch does not take from NumPy, as float32."""
+    return values.astype(np.float32) if values.dtype.name == "bfloat16" else values
 
 
-def _typed(key: str, port: PortInfo, parts: Mapping[str, TailOutput], label: PortInfo) -> PortInfo:
-    """Return what is read with the type of the tail's own output, and raw values with the shape of their label."""
-    if key == DECIDED:
-        return PortInfo(port.name, port.dtype, label.shape)
-    part = parts[f"pred_{key}"]
-    return PortInfo(port.name, part.dtype, part.shape)
+# --- The tail: `PostProcessor` on raw values; and Anomalib's rule written out.
 
 
-# --- The eager reference of one level alone, for values by the billion; and Anomalib's rule written out.
+class Reference:
+    """What the outputs of an attached file have to be, by the statistics and options of its record."""
+
+    def __init__(self, attached: AttachedModel) -> None:
+        self.attached = attached
+        self._module = _eager_module(attached.tail.stats, attached.tail.options)
+
+    def outputs(self, raw: RawFeeds) -> dict[str, NDArray[Any]]:
+        """Return float32 scores and boolean labels for the raw values, of any float type, of each level there is."""
+        if self.attached.tail.guard.form == "image" or len(raw) == 1:
+            named = self._outputs(raw)
+        else:  # no image has a map of its own
+            image, pixel = raw["image"], raw["pixel"]
+            if self.attached.tail.guard.form == "all" and np.isnan(as_float32(_readable(pixel))).any():
+                image = np.full_like(image, np.nan)
+            named = {**self._outputs({"pixel": pixel}), **self._outputs({"image": image})}
+        return {name: named[name] for name in self.attached.names}
+
+    def _outputs(self, raw: RawFeeds) -> dict[str, NDArray[Any]]:
+        import torch
+
+        tensors = {
+            level: torch.from_numpy(np.require(_readable(values), requirements="C")) for level, values in raw.items()
+        }
+        for level, port in self.attached.tail.raw.items():
+            if level in tensors and port.dtype in HALVES:  # tapped values and bfloat16 come as float32
+                tensors[level] = tensors[level].to(getattr(torch, port.dtype))
+        with torch.inference_mode():
+            result = self._module(pred_score=tensors.get("image"), anomaly_map=tensors.get("pixel"))
+        decided = self.attached.names  # a level without statistics stays as it is, in a type that NumPy may not have
+        named = result._asdict()
+        return {name: named[name].numpy() for name in decided if named[name] is not None}
+
+    def decided_on(self, output: TailOutput, raw: RawFeeds) -> NDArray[np.float32]:
+        """Return the float32 raw values that an output is computed from; a map's maximum where there is no score."""
+        values = raw.get(output.level)
+        if values is not None:
+            return as_float32(_readable(values))
+        highest: NDArray[np.float32] = as_float32(_readable(raw["pixel"])).max(axis=(-2, -1))
+        return highest
+
+    def excused(self, output: TailOutput, raw: RawFeeds) -> NDArray[np.bool_] | None:
+        """Return where an output may be anomalous though the reference says normal; None where nowhere."""
+        is_unguarded = "image" in raw and self.attached.tail.guard.form is None
+        if output.level == "pixel" or "pixel" not in raw or is_unguarded:
+            return None
+        maps, guard = as_float32(_readable(raw["pixel"])), self.attached.guard
+        if self.attached.tail.guard.form != "all":
+            return excused_images(maps, guard)
+        return np.full(np.shape(raw["image"]), excused_images(maps[np.newaxis], guard)[0])
 
 
 class LevelReference:
-    """Scores and labels of flat raw values.
-
-    Parameters
-    ----------
-    attached
-        The attached file; statistics and options come from its record.
-    level
-        The level; the other one is left out.
-    """
+    """Scores and labels of one level alone, for flat raw values by the billion."""
 
     def __init__(self, attached: AttachedModel, level: Level) -> None:
         stats = attached.tail.stats.level(level)
         assert stats is not None, f"the {level} level is post-processed, so it is calibrated"
-        self._stats = stats
-        self._level = level
-        self._options = attached.tail.options
+        self._stats, self._level, self._options = stats, level, attached.tail.options
         alone = CalibrationStats(image=stats) if level == "image" else CalibrationStats(pixel=stats)
-        both = replace(self._options, enable_normalization=True, enable_thresholding=True)
-        self._module = eager_module(alone, both)
+        self._module = _eager_module(alone, replace(self._options, enable_normalization=True, enable_thresholding=True))
 
     def __call__(self, raw: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Return float32 scores and boolean labels of float32 values, shape (n,)."""
@@ -342,119 +150,25 @@ class LevelReference:
     def anomalib(self, raw: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]] | None:
         """Return Anomalib's labels, and where ours have to equal them; None unless the rule is ``"gt"``.
 
-        Notes
-        -----
         Source: anomalib 2.7.0 PostProcessor._normalize and _apply_threshold, every step in float32.
         """
         if self._options.comparison != "gt":
             return None
         import torch
 
-        number = {
-            name: torch.tensor(getattr(self._stats, name), dtype=torch.float32) for name in ("threshold", "min", "max")
-        }
+        stats = self._stats
+        threshold, low, high = (
+            torch.tensor(number, dtype=torch.float32) for number in (stats.threshold, stats.min, stats.max)
+        )
         cut = 1 - torch.tensor(self._options.sensitivity(self._level), dtype=torch.float32)
-        values = torch.from_numpy(raw)
-        unit = ((values - number["threshold"]) / (number["max"] - number["min"]) + 0.5).clamp(0, 1)
+        unit = ((torch.from_numpy(raw) - threshold) / (high - low) + 0.5).clamp(0, 1)
         known = ~np.isnan(raw)
         if cut == 1:
             known &= raw != np.inf
         return (unit > cut).numpy(), known
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute in the calling threads alone, each on its own."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-# --- The reference: `PostProcessor` on raw values, and the raw values that it decides on.
-
-
-class Reference:
-    """What the outputs have to be.
-
-    Parameters
-    ----------
-    attached
-        The attached file; statistics and options come from its record.
-    """
-
-    def __init__(self, attached: AttachedModel) -> None:
-        self.attached = attached
-        self._module = eager_module(attached.tail.stats, attached.tail.options)
-
-    def outputs(self, raw: Mapping[Level, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Return the outputs of the tail: float32 scores, boolean labels.
-
-        Parameters
-        ----------
-        raw
-            The raw values of each level that the model has, of any float type.
-        """
-        if self.attached.tail.guard.form == "image" or len(raw) == 1:
-            named = self._outputs(raw)
-        else:  # no image has a map of its own
-            image, pixel = raw["image"], raw["pixel"]
-            if self.attached.tail.guard.form == "all" and np.isnan(as_float32(_readable(pixel))).any():
-                image = np.full_like(image, np.nan)
-            named = {**self._outputs({"pixel": pixel}), **self._outputs({"image": image})}
-        return {name: named[name] for name in self.attached.names}
-
-    def _outputs(self, raw: Mapping[Level, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        import torch
-
-        tensors = {
-            level: torch.from_numpy(np.require(_readable(values), requirements="C")) for level, values in raw.items()
-        }
-        for level, port in self.attached.tail.raw.items():
-            if level in tensors and port.dtype in HALVES:  # tapped values and bfloat16 come as float32
-                tensors[level] = tensors[level].to(getattr(torch, port.dtype))
-        with torch.inference_mode():
-            result = self._module(pred_score=tensors.get("image"), anomaly_map=tensors.get("pixel"))
-        decided = self.attached.names  # a level without statistics stays as it is, in a type that NumPy may not have
-        named = result._asdict()
-        return {name: named[name].numpy() for name in decided if named[name] is not None}
-
-    def decided_on(self, output: TailOutput, raw: Mapping[Level, NDArray[Any]]) -> NDArray[np.float32]:
-        """Return the float32 raw values that an output is computed from; a map's maximum where there is no score."""
-        values = raw.get(output.level)
-        if values is not None:
-            return as_float32(_readable(values))
-        highest: NDArray[np.float32] = as_float32(_readable(raw["pixel"])).max(axis=(-2, -1))
-        return highest
-
-    def excused(self, output: TailOutput, raw: Mapping[Level, NDArray[Any]]) -> NDArray[np.bool_] | None:
-        """Return where an output may be anomalous though the reference says normal; None where nowhere."""
-        is_unguarded = "image" in raw and self.attached.tail.guard.form is None
-        if output.level == "pixel" or "pixel" not in raw or is_unguarded:
-            return None
-        maps, guard = as_float32(_readable(raw["pixel"])), self.attached.guard
-        if self.attached.tail.guard.form != "all":
-            return excused_images(maps, guard)
-        return np.full(np.shape(raw["image"]), excused_images(maps[np.newaxis], guard)[0])
-
-
-def _readable(values: NDArray[Any]) -> NDArray[Any]:
-    """Return bfloat16, which torch does not take from NumPy, as float32."""
-    return values.astype(np.float32) if values.dtype.name == "bfloat16" else values
-
-
-def eager_module(stats: CalibrationStats, options: TailOptions) -> "PostProcessor":
-    """Return the eager reference for statistics and options of a tail.
-
-    Raises
-    ------
-    MissingDependencyError
-        If torch is not installed.
-    """
+def _eager_module(stats: CalibrationStats, options: TailOptions) -> "PostProcessor":
     require("torch", extra="torch", purpose="the eager reference of the check")
     from postproc_export.eager import PostProcessor
 
@@ -467,3 +181,456 @@ def eager_module(stats: CalibrationStats, options: TailOptions) -> "PostProcesso
         enable_normalization=options.enable_normalization,
         enable_thresholding=options.enable_thresholding,
     )
+
+
+# --- What stands before the tail: the eager twin of a transform, on the raw values of a model.
+
+READS: Final[Mapping[str, Level]] = {"score": "image", "map": "pixel"}
+READ_TAPS: Final[Mapping[str, str]] = {"score": "postproc-check/read_score", "map": "postproc-check/read_map"}
+
+
+@dataclass(frozen=True, slots=True)
+class EagerTransform:
+    """The eager twin of the transform in a file."""
+
+    record: LayerRecord
+    ports: Mapping[str, PortInfo]  # what it reads, by `READS` and "image", under the names in the file
+    values: Mapping[Level, str]  # what it makes for each level, under the names that `ModelFile.cut` knows
+    module: Any  # raw score and map in, raw score and map out
+    steps: tuple[Transform, ...]  # the shipped transforms that it is made of; none for a class of the user's
+    size: Size | None = None  # of the model's input, where it is fixed
+
+    @classmethod
+    def load(cls, attached: AttachedModel, named: Sequence[TailSpec] = ()) -> Self | None:
+        """Return the twin of a file's transform; None where it has none, or a class that the caller does not name.
+
+        Code that a file alone names is not imported. Raises `UsageError` where a class cannot be imported or a
+        parameter in the record is not legal, `MetadataError` where the record names what cannot stand there.
+        """
+        record = attached.file.layer("transform")
+        if record is None or unnamed_code(attached, named) is not None:
+            return None
+        made = attached.file.layer_values(record).values()
+        levels = {level: port.name for level, port in attached.file.raw.items() if port.name in made}
+        ports = attached.file.layer_inputs(record)
+        if any(spec.is_code for spec in record.tails):
+            from postproc_export.steps.user import eager_own
+
+            return cls(record, ports, levels, eager_own(record.tails[0]), ())
+        require("torch", extra="torch", purpose="the eager reference of the check")
+        from postproc_export.steps.modules import Chain
+
+        steps = resolve_all(record.tails)
+        images = [port for port in attached.file.inputs if port.rank == 4]
+        height, width = (images[0].size(2), images[0].size(3)) if len(images) == 1 else (None, None)
+        size = None if height is None or width is None else (height, width)
+        return cls(record, ports, levels, Chain([step.module() for step in steps]).eval(), steps, size)
+
+    @property
+    def taps(self) -> dict[str, PortInfo]:
+        """The raw values that it reads, by the names of `READ_TAPS`."""
+        return {READ_TAPS[name]: port for name, port in self.ports.items() if name in READ_TAPS}
+
+    def __call__(self, raw: RawFeeds, *, size: Size | None) -> dict[Level, NDArray[np.float32]]:
+        """Return score and map behind it, as far as there are any, for raw values of any floating-point type.
+
+        `size` is that of the model's input, for a map that is resized to it: `UsageError` where it is not known.
+        A class of the user's that fails on these values raises `UnsupportedModelError`.
+        """
+        import torch
+
+        if self.steps:
+            known = self.size or size
+            if known is not None:
+                self.module.set_size(known)
+            elif "image" in self.ports:
+                title = " ".join(spec.text for spec in self.record.tails)
+                found = "no input, or several, of images [N, C, H, W]"
+                raise UsageError(f"'{title}' resizes to the input's size", found=found)
+        tensors: dict[Level, torch.Tensor] = {}
+        for level, values in raw.items():
+            read = next((name for name, of in READS.items() if of == level), "")
+            dtype = "float32" if self.steps or read not in self.ports else self.ports[read].dtype
+            tensor = torch.from_numpy(np.require(_readable(values), requirements=["C", "W"]))
+            tensors[level] = tensor.to(getattr(torch, dtype))
+        with torch.inference_mode():
+            made = self.module(tensors.get("image"), tensors.get("pixel"))
+        return {level: tensor.numpy() for level, tensor in zip(LEVELS, made, strict=True) if tensor is not None}
+
+    def tolerance(self, raw: RawFeeds, made: RawFeeds) -> Tolerance:
+        """Return how far a runtime's values may lie from the twin's on the same raw values."""
+        if not self.steps:
+            low, high = _range(made)
+            return own(low, high, (port.dtype for name, port in self.ports.items() if name in READS))
+        sizes = [values.shape[-2:] for values in (raw.get("pixel"), made.get("pixel")) if values is not None]
+        size = (max((each[0] for each in sizes), default=1), max((each[1] for each in sizes), default=1))
+        largest, error = max(map(abs, _range(raw))), 0.0
+        for step in self.steps:
+            largest, added = step.bound(largest, size)
+            error += added  # none of them widens a difference that comes in
+        return transformed(error)
+
+
+def unnamed_code(attached: AttachedModel, named: Sequence[TailSpec]) -> TailSpec | None:
+    """Return the class before the threshold that the record of a file names and the caller does not; None otherwise.
+
+    Raises `MetadataError` if the record names what cannot stand there.
+    """
+    record = attached.file.layer("transform")
+    tails = () if record is None else record.tails
+    known = [spec.is_code or (spec.is_shipped and spec.changes_values) for spec in tails]
+    if not all(known) or (len(tails) > 1 and any(spec.is_code for spec in tails)):
+        raise MetadataError(
+            f"{attached.path}: the record names what cannot stand before a threshold",
+            found=", ".join(spec.text for spec in tails),
+            needed=f"{', '.join(BEFORE)}, or one class as package.module:Class",
+        )
+    return next((spec for spec in tails if spec.is_code and spec not in named), None)
+
+
+def _range(values: RawFeeds) -> tuple[float, float]:
+    finite = [array[np.isfinite(array)] for array in values.values()]
+    low = min((float(array.min()) for array in finite if array.size), default=0.0)
+    return low, max((float(array.max()) for array in finite if array.size), default=0.0)
+
+
+# --- What stands behind the decision: a gated mask, and the labels of named operating points.
+
+GATED: Final = "pred_mask"
+
+
+class EagerDecisions:
+    """The reference for the layer behind the decision, from the record of a file alone.
+
+    `ports` are what it reads: ``"mask"``, ``"label"`` and the values that the label compares, under the names in the
+    file, with types and shapes of the tail's own outputs. `boundaries` are those of the operating points, raw units, by
+    output. `UsageError` or `MetadataError` where the record names what cannot stand there.
+    """
+
+    def __init__(self, file: ModelFile, record: LayerRecord, tail: Tail) -> None:
+        if unknown := [spec.text for spec in record.tails if spec.name not in BEHIND]:
+            raise MetadataError(
+                "the record names what cannot stand behind a decision", found=unknown[0], needed=" or ".join(BEHIND)
+            )
+        points: dict[str, Any] = {}
+        for spec in record.tails:
+            points |= spec.parameters if spec.name == "points" else {}
+        found = point_boundaries(points, tail) if points and tail.names("image") else {}
+        self.boundaries = {f"pred_label_{name}": boundary for name, boundary in found.items()}
+        self.is_gated = any(spec.name == "gate" for spec in record.tails)
+        parts = {part.name: part for part in tail.parts}
+        self.label = PortInfo("pred_label", parts["pred_label"].dtype, parts["pred_label"].shape)
+        self._dtypes = {name: part.dtype for name, part in parts.items()}
+        self.ports: dict[str, PortInfo] = {}
+        for key, port in file.layer_inputs(record).items():
+            part = self.label if key == DECIDED else parts[f"pred_{key}"]
+            self.ports[key] = PortInfo(port.name, port.dtype if key == DECIDED else part.dtype, part.shape)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The outputs that the layer gives."""
+        return (*((GATED,) if self.is_gated else ()), *self.boundaries)
+
+    def dtype(self, output: str) -> str:
+        """Return the element type of an output: a point's label is of the label's."""
+        return self._dtypes.get(output, self.label.dtype)
+
+    def __call__(self, given: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.bool_]]:
+        """Return the outputs for mask and label, 0 or 1 of any type, and the raw values that the label compares."""
+        made: dict[str, NDArray[np.bool_]] = {}
+        if self.is_gated:
+            mask, label = (given[name].astype(bool) for name in ("mask", "label"))
+            made[GATED] = mask & label.reshape(-1, *[1] * (mask.ndim - 1))
+        for name, boundary in self.boundaries.items():
+            with np.errstate(invalid="ignore"):
+                made[name] = np.logical_not(as_float32(given[DECIDED]) < np.float32(boundary))
+        return made
+
+
+# --- The original file with raw outputs, run apart from the attached one.
+
+
+@dataclass(frozen=True, slots=True)
+class RawFile:
+    """The original of an attached file, whose record says which outputs were the raw ones."""
+
+    path: Path
+    attached: AttachedModel
+    transform: EagerTransform | None = None  # what stands before the tail of the attached file
+    model: Any = None  # what is loaded in place of the file: the attached one without its tail, where that gave it
+    outputs: Mapping[Level, str | int] = field(default_factory=dict)  # by name or index, where not by the record
+    is_cut: bool = False  # whether it was cut off, since the tail cannot be taken off as `detach` does
+
+    @property
+    def level_names(self) -> tuple[str, ...]:
+        """The names of the raw outputs in this file."""
+        return tuple(self.attached.file.original_output(level).name for level in self.attached.file.raw)
+
+    def describe(self) -> str:
+        """Return what it is, for people."""
+        if self.model is None:
+            return f"the raw file {self.path}"
+        return f"the file without its tail, {'cut off in front of it' if self.is_cut else 'as `detach` gives it'}"
+
+    def bounds(self, runner: Runner) -> Mapping[Level, float]:
+        """Return how far the values of a run may lie from the same transform in another float32, raw units."""
+        return runner.bounds if isinstance(runner, TransformedRunner) else {}
+
+    @classmethod
+    def of(cls, path: Path, attached: AttachedModel, transform: EagerTransform | None) -> Self:
+        """Return the original that was given.
+
+        Raises `FileError`, `UnsupportedModelError` or `UsageError` where it cannot be read or does not have the raw
+        outputs of the record.
+        """
+        raw_file, ports = cls(path, attached, transform), _output_ports(path)
+        for level in attached.host_levels:
+            raw_file._port(level, ports)
+        return raw_file
+
+    def can_run(self, way: Configuration) -> bool:
+        """Whether a runtime reads the format of the file."""
+        return way.runtime == "openvino" or self.path.suffix.lower() == ".onnx"
+
+    def open(self, way: Configuration, *, threads: int | None) -> Runner:
+        """Load the file, with the transform of the attached one behind it where that has one."""
+        if self.model is not None:
+            return way.open(self.model, threads=threads)
+        check_file(self.path, what="the raw model")
+        return self.behind_transform(way.open(self.path, threads=threads))
+
+    def behind_transform(self, runner: Runner) -> Runner:
+        """Return a runner of the file, or of a variant of it, with the attached one's transform behind it."""
+        names = {level: self._port(level, runner.outputs).name for level in self.attached.host_levels}
+        if self.transform is None:
+            return runner
+        made = {
+            level: names.get(level) or self.attached.file.original_output(level).name for level in self.transform.values
+        }
+        return TransformedRunner(runner, self.transform, names, made)
+
+    def levels(self, outputs: Mapping[str, NDArray[Any]], runner: Runner) -> dict[Level, NDArray[Any]]:
+        """Return the raw values of each level among the outputs of a run."""
+        return {level: outputs[self._port(level, runner.outputs).name] for level in self.attached.file.raw}
+
+    def others(self, runner: Runner) -> list[PortInfo]:
+        """Return the outputs that attaching had to leave alone: those of no level that is post-processed."""
+        levels = (level for level in self.attached.levels if level in self.attached.file.raw)
+        taken = {self._port(level, runner.outputs).name for level in levels}
+        return [port for port in runner.outputs if port.name not in taken]
+
+    def frozen_axes(self, runner: Runner, attached: Runner) -> Iterator[str]:
+        """Yield each axis of an input that is open in this file, run by `runner`, and of one size in the attached one.
+
+        A file in another format was converted, maybe to one size, before anything was attached.
+        """
+        if self.path.suffix.lower() != self.attached.path.suffix.lower():
+            return
+        for port in attached.inputs:
+            original = next((other for other in runner.inputs if other.answers_to(port.name)), None)
+            if original is None or original.shape is None or port.shape is None:
+                continue
+            for axis, (size, open_size) in enumerate(zip(port.shape, original.shape, strict=False)):
+                if isinstance(size, int) and not isinstance(open_size, int):
+                    yield f"axis {axis} of input '{port.name}' is frozen to {size}; in the raw file it is dynamic"
+
+    def _port(self, level: Level, ports: tuple[PortInfo, ...]) -> PortInfo:
+        known = self.outputs.get(level)
+        if isinstance(known, int):
+            return ports[known]
+        if known is not None:
+            return next(port for port in ports if port.answers_to(known))
+        wanted = self.attached.file.original_output(level)
+        found = [port for port in ports if any(port.answers_to(name) for name in (wanted.name, *wanted.aliases))]
+        if not found:
+            raise UnsupportedModelError(
+                f"{self.path} is not the original of {self.attached.path}",
+                found="outputs " + ", ".join(port.describe() for port in ports),
+                needed=f"an output '{wanted.name}', the raw {level} output by the record",
+            )
+        return found[0]
+
+
+@dataclass(frozen=True, slots=True)
+class TransformedRunner(WrappedRunner):
+    """A runner of the raw file that gives what the transform of the attached one makes of its outputs, eagerly."""
+
+    transform: EagerTransform
+    names: Mapping[Level, str]  # the raw outputs that the model itself has
+    made: Mapping[Level, str]  # the name for each level behind the transform
+    bounds: dict[Level, float] = field(default_factory=dict)
+    """How far another float32 computation of the transform may lie from it, raw units; filled while it runs. Behind a
+    host of a narrow type it may be of values that were not rounded to it, which no transform drives further apart."""
+
+    @property
+    def outputs(self) -> tuple[PortInfo, ...]:
+        """The outputs, and a score that the transform makes of a map."""
+        known = {port.name for port in self.inner.outputs}
+        added = (PortInfo(name, "float32", None) for name in self.made.values() if name not in known)
+        return (*self.inner.outputs, *added)
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the model once, and the transform on its raw outputs."""
+        outputs = self.inner.run(feeds)
+        raw = {level: outputs[name] for level, name in self.names.items()}
+        made = self.transform(raw, size=image_size(feeds))
+        read = [raw[level] for name, level in READS.items() if name in self.transform.ports and level in raw]
+        error = self.transform.tolerance(raw, made).atol + max(map(_dropped, read), default=0.0)
+        for level in self.transform.values:
+            self.bounds[level] = max(self.bounds.get(level, 0.0), error)
+            outputs[self.made[level]] = made[level]
+        return outputs
+
+
+def _dropped(values: NDArray[Any]) -> float:
+    """Return how far raw values may lie from what they were before they were rounded to a narrow type."""
+    largest = np.max(np.abs(as_float32(values)), where=np.isfinite(values), initial=0.0)
+    return next((narrow(float(largest), half).atol for half in HALVES if values.dtype.name == half), 0.0)
+
+
+def _output_ports(path: Path) -> tuple[PortInfo, ...]:
+    if is_onnx(path):
+        from graph_patterns.onnx.file import load_skeleton
+        from postproc_export.formats.onnx_file import output_ports
+
+        with load_skeleton(path) as file:
+            return tuple(output_ports(file.model))
+    from postproc_export.formats.openvino_file import read_ir
+
+    model = read_ir(openvino_core(purpose="reading an OpenVINO IR"), path)
+    return tuple(port_info(port, f"output_{index}") for index, port in enumerate(model.outputs))
+
+
+def without_tail(attached: AttachedModel, folder: Path) -> RawFile:
+    """Return an attached file without its tail, as `detach` gives it; what stands before the tail stays.
+
+    Where the tail cannot be taken off, the file is cut off in front of it. The weights of an ONNX file are linked into
+    the folder, which is empty, where the file system can.
+    """
+    try:
+        detached, model = _detached(attached.path, folder)
+    except (PostprocError, GraphPatternError):
+        detached, model = Detached(), None
+    if detached:
+        return RawFile(attached.path, attached, model=model, outputs=detached.raw_outputs)
+    indices: dict[Level, str | int] = {level: index for index, level in enumerate(attached.file.raw)}
+    return RawFile(attached.path, attached, model=attached.file.host(folder), outputs=indices, is_cut=True)
+
+
+def _detached(path: Path, folder: Path) -> tuple[Detached, Any]:
+    if is_onnx(path):
+        from postproc_export.formats.onnx import detach_from_onnx_model
+        from postproc_export.formats.onnx_file import rewrite_onnx_file
+
+        target = folder / "detached.onnx"
+
+        def from_onnx(model: Any) -> Detached:
+            return detach_from_onnx_model(model, where=str(path))
+
+        try:
+            return rewrite_onnx_file(path, target, from_onnx, link_weights=True), target
+        except FileError:
+            return rewrite_onnx_file(path, target, from_onnx), target
+    from postproc_export.formats.openvino import detach_from_openvino_model
+    from postproc_export.formats.openvino_file import read_ir
+
+    model = read_ir(openvino_core(purpose="checking an OpenVINO IR"), path)
+    return detach_from_openvino_model(model, where=str(path)), model
+
+
+# --- The PyTorch model on the same inputs as the exported one: its raw values, which later stages are compared with.
+
+_NOUNS: Final[Mapping[Level, str]] = {"image": "score", "pixel": "map"}
+
+
+class TorchRunner:
+    """A PyTorch module beside an attached file, given itself or as ``MODULE:FACTORY``.
+
+    `outputs` names those of its outputs that are the raw ones, where that is not plain. The transform of the file is
+    applied to them. Raises `UsageError` where there is no such module, or it cannot be had.
+    """
+
+    def __init__(
+        self,
+        spec: "str | torch.nn.Module",
+        attached: AttachedModel,
+        outputs: Mapping[Level, str | int | None],
+        *,
+        threads: int | None = None,
+        transform: EagerTransform | None = None,
+    ) -> None:
+        self.loaded = load_module(spec)
+        self._attached, self._named, self._threads, self._transform = attached, outputs, threads, transform
+        self._selection: Selection | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is needed to run it again; JSON values."""
+        import torch
+
+        found = {} if self._selection is None else {"outputs": self._selection.describe()}
+        threads = torch.get_num_threads() if self._threads is None else self._threads
+        remarks = {"remarks": list(self.loaded.remarks)} if self.loaded.remarks else {}
+        return {"module": self.loaded.spec, "threads": threads, **found, **remarks}
+
+    def raw(self, batch: RealBatch) -> dict[Level, NDArray[np.float32]]:
+        """Run the module on a batch and return its raw values, float32, without what came of the filling.
+
+        Raises `UsageError` if it fails on the inputs of the exported model, or gives other outputs.
+        """
+        outputs = self._call(batch.feeds)
+        try:
+            if self._selection is None:
+                self._selection = self._identify(outputs)
+            found = raw_tensors(outputs, self._selection)
+        except UnsupportedModelError as error:  # which would be a miss, were it the exported model's
+            what = f"{self.loaded.spec}: {error.what}"
+            raise UsageError(what, found=error.found, needed=error.needed, fix=error.fix) from error
+        for level, values in found.items():
+            if values.ndim and len(values) != batch.size:
+                raise UsageError(
+                    f"{self.loaded.spec} gives a {_NOUNS[level]} with {len(values)} entries for {batch.size} samples",
+                    found=f"shape {list(values.shape)}",
+                )
+        arrays = {level: values.float().numpy() for level, values in found.items()}
+        if self._transform is not None:
+            arrays = self._transform(arrays, size=image_size(batch.feeds))
+        return {level: values[: batch.valid] if values.ndim else values for level, values in arrays.items()}
+
+    def _identify(self, outputs: Any) -> Selection:
+        names, file, levels = named_tensors(outputs), self._attached.file, self._attached.host_levels
+        chosen: dict[Level, str | int | None] = dict.fromkeys(LEVELS, LEAVE_OUT)
+        for level in levels:
+            original = file.original_output(level)
+            same = next((name for name in (original.name, *original.aliases) if name in names), None)
+            chosen[level] = same if self._named.get(level) is None else self._named[level]
+        selection = identify_outputs(outputs, image_output=chosen["image"], pixel_output=chosen["pixel"])
+        ports: dict[Level, PortInfo | None] = {"image": selection.image, "pixel": selection.pixel}
+        for level in levels:
+            if ports[level] is None:
+                raise UsageError(
+                    f"{self.loaded.spec} has no output that is the raw {level} output of the exported model",
+                    found=", ".join(f"{name} {list(tensor.shape)}" for name, tensor in names.items()),
+                    needed=file.original_output(level).describe(),
+                    fix=f"name it with --{level}-output",
+                )
+        return selection
+
+    def _call(self, feeds: Mapping[str, NDArray[Any]]) -> Any:
+        import torch
+
+        tensors = []
+        for array in feeds.values():
+            values = np.require(array, requirements=["C", "W"])
+            is_bfloat16 = array.dtype.name == "bfloat16"  # a type that torch does not take from NumPy
+            tensor = torch.from_numpy(values.view(np.int16) if is_bfloat16 else values)
+            tensors.append(tensor.view(torch.bfloat16) if is_bfloat16 else tensor)
+        with torch_threads(self._threads), torch.no_grad():
+            try:
+                return self.loaded.module(*tensors)
+            except Exception as error:
+                fed = ", ".join(f"{name}: {array.dtype.name} {list(array.shape)}" for name, array in feeds.items())
+                raise UsageError(
+                    f"{self.loaded.spec} failed on the inputs of the exported model, {fed}",
+                    found=reason_of(error),
+                    needed="a module that takes the same inputs, in the same order",
+                ) from error

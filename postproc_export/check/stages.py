@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from postproc_export.check.attached import TAPS, AttachedModel, RawFeeds, boundary_of
 from postproc_export.check.inputs import RealInputs
-from postproc_export.check.originals import RawFile, named_output
 from postproc_export.check.readings import BatchRuns, ModelName, RawStore, Reader, Reading, Rows, TappedReading
+from postproc_export.check.reference import RawFile, named_output
 from postproc_export.check.stage_report import (
     RAW_ATTACHED,
     TAIL,

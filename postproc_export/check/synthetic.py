@@ -23,9 +23,8 @@ from postproc_export.check.inputs import (
     has_open_channels,
     unfit,
 )
-from postproc_export.check.originals import RawFile, without_tail
 from postproc_export.check.readings import BatchRuns, ModelName
-from postproc_export.check.reference import Reference
+from postproc_export.check.reference import RawFile, Reference, without_tail
 from postproc_export.check.report import Check, FailureStore
 from postproc_export.check.steps import DecisionCheck
 from postproc_export.check.ways import Configuration

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from graph_patterns.match import Mismatch
 from postproc_export.check.attached import AttachedModel, Case, boundary_of, numpy_dtype, tail_cases
 from postproc_export.check.record import computed_parts, decided_value
-from postproc_export.check.reference import LevelReference, Reference, one_thread
+from postproc_export.check.reference import LevelReference, Reference, torch_threads
 from postproc_export.check.report import Check, failed
 from postproc_export.check.runners import Format, Shapes
 from postproc_export.check.tally import LABELS, CheckTally, details_of, rounding_tolerance
@@ -274,7 +274,7 @@ def check_exhaustively(
     ways = [way for way in _WAYS if way.runtime in runtimes and way.runtime in readers]
     sweeps = [_Sweep(attached, level, ways) for level in attached.levels]
     counter = _Counter(progress, total=sum(len(sweep.chunks(start, stop)) for sweep in sweeps))
-    with one_thread(), ThreadPoolExecutor(max(1, len(sweeps))) as pool:
+    with torch_threads(1), ThreadPoolExecutor(max(1, len(sweeps))) as pool:
         for done in [pool.submit(sweep.run, start, stop, counter) for sweep in sweeps]:
             done.result()
     for sweep in sweeps:

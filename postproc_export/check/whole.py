@@ -10,9 +10,17 @@ from numpy.typing import NDArray
 
 from postproc_export.check.attached import AttachedModel, RawFeeds
 from postproc_export.check.inputs import BatchPlan, RealInputs, plan_batches
-from postproc_export.check.originals import RawFile, TorchRunner, named_output
 from postproc_export.check.readings import LABELS, SCORES, BatchRuns, ModelName, RawStore, Reader
-from postproc_export.check.reference import READ_TAPS, READS, EagerTransform, Reference, image_size
+from postproc_export.check.reference import (
+    READ_TAPS,
+    READS,
+    EagerTransform,
+    RawFile,
+    Reference,
+    TorchRunner,
+    image_size,
+    named_output,
+)
 from postproc_export.check.report import Check, FailureStore
 from postproc_export.check.stage_report import TORCH_ATTACHED, TORCH_RAW, WayResult
 from postproc_export.check.stages import KeptValues, Trace, tapped_values

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from postproc_export import CalibrationStats, LevelStats, attach_postprocessing, check_parity
 from postproc_export.check.attached import load_attached
 from postproc_export.check.inputs import array_inputs
-from postproc_export.check.record import compare_files
+from postproc_export.check.preserved_files import compare_files
 from postproc_export.check.ways import tail_patterns, with_int8
 from postproc_export.cli import main
 from postproc_export.runtimes import PortInfo

@@ -14,8 +14,7 @@ from onnx import TensorProto, helper
 from graph_patterns.expr import ModelFileError
 from postproc_export.attach import attach_postprocessing
 from postproc_export.check.preserved import Preservation
-from postproc_export.check.preserved_onnx import compare_onnx_models
-from postproc_export.check.preserved_openvino import compare_openvino_models
+from postproc_export.check.preserved_files import compare_models
 from postproc_export.cli import main
 from postproc_export.detach import detach_postprocessing
 from postproc_export.errors import UnsupportedModelError
@@ -40,9 +39,9 @@ TAIL = {  # names that operators of a tail get, one kind of each
 def preserved(raw: Path, attached: Path) -> Preservation:
     """Compare a file with what was attached to it."""
     if raw.suffix == ".onnx":
-        return compare_onnx_models(onnx.load(raw), onnx.load(attached))
+        return compare_models(onnx.load(raw), onnx.load(attached))
     core = openvino.Core()
-    return compare_openvino_models(core.read_model(raw), core.read_model(attached))
+    return compare_models(core.read_model(raw), core.read_model(attached))
 
 
 def there_and_back(host: Path, folder: Path, **options: object) -> Path:

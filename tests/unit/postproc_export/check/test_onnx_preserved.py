@@ -12,8 +12,7 @@ from rich_models import LARGE, rich_model
 
 from postproc_export.attach import attach_postprocessing
 from postproc_export.check.preserved import Preservation
-from postproc_export.check.preserved_onnx import compare_onnx_models
-from postproc_export.check.record import compare_files
+from postproc_export.check.preserved_files import compare_files, compare_models
 from postproc_export.errors import FileError, MetadataError, UsageError
 from postproc_export.stats import CalibrationStats, LevelStats
 from postproc_export.update import update_postprocessing
@@ -290,10 +289,10 @@ def test_models_in_memory_are_compared_too() -> None:
     """Nothing of the two models changes on the way."""
     model = rich_model()
     copy = onnx.ModelProto.FromString(model.SerializeToString())
-    assert compare_onnx_models(model, copy)
+    assert compare_models(model, copy)
     assert copy == model
     copy.graph.initializer[0].raw_data = bytes(4 * LARGE)
-    assert not compare_onnx_models(model, copy)
+    assert not compare_models(model, copy)
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, parser
 from undo import record_of, undo
 
 from graph_patterns.expr import UnsupportedOpsetError
-from postproc_export.check.preserved_onnx import compare_onnx_models
+from postproc_export.check.preserved_files import compare_models
 from postproc_export.errors import UnsupportedModelError, UsageError
 from postproc_export.formats.onnx import attach_to_onnx_model
 from postproc_export.options import TailOptions
@@ -29,7 +29,7 @@ def attached(model: onnx.ModelProto, stats: CalibrationStats = STATS, **options:
     copy = onnx.ModelProto.FromString(model.SerializeToString())
     attach_to_onnx_model(copy, stats, TailOptions(**options), **outputs)  # type: ignore[arg-type]
     assert undo(copy).SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
-    found = compare_onnx_models(model, copy)
+    found = compare_models(model, copy)
     assert found, found.describe()
     return copy
 

@@ -12,7 +12,7 @@ import openvino.opset16 as opset16
 import pytest
 
 from graph_patterns.openvino.emit import copied
-from postproc_export.check.preserved_openvino import compare_openvino_models
+from postproc_export.check.preserved_files import compare_models
 from postproc_export.detach import detach_postprocessing
 from postproc_export.errors import UnsupportedModelError
 from postproc_export.formats.base import Attached
@@ -96,7 +96,7 @@ def test_attaching_changes_nothing_but_the_tail(host: str, keep_raw: bool, tmp_p
     before = saved(before, tmp_path, "before.xml")
     model = before.clone()
     result = attach(model, keep_raw=keep_raw)
-    found = compare_openvino_models(before, saved(model, tmp_path, "after.xml"))
+    found = compare_models(before, saved(model, tmp_path, "after.xml"))
     assert found, found.describe()
     assert found.compared["result"] == len(before.get_results())
     names = [item.get_friendly_name() for item in before.get_results()]

@@ -19,7 +19,7 @@ from postproc_export import (
     inspect_model,
     update_postprocessing,
 )
-from postproc_export.check.record import compare_files
+from postproc_export.check.preserved_files import compare_files
 from postproc_export.errors import PostprocError, UnsupportedModelError, UsageError
 from postproc_export.formats.base import Outputs
 from postproc_export.formats.onnx import OnnxFormat
