@@ -5,10 +5,9 @@ from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
-from postproc_export.formats.base import recorded_names
+from postproc_export.formats.base import Format, recorded_names
 from postproc_export.record import KEYS, METADATA_KEY, TRANSFORMED, LayerRecord, TailRecord
 from postproc_export.stats import LEVELS
-from postproc_export.steps.around import Format
 from postproc_export.tail import OUTPUT_NAMES
 
 LONGEST: Final = 80  # characters of a value in a message

@@ -21,12 +21,13 @@ from postproc_export.check.preserved import Change, Comparison, Names, Part, Par
 from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError
 from postproc_export.files import is_onnx
 from postproc_export.formats.base import decoded_outputs, read_record
+from postproc_export.formats.onnx import OnnxFormat
 from postproc_export.formats.onnx_file import defined_names, value_names
+from postproc_export.formats.openvino import OpenVinoFormat
 from postproc_export.formats.openvino_file import read_ir
 from postproc_export.formats.openvino_names import described, used_names, value_name
 from postproc_export.record import KEYS, METADATA_KEY, LayerRecord, TailRecord
 from postproc_export.runtimes.openvino import openvino_core
-from postproc_export.steps.around import OnnxFormat, OpenVinoFormat
 from postproc_export.tail import INPUT_NAMES, PREFIX
 from postproc_export.validation import check_file
 
