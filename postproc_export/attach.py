@@ -1,21 +1,14 @@
 """Attach post-processing to a model file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from postproc_export.decision import Comparison
 from postproc_export.files import default_target
 from postproc_export.float32 import rounded_to, shortest
-from postproc_export.options import (
-    Adjustable,
-    LabelDtype,
-    Layout,
-    LevelChoice,
-    TailOptions,
-    changed_options,
-    refuse_unused,
-)
+from postproc_export.keywords import called_like
+from postproc_export.options import AttachOptions, TailOptions, changed_options, refuse_unused
 from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.tail import Tail, place
 
@@ -84,78 +77,9 @@ class AttachResult:
         )
 
 
-def attach_postprocessing(
-    model_path: str | Path,
-    stats: CalibrationStats | str | Path,
-    *,
-    output: str | Path | None = None,
-    image_output: str | int | None = None,
-    pixel_output: str | int | None = None,
-    image_sensitivity: float = 0.5,
-    pixel_sensitivity: float = 0.5,
-    comparison: Comparison = "ge",
-    keep_raw: bool = False,
-    label_dtype: LabelDtype = "bool",
-    mask_dtype: LabelDtype | None = None,
-    match_thresholds: bool = False,
-    nan_guard: bool = True,
-    layout: Layout = "separate",
-    levels: LevelChoice = "both",
-    enable_normalization: bool = True,
-    enable_thresholding: bool = True,
-    adjustable: Adjustable = "nothing",
-    as_parameters: bool = False,
-    tail: str | Sequence[str] = (),
-    in_place: bool = False,
-    link_weights: bool = False,
-) -> AttachResult:
+@called_like(AttachOptions)
+def attach_postprocessing(**given: Any) -> AttachResult:
     """Append normalised scores, labels and masks to the raw outputs of an exported model.
-
-    Parameters
-    ----------
-    model_path
-        An ONNX file (.onnx) or an OpenVINO IR (.xml, its .bin beside it) with raw outputs.
-    stats
-        Statistics, or the path of a statistics file.
-    output
-        The file to write; default ``<name>.post.onnx`` or ``<name>.post.xml`` beside the input.
-    image_output, pixel_output
-        Which output is the raw score and which the raw map: a name, an index, or ``"none"``; default: found by the
-        names ``pred_score`` and ``anomaly_map``, else by rank where that is unambiguous and the level is calibrated.
-    image_sensitivity, pixel_sensitivity
-        In [0, 1]; at 0.5 the decision is ``raw >= threshold``, the one that calibration optimised.
-    comparison
-        ``"ge"``, or ``"gt"`` for exactly the decisions of Anomalib's code.
-    keep_raw
-        Keep the raw outputs as additional, last outputs.
-    label_dtype, mask_dtype
-        Element type of `pred_label` and `pred_mask`; the mask's default is bool in ONNX and uint8 in an IR.
-    match_thresholds
-        Let a level that has a range but no threshold borrow the other level's.
-    nan_guard
-        Call an image anomalous when its map holds a NaN: a map that is calibrated, named by `pixel_output`, or called
-        ``anomaly_map``.
-    layout
-        ``"separate"``, or ``"packed"`` for one float32 output ``output`` [N, H, W, 4]: the normalised map, the
-        normalised score, the label and the mask.
-    levels
-        ``"both"``, or ``"image"`` or ``"pixel"`` to post-process one level only.
-    enable_normalization
-        If False, scores and maps stay raw, in float32.
-    enable_thresholding
-        If False, there are no labels and masks.
-    adjustable
-        ``"sensitivity"`` for inputs `image_sensitivity` and `pixel_sensitivity` that need not be given,
-        ``"boundary"`` for `image_boundary` and `pixel_boundary` in raw units; docs/runtime_sensitivity.md.
-    as_parameters
-        Of an IR: make them parameters, which have to be given, in place of state variables.
-    tail
-        Tails of one's own, each ``name:key=value`` or ``package.module:Class``, in the order in which they are applied;
-        see docs/steps.md.
-    in_place
-        Allow `output` to be the input.
-    link_weights
-        Hard-link external data of an ONNX model into the folder of `output` instead of copying it.
 
     Raises
     ------
@@ -170,34 +94,18 @@ def attach_postprocessing(
     from postproc_export.record import parse_tails
     from postproc_export.steps.around import attach_around, rewrite_file
 
-    source, own = Path(model_path), parse_tails(tail)
-    target = default_target(source, output, in_place=in_place, mark="post", read=[stats])
-    if not isinstance(stats, CalibrationStats):
-        stats = CalibrationStats.load(stats)
-    options = TailOptions(
-        image_sensitivity=image_sensitivity,
-        pixel_sensitivity=pixel_sensitivity,
-        comparison=comparison,
-        label_dtype=label_dtype,
-        mask_dtype=mask_dtype,
-        keep_raw=keep_raw,
-        match_thresholds=match_thresholds,
-        nan_guard=nan_guard,
-        layout=layout,
-        levels=levels,
-        enable_normalization=enable_normalization,
-        enable_thresholding=enable_thresholding,
-        adjustable=adjustable,
-        as_parameters=as_parameters,
-    )
+    asked = AttachOptions(**given)
+    source, own, options = Path(asked.model_path), parse_tails(asked.steps), TailOptions.of(asked)
+    target = default_target(source, asked.output, in_place=asked.in_place, mark="post", read=[asked.stats])
+    stats = asked.stats if isinstance(asked.stats, CalibrationStats) else CalibrationStats.load(asked.stats)
     refuse_unused(options, changed_options(options))
-    outputs = {"image_output": image_output, "pixel_output": pixel_output}
+    outputs = {"image_output": asked.image_output, "pixel_output": asked.pixel_output}
     attached = rewrite_file(
         source,
         target,
         lambda form, model: attach_around(form, model, stats, options, own, **outputs),
-        in_place=in_place,
-        link_weights=link_weights,
+        in_place=asked.in_place,
+        link_weights=asked.link_weights,
     )
     return AttachResult(source, target, attached.tail, attached.renamed, tuple(spec.text for spec in own))
 

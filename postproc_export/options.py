@@ -1,17 +1,24 @@
-"""What a user decides about a tail."""
+"""What a user can choose: every option stands here once, with its name, type, default, help and spelling.
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, fields
-from typing import Final, Literal, TypeAlias
+Python functions take these classes by `called_like`, commands by `cli.commands`. A class that inherits another has its
+options, too: which commands and functions have an option is decided by the class that it stands in. The help of an
+option is its entry in the docstring; `spelt` says where the command line spells it in its own way.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, Literal, Self, TypeAlias
 
 from postproc_export.decision import Comparison, check_comparison, check_sensitivity
 from postproc_export.errors import UsageError
-from postproc_export.stats import Level
+from postproc_export.stats import CalibrationStats, Level
 
 LabelDtype: TypeAlias = Literal["bool", "uint8", "float32"]
 Layout: TypeAlias = Literal["separate", "packed"]
 LevelChoice: TypeAlias = Literal["both", "image", "pixel"]
 Adjustable: TypeAlias = Literal["nothing", "sensitivity", "boundary"]
+Source: TypeAlias = CalibrationStats | str | Path
 
 LABEL_DTYPES: Final[tuple[LabelDtype, ...]] = ("bool", "uint8", "float32")
 LAYOUTS: Final[tuple[Layout, ...]] = ("separate", "packed")
@@ -28,39 +35,148 @@ _OF_LABELS: Final = (
     "as_parameters",
 )
 _DTYPES: Final = ("label_dtype", "mask_dtype")
+_ADJUSTABLE_FLAGS: Final = {
+    "sensitivity": "--runtime-sensitivity",
+    "boundary": "--runtime-boundary",
+    "nothing": "--runtime-constant",
+}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TailOptions:
-    """What a user decides about a tail; the defaults are docs/definition.md's.
+def spelt(
+    *names: str,
+    metavar: str | None = None,
+    least: int | None = None,
+    flags: Mapping[str, str] | None = None,
+    hidden: bool = False,
+    only_python: bool = False,
+) -> dict[str, Any]:
+    """Return how the command line spells an option, as the metadata of its field; by default ``--like-its-name``.
 
     Parameters
     ----------
-    image_sensitivity, pixel_sensitivity
-        In [0, 1]; at 0.5 the decision is ``raw >= threshold``, at 1 everything is anomalous.
+    names
+        Its names, such as ``"--output", "-o"``; of a switch, a second one may start with ``--no-``.
+    metavar
+        What stands for its value in the help.
+    least
+        The smallest value.
+    flags
+        In place of a value: a flag for each one.
+    hidden
+        Whether the help leaves it out.
+    only_python
+        Whether no command has it.
+    """
+    about = {"names": names, "metavar": metavar, "least": least, "flags": flags or {}}
+    return {**about, "hidden": hidden, "only_python": only_python}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileOptions:
+    """Where a command that changes a model writes it.
+
+    Parameters
+    ----------
+    output
+        File to write; by default beside the input, with ``.post``, ``.updated`` or ``.raw`` before its suffix.
+    in_place
+        Allow the output to be the input.
+    link_weights
+        Hard-link external data of an ONNX model into the folder of the output instead of copying it.
+    """
+
+    output: str | Path | None = field(default=None, metadata=spelt("--output", "-o"))
+    in_place: bool = False
+    link_weights: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """Which outputs of a model are the raw ones, and the custom steps around the tail.
+
+    Parameters
+    ----------
+    image_output
+        Output with the image score: a name, an index, or ``none``. By default it is found by the name ``pred_score``,
+        else by rank where that is unambiguous and the level is calibrated.
+    pixel_output
+        Output with the anomaly map, given in the same way; by default found by the name ``anomaly_map`` or by rank.
+    step
+        Custom step, as ``name:key=value`` (such as ``gaussian:sigma=4``) or ``package.module:Class``; several are
+        applied in the order given. See docs/steps.md.
+    tail
+        Old name of ``step``.
+    """
+
+    image_output: str | int | None = None
+    pixel_output: str | int | None = None
+    step: str | Sequence[str] = field(default=(), metadata=spelt("--step", metavar="NAME:KEY=VALUE"))
+    tail: str | Sequence[str] = field(default=(), metadata=spelt("--tail", hidden=True))
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The custom steps in the order in which they are applied."""
+        return tuple(text for given in (self.step, self.tail) for text in ([given] if isinstance(given, str) else given))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionOptions:
+    """What decides, in an attached file and in `PostProcessor` alike; the defaults are docs/definition.md's.
+
+    Parameters
+    ----------
+    image_sensitivity
+        In [0, 1], higher finds more anomalous images; at 0.5 the decision is ``raw >= threshold``.
+    pixel_sensitivity
+        In [0, 1], higher finds more anomalous pixels; at 0.5 the decision is ``raw >= threshold``.
     comparison
-        ``"ge"``, or ``"gt"`` for Anomalib's rule as its code computes it.
-    label_dtype, mask_dtype
-        Element type of `pred_label` and `pred_mask`; a `mask_dtype` of None is the format's default.
-    keep_raw
-        Whether the raw outputs stay as additional outputs.
-    match_thresholds
-        Whether a level that has a range but no threshold borrows the other level's.
+        ``ge`` decides as calibrated; ``gt`` exactly as Anomalib's code does.
     nan_guard
-        Whether a NaN in a map makes its image's score NaN.
-    layout
-        ``"separate"`` for up to four outputs, ``"packed"`` for one float32 output [N, H, W, 4].
-    levels
-        ``"both"``, or the one level that is post-processed; the other one's raw output stays as it is.
+        Make an image anomalous, its score NaN, when its map holds a NaN: a map that is calibrated, named by
+        ``pixel_output``, or called ``anomaly_map``.
     enable_normalization
-        Whether scores and maps are normalised; else they are the raw values in float32.
+        Normalise scores and maps; else they are the raw values in float32.
     enable_thresholding
-        Whether there are labels and masks.
+        Give labels and masks.
+    """
+
+    image_sensitivity: float = 0.5
+    pixel_sensitivity: float = 0.5
+    comparison: Comparison = "ge"
+    nan_guard: bool = True
+    enable_normalization: bool = field(default=True, metadata=spelt("--normalize", "--no-normalize"))
+    enable_thresholding: bool = field(default=True, metadata=spelt("--threshold", "--no-threshold"))
+
+    def __post_init__(self) -> None:
+        for name in ("image_sensitivity", "pixel_sensitivity"):
+            object.__setattr__(self, name, check_sensitivity(getattr(self, name), name=name))
+        check_comparison(self.comparison)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TailOptions(DecisionOptions):
+    """What a user decides about a tail.
+
+    Parameters
+    ----------
+    match_thresholds
+        Let a level that has a range but no threshold borrow the other level's.
+    label_dtype
+        Element type of ``pred_label``.
+    mask_dtype
+        Element type of ``pred_mask``; by default bool in ONNX and uint8 in an IR.
+    keep_raw
+        Keep the raw outputs as additional, last outputs.
+    layout
+        ``separate`` for up to four outputs, or ``packed`` for one float32 output ``output`` [N, H, W, 4]: the
+        normalised map, the normalised score, the label and the mask.
+    levels
+        Post-process both levels, or one; the other one's raw output stays as it is.
     adjustable
-        What can be adjusted at run time, by an input for each level that need not be given: nothing, the sensitivity,
-        or the boundary itself.
+        What can be set at run time, by an input for each level that need not be given: the ``sensitivity``, or the
+        ``boundary`` in raw units; see docs/runtime_sensitivity.md.
     as_parameters
-        Whether these inputs are parameters of an IR, which have to be given, in place of variables.
+        In an IR, make these inputs parameters, which have to be given, in place of variables.
 
     Raises
     ------
@@ -70,25 +186,22 @@ class TailOptions:
         If one of the other options is not known, or they contradict each other.
     """
 
-    image_sensitivity: float = 0.5
-    pixel_sensitivity: float = 0.5
-    comparison: Comparison = "ge"
+    match_thresholds: bool = False
     label_dtype: LabelDtype = "bool"
     mask_dtype: LabelDtype | None = None
     keep_raw: bool = False
-    match_thresholds: bool = False
-    nan_guard: bool = True
     layout: Layout = "separate"
     levels: LevelChoice = "both"
-    enable_normalization: bool = True
-    enable_thresholding: bool = True
-    adjustable: Adjustable = "nothing"
-    as_parameters: bool = False
+    adjustable: Adjustable = field(default="nothing", metadata=spelt(flags=_ADJUSTABLE_FLAGS))
+    as_parameters: bool = field(default=False, metadata=spelt("--runtime-parameters", "--runtime-variables"))
+
+    @classmethod
+    def of(cls, options: "TailOptions") -> Self:
+        """Return the options of the tail alone, of a class that has others, too."""
+        return cls(**{item.name: getattr(options, item.name) for item in fields(cls)})
 
     def __post_init__(self) -> None:
-        for name in ("image_sensitivity", "pixel_sensitivity"):
-            object.__setattr__(self, name, check_sensitivity(getattr(self, name), name=name))
-        check_comparison(self.comparison)
+        super().__post_init__()
         _check_choice("label_dtype", self.label_dtype, LABEL_DTYPES)
         _check_choice("mask_dtype", self.mask_dtype, (*LABEL_DTYPES, None))
         _check_choice("layout", self.layout, LAYOUTS)
@@ -136,6 +249,67 @@ class TailOptions:
             yield "it holds normalised scores, and they are switched off"
         if not self.enable_thresholding:
             yield "it holds labels, and they are switched off"
+
+
+@dataclass(frozen=True)
+class AttachOptions(TailOptions, OutputOptions, FileOptions):
+    """What `attach_postprocessing` and ``postproc-export attach`` take.
+
+    Parameters
+    ----------
+    model_path
+        ONNX model (.onnx) or OpenVINO IR (.xml, its .bin beside it) with raw outputs.
+    stats
+        Statistics, or the path of a statistics file, as ``calibrate`` writes it.
+    """
+
+    model_path: str | Path
+    stats: Source = field(metadata=spelt("--stats", "-s"))
+
+
+@dataclass(frozen=True)
+class AttachInMemoryOptions(TailOptions, OutputOptions):
+    """What `attach_to_onnx` and `attach_to_openvino` take.
+
+    Parameters
+    ----------
+    model
+        An `onnx.ModelProto` or `openvino.Model` with raw outputs, changed in place. Weights of an ONNX model may be
+        inline, external, or left out.
+    stats
+        Statistics, or the path of a statistics file.
+    """
+
+    model: Any
+    stats: Source
+
+
+@dataclass(frozen=True)
+class UpdateOptions(TailOptions, FileOptions):
+    """What `update_postprocessing` and ``postproc-export update`` take; what is not given stays as it is in the file.
+
+    Parameters
+    ----------
+    model_path
+        ONNX model (.onnx) or OpenVINO IR (.xml, its .bin beside it) with post-processing.
+    stats
+        Statistics, or the path of a statistics file, that take the place of those in the file.
+    image_threshold
+        New threshold of the image score, in raw units.
+    pixel_threshold
+        New threshold of the anomaly map, in raw units.
+    normalized
+        Thresholds are normalised scores, as the file gives them now.
+    keep_dialect
+        Edit the constants of Anomalib's post-processing in place instead of putting ours there.
+    """
+
+    model_path: str | Path
+    stats: Source | None = field(default=None, kw_only=True, metadata=spelt("--stats", "-s"))
+    image_threshold: float | None = field(default=None, kw_only=True)
+    pixel_threshold: float | None = field(default=None, kw_only=True)
+    normalized: bool = field(default=False, kw_only=True)
+    keep_dialect: bool = field(default=False, kw_only=True)
 
 
 def changed_options(options: TailOptions) -> list[str]:

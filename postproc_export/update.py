@@ -2,17 +2,17 @@
 
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from postproc_export.decision import Comparison
 from postproc_export.files import default_target
 from postproc_export.float32 import Half, rounded_to, to_float32
 from postproc_export.formats.base import nearest_miss
 from postproc_export.formats.update import Changes, State, Updated
-from postproc_export.options import Adjustable, LabelDtype, Layout, LevelChoice
+from postproc_export.keywords import called_like
+from postproc_export.options import TailOptions, UpdateOptions
 from postproc_export.reading.report import shown
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
 
@@ -193,56 +193,9 @@ class UpdateResult:
         yield from describe_counts(level, new, self.before, self.after)
 
 
-def update_postprocessing(
-    model_path: str | Path,
-    *,
-    output: str | Path | None = None,
-    stats: CalibrationStats | str | Path | None = None,
-    image_threshold: float | None = None,
-    pixel_threshold: float | None = None,
-    normalized: bool = False,
-    image_sensitivity: float | None = None,
-    pixel_sensitivity: float | None = None,
-    comparison: Comparison | None = None,
-    label_dtype: LabelDtype | None = None,
-    mask_dtype: LabelDtype | None = None,
-    keep_raw: bool | None = None,
-    nan_guard: bool | None = None,
-    match_thresholds: bool | None = None,
-    layout: Layout | None = None,
-    levels: LevelChoice | None = None,
-    enable_normalization: bool | None = None,
-    enable_thresholding: bool | None = None,
-    adjustable: Adjustable | None = None,
-    as_parameters: bool | None = None,
-    keep_dialect: bool = False,
-    in_place: bool = False,
-    link_weights: bool = False,
-) -> UpdateResult:
-    """Change what a model with post-processing decides; what is not given stays as it is.
-
-    Parameters
-    ----------
-    model_path
-        An ONNX file (.onnx) or an OpenVINO IR (.xml, its .bin beside it).
-    output
-        The file to write; default ``<name>.updated.onnx`` or ``<name>.updated.xml`` beside the input.
-    stats
-        Statistics, or the path of a statistics file, that take the place of those in the file.
-    image_threshold, pixel_threshold
-        New thresholds in raw units.
-    normalized
-        The thresholds are in normalised units instead, of the scores that the file gives now.
-    image_sensitivity, pixel_sensitivity, comparison, label_dtype, mask_dtype, keep_raw, nan_guard, match_thresholds
-        As in `attach_postprocessing`.
-    layout, levels, enable_normalization, enable_thresholding, adjustable, as_parameters
-        As in `attach_postprocessing`.
-    keep_dialect
-        Edit the constants of Anomalib's post-processing in place instead of putting ours there.
-    in_place
-        Allow `output` to be the input.
-    link_weights
-        Hard-link external data of an ONNX model into the folder of `output` instead of copying it.
+@called_like(UpdateOptions)
+def update_postprocessing(**given: Any) -> UpdateResult:
+    """Change what a model with post-processing decides; what is not given, or None, stays as it is in the file.
 
     Returns
     -------
@@ -261,34 +214,23 @@ def update_postprocessing(
     """
     from postproc_export.steps.around import rewrite_file, update_around
 
-    source = Path(model_path)
+    given = {name: value for name, value in given.items() if value is not None}
+    asked = UpdateOptions(**given)
+    source, stats = Path(asked.model_path), asked.stats
     changes = Changes(
         stats=CalibrationStats.load(stats) if isinstance(stats, (str, Path)) else stats,
-        image_threshold=image_threshold,
-        pixel_threshold=pixel_threshold,
-        normalized=normalized,
-        image_sensitivity=image_sensitivity,
-        pixel_sensitivity=pixel_sensitivity,
-        comparison=comparison,
-        label_dtype=label_dtype,
-        mask_dtype=mask_dtype,
-        keep_raw=keep_raw,
-        nan_guard=nan_guard,
-        match_thresholds=match_thresholds,
-        layout=layout,
-        levels=levels,
-        enable_normalization=enable_normalization,
-        enable_thresholding=enable_thresholding,
-        adjustable=adjustable,
-        as_parameters=as_parameters,
+        image_threshold=asked.image_threshold,
+        pixel_threshold=asked.pixel_threshold,
+        normalized=asked.normalized,
+        options={item.name: getattr(asked, item.name) for item in fields(TailOptions) if item.name in given},
     )
-    target = default_target(source, output, in_place=in_place, mark="updated", read=[stats])
+    target = default_target(source, asked.output, in_place=asked.in_place, mark="updated", read=[stats])
     updated = rewrite_file(
         source,
         target,
-        partial(update_around, changes=changes, keep_dialect=keep_dialect, where=str(source)),
-        in_place=in_place,
-        link_weights=link_weights,
+        partial(update_around, changes=changes, keep_dialect=asked.keep_dialect, where=str(source)),
+        in_place=asked.in_place,
+        link_weights=asked.link_weights,
     )
     return UpdateResult(source, target if updated else None, updated)
 

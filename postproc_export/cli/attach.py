@@ -276,8 +276,7 @@ def update(
     from postproc_export.cli.console import write
     from postproc_export.update import update_postprocessing
 
-    result = update_postprocessing(
-        model,
+    given: dict[str, Any] = dict(
         output=output,
         in_place=in_place,
         stats=stats,
@@ -303,6 +302,7 @@ def update(
         keep_dialect=keep_dialect,
         link_weights=link_weights,
     )
+    result = update_postprocessing(model, **given)
     write(result.summary())
     raise typer.Exit(0 if result else 1)
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 
 from graph_patterns.match import Mismatch, Site
-from postproc_export.decision import Comparison, check_sensitivity, decision_boundary
+from postproc_export.decision import check_sensitivity, decision_boundary
 from postproc_export.errors import UsageError
 from postproc_export.float32 import Half, to_float32
 from postproc_export.formats.base import Attached, Detached, FoundTail, FoundTails, refuse_partial
-from postproc_export.options import Adjustable, LabelDtype, Layout, LevelChoice, TailOptions, refuse_unused
+from postproc_export.options import TailOptions, refuse_unused
 from postproc_export.ports import LEAVE_OUT, Selected
 from postproc_export.reading.anomalib import AnomalibTail
 from postproc_export.reading.report import SWITCHED_OFF, report_level, rule_of, shown, stats_of
@@ -69,44 +69,19 @@ class Changes:
         New thresholds, raw.
     normalized
         Whether these are in normalised units instead, of the scores that the file gives now.
-    image_sensitivity, pixel_sensitivity, comparison, label_dtype, mask_dtype, keep_raw, nan_guard, match_thresholds
-        As in `TailOptions`.
-    layout, levels, enable_normalization, enable_thresholding, adjustable, as_parameters
-        As in `TailOptions`.
+    options
+        The fields of `TailOptions` that change.
     """
 
     stats: CalibrationStats | None = None
     image_threshold: float | None = None
     pixel_threshold: float | None = None
     normalized: bool = False
-    image_sensitivity: float | None = None
-    pixel_sensitivity: float | None = None
-    comparison: Comparison | None = None
-    label_dtype: LabelDtype | None = None
-    mask_dtype: LabelDtype | None = None
-    keep_raw: bool | None = None
-    nan_guard: bool | None = None
-    match_thresholds: bool | None = None
-    layout: Layout | None = None
-    levels: LevelChoice | None = None
-    enable_normalization: bool | None = None
-    enable_thresholding: bool | None = None
-    adjustable: Adjustable | None = None
-    as_parameters: bool | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def threshold(self, level: Level) -> float | None:
         """Return the new threshold of a level as it was given."""
         return self.image_threshold if level == "image" else self.pixel_threshold
-
-    def sensitivity(self, level: Level) -> float | None:
-        """Return the new sensitivity of a level."""
-        return self.image_sensitivity if level == "image" else self.pixel_sensitivity
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options that change."""
-        given = {item.name: getattr(self, item.name) for item in fields(TailOptions)}
-        return {name: value for name, value in given.items() if value is not None}
 
     def apply(self, state: State) -> State:
         """Return the changed state.
@@ -330,7 +305,7 @@ def told_edits(tails: Mapping[Level, FoundTail], before: State, edits: Edits) ->
 
 def _edits(level: Level, tail: AnomalibTail, changes: Changes) -> Edits:
     wanted: dict[str, float] = {}
-    sensitivity, threshold = changes.sensitivity(level), changes.threshold(level)
+    sensitivity, threshold = changes.options.get(f"{level}_sensitivity"), changes.threshold(level)
     if threshold is not None and not math.isfinite(to_float32(threshold)):
         raise UsageError(f"the threshold of the {level} level is not finite", found=str(threshold))
     if not tail.reading.is_normalised and threshold is not None and (changes.normalized or sensitivity is not None):
@@ -490,7 +465,7 @@ def _other_guard(found: FoundTails, tail: Tail, changes: Changes) -> tuple[str, 
     """Return a note where the guard was not the one that the outputs ask for, and is now."""
     image = found.tails.get("image")
     is_same = not isinstance(image, OwnLevelTail) or image.guard == tail.guard.form
-    if is_same or not tail.names("image") or changes.nan_guard is not None or changes.stats is not None:
+    if is_same or not tail.names("image") or "nan_guard" in changes.options or changes.stats is not None:
         return ()
     return (f"the NaN guard was another one and was written anew: {tail.describe_guard() or 'no output guards now'}",)
 

@@ -1,49 +1,31 @@
 """Attach in memory: to models, as a pass of ONNX IR, to an `ONNXProgram`, as a pass of OpenVINO."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from postproc_export.eager import as_stats
 from postproc_export.errors import require
 from postproc_export.formats.base import Attached
-from postproc_export.options import TailOptions
+from postproc_export.keywords import called_like
+from postproc_export.options import AttachInMemoryOptions, TailOptions
 from postproc_export.runtimes.openvino import import_openvino
 from postproc_export.stats import CalibrationStats
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import onnx
     import torch
+
+    from postproc_export.formats.base import Format
 
 
 # --- Attaching to a model that another program holds in memory: a step of its own compiler pipeline.
 
 
-def attach_to_onnx(
-    model: "onnx.ModelProto",
-    stats: "CalibrationStats | str | Path",
-    *,
-    image_output: str | int | None = None,
-    pixel_output: str | int | None = None,
-    tail: str | Sequence[str] = (),
-    **options: Any,
-) -> Attached:
+@called_like(AttachInMemoryOptions)
+def attach_to_onnx(**given: Any) -> Attached:
     """Append normalised scores, labels and masks to an ONNX model in memory, in place.
-
-    Parameters
-    ----------
-    model
-        A model with raw outputs; weights may be inline, external, or left out.
-    stats
-        Statistics, or the path of a statistics file.
-    image_output, pixel_output
-        Which output is the raw score and which the raw map; see `attach_postprocessing`.
-    tail
-        Tails of one's own around it; see `attach_postprocessing`.
-    options
-        The fields of `TailOptions`, such as ``image_sensitivity=0.6`` or ``keep_raw=True``.
 
     Returns
     -------
@@ -60,37 +42,19 @@ def attach_to_onnx(
     The result equals, byte for byte, what `attach_postprocessing` makes of the same model in a file.
     """
     from postproc_export.formats.onnx import OnnxFormat
-    from postproc_export.record import parse_tails
-    from postproc_export.steps.around import attach_around
 
-    specs, statistics, tail_options = parse_tails(tail), as_stats(stats), TailOptions(**options)
-    # One layer may be in when the next is refused; without tails of one's own there is but one.
-    target = type(model).FromString(model.SerializeToString()) if specs else model
-    attached = attach_around(
-        OnnxFormat(), target, statistics, tail_options, specs, image_output=image_output, pixel_output=pixel_output
-    )
-    if target is not model:
-        model.CopyFrom(target)
+    asked = AttachInMemoryOptions(**given)
+    # One layer may be in when the next is refused; without custom steps there is but one.
+    target = type(asked.model).FromString(asked.model.SerializeToString()) if asked.steps else asked.model
+    attached = _attach_to(target, OnnxFormat(), asked)
+    if target is not asked.model:
+        asked.model.CopyFrom(target)
     return attached
 
 
-def attach_to_openvino(
-    model: Any,
-    stats: "CalibrationStats | str | Path",
-    *,
-    image_output: str | int | None = None,
-    pixel_output: str | int | None = None,
-    tail: str | Sequence[str] = (),
-    **options: Any,
-) -> Attached:
+@called_like(AttachInMemoryOptions)
+def attach_to_openvino(**given: Any) -> Attached:
     """Append normalised scores, labels and masks to an `openvino.Model` in memory, in place.
-
-    Parameters
-    ----------
-    model
-        A model with raw outputs.
-    stats, image_output, pixel_output, tail, options
-        See `attach_to_onnx`.
 
     Raises
     ------
@@ -103,23 +67,21 @@ def attach_to_openvino(
     the tail, too. To have the body compressed, compress before attaching.
     """
     from postproc_export.formats.openvino import OpenVinoFormat
+
+    asked = AttachInMemoryOptions(**given)
+    # Some refusals come when results are replaced already. A clone shares the weights: trying it costs next to nothing.
+    for target in (asked.model.clone(), asked.model):
+        attached = _attach_to(target, OpenVinoFormat(), asked)
+    return attached
+
+
+def _attach_to(model: Any, form: "Format", asked: AttachInMemoryOptions) -> Attached:
     from postproc_export.record import parse_tails
     from postproc_export.steps.around import attach_around
 
-    specs = parse_tails(tail)
-    statistics, tail_options = as_stats(stats), TailOptions(**options)
-    # Some refusals come when results are replaced already. A clone shares the weights: trying it costs next to nothing.
-    for target in (model.clone(), model):
-        attached = attach_around(
-            OpenVinoFormat(),
-            target,
-            statistics,
-            tail_options,
-            specs,
-            image_output=image_output,
-            pixel_output=pixel_output,
-        )
-    return attached
+    stats, steps = as_stats(asked.stats), parse_tails(asked.steps)
+    outputs = {"image_output": asked.image_output, "pixel_output": asked.pixel_output}
+    return attach_around(form, model, stats, TailOptions.of(asked), steps, **outputs)
 
 
 # --- Attaching as a pass of onnx_ir, the library that torch's exporter and onnxscript work with.

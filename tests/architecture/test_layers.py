@@ -15,7 +15,7 @@ HEAVY = (
 ORDER = {
     "graph_patterns": "expr catalog transforms match onnx openvino",
     "postproc_export": """
-        process errors float32 validation staging files runtimes images stats decision ports options tail record
+        process errors keywords float32 validation staging files runtimes images stats decision ports options tail record
         torch_modules eager comparison reading formats steps attach detach update inspect calibration check
         integrations export demo cli __main__
     """,

@@ -49,15 +49,20 @@ options = st.builds(lambda drawn, form: TailOptions(**{**drawn, **form}), settle
 stats = st.builds(CalibrationStats, image=level_stats(), pixel=level_stats())
 changes = st.builds(
     Changes,
-    image_sensitivity=st.none() | sensitivities,
-    comparison=st.none() | comparisons,
-    keep_raw=st.none() | st.booleans(),
-    label_dtype=st.sampled_from([*LABEL_DTYPES, None]),
     stats=st.none() | stats,
-    layout=st.sampled_from([None, None, "separate", "packed"]),
-    enable_normalization=st.none() | st.booleans(),
-    enable_thresholding=st.none() | st.booleans(),
-    adjustable=st.sampled_from([None, None, "nothing", "sensitivity", "boundary"]),
+    options=st.fixed_dictionaries(
+        {},
+        optional={
+            "image_sensitivity": sensitivities,
+            "comparison": comparisons,
+            "keep_raw": st.booleans(),
+            "label_dtype": st.sampled_from(LABEL_DTYPES),
+            "layout": st.sampled_from(["separate", "packed"]),
+            "enable_normalization": st.booleans(),
+            "enable_thresholding": st.booleans(),
+            "adjustable": st.sampled_from(["nothing", "sensitivity", "boundary"]),
+        },
+    ),
 )
 steps = st.lists(
     st.one_of(
