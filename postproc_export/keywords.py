@@ -1,4 +1,4 @@
-"""A function that is called as an options class is made: flat keywords whose names, types and help stand in the class."""
+"""A function that is called as an options class is made: its keywords, their types and help stand in the class."""
 
 import functools
 import inspect

@@ -7,6 +7,7 @@ option is its entry in the docstring; `spelt` says where the command line spells
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeAlias
 
@@ -116,7 +117,8 @@ class OutputOptions:
     @property
     def steps(self) -> tuple[str, ...]:
         """The custom steps in the order in which they are applied."""
-        return tuple(text for given in (self.step, self.tail) for text in ([given] if isinstance(given, str) else given))
+        given = ([each] if isinstance(each, str) else each for each in (self.step, self.tail))
+        return tuple(chain.from_iterable(given))
 
 
 @dataclass(frozen=True, kw_only=True)
