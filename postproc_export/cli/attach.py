@@ -276,7 +276,7 @@ def update(
     from postproc_export.cli.console import write
     from postproc_export.update import update_postprocessing
 
-    given: dict[str, Any] = dict(
+    given: dict[str, Any] = dict(  # noqa: C408
         output=output,
         in_place=in_place,
         stats=stats,
