@@ -14,9 +14,7 @@ from typing import BinaryIO, Final
 
 from graph_patterns.onnx.wire import ChangedFileError, FileSource, write_all
 from postproc_export.errors import FileError, PostprocError, UsageError
-from postproc_export.process import HeldSignals
-from postproc_export.staging import Staging, digest, staging_folder
-from postproc_export.validation import backup_of, refuse_backups
+from postproc_export.process import HeldSignals, Staging, backup_of, digest, refuse_backups, staging_folder
 
 # --- What a file must not be written to: found before the work that makes its content, not after it.
 

@@ -14,11 +14,10 @@ from postproc_export.errors import PostprocError
 from postproc_export.files import default_target, is_onnx
 from postproc_export.formats.base import Attached, FoundTails
 from postproc_export.options import TailOptions
-from postproc_export.ports import FoundBy, select_outputs
+from postproc_export.ports import FoundBy, PortInfo, select_outputs
 from postproc_export.reading.report import LevelReport, report_level, report_miss
 from postproc_export.reading.tail import LABEL_OUTPUT
 from postproc_export.record import TailSpec
-from postproc_export.runtimes import PortInfo
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
 from postproc_export.tail import NanTest, Tail
 from postproc_export.update import Counts, counts_at

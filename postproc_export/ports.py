@@ -13,43 +13,83 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, cast, get_args
 
 from postproc_export.errors import UnsupportedModelError, UsageError
-from postproc_export.runtimes import PortInfo
 from postproc_export.stats import LEVELS, Level
+
+Axis: TypeAlias = int | str | None
+FoundBy = Literal["option", "name", "statistics", "rank"]
+"""What makes an output a level's: the user, its name, its rank and that it is calibrated, its rank alone."""
+
+RAW_NAMES: Final[dict[Level, str]] = {"image": "pred_score", "pixel": "anomaly_map"}
+RESULT_NAMES: Final = ("pred_label", "pred_mask")  # only a post-processed model has these
+FLOAT_TYPES: Final = ("float32", "float16", "bfloat16", "float64")
+LEAVE_OUT: Final = "none"
+CHANNEL_LAST: Final = "its channel axis is the last one (channel-last)"
+_OPTIONS: Final[dict[Level, str]] = {"image": "--image-output", "pixel": "--pixel-output"}
+_SHAPES: Final[dict[Level, str]] = {"image": "[], [N] or [N, 1]", "pixel": "[N, H, W] or [N, 1, H, W]"}
+_RANKS: Final[dict[Level, tuple[int, ...]]] = {"image": (0, 1, 2), "pixel": (3, 4)}
+_NOUNS: Final[dict[Level, str]] = {"image": "image score", "pixel": "anomaly map"}
+_CHANNEL_NAMES: Final = frozenset({"c", "channel", "channels"})
+_HEIGHT_NAMES: Final = frozenset({"h", "height"})
+
+
+@dataclass(frozen=True, slots=True)
+class PortInfo:
+    """One input or output of a model: its name, element type and declared shape.
+
+    The shape has one entry per axis: its size, the name of a dynamic axis, or None for an unnamed dynamic axis. It is
+    None where not even the rank is known.
+    """
+
+    name: str  # that runners use for it; where a tensor has several, the best known one
+    dtype: str  # such as "float32", "bfloat16", "bool" or "uint8"
+    shape: tuple[Axis, ...] | None
+    aliases: tuple[str, ...] = ()  # all names, sorted; none where there is only one or it was made up
+
+    @property
+    def rank(self) -> int | None:
+        """The number of axes; None where it is not known."""
+        return None if self.shape is None else len(self.shape)
+
+    def size(self, axis: int) -> int | None:
+        """Return the static size of an axis; None where it is dynamic, absent or not known."""
+        if self.shape is None or not -len(self.shape) <= axis < len(self.shape):
+            return None
+        size = self.shape[axis]
+        return size if isinstance(size, int) else None
+
+    def answers_to(self, name: str) -> bool:
+        """Whether `name` is one of the tensor's names."""
+        return name == self.name or name in self.aliases
+
+    def describe(self) -> str:
+        """Return name, element type and shape as people write them: ``pred_score: float32 [N, 1]``."""
+        if self.shape is None:
+            return f"{self.name}: {self.dtype}, rank unknown"
+        axes = ", ".join("?" if axis is None else str(axis) for axis in self.shape)
+        return f"{self.name}: {self.dtype} [{axes}]"
+
 
 # --- Which shapes a raw score and a raw map may have: docs/definition.md section 1.
 
-SCORE_SHAPES = "[], [N] or [N, 1]"
-MAP_SHAPES = "[N, H, W] or [N, 1, H, W]"
-CHANNEL_LAST = "its channel axis is the last one (channel-last)"
 
-_CHANNEL_NAMES = frozenset({"c", "channel", "channels"})
-_HEIGHT_NAMES = frozenset({"h", "height"})
-
-
-def check_shapes(score: Sequence[int] | None, anomaly_map: Sequence[int] | None) -> None:
-    """Check the shapes of one batch; None stands for a level that the model does not have.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If a score has more than one value per image, a map more than one channel, the number of axes is another one, or
-        the batch sizes differ.
-
-    Notes
-    -----
-    Only sizes that are integers are judged: while a graph is traced a dynamic size is none, and asking would freeze it.
-    """
-    if score is not None:
-        _check_score(score)
-    if anomaly_map is not None:
-        _check_map(anomaly_map)
-    if score is not None and anomaly_map is not None:
-        images, maps = score[0] if score else 1, anomaly_map[0]
-        if _differ(images, maps):
-            raise _refused(f"pred_score is for {images} images and anomaly_map for {maps}", score, f"of {maps} images")
+def shape_problem(level: Level, axes: Sequence[Axis] | None) -> str | None:
+    """Return why a raw value of a level cannot have a shape; None where it can, or where that is not known."""
+    if axes is None:
+        return "its rank is not known" if level == "pixel" else None
+    if len(axes) not in _RANKS[level]:
+        return f"it has {len(axes)} axes"
+    if len(axes) not in (2, 4) or axes[1] == 1:
+        return None
+    if level == "pixel" and is_channel_last(axes):
+        return CHANNEL_LAST
+    if not isinstance(axes[1], int):
+        return None
+    if level == "image":
+        return f"it has {'more than one' if axes[1] else 'no'} value per image"
+    return f"its channel axis is {axes[1]}"
 
 
-def is_channel_last(axes: Sequence[int | str | None]) -> bool:
+def is_channel_last(axes: Sequence[Axis]) -> bool:
     """Whether a map is [N, H, W, 1]: its second axis is not 1, and its last one is, or the axes' names say so."""
     if len(axes) != 4 or axes[1] == 1:
         return False
@@ -57,28 +97,29 @@ def is_channel_last(axes: Sequence[int | str | None]) -> bool:
     return last == 1 or last in _CHANNEL_NAMES or second in _HEIGHT_NAMES
 
 
-def _check_score(shape: Sequence[int]) -> None:
-    if len(shape) > 2:
-        raise _refused(f"pred_score has {len(shape)} axes", shape, SCORE_SHAPES)
-    if len(shape) == 2 and _differ(shape[1], 1):
-        raise _refused("pred_score has not one value per image", shape, SCORE_SHAPES)
+def check_shapes(score: Sequence[int] | None, anomaly_map: Sequence[int] | None) -> None:
+    """Raise UnsupportedModelError if the shapes of one batch are not legal; None stands for a level that is not there.
 
-
-def _check_map(shape: Sequence[int]) -> None:
-    if len(shape) not in (3, 4):
-        raise _refused(f"anomaly_map has {len(shape)} axes", shape, MAP_SHAPES)
-    if all(isinstance(size, int) for size in shape) and is_channel_last(shape):
-        raise _refused(f"anomaly_map: {CHANNEL_LAST}", shape, MAP_SHAPES)
-    if len(shape) == 4 and _differ(shape[1], 1):
-        raise _refused(f"anomaly_map has {shape[1]} channels", shape, MAP_SHAPES)
-
-
-def _differ(size: int, other: int) -> bool:
-    return isinstance(size, int) and isinstance(other, int) and size != other
-
-
-def _refused(what: str, shape: Sequence[int], needed: str) -> UnsupportedModelError:
-    return UnsupportedModelError(what, found=f"shape {list(shape)}", needed=f"shape {needed}")
+    Only sizes that are integers are judged: while a graph is traced a dynamic size is none, and asking would freeze it.
+    """
+    given: dict[Level, Sequence[int] | None] = {"image": score, "pixel": anomaly_map}
+    for level, shape in given.items():
+        # an open second axis may be the one of size 1
+        axes = [size if isinstance(size, int) else 1 if at == 1 else None for at, size in enumerate(shape or ())]
+        problem = None if shape is None else shape_problem(level, axes)
+        if problem is not None:
+            needed = f"shape {_SHAPES[level]}"
+            raise UnsupportedModelError(
+                f"{RAW_NAMES[level]}: {problem}", found=f"shape {list(shape or ())}", needed=needed
+            )
+    if score is not None and anomaly_map is not None:
+        images, maps = score[0] if score else 1, anomaly_map[0]
+        if isinstance(images, int) and isinstance(maps, int) and images != maps:
+            raise UnsupportedModelError(
+                f"pred_score is for {images} images and anomaly_map for {maps}",
+                found=f"shape {list(score)}",
+                needed=f"shape of {maps} images",
+            )
 
 
 # --- Which map makes its image's score count as NaN where it holds one, and how: docs/definition.md section 5.
@@ -89,45 +130,30 @@ GuardForm: TypeAlias = Literal["image", "all"]
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """How the image level is guarded against a NaN in the map.
+    """How the image level is guarded against a NaN in the map."""
 
-    Parameters
-    ----------
-    form
-        Over what the map is reduced; None where it does not guard.
-    notes
-        What a user should know of it.
-    why_not
-        Why a map that is there does not guard.
-    """
-
-    form: GuardForm | None
-    notes: tuple[str, ...] = ()
-    why_not: str | None = None
+    form: GuardForm | None  # over what the map is reduced; None where it does not guard
+    notes: tuple[str, ...] = ()  # what a user should know of it
+    why_not: str | None = None  # why a map that is there does not guard
 
 
 def choose_guard(score: PortInfo, anomaly_map: PortInfo, *, is_known: bool, is_wanted: bool) -> Guard:
     """Choose the guard of a model's own score by its map.
 
-    Parameters
-    ----------
-    score, anomaly_map
-        The outputs that were selected.
-    is_known
-        Whether this output is known to be the map: calibrated, chosen by the user, or by its name.
-    is_wanted
-        Whether a model that cannot be guarded is refused: where the map is calibrated or chosen.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If score and map cannot be of the same images, and a guard is wanted.
+    `is_known` says that this output is known to be the map: calibrated, chosen by the user, or by its name. Where
+    `is_wanted`, since the map is calibrated or chosen, UnsupportedModelError is raised if score and map cannot be of
+    the same images.
     """
     why_not = batch_contradiction(score, anomaly_map)
     if not is_known:
         why_not = "it is neither calibrated nor chosen with --pixel-output, and not called 'anomaly_map'"
     elif why_not is None:
-        return Guard(_form(score, anomaly_map), _notes(score, anomaly_map))
+        # Where both are declared for one image, each image's own map will do, at whatever batch such a model runs.
+        is_image = score.rank != 0 and is_one_value(score) is (anomaly_map.size(0) == 1)
+        one, other = ((port.shape or (None,))[0] for port in (score, anomaly_map))
+        taken = f"'{one}' of '{score.name}' and '{other}' of '{anomaly_map.name}' are taken for the same"
+        differ = isinstance(one, str) and isinstance(other, str) and one != other
+        return Guard("image" if is_image else "all", (f"the batch axes {taken}",) if differ else ())
     elif is_wanted:
         raise UnsupportedModelError(
             f"'{anomaly_map.name}' cannot tell which image of '{score.name}' holds a NaN: {why_not}",
@@ -136,13 +162,6 @@ def choose_guard(score: PortInfo, anomaly_map: PortInfo, *, is_known: bool, is_w
             fix="--no-nan-guard leaves this guard out; --pixel-output says which output is the map, or that none is",
         )
     return Guard(None, (f"a NaN in '{anomaly_map.name}' does not change the image score: {why_not}",), why_not)
-
-
-def _form(score: PortInfo, anomaly_map: PortInfo) -> GuardForm:
-    """Where both are declared for one image, each image's own map will do, at whatever batch such a model runs."""
-    if score.rank == 0:
-        return "all"
-    return "all" if is_one_value(score) is not (anomaly_map.size(0) == 1) else "image"
 
 
 def is_one_value(score: PortInfo) -> bool:
@@ -156,29 +175,9 @@ def batches_agree(score: PortInfo, anomaly_map: PortInfo) -> bool:
     return images is None or maps is None or images == maps
 
 
-def refuse_other_batch(score: PortInfo, anomaly_map: PortInfo) -> None:
-    """Refuse a score and a map for different fixed numbers of images.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If they are.
-    """
-    if not batches_agree(score, anomaly_map):
-        raise UnsupportedModelError(
-            f"output '{score.name}' is for {score.size(0) or 1} images "
-            f"and output '{anomaly_map.name}' for {anomaly_map.size(0)}",
-            found=f"{score.describe()}; {anomaly_map.describe()}",
-            needed="the same batch size in both, or a dynamic one",
-            fix="re-export the model with one batch axis for both outputs",
-        )
-
-
 def batch_contradiction(score: PortInfo, anomaly_map: PortInfo) -> str | None:
     """Return why score and map cannot have an entry for each image on their first axes; None where they can.
 
-    Notes
-    -----
     One value for all maps, and one map for all scores, are no contradiction. Fixed sizes that differ are refused when
     the outputs are selected.
     """
@@ -199,44 +198,16 @@ def batch_elsewhere(score: PortInfo, anomaly_map: PortInfo) -> str | None:
     return None
 
 
-def _notes(score: PortInfo, anomaly_map: PortInfo) -> tuple[str, ...]:
-    one, other = ((port.shape or (None,))[0] for port in (score, anomaly_map))
-    if not isinstance(one, str) or not isinstance(other, str) or one == other:
-        return ()
-    return (f"the batch axes '{one}' of '{score.name}' and '{other}' of '{anomaly_map.name}' are taken for the same",)
-
-
-# --- Which output of a model is the raw score, and which the raw anomaly map.
+# --- Which output of a model is the raw score, and which the raw anomaly map: see the top of this file.
 #
-# For each level the first rule that applies decides:
-#
-# 1. the option: a name or an index, or ``none`` to leave the level out;
-# 2. the name: ``pred_score``, ``anomaly_map``;
-# 3. the rank, where one output alone can be it: a score is ``[]``, ``[N]`` or ``[N, 1]``, a map is ``[N, H, W]`` or
-#    ``[N, 1, H, W]``. A level that nothing needs gets none where that is not clear.
-
-FoundBy = Literal["option", "name", "statistics", "rank"]
-"""What makes an output a level's: the user, its name, its rank and that it is calibrated, its rank alone."""
-
-RAW_NAMES: Final[dict[Level, str]] = {"image": "pred_score", "pixel": "anomaly_map"}
-RESULT_NAMES: Final = ("pred_label", "pred_mask")  # only a post-processed model has these
-FLOAT_TYPES: Final = ("float32", "float16", "bfloat16", "float64")
-LEAVE_OUT: Final = "none"
-_OPTIONS: Final[dict[Level, str]] = {"image": "--image-output", "pixel": "--pixel-output"}
-_SHAPES: Final[dict[Level, str]] = {"image": "[], [N] or [N, 1]", "pixel": "[N, H, W] or [N, 1, H, W]"}
-_NOUNS: Final[dict[Level, str]] = {"image": "image score", "pixel": "anomaly map"}
+# A level that nothing needs gets none where its rank does not make it clear.
 
 
 @dataclass(frozen=True, slots=True)
 class Selected:
     """An output that was selected before, in place of an option; as it stands in a record, by the rule of that time.
 
-    Parameters
-    ----------
-    output
-        A name or an index.
-    found
-        What made it the level's; what is no such rule is not known, and its name tells.
+    Where `found` is no rule of `FoundBy` it is not known what made it the level's, and its name tells.
     """
 
     output: str | int
@@ -248,27 +219,23 @@ OutputChoice: TypeAlias = str | int | Selected | None
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The raw outputs that were selected; at least one level is there.
-
-    Parameters
-    ----------
-    image, pixel
-        The output with the raw score and the one with the raw map; None where the model has none.
-    image_found, pixel_found
-        The rule that found it: ``"option"``, ``"name"``, ``"rank"``, or ``"statistics"`` where the rank found it and
-        the level is calibrated.
-    """
+    """The raw outputs that were selected, and the rules that found them; at least one level is there."""
 
     image: PortInfo | None
     pixel: PortInfo | None
     image_found: FoundBy | None = None
     pixel_found: FoundBy | None = None
 
+    @property
+    def raw(self) -> dict[Level, PortInfo]:
+        """The output of each level that is there."""
+        ports: dict[Level, PortInfo | None] = {"image": self.image, "pixel": self.pixel}
+        return {level: port for level, port in ports.items() if port is not None}
+
     def describe(self) -> str:
         """Return one line: which output is what, and by which rule."""
-        rows = (("image score", self.image, self.image_found), ("anomaly map", self.pixel, self.pixel_found))
-        by = {"statistics": "rank"}  # that found it; that it counts as the map is the statistics' doing
-        return ", ".join(f"{noun}: {port.name} (by {by.get(str(found), found)})" for noun, port, found in rows if port)
+        by = {level: "rank" if found == "statistics" else found for level, found in self.found.items()}
+        return ", ".join(f"{_NOUNS[level]}: {port.name} (by {by.get(level)})" for level, port in self.raw.items())
 
     @property
     def found(self) -> dict[Level, FoundBy]:
@@ -284,29 +251,16 @@ def select_outputs(
     pixel_output: OutputChoice = None,
     calibrated: Collection[Level] | None = None,
 ) -> Selection:
-    """Select the raw score and the raw map among the outputs of a model.
+    """Select the raw score and the raw map among the outputs of a model, all of them in its order.
 
-    Parameters
-    ----------
-    ports
-        All outputs, in the model's order.
-    image_output, pixel_output
-        A name, an index (as int or as decimal text; a name wins over an index), or ``"none"`` to leave the level out.
-    calibrated
-        The levels that statistics calibrate; None where there are none yet, and both levels are looked for.
+    The options are a name, an index (as int or as decimal text; a name wins over an index), or ``"none"`` to leave the
+    level out. `calibrated` are the levels that statistics calibrate; None where there are none yet, and both levels are
+    looked for. Raises UsageError if an option names no output, or both name the same one, and UnsupportedModelError if
+    no output can be a score or a map, several can by rank alone, or the selected one is of a form that
+    docs/definition.md section 1 refuses.
 
-    Raises
-    ------
-    UsageError
-        If an option names no output, or both name the same one.
-    UnsupportedModelError
-        If no output can be a score or a map, several can by rank alone, or the selected one is of a form that
-        docs/definition.md section 1 refuses.
-
-    Notes
-    -----
-    An axis of unknown size is trusted where a name or an option selected the output, but does not make a map by rank.
-    A level without statistics has an output by rank only where that is clear: not where several could be it, nor where
+    An axis of unknown size is trusted where a name or an option selected the output, but does not make a map by rank. A
+    level without statistics has an output by rank only where that is clear: not where several could be it, nor where
     its batch contradicts the other level's. Before a calibration, the batch axis of the score tells what is no map.
     """
     _refuse_repeated(ports)
@@ -326,8 +280,13 @@ def select_outputs(
         raise _no_raw_output(ports)
     _check("image", image)
     _check("pixel", pixel)
-    if image is not None and pixel is not None:
-        refuse_other_batch(image, pixel)
+    if image is not None and pixel is not None and not batches_agree(image, pixel):
+        raise UnsupportedModelError(
+            f"output '{image.name}' is for {image.size(0) or 1} images and output '{pixel.name}' for {pixel.size(0)}",
+            found=f"{image.describe()}; {pixel.describe()}",
+            needed="the same batch size in both, or a dynamic one",
+            fix="re-export the model with one batch axis for both outputs",
+        )
     image_found, pixel_found = (
         "statistics" if found == "rank" and level in (calibrated or ()) else found
         for level, found in (("image", image_found), ("pixel", pixel_found))
@@ -390,7 +349,10 @@ def _by_rank(
 ) -> tuple[PortInfo | None, FoundBy | None]:
     candidates = [port for port in ports if port is not other and _looks_like(level, port)]
     if calibrated is not None and level not in calibrated:  # nothing needs it, so a doubt is enough to leave it alone
-        is_clear = len(candidates) == 1 and (other is None or _is_of_one_batch(level, candidates[0], other))
+        is_clear = len(candidates) == 1
+        if is_clear and other is not None:
+            both = (candidates[0], other) if level == "image" else (other, candidates[0])
+            is_clear = batches_agree(*both) and batch_contradiction(*both) is None
         return (candidates[0], "rank") if is_clear else (None, None)
     if calibrated is None and level == "pixel" and other is not None:
         candidates = [port for port in candidates if batch_elsewhere(other, port) is None]
@@ -404,17 +366,10 @@ def _by_rank(
     return (candidates[0], "rank") if candidates else (None, None)
 
 
-def _is_of_one_batch(level: Level, port: PortInfo, other: PortInfo) -> bool:
-    score, anomaly_map = (port, other) if level == "image" else (other, port)
-    return batches_agree(score, anomaly_map) and batch_contradiction(score, anomaly_map) is None
-
-
 def _looks_like(level: Level, port: PortInfo) -> bool:
-    if port.dtype not in FLOAT_TYPES or port.rank is None:
+    if port.dtype not in FLOAT_TYPES or port.rank is None or shape_problem(level, port.shape) is not None:
         return False
-    if level == "image":
-        return port.rank in (0, 1) or (port.rank == 2 and port.size(1) == 1)
-    return port.rank == 3 or (port.rank == 4 and port.size(1) == 1)
+    return port.rank not in (2, 4) or port.size(1) == 1
 
 
 def _no_raw_output(ports: Sequence[PortInfo]) -> UnsupportedModelError:
@@ -431,7 +386,8 @@ def _no_raw_output(ports: Sequence[PortInfo]) -> UnsupportedModelError:
 def _check(level: Level, port: PortInfo | None) -> None:
     if port is None:
         return
-    problem = _type_problem(port) or (_score_problem(port) if level == "image" else _map_problem(port))
+    is_float = port.dtype in FLOAT_TYPES
+    problem = shape_problem(level, port.shape) if is_float else "its values are not floating-point numbers"
     if problem is not None:
         turned = ", transpose it to [N, 1, H, W] in the model" if problem == CHANNEL_LAST else ""
         raise UnsupportedModelError(
@@ -441,27 +397,3 @@ def _check(level: Level, port: PortInfo | None) -> None:
             fix=f"select another output with {_OPTIONS[level]} ('none' leaves the level out){turned}, or re-export the "
             "model with this shape",
         )
-
-
-def _type_problem(port: PortInfo) -> str | None:
-    return None if port.dtype in FLOAT_TYPES else "its values are not floating-point numbers"
-
-
-def _score_problem(port: PortInfo) -> str | None:
-    if port.rank is None or port.rank < 2:
-        return None
-    if port.rank > 2:
-        return f"it has {port.rank} axes"
-    return "it has more than one value per image" if port.size(1) not in (None, 1) else None
-
-
-def _map_problem(port: PortInfo) -> str | None:
-    if port.rank is None:
-        return "its rank is not known"
-    if port.rank not in (3, 4):
-        return f"it has {port.rank} axes"
-    if port.rank == 3 or port.size(1) == 1:
-        return None
-    if is_channel_last(port.shape or ()):
-        return CHANNEL_LAST
-    return None if port.size(1) is None else f"its channel axis is {port.size(1)}"

@@ -1,7 +1,7 @@
 """Calibration statistics: frozen, validated when made, with a versioned JSON form."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Self
@@ -9,8 +9,8 @@ from typing import Any, Final, Literal, Self
 import numpy as np
 
 from postproc_export.errors import MetadataError
-from postproc_export.float32 import shortest
-from postproc_export.validation import check_count, check_details, check_text, finite_float32, read_json, shown
+from postproc_export.float32 import shortest, to_float32
+from postproc_export.validation import check_count, read_json, shown
 
 SCHEMA_VERSION: Final = 1
 MIN_SPAN: Final = 2.0**-75
@@ -70,12 +70,13 @@ class LevelStats:
     def __post_init__(self) -> None:
         for name in _FLOATS:
             if name != "threshold" or self.threshold is not None:
-                object.__setattr__(self, name, finite_float32(name, getattr(self, name)))
+                object.__setattr__(self, name, _finite_float32(name, getattr(self, name)))
         for name in _TEXTS:
-            check_text(name, getattr(self, name))
+            if not isinstance(getattr(self, name), str | None):
+                raise MetadataError(f"{name} is not a text", found=shown(getattr(self, name)))
         for name in _COUNTS:
             check_count(name, getattr(self, name))
-        check_details(self.details, reserved=_FIELDS)
+        _check_details(self.details, reserved=_FIELDS)
         if not self.min < self.max:
             raise MetadataError(
                 f"the range [{self.min}, {self.max}] is empty",
@@ -152,7 +153,7 @@ class CalibrationStats:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_details(self.details, reserved=("schema_version", *LEVELS))
+        _check_details(self.details, reserved=("schema_version", *LEVELS))
 
     def level(self, level: Level) -> LevelStats | None:
         """Return the statistics of one level."""
@@ -254,3 +255,22 @@ def _matched(stats: LevelStats | None, other: LevelStats | None, *, name: Level,
             fix="calibrate one level with labels",
         )
     return replace(stats, threshold=other.threshold, rule=rule)
+
+
+def _finite_float32(name: str, value: object) -> float:
+    """Return a number rounded to float32, or raise `MetadataError` where it is none or not finite after rounding."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise MetadataError(f"{name} is not a number", found=shown(value))
+    try:
+        rounded = to_float32(float(value))
+    except OverflowError:
+        rounded = float("inf")
+    if not np.isfinite(rounded):
+        raise MetadataError(f"{name} is not a finite float32", found=shown(value))
+    return rounded
+
+
+def _check_details(details: Iterable[str], *, reserved: Collection[str]) -> None:
+    clash = sorted(set(details) & set(reserved))
+    if clash:
+        raise MetadataError("a detail bears the name of a field", found=", ".join(map(repr, clash)))

@@ -14,8 +14,7 @@ from postproc_export.decision import check_dtype, choose_form, decision_boundary
 from postproc_export.errors import MetadataError, UsageError
 from postproc_export.float32 import HALVES, Half, HostDtype, rounded_to, shortest
 from postproc_export.options import LabelDtype, TailOptions
-from postproc_export.ports import Guard, GuardForm, Selection, choose_guard
-from postproc_export.runtimes import Axis, PortInfo
+from postproc_export.ports import Axis, Guard, GuardForm, PortInfo, Selection, choose_guard
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
 
 # --- The packed layout: one float32 output [N, H, W, 4] in place of four, docs/definition.md section 8.
@@ -376,7 +375,7 @@ class Tail:
     @property
     def raw(self) -> dict[Level, PortInfo]:
         """The host's output for each level that it has, calibrated or not."""
-        return _raw(self.selection)
+        return self.selection.raw
 
     @property
     def inputs(self) -> dict[str, PortInfo]:
@@ -454,7 +453,7 @@ def build_tail(
         image=stats.image if options.includes("image") else None,
         pixel=stats.pixel if options.includes("pixel") else None,
     )
-    raw = _raw(selection)
+    raw = selection.raw
     mask_dtype = options.mask_dtype or default_mask_dtype
     if options.is_packed:
         refuse_unpackable(selection, calibrated)
@@ -488,11 +487,6 @@ def _packed(parts: Iterable[TailOutput], port: PortInfo) -> TailOutput:
     assert port.rank is not None, "a map of unknown rank is refused when it is selected"
     expr = catalog.packed(maps=maps, score=score, label=label, mask=mask, rank=port.rank)
     return TailOutput(PACKED_OUTPUT, "pixel", expr, "float32", packed_shape(port))
-
-
-def _raw(selection: Selection) -> dict[Level, PortInfo]:
-    ports: dict[Level, PortInfo | None] = {"image": selection.image, "pixel": selection.pixel}
-    return {level: port for level, port in ports.items() if port is not None}
 
 
 def calibrated_levels(stats: CalibrationStats, options: TailOptions) -> tuple[Level, ...]:

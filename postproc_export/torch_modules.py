@@ -12,8 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from postproc_export.errors import MissingDependencyError, UnsupportedModelError, UsageError, require
-from postproc_export.ports import RESULT_NAMES, Selection, select_outputs
-from postproc_export.runtimes import PortInfo
+from postproc_export.ports import RESULT_NAMES, PortInfo, Selection, select_outputs
 from postproc_export.stats import Level
 
 if TYPE_CHECKING:
@@ -25,39 +24,20 @@ _FORM = "MODULE:FACTORY, such as package.models:build_detector"
 
 @dataclass(frozen=True, slots=True)
 class LoadedModule:
-    """A module on the CPU, in evaluation mode.
+    """A module on the CPU, in evaluation mode."""
 
-    Parameters
-    ----------
-    spec
-        How it was asked for: ``"package.module:factory"``.
-    module
-        The module.
-    remarks
-        What was changed of it, one sentence each.
-    """
-
-    spec: str
+    spec: str  # how it was asked for: "package.module:factory"
     module: "torch.nn.Module"
-    remarks: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()  # what was changed of it, one sentence each
 
 
 def load_module(spec: "str | torch.nn.Module") -> LoadedModule:
     """Import ``MODULE``, call ``FACTORY()`` and return the module on the CPU and in evaluation mode.
 
-    Parameters
-    ----------
-    spec
-        The module itself, or ``"package.module:factory"``: the factory is a function or a class without arguments, or
-        a module, and may be dotted (``Detector.pretrained``). Modules are found as ``python -m`` finds them: the
-        current folder comes first.
-
-    Raises
-    ------
-    UsageError
-        If the text is of another form, or the import or the call fails or gives something else; with the reason.
-    MissingDependencyError
-        If torch is not installed.
+    `spec` is the module itself, or ``"package.module:factory"``: the factory is a function or a class without
+    arguments, or a module, and may be dotted (``Detector.pretrained``). Modules are found as ``python -m`` finds them:
+    the current folder comes first. Raises UsageError if the text is of another form, or the import or the call fails or
+    gives something else, with the reason; MissingDependencyError if torch is not installed.
     """
     torch = require("torch", extra="torch", purpose=_PURPOSE)
     if not isinstance(spec, str):
@@ -76,8 +56,6 @@ def load_module(spec: "str | torch.nn.Module") -> LoadedModule:
 def named_tensors(outputs: Any) -> "dict[str, torch.Tensor]":
     """Return every tensor among what a forward call gave, in order, by its key, attribute or position.
 
-    Notes
-    -----
     A mapping, a named tuple, a dataclass or another object gives its own names, a tuple or list ``"0"``, ``"1"``; what
     is nested gets dotted names, and a tensor alone is called ``"output"``. None and what is no tensor is left out.
     Nothing but the structure is looked at, so this works while a module is traced, too.
@@ -96,27 +74,13 @@ def identify_outputs(
     pixel_output: str | int | None = None,
     calibrated: Collection[Level] | None = None,
 ) -> Selection:
-    """Find the raw score and the raw map in what a forward call gave, by the rules of `ports`.
+    """Find the raw score and the raw map in what a forward call gave for an example, by the rules of `ports`.
 
-    Parameters
-    ----------
-    outputs
-        What the module returned for an example: a tensor, tuple, list, mapping, named tuple, dataclass or object.
-    image_output, pixel_output
-        A key, attribute or index; ``"none"`` leaves the level out; None finds it by name, then by rank.
-    calibrated
-        The levels that statistics calibrate; None where there are none yet.
-
-    Returns
-    -------
-    Selection
-        Its ports bear the names of `named_tensors`; `raw_tensors` takes them out of every later call.
-
-    Raises
-    ------
-    UsageError, UnsupportedModelError
-        If there is no score and no map, several could be one, or the module normalises and decides by itself; the
-        message lists what was found and names the option that decides.
+    An option is a key, attribute or index; ``"none"`` leaves the level out; None finds it by name, then by rank.
+    `calibrated` are the levels that statistics calibrate; None where there are none yet. The ports that are returned
+    bear the names of `named_tensors`; `raw_tensors` takes them out of every later call. Raises UsageError or
+    UnsupportedModelError if there is no score and no map, several could be one, or the module normalises and decides by
+    itself; the message lists what was found and names the option that decides.
     """
     tensors = named_tensors(outputs)
     if not tensors:
@@ -143,14 +107,10 @@ def identify_outputs(
 def raw_tensors(outputs: Any, selection: Selection) -> "dict[Level, torch.Tensor]":
     """Return the raw score and map that `identify_outputs` found, from what another call of the module gave.
 
-    Raises
-    ------
-    UnsupportedModelError
-        If an output is not there any more: the module returns other things for other inputs.
+    Raises UnsupportedModelError if an output is not there any more: the module returns other things for other inputs.
     """
     tensors = named_tensors(outputs)
-    ports: dict[Level, PortInfo | None] = {"image": selection.image, "pixel": selection.pixel}
-    wanted = {level: port.name for level, port in ports.items() if port is not None}
+    wanted = {level: port.name for level, port in selection.raw.items()}
     missing = [name for name in wanted.values() if name not in tensors]
     if missing:
         raise UnsupportedModelError(

@@ -1,52 +1,21 @@
-"""What numbers, texts, counts and JSON files must be to be taken, stated once for all that is read."""
+"""What counts, files and JSON must be to be taken, stated once for all that is read."""
 
 import json
-import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from graph_patterns.onnx.wire import special_kind
 from postproc_export.errors import FileError, MetadataError
-from postproc_export.float32 import to_float32
 
 DEEPEST: Final = 64  # lists and objects within each other; what this package writes has 6
-BACKUP_SUFFIX: Final = ".postproc-backup"
-
-
-def finite_float32(name: str, value: object) -> float:
-    """Return a number rounded to float32, or raise `MetadataError` where it is none or not finite after rounding."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise MetadataError(f"{name} is not a number", found=shown(value))
-    try:
-        rounded = to_float32(float(value))
-    except OverflowError:
-        rounded = float("inf")
-    if not np.isfinite(rounded):
-        raise MetadataError(f"{name} is not a finite float32", found=shown(value))
-    return rounded
-
-
-def check_text(name: str, value: object) -> None:
-    """Raise `MetadataError` unless a value is a string or None."""
-    if value is not None and not isinstance(value, str):
-        raise MetadataError(f"{name} is not a text", found=shown(value))
 
 
 def check_count(name: str, value: object) -> None:
     """Raise `MetadataError` unless a value is an integer of at least 0 or None."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
         raise MetadataError(f"{name} is not a count", found=shown(value), needed="an integer of at least 0")
-
-
-def check_details(details: Iterable[str], *, reserved: Collection[str]) -> None:
-    """Raise `MetadataError` if a key of the details is the name of a field."""
-    clash = sorted(set(details) & set(reserved))
-    if clash:
-        raise MetadataError("a detail bears the name of a field", found=", ".join(map(repr, clash)))
 
 
 def shown(value: object) -> str:
@@ -60,19 +29,8 @@ def shown(value: object) -> str:
 def check_file(path: Path, *, what: str = "", needed: str = "a file") -> None:
     """Refuse a path that is no regular file before anything opens it: that of a pipe would wait for a writer.
 
-    Parameters
-    ----------
-    path
-        The file to be read.
-    what
-        What it is, with an article, for the message.
-    needed
-        What has to be there.
-
-    Raises
-    ------
-    FileError
-        If it is not there, or is a folder, a pipe, a socket or a device.
+    `what` says what the file is, with an article, and `needed` what has to be there, for the message. Raises FileError
+    if it is not there, or is a folder, a pipe, a socket or a device.
     """
     fix = None
     try:
@@ -87,29 +45,6 @@ def check_file(path: Path, *, what: str = "", needed: str = "a file") -> None:
         raise FileError(f"cannot read {what} {path}".replace("  ", " "), found=found, needed=needed, fix=fix)
 
 
-def backup_of(target: Path) -> Path:
-    """Return where a file is kept while the set that it belongs to is replaced."""
-    return target.with_name(target.name + BACKUP_SUFFIX)
-
-
-def refuse_backups(targets: Sequence[Path], *, verb: str = "write") -> None:
-    """Refuse files that are being replaced, or of which a killed run left backups that nothing tells how to put back.
-
-    Raises
-    ------
-    FileError
-        If there is a backup.
-    """
-    backups = [backup_of(target) for target in targets if os.path.lexists(backup_of(target))]
-    if backups:
-        raise FileError(
-            f"cannot {verb} {targets[0]}: another run was killed between replacing its files, or does it now",
-            found="the files as they were before that run, in " + " and ".join(map(str, backups)),
-            fix=("run the killed command again, which puts them back; or " if verb == "read" else "")
-            + f"take '{BACKUP_SUFFIX}' off these names to go back, or delete them to keep what replaced them",
-        )
-
-
 def stated_twice(names: Iterable[str]) -> str | None:
     """Return the names that stand more than once among some, for an error; None where none does."""
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
@@ -117,14 +52,9 @@ def stated_twice(names: Iterable[str]) -> str | None:
 
 
 def read_json(path: Path, *, what: str) -> Any:
-    """Read a JSON file, which has to be UTF-8; see `parse_json`.
+    """Read a JSON file, which has to be UTF-8, as `parse_json` does; `what` names it.
 
-    Raises
-    ------
-    FileError
-        If the file cannot be read; `what` names it.
-    MetadataError
-        If it is not JSON, or nested too deeply to be read.
+    Raises FileError if it cannot be read, and MetadataError if it is not JSON, or nested too deeply to be read.
     """
     check_file(path, what=what)
     try:
@@ -139,10 +69,7 @@ def read_json(path: Path, *, what: str) -> Any:
 def parse_json(text: str, *, title: str) -> Any:
     """Read JSON as the standard has it: no NaN, no Infinity, no key twice in one object.
 
-    Raises
-    ------
-    MetadataError
-        If it is something else, or nested too deeply; `title` says what it is.
+    Raises MetadataError if it is something else, or nested too deeply; `title` says what it is.
     """
     try:
         document = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)

@@ -16,9 +16,9 @@ from postproc_export.formats.base import Format, Outputs
 from postproc_export.images import Batch, Preprocessing, Sample, find_samples, fit_mask, image_input, load_batches
 from postproc_export.images.samples import check_workers
 from postproc_export.ports import RESULT_NAMES, Selection, select_outputs
+from postproc_export.process import temporary_folder
 from postproc_export.record import STATISTICS_KEY, TailSpec, parse_tails
 from postproc_export.runtimes import Array, PortInfo, Precision, Runner, RuntimeName, as_float32, open_runner
-from postproc_export.staging import temporary_folder
 from postproc_export.stats import CalibrationStats
 from postproc_export.steps.around import Before, put_before
 from postproc_export.steps.transforms import resolve_all, select_raw

@@ -20,9 +20,9 @@ from postproc_export.check.ways import environment, has_nncf, installed_runtimes
 from postproc_export.check.whole import WholeCheck
 from postproc_export.decision import check_comparison, check_sensitivity
 from postproc_export.errors import FileError, MissingDependencyError, UsageError
+from postproc_export.process import temporary_folder
 from postproc_export.record import LayerRecord, TailSpec, parse_tails
 from postproc_export.runtimes import RuntimeName, open_runner
-from postproc_export.staging import temporary_folder
 from postproc_export.stats import CalibrationStats, Level
 from postproc_export.steps.around import is_same
 

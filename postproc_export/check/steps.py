@@ -22,9 +22,9 @@ from postproc_export.check.ways import Configuration
 from postproc_export.comparison import LabelDifference, ScoreDifference, compare_labels, compare_scores
 from postproc_export.errors import MissingDependencyError, PostprocError, UnsupportedModelError
 from postproc_export.files import is_onnx
+from postproc_export.process import temporary_folder
 from postproc_export.record import LayerRecord
 from postproc_export.runtimes import PortInfo, Runner
-from postproc_export.staging import temporary_folder
 from postproc_export.stats import Level
 from postproc_export.steps.around import rewrite_file
 from postproc_export.steps.decisions import DECIDED

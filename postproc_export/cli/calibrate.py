@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from postproc_export.calibration.model import ModelSource
+    from postproc_export.process import claimed
     from postproc_export.stats import CalibrationStats, LevelStats
 
 
@@ -336,7 +337,6 @@ def calibrate(
     Example: postproc-export calibrate model.onnx --images bottle/test -o stats.json
     """
     from postproc_export.cli.console import warnings_to_stderr
-    from postproc_export.staging import claimed
 
     model = _model_among(source, images)
     _refuse_unused(context, model)

@@ -71,7 +71,7 @@ def warnings_to_stderr() -> Iterator[None]:
 @contextmanager
 def leftovers_to_stderr() -> Iterator[None]:
     """Tell in one line each what killed runs left, when it is found; other warnings are shown as they would be."""
-    from postproc_export.staging import LeftoverWarning
+    from postproc_export.process import LeftoverWarning
 
     with warnings.catch_warnings():
         show = warnings.showwarning

@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from postproc_export.errors import FileError, require
-from postproc_export.process import OrderlyEnd, Undoing
-from postproc_export.staging import claimed
+from postproc_export.process import OrderlyEnd, Undoing, claimed
 
 # --- What can be wrong with a crop: each defect changes pixels of its mask and no other.
 

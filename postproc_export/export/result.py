@@ -13,9 +13,8 @@ from postproc_export.attach import AttachResult
 from postproc_export.check.report import ParityReport
 from postproc_export.errors import FileError, UsageError
 from postproc_export.files import explained, publishing, refuse_inputs
-from postproc_export.process import Undoing
+from postproc_export.process import Undoing, staging_folder
 from postproc_export.runtimes import PortInfo
-from postproc_export.staging import staging_folder
 from postproc_export.stats import CalibrationStats
 
 # --- What an export made, and what its check found.

@@ -15,8 +15,8 @@ from graph_patterns.onnx.edit import Soundness
 from graph_patterns.onnx.file import external_files, load_skeleton
 from graph_patterns.onnx.view import default_opset
 from postproc_export.files import publishing
+from postproc_export.process import claimed
 from postproc_export.runtimes import Axis, PortInfo
-from postproc_export.staging import claimed
 
 # --- Names in an ONNX model: which are in use, and renaming a value in every scope.
 #

@@ -12,11 +12,10 @@ import numpy as np
 from postproc_export.errors import UnsupportedModelError
 from postproc_export.files import publishing
 from postproc_export.formats.openvino_names import tail_constants
-from postproc_export.process import quiet_natives
+from postproc_export.process import backup_of, claimed, quiet_natives, refuse_backups
 from postproc_export.runtimes import first_reason
 from postproc_export.runtimes.openvino import openvino_core, save_ir
-from postproc_export.staging import claimed
-from postproc_export.validation import backup_of, check_file, refuse_backups
+from postproc_export.validation import check_file
 
 # --- What an IR must not hold before anything parses it: references to other files, and sizes that no model has.
 

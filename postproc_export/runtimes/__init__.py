@@ -1,7 +1,6 @@
 """ONNX Runtime and OpenVINO behind one protocol, and the arrays that they are fed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol, get_args
 
@@ -10,66 +9,21 @@ import numpy.typing as npt
 
 from graph_patterns.expr import ExplainedError
 from postproc_export.errors import UnsupportedModelError, UsageError
-from postproc_export.validation import check_file, refuse_backups
+from postproc_export.ports import Axis, PortInfo
+from postproc_export.process import refuse_backups
+from postproc_export.validation import check_file
 
-__all__ = ["Array", "PortInfo", "Precision", "Runner", "RuntimeName", "as_float32", "open_runner"]
+__all__ = ["Array", "Axis", "PortInfo", "Precision", "Runner", "RuntimeName", "as_float32", "open_runner"]
 
 
 # --- What the rest of the package may know of a runtime: named, typed ports and one call.
 
 Array = npt.NDArray[Any]
-Axis = int | str | None
 Precision = Literal["float32", "default"]
 RuntimeName = Literal["onnxruntime", "openvino"]
 
 RUNTIMES: Final[tuple[RuntimeName, ...]] = ("onnxruntime", "openvino")
 PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "default")
-
-
-@dataclass(frozen=True, slots=True)
-class PortInfo:
-    """One input or output of a model: its name, element type and declared shape.
-
-    Parameters
-    ----------
-    name
-        The name that runners use for it; where a tensor has several, the best known one.
-    dtype
-        ``"float32"``, ``"float16"``, ``"bfloat16"``, ``"float64"``, ``"bool"``, ``"uint8"``, ...
-    shape
-        One entry per axis: its size, the name of a dynamic axis, or None for an unnamed dynamic axis. None where not
-        even the rank is known.
-    aliases
-        All names of the tensor, sorted; empty where `name` is the only one or was made up for a tensor without a name.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[Axis, ...] | None
-    aliases: tuple[str, ...] = ()
-
-    @property
-    def rank(self) -> int | None:
-        """The number of axes; None where it is not known."""
-        return None if self.shape is None else len(self.shape)
-
-    def size(self, axis: int) -> int | None:
-        """Return the static size of an axis; None where it is dynamic, absent or not known."""
-        if self.shape is None or not -len(self.shape) <= axis < len(self.shape):
-            return None
-        size = self.shape[axis]
-        return size if isinstance(size, int) else None
-
-    def answers_to(self, name: str) -> bool:
-        """Whether `name` is one of the tensor's names."""
-        return name == self.name or name in self.aliases
-
-    def describe(self) -> str:
-        """Return name, element type and shape as people write them: ``pred_score: float32 [N, 1]``."""
-        if self.shape is None:
-            return f"{self.name}: {self.dtype}, rank unknown"
-        axes = ", ".join("?" if axis is None else str(axis) for axis in self.shape)
-        return f"{self.name}: {self.dtype} [{axes}]"
 
 
 class Runner(Protocol):

@@ -23,11 +23,10 @@ from postproc_export.formats.onnx_layer import put_onnx_layer
 from postproc_export.formats.openvino_layer import put_openvino_layer
 from postproc_export.formats.openvino_names import models_of
 from postproc_export.ports import OutputChoice
-from postproc_export.process import quiet_logger
+from postproc_export.process import quiet_logger, temporary_folder
 from postproc_export.record import PREFIXES, LayerRecord, TailSpec
 from postproc_export.runtimes import Array, Runner, as_float32
 from postproc_export.runtimes.openvino import OpenVinoRunner, openvino_core, port_info
-from postproc_export.staging import temporary_folder
 from postproc_export.stats import LEVELS, Level
 from postproc_export.steps.transforms import select_raw
 from postproc_export.steps.user import (

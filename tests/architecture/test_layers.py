@@ -15,9 +15,9 @@ HEAVY = (
 ORDER = {
     "graph_patterns": "expr catalog transforms match onnx openvino",
     "postproc_export": """
-        process errors keywords float32 validation staging files runtimes images stats decision ports options
-        tail record torch_modules eager comparison reading formats steps attach detach update inspect
-        calibration check integrations export demo cli __main__
+        errors process keywords float32 validation files stats decision ports runtimes images options tail
+        record torch_modules eager comparison reading formats steps attach detach update inspect calibration
+        check integrations export demo cli __main__
     """,
     "postproc_export.formats": """
         onnx_file base onnx_layer onnx openvino_names openvino_layer openvino_file openvino update

@@ -18,9 +18,8 @@ from postproc_export import inspect_model
 from postproc_export.check.attached import load_attached
 from postproc_export.errors import FileError
 from postproc_export.files import publishing, write_text
-from postproc_export.process import HeldSignals
+from postproc_export.process import HeldSignals, LeftoverWarning
 from postproc_export.runtimes import open_runner
-from postproc_export.staging import LeftoverWarning
 
 
 @pytest.fixture(autouse=True)
