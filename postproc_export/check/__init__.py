@@ -35,27 +35,15 @@ if TYPE_CHECKING:
 __all__ = ["Check", "ParityReport", "assert_parity", "check_parity"]
 
 
-# --- What a check is given: options that fit together, runtimes that are installed, real inputs.
-
 Inputs = str | Path | Mapping[str, NDArray[Any]] | None
 
 
 def check_paths(*, raw: str | Path | None, images: str | Path | None, inputs: Inputs) -> None:
-    """Refuse paths of `check_parity` where nothing is, whether they would be read or not.
-
-    Raises
-    ------
-    FileError
-        If there is one.
-    """
-    nouns = {"raw": "raw model", "inputs": "inputs", "images": "images"}
-    given = {"raw": raw, "inputs": inputs, "images": images}
-    for name, path in given.items():
+    """Refuse paths of `check_parity` where nothing is, whether they would be read or not."""
+    for name, noun, path in (("raw", "raw model", raw), ("inputs", "inputs", inputs), ("images", "images", images)):
         if isinstance(path, str | Path) and not Path(path).exists():
             found = "no such file or folder" if name == "images" else "no such file"
-            raise FileError(
-                f"cannot read the {nouns[name]} {path}", found=found, fix=f"give another path with --{name}"
-            )
+            raise FileError(f"cannot read the {noun} {path}", found=found, fix=f"give another path with --{name}")
 
 
 def assumptions(
@@ -64,13 +52,7 @@ def assumptions(
     pixel_sensitivity: float | None,
     comparison: "Comparison | None",
 ) -> Assumed:
-    """Return what is given beside a file.
-
-    Raises
-    ------
-    FileError, MetadataError
-        If the statistics cannot be read or are not legal, or an option is not.
-    """
+    """Return what is given beside a file; refuse what is not legal."""
     loaded = stats if stats is None or isinstance(stats, CalibrationStats) else CalibrationStats.load(stats)
     for name, value in (("image_sensitivity", image_sensitivity), ("pixel_sensitivity", pixel_sensitivity)):
         if value is not None:
@@ -96,12 +78,7 @@ def check_options(
 ) -> None:
     """Refuse options of `check_parity` that do not fit together; `outputs` are those named of the PyTorch model.
 
-    Raises
-    ------
-    UsageError
-        If they do not.
-    FileError
-        If failures are to be saved where the inputs are, which they might replace.
+    Failures that were saved where the inputs are might replace them, which is refused, too.
     """
     if images is not None and inputs is not None:
         raise UsageError("both images and inputs were given", needed="one of them")
@@ -119,19 +96,9 @@ def check_options(
 def named_tails(
     texts: str | Sequence[str], attached: AttachedModel, decisions: LayerRecord | None
 ) -> tuple[TailSpec, ...]:
-    """Return the tails that a caller names, once it is sure that the file records them.
+    """Return the custom steps and decisions that a caller names, each of which has to be in the record of the file.
 
-    Parameters
-    ----------
-    texts
-        As the command line takes them.
-    attached, decisions
-        The file, and the record of what stands behind its decision.
-
-    Raises
-    ------
-    UsageError, FileError
-        If one cannot be read, or is not in the record of the file.
+    `decisions` is the record of what stands behind its decision.
     """
     records = [record for record in (attached.file.layer("transform"), decisions) if record is not None]
     recorded = [spec for record in records for spec in record.tails]
@@ -148,13 +115,7 @@ def named_tails(
 
 
 def usable_runtimes(model: AttachedModel) -> tuple[RuntimeName, ...]:
-    """Return the installed runtimes that read the format of a file.
-
-    Raises
-    ------
-    MissingDependencyError
-        If there is none.
-    """
+    """Return the installed runtimes that read the format of a file; refuse to check it with none."""
     wanted: tuple[RuntimeName, ...] = ("onnxruntime", "openvino") if model.file.format == "onnx" else ("openvino",)
     found = tuple(name for name in wanted if name in installed_runtimes())
     if not found:
@@ -174,13 +135,7 @@ def real_inputs(
     preprocessing: "Preprocessing | None",
     limit: int | None,
 ) -> RealInputs | None:
-    """Return the images or inputs of a check; None where neither was given.
-
-    Raises
-    ------
-    UsageError, FileError
-        If they do not fit the inputs of the file, or cannot be read.
-    """
+    """Return the images or inputs of a check, which have to fit the file; None where neither was given."""
     if images is None and inputs is None:
         return None
     ports = model.with_values(open_runner(model.path, runtime=runtimes[0])).inputs
@@ -190,7 +145,7 @@ def real_inputs(
     return array_inputs(inputs, ports, limit=limit)
 
 
-# --- What a check does not cover, a sentence each, with the reason.
+# What a check does not cover, a sentence each, with the reason.
 
 _GUARDLESS: Final = "the image score of a map that holds a NaN: the tail has no guard, so it is not defined"
 
@@ -412,15 +367,13 @@ def _described(
     checks: list[Check],
 ) -> dict[str, Any]:
     """Return what the report tells of the file, of what it was fed and of what was saved."""
-    described: dict[str, Any] = {}
-    if model.file.remarks:
-        described["file"] = "; ".join(model.file.remarks)
-    if real is not None:
-        described["inputs"] = real.description
-    if synthetic.ran is not None:
-        described["synthetic"] = synthetic.ran
-    if exported is not None:
-        described["torch"] = exported.describe()
+    told = {
+        "file": "; ".join(model.file.remarks) or None,
+        "inputs": None if real is None else real.description,
+        "synthetic": synthetic.ran,
+        "torch": None if exported is None else exported.describe(),
+    }
+    described: dict[str, Any] = {key: value for key, value in told.items() if value is not None}
     if failures is not None:
         failures.add_tail(checks)
         described["failures"] = failures.saved

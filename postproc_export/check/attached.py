@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graph_patterns.match import Mismatch, Value
+from postproc_export.check.attached_files import ModelFile, open_file
 from postproc_export.check.inputs import MODERATE, SPECIAL, FloatArray, RawValues, maps_of, raw_values
-from postproc_export.check.runners import AdjustedRunner, Assumed, ModelFile, Shapes, unpacked
-from postproc_export.errors import UsageError
+from postproc_export.check.runners import AdjustedRunner, Assumed, Shapes, unpacked
 from postproc_export.options import TailOptions
 from postproc_export.ports import Guard as MapGuard
 from postproc_export.ports import Selection
@@ -19,9 +19,8 @@ from postproc_export.reading.tail import OwnLevelTail, Places, find_own_tail, fi
 from postproc_export.runtimes import PortInfo, Runner
 from postproc_export.stats import Level, LevelStats
 from postproc_export.tail import Tail, build_tail, guard_of
-from postproc_export.validation import check_file
 
-# --- Which maps may make an image anomalous though none of their values does (docs/definition.md section 5).
+# Which maps may make an image anomalous though none of their values does (docs/definition.md section 5).
 
 Guard: TypeAlias = Literal["l1", "sum", "arithmetic", "none"]
 
@@ -38,8 +37,6 @@ _LARGEST: Final = float(np.finfo(np.float32).max)
 def excused_images(maps: FloatArray, guard: Guard) -> NDArray[np.bool_]:
     """Return per map, shape (n, ...), whether its image's score may count as NaN though no value of it is NaN.
 
-    Notes
-    -----
     A partial sum, in any order, lies between the sum of the negative values and the sum of the positive ones. Half of
     the largest float32 leaves room for the roundings of a sum of up to 2^23 values.
     """
@@ -58,32 +55,17 @@ def excused_images(maps: FloatArray, guard: Guard) -> NDArray[np.bool_]:
     return excused
 
 
-# --- An attached file as the check sees it: record, raw values, tail alone, and itself with the raw values as
-# outputs.
-
 TAPS: Final[Mapping[Level, str]] = {"image": "postproc-check/raw_score", "pixel": "postproc-check/raw_map"}
 
 
 @dataclass(frozen=True, slots=True)
 class AttachedModel:
-    """An attached file, and the tail that its record says it has.
-
-    Parameters
-    ----------
-    path
-        The file.
-    file
-        What its format knows of it.
-    tail
-        The tail that the record describes, built anew from statistics and options.
-    places
-        Where its parts stand in the graph; why they do not, where the packed output is not as the record says.
-    """
+    """An attached file, and the tail that its record says it has."""
 
     path: Path
-    file: ModelFile
-    tail: Tail
-    places: Places | Mismatch
+    file: ModelFile  # what its format knows of it
+    tail: Tail  # built anew from the statistics and options of the record
+    places: Places | Mismatch  # of its parts in the graph; why not, where the packed output is not as the record says
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -105,21 +87,15 @@ class AttachedModel:
         return self.places if isinstance(self.places, Mismatch) else self.places.at(part)
 
     def parts_of(self, runner: Runner, values: Mapping[str, float] | None = None) -> Runner:
-        """Return a runner of the file, or of its tail alone, that gives the parts apart.
-
-        Parameters
-        ----------
-        runner
-            The runner.
-        values
-            What is given for the inputs that adjust the tail; by default those that have to be given get what was
-            attached.
-        """
+        """Return a runner of the file, or of its tail alone, that gives the parts apart; see `with_values`."""
         runner = self.with_values(runner, values)
         return unpacked(runner, self.tail.parts) if self.tail.options.is_packed else runner
 
     def with_values(self, runner: Runner, values: Mapping[str, float] | None = None) -> Runner:
-        """Return a runner that feeds the inputs that adjust the tail, as far as it has them."""
+        """Return a runner that feeds the inputs that adjust the tail, as far as it has them.
+
+        By default those that have to be given get what was attached.
+        """
         needed = {item.name: item.default for item in self.tail.adjustable}
         given = needed if values is None else values
         ports = runner.inputs if values is None else (*runner.inputs, *runner.optional)
@@ -134,13 +110,7 @@ class AttachedModel:
         return replace(self, tail=_built(self.file, options))
 
     def tail_alone(self, shapes: Shapes) -> Any:
-        """Return a model of the tail alone: bytes of ONNX, or an `openvino.Model`.
-
-        Parameters
-        ----------
-        shapes
-            The shape of each raw input; None is a dynamic axis.
-        """
+        """Return a model of the tail alone, with raw inputs of these shapes; None is a dynamic axis."""
         ports = [PortInfo(port.name, port.dtype, shapes[level]) for level, port in self.file.raw.items()]
         return self.file.cut(self.output_names, ports)
 
@@ -172,23 +142,10 @@ class AttachedModel:
 def load_attached(path: Path, assumed: Assumed | None = None) -> AttachedModel:
     """Read an attached file and build the tail anew that its record describes.
 
-    Parameters
-    ----------
-    path
-        The file.
-    assumed
-        What stands in for the record where that is gone, and has to agree with it where it is there.
-
-    Raises
-    ------
-    FileError
-        If the file cannot be read.
-    MetadataError
-        If the record is not legal.
-    UnsupportedModelError
-        If there is no record, and nothing in its place.
-    UsageError
-        If what is given contradicts the record, or does not calibrate what the file decides.
+    `assumed` stands in for the record where that is gone, and has to agree with it where it is there. Raises
+    `FileError` for a file that cannot be read, `MetadataError` for an illegal record, `UnsupportedModelError` where
+    there is none and nothing in its place, `UsageError` where what is given contradicts it or does not calibrate what
+    the file decides.
     """
     file = open_file(path, assumed)
     tail = _built(file, file.record.options)
@@ -220,28 +177,6 @@ def _selection(file: ModelFile) -> Selection:
     return Selection(file.raw.get("image"), file.raw.get("pixel"), pixel_found="rank" if is_by_rank else None)
 
 
-def open_file(path: Path, assumed: Assumed | None = None) -> ModelFile:
-    """Read an attached file of either format.
-
-    Raises
-    ------
-    UsageError, FileError, MetadataError, UnsupportedModelError
-        As `load_attached` does.
-    """
-    check_file(path, what="the model")
-    match path.suffix.lower():
-        case ".onnx":
-            from postproc_export.check.attached_files import OnnxAttached
-
-            return OnnxAttached.load(path, assumed or Assumed())
-        case ".xml":
-            from postproc_export.check.attached_files import OpenVinoAttached
-
-            return OpenVinoAttached.load(path, assumed or Assumed())
-        case suffix:
-            raise UsageError(f"{path} is no model file", found=f"suffix '{suffix}'", needed=".onnx or .xml")
-
-
 # --- What the tail alone is fed: every value in a map of its own, maps of the declared size, and nothing at all.
 
 RawFeeds: TypeAlias = Mapping[Level, NDArray[Any]]
@@ -257,38 +192,32 @@ _PLAIN: Final = LevelStats(threshold=0.5, min=0.0, max=1.0)
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Raw values for the tail alone.
+    """Raw values for the tail alone."""
 
-    Parameters
-    ----------
-    name
-        What is special about the shapes.
-    shapes
-        The shapes that the tail's inputs declare; None is a dynamic axis.
-    feeds
-        One mapping of raw values per run.
-    """
-
-    name: str
-    shapes: Shapes
-    feeds: tuple[RawFeeds, ...]
+    name: str  # what is special about the shapes
+    shapes: Shapes  # that the tail's inputs declare; None is a dynamic axis
+    feeds: tuple[RawFeeds, ...]  # one mapping of raw values per run
 
 
 def tail_cases(attached: AttachedModel, *, count: int, seed: int) -> Iterator[Case]:
     """Yield everything that the tail alone is fed.
 
-    Notes
-    -----
     The first case has one value per image and per map, and a dynamic batch whatever the file declares, so that every
     value decides alone on both levels; a tail whose fixed shapes another tool made constants of takes no other batch.
     The second keeps to the declared shapes, with maps of many values.
     """
     values = {level: _values(attached, level, count=count, seed=seed) for level in attached.file.raw}
+    axes = {level: axes_of(port) for level, port in attached.file.raw.items()}
     if attached.is_as_emitted or _batch(attached) is None:
-        yield Case("one value per map", _loose_shapes(attached), tuple(_apart(attached, _singly(attached, values))))
-    yield Case("declared shapes", _declared_shapes(attached), tuple(_declared(attached, values)))
-    if all(axes_of(port)[:1] == (None,) for port in attached.file.raw.values()):
-        yield Case("empty batch", _declared_shapes(attached), (_nothing(attached),))
+        loose = {level: (None,) * max(1, len(of_level)) for level, of_level in axes.items()}
+        yield Case("one value per map", loose, tuple(_apart(attached, _singly(attached, values))))
+    yield Case("declared shapes", axes, tuple(_declared(attached, values)))
+    if all(of_level[:1] == (None,) for of_level in axes.values()):
+        ports = attached.file.raw
+        size = _sizes(ports["pixel"])[0] if "pixel" in ports else (1, 1)
+        empty = {level: np.zeros((0, *size) if level == "pixel" else 0) for level in ports}
+        nothing = {level: _shaped(array, ports[level], size) for level, array in empty.items()}
+        yield Case("empty batch", axes, (nothing,))
 
 
 def boundary_of(attached: AttachedModel, level: Level) -> float | None:
@@ -308,8 +237,7 @@ def _values(attached: AttachedModel, level: Level, *, count: int, seed: int) -> 
 
 def _singly(attached: AttachedModel, values: Mapping[Level, RawValues]) -> RawFeeds:
     """One value per image and per map; where one level's value is special, the other's is an ordinary one."""
-    extra = len(SPECIAL)
-    length = max(len(of_level.all) for of_level in values.values()) + extra
+    length = max(len(of_level.all) for of_level in values.values()) + len(SPECIAL)
     feeds: dict[Level, NDArray[Any]] = {}
     for level, of_level in values.items():
         fill = np.resize(of_level.critical, length - len(of_level.all))
@@ -336,62 +264,39 @@ def _apart(attached: AttachedModel, feeds: RawFeeds) -> Iterator[RawFeeds]:
 
 
 def _declared(attached: AttachedModel, values: Mapping[Level, RawValues]) -> Iterator[RawFeeds]:
-    port = attached.file.raw.get("pixel")
-    if port is None:
-        yield from _declared_scores(attached.file.raw["image"], values["image"].few)
+    ports, fixed = attached.file.raw, _batch(attached)
+    if "pixel" not in ports:
+        few = values["image"].few
+        per_run = fixed or len(few)
+        for start in range(0, len(few), per_run):
+            chunk = np.arange(start, start + per_run) % len(few)
+            yield {"image": _shaped(few[chunk], ports["image"], (1, 1))}
         return
-    for size in _sizes(port):
-        fixed = _batch(attached)
-        few = not _small(fixed) <= size[0] * size[1] <= _LARGE
-        maps = _packed(values["pixel"], size, filler=_filler(attached), few=few)
-        per_run = fixed or max(1, _BATCH_ELEMENTS // (size[0] * size[1]))
+    for size in _sizes(ports["pixel"]):
+        elements = size[0] * size[1]
+        few_only = not (_SMALL if fixed is None else _SMALL_FIXED) <= elements <= _LARGE
+        maps = _packed(attached, values["pixel"], size, few=few_only)
+        per_run = fixed or max(1, _BATCH_ELEMENTS // elements)
         scores = np.resize(values["image"].few, len(maps)) if "image" in values else None
         for start in range(0, len(maps), per_run):
             chunk = np.arange(start, start + per_run if fixed else min(start + per_run, len(maps))) % len(maps)
-            feeds: dict[Level, NDArray[Any]] = {"pixel": _shaped(maps[chunk], port, size)}
+            feeds: dict[Level, NDArray[Any]] = {"pixel": _shaped(maps[chunk], ports["pixel"], size)}
             if scores is not None:
-                feeds["image"] = _shaped(scores[chunk], attached.file.raw["image"], size)
+                feeds["image"] = _shaped(scores[chunk], ports["image"], size)
             yield feeds
 
 
-def _declared_scores(port: PortInfo, few: FloatArray) -> Iterator[RawFeeds]:
-    dims = axes_of(port)
-    fixed = 1 if not dims else dims[0]
-    per_run = fixed or len(few)
-    for start in range(0, len(few), per_run):
-        yield {"image": _shaped(few[np.arange(start, start + per_run) % len(few)], port, (1, 1))}
+def _packed(attached: AttachedModel, values: RawValues, size: tuple[int, int], *, few: bool) -> FloatArray:
+    """Pack the values into maps; of the special ones only as many as large maps leave room for, NaN first.
 
-
-def _nothing(attached: AttachedModel) -> RawFeeds:
-    ports = attached.file.raw
-    size = _sizes(ports["pixel"])[0] if "pixel" in ports else (1, 1)
-    return {
-        level: _shaped(np.zeros((0, *size) if level == "pixel" else 0), port, size) for level, port in ports.items()
-    }
-
-
-def _packed(values: RawValues, size: tuple[int, int], *, filler: float, few: bool) -> FloatArray:
-    """Pack the values into maps; of the special ones only as many as large maps leave room for, NaN first."""
-    elements = size[0] * size[1]
-    room = max(2, _MOST_ELEMENTS // elements)
-    kept = RawValues(
-        critical=values.critical,
-        ordinary=values.ordinary,
-        rising=values.rising,
-        falling=values.falling,
-        special=values.special[:room],
-    )
-    return maps_of(kept, height=size[0], width=size[1], filler=filler, few=few)
-
-
-def _small(fixed_batch: int | None) -> int:
-    return _SMALL if fixed_batch is None else _SMALL_FIXED
-
-
-def _filler(attached: AttachedModel) -> float:
-    """A raw value that both levels call normal if any, so that what a special value does to an image shows."""
+    They are filled up with a value that both levels call normal if any, so that what a special one does to an image
+    shows.
+    """
+    room = max(2, _MOST_ELEMENTS // (size[0] * size[1]))
     levels = (attached.tail.stats.level(level) for level in attached.levels)
-    return min((stats.min for stats in levels if stats is not None), default=0.0)
+    filler = min((stats.min for stats in levels if stats is not None), default=0.0)
+    kept = replace(values, special=values.special[:room])
+    return maps_of(kept, height=size[0], width=size[1], filler=filler, few=few)
 
 
 def _sizes(port: PortInfo) -> list[tuple[int, int]]:
@@ -414,14 +319,6 @@ def _shaped(values: NDArray[Any], port: PortInfo, size: tuple[int, int]) -> NDAr
     if axes >= 3:
         return typed.reshape(len(typed), *[1] * (axes - 3), *size)
     return typed.reshape(() if axes == 0 else (len(typed), *[1] * (axes - 1)))
-
-
-def _loose_shapes(attached: AttachedModel) -> Shapes:
-    return {level: (None,) * max(1, len(axes_of(port))) for level, port in attached.file.raw.items()}
-
-
-def _declared_shapes(attached: AttachedModel) -> Shapes:
-    return {level: axes_of(port) for level, port in attached.file.raw.items()}
 
 
 def axes_of(port: PortInfo) -> tuple[int | None, ...]:

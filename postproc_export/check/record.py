@@ -67,7 +67,7 @@ def record_is_missing(attached: Path) -> Check | None:
     )
 
 
-# --- Compare an attached file with its record: outputs by name, order, type and shape; constants bit for bit.
+# --- The file against its record: outputs by name, order, type and shape; constants bit for bit.
 
 _SCORES: Final = ("pred_score", "anomaly_map")
 _CONSTANTS: Final = frozenset({"alpha", "beta", "offset", "boundary", "threshold", "span", "attached"})
@@ -93,10 +93,7 @@ def check_record(attached: AttachedModel) -> Iterator[Check]:
 def decided_value(attached: AttachedModel, level: Level) -> str:
     """Return the name of the float32 value that a level's label and normalised score are computed from.
 
-    Raises
-    ------
-    UnsupportedModelError
-        If there is no such value: the tail is not the one that the record describes.
+    Raises `UnsupportedModelError` if there is no such value: the tail is not the one that the record describes.
     """
     view = attached.file.view
     found = []
@@ -131,13 +128,9 @@ def check_outputs(attached: AttachedModel, *, added: Iterable[str] = ()) -> Chec
     problems = sentences(
         dict.fromkeys([*_order_problems(attached), *_port_problems(attached), *_lost_outputs(attached), *lost])
     )
-    listed = "; ".join(port.describe() for port in declared)
-    return Check(
-        name="outputs",
-        passed=not problems,
-        message=problems or listed,
-        details={"declared": [port.describe() for port in declared]},
-    )
+    listed = [port.describe() for port in declared]
+    message = problems or "; ".join(listed)
+    return Check(name="outputs", passed=not problems, message=message, details={"declared": listed})
 
 
 def _order_problems(attached: AttachedModel) -> Iterator[str]:
@@ -183,19 +176,15 @@ def _port_problems(attached: AttachedModel) -> Iterator[str]:
             continue
         if port.dtype != output.dtype:
             yield f"output '{output.name}' is {port.dtype}, not {output.dtype}"
-        yield from _shape_problems(port, output)
-
-
-def _shape_problems(port: PortInfo, output: TailOutput) -> Iterator[str]:
-    if output.shape is None or port.shape is None:
-        return
-    if len(output.shape) != len(port.shape):
-        yield f"output '{output.name}' has {len(port.shape)} axes, its raw value {len(output.shape)}"
-        return
-    for index, (raw, found) in enumerate(zip(output.shape, port.shape, strict=True)):
-        if isinstance(found, int) and found != raw:
-            raw_axis = raw or "dynamic"
-            yield f"axis {index} of output '{output.name}' is frozen to {found}; in the raw output it is {raw_axis}"
+        if output.shape is None or port.shape is None:
+            continue
+        if len(output.shape) != len(port.shape):
+            yield f"output '{output.name}' has {len(port.shape)} axes, its raw value {len(output.shape)}"
+            continue
+        for index, (raw, found) in enumerate(zip(output.shape, port.shape, strict=True)):
+            if isinstance(found, int) and found != raw:
+                was = raw or "dynamic"
+                yield f"axis {index} of output '{output.name}' is frozen to {found}; in the raw output it is {was}"
 
 
 def _check_constants(attached: AttachedModel, output: TailOutput) -> Check:
@@ -206,44 +195,37 @@ def _check_constants(attached: AttachedModel, output: TailOutput) -> Check:
         return failed(name, f"the tail is not the one that the record describes: {at}")
     expected = dict(_constants(output.expr))
     found = find(_open(output.expr), attached.file.view, at=at)
-    folded = None if isinstance(found, Match) else _folded(attached, output, expected)
-    scalars = found.scalars if isinstance(found, Match) else {} if folded is None else folded.scalars
-    if isinstance(found, Mismatch) and folded is None:
+    tail: Match | OwnLevelTail | None = found if isinstance(found, Match) else _folded(attached, output, expected)
+    if tail is None:
         return failed(name, f"the tail is not the one that the record describes: {found}")
     wrong = [
-        f"{key} is {scalars[key]:.9g} in the file, {value:.9g} by the record"
+        f"{key} is {tail.scalars[key]:.9g} in the file, {value:.9g} by the record"
         for key, value in expected.items()
-        if _bits(scalars[key]) != _bits(value)
+        if not _same(tail.scalars[key], value)
     ]
-    wrong += [] if isinstance(found, Mismatch) else list(_misplaced(attached, found))
-    wrong += () if output.name in _SCORES else _mistyped(attached, output.level)
-    wrong += _outdated(attached, output.level, scalars.get("boundary")) if wrong else ()
-    values = found.values if isinstance(found, Match) else () if folded is None else folded.values
-    if wrong and any(attached.file.is_rounded(value) for value in values):
+    if isinstance(found, Match):
+        for level in LEVELS:
+            value = found.inputs.get(RAW_INPUTS[level])
+            if value is not None and not attached.file.is_raw(level, value):
+                where = attached.file.view.describe(value)
+                wrong.append(f"it reads '{where}' in place of the raw value '{attached.file.raw[level].name}'")
+    if output.name not in _SCORES:  # the type of a narrow host may be recorded otherwise than it was declared
+        recorded = attached.file.record.narrow.get(output.level)
+        declared = host_dtype(attached.tail.raw, output.level)
+        if recorded not in (None, declared):
+            wrong.append(f"its raw value is {recorded} by the record, and {declared} in the model")
+    wrong += _outdated(attached, output.level, tail.scalars.get("boundary")) if wrong else ()
+    if wrong and any(attached.file.is_rounded(value) for value in tail.values):
         wrong.append(_COMPRESSED)
     shown = ", ".join(f"{key} {value:.9g}" for key, value in expected.items()) or "no constants of its own"
-    form = "" if folded is None else "; the form is a folded one, as other tools leave it"
+    is_folded = not isinstance(found, Match)
+    form = "; the form is a folded one, as other tools leave it" if is_folded else ""
     return Check(
         name=name,
         passed=not wrong,
         message=sentences(wrong) or f"{shown}: equal to the bit{form}",
-        details={"expected": expected, "found": {key: scalars[key] for key in expected}, "folded": folded is not None},
+        details={"expected": expected, "found": {key: tail.scalars[key] for key in expected}, "folded": is_folded},
     )
-
-
-def _check_guard(attached: AttachedModel) -> Check:
-    """Compare over what the file's guard reduces the map with what docs/definition.md section 5 says."""
-    found, wanted = attached.tail.guard, guard_rule(attached.file, attached.tail.options)
-    score, anomaly_map = attached.file.raw.get("image"), attached.file.raw["pixel"]
-    are_equal = found.form == wanted.form
-    if not are_equal and score is not None:  # each image's own map, where there is one image
-        are_equal = {found.form, wanted.form} == {"image", "all"} and is_one_value(score) and anomaly_map.size(0) == 1
-    if are_equal:
-        return Check(name="guard", passed=True, message=attached.tail.describe_guard() or "no guard, as it should be")
-    over = {"image": "each image's own map", "all": "all images at once"}
-    what = f"the guard reduces '{anomaly_map.name}' over {over[found.form]}" if found.form else "there is no guard"
-    why = wanted.why_not if wanted.form is None else f"the outputs ask for {over[wanted.form]}"
-    return failed("guard", f"{what}: {why}; fix: `postproc-export update` writes the guard anew")
 
 
 def _folded(attached: AttachedModel, output: TailOutput, expected: Mapping[str, float]) -> OwnLevelTail | None:
@@ -265,6 +247,21 @@ def _folded(attached: AttachedModel, output: TailOutput, expected: Mapping[str, 
     return tail if is_same else None
 
 
+def _check_guard(attached: AttachedModel) -> Check:
+    """Compare over what the file's guard reduces the map with what docs/definition.md section 5 says."""
+    found, wanted = attached.tail.guard, guard_rule(attached.file, attached.tail.options)
+    score, anomaly_map = attached.file.raw.get("image"), attached.file.raw["pixel"]
+    are_equal = found.form == wanted.form
+    if not are_equal and score is not None:  # each image's own map, where there is one image
+        are_equal = {found.form, wanted.form} == {"image", "all"} and is_one_value(score) and anomaly_map.size(0) == 1
+    if are_equal:
+        return Check(name="guard", passed=True, message=attached.tail.describe_guard() or "no guard, as it should be")
+    over = {"image": "each image's own map", "all": "all images at once"}
+    what = f"the guard reduces '{anomaly_map.name}' over {over[found.form]}" if found.form else "there is no guard"
+    why = wanted.why_not if wanted.form is None else f"the outputs ask for {over[wanted.form]}"
+    return failed("guard", f"{what}: {why}; fix: `postproc-export update` writes the guard anew")
+
+
 def _check_input(attached: AttachedModel, item: AdjustableInput) -> Check:
     """Find the input that adjusts a level: its name, and its default to the bit."""
     name = f"input/{item.name}"
@@ -278,23 +275,11 @@ def _check_input(attached: AttachedModel, item: AdjustableInput) -> Check:
     if bearer != item.name:
         return failed(name, f"'{label}' is adjusted by '{bearer}'")
     wanted = None if attached.tail.options.as_parameters else item.default
-    is_same = decision.default is None if wanted is None else _same(decision.default, wanted)
     shown = "has to be given" if wanted is None else f"default {wanted:.9g}"
-    outdated = () if is_same else _outdated(attached, item.level, decision.default)
-    found = sentences([f"{shown} by the record, {decision.default} in the file", *outdated])
-    message = f"{shown}: equal to the bit" if is_same else found
-    return Check(name=name, passed=is_same, message=message)
-
-
-def _same(found: float | None, wanted: float) -> bool:
-    return found is not None and _bits(found) == _bits(wanted)
-
-
-def _mistyped(attached: AttachedModel, level: Level) -> Iterator[str]:
-    """Yield the type of a narrow host that the record gives a level whose raw values were declared in another."""
-    recorded, declared = attached.file.record.narrow.get(level), host_dtype(attached.tail.raw, level)
-    if recorded not in (None, declared):
-        yield f"its raw value is {recorded} by the record, and {declared} in the model"
+    if decision.default is None if wanted is None else _same(decision.default, wanted):
+        return Check(name=name, passed=True, message=f"{shown}: equal to the bit")
+    outdated = _outdated(attached, item.level, decision.default)
+    return failed(name, sentences([f"{shown} by the record, {decision.default} in the file", *outdated]))
 
 
 def _outdated(attached: AttachedModel, level: Level, found: float | None) -> Iterator[str]:
@@ -309,13 +294,9 @@ def _outdated(attached: AttachedModel, level: Level, found: float | None) -> Ite
         )
 
 
-def _misplaced(attached: AttachedModel, found: Match) -> Iterator[str]:
-    """Yield the raw inputs of the match that are not the raw values of the record."""
-    for level in LEVELS:
-        value = found.inputs.get(RAW_INPUTS[level])
-        if value is not None and not attached.file.is_raw(level, value):
-            where = attached.file.view.describe(value)
-            yield f"it reads '{where}' in place of the raw value '{attached.file.raw[level].name}'"
+def _same(found: float | None, wanted: float) -> bool:
+    """Whether two numbers are the same float32, bit for bit."""
+    return found is not None and np.float32(found).tobytes() == np.float32(wanted).tobytes()
 
 
 def _open(expr: Expr) -> Expr:
@@ -336,10 +317,6 @@ def _constants(expr: Expr) -> Iterator[tuple[str, float]]:
         case Call(_, args):
             for arg in args:
                 yield from _constants(arg)
-
-
-def _bits(value: float) -> bytes:
-    return np.float32(value).tobytes()
 
 
 def _public_name(port: PortInfo, ours: Iterable[str]) -> str:

@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 
 from graph_patterns.expr import GraphPatternError
 from postproc_export.check.attached import AttachedModel, RawFeeds, excused_images
+from postproc_export.check.attached_files import ModelFile
 from postproc_export.check.inputs import RealBatch
-from postproc_export.check.runners import ModelFile, WrappedRunner
+from postproc_export.check.runners import WrappedRunner
 from postproc_export.check.ways import Configuration
 from postproc_export.comparison import Tolerance, narrow, own, transformed
-from postproc_export.errors import FileError, MetadataError, PostprocError, UnsupportedModelError, UsageError, require
-from postproc_export.files import is_onnx
+from postproc_export.errors import MetadataError, PostprocError, UnsupportedModelError, UsageError, require
 from postproc_export.float32 import HALVES
+from postproc_export.formats import format_of
 from postproc_export.formats.base import Detached
 from postproc_export.options import TailOptions
 from postproc_export.ports import LEAVE_OUT, Selection
 from postproc_export.record import BEFORE, BEHIND, LayerRecord, TailSpec
 from postproc_export.runtimes import PortInfo, Runner, as_float32
-from postproc_export.runtimes.openvino import openvino_core, port_info
 from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.steps.decisions import DECIDED, point_boundaries
 from postproc_export.steps.transforms import Transform, resolve_all
@@ -383,7 +383,8 @@ class RawFile:
         Raises `FileError`, `UnsupportedModelError` or `UsageError` where it cannot be read or does not have the raw
         outputs of the record.
         """
-        raw_file, ports = cls(path, attached, transform), _output_ports(path)
+        raw_file, form = cls(path, attached, transform), format_of(path)
+        ports = tuple(form.outputs(form.load(path, purpose="reading an OpenVINO IR")))
         for level in attached.host_levels:
             raw_file._port(level, ports)
         return raw_file
@@ -488,54 +489,27 @@ def _dropped(values: NDArray[Any]) -> float:
     return next((narrow(float(largest), half).atol for half in HALVES if values.dtype.name == half), 0.0)
 
 
-def _output_ports(path: Path) -> tuple[PortInfo, ...]:
-    if is_onnx(path):
-        from graph_patterns.onnx.file import load_skeleton
-        from postproc_export.formats.onnx_file import output_ports
-
-        with load_skeleton(path) as file:
-            return tuple(output_ports(file.model))
-    from postproc_export.formats.openvino_file import read_ir
-
-    model = read_ir(openvino_core(purpose="reading an OpenVINO IR"), path)
-    return tuple(port_info(port, f"output_{index}") for index, port in enumerate(model.outputs))
-
-
 def without_tail(attached: AttachedModel, folder: Path) -> RawFile:
     """Return an attached file without its tail, as `detach` gives it; what stands before the tail stays.
 
     Where the tail cannot be taken off, the file is cut off in front of it. The weights of an ONNX file are linked into
     the folder, which is empty, where the file system can.
     """
+    form, model = format_of(attached.path), None
+    (folder / "detached").mkdir()
     try:
-        detached, model = _detached(attached.path, folder)
+        detached, model = form.edited(
+            attached.path,
+            folder / "detached",
+            lambda model: form.detach(model, where=str(attached.path)),
+            purpose="checking an OpenVINO IR",
+        )
     except (PostprocError, GraphPatternError):
-        detached, model = Detached(), None
+        detached = Detached()
     if detached:
         return RawFile(attached.path, attached, model=model, outputs=detached.raw_outputs)
     indices: dict[Level, str | int] = {level: index for index, level in enumerate(attached.file.raw)}
     return RawFile(attached.path, attached, model=attached.file.host(folder), outputs=indices, is_cut=True)
-
-
-def _detached(path: Path, folder: Path) -> tuple[Detached, Any]:
-    if is_onnx(path):
-        from postproc_export.formats.onnx import detach_from_onnx_model
-        from postproc_export.formats.onnx_file import rewrite_onnx_file
-
-        target = folder / "detached.onnx"
-
-        def from_onnx(model: Any) -> Detached:
-            return detach_from_onnx_model(model, where=str(path))
-
-        try:
-            return rewrite_onnx_file(path, target, from_onnx, link_weights=True), target
-        except FileError:
-            return rewrite_onnx_file(path, target, from_onnx), target
-    from postproc_export.formats.openvino import detach_from_openvino_model
-    from postproc_export.formats.openvino_file import read_ir
-
-    model = read_ir(openvino_core(purpose="checking an OpenVINO IR"), path)
-    return detach_from_openvino_model(model, where=str(path)), model
 
 
 # --- The PyTorch model on the same inputs as the exported one: its raw values, which later stages are compared with.

@@ -1,21 +1,21 @@
 """What is run in a check: what a file gives to run, and runners around it that unpack outputs and fill inputs in."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from graph_patterns.match import GraphView, Value
+from graph_patterns.match import Value
 from postproc_export.errors import UnsupportedModelError, UsageError
 from postproc_export.float32 import shortest
 from postproc_export.formats.base import OUTSIDE, FoundTail, FoundTails, is_exported
 from postproc_export.formats.update import state_of
 from postproc_export.options import TailOptions
 from postproc_export.reading.tail import OwnLevelTail
-from postproc_export.record import METADATA_KEY, LayerRecord, TailRecord, Where
+from postproc_export.record import METADATA_KEY, TailRecord
 from postproc_export.runtimes import PortInfo, Precision, Runner
 from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.tail import PACKED_OUTPUT, PARTS, TailOutput, place
@@ -26,109 +26,6 @@ Format: TypeAlias = Literal["onnx", "openvino"]
 FOLDED: Final = "another tool has been over it since it was attached: the form of the tail is a folded one"
 
 Shapes: TypeAlias = Mapping[Level, tuple[int | None, ...]]
-
-
-class ModelFile(Protocol):
-    """What one format has to know of its own files."""
-
-    @property
-    def format(self) -> Format:
-        """The format."""
-
-    @property
-    def record(self) -> TailRecord:
-        """The record that attaching left."""
-
-    @property
-    def tails(self) -> Mapping[Level, OwnLevelTail]:
-        """The tails that were found in the graph, in whatever form."""
-
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        """What became of the file since it was attached, and what was assumed of it; a sentence each."""
-
-    @property
-    def raw(self) -> Mapping[Level, PortInfo]:
-        """The raw outputs as the original declared them, under the names that their values bear in this file."""
-
-    @property
-    def inputs(self) -> tuple[PortInfo, ...]:
-        """The inputs that this file declares, in order."""
-
-    @property
-    def outputs(self) -> tuple[PortInfo, ...]:
-        """The outputs that this file declares, in order."""
-
-    @property
-    def misfits(self) -> tuple[str, ...]:
-        """What the record says that does not fit the file."""
-
-    @property
-    def view(self) -> GraphView:
-        """The graph, for the matcher."""
-
-    @property
-    def nan_test(self) -> Literal["sum", "l1", "arithmetic"]:
-        """How a tail in this format, at this opset, finds out that a map holds a NaN."""
-
-    @property
-    def original_names(self) -> tuple[tuple[str, ...], ...]:
-        """The names of each output of the original, in order; a tensor of an IR may have several or none."""
-
-    def original_output(self, level: Level) -> PortInfo:
-        """Return a raw output under the names that it had in the original."""
-
-    def is_raw(self, level: Level, value: Value) -> bool:
-        """Whether a value of the graph is the raw value of a level."""
-
-    def is_rounded(self, value: Value) -> bool:
-        """Whether a node of the graph reads a constant that was compressed to fewer bits."""
-
-    def value_name(self, value: Value) -> str:
-        """Return the name by which `cut` knows a value of the graph."""
-
-    def cut(self, names: tuple[str, ...], inputs: Sequence[PortInfo]) -> Any:
-        """Return a model that computes outputs from some values alone: bytes of ONNX, or an `openvino.Model`.
-
-        Parameters
-        ----------
-        names
-            Outputs of the tail, or values inside it as `value_name` gives them, which are float32 then.
-        inputs
-            Name, element type and shape of each value that becomes an input; one that is not read is left out.
-
-        Raises
-        ------
-        UnsupportedModelError
-            If an output depends on more than these values.
-        """
-
-    def tapped(self, folder: Path, taps: Mapping[str, PortInfo]) -> Any:
-        """Return this model with some values as additional float32 outputs; files go into `folder`.
-
-        Parameters
-        ----------
-        folder
-            An empty folder.
-        taps
-            Name of the output for each value, and what is known of the value.
-        """
-
-    def host(self, folder: Path) -> Any:
-        """Return this model cut off in front of its tail: the raw values alone, in the order of `raw`, as outputs."""
-
-    def layer(self, layer: Where) -> LayerRecord | None:
-        """Return the record of what stands before the tail or behind it; None where nothing does."""
-
-    def layer_inputs(self, record: LayerRecord) -> Mapping[str, PortInfo]:
-        """Return what a layer reads, by its own names, each under the name that `cut` and `tapped` know."""
-
-    def layer_values(self, record: LayerRecord) -> Mapping[str, str]:
-        """Return what a layer makes, by output, each under the name that `cut` and the record of the tail know."""
-
-    @property
-    def host_names(self) -> frozenset[str] | None:
-        """The names of the outputs of the model before its first layer; None where it has no transform."""
 
 
 def no_record(path: Path, found: FoundTails) -> UnsupportedModelError:

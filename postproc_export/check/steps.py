@@ -10,18 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graph_patterns.expr import GraphPatternError
-from postproc_export.check.attached import AttachedModel, RawFeeds, axes_of, load_attached, numpy_dtype, open_file
+from postproc_export.check.attached import AttachedModel, RawFeeds, axes_of, load_attached, numpy_dtype
+from postproc_export.check.attached_files import ModelFile, open_file
 from postproc_export.check.inputs import RealInputs, SyntheticInputs, raw_values
 from postproc_export.check.readings import SCORES
 from postproc_export.check.record import check_outputs
 from postproc_export.check.reference import READS, EagerDecisions, EagerTransform, Reference, Size, named_output
 from postproc_export.check.report import Check
-from postproc_export.check.runners import Assumed, ModelFile
+from postproc_export.check.runners import Assumed
 from postproc_export.check.tally import Outcome
 from postproc_export.check.ways import Configuration
 from postproc_export.comparison import LabelDifference, ScoreDifference, compare_labels, compare_scores
 from postproc_export.errors import MissingDependencyError, PostprocError, UnsupportedModelError
 from postproc_export.files import is_onnx
+from postproc_export.formats import format_of
 from postproc_export.process import temporary_folder
 from postproc_export.record import LayerRecord
 from postproc_export.runtimes import PortInfo, Runner
@@ -242,23 +244,13 @@ def _check_layer_outputs(path: Path) -> Check:
 
 def _lost_without(path: Path) -> list[str]:
     """Take the layer off in memory; return the outputs before it that nothing computes."""
+    form = format_of(path)
+    model = form.load(path, purpose="checking an OpenVINO IR")
+    form.take(model, "decision", where=str(path))
     if not is_onnx(path):
-        from postproc_export.formats import openvino_layer
-        from postproc_export.formats.openvino_file import read_ir
-        from postproc_export.runtimes.openvino import openvino_core
-
-        model = read_ir(openvino_core(purpose="checking an OpenVINO IR"), path)
-        openvino_layer.take_openvino_layer(model, "decision", where=str(path))
         return []
-    from graph_patterns.onnx.file import load_skeleton
-    from postproc_export.formats.onnx_layer import take_onnx_layer
-
-    with load_skeleton(path) as file:
-        graph = file.model.graph
-        take_onnx_layer(file.model, "decision", where=str(path))
-        made = {name for node in graph.node for name in node.output}
-        made |= {item.name for item in (*graph.input, *graph.initializer)}
-        return [output.name for output in graph.output if output.name not in made]
+    view: Any = form.view(model)
+    return [output.name for output in model.graph.output if not view.has(output.name)]
 
 
 class DecisionCheck:

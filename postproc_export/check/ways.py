@@ -25,8 +25,6 @@ from postproc_export.runtimes import RUNTIMES, Precision, Runner, RuntimeName, f
 from postproc_export.runtimes.openvino import import_openvino, openvino_core, read_model, without_telemetry
 from postproc_export.tail import PREFIX
 
-# --- The ways to run a model: runtime, precision, optimisation, and what was done to its weights before.
-
 Weights: TypeAlias = Literal["stored", "fp16", "int8"]
 
 _LABELS: Final[dict[Weights, str]] = {"fp16": "openvino-fp16-weights", "int8": "openvino-int8"}
@@ -34,15 +32,10 @@ _LABELS: Final[dict[Weights, str]] = {"fp16": "openvino-fp16-weights", "int8": "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
-    """One way to run a model.
+    """One way to run a model, as `runtimes.open_runner` takes it, with the weights that it has then.
 
-    Parameters
-    ----------
-    runtime, precision, optimize
-        As `runtimes.open_runner` takes them.
-    weights
-        ``"stored"``: as they stand in the file. ``"fp16"``: rounded to float16 as OpenVINO's converter does unless told
-        otherwise. ``"int8"``: quantised by nncf. `check.ways` makes such a model first.
+    ``"stored"`` are those of the file; ``"fp16"`` are rounded to float16 as OpenVINO's converter does unless told
+    otherwise, ``"int8"`` quantised by nncf: such a model is made first.
     """
 
     runtime: RuntimeName
@@ -76,8 +69,6 @@ class Configuration:
         )
 
 
-# --- Every way to run a whole file.
-
 _WAYS: Final = (
     Configuration(runtime="onnxruntime", optimize=False),
     Configuration(runtime="onnxruntime"),
@@ -93,48 +84,49 @@ def whole_configurations(
 ) -> list[Configuration]:
     """Return every way to run a whole file of a format on the runtimes at hand; INT8 by default where nncf is there."""
     wants_int8 = has_nncf() if int8 is None else int8
-    return [
-        way
-        for way in _WAYS
-        if way.runtime in runtimes
-        and (file_format == "onnx" or way.runtime == "openvino")
-        and (wants_int8 or way.weights != "int8")
-    ]
+    readers = runtimes if file_format == "onnx" else [name for name in runtimes if name == "openvino"]
+    return [way for way in _WAYS if way.runtime in readers and (wants_int8 or way.weights != "int8")]
 
 
 # --- What it takes to run a check again: versions, processor, threads, seed; and which runtimes are installed.
 
 _PACKAGES: Final = ("numpy", "torch", "onnx", "onnxruntime", "openvino", "nncf")
+# The features of a processor that decide how floats are computed.
 _FEATURES: Final = (
-    "avx2",
-    "fma",
-    "avx512f",
-    "avx512_bf16",
-    "avx512_fp16",
-    "avx512_vnni",
-    "avx_vnni",
-    "amx_bf16",
-    "amx_fp16",
-    "amx_int8",
-    "asimd",
-    "bf16",
-    "sve",
+    *("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni", "avx_vnni"),
+    *("amx_bf16", "amx_fp16", "amx_int8", "asimd", "bf16", "sve"),
 )
 
 
 def environment(*, seed: int, threads: int | None) -> dict[str, Any]:
     """Return versions, processor, threads and seed; JSON values."""
+    versions = {}
+    for package in _PACKAGES:
+        if find_spec(package) is not None:
+            try:
+                versions[package] = metadata.version(package)
+            except metadata.PackageNotFoundError:
+                versions[package] = "unknown"
+    flags = set((_processor_field("flags") or _processor_field("Features") or "").split())
     return {
         "postproc_export": __version__,
         "python": platform.python_version(),
-        "packages": dict(_versions()),
+        "packages": versions,
         "platform": platform.platform(),
-        "processor": _processor(),
-        "processor_features": _features(),
+        "processor": _processor_field("model name") or platform.processor() or platform.machine(),
+        "processor_features": [feature for feature in _FEATURES if feature in flags],
         "cores": os.cpu_count(),
         "threads": threads,
         "seed": seed,
     }
+
+
+def _processor_field(name: str) -> str | None:
+    """Return what the system tells of its first processor; None where it does not."""
+    source = Path("/proc/cpuinfo")
+    lines = source.read_text(encoding="utf-8", errors="replace").splitlines() if source.is_file() else []
+    pairs = (line.partition(":") for line in lines)
+    return next((value.strip() for key, _, value in pairs if key.strip() == name), None)
 
 
 def usable_cores() -> int:
@@ -146,35 +138,6 @@ def usable_cores() -> int:
 def installed_runtimes() -> tuple[RuntimeName, ...]:
     """Return the runtimes that can be imported."""
     return tuple(name for name in RUNTIMES if find_spec(name) is not None)
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    for package in _PACKAGES:
-        if find_spec(package) is not None:
-            try:
-                yield package, metadata.version(package)
-            except metadata.PackageNotFoundError:
-                yield package, "unknown"
-
-
-def _processor() -> str:
-    return next(_fields("model name"), platform.processor() or platform.machine())
-
-
-def _features() -> list[str]:
-    """Return those features that decide how floats are computed, where the system tells."""
-    flags = set(next(_fields("flags"), next(_fields("Features"), "")).split())
-    return [feature for feature in _FEATURES if feature in flags]
-
-
-def _fields(name: str) -> Iterator[str]:
-    source = Path("/proc/cpuinfo")
-    if not source.is_file():
-        return
-    for line in source.read_text(encoding="utf-8", errors="replace").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == name:
-            yield value.strip()
 
 
 # --- A model with other weights than its file's: rounded to float16 as OpenVINO's converter does, or INT8 by nncf.
@@ -193,17 +156,8 @@ def has_nncf() -> bool:
 def with_fp16_weights(model: Any, target: Path) -> Path:
     """Save a model as OpenVINO does by default: weights rounded to float16, computed with in float32.
 
-    Parameters
-    ----------
-    model
-        The path of an ONNX file or an IR, or an `openvino.Model`.
-    target
-        The path of the ``.xml`` to be written.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If OpenVINO does not read the model.
+    The model is a path or an `openvino.Model`, and the target an ``.xml``. Raises `UnsupportedModelError` if OpenVINO
+    does not read it.
     """
     openvino = import_openvino(purpose=_PURPOSE)
     openvino.save_model(_read(model), target, compress_to_fp16=True)
@@ -213,8 +167,6 @@ def with_fp16_weights(model: Any, target: Path) -> Path:
 def tail_patterns(attached: AttachedModel) -> list[str]:
     """Return regular expressions for the names of the tail's operators, as OpenVINO shows them.
 
-    Notes
-    -----
     OpenVINO calls the last operators of an ONNX file by the names of the outputs. In an IR every operator of the tail
     has a name of its own, and the model's own last operator may bear that of an output. nncf matches from the start of
     a name, so what is to be the whole of it has to end it, too: ``anomaly_map`` would fit ``anomaly_map_raw``.
@@ -223,30 +175,28 @@ def tail_patterns(attached: AttachedModel) -> list[str]:
     return [f"{PREFIX}.*", *(f"{re.escape(name)}$" for name in outputs)]
 
 
+class _Feeds:
+    """Samples, with further inputs fed each time, as often as nncf asks for them."""
+
+    def __init__(self, inputs: RealInputs, size: int, given: Mapping[str, NDArray[Any]]) -> None:
+        self._inputs, self._size, self._given = inputs, size, given
+
+    def __len__(self) -> int:
+        return -(-min(self._inputs.count, MOST_SAMPLES) // self._size)
+
+    def __iter__(self) -> Iterator[dict[str, NDArray[Any]]]:
+        for batch in islice(self._inputs.batches(self._size), len(self)):
+            yield {**batch.feeds, **self._given}
+
+
 def with_int8(
     model: Any, inputs: RealInputs, size: int, *, given: Mapping[str, NDArray[Any]], ignored: Sequence[str]
 ) -> Any:
-    """Quantise a model by nncf after training, all but the tail, and return an `openvino.Model`.
+    """Quantise a model by nncf after training and return an `openvino.Model`.
 
-    Parameters
-    ----------
-    model
-        The path of an ONNX file or an IR, or an `openvino.Model`.
-    inputs
-        The samples that nncf takes its statistics from.
-    size
-        The batch size to feed them in.
-    given
-        What further inputs are fed each time, as far as the model has them.
-    ignored
-        Regular expressions for the names of operators that stay as they are: `tail_patterns`.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If nncf cannot quantise the model.
-    MissingDependencyError
-        If nncf is not installed.
+    Statistics are taken from the samples in batches of `size`; `given` is fed each time, as far as the model has such
+    inputs. Operators whose names match `ignored`, see `tail_patterns`, stay as they are. Raises `UnsupportedModelError`
+    if nncf cannot quantise the model, `MissingDependencyError` without nncf.
     """
     parsed = _read(model).clone()
     silence = io.StringIO()  # nncf writes its progress to stdout, where the report goes
@@ -260,22 +210,6 @@ def with_int8(
             return nncf.quantize(parsed, nncf.Dataset(feeds), ignored_scope=scope, subset_size=len(feeds))
         except Exception as error:
             raise UnsupportedModelError("nncf cannot quantise the model", found=first_reason(error)) from error
-
-
-@dataclass(frozen=True, slots=True)
-class _Feeds:
-    """The samples as often as nncf asks for them."""
-
-    inputs: RealInputs
-    size: int
-    given: Mapping[str, NDArray[Any]]
-
-    def __len__(self) -> int:
-        return -(-min(self.inputs.count, MOST_SAMPLES) // self.size)
-
-    def __iter__(self) -> Iterator[dict[str, NDArray[Any]]]:
-        for batch in islice(self.inputs.batches(self.size), len(self)):
-            yield {**batch.feeds, **self.given}
 
 
 def _read(model: Any) -> Any:
