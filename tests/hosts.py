@@ -15,6 +15,8 @@ import numpy.typing as npt
 import onnx
 from onnx import ModelProto, parser
 
+from postproc_export import CalibrationStats, attach_postprocessing
+
 Array = npt.NDArray[Any]
 
 CHANNEL_WEIGHTS = (0.5, 0.25, 0.125)
@@ -116,9 +118,24 @@ def expected(images: Array, *, flat: bool = False) -> dict[str, Array]:
 
 
 def write(model: ModelProto, path: Path) -> Path:
-    """Write the model as an ONNX file and return the path."""
+    """Write the model in the format of the suffix, ONNX or an OpenVINO IR (.xml), and return the path."""
+    if path.suffix == ".xml":
+        return to_ir(model, path)
     onnx.save(model, path)
     return path
+
+
+def raw_file(model: ModelProto, folder: Path, name: str = "raw", *, ir: bool = False) -> Path:
+    """Write the model into a folder, as an OpenVINO IR or as ONNX, and return the path."""
+    return write(model, folder / f"{name}{'.xml' if ir else '.onnx'}")
+
+
+def attached(
+    model: ModelProto, folder: Path, *, stats: CalibrationStats, ir: bool = False, **options: Any
+) -> tuple[Path, Path]:
+    """Write the model as a raw file and attach to it; return the raw file and the attached one."""
+    raw = raw_file(model, folder, ir=ir)
+    return raw, attach_postprocessing(raw, stats, **options).output
 
 
 def to_ir(model: ModelProto, path: Path, *, compress_to_fp16: bool = False) -> Path:

@@ -1,13 +1,14 @@
 """The forms that a tail may have besides four outputs, and files with them."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import hosts
 import onnx
 
-from postproc_export import CalibrationStats, LevelStats, attach_postprocessing
+from postproc_export import CalibrationStats, LevelStats
 from postproc_export.runtimes.openvino import import_openvino, openvino_core
 
 IMAGE: Final = LevelStats(threshold=0.5, min=0.0, max=2.0)
@@ -30,12 +31,7 @@ DETECTORS: Final[dict[str, Callable[[], onnx.ModelProto]]] = {
 }
 
 
-def attached(
-    host: onnx.ModelProto, folder: Path, *, ir: bool, stats: CalibrationStats = STATS, **options: Any
-) -> tuple[Path, Path]:
-    """Write a host in a format and attach to it; return the raw file and the attached one."""
-    raw = hosts.to_ir(host, folder / "raw.xml") if ir else hosts.write(host, folder / "raw.onnx")
-    return raw, attach_postprocessing(raw, stats, **options).output
+attached = partial(hosts.attached, stats=STATS)
 
 
 def stripped(path: Path) -> Path:

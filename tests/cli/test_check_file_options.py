@@ -94,7 +94,7 @@ def test_a_stripped_file_is_missed_and_judged_as_far_as_it_can_be(
 ) -> None:
     """Without the record the check fails, says so, and still compares what needs no record."""
     model = hosts.score_and_map()
-    raw = hosts.to_ir(model, tmp_path / "raw.xml") if ir else hosts.write(model, tmp_path / "raw.onnx")
+    raw = hosts.raw_file(model, tmp_path, ir=ir)
     path = attach_postprocessing(raw, STATS).output
     if ir:
         read = openvino.Core().read_model(path)

@@ -41,7 +41,7 @@ def raw(folder: Path) -> Path:
 def ours(folder: Path, *, suffix: str = ".onnx", strip: bool = False, **options: object) -> Path:
     """Return a model with our tail, with or without its record."""
     host, path = folder / f"host{suffix}", folder / f"m{suffix}"
-    hosts.write(hosts.score_and_map(), host) if suffix == ".onnx" else hosts.to_ir(hosts.score_and_map(), host)
+    hosts.write(hosts.score_and_map(), host)
     attach_postprocessing(host, STATS, output=path, **options)  # type: ignore[arg-type]
     return edited(path, lambda model: model.ClearField("metadata_props")) if strip else path
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import hosts
 import numpy as np
 import pytest
 
-from postproc_export.attach import attach_postprocessing
 from postproc_export.check import check_parity
 from postproc_export.errors import FileError, MetadataError, UnsupportedModelError, UsageError
 from postproc_export.stats import CalibrationStats, LevelStats
@@ -24,12 +24,7 @@ FEW = 2_000
 IMAGES = np.random.default_rng(7).integers(0, 256, (11, 3, 8, 8)).astype(np.float32) / 256
 
 
-def attached(
-    host: Any, folder: Path, *, ir: bool, stats: CalibrationStats = STATS, **options: Any
-) -> tuple[Path, Path]:
-    """Return the raw file and the attached one."""
-    raw = hosts.to_ir(host, folder / "raw.xml") if ir else hosts.write(host, folder / "raw.onnx")
-    return raw, attach_postprocessing(raw, stats, **options).output
+attached = partial(hosts.attached, stats=STATS)
 
 
 @pytest.mark.parametrize("ir", [False, True], ids=["onnx", "ir"])

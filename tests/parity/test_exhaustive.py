@@ -9,7 +9,6 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from postproc_export.attach import attach_postprocessing
 from postproc_export.check.attached import load_attached
 from postproc_export.check.report import Check
 from postproc_export.check.tail import ALL, CHUNK, check_exhaustively
@@ -37,8 +36,7 @@ def sweep(path: Path, value: float, **host: Any) -> dict[str, Check]:
 def attached(folder: Path, *, ir: bool = False, host: Any = None, **options: Any) -> Path:
     """Return a file with the tail of `STATS`."""
     model = hosts.identity() if host is None else host
-    raw = hosts.to_ir(model, folder / "raw.xml") if ir else hosts.write(model, folder / "raw.onnx")
-    return attach_postprocessing(raw, STATS, **options).output
+    return hosts.attached(model, folder, stats=STATS, ir=ir, **options)[1]
 
 
 @pytest.mark.parametrize("ir", [False, True], ids=["onnx", "ir"])

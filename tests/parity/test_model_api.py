@@ -10,7 +10,6 @@ from model_api.adapters import OpenvinoAdapter
 from model_api.models import Model
 from model_api.models.model import WrapperError
 
-from postproc_export.attach import attach_postprocessing
 from postproc_export.check.contracts import Requirement, check_contract
 from postproc_export.runtimes import open_runner
 from postproc_export.runtimes.openvino import openvino_core
@@ -30,8 +29,7 @@ def attached(folder: Path, *, ir: bool = True, dynamic: bool = True, settings: A
     model = hosts.score_and_map(dynamic=dynamic, size=(16, 16))
     for key, value in settings:
         model.metadata_props.add(key=f"model_info {key}", value=value)
-    raw = hosts.to_ir(model, folder / "raw.xml") if ir else hosts.write(model, folder / "raw.onnx")
-    return attach_postprocessing(raw, STATS, **options).output
+    return hosts.attached(model, folder, stats=STATS, ir=ir, **options)[1]
 
 
 def missed(path: Path) -> list[Requirement]:

@@ -54,7 +54,7 @@ def anomalous(raw: Any, sensitivity: float, comparison: Comparison) -> Any:
 def flips(folder: Path, host: str, dtype: str, *, opset: int, comparison: Comparison, ir: bool, quick: bool) -> Any:
     """Return how many labels and mask pixels are not the rule's at nine sensitivities, by way of running."""
     model = HOSTS[host](dtype, opset)
-    raw = hosts.to_ir(model, folder / "raw.xml") if ir else hosts.write(model, folder / "raw.onnx")
+    raw = hosts.raw_file(model, folder, ir=ir)
     stats = BOTH if host == "conv" else CalibrationStats(image=LEVEL)
     attached = attach_postprocessing(raw, stats, comparison=comparison, tail=POINTS).output
     fed = {"x": narrow_hosts.inputs(host, dtype)}
@@ -153,7 +153,7 @@ def test_every_layout_rule_and_sensitivity(
 def test_no_sample_at_the_threshold_is_lost(host: str, ir: bool, tmp_path: Path) -> None:
     """The detectors of the bug report: every decision is that of the float16 value, the ones at the threshold too."""
     model = onnx.load(DATA / f"{host}.onnx")
-    raw = hosts.to_ir(model, tmp_path / "raw.xml") if ir else hosts.write(model, tmp_path / "raw.onnx")
+    raw = hosts.raw_file(model, tmp_path, ir=ir)
     random = np.random.default_rng(13)
     if host == "h16":
         stats = calibrate(DATA / "h16.npz")
@@ -175,7 +175,7 @@ def test_no_sample_at_the_threshold_is_lost(host: str, ir: bool, tmp_path: Path)
 def given_at_run_time(folder: Path, what: Any, *, ir: bool) -> tuple[Path, Path, dict[str, Any]]:
     """Return a float16 host, the file whose decision is adjusted at run time, and inputs."""
     model = HOSTS["matmul"]("float16", 17)
-    raw = hosts.to_ir(model, folder / "raw.xml") if ir else hosts.write(model, folder / "raw.onnx")
+    raw = hosts.raw_file(model, folder, ir=ir)
     stats = CalibrationStats(image=LEVEL)
     attached = attach_postprocessing(raw, stats, adjustable=what, as_parameters=ir).output
     return raw, attached, {"x": narrow_hosts.inputs("matmul", "float16")}

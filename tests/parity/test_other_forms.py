@@ -33,8 +33,7 @@ def checked(path: Path, **options: Any) -> ParityReport:
 
 def attached(folder: Path, model: onnx.ModelProto | None = None, **options: Any) -> Path:
     """Attach to a detector, as ONNX."""
-    raw = hosts.write(hosts.score_and_map() if model is None else model, folder / "raw.onnx")
-    return attach_postprocessing(raw, STATS, **options).output
+    return hosts.attached(hosts.score_and_map() if model is None else model, folder, stats=STATS, **options)[1]
 
 
 def stripped(path: Path) -> Path:

@@ -38,7 +38,7 @@ class Net(torch.nn.Module):
 def made(folder: Path, form: str, kind: str) -> tuple[Path, Path]:
     """Return a raw file and an attached one."""
     host, options = hosts.score_and_map(), FORMS[form]
-    raw = hosts.write(host, folder / "raw.onnx") if kind == "onnx" else hosts.to_ir(host, folder / "raw.xml")
+    raw = hosts.write(host, folder / f"raw.{kind}")
     stats = stats_behind(options["tail"]) if "tail" in options else CalibrationStats(image=IMAGE, pixel=PIXEL)
     return raw, attach_postprocessing(raw, stats, **options).output
 

@@ -154,7 +154,7 @@ def with_embedding() -> onnx.ModelProto:
 def test_an_output_that_attaching_had_to_leave_is_missed(lost: str, ir: bool, tmp_path: Path) -> None:
     """Other outputs of the original follow ours, and raw ones where they were to be kept; one that is gone is named."""
     host = with_embedding()
-    raw = hosts.to_ir(host, tmp_path / "raw.xml") if ir else hosts.write(host, tmp_path / "raw.onnx")
+    raw = hosts.raw_file(host, tmp_path, ir=ir)
     path = attach_postprocessing(raw, STATS, keep_raw=True).output
     assert check_parity(path, count=1_000, threads=1)
     if ir:

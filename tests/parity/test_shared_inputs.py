@@ -41,7 +41,7 @@ def host(shape: str) -> onnx.ModelProto:
 def made(folder: Path, kind: str, form: str) -> tuple[Path, Path]:
     """Return a raw file and the attached one."""
     model = host(SHAPES[form])
-    raw = hosts.write(model, folder / "raw.onnx") if kind == "onnx" else hosts.to_ir(model, folder / "raw.xml")
+    raw = hosts.write(model, folder / f"raw.{kind}")
     return raw, attach_postprocessing(raw, STATS).output
 
 

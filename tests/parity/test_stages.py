@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,7 @@ def set_weights(model: onnx.ModelProto, weights: tuple[float, ...]) -> onnx.Mode
     return model
 
 
-def attach(model: onnx.ModelProto, folder: Path, *, ir: bool = False, **options: Any) -> tuple[Path, Path]:
-    """Return the raw file and the attached one."""
-    raw = hosts.to_ir(model, folder / "raw.xml") if ir else hosts.write(model, folder / "raw.onnx")
-    return raw, attach_postprocessing(raw, STATS, **options).output
+attach = partial(hosts.attached, stats=STATS)
 
 
 def check(attached: Path, raw: Path | None, **options: Any) -> ParityReport:

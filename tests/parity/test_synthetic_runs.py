@@ -1,6 +1,7 @@
 """Every check runs the whole file: a file that cannot run is never passed."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import hosts
@@ -29,10 +30,7 @@ def host(inputs: str, body: str, *, size: str = "8,8", constants: str = WEIGHT, 
     return parser.parse_model(f"{head}\ng ({inputs}) => ({outputs}) <{constants}> {{ {body} {SCORE} }}")
 
 
-def attached(model: onnx.ModelProto, folder: Path) -> tuple[Path, Path]:
-    """Write a host and attach to it."""
-    raw = hosts.write(model, folder / "raw.onnx")
-    return raw, attach_postprocessing(raw, STATS).output
+attached = partial(hosts.attached, stats=STATS)
 
 
 def checked(path: Path, **options: object) -> ParityReport:

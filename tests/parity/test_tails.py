@@ -47,7 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def written(folder: Path, kind: str, host: onnx.ModelProto) -> Path:
     """Write a host in a format."""
-    return hosts.write(host, folder / "m.onnx") if kind == "onnx" else hosts.to_ir(host, folder / "m.xml")
+    return hosts.write(host, folder / f"m.{kind}")
 
 
 def attached(folder: Path, tails: list[str], *, kind: str = "onnx", **host: Any) -> tuple[Path, Path]:

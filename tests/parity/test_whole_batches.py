@@ -65,7 +65,7 @@ def test_a_file_that_freezes_the_batch_is_a_miss_beside_its_raw_file(tmp_path: P
 def test_a_model_that_runs_at_one_batch_size_is_run_at_that(ir: bool, with_raw: bool, tmp_path: Path) -> None:
     """Where the raw file does not run either, the other sizes are no miss; they are listed as not checked."""
     host = frozen_at(2)
-    raw = hosts.to_ir(host, tmp_path / "raw.xml") if ir else hosts.write(host, tmp_path / "raw.onnx")
+    raw = hosts.raw_file(host, tmp_path, ir=ir)
     path = attach_postprocessing(raw, STATS).output
     report = check_parity(path, raw=raw if with_raw else None, inputs={"input": IMAGES}, count=1_000, threads=1)
     assert report, report.describe()

@@ -54,7 +54,7 @@ def test_the_choices_are_told_with_their_reasons(name: str, tmp_path: Path) -> N
 def test_what_is_told_is_what_happens(name: str, ir: bool, tmp_path: Path) -> None:
     """Outputs, their types and shapes, renamings and the path are those that attaching gives."""
     host = CASES[name][0]()
-    raw = hosts.to_ir(host, tmp_path / "raw.xml") if ir else hosts.write(host, tmp_path / "raw.onnx")
+    raw = hosts.raw_file(host, tmp_path, ir=ir)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     choices = defaults_of(raw).choices
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

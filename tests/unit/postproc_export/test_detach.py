@@ -43,7 +43,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def attached(folder: Path, model: onnx.ModelProto, *, suffix: str = ".onnx", **options: Any) -> tuple[Path, Path]:
     """Write a host and attach to it; return both files."""
     host = folder / f"host{suffix}"
-    hosts.write(model, host) if suffix == ".onnx" else hosts.to_ir(model, host)
+    hosts.write(model, host)
     target = folder / f"attached{suffix}"
     attach_postprocessing(host, options.pop("stats", STATS), output=target, **options)
     return host, target
@@ -283,7 +283,7 @@ def test_a_model_without_a_tail_is_left_alone(suffix: str, tmp_path: Path) -> No
     """The result is falsy, says how far a pattern came, and nothing is written."""
     host = tmp_path / f"host{suffix}"
     model = hosts.score_and_map()
-    hosts.write(model, host) if suffix == ".onnx" else hosts.to_ir(model, host)
+    hosts.write(model, host)
     result = detach_postprocessing(host, output=tmp_path / f"raw{suffix}")
     assert not result
     assert result.output is None

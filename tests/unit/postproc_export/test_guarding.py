@@ -42,7 +42,7 @@ def port(name: str, axes: str | None) -> PortInfo:
 def case(name: str, folder: Path, *, ir: bool) -> Path:
     """Return a copy of a case file, in a format."""
     model = onnx.load(CASES / f"{name}.onnx")
-    return hosts.to_ir(model, folder / f"{name}.xml") if ir else hosts.write(model, folder / f"{name}.onnx")
+    return hosts.raw_file(model, folder, name, ir=ir)
 
 
 def run(path: Path, **feeds: Array) -> dict[str, Array]:
@@ -175,7 +175,7 @@ def test_by_its_name_alone_it_is_left_out_with_a_note(ir: bool, tmp_path: Path) 
         "g (float[N] s, float[2,N,8] h) => (float[N] pred_score, float[2,N,8] anomaly_map) "
         "{ pred_score = Identity(s) anomaly_map = Identity(h) }"
     )
-    raw = hosts.to_ir(host, tmp_path / "raw.xml") if ir else hosts.write(host, tmp_path / "raw.onnx")
+    raw = hosts.raw_file(host, tmp_path, ir=ir)
     result = attach_postprocessing(raw, IMAGE_ONLY)
     assert any(note.startswith("a NaN in 'anomaly_map' does not change the image score") for note in result.notes)
     state = np.full((2, 3, 8), np.nan, np.float32)
@@ -209,7 +209,7 @@ def test_which_map_guards(name: str, ir: bool, tmp_path: Path) -> None:
     """One that is calibrated, chosen or called `anomaly_map`; the summary names it, also after an update."""
     map_name, stats, options, guards = WHICH[name]
     host = hosts.identity(names=("pred_score", map_name))
-    raw = hosts.to_ir(host, tmp_path / "raw.xml") if ir else hosts.write(host, tmp_path / "raw.onnx")
+    raw = hosts.raw_file(host, tmp_path, ir=ir)
     result = attach_postprocessing(raw, stats, **options)
     updated = update_postprocessing(result.output, output=tmp_path / f"u{raw.suffix}", image_sensitivity=0.25)
     maps = np.zeros((3, 1, 2, 2), np.float32)
@@ -400,7 +400,7 @@ def test_a_guard_of_another_form_passes_only_where_it_is_the_same(
 ) -> None:
     """Each image's own map and all maps at once are one thing for one image, and for no other number."""
     host = hosts.identity(score=score, map=anomaly_map)
-    raw = hosts.to_ir(host, tmp_path / "raw.xml") if ir else hosts.write(host, tmp_path / "raw.onnx")
+    raw = hosts.raw_file(host, tmp_path, ir=ir)
     path = unknowing(raw, monkeypatch, form=form, stats=STATS)
     checks = {item.name: item for item in check_parity(path, count=2000).checks}
     assert checks["guard"].passed is passes
@@ -417,7 +417,7 @@ def test_a_guard_of_another_form_passes_only_where_it_is_the_same(
 def test_a_step_that_reads_a_map_says_that_it_is_one(spec: str, ir: bool, tmp_path: Path) -> None:
     """Who asks for a step on the map has chosen the map: it guards, found by its rank alone or not."""
     host = hosts.identity(names=("pred_score", "heat"))
-    raw = hosts.to_ir(host, tmp_path / "raw.xml") if ir else hosts.write(host, tmp_path / "raw.onnx")
+    raw = hosts.raw_file(host, tmp_path, ir=ir)
     stats = CalibrationStats(image=IMAGE, details={STATISTICS_KEY: [parse_tail(spec).to_json()]})
     result = attach_postprocessing(raw, stats, tail=spec)
     assert "guard    a NaN in 'heat' makes its image anomalous" in result.summary()
@@ -443,7 +443,7 @@ def test_a_step_does_not_find_a_map_in_a_state(ir: bool, tmp_path: Path) -> None
 def test_a_channel_last_map_is_refused_as_such(shape: str, ir: bool, tmp_path: Path) -> None:
     """In words that say what it is."""
     host = hosts.identity(score=None, map=shape, names=("pred_score", "heat"))
-    raw = hosts.to_ir(host, tmp_path / "raw.xml") if ir else hosts.write(host, tmp_path / "raw.onnx")
+    raw = hosts.raw_file(host, tmp_path, ir=ir)
     with pytest.raises(UnsupportedModelError, match=r"'heat' cannot be the anomaly map: .*channel-last"):
         attach_postprocessing(raw, STATS, pixel_output="heat")
 

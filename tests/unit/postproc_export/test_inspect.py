@@ -26,7 +26,7 @@ KEYS = {"tail", "threshold", "span", "sensitivity", "comparison", "certain"}
 def attached(folder: Path, *, suffix: str = ".onnx", stats: CalibrationStats = STATS, **options: Any) -> Path:
     """Attach to a host and return the file."""
     host, target = folder / f"host{suffix}", folder / f"attached{suffix}"
-    hosts.write(hosts.score_and_map(), host) if suffix == ".onnx" else hosts.to_ir(hosts.score_and_map(), host)
+    hosts.write(hosts.score_and_map(), host)
     attach_postprocessing(host, stats, output=target, **options)
     return target
 

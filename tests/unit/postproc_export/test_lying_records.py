@@ -143,7 +143,7 @@ def told(folder: Path, lie: Lie, *, suffix: str, host: onnx.ModelProto | None = 
     """Attach to a host, and let the record of the file lie."""
     host = hosts.score_and_map() if host is None else host
     source, target = folder / f"host{suffix}", folder / f"attached{suffix}"
-    hosts.write(host, source) if suffix == ".onnx" else hosts.to_ir(host, source)
+    hosts.write(host, source)
     attach_postprocessing(source, STATS, output=target)
     if suffix == ".onnx":
         model = onnx.load(target)

@@ -217,7 +217,7 @@ def test_each_level_has_its_own_type(dtype: Half, ir: bool, tmp_path: Path) -> N
     """A float32 score beside a narrow map keeps the plain boundary; record, result and inspection say so."""
     graph = f"host (float[N,1] score, {dtype}[N,1,H,W] map) => (float[N,1] pred_score, {dtype}[N,1,H,W] anomaly_map)"
     host = hosts.parse(f"{graph} {{\npred_score = Identity(score)\nanomaly_map = Identity(map)\n}}")
-    raw = hosts.to_ir(host, tmp_path / "raw.xml") if ir else hosts.write(host, tmp_path / "raw.onnx")
+    raw = hosts.raw_file(host, tmp_path, ir=ir)
     result = attach_postprocessing(raw, BOTH)
     constant = decision_boundary(PIXEL, dtype=dtype)
     assert (result.boundary("image"), result.boundary("pixel")) == (162.5, constant)
@@ -285,7 +285,7 @@ def test_a_stripped_file_tells_its_threshold(dtype: Half, adjustable: Any, ir: b
     """Without a record the constant is read as the threshold that it stands for, and an update moves no decision."""
     level = LevelStats(threshold=162.0, min=100.0, max=200.0)  # a value of both types
     host = hosts.identity(dtype=dtype)
-    raw = hosts.to_ir(host, tmp_path / "raw.xml") if ir else hosts.write(host, tmp_path / "raw.onnx")
+    raw = hosts.raw_file(host, tmp_path, ir=ir)
     result = attach_postprocessing(raw, CalibrationStats(image=level, pixel=level), adjustable=adjustable)
     path = stripped(result.output)
     for report in inspect_model(path).levels.values():

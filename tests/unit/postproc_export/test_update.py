@@ -29,7 +29,7 @@ def attached(folder: Path, name: str = "attached", *, suffix: str = ".onnx", **o
     """Attach to a host and return the file."""
     host, target = folder / f"host{suffix}", folder / f"{name}{suffix}"
     if not host.exists():  # a conversion numbers its operators anew each time
-        hosts.write(hosts.score_and_map(), host) if suffix == ".onnx" else hosts.to_ir(hosts.score_and_map(), host)
+        hosts.write(hosts.score_and_map(), host)
     attach_postprocessing(host, options.pop("stats", STATS), output=target, **options)
     return target
 

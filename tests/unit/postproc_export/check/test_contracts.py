@@ -39,7 +39,7 @@ def attached(
 ) -> Path:
     """Return a file with a tail; `edit` changes the raw IR before."""
     host = hosts.score_and_map() if model is None else model
-    raw = hosts.to_ir(host, folder / "raw.xml") if ir else hosts.write(host, folder / "raw.onnx")
+    raw = hosts.raw_file(host, folder, ir=ir)
     if edit is not None:
         read = openvino.Core().read_model(raw)
         edit(read)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from postproc_export import CalibrationStats, attach_postprocessing, detach_postprocessing
+from postproc_export import CalibrationStats, detach_postprocessing
 from postproc_export.decision import decision_boundary
 from postproc_export.errors import UnsupportedModelError, UsageError
 from postproc_export.runtimes import open_runner
@@ -24,9 +24,7 @@ POINTS = "points:strict=0.3,loose=recall=0.99"
 
 def attached(folder: Path, tail: Any, *, ir: bool = False, **options: Any) -> Path:
     """Attach with a tail to a host that gives back what it is fed."""
-    model = hosts.identity()
-    source = hosts.to_ir(model, folder / "raw.xml") if ir else hosts.write(model, folder / "raw.onnx")
-    return attach_postprocessing(source, STATS, tail=tail, **options).output
+    return hosts.attached(hosts.identity(), folder, stats=STATS, ir=ir, tail=tail, **options)[1]
 
 
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "float32"])

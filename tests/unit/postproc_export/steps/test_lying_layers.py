@@ -49,7 +49,7 @@ def attached(folder: Path, layer: Where, suffix: str, model: onnx.ModelProto | N
     """Attach with a tail of one's own; return host and file."""
     model = hosts.score_and_map() if model is None else model
     host, path = folder / f"host{suffix}", folder / f"attached{suffix}"
-    hosts.write(model, host) if suffix == ".onnx" else hosts.to_ir(model, host)
+    hosts.write(model, host)
     tails = [{"name": "gaussian", "parameters": {"sigma": 1.0}}] if layer == "transform" else []
     stats = CalibrationStats(**LEVELS, details={"tail": tails} if tails else {})
     attach_postprocessing(host, stats, output=path, tail=TAILS[layer])

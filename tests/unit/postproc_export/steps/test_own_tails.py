@@ -217,7 +217,7 @@ def test_a_level_that_is_left_out_is_none() -> None:
 def test_files_with_a_class_decide_and_come_off(kind: str, tmp_path: Path) -> None:
     """Labels are exact on the values behind the class, weights of a class go into the file, and the host comes back."""
     host = hosts.score_and_map(opset=18)
-    source = hosts.write(host, tmp_path / "m.onnx") if kind == "onnx" else hosts.to_ir(host, tmp_path / "m.xml")
+    source = hosts.write(host, tmp_path / f"m.{kind}")
     level = LevelStats(threshold=0.5, min=-1.0, max=2.0)
     stats = CalibrationStats(image=level, pixel=level, details={"tail": [spec("Large").to_json()]})
     result = attach_postprocessing(source, stats, output=tmp_path / f"o.{kind}", tail="own_tails:Large", keep_raw=True)

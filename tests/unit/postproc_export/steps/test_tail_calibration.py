@@ -34,7 +34,7 @@ def calibrated(source: ModelSource) -> CalibrationStats:
 def test_statistics_are_those_behind_the_transform(kind: str, dataset: Path, tmp_path: Path) -> None:
     """As if the twins' values had been calibrated on; they record names and parameters, and the file attaches."""
     host = hosts.score_and_map(dynamic=False, batch="N", size=(32, 32))
-    model = hosts.write(host, tmp_path / "m.onnx") if kind == "onnx" else hosts.to_ir(host, tmp_path / "m.xml")
+    model = hosts.write(host, tmp_path / f"m.{kind}")
     source = ModelSource.open(model, dataset, preprocessing=EXACT, tail=TAILS)
     stats = calibrated(source)
     samples = find_samples(dataset)
