@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 import pytest
+from calibration_cases import statistics_of
 from scripting import run_script
-from validation_samples import statistics_of
 
 pytestmark = pytest.mark.e2e
 

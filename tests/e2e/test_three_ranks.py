@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 import pytest
+from calibration_cases import computed, three_shards
 from scripting import run_script
-from sharding import computed, three_shards
 
 pytestmark = pytest.mark.e2e
 

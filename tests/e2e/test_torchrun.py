@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 import pytest
+from calibration_cases import computed, sharded_cases
 from scripting import run_script
-from sharding import computed, sharded_cases
 
 CASES = sharded_cases()
 

@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
-from strategies import any32, comparisons, finite32, level_stats, sensitivities, stats
-from trouble import around, trouble
+from raw_values import adversarial, any32, around, comparisons, finite32, level_stats, sensitivities, stats
 
 from postproc_export.decision import (
     Comparison,
@@ -60,7 +59,7 @@ def test_ge_is_the_exact_decision(level: LevelStats, sensitivity: float, raw: li
     a = Fraction(float(np.float32(sensitivity)))
     assert level.threshold is not None
     bound = Fraction(level.threshold) + (Fraction(1, 2) - a) * (Fraction(level.max) - Fraction(level.min))
-    scores = np.concatenate([np.float32(raw), trouble(level, boundary)])
+    scores = np.concatenate([np.float32(raw), adversarial(level, boundary)])
     for score in scores[np.isfinite(scores)]:
         assert (not score < np.float32(boundary)) == (a == 1 or Fraction(float(score)) >= bound)
 
@@ -69,7 +68,7 @@ def test_ge_is_the_exact_decision(level: LevelStats, sensitivity: float, raw: li
 def test_gt_is_the_float32_rule(level: LevelStats, sensitivity: float, raw: list[float]) -> None:
     """`not (s < boundary)` is `unit(s) > float32(1) - float32(a)`, for every score but NaN and an unreachable inf."""
     boundary = boundary_of(level, sensitivity, "gt")
-    scores = np.concatenate([np.float32(raw), trouble(level, boundary), around(boundary, steps=300)])
+    scores = np.concatenate([np.float32(raw), adversarial(level, boundary), around(boundary, steps=300)])
     scores = scores[~np.isnan(scores) & ((scores < np.inf) | (boundary < np.inf))]
     expected = unit_scores(scores, level) > np.float32(1) - np.float32(sensitivity)
     assert np.array_equal(~(scores < np.float32(boundary)), expected)
@@ -101,7 +100,7 @@ def test_exported_score_stays_within_its_bound(level: LevelStats, offsets: list[
     constants = unit_constants(level, form)
     with np.errstate(all="ignore"):
         inside = np.float32(level.threshold) + np.float32(offsets) * np.float32(level.span)
-        scores = np.concatenate([inside, np.float32(raw), trouble(level)])
+        scores = np.concatenate([inside, np.float32(raw), adversarial(level)])
         values = scores if constants.offset is None else scores - np.float32(constants.offset)
         exported = np.clip(np.float32(constants.alpha) * values + np.float32(constants.beta), 0, 1)
     error = np.abs(exported.astype(np.float64) - unit_scores(scores, level))
@@ -120,7 +119,7 @@ def test_eager_decides_by_the_boundary(
     module = PostProcessor(
         statistics, image_sensitivity=sensitivity, pixel_sensitivity=sensitivity, comparison=comparison, nan_guard=False
     )
-    marks = [trouble(level, boundaries[name]) for name, level in levels.items() if level]
+    marks = [adversarial(level, boundaries[name]) for name, level in levels.items() if level]
     scores = np.concatenate([np.float32(raw), *marks])
     output = module(torch.from_numpy(scores), torch.from_numpy(scores.reshape(-1, 1, 1, 1)))
     found = {"image": output[:2], "pixel": output[2:]}

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adversarial import KINDS, ROUTES, take_route, values_of
-from calibration_reference import Plain
+from calibration_cases import KINDS, ROUTES, Plain, take_route, values_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 from random_hosts import RandomHost, random_hosts
-from strategies import comparisons, level_stats, sensitivities
+from raw_values import comparisons, level_stats, sensitivities
 
 from graph_patterns.expr import UnsupportedOpsetError
 from graph_patterns.onnx.edit import Soundness

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 import torch
+from calibration_cases import sample
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Subset
-from validation_samples import sample
 
 from postproc_export.calibration import Calibrator, spool
 from postproc_export.errors import UsageError

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 import torch.distributed as dist
-from sharding import computed, three_shards
+from calibration_cases import computed, three_shards
 
 from postproc_export.calibration import Calibrator, tally
 from postproc_export.calibration.ranks import RankValues

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch.distributed as dist
-from sharding import computed, sharded_cases
+from calibration_cases import computed, sharded_cases
 
 from postproc_export.calibration import CalibrationWarning, Calibrator, tally
 from postproc_export.calibration.arrays import Block

@@ -9,9 +9,8 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import level_stats
+from raw_values import SPECIAL, around, level_stats
 from tail_forms import DETECTORS, IMAGE, PIXEL, STATS, attached, converted, stripped
-from trouble import SPECIAL, around
 
 from graph_patterns.expr import UnsupportedOpsetError
 from postproc_export import (

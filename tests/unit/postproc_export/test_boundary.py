@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from trouble import SPECIAL, around, trouble
+from raw_values import SPECIAL, adversarial, around
 
 from postproc_export.decision import (
     Comparison,
@@ -91,7 +91,7 @@ def test_default_boundary_is_the_threshold(level: LevelStats) -> None:
 def test_ge_is_the_definition(level: LevelStats, sensitivity: float) -> None:
     """`not (s < boundary)` is the exact decision at every neighbour of the boundary and every special value."""
     boundary = decision_boundary(level, sensitivity=sensitivity)
-    raw = trouble(level, boundary)
+    raw = adversarial(level, boundary)
     raw = raw[~np.isnan(raw)]
     assert (~(raw < np.float32(boundary))).tolist() == [exact_label(float(s), level, sensitivity) for s in raw]
 
@@ -143,7 +143,7 @@ def test_gt_is_anomalib_around_the_boundary(level: LevelStats, sensitivity: floa
     """`not (s < boundary)` is Anomalib's float32 decision, but for inf where no finite score is anomalous."""
     boundary = decision_boundary(level, sensitivity=sensitivity, comparison="gt")
     exact = decision_boundary(level, sensitivity=sensitivity)
-    raw = np.concatenate([trouble(level, boundary), around(max(exact, -LARGEST), steps=3000)])
+    raw = np.concatenate([adversarial(level, boundary), around(max(exact, -LARGEST), steps=3000)])
     raw = raw[~np.isnan(raw)]
     ours = ~(raw < np.float32(boundary))
     theirs = anomalib_label(raw, level, sensitivity)
@@ -292,7 +292,7 @@ def test_unit_scores_have_the_bits_of_torch(level: LevelStats) -> None:
     """The NumPy formula rounds as torch does, for special values, neighbours and a dense sample; NaN stays NaN."""
     with np.errstate(over="ignore"):
         dense = np.linspace(level.min - level.span, level.max + level.span, 10_000).astype(np.float32)
-    raw = np.concatenate([trouble(level), dense])
+    raw = np.concatenate([adversarial(level), dense])
     threshold, low, high = (
         torch.tensor(value, dtype=torch.float32) for value in (level.threshold, level.min, level.max)
     )
@@ -395,7 +395,7 @@ def test_error_stays_within_its_bound(form: Any, ratio: float) -> None:
     assert 0.15 <= max(shares) <= 1.0
 
 
-def test_trouble_has_every_kind_of_value() -> None:
+def test_the_adversarial_values_have_every_kind_of_value() -> None:
     """The table that the other tests rely on holds what it promises."""
     values = np.float32(list(SPECIAL.values()))
     assert np.isnan(values).sum() == 1
@@ -404,4 +404,4 @@ def test_trouble_has_every_kind_of_value() -> None:
     assert around(1.0, steps=1).tolist() == [1 - 2.0**-24, 1.0, 1 + 2.0**-23]
     assert around(-1.0, steps=1).tolist() == [-1 - 2.0**-23, -1.0, -1 + 2.0**-24]
     assert around(INF, steps=1).tolist() == [LARGEST, INF, INF]
-    assert {5.344675064086914, 3.2433979511260986, 12.298707962036133, 9.5} <= set(trouble(PADIM, 9.5).tolist())
+    assert {5.344675064086914, 3.2433979511260986, 12.298707962036133, 9.5} <= set(adversarial(PADIM, 9.5).tolist())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from eager_outputs import BOTH, IMAGE, INF, NAN, PIXEL, agree, maps, same
-from trouble import SPECIAL
+from raw_values import SPECIAL
 
 from postproc_export.decision import unit_scores
 from postproc_export.eager import PostProcessor

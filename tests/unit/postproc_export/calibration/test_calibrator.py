@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from filled_calibrators import LABELS, MAPS, MASKS, SCORES, filled
+from calibration_cases import LABELS, MAPS, MASKS, SCORES, filled
 
 from postproc_export.calibration import CalibrationWarning, Calibrator
 from postproc_export.errors import CalibrationError, UsageError

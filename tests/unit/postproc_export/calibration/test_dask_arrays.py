@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import adversarial
+import calibration_cases
 import numpy as np
 import pytest
 from hypothesis import given
@@ -71,26 +71,26 @@ def outcome(source: Any, **options: Any) -> tuple[Any, list[str]]:
 @pytest.mark.parametrize("chunks", CHUNKS)
 def test_chunks_do_not_matter(chunks: str, route: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both levels with all policies, through every way of the engine, equal the arrays in one piece, bit for bit."""
-    adversarial.take_route(route, monkeypatch)
+    calibration_cases.take_route(route, monkeypatch)
     found = outcome(chunked(ARRAYS, CHUNKS[chunks]), compare=COMPARED)
     assert found == outcome(ARRAYS, compare=COMPARED)
 
 
 @given(
-    case=st.tuples(st.sampled_from(adversarial.KINDS), st.integers(0, 999), st.integers(2, 300)),
-    route=st.sampled_from(adversarial.ROUTES),
+    case=st.tuples(st.sampled_from(calibration_cases.KINDS), st.integers(0, 999), st.integers(2, 300)),
+    route=st.sampled_from(calibration_cases.ROUTES),
     chunks=st.tuples(st.integers(1, 300), st.integers(1, 300)),
     policy=st.sampled_from(["f1", "fbeta=2", "recall=0.9", "precision=0.7", "fpr=0.05", "quantile=0.9", "range=0.4"]),
 )
 def test_adversarial_scores(case: tuple[str, int, int], route: str, chunks: tuple[int, int], policy: str) -> None:
     """Statistics and errors of scores made to break a calibration are those of one process, whatever the chunks."""
-    values, truth = adversarial.values_of(*case)
+    values, truth = calibration_cases.values_of(*case)
     scores = {
         "scores": da.from_array(values, chunks=max(chunks[0], values.size // 40)),
         "labels": da.from_array(truth, chunks=max(chunks[1], truth.size // 40)),
     }
     with pytest.MonkeyPatch.context() as patch:
-        adversarial.take_route(route, patch)
+        calibration_cases.take_route(route, patch)
         options = {"image_policy": policy, "resamples": 0}
         assert outcome(scores, **options) == outcome({"scores": values, "labels": truth}, **options)
 
@@ -116,7 +116,7 @@ SCORES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 @pytest.mark.parametrize("name", SCORES)
 def test_types_options_and_warnings(name: str, route: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Statistics, warnings and errors are those of one process, whatever the type and the options."""
-    adversarial.take_route(route, monkeypatch)
+    calibration_cases.take_route(route, monkeypatch)
     values, truth, options = SCORES[name]
     plain = {"scores": values} if truth is None else {"scores": values, "labels": np.asarray(truth)}
     cut = {key: da.from_array(array, chunks=chunk) for (key, array), chunk in zip(plain.items(), (2, 3), strict=False)}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from filled_calibrators import LABELS, SCORES, filled
+from calibration_cases import LABELS, SCORES, filled
 
 from postproc_export.calibration import CalibrationWarning, Calibrator
 from postproc_export.errors import CalibrationError, FileError, UsageError

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from calibration_reference import Plain
+from calibration_cases import Plain
 
 from postproc_export.calibration import Calibrator, statistics, tally
 from postproc_export.calibration.policies import Policy

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from hosts import LARGE, rich_model
 from onnx import helper, numpy_helper
-from rich_models import LARGE, rich_model
 
 from postproc_export.attach import attach_postprocessing
 from postproc_export.check.preserved import Preservation
