@@ -51,7 +51,7 @@ KILLED = """
 import os, signal, sys
 import numpy as np
 from postproc_export.calibration import Calibrator, spool
-spool._IN_MEMORY = 0
+spool.IN_MEMORY = 0
 calibrator = Calibrator(spool_dir=sys.argv[1])
 calibrator.update(np.arange(600_000.0), np.arange(600_000) % 2)
 assert calibrator._levels["image"].spool.on_disk
@@ -88,7 +88,7 @@ import resource, sys
 import numpy as np
 from postproc_export.calibration import Calibrator, spool
 from postproc_export.errors import FileError
-spool._IN_MEMORY = 0
+spool.IN_MEMORY = 0
 resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))
 first, second = Calibrator(spool_dir=sys.argv[1]), Calibrator(spool_dir=sys.argv[1])
 for calibrator in (first, second):
