@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -31,8 +32,9 @@ def reached(tree: ast.Module) -> Iterator[str]:
             path = ast.unparse(node).split(".")
             if path[0] in ours:
                 yield ".".join(path)
-        elif isinstance(node, ast.Constant) and "\nfrom postproc_export" in str(node.value):  # a program as a text
-            yield from reached(ast.parse(str(node.value)))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "import" in node.value:
+            with suppress(SyntaxError):  # a program for a process of its own
+                yield from reached(ast.parse(node.value))
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr.endswith("attr"):
             texts = [item.value for item in node.args[:2] if isinstance(item, ast.Constant)]
             yield from (text for text in texts if isinstance(text, str) and is_private(text))

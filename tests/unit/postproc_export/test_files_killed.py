@@ -51,22 +51,22 @@ def killed(folder: Path, *, patch: str, number: signal.Signals = signal.SIGKILL)
     assert ended.returncode in (-number, 128 + number)
 
 
-BEFORE_THE_SECOND_MOVE = """move = files.Publication._move
-        def half(self, target, undo):
-            if target.suffix == '.xml':
-                die()
-            move(self, target, undo)
-        files.Publication._move = half"""
+def dying(method: str, name: str) -> str:
+    """Return a patch by which a method of `Path` signals first where its last path has such a name."""
+    patched = f"lambda *paths, **how: (paths[-1].name.endswith({name!r}) and die(), known(*paths, **how))[1]"
+    return f"known = Path.{method}; Path.{method} = {patched}"
+
+
+BEFORE_THE_SECOND_MOVE = dying("replace", "model.xml")
 STEPS: dict[str, tuple[str, Callable[[dict[str, str]], bool]]] = {
     "while_writing": ("Path.write_text = die", lambda files: files == OLD),
-    "before_the_backups": ("files.Publication._back_up = die", lambda files: files == OLD),
-    "before_the_moves": ("files.Publication._move = die", lambda files: files == OLD),
+    "before_the_backups": ("Path.hardlink_to = die", lambda files: files == OLD),
+    "before_the_moves": (dying("replace", "model.bin"), lambda files: files == OLD),
     "between_the_moves": (
-        "move = files.Publication._move; files.Publication._move = "
-        "lambda self, target, undo: die() if target.suffix == '.xml' else move(self, target, undo)",
+        BEFORE_THE_SECOND_MOVE,
         lambda files: files == {"model.xml": "old xml", "model.bin": "new bin"},
     ),
-    "before_the_backups_go": ("files.Publication._remove_backups = die", lambda files: files == NEW),
+    "before_the_backups_go": (dying("unlink", ".postproc-backup"), lambda files: files == NEW),
 }
 
 
