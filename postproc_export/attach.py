@@ -26,7 +26,7 @@ class AttachResult:
     renamed
         New name of each value of the model that had to give up the name of an output.
     own
-        The tails of one's own around it, as they were asked for.
+        The custom steps around it, as they were asked for.
     """
 
     source: Path

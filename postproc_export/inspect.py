@@ -231,7 +231,7 @@ class InspectResult:
     attached_by
         Version of this package in the file's record; None where there is no record.
     before, behind
-        Tails of one's own before the threshold and behind the decision, by their records; docs/steps.md.
+        Custom steps before the threshold and behind the decision, by their records; docs/steps.md.
     stats
         The statistics of the record: what the decision means in validation samples.
     defaults

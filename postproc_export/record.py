@@ -156,7 +156,7 @@ def _mapping(document: Mapping[str, Any], key: str, *, where: str) -> Mapping[st
     return value
 
 
-# --- How a tail of one's own is named: ``gaussian:sigma=4`` where it is shipped, ``package.module:Class`` for yours.
+# --- How a custom step is named: ``gaussian:sigma=4`` where it is shipped, ``package.module:Class`` for yours.
 
 BEFORE: Final = ("gaussian", "top-k", "resize", "thresholds")
 BEHIND: Final = ("gate", "points")
@@ -170,7 +170,7 @@ NO_GRAPH_FORM: Final[Mapping[str, str]] = dict.fromkeys(
 
 @dataclass(frozen=True, slots=True)
 class TailSpec:
-    """One tail of one's own: its name, and its parameters as JSON values.
+    """One custom step: its name, and its parameters as JSON values.
 
     Parameters
     ----------
@@ -220,7 +220,7 @@ class TailSpec:
         name = document.get("name") if isinstance(document, Mapping) else None
         parameters = document.get("parameters", {}) if isinstance(document, Mapping) else None
         if not isinstance(name, str) or not isinstance(parameters, Mapping):
-            raise MetadataError(f"{where}: not a tail of one's own", found=repr(document)[:60])
+            raise MetadataError(f"{where}: not a custom step", found=repr(document)[:60])
         if "file" in parameters:  # the command line may name a file to read; a record holds what was read
             raise MetadataError(f"{where}: the tail '{name}' names a file", needed="its values themselves")
         return cls(name, dict(parameters))
@@ -284,7 +284,7 @@ class LayerRecord:
     version
         The tool's version.
     tails
-        The tails of one's own, in the order in which they are applied.
+        The custom steps, in the order in which they are applied.
     read
         Per input of the layer (``"score"``, ``"map"``, ``"image"``, ``"mask"``, ...) the value that it reads.
     made

@@ -207,7 +207,7 @@ def _float(values: Array) -> Array:
     return as_float32(values) if values.dtype.name == "bfloat16" else values
 
 
-# --- A raw model with tails of one's own before the threshold, ready to be calibrated on.
+# --- A raw model with custom steps before the threshold, ready to be calibrated on.
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +286,7 @@ class ModelSource:
     workers
         Decoding threads; None chooses.
     tails
-        Tails of one's own behind which it is calibrated, as they are recorded.
+        Custom steps behind which it is calibrated, as they are recorded.
     """
 
     path: Path
@@ -339,7 +339,7 @@ class ModelSource:
         workers
             Decoding threads; at least 1. Default: one per core, at most 8.
         tail
-            Tails of one's own before the threshold, behind which it is calibrated; see `attach_postprocessing`.
+            Custom steps before the threshold, behind which it is calibrated; see `attach_postprocessing`.
 
         Raises
         ------

@@ -299,7 +299,7 @@ def check_parity(
     Notes
     -----
     Three parts. The record: names, order, types and shapes of the outputs, and every constant of the tail to the bit.
-    The tail alone, cut out of the file, on values that seek trouble: labels equal, scores within the tolerance derived
+    The tail alone, cut out of the file, on adversarial values: labels equal, scores within the tolerance derived
     from the statistics, NaN as docs/definition.md section 5 says. The whole file at float32, on synthetic inputs always
     and on real ones where they are given: against the reference on the raw value tapped in the same compiled model, and
     against the raw file run apart, or on synthetic inputs what detaching gives. On real inputs the machine's default

@@ -226,7 +226,7 @@ def boundary_of(attached: AttachedModel, level: Level) -> float | None:
 
 
 def _values(attached: AttachedModel, level: Level, *, count: int, seed: int) -> RawValues:
-    """Return raw values that seek trouble; a map without a tail of its own is fed what troubles the image level."""
+    """Return adversarial raw values; a map without a tail of its own is fed what troubles the image level."""
     source: Level = level if attached.tail.names(level) else "image"
     stats, boundary = attached.tail.stats.level(source), boundary_of(attached, source)
     dtype = attached.file.raw[level].dtype

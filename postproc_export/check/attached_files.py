@@ -84,7 +84,7 @@ class ModelFile(ABC):
             record = self.layer(layer)
             if record is not None and self.form.was_converted(self._model, layer):
                 raise UnsupportedModelError(
-                    f"{self.path} was converted to OpenVINO with tails of one's own: they cannot be told from the rest",
+                    f"{self.path} was converted to OpenVINO with custom steps: they cannot be told from the rest",
                     found=", ".join(spec.text for spec in record.tails),
                     fix="check the ONNX file, or attach to the converted raw model",
                 )

@@ -31,7 +31,7 @@ from postproc_export.errors import MetadataError, MissingDependencyError, Postpr
 from postproc_export.runtimes import RUNTIMES, PortInfo, Runner, RuntimeName, open_runner
 from postproc_export.stats import Level
 
-# --- The tail alone, on raw values that seek trouble, in every runtime, against the eager reference.
+# --- The tail alone, on adversarial raw values, in every runtime, against the eager reference.
 
 _ONNX_RUNTIME = (Configuration(runtime="onnxruntime", optimize=False), Configuration(runtime="onnxruntime"))
 _OPENVINO = (Configuration(runtime="openvino"), Configuration(runtime="openvino", precision="default"))

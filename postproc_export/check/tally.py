@@ -108,7 +108,7 @@ class CheckTally:
         The runtime's name and version, and the precision that it says it computes in.
     drift
         The entry of the tolerance table that says how far the raw values may have moved; flips so near to the boundary
-        are then shown and not judged. None where they may not have moved at all.
+        are then shown and not judged. None where there is no tolerance.
     max_flips
         Labels per output that may flip all the same.
     is_whole

@@ -147,7 +147,7 @@ def attach(
     ] = False,
     tail: Annotated[
         list[str] | None,
-        typer.Option("--tail", metavar="NAME:KEY=VALUE", help="A tail of your own: gaussian:sigma=4, ...; repeatable."),
+        typer.Option("--tail", metavar="NAME:KEY=VALUE", help="A custom step: gaussian:sigma=4, ...; repeatable."),
     ] = None,
     link_weights: Annotated[
         bool, typer.Option("--link-weights", help="Hard-link external data instead of copying it.")

@@ -320,7 +320,7 @@ def calibrate(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime.")] = None,
     tail: Annotated[
         list[str] | None,
-        typer.Option("--tail", metavar="NAME:KEY=VALUE", help="A tail of your own to calibrate behind; repeatable."),
+        typer.Option("--tail", metavar="NAME:KEY=VALUE", help="A custom step to calibrate behind; repeatable."),
     ] = None,
     spool_dir: Annotated[
         Path | None, typer.Option(help="Folder for the temporary file that raw maps of a model are kept in.")

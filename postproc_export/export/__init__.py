@@ -107,7 +107,7 @@ class Calibration:
         model, images, preprocessing
             See `ModelSource.open`.
         tail
-            Tails of one's own; it is calibrated behind those that stand before the threshold.
+            Custom steps; it is calibrated behind those that stand before the threshold.
         progress
             See `ModelSource.calibrate`.
         """

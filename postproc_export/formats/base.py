@@ -304,7 +304,7 @@ class Detached:
     raw_outputs
         The output with each level's raw value, by name in ONNX, by index in OpenVINO.
     own
-        The tails of one's own that went with it.
+        The custom steps that went with it.
     """
 
     tails: Mapping[Level, FoundTail] = field(default_factory=dict)

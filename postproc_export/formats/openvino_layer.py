@@ -109,7 +109,7 @@ def take_openvino_layer(model: Any, layer: Where, *, where: str) -> LayerRecord 
         return None
     if was_converted(model, layer):
         raise UnsupportedModelError(
-            f"{where} was converted to OpenVINO with tails of one's own: they cannot be told from the rest",
+            f"{where} was converted to OpenVINO with custom steps: they cannot be told from the rest",
             found=", ".join(spec.text for spec in record.tails),
             fix="take the ONNX file for this, and convert what comes out",
         )

@@ -39,7 +39,7 @@ def rewrite_file(
     )
 
 
-# --- Attach, update and detach with tails of one's own around the tail: in memory, in both formats.
+# --- Attach, update and detach with custom steps around the tail: in memory, in both formats.
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def attach_around(
     image_output: str | int | None = None,
     pixel_output: str | int | None = None,
 ) -> Attached:
-    """Attach the tail to a model in memory, with tails of one's own before it and behind it.
+    """Attach the tail to a model in memory, with custom steps before it and behind it.
 
     Raises
     ------

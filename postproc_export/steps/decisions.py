@@ -29,7 +29,7 @@ def plan_decisions(specs: Sequence[TailSpec], tail: Tail, *, values: PortInfo | 
     Parameters
     ----------
     specs
-        The tails of one's own.
+        The custom steps.
     tail
         The tail that was attached.
     values

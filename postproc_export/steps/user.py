@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # --- A class of one's own as a tail: found by its name, run eagerly, and what it gives held against what a host
 # needs.
 
-PURPOSE: Final = "a tail of one's own as a class"
+PURPOSE: Final = "a custom step as a class"
 FORWARD: Final = "forward(pred_score, anomaly_map)"
 _RESULT: Final = "(pred_score, anomaly_map), or a dict, named tuple or dataclass with these names"
 _CLASS: Final = "package.module:Class, a torch.nn.Module that is built without arguments"
@@ -214,7 +214,7 @@ def _built(name: str) -> "torch.nn.Module":
         raise
     except UsageError as error:
         raise UsageError(
-            f"a tail of one's own: {error.what}", found=error.found, needed=_CLASS, fix=error.fix or _FACTORY
+            f"a custom step: {error.what}", found=error.found, needed=_CLASS, fix=error.fix or _FACTORY
         ) from error
 
 

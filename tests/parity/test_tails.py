@@ -1,4 +1,4 @@
-"""Files with tails of one's own, under `check`: sound ones pass at every opset, planted faults are named."""
+"""Files with custom steps, under `check`: sound ones pass at every opset, planted faults are named."""
 
 import json
 from collections.abc import Callable
@@ -263,7 +263,7 @@ def test_a_class_that_is_gone_is_said(folder: Path, monkeypatch: pytest.MonkeyPa
     """Without it there is nothing to compare with."""
     _, path = attached(folder, ["own_tails:Weighted"], opset=14)
     monkeypatch.delattr(own_tails, "Weighted")
-    with pytest.raises(UsageError, match="a tail of one's own"):
+    with pytest.raises(UsageError, match="a custom step"):
         checked(path, tail="own_tails:Weighted")
 
 

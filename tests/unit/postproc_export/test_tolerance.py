@@ -39,7 +39,7 @@ def test_the_fused_tolerance_is_the_documented_bound() -> None:
 
 @pytest.mark.parametrize("name", LEVELS)
 def test_the_tolerance_of_the_chosen_form_holds(name: str) -> None:
-    """Computed step by step in float32, the exported form stays within its tolerance on values that seek trouble."""
+    """Computed step by step in float32, the exported form stays within its tolerance on adversarial values."""
     level = LEVELS[name]
     form = choose_form(level)
     constants = unit_constants(level, form)

@@ -1,4 +1,4 @@
-"""`check.inputs` and `check.attached`: raw values that seek trouble, maps that hold them, maps that are excused."""
+"""`check.inputs` and `check.attached`: adversarial raw values, maps that hold them, maps that are excused."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Records of tails of one's own that lie, and hosts whose nodes are called as theirs."""
+"""Records of custom steps that lie, and hosts whose nodes are called as theirs."""
 
 import json
 from collections.abc import Callable
@@ -46,7 +46,7 @@ LIES: dict[str, Lie] = {
 
 
 def attached(folder: Path, layer: Where, suffix: str, model: onnx.ModelProto | None = None) -> tuple[Path, Path]:
-    """Attach with a tail of one's own; return host and file."""
+    """Attach with a custom step; return host and file."""
     model = hosts.score_and_map() if model is None else model
     host, path = folder / f"host{suffix}", folder / f"attached{suffix}"
     hosts.write(model, host)

@@ -1,4 +1,4 @@
-"""Calibrating behind tails of one's own: the statistics are those of the transformed values, and say so."""
+"""Calibrating behind custom steps: the statistics are those of the transformed values, and say so."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Tails of one's own in model files: put around the tail, shown, kept by an update, and taken off again."""
+"""Custom steps in model files: put around the tail, shown, kept by an update, and taken off again."""
 
 from collections.abc import Callable
 from pathlib import Path
