@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from postproc_export.calibration.model import ModelSource
-    from postproc_export.process import claimed
     from postproc_export.stats import CalibrationStats, LevelStats
 
 
@@ -337,6 +336,7 @@ def calibrate(
     Example: postproc-export calibrate model.onnx --images bottle/test -o stats.json
     """
     from postproc_export.cli.console import warnings_to_stderr
+    from postproc_export.process import claimed
 
     model = _model_among(source, images)
     _refuse_unused(context, model)
