@@ -79,15 +79,7 @@ class Preprocessing:
         return 1 if self.channel_order == "gray" else 3
 
     def for_input(self, port: PortInfo) -> Self:
-        """Fill in what the model's input decides (size, dtype, scale) and check the rest against it.
-
-        Raises
-        ------
-        UsageError
-            If an option contradicts the input, or the input leaves the size open and no size was given.
-        UnsupportedModelError
-            If the input is no batch of images.
-        """
+        """Fill in what the model's input decides (size, dtype, scale) and check the rest against it."""
         height, width = _sizes(port, self)
         size = self.size or ((height, width) if height is not None and width is not None else None)
         if size is None:
@@ -110,18 +102,7 @@ class Preprocessing:
         return resolved
 
     def array(self, image: "Image") -> Array:
-        """Return the model's input for one decoded RGB image, without the batch axis.
-
-        Parameters
-        ----------
-        image
-            Mode RGB, any size.
-
-        Returns
-        -------
-        ndarray
-            (C, H, W) or, for ``"nhwc"``, (H, W, C); of `dtype`.
-        """
+        """Return the model's input for one decoded RGB image, in `layout` and `dtype`, without the batch axis."""
         filters = require("PIL.Image", extra="images", purpose="resizing images").Resampling
         if self.size is not None and image.size != (self.size[1], self.size[0]):
             image = image.resize((self.size[1], self.size[0]), filters[self.interpolation.upper()])
@@ -154,13 +135,7 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, document: object) -> Self:
-        """Read what `to_json` wrote; unknown keys are ignored.
-
-        Raises
-        ------
-        MetadataError
-            If the object is not a legal pre-processing.
-        """
+        """Read what `to_json` wrote; unknown keys are ignored."""
         if not isinstance(document, Mapping):
             raise MetadataError("the recorded pre-processing is not a JSON object", found=repr(document)[:60])
         known = {item.name for item in fields(cls)}
@@ -184,13 +159,7 @@ class Preprocessing:
 
 
 def image_input(ports: Sequence[PortInfo]) -> PortInfo:
-    """Return the one input of a model that takes a batch of images.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If the model has no input or several, or its input is no batch of images.
-    """
+    """Return the one input of a model that takes a batch of images."""
     if len(ports) != 1:
         found = "; ".join(port.describe() for port in ports) or "no input"
         raise UnsupportedModelError(

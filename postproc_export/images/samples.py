@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-# --- The validation samples of a folder or a CSV file: image, label and mask.
-
 SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 NORMAL_FOLDER: Final = "good"
 MASK_FOLDER: Final = "ground_truth"
@@ -31,47 +29,20 @@ MASK_FOLDER: Final = "ground_truth"
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One validation image.
-
-    Parameters
-    ----------
-    image
-        Path of the image.
-    label
-        0 normal, 1 anomalous; None where it is not known.
-    mask
-        Path of the mask of an anomalous image; None where there is none (a normal image needs none).
-    """
+    """One validation image."""
 
     image: Path
-    label: int | None = None
-    mask: Path | None = None
+    label: int | None = None  # 0 normal, 1 anomalous; None where it is not known
+    mask: Path | None = None  # a normal image needs none
 
 
 def find_samples(path: str | Path, *, labels: bool = True) -> list[Sample]:
     """Return the validation samples of a folder or a CSV file, in the order of their paths or lines.
 
-    Parameters
-    ----------
-    path
-        A folder in MVTec AD's layout (``good/``, ``<defect>/``, ``ground_truth/<defect>/<stem>_mask.png``; the class
-        folders in it or in its ``test`` folder, ``ground_truth`` beside them or beside ``test``), a CSV file with the
-        columns ``image,label,mask`` (paths relative to the file), or a flat folder of images without labels.
-    labels
-        Whether every sample needs a label; a flat folder has none.
-
-    Raises
-    ------
-    FileError
-        If the path, or an image or mask that the CSV file names, is not there.
-    CalibrationError
-        If labels are needed and missing, or there is no image at all.
-    UsageError
-        If the folder has none of these layouts.
-
-    Notes
-    -----
-    Files whose name starts with a dot, and files of other types than the listed suffixes, are not images. The mask of a
+    Taken are a folder in MVTec AD's layout (``good/``, ``<defect>/``, ``ground_truth/<defect>/<stem>_mask.png``; the
+    class folders in it or in its ``test`` folder, ``ground_truth`` beside them or beside ``test``), a CSV file with
+    the columns ``image,label,mask`` (paths relative to the file), or a flat folder of images without labels. Files
+    whose name starts with a dot, and files of other types than the listed suffixes, are not images. The mask of a
     defect may be called ``<stem>_mask.png`` or ``<stem>.png``.
     """
     root = Path(path)
@@ -195,7 +166,7 @@ def _referenced(text: str | None, path: Path, *, where: str) -> Path | None:
     return file
 
 
-# --- From a file to an RGB image, with every case decided: converted as documented, or refused by name.
+# From a file to an RGB image, with every case decided: converted as documented, or refused by name.
 #
 # | file | what is done |
 # | --- | --- |
@@ -213,13 +184,7 @@ _FORMATS: Final = ("PNG", "JPEG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP", "J
 
 
 def decode_rgb(path: Path) -> "Image":
-    """Read an image file as 8-bit RGB, upright.
-
-    Raises
-    ------
-    FileError
-        If it cannot be read, or is of a kind that has no one reading as 8-bit RGB; the file is named.
-    """
+    """Read an image file as 8-bit RGB, upright; a FileError names the file that has no one reading as such."""
     image = open_upright(path)
     if image.mode not in _MODES or image.info.get(_DEPTH, 8) > 8:
         raise FileError(
@@ -233,13 +198,7 @@ def decode_rgb(path: Path) -> "Image":
 
 
 def open_upright(path: Path) -> "Image":
-    """Read and decode an image file in its own mode, with its EXIF orientation applied.
-
-    Raises
-    ------
-    FileError
-        If it cannot be read or holds several frames.
-    """
+    """Read and decode an image file in its own mode, with its EXIF orientation applied."""
     images = require("PIL.Image", extra="images", purpose=_PURPOSE)
     operations = require("PIL.ImageOps", extra="images", purpose=_PURPOSE)
     check_file(path, what="the image")
@@ -277,27 +236,14 @@ def _refuse_transparent(image: "Image", path: Path) -> None:
         )
 
 
-# --- Ground-truth masks: any value above 0 is anomalous, and the mask takes the size of the map.
-
 BoolArray = npt.NDArray[np.bool_]
 
 
 def read_mask(path: Path, *, image_size: tuple[int, int]) -> BoolArray:
     """Read a mask file: bool, shape (H, W), True where any color channel is above 0.
 
-    Parameters
-    ----------
-    path
-        An image file of any bit depth; alpha does not count, and of a palette the colors count.
-    image_size
-        Height and width of the image that it belongs to.
-
-    Raises
-    ------
-    FileError
-        If it cannot be read.
-    CalibrationError
-        If it has another size than its image.
+    Any bit depth; alpha does not count, and of a palette the colors count. `image_size` is (H, W) of the image that it
+    belongs to.
     """
     mask = open_upright(path)
     if mask.mode in ("P", "PA", "LA", "RGBA"):
@@ -318,8 +264,6 @@ def read_mask(path: Path, *, image_size: tuple[int, int]) -> BoolArray:
 def fit_mask(mask: BoolArray, *, height: int, width: int) -> BoolArray:
     """Return the mask at the size of the map: each map pixel takes the mask pixel under its center.
 
-    Notes
-    -----
     The ground truth is judged at the map's size, so that the counts are those of the pixels that the deployed model
     labels. A defect thinner than a map pixel may vanish.
     """
@@ -329,28 +273,17 @@ def fit_mask(mask: BoolArray, *, height: int, width: int) -> BoolArray:
     return fitted
 
 
-# --- Batches of decoded images, made by worker threads ahead of the model.
-
 _MAX_WORKERS: Final = 8
 _Loaded = tuple[Array, BoolArray | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Some images as the model is fed them.
-
-    Parameters
-    ----------
-    samples
-        The samples of this batch.
-    images
-        (len(samples), C, H, W) or (len(samples), H, W, C), of the model's dtype.
-    masks
-        bool, (H, W) in the size of the image file; all False for a normal image, None where masks were not asked for.
-    """
+    """Some images as the model is fed them."""
 
     samples: tuple[Sample, ...]
-    images: Array
+    images: Array  # (len(samples), C, H, W) or (len(samples), H, W, C), of the model's dtype
+    # bool, (H, W) in the size of the image file; all False for a normal image, None where masks were not asked for.
     masks: tuple[BoolArray | None, ...]
 
 
@@ -364,27 +297,8 @@ def load_batches(
 ) -> Iterator[Batch]:
     """Decode and pre-process samples in worker threads and give them back in order, the last batch maybe smaller.
 
-    Parameters
-    ----------
-    samples
-        What `find_samples` found.
-    preprocessing
-        With its size resolved (`Preprocessing.for_input`).
-    batch_size
-        Images per batch.
-    masks
-        Whether masks are read too; every anomalous sample needs one then.
-    workers
-        Threads; by default one per core, at most 8. At most a batch more than there are threads is decoded ahead.
-
-    Raises
-    ------
-    UsageError
-        If there is not at least one worker.
-    FileError
-        If an image or mask cannot be read; the file is named.
-    CalibrationError
-        If a mask contradicts its image's size or label.
+    The size of `preprocessing` has to be resolved (`Preprocessing.for_input`). With `masks`, every anomalous sample
+    needs one. By default one thread per core, at most 8; at most a batch more than there are threads is decoded ahead.
     """
     check_workers(workers)
     threads = workers or min(_MAX_WORKERS, os.cpu_count() or 1)
@@ -396,13 +310,7 @@ def load_batches(
 
 
 def check_workers(workers: int | None) -> None:
-    """Refuse a number of decoding threads below 1; None leaves the choice.
-
-    Raises
-    ------
-    UsageError
-        If it is below 1.
-    """
+    """Refuse a number of decoding threads below 1; None leaves the choice."""
     if workers is not None and workers < 1:
         fix = "leave it out for one thread per core"
         raise UsageError(f"{workers} workers to decode images", needed="at least 1", fix=fix)

@@ -1,6 +1,8 @@
 """ONNX Runtime and OpenVINO behind one protocol, and the arrays that they are fed."""
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol, get_args
 
@@ -15,8 +17,6 @@ from postproc_export.validation import check_file
 
 __all__ = ["Array", "Axis", "PortInfo", "Precision", "Runner", "RuntimeName", "as_float32", "open_runner"]
 
-
-# --- What the rest of the package may know of a runtime: named, typed ports and one call.
 
 Array = npt.NDArray[Any]
 Precision = Literal["float32", "default"]
@@ -58,25 +58,25 @@ class Runner(Protocol):
         """The outputs, in the model's order."""
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the model once and return its outputs by name, in the model's order.
+        """Run the model once and return its outputs by name, in the model's order, as copies that the caller owns.
 
-        Parameters
-        ----------
-        feeds
-            One array per input name, of the input's dtype and shape; an input that need not be fed may be left out.
-
-        Returns
-        -------
-        dict
-            Arrays in the output's own dtype; bfloat16 as `ml_dtypes.bfloat16`. They are copies that the caller owns.
-
-        Raises
-        ------
-        UnsupportedModelError
-            If the runtime fails on these inputs.
-        UsageError
-            If an input is missing or unknown.
+        Feeds have the dtype and shape of their inputs; one that need not be fed may be left out. bfloat16 is
+        `ml_dtypes.bfloat16`. Raises UnsupportedModelError if the runtime fails on these inputs.
         """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """What the runners of both runtimes have; see `Runner`."""
+
+    label: str  # what errors call the model
+    name: str
+    version: str
+    precision: Precision
+    inference_precision: str
+    inputs: tuple[PortInfo, ...]
+    optional: tuple[PortInfo, ...]
+    outputs: tuple[PortInfo, ...]
 
 
 def as_float32(array: Array) -> npt.NDArray[np.float32]:
@@ -85,9 +85,8 @@ def as_float32(array: Array) -> npt.NDArray[np.float32]:
         return array.astype(np.float32, copy=False)
 
 
-# --- What both runners check before a run, and how they tell of a failure.
-
-_MAX_REASON = 500
+_MAX_REASON: Final = 500
+_CHECK: Final = re.compile("Check '.* failed at ")  # where in OpenVINO's source
 
 
 def checked_feeds(
@@ -95,8 +94,6 @@ def checked_feeds(
 ) -> dict[str, Array]:
     """Return the feeds by the name of their port, and refuse names, element types or static sizes that are not its own.
 
-    Notes
-    -----
     A feed may go by any name of its input's tensor. The element type is checked because OpenVINO converts silently: a
     float32 array fed to a float16 input loses digits.
     """
@@ -136,16 +133,10 @@ def cannot_run(label: str, runtime: str, error: Exception, feeds: Mapping[str, A
 def first_reason(error: Exception) -> str:
     """Return the first line of an error's text that says why, not where in the runtime's source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reasons = [line for line in lines if not _is_place(line)]
-    text = (reasons or lines or [type(error).__name__])[0]
+    places = [line for line in lines if line.startswith("Exception from ") or _CHECK.match(line)]
+    text = ([line for line in lines if line not in places] or lines or [type(error).__name__])[0]
     return text if len(text) <= _MAX_REASON else text[: _MAX_REASON - 3] + "..."
 
-
-def _is_place(line: str) -> bool:
-    return line.startswith("Exception from ") or (line.startswith("Check '") and " failed at " in line)
-
-
-# --- ONNX Runtime and OpenVINO behind one protocol.
 
 _RUNTIME_OF_SUFFIX: dict[str, RuntimeName] = {".onnx": "onnxruntime", ".xml": "openvino"}
 
@@ -158,31 +149,12 @@ def open_runner(
     optimize: bool = True,
     threads: int | None = None,
 ) -> Runner:
-    """Load a model and return it ready to run on the CPU.
+    """Load a model for the CPU: an ``.onnx`` or ``.xml`` file, the bytes of an ONNX model, or an `openvino.Model`.
 
-    Parameters
-    ----------
-    model
-        Path of an ``.onnx`` or ``.xml`` file, the bytes of an ONNX model, or an `openvino.Model`.
-    runtime
-        ``"onnxruntime"`` or ``"openvino"``; by default the one of the format. OpenVINO runs ONNX files too.
-    precision
-        ``"float32"``, or ``"default"`` for what the runtime takes by itself on this machine (OpenVINO: maybe bfloat16).
-    optimize
-        Whether ONNX Runtime may rewrite the graph; OpenVINO always does.
-    threads
-        Threads inside an operator; by default the runtime's choice.
-
-    Raises
-    ------
-    FileError
-        If the file is not there.
-    UsageError
-        If the runtime does not read this format.
-    UnsupportedModelError
-        If the runtime cannot load the model; the first line of its reason is in the message.
-    MissingDependencyError
-        If the runtime is not installed.
+    The runtime is by default the one of the format; OpenVINO runs ONNX files too. Precision ``"default"`` is what the
+    runtime takes by itself on this machine (OpenVINO: maybe bfloat16). `optimize` concerns ONNX Runtime; OpenVINO
+    always rewrites the graph. Raises UnsupportedModelError with the first line of the runtime's reason if it does not
+    load.
     """
     if runtime not in (None, *get_args(RuntimeName)):
         raise UsageError(f"unknown runtime {runtime!r}", needed=" or ".join(get_args(RuntimeName)))
@@ -202,25 +174,22 @@ def open_runner(
 
 
 def _native_runtime(model: str | Path | bytes | Any) -> RuntimeName:
-    if isinstance(model, bytes):
-        return "onnxruntime"
+    """Return the runtime of a model's format, after checking the files that it is in."""
     if not isinstance(model, (str, Path)):
-        return "openvino"
-    path = Path(model)
+        return "onnxruntime" if isinstance(model, bytes) else "openvino"
+    path, binary = Path(model), Path(model).with_suffix(".bin")
     runtime = _RUNTIME_OF_SUFFIX.get(path.suffix.lower())
     if runtime is None:
         raise UsageError(f"{path} is no model file", found=f"suffix '{path.suffix}'", needed=".onnx or .xml")
     check_file(path, what="the model")
-    refuse_backups([path, path.with_suffix(".bin")], verb="read")
-    for weights in _weights_of(path):
+    refuse_backups([path, binary], verb="read")
+    for weights in [binary] if runtime == "openvino" else _external_data(path):
         if weights.exists():  # else the runtime says what is missing
             check_file(weights, what="the weights")
     return runtime
 
 
-def _weights_of(path: Path) -> list[Path]:
-    if path.suffix.lower() == ".xml":
-        return [path.with_suffix(".bin")]
+def _external_data(path: Path) -> list[Path]:
     from graph_patterns.onnx.file import external_data_locations, load_skeleton
 
     try:

@@ -12,7 +12,7 @@ import numpy as np
 
 from postproc_export.errors import PostprocError, UnsupportedModelError, require
 from postproc_export.process import quiet_natives
-from postproc_export.runtimes import Array, PortInfo, Precision, cannot_load, cannot_run, checked_feeds
+from postproc_export.runtimes import Array, LoadedModel, PortInfo, Precision, cannot_load, cannot_run, checked_feeds
 
 _BFLOAT16_CODE: Final = 16  # onnx.TensorProto.BFLOAT16
 _FATAL_ONLY: Final = 4  # what fails is raised; ONNX Runtime would print it to stderr as well
@@ -21,26 +21,16 @@ _DTYPES: Final = {"float": "float32", "double": "float64"}
 _PURPOSE: Final = "running an ONNX model"
 
 
-@dataclass(frozen=True, slots=True)
-class OnnxRuntimeRunner:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxRuntimeRunner(LoadedModel):
     """A model in ONNX Runtime's CPU provider, which computes every operator in the type that the graph says.
 
-    Notes
-    -----
-    ONNX Runtime reports an output of unknown rank like a scalar, so such a port has the shape ``()`` here.
-    ONNX Runtime has no way to hand bfloat16 to NumPy; such values are read from memory as `ml_dtypes.bfloat16`.
+    ONNX Runtime reports an output of unknown rank like a scalar, so such a port has the shape ``()`` here. ONNX Runtime
+    has no way to hand bfloat16 to NumPy; such values are read from memory as `ml_dtypes.bfloat16`.
     """
 
-    label: str
-    version: str
-    precision: Precision
-    inputs: tuple[PortInfo, ...]
-    optional: tuple[PortInfo, ...]
-    outputs: tuple[PortInfo, ...]
     _session: Any
     _onnxruntime: ModuleType
-    name: str = "onnxruntime-cpu"
-    inference_precision: str = "float32"
 
     @classmethod
     def load(cls, model: str | bytes, *, precision: Precision, optimize: bool, threads: int | None) -> Self:
@@ -63,8 +53,10 @@ class OnnxRuntimeRunner:
             raise cannot_load(label, "ONNX Runtime", error) from error
         return cls(
             label=label,
+            name="onnxruntime-cpu",
             version=onnxruntime.__version__,
             precision=precision,
+            inference_precision="float32",
             inputs=inputs,
             optional=optional,
             outputs=outputs,

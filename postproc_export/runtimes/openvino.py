@@ -14,7 +14,16 @@ import numpy as np
 from graph_patterns.openvino.emit import ELEMENT_TYPES
 from postproc_export.errors import FileError, require
 from postproc_export.process import quiet_natives
-from postproc_export.runtimes import Array, PortInfo, Precision, cannot_load, cannot_run, checked_feeds, first_reason
+from postproc_export.runtimes import (
+    Array,
+    LoadedModel,
+    PortInfo,
+    Precision,
+    cannot_load,
+    cannot_run,
+    checked_feeds,
+    first_reason,
+)
 
 _TELEMETRY: Final = "openvino_telemetry"
 _KNOWN_NAMES: Final = ("pred_score", "pred_label", "anomaly_map", "pred_mask", "output")
@@ -24,8 +33,6 @@ _DTYPES: Final = {short: name for name, short in ELEMENT_TYPES.items()}
 def import_openvino(*, purpose: str) -> ModuleType:
     """Import OpenVINO without its telemetry, which would report this very import to a web service.
 
-    Notes
-    -----
     OpenVINO falls back to a stub of its own where the telemetry package cannot be imported, so it is hidden for the
     duration of the import. A process that imported OpenVINO before has made its own choice, and is left alone.
     """
@@ -36,8 +43,6 @@ def import_openvino(*, purpose: str) -> ModuleType:
 def openvino_core(*, purpose: str) -> Any:
     """Return the `openvino.Core` of this process; all models are read and compiled in it.
 
-    Notes
-    -----
     It lives as long as the process. The CPU plugin (2026.4.1) installs a signal stack when a core first compiles, and
     restores what was there before when that core goes: of two cores that overlap, the second one to go leaves a signal
     stack that is unmapped, and the next signal that Python handles ends the process.
@@ -54,17 +59,7 @@ def read_model(core: Any, model: str | bytes | Path) -> Any:
 def save_ir(model: Any, path: Path, *, target: Path | None = None) -> None:
     """Write an IR with the weights as they are: compressing them here would round the constants of a tail.
 
-    Parameters
-    ----------
-    model, path
-        The `openvino.Model` and the .xml to write.
-    target
-        What the file is called in the end, for the message.
-
-    Raises
-    ------
-    FileError
-        If it cannot be written.
+    `target` is what the file is called in the end, for the message.
     """
     try:
         import_openvino(purpose="writing an OpenVINO IR").save_model(model, path, compress_to_fp16=False)
@@ -78,31 +73,21 @@ def _core(openvino: ModuleType) -> Any:
     return openvino.Core()
 
 
-@dataclass(frozen=True, slots=True)
-class OpenVinoRunner:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenVinoRunner(LoadedModel):
     """A model compiled for OpenVINO's CPU plugin.
 
-    Notes
-    -----
     ``precision="float32"`` sets INFERENCE_PRECISION_HINT=f32 and EXECUTION_MODE_HINT=ACCURACY; without them the plugin
     takes bfloat16 where the processor has it, and raw scores move. A tensor may have several names: `PortInfo.name` is
     one of Anomalib's output names if that is among them, else the name that the output had in ONNX, else the first in
     alphabetical order; a tensor without a name is called ``input_<i>`` or ``output_<i>``.
     """
 
-    label: str
-    version: str
-    precision: Precision
-    inference_precision: str
-    inputs: tuple[PortInfo, ...]
-    optional: tuple[PortInfo, ...]
-    outputs: tuple[PortInfo, ...]
     _model: Any
     _request: Any
     _openvino: ModuleType
     _problems: dict[tuple[tuple[int, ...], ...], RuntimeError | None] = field(default_factory=dict)
     _set: set[str] = field(default_factory=set)
-    name: str = "openvino-cpu"
 
     @classmethod
     def load(cls, model: Any, *, precision: Precision, threads: int | None) -> Self:
@@ -120,6 +105,7 @@ class OpenVinoRunner:
             raise cannot_load(label, "OpenVINO", error) from error
         return cls(
             label=label,
+            name="openvino-cpu",
             version=openvino.__version__.split("-")[0],
             precision=precision,
             inference_precision=_dtype(compiled.get_property("INFERENCE_PRECISION_HINT")),
