@@ -6,8 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from postproc_export.files import default_target
-from postproc_export.formats.base import Detached, nearest_miss
-from postproc_export.reading.anomalib import AnomalibTail
+from postproc_export.formats.base import Detached, nothing_found
 from postproc_export.stats import Level
 
 
@@ -50,7 +49,7 @@ class DetachResult:
     def summary(self) -> str:
         """Return what was done, one fact a line."""
         if not self:
-            return f"no post-processing found: {nearest_miss(self.detached.misses.values())}"
+            return nothing_found(self.source, self.detached.misses, self.detached.outputs)
         lines = [f"removed post-processing from {self.source}", f"  written  {self.output}"]
         lines += [f"  {level:<8} {self._removed(level)}" for level in self.detached.tails]
         lines += [f"  with     {text}" for text in self.detached.own]
@@ -62,7 +61,7 @@ class DetachResult:
 
     def _removed(self, level: Level) -> str:
         tail = self.detached.tails[level]
-        kind = "Anomalib's post-processing" if isinstance(tail, AnomalibTail) else "the tail"
+        kind = "Anomalib's post-processing" if not tail.is_ours else "the tail"
         count = len(set(tail.values))
         return f"{' and '.join(tail.outputs)}: {kind}, {count} operator{'s' if count > 1 else ''}"
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from postproc_export.files import default_target
 from postproc_export.float32 import Half, rounded_to, to_float32
-from postproc_export.formats.base import nearest_miss
+from postproc_export.formats.base import nothing_found
 from postproc_export.formats.update import Changes, State, Updated
 from postproc_export.keywords import called_like
 from postproc_export.options import TailOptions, UpdateOptions
@@ -159,7 +159,7 @@ class UpdateResult:
     def summary(self) -> str:
         """Return what was changed, one fact a line, in numbers."""
         if not self:
-            return f"no post-processing found: {nearest_miss(self.updated.misses.values())}"
+            return nothing_found(self.source, self.updated.misses, self.updated.outputs)
         if not self.is_changed:
             lines = [f"nothing changes in {self.source}: it decides so already"]
         else:

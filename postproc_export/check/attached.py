@@ -15,7 +15,7 @@ from postproc_export.check.runners import AdjustedRunner, Assumed, Shapes, unpac
 from postproc_export.options import TailOptions
 from postproc_export.ports import Guard as MapGuard
 from postproc_export.ports import Selection
-from postproc_export.reading.tail import OwnLevelTail, Places, find_own_tail, find_places
+from postproc_export.reading.tail import FoundTail, Places, find_own_tail, find_places
 from postproc_export.runtimes import PortInfo, Runner
 from postproc_export.stats import Level, LevelStats
 from postproc_export.tail import Tail, build_tail, guard_of
@@ -160,7 +160,7 @@ def guard_rule(file: ModelFile, options: TailOptions) -> MapGuard:
 def _built(file: ModelFile, options: TailOptions) -> Tail:
     guard = guard_rule(file, options)
     found = find_own_tail(file.view, "image", options=options)
-    if options.nan_guard and isinstance(found, OwnLevelTail) and found.guard not in (None, guard.form):
+    if options.nan_guard and isinstance(found, FoundTail) and found.guard not in (None, guard.form):
         guard = MapGuard(found.guard)  # `check_record` says what is wrong with it
     return build_tail(
         file.record.stats,

@@ -28,7 +28,7 @@ from postproc_export.formats.openvino_names import (
     value_name,
 )
 from postproc_export.ports import FLOAT_TYPES
-from postproc_export.reading.tail import OwnLevelTail
+from postproc_export.reading.tail import FoundTail
 from postproc_export.record import LayerRecord, TailRecord, Where, refuse_misfit
 from postproc_export.runtimes import PortInfo, first_reason
 from postproc_export.runtimes.openvino import import_openvino, port_info
@@ -52,7 +52,7 @@ class ModelFile(ABC):
     raw: Mapping[Level, PortInfo]  # the raw outputs as the original declared them, under the names of their values here
     inputs: tuple[PortInfo, ...]  # that this file declares, in order
     outputs: tuple[PortInfo, ...]
-    tails: Mapping[Level, OwnLevelTail]  # that were found in the graph, in whatever form
+    tails: Mapping[Level, FoundTail]  # that were found in the graph, in whatever form
     remarks: tuple[str, ...]  # what became of the file since it was attached, and what was assumed; a sentence each
     view: GraphView  # the graph, for the matcher
 

@@ -16,7 +16,7 @@ from postproc_export.check.report import Check, failed, sentences
 from postproc_export.errors import UnsupportedModelError
 from postproc_export.inspect import inspect_model
 from postproc_export.ports import is_one_value
-from postproc_export.reading.tail import LabelSteps, OwnLevelTail, find_decision
+from postproc_export.reading.tail import FoundTail, LabelSteps, find_decision
 from postproc_export.record import METADATA_KEY
 from postproc_export.runtimes import PortInfo
 from postproc_export.stats import LEVELS, Level
@@ -195,7 +195,7 @@ def _check_constants(attached: AttachedModel, output: TailOutput) -> Check:
         return failed(name, f"the tail is not the one that the record describes: {at}")
     expected = dict(_constants(output.expr))
     found = find(_open(output.expr), attached.file.view, at=at)
-    tail: Match | OwnLevelTail | None = found if isinstance(found, Match) else _folded(attached, output, expected)
+    tail: Match | FoundTail | None = found if isinstance(found, Match) else _folded(attached, output, expected)
     if tail is None:
         return failed(name, f"the tail is not the one that the record describes: {found}")
     wrong = [
@@ -228,7 +228,7 @@ def _check_constants(attached: AttachedModel, output: TailOutput) -> Check:
     )
 
 
-def _folded(attached: AttachedModel, output: TailOutput, expected: Mapping[str, float]) -> OwnLevelTail | None:
+def _folded(attached: AttachedModel, output: TailOutput, expected: Mapping[str, float]) -> FoundTail | None:
     """Return the tail of a level in a form that other tools give it, where that is all it differs by."""
     level = output.level
     tail = attached.file.tails.get(level)

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from graph_patterns.match import Value
 from postproc_export.errors import UnsupportedModelError, UsageError
 from postproc_export.float32 import shortest
-from postproc_export.formats.base import OUTSIDE, FoundTail, FoundTails, is_exported
+from postproc_export.formats.base import OUTSIDE, FoundTails, is_exported
 from postproc_export.formats.update import state_of
 from postproc_export.options import TailOptions
-from postproc_export.reading.tail import OwnLevelTail
+from postproc_export.reading.tail import FoundTail
 from postproc_export.record import METADATA_KEY, TailRecord
 from postproc_export.runtimes import PortInfo, Precision, Runner
 from postproc_export.stats import LEVELS, CalibrationStats, Level
@@ -51,12 +51,12 @@ def no_record(path: Path, found: FoundTails) -> UnsupportedModelError:
     )
 
 
-def own_tails(tails: Mapping[Level, FoundTail]) -> dict[Level, OwnLevelTail]:
+def own_tails(tails: Mapping[Level, FoundTail]) -> dict[Level, FoundTail]:
     """Return the tails that are ours."""
-    return {level: tail for level, tail in tails.items() if isinstance(tail, OwnLevelTail)}
+    return {level: tail for level, tail in tails.items() if tail.is_ours}
 
 
-def read_values(tails: Mapping[Level, OwnLevelTail]) -> dict[Level, Value]:
+def read_values(tails: Mapping[Level, FoundTail]) -> dict[Level, Value]:
     """Return the raw value of each level that tails read, the guard's map among them."""
     values: dict[Level, list[Value]] = {"image": [], "pixel": []}
     for level, tail in tails.items():
@@ -65,7 +65,7 @@ def read_values(tails: Mapping[Level, OwnLevelTail]) -> dict[Level, Value]:
     return {level: found[0] for level, found in values.items() if found}
 
 
-def folded(tails: Mapping[Level, OwnLevelTail]) -> list[str]:
+def folded(tails: Mapping[Level, FoundTail]) -> list[str]:
     """Return a sentence where the tail is not in the form that attaching gives it."""
     return [] if all(tail.is_as_emitted for tail in tails.values()) else [FOLDED]
 
@@ -209,7 +209,7 @@ def _matters(record: TailRecord, name: str) -> bool:
 
 def _was_exported(tail: FoundTail) -> bool:
     """Whether a tail was surely never attached: one with labels alone looks like the eager module's once converted."""
-    return is_exported(tail) and not (isinstance(tail, OwnLevelTail) and tail.decides and not tail.is_normalised)
+    return is_exported(tail) and not (tail.is_ours and tail.decides and not tail.is_normalised)
 
 
 def _is_calibrated(stats: CalibrationStats, level: Level) -> bool:

@@ -9,16 +9,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from graph_patterns.expr import Expr, free_name
 from graph_patterns.match import GraphView, Mismatch, Site, Value
 from postproc_export.errors import MetadataError, UnsupportedModelError
 from postproc_export.options import LabelDtype, TailOptions
 from postproc_export.ports import RAW_NAMES, RESULT_NAMES, OutputChoice
-from postproc_export.reading.anomalib import AnomalibTail, find_anomalib_tail
+from postproc_export.reading.anomalib import find_anomalib_tail
 from postproc_export.reading.report import settle
-from postproc_export.reading.tail import LABEL_OUTPUT, SCORE_OUTPUT, OwnLevelTail, find_own_tail
+from postproc_export.reading.tail import LABEL_OUTPUT, SCORE_OUTPUT, FoundTail, find_own_tail
 from postproc_export.record import METADATA_KEY, LayerRecord, TailRecord, TailSpec, Where
 from postproc_export.runtimes import Axis, PortInfo
 from postproc_export.stats import LEVELS, CalibrationStats, Level
@@ -230,8 +230,6 @@ OUTSIDE: Final = (
 )
 UNDO: Final = "undo what was changed at the end of the graph, or attach to the original again"
 
-FoundTail: TypeAlias = OwnLevelTail | AnomalibTail
-
 STRIPPED: Final = (
     "the record of the original is gone: the order and the declared shapes of the outputs are taken from the tail's"
 )
@@ -273,7 +271,7 @@ class FoundTails:
         explained = {name for tail in self.tails.values() for name in tail.outputs}
         levels = {LABEL_OUTPUT[level]: level for level in LEVELS}
         return {
-            name: str(self.misses.get(levels[name]) or getattr(self.tails[levels[name]], "other_rule", None))
+            name: str(self.misses.get(levels[name]) or self.tails[levels[name]].other_rule)
             for name in RESULT_NAMES
             if name in self.outputs - explained
         }
@@ -314,6 +312,7 @@ class Detached:
     is_original: bool = False
     raw_outputs: Mapping[Level, str | int] = field(default_factory=dict)
     own: tuple[str, ...] = ()
+    outputs: frozenset[str] = frozenset()  # of a model without post-processing, by name
 
     def __bool__(self) -> bool:
         return bool(self.tails)
@@ -418,11 +417,11 @@ def level_misfits(record: TailRecord, tails: Mapping[Level, FoundTail]) -> Itera
         elif level == "image" and tail.from_map == ("image" in record.raw):
             source = "the map" if tail.from_map else "a score"
             yield f"the image score comes from {source} in the model, and not so in the record"
-        elif isinstance(tail, OwnLevelTail):
+        elif tail.is_ours:
             yield from (f"{what} of the {level} level are not as the record has them" for what in _unlike(record, tail))
 
 
-def _unlike(record: TailRecord, tail: OwnLevelTail) -> Iterator[str]:
+def _unlike(record: TailRecord, tail: FoundTail) -> Iterator[str]:
     """Yield the parts of a tail that its record's options do not ask for."""
     options = record.options
     if tail.is_normalised != options.enable_normalization:
@@ -458,7 +457,7 @@ def _drop_doubtful(tails: dict[Level, FoundTail], misses: dict[Level, Mismatch])
     if len(tails) == len(LEVELS):
         return
     for level, tail in list(tails.items()):
-        if isinstance(tail, AnomalibTail) and tail.reading.is_folded and len(tail.outputs) == 1:
+        if not tail.is_ours and tail.reading.is_folded and len(tail.outputs) == 1:
             reason = "a clipped and scaled value without a label may be the model's own"
             misses[level] = Mismatch(reason, tail.outputs[0], depth=len(tail.values))
             del tails[level]
@@ -467,6 +466,14 @@ def _drop_doubtful(tails: dict[Level, FoundTail], misses: dict[Level, Mismatch])
 def nearest_miss(misses: Iterable[Mismatch]) -> Mismatch:
     """Return the miss that went deepest."""
     return max(misses, key=lambda miss: miss.depth)
+
+
+def nothing_found(source: Path, misses: Mapping[Level, Mismatch], outputs: Collection[str]) -> str:
+    """Say that a model has no post-processing: that it is a raw one, or how far the nearest pattern came."""
+    if misses.keys() and all(miss.reason.startswith("no output ") for miss in misses.values()):
+        found = f"found: raw outputs {', '.join(sorted(outputs))}"
+        return f"{source.name} has no post-processing; {found}; fix: postproc-export attach {source} --stats FILE"
+    return f"no post-processing found: {nearest_miss(misses.values())}"
 
 
 def with_what_is_left(detached: Detached, view: GraphView) -> Detached:
@@ -479,7 +486,7 @@ def with_what_is_left(detached: Detached, view: GraphView) -> Detached:
 
 def is_exported(tail: FoundTail) -> bool:
     """Whether a tail was exported with the model, and never attached to a file."""
-    return isinstance(tail, AnomalibTail) or tail.is_eager
+    return tail.kind != "attached"
 
 
 def raw_name(tail: FoundTail, name: str) -> str:
@@ -500,28 +507,26 @@ def raw_name(tail: FoundTail, name: str) -> str:
 def restored_tails(tails: Mapping[Level, FoundTail]) -> Iterator[FoundTail]:
     """Yield the tails whose raw value has to become an output again."""
     for level, tail in tails.items():
-        gives_raw = isinstance(tail, OwnLevelTail) or SCORE_OUTPUT[level] in tail.outputs
+        gives_raw = tail.is_ours or SCORE_OUTPUT[level] in tail.outputs
         if gives_raw and not tail.from_map:
             yield tail
 
 
 def adjusted_values(tails: Mapping[Level, FoundTail]) -> list[Value]:
     """Return the inputs by which tails are adjusted at run time: they go with them."""
-    own = [tail for tail in tails.values() if isinstance(tail, OwnLevelTail)]
+    own = [tail for tail in tails.values() if tail.is_ours]
     return [tail.adjusted for tail in own if tail.adjusted is not None]
 
 
 def touched(tails: Mapping[Level, FoundTail]) -> list[str]:
     """Return a note where the tail is not as attaching left it."""
-    return (
-        [TOUCHED] if any(isinstance(tail, OwnLevelTail) and not tail.is_as_emitted for tail in tails.values()) else []
-    )
+    return [TOUCHED] if any(tail.is_ours and not tail.is_as_emitted for tail in tails.values()) else []
 
 
 def notes_of(tails: Mapping[Level, FoundTail]) -> tuple[str, ...]:
     """Return what a user should know of a model whose tail was removed without a record."""
     notes = [] if all(is_exported(tail) for tail in tails.values()) else [STRIPPED]
-    folded = [tail for tail in tails.values() if isinstance(tail, AnomalibTail) and tail.reading.is_folded]
+    folded = [tail for tail in tails.values() if not tail.is_ours and tail.reading.is_folded]
     notes += [f"{SCORE_OUTPUT[tail.level]}: {MAYBE_SHIFTED}" for tail in folded]
     return tuple(notes)
 
@@ -592,7 +597,7 @@ def refuse_attached(found: FoundTails, *, entry: str | None) -> None:
         If it has, with a fix that works on this very file.
     """
     labels = [name for name in RESULT_NAMES if name in found.outputs]
-    own = [name for tail in found.tails.values() if isinstance(tail, OwnLevelTail) for name in tail.outputs]
+    own = [name for tail in found.tails.values() if tail.is_ours for name in tail.outputs]
     if entry is None and not labels and not own:
         return
     shown = f"outputs {', '.join(labels)}" if labels else f"a tail at {' and '.join(own)}" if own else entry

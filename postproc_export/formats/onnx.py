@@ -19,7 +19,6 @@ from postproc_export.formats.base import (
     Attached,
     Detached,
     Format,
-    FoundTail,
     FoundTails,
     Outputs,
     Plan,
@@ -67,7 +66,7 @@ from postproc_export.formats.onnx_file import (
 from postproc_export.formats.onnx_layer import Make, put_onnx_layer, read_onnx_layer, take_onnx_layer
 from postproc_export.options import TailOptions
 from postproc_export.ports import FLOAT_TYPES, OutputChoice, select_outputs
-from postproc_export.reading.tail import SCORE_OUTPUT, OwnLevelTail
+from postproc_export.reading.tail import SCORE_OUTPUT, FoundTail
 from postproc_export.record import METADATA_KEY, LayerRecord, TailRecord, Where
 from postproc_export.runtimes import PortInfo
 from postproc_export.stats import CalibrationStats, Level
@@ -371,7 +370,7 @@ def detach_from_onnx_model(model: onnx.ModelProto, *, where: str = "the model") 
     refuse_damaged(found, where=where)
     refuse_partial(found)
     if not tails:
-        return Detached(misses=found.misses)
+        return Detached(misses=found.misses, outputs=found.outputs)
     outputs = {item.name: onnx.ValueInfoProto.FromString(item.SerializeToString()) for item in model.graph.output}
     remove(
         model,
@@ -487,7 +486,7 @@ def _raw_info(model: onnx.ModelProto, tail: FoundTail, output: onnx.ValueInfoPro
     info: onnx.ValueInfoProto = onnx.ValueInfoProto.FromString(output.SerializeToString())
     info.name = str(tail.raw)
     known = next((item for item in _infos(model) if item.name == info.name), None)
-    if isinstance(tail, OwnLevelTail) and tail.is_packed:
+    if tail.is_ours and tail.is_packed:
         info.type.tensor_type.ClearField("shape")
         return info if known is None else onnx.ValueInfoProto(name=info.name, type=known.type)
     if known is not None and known.type.tensor_type.elem_type:

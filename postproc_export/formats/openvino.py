@@ -15,7 +15,6 @@ from postproc_export.formats.base import (
     Attached,
     Detached,
     Format,
-    FoundTail,
     FoundTails,
     Outputs,
     Plan,
@@ -67,7 +66,7 @@ from postproc_export.formats.openvino_names import (
 )
 from postproc_export.options import TailOptions
 from postproc_export.ports import OutputChoice, select_outputs
-from postproc_export.reading.tail import SCORE_OUTPUT, OwnLevelTail
+from postproc_export.reading.tail import SCORE_OUTPUT, FoundTail
 from postproc_export.record import METADATA_KEY, LayerRecord, TailRecord, Where
 from postproc_export.runtimes import PortInfo
 from postproc_export.runtimes.openvino import openvino_core, port_info
@@ -295,7 +294,7 @@ def detach_from_openvino_model(model: Any, *, where: str = "the model") -> Detac
     refuse_damaged(found, where=where)
     refuse_partial(found)
     if not found.tails:
-        return Detached(misses=found.misses)
+        return Detached(misses=found.misses, outputs=found.outputs)
     rewriter = _Restorer(model, found.tails, where)
     if found.record is None:
         detached = rewriter.rebuild(found.misfits)
@@ -375,7 +374,7 @@ class _Restorer:
             score = SCORE_OUTPUT[tail.level]
             names = {} if is_exported(tail) else {old: raw_name(tail, old) for old in raw.get_names()}
             renamed |= {old: new for old, new in names.items() if old != new}
-            if isinstance(tail, OwnLevelTail) and raw in present:
+            if tail.is_ours and raw in present:
                 continue
             made[tail.level] = new_result(_own_output(raw, score), f"{score}/sink_port_0")
             if is_exported(tail):

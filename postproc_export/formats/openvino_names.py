@@ -9,7 +9,6 @@ from graph_patterns.expr import free_name
 from graph_patterns.openvino.view import OpenVinoView
 from postproc_export.errors import MetadataError, UnsupportedModelError
 from postproc_export.formats.base import (
-    FoundTail,
     FoundTails,
     decoded_outputs,
     find_tails,
@@ -21,7 +20,7 @@ from postproc_export.formats.base import (
     renaming_misfits,
     touched,
 )
-from postproc_export.reading.tail import LABEL_OUTPUT, SCORE_OUTPUT
+from postproc_export.reading.tail import LABEL_OUTPUT, SCORE_OUTPUT, FoundTail
 from postproc_export.record import METADATA_KEY, TailRecord
 from postproc_export.stats import Level
 from postproc_export.tail import OUTPUT_NAMES, PACKED_OUTPUT, PREFIX

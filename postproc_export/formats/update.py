@@ -11,12 +11,11 @@ from graph_patterns.match import Mismatch, Site
 from postproc_export.decision import check_sensitivity, decision_boundary
 from postproc_export.errors import UsageError
 from postproc_export.float32 import Half, to_float32
-from postproc_export.formats.base import Attached, Detached, FoundTail, FoundTails, refuse_partial
+from postproc_export.formats.base import Attached, Detached, FoundTails, refuse_partial
 from postproc_export.options import TailOptions, refuse_unused
 from postproc_export.ports import LEAVE_OUT, Selected
-from postproc_export.reading.anomalib import AnomalibTail
 from postproc_export.reading.report import SWITCHED_OFF, report_level, rule_of, shown, stats_of
-from postproc_export.reading.tail import OwnLevelTail
+from postproc_export.reading.tail import FoundTail
 from postproc_export.record import TailRecord
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
 from postproc_export.tail import Tail
@@ -144,7 +143,7 @@ def state_of(tails: Mapping[Level, FoundTail], record: TailRecord | None) -> Sta
 
 
 def _stats(level: Level, tail: FoundTail) -> LevelStats | None:
-    if isinstance(tail, AnomalibTail):
+    if not tail.is_ours:
         return stats_of(tail.reading)
     rule = rule_of(tail)
     if rule is not None or (tail.is_eager and tail.decides):
@@ -160,7 +159,7 @@ def _options(tails: Mapping[Level, FoundTail]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for level, tail in tails.items():
         name = "label_dtype" if level == "image" else "mask_dtype"
-        if isinstance(tail, OwnLevelTail):
+        if tail.is_ours:
             report = report_level(level, tail, record=None, is_rounded=False)
             sensitivity = report.sensitivity
             options |= {"comparison": report.comparison} if tail.is_eager and report.comparison is not None else {}
@@ -225,6 +224,7 @@ class Updated:
     notes: tuple[str, ...] = ()
     is_found: bool = True
     tail: Tail | None = None
+    outputs: frozenset[str] = frozenset()  # of a model without post-processing, by name
 
     def __bool__(self) -> bool:
         return self.is_found
@@ -233,7 +233,7 @@ class Updated:
 def must_be_edited(tails: Mapping[Level, FoundTail], before: State, changes: Changes) -> bool:
     """Whether Anomalib's constants have to be edited in place, since what they decide is not in the file."""
     return any(
-        isinstance(tail, AnomalibTail) and before.stats.level(level) is None and _new_stats(changes, level) is None
+        not tail.is_ours and before.stats.level(level) is None and _new_stats(changes, level) is None
         for level, tail in tails.items()
     )
 
@@ -247,7 +247,7 @@ def refuse_unknown(found: FoundTails, before: State, changes: Changes) -> None:
         If a level has labels whose threshold and range are not known, and no new statistics are given for it.
     """
     for level in unknown_levels(found.tails, before, changes):
-        if isinstance(tail := found.tails[level], OwnLevelTail):
+        if (tail := found.tails[level]).is_ours:
             raise UsageError(
                 f"the {level} level cannot be changed: its threshold and range are not in the file",
                 found="a boundary alone" if tail.decides else "neither normalised scores nor labels",
@@ -284,7 +284,7 @@ def edits_of(tails: Mapping[Level, FoundTail], changes: Changes, *, is_known: bo
         )
     edits: Edits = {}
     for level, tail in tails.items():
-        if not isinstance(tail, AnomalibTail):
+        if tail.is_ours:
             raise UsageError(
                 f"the {level} level has our tail: there is no other dialect to keep",
                 fix="leave out --keep-dialect" if is_known else "leave out --keep-dialect, and give --stats",
@@ -296,14 +296,14 @@ def edits_of(tails: Mapping[Level, FoundTail], changes: Changes, *, is_known: bo
 def told_edits(tails: Mapping[Level, FoundTail], before: State, edits: Edits) -> Iterator[str]:
     """Yield what becomes of a level whose numbers are not in the file, so that there is no boundary to tell."""
     for level, tail in tails.items():
-        if before.stats.level(level) is None and isinstance(tail, AnomalibTail):
+        if before.stats.level(level) is None and not tail.is_ours:
             for name, subject in _TOLD.items():
                 new = next((edits[site] for site in tail.sites.get(name, ()) if site in edits), None)
                 if new is not None:
                     yield f"{level} level: {subject} is now {shown(new)}, not {shown(tail.scalars[name])}"
 
 
-def _edits(level: Level, tail: AnomalibTail, changes: Changes) -> Edits:
+def _edits(level: Level, tail: FoundTail, changes: Changes) -> Edits:
     wanted: dict[str, float] = {}
     sensitivity, threshold = changes.options.get(f"{level}_sensitivity"), changes.threshold(level)
     if threshold is not None and not math.isfinite(to_float32(threshold)):
@@ -330,7 +330,7 @@ def _edits(level: Level, tail: AnomalibTail, changes: Changes) -> Edits:
     return {site: number for name, number in wanted.items() for site in tail.sites[name]}
 
 
-def _constants(level: Level, tail: AnomalibTail, changes: Changes) -> dict[str, float]:
+def _constants(level: Level, tail: FoundTail, changes: Changes) -> dict[str, float]:
     """Return every constant of the normalised score that the new threshold and span decide."""
     reading, stats = tail.reading, _new_stats(changes, level)
     span = reading.span if stats is None else stats.span
@@ -351,7 +351,7 @@ def _constants(level: Level, tail: AnomalibTail, changes: Changes) -> dict[str, 
     return wanted or {"threshold": threshold}
 
 
-def _threshold(level: Level, tail: AnomalibTail, changes: Changes, stats: LevelStats | None) -> float | None:
+def _threshold(level: Level, tail: FoundTail, changes: Changes, stats: LevelStats | None) -> float | None:
     given, reading = changes.threshold(level), tail.reading
     if given is None:
         return reading.threshold if stats is None else stats.threshold
@@ -394,10 +394,10 @@ def update_model(
         What the format does.
     """
     if not found.tails and found.record is None:
-        return Updated(misses=found.misses, is_found=False)
+        return Updated(misses=found.misses, outputs=found.outputs, is_found=False)
     refuse_partial(found)
     before = state_of(found.tails, found.record)
-    is_foreign = any(isinstance(tail, AnomalibTail) for tail in found.tails.values())
+    is_foreign = any(not tail.is_ours for tail in found.tails.values())
     unknown = is_foreign and must_be_edited(found.tails, before, changes)
     if keep_dialect or unknown:
         return _edited(found, before, changes, edit, notes=(EDITED if keep_dialect else NOT_KNOWN,))
@@ -409,7 +409,7 @@ def update_model(
     notes = (*attached.tail.notes, *_narrowed(found, after))
     if is_foreign:
         notes = (*notes, REPLACED, *((STRICT,) if after.options.comparison == "gt" else ()))
-    is_eager = any(isinstance(tail, OwnLevelTail) and tail.is_eager for tail in found.tails.values())
+    is_eager = any(tail.is_eager for tail in found.tails.values())
     if is_eager:
         notes = (*notes, REPLACED_EAGER)
     rewritten = (*_rewritten(found), *_other_guard(found, attached.tail, changes))
@@ -429,7 +429,7 @@ def _edited(
     numbers = {
         site: tail.scalars[name]
         for tail in found.tails.values()
-        if isinstance(tail, AnomalibTail)
+        if not tail.is_ours
         for name, sites in tail.sites.items()
         for site in sites
     }
@@ -464,7 +464,7 @@ def _outputs(found: FoundTails, detached: Detached) -> dict[str, Any]:
 def _other_guard(found: FoundTails, tail: Tail, changes: Changes) -> tuple[str, ...]:
     """Return a note where the guard was not the one that the outputs ask for, and is now."""
     image = found.tails.get("image")
-    is_same = not isinstance(image, OwnLevelTail) or image.guard == tail.guard.form
+    is_same = image is None or not image.is_ours or image.guard == tail.guard.form
     if is_same or not tail.names("image") or "nan_guard" in changes.options or changes.stats is not None:
         return ()
     return (f"the NaN guard was another one and was written anew: {tail.describe_guard() or 'no output guards now'}",)

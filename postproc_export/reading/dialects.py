@@ -9,8 +9,11 @@ x itself. Exporters leave these guards in the graph as selects on constants, dea
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final
+
+import numpy as np
 
 from graph_patterns.expr import (
     Call,
@@ -37,6 +40,8 @@ from graph_patterns.expr import (
     select,
     sub,
 )
+from graph_patterns.match import Mismatch
+from postproc_export.float32 import to_float32
 
 RAW: Final = Input("raw")
 _ZERO, _HALF, _ONE = Const(0.0, "zero"), Const(0.5, "half"), Const(1.0, "one")
@@ -139,3 +144,73 @@ EAGER_GUARD: Final = Pattern(
 ANY_GUARD: Final = select(Input("condition"), Const(math.nan, "nan"), Input("values"))  # NaN where something holds
 
 TORCH_AT_LEAST: Final = logical_not(cast(less(Input("values"), Scalar("boundary")), dtype="bool"))  # TorchScript
+
+
+# What the numbers of a branch say: threshold and span.
+
+HALF_PRECISION: Final = 2.0**-10  # relative; twice what float16 rounds by
+
+ZERO_RANGE: Final = "the calibrated range is empty (max = min): a score is 0, 0.5 or 1 by comparison with the threshold"
+LOST_THRESHOLD: Final = "the calibrated range is empty (max = min), and the conversion lost the threshold with it"
+NOT_A_NUMBER: Final = "the threshold in the graph is not a number: the model was exported before it was calibrated"
+FOLDED: Final = (
+    "threshold and span are computed from one multiplication and one addition, into which the conversion may have "
+    "folded the model's own last ones: then both are right for the value that the file still has, and a model's own "
+    "score y = k x + c of it has the threshold k t + c and the span k r"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BranchReading:
+    """What the graph says of one level; None for what it does not say."""
+
+    threshold: float | None = None  # raw units; float32 values
+    span: float | None = None
+    min: float | None = None
+    max: float | None = None
+    sensitivity: float | None = None  # the float32 that was subtracted from 1
+    certain: bool = True  # whether threshold and span stand in the graph as such
+    is_folded: bool = False  # whether they are inferred from one multiplication and one addition
+    is_normalised: bool = True  # whether the score is normalised at all
+    notes: tuple[str, ...] = ()  # why something is not known, and what to make of it
+
+
+def read_chain(scalars: Mapping[str, float]) -> BranchReading | Mismatch:
+    """Return threshold and span of a chain of operators, whatever form it has."""
+    if "minus_threshold" in scalars:
+        scalars = {"threshold": -scalars["minus_threshold"], **scalars}
+    scale = scalars.get("scale", 1.0)
+    with np.errstate(all="ignore"):
+        span = scalars.get("span", float(np.float64(1.0) / np.float64(scale)))
+        shift = scalars.get("shift", 0.0 if "scale" in scalars else 0.5)
+        inferred = float((np.float64(0.5) - np.float64(shift)) / np.float64(scale))
+    is_folded = "shift" in scalars or ("scale" in scalars and "threshold" not in scalars)
+    threshold = scalars.get("threshold", inferred)
+    step = scalars.get("step_threshold")
+    if step is not None and not _agree(step, threshold, span=span):
+        return Mismatch(f"the threshold is {step:.9g} in one place and {threshold:.9g} in another", "two constants")
+    if span == 0.0:
+        lost = LOST_THRESHOLD if math.isnan(threshold) else ZERO_RANGE
+        return BranchReading(threshold=known(threshold), span=0.0, certain=not is_folded, notes=(lost,))
+    if step is not None:
+        threshold, is_folded = step, False
+    notes = (NOT_A_NUMBER,) if math.isnan(threshold) else (FOLDED,) if is_folded else ()
+    return BranchReading(
+        threshold=known(threshold),
+        span=known(span),
+        certain=not is_folded,
+        is_folded=is_folded,
+        notes=notes,
+    )
+
+
+def _agree(left: float, right: float, *, span: float) -> bool:
+    """Whether two readings of one threshold differ by no more than constants rounded to float16 explain."""
+    if math.isnan(left) or math.isnan(right):
+        return math.isnan(left) and math.isnan(right)
+    return abs(left - right) <= HALF_PRECISION * (abs(left) + abs(right) + abs(span))
+
+
+def known(value: float) -> float | None:
+    """Return a number as float32; None where it is not finite."""
+    return to_float32(value) if math.isfinite(to_float32(value)) else None

@@ -12,13 +12,11 @@ from postproc_export.decision import Comparison, Form, choose_form, decision_bou
 from postproc_export.errors import MetadataError
 from postproc_export.float32 import SIGNIFICAND, Half, narrow_readings, next_up, rounded_to, shortest, to_float32
 from postproc_export.options import Adjustable, Layout
-from postproc_export.reading.anomalib import HALF_PRECISION, AnomalibTail, BranchReading, read_chain
-from postproc_export.reading.tail import SCORE_OUTPUT, OwnLevelTail
+from postproc_export.reading.dialects import HALF_PRECISION, BranchReading
+from postproc_export.reading.tail import FoundTail
 from postproc_export.record import TailRecord
 from postproc_export.stats import Level, LevelStats
 from postproc_export.tail import input_name, place
-
-# --- What is told of one level of a model: its tail, its numbers in raw and normalised units, and how sure they are.
 
 TailKind: TypeAlias = Literal["postproc_export", "anomalib", "none"]
 
@@ -27,58 +25,32 @@ _ORDER: Final = ("min", "threshold", "boundary", "max")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LevelReport:
-    """One level of a model: what is at its outputs, and what it decides; None for what the file does not say.
+    """One level of a model: what is at its outputs, and what it decides; None for what the file does not say."""
 
-    Parameters
-    ----------
-    tail
-        Whose post-processing it is.
-    outputs
-        The outputs that belong to the level, by name.
-    threshold, span, min, max
-        float32, raw units.
-    boundary
-        float32, raw units: from where on a score is anomalous (rule ``ge``), or which it has to exceed.
-    sensitivity
-        float32 in [0, 1].
-    comparison
-        The rule.
-    certain
-        Whether threshold and span stand in the file as such, and were not inferred.
-    other_rule
-        Why the label that the level has is by a rule that is not known; None where it is, or there is no label.
-    layout
-        Whether the level has outputs of its own, or both levels are packed into one.
-    adjustable, adjusted_by
-        What can be adjusted at run time, and by which input or variable; the values told are its defaults.
-    narrow
-        The type in which the model declared its raw values, where that is narrower than float32: the boundary is the
-        smallest float32 that decides in it as the rule does.
-    guarded_by
-        The value in which a NaN makes the score NaN, as the graph names it.
-    notes
-        What is inferred or not known, and why.
-    readings
-        Where more than one reading of the same constants is possible, each with its assumption.
-    """
-
-    tail: TailKind
-    outputs: tuple[str, ...] = ()
-    threshold: float | None = None
+    tail: TailKind  # whose post-processing it is
+    outputs: tuple[str, ...] = ()  # the outputs that belong to the level, by name
+    threshold: float | None = None  # float32, raw units
     span: float | None = None
     min: float | None = None
     max: float | None = None
+    # Float32, raw units: from where on a score is anomalous (rule ge), or which it has to exceed
     boundary: float | None = None
-    sensitivity: float | None = None
-    comparison: Comparison | None = None
-    certain: bool = True
+    sensitivity: float | None = None  # float32 in [0, 1]
+    comparison: Comparison | None = None  # the rule
+    certain: bool = True  # whether threshold and span stand in the file as such, and were not inferred
+    # Why the label that the level has is by a rule that is not known; None where it is, or there is no label
     other_rule: str | None = None
-    layout: Layout = "separate"
+    layout: Layout = "separate"  # whether the level has outputs of its own, or both levels are packed into one
+    # What can be adjusted at run time, and by which input or variable; the values told are its defaults
     adjustable: Adjustable = "nothing"
     adjusted_by: str | None = None
+    # The type in which the model declared its raw values, where that is narrower than float32: the boundary is the
+    # smallest float32 that decides in it as the rule does
     narrow: Half | None = None
-    guarded_by: str | None = field(default=None, compare=False)  # a name inside a graph, and no part of what it decides
-    notes: tuple[str, ...] = ()
+    # The value in which a NaN makes the score NaN, as the graph names it
+    guarded_by: str | None = field(default=None, compare=False)  # a name in a graph, and no part of what it decides
+    notes: tuple[str, ...] = ()  # what is inferred or not known, and why
+    # Where more than one reading of the same constants is possible, each with its assumption
     readings: tuple[Mapping[str, Any], ...] = ()
 
     def places(self, level: Level) -> tuple[str, ...]:
@@ -136,8 +108,6 @@ def shown(value: float | None) -> str:
     return "unknown" if value is None else str(json_number(to_float32(value)))
 
 
-# --- What our eager module, exported with a model, says: its numbers, and the sensitivity and rule behind a boundary.
-
 RULES: Final[tuple[Comparison, ...]] = ("ge", "gt")
 _DIGITS: Final = range(1, 10)  # nine decimals tell every float32 from its neighbours
 _EXPORTED: Final = "our eager module, exported with the model: there is no record of it"
@@ -152,75 +122,58 @@ _DETAILS: Final = {"range_is_relative": True}
 
 
 class Rule(NamedTuple):
-    """What decides at a boundary.
+    """What decides at a boundary."""
 
-    Parameters
-    ----------
-    stats
-        Statistics with the threshold and the span, from which the boundary follows to the bit.
-    sensitivity
-        The shortest decimal that gives it, as float32.
-    comparison
-        The rule.
-    """
-
-    stats: LevelStats
-    sensitivity: float
+    stats: LevelStats  # with the threshold and the span, from which the boundary follows to the bit
+    sensitivity: float  # the shortest decimal that gives it, as float32
     comparison: Comparison
 
 
-def report_eager(tail: OwnLevelTail) -> LevelReport:
+def _eager(tail: FoundTail) -> LevelReport:
     """Return what a level of our exported eager module decides."""
     boundary = to_float32(tail.scalars["boundary"]) if tail.decides else None
-    reading, rule = _read(tail), rule_of(tail)
-    notes = [_EXPORTED]
-    if reading is None:
-        notes.append(_RAW)
+    reading, rule = tail.reading, rule_of(tail)
+    if not reading.is_normalised:
+        notes: tuple[str, ...] = (_RAW,)
     elif boundary is None:
-        notes += reading.notes
+        notes = reading.notes
     elif rule is None:
-        notes.append(_NO_SENSITIVITY.format(boundary=shown(boundary)))
+        notes = (_NO_SENSITIVITY.format(boundary=shown(boundary)),)
     else:
-        notes.append(_ROUNDED if reading.is_folded else _BY_BOUNDARY)
+        notes = (_ROUNDED if reading.is_folded else _BY_BOUNDARY,)
     return LevelReport(
         tail="postproc_export",
         outputs=tail.outputs,
-        threshold=rule.stats.threshold if rule else None if reading is None else reading.threshold,
-        span=rule.stats.span if rule else None if reading is None else reading.span,
+        threshold=rule.stats.threshold if rule else reading.threshold,
+        span=rule.stats.span if rule else reading.span,
         boundary=boundary,
         sensitivity=rule.sensitivity if rule else None,
         comparison=rule.comparison if rule else "ge" if tail.decides else None,
-        certain=reading is not None and reading.certain,
-        notes=tuple(notes),
+        certain=reading.is_normalised and reading.certain,
+        notes=(_EXPORTED, *notes),
     )
 
 
-def rule_of(tail: OwnLevelTail) -> Rule | None:
+def rule_of(tail: FoundTail) -> Rule | None:
     """Return the sensitivity and the rule behind the boundary of a tail without a record; None where none is known.
 
-    Notes
-    -----
     Its statistics give the boundary to the bit, so that what is attached in its place decides alike.
     """
-    reading = _read(tail)
-    boundary = tail.scalars.get("boundary")
-    if reading is None or boundary is None or reading.threshold is None or not reading.span:
+    reading, boundary = tail.reading, tail.scalars.get("boundary")
+    if boundary is None or reading.threshold is None or not reading.span:
         return None
     is_exact = tail.is_eager and reading.certain and "scale" not in tail.scalars
-    error = 0.0 if is_exact else _relative_error(tail.scalars) * (abs(reading.threshold) + reading.span)
+    affine = [tail.scalars[name] for name in ("scale", "shift") if name in tail.scalars]
+    # A constant that float16 holds may have been compressed: then the inferred threshold is as far off.
+    relative = HALF_PRECISION if any(float(np.float16(number)) == number for number in affine) else 2.0**-22
+    error = 0.0 if is_exact else relative * (abs(reading.threshold) + reading.span)
     rules = RULES if tail.comparison is None else (tail.comparison,)
     return read_rule(reading.threshold, reading.span, to_float32(boundary), error=error, rules=rules)
 
 
-def _relative_error(scalars: Mapping[str, float]) -> float:
-    """Return how far an inferred threshold may be off: a constant that float16 holds may have been compressed."""
-    affine = [scalars[name] for name in ("scale", "shift") if name in scalars]
-    return HALF_PRECISION if any(float(np.float16(number)) == number for number in affine) else 2.0**-22
-
-
-def settle(tails: Mapping[Level, object]) -> dict[Level, OwnLevelTail]:
+def settle(tails: Mapping[Level, FoundTail]) -> dict[Level, FoundTail]:
     """Return the tails of an eager module with the one rule that fits all levels, where each tells another."""
-    eager = {level: tail for level, tail in tails.items() if isinstance(tail, OwnLevelTail) and tail.is_eager}
+    eager = {level: tail for level, tail in tails.items() if tail.is_eager}
     told = {rule.comparison for rule in map(rule_of, eager.values()) if rule is not None}
     for comparison in RULES if len(told) > 1 else ():
         settled = {level: replace(tail, comparison=comparison) for level, tail in eager.items()}
@@ -229,35 +182,13 @@ def settle(tails: Mapping[Level, object]) -> dict[Level, OwnLevelTail]:
     return {}
 
 
-def _read(tail: OwnLevelTail) -> BranchReading | None:
-    """Return threshold and span as they stand in the graph; None where scores are not normalised."""
-    scalars = dict(tail.scalars)
-    if not tail.is_normalised:
-        return None
-    if not tail.is_eager:
-        offset = {"threshold": scalars["offset"]} if "offset" in scalars else {"shift": scalars["beta"]}
-        scalars = {"scale": scalars["alpha"], **offset}
-    reading = read_chain(scalars)
-    return reading if isinstance(reading, BranchReading) else None
-
-
 def read_rule(
     threshold: float, span: float, boundary: float, *, error: float = 0.0, rules: tuple[Comparison, ...] = RULES
 ) -> Rule | None:
     """Return the sensitivity and the rule that give a boundary; None where none does.
 
-    Parameters
-    ----------
-    threshold, span, boundary
-        As they stand in the file, in raw units.
-    error
-        How far the threshold may be off where it is inferred, in raw units: then rule ``ge`` is assumed.
-    rules
-        Those that it may be.
-
-    Notes
-    -----
-    The span is float32(max - min), and rule ``ge`` uses max - min itself: a range within half an ulp of the span is
+    `error` is how far an inferred threshold may be off, in raw units: then rule ``ge`` is assumed. The span is
+    float32(max - min), and rule ``ge`` uses max - min itself: a range within half an ulp of the span is
     taken that gives the boundary. Rule ``gt`` goes before where ``ge`` needs such a range; else ``ge`` goes before.
     """
     if boundary == float("-inf"):
@@ -333,9 +264,6 @@ def _candidates(
         yield from ((start, near) for start in (nearest, next_up(nearest), -next_up(-nearest)))
 
 
-# --- What a model decides, level by level: read from the graph, and from the file's record where the graph confirms
-# it.
-
 _INFERRED: Final = "the record was stripped: read back from the tail's constants, the sensitivity assuming rule 'ge'"
 _CONTRADICTED: Final = "the constants in the file are not those of its record: {which}"
 _NOT_NORMALISED: Final = "normalisation is switched off: the score is the raw value"
@@ -349,42 +277,33 @@ _FROZEN: Final = "made to be adjusted at run time by {name}; that is a constant 
 _COMPRESSED: Final = "constants of the tail were compressed to fewer bits: what is read back is rounded as they are"
 
 
-def report_level(
-    level: Level, tail: OwnLevelTail | AnomalibTail | None, *, record: TailRecord | None, is_rounded: bool
-) -> LevelReport:
-    """Return what one level decides.
-
-    Parameters
-    ----------
-    level
-        The level.
-    tail
-        What was found in the graph; None where nothing was.
-    record
-        What the file says of itself.
-    is_rounded
-        Whether constants of the tail were compressed.
-    """
-    if isinstance(tail, AnomalibTail):
+def report_level(level: Level, tail: FoundTail, *, record: TailRecord | None, is_rounded: bool) -> LevelReport:
+    """Return what one level decides; `is_rounded` says whether constants of the tail were compressed."""
+    stats = None if record is None else record.stats.level(level)
+    if not tail.is_ours:
         report = _anomalib(tail)
-    elif isinstance(tail, OwnLevelTail):
-        stats = None if record is None else record.stats.level(level)
-        if tail.is_eager:
-            report = report_eager(tail)
-        else:
-            report = _own(tail) if record is None or stats is None else _recorded(tail, record, stats)
-        by = _adjusted_by(tail)
+    elif tail.is_eager:
+        report = _eager(tail)
+    else:
+        report = _stripped(tail) if record is None or stats is None else _recorded(tail, record, stats)
+    notes = [*report.notes]
+    if tail.is_ours:
+        notes += [] if tail.is_normalised else [_NOT_NORMALISED]
+        notes += [] if tail.decides else [_NO_LABELS]
+        recorded = "nothing" if record is None or not tail.decides else record.options.adjustable
+        what = recorded if tail.adjustable == "nothing" else tail.adjustable
+        is_live = tail.adjusted is not None and tail.adjustable != "nothing" and not tail.is_frozen
+        if what != "nothing" and not is_live:
+            notes.append(_FROZEN.format(name=input_name(level, what)))
         report = replace(
             report,
             layout="packed" if tail.is_packed else "separate",
-            adjustable=tail.adjustable if by else "nothing",
-            adjusted_by=by,
+            adjustable=tail.adjustable if is_live else "nothing",
+            adjusted_by=input_name(level, what) if is_live and what != "nothing" else None,
             guarded_by=tail.guarded_by,
-            notes=(*report.notes, *_switches(tail), *_frozen(tail, record)),
         )
-    else:
-        return LevelReport(tail="none", outputs=(SCORE_OUTPUT[level],))
-    return replace(report, certain=False, notes=(*report.notes, _COMPRESSED)) if is_rounded else report
+    notes += [_COMPRESSED] if is_rounded else []
+    return replace(report, certain=report.certain and not is_rounded, notes=tuple(notes))
 
 
 def report_miss(level: Level, output: str, miss: Mismatch, *, label: str | None) -> LevelReport:
@@ -395,7 +314,7 @@ def report_miss(level: Level, output: str, miss: Mismatch, *, label: str | None)
     return LevelReport(tail="none", outputs=(output, label), certain=False, other_rule=str(miss), notes=notes)
 
 
-def _anomalib(tail: AnomalibTail) -> LevelReport:
+def _anomalib(tail: FoundTail) -> LevelReport:
     reading = tail.reading
     return LevelReport(
         tail="anomalib",
@@ -453,61 +372,32 @@ def _readings(reading: BranchReading) -> tuple[dict[str, Any], ...]:
     )
 
 
-def _switches(tail: OwnLevelTail) -> tuple[str, ...]:
-    """Return what is switched off."""
-    return (*(() if tail.is_normalised else (_NOT_NORMALISED,)), *(() if tail.decides else (_NO_LABELS,)))
-
-
-def _adjusted_by(tail: OwnLevelTail) -> str | None:
-    """Return what adjusts the decision: its name, and what it is in the format; None where it is a constant."""
-    if tail.adjusted is None or tail.adjustable == "nothing" or tail.is_frozen:
-        return None
-    return input_name(tail.level, tail.adjustable)
-
-
-def _frozen(tail: OwnLevelTail, record: TailRecord | None) -> tuple[str, ...]:
-    recorded = "nothing" if record is None or not tail.decides else record.options.adjustable
-    what = tail.adjustable if tail.adjustable != "nothing" else recorded
-    if what == "nothing" or _adjusted_by(tail) is not None:
-        return ()
-    return (_FROZEN.format(name=input_name(tail.level, what)),)
-
-
-def _recorded(tail: OwnLevelTail, record: TailRecord, stats: LevelStats) -> LevelReport:
-    options = record.options
-    sensitivity = options.sensitivity(tail.level) if tail.decides else None
-    boundary = _boundary(tail, stats, record)
+def _recorded(tail: FoundTail, record: TailRecord, stats: LevelStats) -> LevelReport:
+    """Return what the record says, where the constants in the graph confirm it."""
+    comparison, narrow = record.options.comparison, record.narrow.get(tail.level)
+    sensitivity, boundary = None, None
+    if tail.decides:
+        sensitivity = record.options.sensitivity(tail.level)
+        boundary = decision_boundary(stats, sensitivity=sensitivity, comparison=comparison, dtype=narrow or "float32")
     wrong = _contradictions(tail, stats, boundary, sensitivity)
     is_relative = bool(stats.details.get("range_is_relative"))
-    report = LevelReport(
+    return LevelReport(
         tail="postproc_export",
         outputs=tail.outputs,
         threshold=stats.threshold,
         span=stats.span,
         min=None if is_relative else stats.min,
         max=None if is_relative else stats.max,
-        boundary=boundary,
+        boundary=tail.scalars.get("boundary") if wrong else boundary,
         sensitivity=sensitivity,
-        comparison=options.comparison if tail.decides else None,
-        narrow=record.narrow.get(tail.level),
+        comparison=comparison if tail.decides else None,
+        narrow=narrow,
+        certain=not wrong,
+        notes=(_CONTRADICTED.format(which=", ".join(wrong)),) if wrong else (),
     )
-    if not wrong:
-        return report
-    notes = (_CONTRADICTED.format(which=", ".join(wrong)),)
-    return replace(report, boundary=tail.scalars.get("boundary"), certain=False, notes=notes)
 
 
-def _boundary(tail: OwnLevelTail, stats: LevelStats, record: TailRecord) -> float | None:
-    if not tail.decides:
-        return None
-    sensitivity = record.options.sensitivity(tail.level)
-    dtype = record.narrow.get(tail.level, "float32")
-    return decision_boundary(stats, sensitivity=sensitivity, comparison=record.options.comparison, dtype=dtype)
-
-
-def _contradictions(
-    tail: OwnLevelTail, stats: LevelStats, boundary: float | None, sensitivity: float | None
-) -> list[str]:
+def _contradictions(tail: FoundTail, stats: LevelStats, boundary: float | None, sensitivity: float | None) -> list[str]:
     form: Form = "centred" if "offset" in tail.scalars else "fused"
     constants = unit_constants(stats, form)
     expected = {} if boundary is None or "boundary" not in tail.scalars else {"boundary": boundary}
@@ -516,58 +406,53 @@ def _contradictions(
     if tail.is_normalised:
         expected["alpha"] = constants.alpha
         expected |= {"beta": constants.beta} if form == "fused" else {"offset": constants.offset or 0.0}
-    wrong = [name for name, value in expected.items() if to_float32(tail.scalars[name]) != value]
-    return [f"{name} is {shown(tail.scalars[name])}, not {shown(expected[name])}" for name in wrong] + (
-        [] if form == choose_form(stats) or not tail.is_normalised else ["the form of the normalised score"]
-    )
+    told = [
+        f"{name} is {shown(tail.scalars[name])}, not {shown(value)}"
+        for name, value in expected.items()
+        if to_float32(tail.scalars[name]) != value
+    ]
+    return told + (["the form of the normalised score"] if tail.is_normalised and form != choose_form(stats) else [])
 
 
-def _own(tail: OwnLevelTail) -> LevelReport:
+def _stripped(tail: FoundTail) -> LevelReport:
     """Read our constants back: the boundary is exact, the threshold only in the longer form."""
-    boundary = to_float32(tail.scalars["boundary"]) if "boundary" in tail.scalars else None
+    scalars = tail.scalars
+    boundary = to_float32(scalars["boundary"]) if "boundary" in scalars else None
+    threshold: float | None = None
+    span: float | None = None
+    sensitivity: float | None = None
+    narrow: Half | None = None
+    note = _UNKNOWN
     if tail.adjustable == "sensitivity":
-        names = {"threshold": "threshold", "span": "span", "attached": "sensitivity"}
-        known = {names[name]: to_float32(tail.scalars[name]) for name in names}
-        readings = () if boundary is None else narrow_readings(boundary)
-        narrow = next((half for half, value in readings if value == known["threshold"]), None)
-        return _read_back(tail, boundary=boundary, notes=(_READ,), narrow=narrow, **known)
-    if not tail.is_normalised:
-        return _read_back(tail, boundary=boundary, notes=(_UNKNOWN,))
-    alpha = tail.scalars["alpha"]
-    span = to_float32(1.0 / alpha) if alpha else None
-    threshold = tail.scalars.get("offset")
-    if threshold is None:
-        threshold = (0.5 - tail.scalars["beta"]) / alpha if alpha else None
-    sensitivity, narrow = None, None
-    if threshold is not None and span and boundary is not None:
-        error = 2.0**-22 * (abs(threshold) + span)
-        narrow, at = next(
-            (row for row in narrow_readings(boundary) if abs(row[1] - threshold) <= error), (None, boundary)
-        )
-        if abs(at - threshold) <= error:
-            sensitivity, threshold = 0.5, at
-        else:
-            sensitivity = _sensitivity(0.5 - (boundary - threshold) / span, error / span)
-    threshold = None if threshold is None else to_float32(threshold)
-    return _read_back(
-        tail,
+        note = _READ
+        threshold, span, sensitivity = (to_float32(scalars[name]) for name in ("threshold", "span", "attached"))
+        halves = () if boundary is None else narrow_readings(boundary)
+        narrow = next((half for half, value in halves if value == threshold), None)
+    elif tail.is_normalised:
+        note, alpha = _INFERRED, scalars["alpha"]
+        span = to_float32(1.0 / alpha) if alpha else None
+        inferred = (0.5 - scalars["beta"]) / alpha if alpha and "offset" not in scalars else None
+        threshold = scalars.get("offset", inferred)
+        if threshold is not None and span and boundary is not None:
+            error = 2.0**-22 * (abs(threshold) + span)
+            near = (row for row in narrow_readings(boundary) if abs(row[1] - threshold) <= error)
+            narrow, at = next(near, (None, boundary))
+            if abs(at - threshold) <= error:
+                sensitivity, threshold = 0.5, at
+            else:
+                sensitivity = _sensitivity(0.5 - (boundary - threshold) / span, error / span)
+        threshold = None if threshold is None else to_float32(threshold)
+    return LevelReport(
+        tail="postproc_export",
+        outputs=tail.outputs,
         threshold=threshold,
         span=span,
         boundary=boundary,
         sensitivity=sensitivity,
-        narrow=narrow,
-        notes=(_INFERRED,),
-    )
-
-
-def _read_back(tail: OwnLevelTail, *, boundary: float | None, **known: Any) -> LevelReport:
-    return LevelReport(
-        tail="postproc_export",
-        outputs=tail.outputs,
-        boundary=boundary,
         comparison="ge" if tail.decides else None,
+        narrow=narrow,
         certain=False,
-        **known,
+        notes=(note,),
     )
 
 
@@ -578,11 +463,5 @@ def _sensitivity(value: float, error: float) -> float | None:
     if not -error <= value <= 1.0 + error:
         return None
     clamped = min(max(value, 0.0), 1.0)
-    return next(
-        (
-            to_float32(round(clamped, digits))
-            for digits in range(1, 8)
-            if abs(round(clamped, digits) - clamped) <= error
-        ),
-        to_float32(clamped),
-    )
+    rounded = (round(clamped, digits) for digits in range(1, 8))
+    return to_float32(next((number for number in rounded if abs(number - clamped) <= error), clamped))

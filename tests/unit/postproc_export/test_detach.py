@@ -17,6 +17,7 @@ from postproc_export.detach import DetachResult, detach_postprocessing
 from postproc_export.errors import FileError, MetadataError, UnsupportedModelError
 from postproc_export.runtimes import open_runner
 from postproc_export.stats import CalibrationStats, LevelStats
+from postproc_export.update import update_postprocessing
 
 TOOLS = Path(__file__).parents[2] / "data" / "other_tools"
 IMAGE = LevelStats(threshold=0.5, min=0.0, max=2.0)
@@ -289,6 +290,17 @@ def test_a_model_without_a_tail_is_left_alone(suffix: str, tmp_path: Path) -> No
     assert result.output is None
     assert result.summary().startswith("no post-processing found: expected ")
     assert not (tmp_path / f"raw{suffix}").exists()
+
+
+def test_a_raw_model_is_named_as_one(tmp_path: Path) -> None:
+    """Where no output bears a name of ours, detach and update say what the outputs are and how to attach."""
+    host = hosts.write(hosts.score_and_map(names=("score", "heat")), tmp_path / "host.onnx")
+    expected = (
+        "host.onnx has no post-processing; found: raw outputs heat, score; "
+        f"fix: postproc-export attach {host} --stats FILE"
+    )
+    assert detach_postprocessing(host).summary() == expected
+    assert update_postprocessing(host, image_threshold=1.0).summary() == expected
 
 
 def test_a_tail_that_was_changed_by_hand_is_refused(tmp_path: Path) -> None:
