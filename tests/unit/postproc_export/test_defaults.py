@@ -44,7 +44,7 @@ def test_the_choices_are_told_with_their_reasons(name: str, tmp_path: Path) -> N
     host, expected = CASES[name]
     found = defaults_of(hosts.write(host(), tmp_path / "model.onnx"))
     assert found.refused is None
-    reasons = {item.what: item.why for item in found.choices}
+    reasons = {item["what"]: item["why"] for item in found.choices}
     for what, why in expected.items():
         assert why in reasons[what]
 
@@ -59,10 +59,10 @@ def test_what_is_told_is_what_happens(name: str, ir: bool, tmp_path: Path) -> No
     choices = defaults_of(raw).choices
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     result = attach_postprocessing(raw, STATS)
-    told = {item.what: item.chosen for item in choices}
+    told = {item["what"]: item["chosen"] for item in choices}
     assert told["outputs"] == "; ".join(port.describe() for port in open_runner(result.output).outputs)
     assert told["written to"] == str(result.output)
-    renamed = [item.chosen for item in choices if item.what == "renamed"]
+    renamed = [item["chosen"] for item in choices if item["what"] == "renamed"]
     assert renamed == [f"'{old}' becomes '{new}' inside the model" for old, new in result.renamed.items()]
     assert told["mask type"] == ("uint8" if ir else "bool")
 
@@ -74,7 +74,9 @@ def test_other_outputs_are_told(tmp_path: Path) -> None:
         "<int64[2] r = {1, 7}> { features = Tile(score, r) pred_score = Identity(score) }"
     )
     found = defaults_of(hosts.write(model, tmp_path / "model.onnx"))
-    assert {"kept": "features: float32 [N, 7]"}.items() <= {item.what: item.chosen for item in found.choices}.items()
+    assert {"kept": "features: float32 [N, 7]"}.items() <= {
+        item["what"]: item["chosen"] for item in found.choices
+    }.items()
 
 
 def test_a_refusal_is_told(tmp_path: Path) -> None:

@@ -168,12 +168,24 @@ def test_weights_are_located_and_not_loaded(tmp_path: Path) -> None:
         tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))
     onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="w.data", size_threshold=0)
     weights = inspect_model(tmp_path / "m.onnx").weights
-    assert (weights.location, weights.files, weights.missing) == ("external", ("w.data",), ())
-    assert weights.size == (tmp_path / "w.data").stat().st_size
+    size = (tmp_path / "w.data").stat().st_size
+    assert weights == {"location": "external", "size": size, "files": ["w.data"], "missing": []}
     (tmp_path / "w.data").unlink()
     result = inspect_model(tmp_path / "m.onnx")
-    assert result.weights.missing == ("w.data",)
+    assert result.weights["missing"] == ["w.data"]
     assert "missing: w.data" in result.summary()
+
+
+def test_small_weights_and_constants_in_nodes_count(tmp_path: Path) -> None:
+    """The size in the file is that of all values, initializers or constants, however small, and not of text."""
+    model = hosts.parse(
+        "g (float[N,2] x) => (float[N,2] pred_score) <float[2] bias = {1, 2}> "
+        '{ half = Constant <value = float16[3] {1, 2, 3}> () text = Constant <value = string[1] {"no number"}> () '
+        "pred_score = Add(x, bias) }"
+    )
+    result = inspect_model(hosts.write(model, tmp_path / "m.onnx"))
+    assert result.weights == {"location": "inline", "size": 2 * 4 + 3 * 2, "files": [], "missing": []}
+    assert "weights  in the file, 14 bytes" in result.summary()
 
 
 @pytest.mark.parametrize("location", ["../w.data", "/etc/hostname", "link.data"])
