@@ -25,41 +25,22 @@ if TYPE_CHECKING:
     from postproc_export.steps.modules import TailTransform
 
 
-# --- A transform of raw values: what the shipped ones have in common, and how they read their parameters.
-
-ROUNDING: Final = 2.0**-24
-"""Largest relative error of one rounding to float32."""
+ROUNDING: Final = 2.0**-24  # largest relative error of one rounding to float32
 
 
 @dataclass(frozen=True, slots=True)
 class RawExpressions:
-    """The raw values at one point of a chain: float32 expressions, and what is declared of them; None where none is.
+    """The raw values at one point of a chain: float32 expressions, and what is declared of them; None where none is."""
 
-    Parameters
-    ----------
-    score, map
-        The expressions.
-    score_port, map_port
-        Name, element type and shape.
-    image, image_port
-        The model's input, for its height and width alone.
-    """
-
-    score: Expr | None
+    score: Expr | None  # the expressions
     map: Expr | None
-    score_port: PortInfo | None
+    score_port: PortInfo | None  # name, element type and shape
     map_port: PortInfo | None
-    image: Expr | None = None
+    image: Expr | None = None  # the model's input, for its height and width alone
     image_port: PortInfo | None = None
 
     def need_map(self, name: str) -> tuple[Expr, PortInfo, int]:
-        """Return the map, its port and its rank.
-
-        Raises
-        ------
-        UnsupportedModelError
-            If there is none.
-        """
+        """Return the map, its port and its rank."""
         if self.map is None or self.map_port is None or self.map_port.rank is None:
             raise UnsupportedModelError(f"the tail '{name}' needs an anomaly map", found="a model with a score only")
         return self.map, self.map_port, self.map_port.rank
@@ -89,26 +70,14 @@ class Transform(Protocol):
 
 
 def refuse_unknown(name: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    """Refuse parameters that a transform does not have.
-
-    Raises
-    ------
-    UsageError
-        If there is one.
-    """
+    """Refuse parameters that a transform does not have."""
     unknown = [key for key in given if key not in known]
     if unknown:
         raise UsageError(f"the tail '{name}' has no parameter '{unknown[0]}'", needed=", ".join(known) or "none")
 
 
 def number(name: str, key: str, value: Any, *, low: float, high: float) -> float:
-    """Return a parameter that is a number in a range.
-
-    Raises
-    ------
-    UsageError
-        If it is none.
-    """
+    """Return a parameter that is a number in a range."""
     try:
         found = float(value)
     except (TypeError, ValueError):
@@ -119,20 +88,12 @@ def number(name: str, key: str, value: Any, *, low: float, high: float) -> float
 
 
 def whole(name: str, key: str, value: Any) -> int:
-    """Return a parameter that is a whole number of at least 1.
-
-    Raises
-    ------
-    UsageError
-        If it is none.
-    """
+    """Return a parameter that is a whole number of at least 1."""
     text = str(value)
     if not text.isdecimal() or not 1 <= int(text) <= 2**31 - 1:
         raise UsageError(f"the tail '{name}': {key} is {value!r}", needed="a whole number of at least 1")
     return int(text)
 
-
-# --- A threshold per pixel, region or channel: a broadcast constant, kept in the record of a file itself.
 
 _LARGEST_TABLE: Final = 1 << 22  # elements
 
@@ -390,17 +351,9 @@ TRANSFORMS: Final[Mapping[str, type[Transform]]] = {item.name: item for item in 
 
 
 def resolve(spec: TailSpec) -> Transform:
-    """Return the shipped transform of a name, its parameters checked.
-
-    Raises
-    ------
-    UsageError, FileError
-        If a parameter is missing, unknown or not legal.
-    """
+    """Return the shipped transform of a name, its parameters checked."""
     return TRANSFORMS[spec.name].parse(spec.parameters)
 
-
-# --- What a layer adds to a model, before a format says how: expressions, the outputs they become, what they read.
 
 RAW: Final[Mapping[str, Level]] = {"score": "image", "map": "pixel"}
 
@@ -413,44 +366,34 @@ def plan_transform(
     image_output: OutputChoice = None,
     pixel_output: OutputChoice = None,
 ) -> Plan:
-    """Write down a chain of shipped transforms for one model.
-
-    Parameters
-    ----------
-    transforms
-        In the order in which they are applied.
-    ports, images
-        The outputs and inputs of the model.
-    image_output, pixel_output
-        Which outputs are the raw ones; see `select_outputs`.
-
-    Raises
-    ------
-    UnsupportedModelError, UsageError
-        If the model does not have what they need.
-    """
+    """Write down a chain of shipped transforms for one model: its outputs are `ports`, its inputs `images`."""
     selection = select_raw(ports, transforms, image_output=image_output, pixel_output=pixel_output)
-    image = _image_input(images)
-    values = RawExpressions(
-        score=_float32("score", selection.image),
-        map=_float32("map", selection.pixel),
-        score_port=selection.image,
-        map_port=selection.pixel,
-        image=None if image is None else Input("image"),
-        image_port=image,
+    batches = [port for port in images if port.rank == 4]  # an input that may be images, its axes taken as N, C, H, W
+    read = {"score": selection.image, "map": selection.pixel, "image": batches[0] if len(batches) == 1 else None}
+    exprs: dict[str, Expr | None] = {name: None if port is None else Input(name) for name, port in read.items()}
+    for name in ("score", "map"):
+        port, expr = read[name], exprs[name]
+        if port is not None and expr is not None and port.dtype != "float32":
+            exprs[name] = cast(expr, dtype="float32")
+    before = values = RawExpressions(
+        score=exprs["score"],
+        map=exprs["map"],
+        score_port=read["score"],
+        map_port=read["map"],
+        image=exprs["image"],
+        image_port=read["image"],
     )
-    before = values
     for transform in transforms:
         values = transform.apply(values)
-    outputs = [
-        LayerOutput(_name(old, new), _computed(expr), "float32", new.shape, None if old is None else old.name)
-        for expr, was, old, new in (
-            (values.score, before.score, before.score_port, values.score_port),
-            (values.map, before.map, before.map_port, values.map_port),
-        )
-        if expr is not None and new is not None and expr != was
-    ]
-    read = {"score": selection.image, "map": selection.pixel, "image": image}
+    outputs = []
+    for expr, was, old, new in (
+        (values.score, before.score, before.score_port, values.score_port),
+        (values.map, before.map, before.map_port, values.map_port),
+    ):
+        if expr is not None and new is not None and expr != was:
+            made = expr if isinstance(expr, Call) else identity(expr)
+            name = new.name if old is None else old.name
+            outputs.append(LayerOutput(name, made, "float32", new.shape, None if old is None else name))
     used = {name for output in outputs if output.expr is not None for name in inputs_of(output.expr)}
     return Plan(
         where="transform",
@@ -472,16 +415,15 @@ def select_raw(
     """Select the raw outputs, a map of several channels among them where thresholds make one of it."""
     first = transforms[0] if transforms else None
     channels = first.channels if isinstance(first, Thresholds) else 1
-    patched = {port.name: _single_channel(port, channels) for port in ports}
-    selection = select_outputs(
-        list(patched.values()), image_output=image_output, pixel_output=pixel_output, calibrated=calibrated
-    )
+    shown = []
+    for port in ports:
+        is_map = port.shape is not None and port.rank == 4 and port.shape[1] == channels
+        shape = (port.shape[0], 1, *port.shape[2:]) if is_map and port.shape is not None else port.shape
+        shown.append(replace(port, shape=shape))
+    selection = select_outputs(shown, image_output=image_output, pixel_output=pixel_output, calibrated=calibrated)
     own = {port.name: port for port in ports}
-    return replace(
-        selection,
-        image=None if selection.image is None else own[selection.image.name],
-        pixel=None if selection.pixel is None else own[selection.pixel.name],
-    )
+    image, pixel = (port and own[port.name] for port in (selection.image, selection.pixel))
+    return replace(selection, image=image, pixel=pixel)
 
 
 def inputs_of(expr: Expr) -> set[str]:
@@ -499,13 +441,7 @@ def inputs_of(expr: Expr) -> set[str]:
 
 
 def split(specs: Sequence[TailSpec]) -> tuple[tuple[TailSpec, ...], tuple[TailSpec, ...]]:
-    """Return what stands before the tail and what stands behind it.
-
-    Raises
-    ------
-    UsageError
-        If a class of one's own stands beside another tail before the threshold.
-    """
+    """Return what stands before the tail and what stands behind it; a class of the user's stands alone before it."""
     before = tuple(spec for spec in specs if spec.changes_values)
     own = [spec for spec in before if not spec.is_shipped]
     if own and len(before) > 1:
@@ -520,29 +456,3 @@ def split(specs: Sequence[TailSpec]) -> tuple[tuple[TailSpec, ...], tuple[TailSp
 def resolve_all(specs: Sequence[TailSpec]) -> tuple[Transform, ...]:
     """Return shipped transforms, their parameters checked."""
     return tuple(resolve(spec) for spec in specs)
-
-
-def _single_channel(port: PortInfo, channels: int) -> PortInfo:
-    if channels == 1 or port.shape is None or port.rank != 4 or port.shape[1] != channels:
-        return port
-    return replace(port, shape=(port.shape[0], 1, *port.shape[2:]))
-
-
-def _image_input(ports: Sequence[PortInfo]) -> PortInfo | None:
-    """Return the one input that may be a batch of images; its axes are taken as N, C, H, W."""
-    images = [port for port in ports if port.rank == 4]
-    return images[0] if len(images) == 1 else None
-
-
-def _float32(name: str, port: PortInfo | None) -> Expr | None:
-    if port is None:
-        return None
-    return Input(name) if port.dtype == "float32" else cast(Input(name), dtype="float32")
-
-
-def _computed(expr: Expr) -> Expr:
-    return expr if isinstance(expr, Call) else identity(expr)
-
-
-def _name(old: PortInfo | None, new: PortInfo) -> str:
-    return new.name if old is None else old.name

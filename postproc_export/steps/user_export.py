@@ -18,38 +18,30 @@ from graph_patterns.onnx.emit import INITIALIZERS_NEED_NO_INPUT_SINCE, constant_
 from graph_patterns.onnx.view import default_opset
 from postproc_export.errors import MissingDependencyError, PostprocError, UnsupportedModelError, require
 from postproc_export.formats.base import Format, Plan, oldest_opset_of
-from postproc_export.formats.onnx_file import output_ports, subgraphs
-from postproc_export.formats.onnx_layer import put_onnx_layer
-from postproc_export.formats.openvino_layer import put_openvino_layer
-from postproc_export.formats.openvino_names import models_of
+from postproc_export.formats.onnx_file import subgraphs
 from postproc_export.ports import OutputChoice
 from postproc_export.process import quiet_logger, temporary_folder
 from postproc_export.record import PREFIXES, LayerRecord, TailSpec
-from postproc_export.runtimes import Array, Runner, as_float32
-from postproc_export.runtimes.openvino import OpenVinoRunner, openvino_core, port_info
+from postproc_export.runtimes import Array, Runner, RuntimeName, as_float32, open_runner
 from postproc_export.stats import LEVELS, Level
 from postproc_export.steps.transforms import select_raw
 from postproc_export.steps.user import (
     INPUTS,
     PURPOSE,
-    HostProbe,
-    OwnForm,
+    StepAtHost,
+    Tensors,
     UserStep,
     advice,
+    at_host,
     by_level,
     eager_own,
     exported_names,
-    own_form,
 )
 from postproc_export.torch_modules import reason_of
 
 if TYPE_CHECKING:
     import torch
 
-
-# --- Export a class of one's own to an ONNX graph of the opset that a host has, by whichever exporter reaches it.
-
-Open = Callable[[bytes], Runner]
 
 _DYNAMO_SINCE: Final = 18  # below it torch's own exporter converts down, which fails at Pad, ReduceMean, Resize, ...
 _OTHER_OPSET: Final = "what came out has opset"
@@ -58,42 +50,24 @@ _DEFAULT_DOMAINS: Final = ("", "ai.onnx")
 _STDERR: Final = 2
 
 
-def export_own(form: OwnForm, *, opset: int, open_runner: Open, whose: str = "that of the host") -> onnx.ModelProto:
+def _export(form: StepAtHost, *, opset: int, runtime: RuntimeName, whose: str) -> onnx.ModelProto:
     """Export a class and hold the graph against its own eager run, at every size that was probed.
 
-    Parameters
-    ----------
-    form
-        The class at the form of the host.
-    opset
-        The host's opset, which is not converted.
-    open_runner
-        Loads the serialised graph in the runtime that it is for.
-    whose
-        Where the opset comes from, for errors.
-
-    Returns
-    -------
-    onnx.ModelProto
-        Inputs ``score`` and ``map``, as far as the class reads them, and the outputs of `exported_names`; nodes of the
-        default domain alone.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If no exporter gives a graph of this opset that computes what the class computes; what came out is said.
+    The graph has inputs ``score`` and ``map``, as far as the class reads them, the outputs of `exported_names`, and
+    nodes of the default domain alone. Raises UnsupportedModelError, saying what came out, if no exporter gives a graph
+    of this opset that computes in the runtime what the class computes. `whose` says where the opset comes from.
     """
     exporters = (("torch.export", _by_dynamo), ("TorchScript", _by_torchscript))
     tried: dict[str, str] = {}
     for name, export in exporters if opset >= _DYNAMO_SINCE else reversed(exporters):
-        model, problem = _attempt(export, form, opset, open_runner)
+        model, problem = _attempt(export, form, opset, runtime)
         if model is not None and problem is None:
             return model
         tried[name] = str(problem)
     is_newer = any(problem.startswith(_OTHER_OPSET) for problem in tried.values())
-    types = advice(tensor.dtype for tensor in form.probes[0].given.values())
+    types = advice(tensor.dtype for tensor in form.probes[0][0].values())
     raise UnsupportedModelError(
-        f"the tail '{form.tail.spec.name}' cannot be exported at opset {opset}, {whose}",
+        f"the tail '{form.step.spec.name}' cannot be exported at opset {opset}, {whose}",
         found="; ".join(f"by {name}: {problem}" for name, problem in tried.items()),
         needed=f"a graph of opset {opset} that gives what the class gives: the host is not converted",
         fix=types
@@ -102,11 +76,14 @@ def export_own(form: OwnForm, *, opset: int, open_runner: Open, whose: str = "th
 
 
 def _attempt(
-    export: "Callable[[OwnForm, torch.nn.Module, int], onnx.ModelProto]", form: OwnForm, opset: int, open_runner: Open
+    export: "Callable[[StepAtHost, torch.nn.Module, int], onnx.ModelProto]",
+    form: StepAtHost,
+    opset: int,
+    runtime: RuntimeName,
 ) -> tuple[onnx.ModelProto | None, str | None]:
     try:
         with _quiet():
-            model = inlined(export(form, _wrapper(form.tail, tuple(form.ports), form.made), opset))
+            model = inlined(export(form, _wrapper(form.step, tuple(form.ports), form.made), opset))
     except Exception as error:  # all that an exporter and the class itself may raise
         reason = error.__cause__ or error
         return None, reason_of(reason)[:_LONGEST] if not isinstance(error, PostprocError) else error.what
@@ -116,10 +93,10 @@ def _attempt(
     foreign = sorted({node.domain for scope in subgraphs(model.graph) for node in scope.node} - {*_DEFAULT_DOMAINS})
     if foreign:
         return None, f"operators of the domain '{foreign[0]}', which the host does not import"
-    return model, _disagreement(model, form, open_runner)
+    return model, _disagreement(model, form, runtime)
 
 
-def _by_dynamo(form: OwnForm, wrapper: "torch.nn.Module", opset: int) -> onnx.ModelProto:
+def _by_dynamo(form: StepAtHost, wrapper: "torch.nn.Module", opset: int) -> onnx.ModelProto:
     import torch
 
     require("onnxscript", extra="export", purpose=PURPOSE)
@@ -127,7 +104,7 @@ def _by_dynamo(form: OwnForm, wrapper: "torch.nn.Module", opset: int) -> onnx.Mo
     # Names, not `Dim` objects: a size that the class fixes is an error then; a `Dim` is given up in silence.
     program: Any = torch.onnx.export(
         wrapper,
-        tuple(form.probes[0].given[level] for level in form.ports),
+        tuple(form.probes[0][0][level] for level in form.ports),
         None,
         dynamo=True,
         input_names=[INPUTS[level] for level in form.ports],
@@ -140,7 +117,7 @@ def _by_dynamo(form: OwnForm, wrapper: "torch.nn.Module", opset: int) -> onnx.Mo
     return model
 
 
-def _by_torchscript(form: OwnForm, wrapper: "torch.nn.Module", opset: int) -> onnx.ModelProto:
+def _by_torchscript(form: StepAtHost, wrapper: "torch.nn.Module", opset: int) -> onnx.ModelProto:
     import torch
 
     with temporary_folder() as folder, _without_graphs(), warnings.catch_warnings(record=True) as caught:
@@ -148,7 +125,7 @@ def _by_torchscript(form: OwnForm, wrapper: "torch.nn.Module", opset: int) -> on
         path = folder / "tail.onnx"
         torch.onnx.export(
             wrapper,
-            tuple(form.probes[0].given[level] for level in form.ports),
+            tuple(form.probes[0][0][level] for level in form.ports),
             path,
             dynamo=False,
             input_names=[INPUTS[level] for level in form.ports],
@@ -166,21 +143,20 @@ def _by_torchscript(form: OwnForm, wrapper: "torch.nn.Module", opset: int) -> on
     return model
 
 
-def _wrapper(tail: UserStep, given: Sequence[Level], made: Sequence[Level]) -> "torch.nn.Module":
+def _wrapper(step: UserStep, given: Sequence[Level], made: Sequence[Level]) -> "torch.nn.Module":
     """Return a module of positional tensors, without the None of a level that is missing."""
     import torch
 
     class Exported(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner = tail.module
+            self.inner = step.module
 
         def forward(self, first: torch.Tensor, second: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
             tensors = dict(zip(given, (first, second), strict=False))
-            result = by_level(
-                tail.spec.name, self.inner(pred_score=tensors.get("image"), anomaly_map=tensors.get("pixel"))
-            )
-            return tuple(result[level].to(torch.float32) for level in LEVELS if level in made)
+            result = self.inner(pred_score=tensors.get("image"), anomaly_map=tensors.get("pixel"))
+            found = by_level(step.spec.name, result)
+            return tuple(found[level].to(torch.float32) for level in LEVELS if level in made)
 
     return Exported().eval()
 
@@ -195,26 +171,26 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     return inlined
 
 
-def _disagreement(model: onnx.ModelProto, form: OwnForm, open_runner: Open) -> str | None:
+def _disagreement(model: onnx.ModelProto, form: StepAtHost, runtime: RuntimeName) -> str | None:
     try:
-        runner = open_runner(model.SerializeToString())
-        return next(filter(None, (_at(runner, form, probe) for probe in form.probes)), None)
+        runner = open_runner(model.SerializeToString(), runtime=runtime)
+        return next(filter(None, (_difference(runner, form, *probe) for probe in form.probes)), None)
     except MissingDependencyError:
         raise
     except PostprocError as error:
         return " ".join(f"{error.what} {error.found or ''}".split())[:_LONGEST]
 
 
-def _at(runner: Runner, form: OwnForm, probe: HostProbe) -> str | None:
+def _difference(runner: Runner, form: StepAtHost, given: Tensors, made: Tensors) -> str | None:
     from postproc_export.comparison import compare_scores, own
 
-    feeds = {INPUTS[level]: as_array(tensor) for level, tensor in probe.given.items()}
+    feeds = {INPUTS[level]: _as_array(tensor) for level, tensor in given.items()}
     found = runner.run({port.name: feeds[port.name] for port in runner.inputs})
+    dtypes = [port.dtype for port in form.ports.values()]
     for level, name in zip(form.made, exported_names(form.made), strict=True):
-        expected = as_float32(as_array(probe.made[level]))
+        expected = as_float32(_as_array(made[level]))
         finite = expected[np.isfinite(expected)]
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-        dtypes = [form.ports[each].dtype for each in form.ports]
         difference = compare_scores(expected, found[name], tolerance=own(low, high, dtypes), nan="same")
         if not difference:
             sizes = ", ".join(f"{key} {list(array.shape)}" for key, array in feeds.items())
@@ -222,7 +198,7 @@ def _at(runner: Runner, form: OwnForm, probe: HostProbe) -> str | None:
     return None
 
 
-def as_array(tensor: "torch.Tensor") -> Array:
+def _as_array(tensor: "torch.Tensor") -> Array:
     """Return a tensor as an array of its own element type, bfloat16 as `ml_dtypes.bfloat16`."""
     import torch
 
@@ -263,61 +239,56 @@ def _without_graphs() -> Iterator[None]:
         torch._C._jit_set_onnx_log_output_stream("stdout")
 
 
-# --- Put an exported class of one's own before the tail of an ONNX model.
+# Put the export before the tail of a model.
+
+OPSET: Final = 18  # an IR has no ONNX opset: the one that torch's exporter has operators of its own for
 
 
-def put_own_onnx(model: onnx.ModelProto, spec: TailSpec, outputs: Mapping[str, OutputChoice]) -> LayerRecord:
-    """Export a class of one's own at the model's opset and append it behind the raw outputs.
+def put_own(form: Format, model: Any, spec: TailSpec, outputs: Mapping[str, OutputChoice]) -> LayerRecord:
+    """Export a class of the user's and append it behind the raw outputs of a model, which is changed in place.
 
-    Parameters
-    ----------
-    model
-        Changed in place; it may be a skeleton without its weights.
-    spec
-        ``package.module:Class``.
-    outputs
-        ``image_output`` and ``pixel_output``: which outputs are the raw ones; see `select_outputs`.
-
-    Raises
-    ------
-    UsageError, UnsupportedModelError
-        If the class cannot be built, does not fit the model, or cannot be exported at its opset.
-    MissingDependencyError
-        If torch, its exporter or ONNX Runtime is not installed.
+    An ONNX model may be a skeleton without its weights; `outputs` is as for `select_outputs`. Raises UsageError or
+    UnsupportedModelError if the class cannot be built, does not fit the model, or cannot be exported at its opset.
     """
-    opset = default_opset(model) or oldest_opset_of(model.ir_version)
-    tail = eager_own(spec)
-    form = own_form(tail, select_raw(output_ports(model), (), **outputs), outputs)
-    exported = export_own(form, opset=opset, open_runner=_open_onnx) if form.made else onnx.ModelProto()
-    names = form.output_names()
+    step = at_host(eager_own(spec), select_raw(form.outputs(model), (), **outputs), outputs)
+    plan = step.plan()
+    if form.name == "onnx":
+        opset = default_opset(model) or oldest_opset_of(model.ir_version)
+        exported = onnx.ModelProto()
+        if step.made:
+            exported = _export(step, opset=opset, runtime="onnxruntime", whose="that of the host")
 
-    def make(read: Mapping[str, str], taken: Collection[str]) -> onnx.GraphProto:
-        fixed = {**read, **names}
-        return fragment_of(exported.graph, fixed, taken=taken, ir_version=model.ir_version)
+        def nodes(read: Mapping[str, str], taken: Collection[str]) -> onnx.GraphProto:
+            fixed = {**read, **step.output_names}
+            return fragment_of(exported.graph, fixed, taken=taken, ir_version=model.ir_version)
 
-    return put_onnx_layer(model, form.plan(), make=make)
+        return form.put(model, plan, make=nodes)
+    whose = "from which OpenVINO reads it"
+    text = _export(step, opset=OPSET, runtime="openvino", whose=whose).SerializeToString() if step.made else b""
+
+    def values(read: Mapping[str, Any]) -> Mapping[str, Any]:
+        made = _spliced(text, read) if step.made else {}
+        return _anchored({step.output_names[name]: output for name, output in made.items()}, plan, read)
+
+    record = form.put(model, plan, make=values)
+    model.validate_nodes_and_infer_types()  # what was spliced still has the shapes that it was read with
+    return record
 
 
 def fragment_of(
     graph: onnx.GraphProto, fixed: Mapping[str, str], *, taken: Collection[str], ir_version: int
 ) -> onnx.GraphProto:
-    """Return the nodes of an exported graph under names of their own in a host.
+    """Return the nodes of an exported graph, which stays as it is, under names of their own in a host.
 
-    Parameters
-    ----------
-    graph
-        Left as it is.
-    fixed
-        The host's name for each input and output of the graph.
-    taken
-        Names that are in use in the host.
-    ir_version
-        Of the host: before 4, an initializer would have to be an input, so constants become nodes.
+    `fixed` has the host's name for each input and output of the graph, `taken` the names that are in use in the host.
+    Before IR version 4 an initializer would have to be an input, so constants become nodes.
     """
     graph = onnx.GraphProto.FromString(graph.SerializeToString())
     outputs = [item.name for item in graph.output]
     _end_in_nodes(graph, outputs)
-    names = _new_names(graph, fixed, taken)
+    names, used = dict(fixed), set(taken)
+    for name in [name for name in _defined(graph) if name not in fixed]:
+        names[name] = names.get(name) or _unused(name, used)
     read = {name for node in graph.node for name in reads(node)}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
         graph.initializer.remove(tensor)
@@ -332,12 +303,6 @@ def fragment_of(
     return onnx.GraphProto(node=[*constant_nodes(graph.initializer), *graph.node])
 
 
-def _open_onnx(model: bytes) -> Runner:
-    from postproc_export.runtimes.onnxruntime import OnnxRuntimeRunner
-
-    return OnnxRuntimeRunner.load(model, precision="float32", optimize=True, threads=None)
-
-
 def _end_in_nodes(graph: onnx.GraphProto, outputs: Sequence[str]) -> None:
     """Let a node compute each output: an input or constant that is handed on as it is has a name of its own."""
     computed = {name for node in graph.node for name in node.output}
@@ -349,14 +314,6 @@ def _end_in_nodes(graph: onnx.GraphProto, outputs: Sequence[str]) -> None:
             for node in graph.node:
                 _rename(node, {name: source})
             graph.node.append(onnx.helper.make_node("Identity", [source], [name]))
-
-
-def _new_names(graph: onnx.GraphProto, fixed: Mapping[str, str], taken: Collection[str]) -> dict[str, str]:
-    names, used = dict(fixed), set(taken)
-    for name in _defined(graph):
-        if name not in names:
-            names[name] = _unused(name, used)
-    return names
 
 
 def _defined(graph: onnx.GraphProto) -> Iterator[str]:
@@ -388,55 +345,11 @@ def _rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
             field[index] = names.get(name, name)
 
 
-# --- Put an exported class of one's own before the tail of an OpenVINO model.
-
-OPSET: Final = 18  # an IR has no ONNX opset: the one that torch's exporter has operators of its own for
-
-
-def put_own_openvino(model: Any, spec: TailSpec, outputs: Mapping[str, OutputChoice]) -> LayerRecord:
-    """Export a class of one's own, read it with OpenVINO and append it behind the raw outputs.
-
-    Parameters
-    ----------
-    model
-        The `openvino.Model`, changed in place.
-    spec
-        ``package.module:Class``.
-    outputs
-        ``image_output`` and ``pixel_output``: which outputs are the raw ones; see `select_outputs`.
-
-    Raises
-    ------
-    UsageError, UnsupportedModelError
-        If the class cannot be built, does not fit the model, or cannot be exported.
-    MissingDependencyError
-        If torch or its exporter is not installed.
-    """
-    ports = [port_info(port, f"output_{index}") for index, port in enumerate(model.outputs)]
-    form = own_form(eager_own(spec), select_raw(ports, (), **outputs), outputs)
-    exported = None
-    if form.made:
-        whose = "from which OpenVINO reads it"
-        exported = export_own(form, opset=OPSET, open_runner=_open_openvino, whose=whose).SerializeToString()
-    names, plan = form.output_names(), form.plan()
-
-    def make(read: Mapping[str, Any]) -> Mapping[str, Any]:
-        if exported is None:
-            return {}
-        made = _spliced(exported, read)
-        return _anchored({names[name]: made[name] for name in exported_names(form.made)}, plan, read)
-
-    record = put_openvino_layer(model, plan, make=make)
-    model.validate_nodes_and_infer_types()  # what was spliced still has the shapes that it was read with
-    return record
-
-
-def _open_openvino(model: bytes) -> Runner:
-    return OpenVinoRunner.load(model, precision="float32", threads=None)
-
-
 def _spliced(exported: bytes, read: Mapping[str, Any]) -> dict[str, Any]:
     """Read the export, let its inputs be values of the host, and return its outputs by name."""
+    from postproc_export.formats.openvino_names import models_of
+    from postproc_export.runtimes.openvino import openvino_core, port_info
+
     fragment = openvino_core(purpose=PURPOSE).read_model(exported)
     outputs = {port_info(port, "").name: port.get_node().input_value(0) for port in fragment.outputs}
     parameters = {port_info(port, "").name: port.get_node().output(0) for port in fragment.inputs}
@@ -451,12 +364,15 @@ def _spliced(exported: bytes, read: Mapping[str, Any]) -> dict[str, Any]:
 
 def _anchored(outputs: Mapping[str, Any], plan: Plan, read: Mapping[str, Any]) -> dict[str, Any]:
     """Let every output reach the raw one that it replaces: an operator that no result reaches is gone from an IR."""
-    reached = _nodes_above(outputs.values())
+    pending, reached = [output.get_node() for output in outputs.values()], set[str]()
+    while pending:
+        node = pending.pop()
+        if node.get_name() not in reached:
+            reached.add(node.get_name())
+            pending += [node.input_value(index).get_node() for index in range(node.get_input_size())]
     sources = {port.name: read[name] for name, port in plan.inputs.items()}
-    return {
-        name: output if name not in sources or _key(sources[name]) in reached else _beside(output, sources[name])
-        for name, output in outputs.items()
-    }
+    loose = {name for name in outputs if name in sources and sources[name].get_node().get_name() not in reached}
+    return {name: _beside(output, sources[name]) if name in loose else output for name, output in outputs.items()}
 
 
 def _beside(output: Any, source: Any) -> Any:
@@ -465,26 +381,3 @@ def _beside(output: Any, source: Any) -> Any:
 
     nothing = opset.multiply(opset.shape_of(source), np.int64(0))
     return opset.reshape(output, opset.add(opset.shape_of(output), nothing), special_zero=False).output(0)
-
-
-def _nodes_above(outputs: Any) -> set[str]:
-    pending, seen = [output.get_node() for output in outputs], set[str]()
-    while pending:
-        node = pending.pop()
-        key = str(node.get_name())
-        if key not in seen:
-            seen.add(key)
-            pending += [node.input_value(index).get_node() for index in range(node.get_input_size())]
-    return seen
-
-
-def _key(output: Any) -> str:
-    return str(output.get_node().get_name())
-
-
-_PUT: Final = {"onnx": put_own_onnx, "openvino": put_own_openvino}
-
-
-def put_own(form: Format, model: Any, spec: TailSpec, outputs: Mapping[str, OutputChoice]) -> LayerRecord:
-    """Export a class of one's own for a format and append it behind the raw outputs."""
-    return _PUT[form.name](model, spec, outputs)

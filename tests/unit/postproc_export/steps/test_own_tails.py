@@ -13,6 +13,8 @@ import torch
 from postproc_export import CalibrationStats, attach_postprocessing, detach_postprocessing
 from postproc_export.comparison import own
 from postproc_export.formats import onnx_layer, openvino_layer
+from postproc_export.formats.onnx import OnnxFormat
+from postproc_export.formats.openvino import OpenVinoFormat
 from postproc_export.record import PREFIXES, TailSpec
 from postproc_export.runtimes import Array, RuntimeName, open_runner
 from postproc_export.runtimes.openvino import openvino_core
@@ -38,7 +40,7 @@ def spec(name: str) -> TailSpec:
 def put(host: onnx.ModelProto, name: str) -> onnx.ModelProto:
     """Return an ONNX host with a class behind its raw outputs."""
     model = onnx.ModelProto.FromString(host.SerializeToString())
-    user_export.put_own_onnx(model, spec(name), EITHER)
+    user_export.put_own(OnnxFormat(), model, spec(name), EITHER)
     onnx.checker.check_model(model, full_check=True)
     assert b"own_tails.py" not in model.SerializeToString(), "exporters note where the class stands in the files"
     return model
@@ -97,7 +99,7 @@ def test_an_ir_gives_what_the_class_gives(
     monkeypatch.setattr(user_export, "OPSET", opset)
     core, path = openvino_core(purpose="a test"), hosts.to_ir(HOSTS[levels](), tmp_path / "host.xml")
     host, model = core.read_model(path), core.read_model(path)
-    user_export.put_own_openvino(model, spec(name), EITHER)
+    user_export.put_own(OpenVinoFormat(), model, spec(name), EITHER)
     written = _saved(model, tmp_path / "own.xml")
     for shape in SIZES:
         feeds = {"input": images(shape)}
@@ -118,7 +120,7 @@ def test_two_runs_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.Monkey
     written: list[tuple[bytes, bytes]] = []
     for run in ("one", "two"):
         model = core.read_model(path)
-        user_export.put_own_openvino(model, spec("Halved"), EITHER)
+        user_export.put_own(OpenVinoFormat(), model, spec("Halved"), EITHER)
         exported = put(hosts.score_and_map(opset=14), "Weighted").SerializeToString(deterministic=True)
         written.append((exported, _saved(model, tmp_path / f"{run}.xml").read_bytes()))
     assert written[0] == written[1]
@@ -208,7 +210,7 @@ def test_names_that_are_taken_are_left_alone() -> None:
 def test_a_level_that_is_left_out_is_none() -> None:
     """What the class is not given, and what it makes of the other, is not put into the model."""
     model = hosts.score_and_map(opset=14)
-    record = user_export.put_own_onnx(model, spec("OfTheMap"), {"image_output": "none", "pixel_output": None})
+    record = user_export.put_own(OnnxFormat(), model, spec("OfTheMap"), {"image_output": "none", "pixel_output": None})
     assert record.made == {}
     assert [item.name for item in model.graph.output] == ["pred_score", "anomaly_map"]
 
@@ -237,7 +239,7 @@ def test_the_class_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest
     named = TailSpec("own_tail:CentreWeighted")
     for levels in ("both", "map"):
         model = HOSTS[levels](opset=11)
-        user_export.put_own_onnx(model, named, EITHER)
+        user_export.put_own(OnnxFormat(), model, named, EITHER)
         raw = hosts.expected(images(SIZES[0]))
         score = torch.from_numpy(raw["pred_score"]) if levels == "both" else None
         wanted, _ = eager_own(named)(score, torch.from_numpy(raw["anomaly_map"]))

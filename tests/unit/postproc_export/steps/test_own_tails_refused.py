@@ -13,10 +13,11 @@ from onnx import parser
 
 from postproc_export import CalibrationStats, attach_postprocessing
 from postproc_export.errors import UnsupportedModelError, UsageError
+from postproc_export.formats.onnx import OnnxFormat
 from postproc_export.record import TailSpec
 from postproc_export.stats import LevelStats
 from postproc_export.steps.user import eager_own
-from postproc_export.steps.user_export import fragment_of, inlined, put_own_onnx
+from postproc_export.steps.user_export import fragment_of, inlined, put_own
 
 BUILDING = {
     "own_tails:Absent": r"there is no 'Absent'",
@@ -44,7 +45,7 @@ RUNNING = {
 def put(name: str, *, opset: int) -> onnx.ModelProto:
     """Put a class of `own_tails` into a host."""
     model = hosts.score_and_map(opset=opset)
-    put_own_onnx(model, TailSpec(f"own_tails:{name}"), {"image_output": None, "pixel_output": None})
+    put_own(OnnxFormat(), model, TailSpec(f"own_tails:{name}"), {"image_output": None, "pixel_output": None})
     return model
 
 
