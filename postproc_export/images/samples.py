@@ -3,7 +3,7 @@
 import csv
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -68,34 +68,25 @@ def find_samples(path: str | Path, *, labels: bool = True) -> list[Sample]:
 
 def _from_folder(root: Path) -> Iterator[Sample]:
     base = root / "test" if (root / "test").is_dir() else root
-    folders = [folder for folder in sorted(base.iterdir()) if folder.is_dir() and _is_class_folder(folder)]
+    inside = [folder for folder in sorted(base.iterdir()) if folder.is_dir()]
+    folders = [folder for folder in inside if folder.name != MASK_FOLDER and not folder.name.startswith(".")]
     direct = _images(base)
-    if not folders:
-        return iter([Sample(image) for image in direct])
-    if direct or not any(folder.name == NORMAL_FOLDER for folder in folders):
+    if folders and (direct or not any(folder.name == NORMAL_FOLDER for folder in folders)):
         raise UsageError(
             f"{base} has not the layout of MVTec AD",
             found=f"{len(direct)} image(s) and the folders {', '.join(folder.name for folder in folders)}",
             needed=f"a folder {NORMAL_FOLDER}/ (it may be empty), a folder per defect, no images beside them",
             fix="or list the images in a CSV file with image,label,mask",
         )
-    return _labelled(folders, base)
-
-
-def _labelled(folders: Iterable[Path], base: Path) -> Iterator[Sample]:
+    yield from map(Sample, direct)
     masks = base / MASK_FOLDER if (base / MASK_FOLDER).is_dir() else base.parent / MASK_FOLDER
     for folder in folders:
         for image in _images(folder):
             if folder.name == NORMAL_FOLDER:
                 yield Sample(image, 0)
             else:
-                names = (f"{image.stem}_mask.png", f"{image.stem}.png")
-                found = [masks / folder.name / name for name in names if (masks / folder.name / name).exists()]
-                yield Sample(image, 1, found[0] if found else None)
-
-
-def _is_class_folder(folder: Path) -> bool:
-    return folder.name != MASK_FOLDER and not folder.name.startswith(".")
+                named = [masks / folder.name / f"{image.stem}{ending}.png" for ending in ("_mask", "")]
+                yield Sample(image, 1, next((mask for mask in named if mask.exists()), None))
 
 
 def _images(folder: Path) -> list[Path]:
@@ -119,8 +110,16 @@ def _from_csv(path: Path) -> Iterator[Sample]:
                 raise CalibrationError(f"{path} has a column twice", found=twice, needed="image,label,mask", fix=fix)
             lines: dict[Path, int] = {}
             for row in reader:
-                sample = _row(row, path, where=f"{path}, line {reader.line_num}")
-                _refuse_twice(sample, path, reader.line_num, lines)
+                where = f"{path}, line {reader.line_num}"
+                sample = _row(row, path, where=where)
+                first = lines.setdefault(sample.image.resolve(), reader.line_num)
+                if first != reader.line_num:  # it would count twice
+                    raise CalibrationError(
+                        f"{where}: the image {sample.image} a second time",
+                        found=f"the same file in line {first}",
+                        needed="every image once",
+                        fix="delete one of the two lines",
+                    )
                 yield sample
     except PostprocError:  # also an OSError, but says what is wrong already
         raise
@@ -129,18 +128,6 @@ def _from_csv(path: Path) -> Iterator[Sample]:
         raise CalibrationError(f"{path} is not a CSV file", found=str(error), fix=fix) from error
     except OSError as error:
         raise FileError(f"cannot read {path}", found=error.strerror or str(error), fix="make it readable") from error
-
-
-def _refuse_twice(sample: Sample, path: Path, line: int, lines: dict[Path, int]) -> None:
-    """Refuse an image that a line before named already: it would count twice."""
-    first = lines.setdefault(sample.image.resolve(), line)
-    if first != line:
-        raise CalibrationError(
-            f"{path}, line {line}: the image {sample.image} a second time",
-            found=f"the same file in line {first}",
-            needed="every image once",
-            fix="delete one of the two lines",
-        )
 
 
 def _row(row: dict[str, str], path: Path, *, where: str) -> Sample:
@@ -179,6 +166,7 @@ def _referenced(text: str | None, path: Path, *, where: str) -> Path | None:
 
 _MODES: Final = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX")
 _PURPOSE: Final = "reading images"
+_DEPTH: Final = "bits_per_channel"
 # The content says the format, not the name. Pillow hands PostScript to another program, which runs it: not listed.
 _FORMATS: Final = ("PNG", "JPEG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "MPO", "TGA")
 
@@ -192,8 +180,14 @@ def decode_rgb(path: Path) -> "Image":
             found=f"mode {image.mode}, {image.info.get(_DEPTH, 8)} bits per channel",
             fix="convert it to 8-bit RGB the way the deployed system does",
         )
-    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-        _refuse_transparent(image, path)
+    has_alpha = image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
+    lowest = int(np.asarray(image.convert("RGBA"))[..., 3].min()) if has_alpha else 255
+    if lowest < 255:
+        raise FileError(
+            f"{path} is transparent in places",
+            found=f"alpha down to {lowest} of 255",
+            fix="flatten it onto a background the way the deployed system does",
+        )
     return image.convert("RGB")
 
 
@@ -204,7 +198,10 @@ def open_upright(path: Path) -> "Image":
     check_file(path, what="the image")
     try:
         with images.open(path, formats=_FORMATS) as file:
-            frames, depth = getattr(file, "n_frames", 1), _bits(file)
+            # Pillow reads 16-bit color files as 8-bit RGB without a word; only the name of the raw mode tells.
+            is_deep = any(";16" in str(tile[3]) for tile in getattr(file, "tile", []))
+            depth = 16 if is_deep else 32 if file.mode in ("I", "F") else 8
+            frames = getattr(file, "n_frames", 1)
             file.load()
             image: Image = operations.exif_transpose(file)
     except Exception as error:  # Pillow's decoders raise whatever their format's parser raises
@@ -215,25 +212,6 @@ def open_upright(path: Path) -> "Image":
         raise FileError(f"{path} holds {frames} frames", needed="one image", fix="save each frame as a file of its own")
     image.info[_DEPTH] = depth
     return image
-
-
-_DEPTH: Final = "bits_per_channel"
-
-
-def _bits(image: "Image") -> int:
-    # Pillow reads 16-bit color files as 8-bit RGB without a word; only the name of the raw mode tells.
-    raw_modes = [str(tile[3]) for tile in getattr(image, "tile", [])]
-    return 16 if any(";16" in mode for mode in raw_modes) else 32 if image.mode in ("I", "F") else 8
-
-
-def _refuse_transparent(image: "Image", path: Path) -> None:
-    lowest = int(np.asarray(image.convert("RGBA"))[..., 3].min())
-    if lowest < 255:
-        raise FileError(
-            f"{path} is transparent in places",
-            found=f"alpha down to {lowest} of 255",
-            fix="flatten it onto a background the way the deployed system does",
-        )
 
 
 BoolArray = npt.NDArray[np.bool_]
@@ -334,21 +312,18 @@ def _load_ahead(
 
 def _load(sample: Sample, preprocessing: Preprocessing, with_mask: bool) -> _Loaded:
     image = decode_rgb(sample.image)
-    mask = _mask(sample, (image.height, image.width)) if with_mask else None
-    return preprocessing.array(image), mask
-
-
-def _mask(sample: Sample, image_size: tuple[int, int]) -> BoolArray:
-    if sample.mask is None:
-        if sample.label == 0:
-            return np.zeros(image_size, bool)
+    size, mask = (image.height, image.width), None
+    if with_mask and sample.mask is not None:
+        mask = read_mask(sample.mask, image_size=size)
+        if sample.label == 0 and mask.any():
+            raise CalibrationError(
+                f"the normal image {sample.image} has a mask with anomalous pixels",
+                found=f"{int(mask.sum())} pixels above 0 in {sample.mask}",
+                needed="label 1, or a mask of zeros",
+            )
+    elif with_mask and sample.label == 0:
+        mask = np.zeros(size, bool)
+    elif with_mask:
         fix = "add it, or leave the pixel level out with --image-only"
         raise CalibrationError(f"the anomalous image {sample.image} has no mask", fix=fix)
-    mask = read_mask(sample.mask, image_size=image_size)
-    if sample.label == 0 and mask.any():
-        raise CalibrationError(
-            f"the normal image {sample.image} has a mask with anomalous pixels",
-            found=f"{int(mask.sum())} pixels above 0 in {sample.mask}",
-            needed="label 1, or a mask of zeros",
-        )
-    return mask
+    return preprocessing.array(image), mask
