@@ -82,10 +82,11 @@ NEAR: Final = 2  # operators that fit before one does not: a clip alone may well
 def find_anomalib_tail(view: GraphView, level: Level) -> FoundTail | Mismatch:
     """Find Anomalib's post-processing of one level behind the outputs that bear its names."""
     graph = Folded(view)
-    score = graph.output(SCORE_OUTPUT[level])
+    score, label = graph.output(SCORE_OUTPUT[level]), graph.output(LABEL_OUTPUT[level])
     if score is None:
         return Mismatch(f"no output {SCORE_OUTPUT[level]!r}", SCORE_OUTPUT[level])
-    decision = _decision(graph, level)
+    missing = Mismatch(f"no output {LABEL_OUTPUT[level]!r}", LABEL_OUTPUT[level])
+    decision = missing if label is None else find(LABEL, graph, at=label)
     found = _find_score(graph, score)
     if isinstance(found, Match):
         reading = read(found)
@@ -93,14 +94,32 @@ def find_anomalib_tail(view: GraphView, level: Level) -> FoundTail | Mismatch:
             return reading
         if isinstance(decision, Match) and decision.inputs["score"] != score:
             return Mismatch(f"the label is not of the score {graph.describe(score)!r}", graph.describe(score))
-        # A node that computes a constant may be shared, and goes by itself when nobody reads it any more.
-        values = tuple(value for value in found.values if graph.number(value) is None)
-        return _tail(graph, level, found, values, decision, reading)
-    if not isinstance(decision, Match):
+    elif isinstance(decision, Match):
+        copy = find(COPY, graph, at=score)
+        below = copy.inputs["raw"] if isinstance(copy, Match) else score
+        if found.depth >= NEAR or _ends_in_chain(graph, score) or decision.inputs["score"] not in (score, below):
+            return found
+        reading = BranchReading(is_normalised=False)
+    else:
         return found if found.depth >= decision.depth else decision
-    if found.depth >= NEAR or _ends_in_chain(graph, score):
-        return found
-    return _unnormalised(graph, level, score, decision, found)
+    steps = {SCORE_OUTPUT[level]: found, LABEL_OUTPUT[level]: decision}
+    matches = {name: match for name, match in steps.items() if isinstance(match, Match)}
+    scalars = {name: number for match in matches.values() for name, number in match.scalars.items()}
+    # A node of a score that computes a constant may be shared, and goes by itself when nobody reads it any more.
+    values = [*(value for value in found.values if graph.number(value) is None)] if isinstance(found, Match) else []
+    values += decision.values if isinstance(decision, Match) else ()
+    other = decision if isinstance(decision, Mismatch) and label is not None else None
+    return FoundTail(
+        kind="anomalib",
+        level=level,
+        raw=found.inputs["raw"] if isinstance(found, Match) else score,
+        outputs=tuple(matches),
+        values=tuple(values),
+        reading=with_decision(reading, scalars.get("cut"), other_rule=other),
+        scalars=scalars,
+        sites={name: places for match in matches.values() for name, places in match.sites.items()},
+        other_rule=other,
+    )
 
 
 def _find_score(graph: Folded, score: Value) -> Match | Mismatch:
@@ -115,13 +134,6 @@ def _find_score(graph: Folded, score: Value) -> Match | Mismatch:
     return found if is_own or short.scalars["shift"] == 0.5 else short
 
 
-def _decision(graph: Folded, level: Level) -> Match | Mismatch:
-    label = graph.output(LABEL_OUTPUT[level])
-    if label is None:
-        return Mismatch(f"no output {LABEL_OUTPUT[level]!r}", LABEL_OUTPUT[level])
-    return find(LABEL, graph, at=label)
-
-
 def _ends_in_chain(graph: Folded, score: Value) -> bool:
     """Whether a score is a normalised one behind another operator than a clip: a near miss, and not a raw one."""
     node = graph.producer(score)
@@ -134,48 +146,4 @@ def _ends_in_chain(graph: Folded, score: Value) -> bool:
         if not isinstance(operand, Number)
         for chain in CHAINS
         if isinstance(chain.args[0], Call) and chain.args[0].op == "add"
-    )
-
-
-def _tail(
-    graph: Folded,
-    level: Level,
-    found: Match,
-    values: tuple[Value, ...],
-    decision: Match | Mismatch,
-    reading: BranchReading,
-) -> FoundTail:
-    names, sites, scalars = [SCORE_OUTPUT[level]], dict(found.sites), dict(found.scalars)
-    other = decision if isinstance(decision, Mismatch) and graph.output(LABEL_OUTPUT[level]) is not None else None
-    if isinstance(decision, Match):
-        names.append(LABEL_OUTPUT[level])
-        values = (*values, *decision.values)
-        sites |= decision.sites
-        scalars |= decision.scalars
-    return FoundTail(
-        kind="anomalib",
-        level=level,
-        raw=found.inputs["raw"],
-        outputs=tuple(names),
-        values=values,
-        reading=with_decision(reading, scalars.get("cut"), other_rule=other),
-        scalars=scalars,
-        sites=sites,
-        other_rule=other,
-    )
-
-
-def _unnormalised(graph: Folded, level: Level, score: Value, decision: Match, miss: Mismatch) -> FoundTail | Mismatch:
-    copy = find(COPY, graph, at=score)
-    if decision.inputs["score"] not in (score, copy.inputs["raw"] if isinstance(copy, Match) else score):
-        return miss
-    return FoundTail(
-        kind="anomalib",
-        level=level,
-        raw=score,
-        outputs=(LABEL_OUTPUT[level],),
-        values=decision.values,
-        reading=with_decision(BranchReading(is_normalised=False), decision.scalars["cut"]),
-        scalars=decision.scalars,
-        sites=decision.sites,
     )
