@@ -7,26 +7,23 @@ from typing import Any, Final, Literal, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from postproc_export.decision import error_bound
 from postproc_export.float32 import LEAST_HALF_ULP, SIGNIFICAND, Half, rank_of
 from postproc_export.stats import LevelStats
+from postproc_export.tail import adjusted_error
 
 # --- Every tolerance of the project, each with its reason; what is not in this table is compared exactly.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tolerance:
-    """An absolute difference that is allowed.
+    """An absolute difference that is allowed, in the unit of what is compared.
 
-    Parameters
-    ----------
-    atol
-        Largest absolute difference, in the unit of what is compared; never relative, for ulps explode near 0.
-    reason
-        Why it is not zero, and how it was derived.
+    Never a relative one, for ulps explode near 0.
     """
 
     atol: float
-    reason: str
+    reason: str  # why it is not zero, and how it was derived
 
 
 _PRECISIONS: Final = {"float32": 24, **{str(half): bits for half, bits in SIGNIFICAND.items()}}
@@ -42,16 +39,12 @@ def together(*parts: Tolerance) -> Tolerance:
 
 
 def fused(level: LevelStats) -> Tolerance:
-    """Return the tolerance of max(0, min(1, alpha x + beta)).
+    """Return the tolerance of max(0, min(1, alpha x + beta)): see `decision.error_bound`.
 
-    Notes
-    -----
     alpha = 1/span and beta = 1/2 - threshold/span are rounded to float32 once each, the product and the sum once each,
-    and the reference rounds three times; each rounding is at most half an ulp of a number of size up to r + 1, with
-    r = |threshold| / span, wherever the result is not clamped. Summed: (3 r + 5) 2^-24.
+    and the reference rounds three times; each rounding is at most half an ulp of a number of size up to r + 1, with r =
+    |threshold| / span, wherever the result is not clamped. Summed: (3 r + 5) 2^-24.
     """
-    from postproc_export.decision import error_bound
-
     return Tolerance(
         atol=error_bound(level, "fused"),
         reason="one multiply and one add with constants rounded to float32: (3 r + 5) 2^-24, r = |threshold| / span",
@@ -61,13 +54,9 @@ def fused(level: LevelStats) -> Tolerance:
 def centred(level: LevelStats) -> Tolerance:
     """Return the tolerance of max(0, min(1, alpha (x - threshold) + 1/2)).
 
-    Notes
-    -----
-    The subtraction is the reference's own, rounded alike; what is left is the rounding of 1/span, of the product and
-    of the sum, all of numbers of size up to 1, wherever the result is not clamped.
+    The subtraction is the reference's own, rounded alike; what is left is the rounding of 1/span, of the product and of
+    the sum, all of numbers of size up to 1, wherever the result is not clamped.
     """
-    from postproc_export.decision import error_bound
-
     return Tolerance(
         atol=error_bound(level, "centred"),
         reason="subtraction first, as the reference does; then one multiply and one add of numbers of size up to 1",
@@ -77,11 +66,9 @@ def centred(level: LevelStats) -> Tolerance:
 def recompiled(level: LevelStats) -> Tolerance:
     """Return how far a raw value may move when the same body is compiled twice at float32, raw units.
 
-    Notes
-    -----
-    A runtime picks kernels by the graph's end, so a body with a tail may sum in another order than without. The
-    largest difference over 15 exported models between float32 runs was 1.4e-5 of the span; this allows seven times
-    that. It bounds where a flip may lie, and never hides one.
+    A runtime picks kernels by the graph's end, so a body with a tail may sum in another order than without. The largest
+    difference over 15 exported models between float32 runs was 1.4e-5 of the span; this allows seven times that. It
+    bounds where a flip may lie, and never hides one.
     """
     return Tolerance(
         atol=1e-4 * level.span,
@@ -92,8 +79,6 @@ def recompiled(level: LevelStats) -> Tolerance:
 def exported(level: LevelStats) -> Tolerance:
     """Return how far a raw value of an export may lie from the PyTorch model's, both at float32, raw units.
 
-    Notes
-    -----
     A runtime has kernels of its own for each operator, and PyTorch itself is not the same to the last bit from one
     process to the next. The largest difference over 15 exported models was 2.3e-5 of the span; this allows four times
     that. It bounds where a flip may lie, and never hides one.
@@ -107,16 +92,10 @@ def exported(level: LevelStats) -> Tolerance:
 def observed(low: float, high: float) -> Tolerance:
     """Return how far a raw value of an export may lie from the PyTorch model's where there are no statistics yet.
 
-    Parameters
-    ----------
-    low, high
-        The lowest and highest value that the model gave, raw units.
-
-    Notes
-    -----
-    It tells a graph that computes something else from one that rounds otherwise, before a calibration is begun;
-    decisions are held against `exported` afterwards. Beside the share of the range it allows 128 roundings of the
-    largest value, for the values of a few inputs may be all but equal.
+    `low` and `high` are the lowest and highest value that the model gave, raw units. It tells a graph that computes
+    something else from one that rounds otherwise, before a calibration is begun; decisions are held against `exported`
+    afterwards. Beside the share of the range it allows 128 roundings of the largest value, for the values of a few
+    inputs may be all but equal.
     """
     return Tolerance(
         atol=1e-4 * (high - low) + 2.0**-17 * max(abs(low), abs(high)),
@@ -125,19 +104,11 @@ def observed(low: float, high: float) -> Tolerance:
 
 
 def own(low: float, high: float, dtypes: Iterable[str] = ("float32",)) -> Tolerance:
-    """Return how far a value behind a class of one's own may lie from its eager run on the same raw values.
+    """Return how far a value behind a user's class may lie from its eager run on the same raw values.
 
-    Parameters
-    ----------
-    low, high
-        The lowest and highest value behind the class, raw units.
-    dtypes
-        The element types of what it is given, in which it computes.
-
-    Notes
-    -----
-    Nothing is known of such a class but that its operators are the same: 1e-5 of the range, and 16 roundings of the
-    largest value in the coarsest of the types.
+    `low` and `high` are the lowest and highest value behind the class, raw units, `dtypes` the element types of what it
+    is given, in which it computes. Nothing is known of such a class but that its operators are the same: 1e-5 of the
+    range, and 16 roundings of the largest value in the coarsest of the types.
     """
     bits = min(_PRECISIONS.get(dtype, 24) for dtype in dtypes)
     return Tolerance(
@@ -149,15 +120,9 @@ def own(low: float, high: float, dtypes: Iterable[str] = ("float32",)) -> Tolera
 def transformed(bound: float) -> Tolerance:
     """Return how far a value behind shipped transforms may lie from their eager twin on the same raw values.
 
-    Parameters
-    ----------
-    bound
-        The sum of what each of them may round, raw units; see `steps.transforms.Transform`.
-
-    Notes
-    -----
-    Sums of n products are off by at most n + 1 roundings of the largest value in each of two implementations, weights
-    that sum to 1 hand on what came in; docs/steps.md lists the bound of each transform.
+    `bound` is the sum of what each of them may round, raw units; see `steps.transforms.Transform`. Sums of n products
+    are off by at most n + 1 roundings of the largest value in each of two implementations, weights that sum to 1 hand
+    on what came in; docs/tails.md lists the bound of each transform.
     """
     return Tolerance(atol=bound, reason="another order of summation in float32, as docs/steps.md bounds it")
 
@@ -165,18 +130,10 @@ def transformed(bound: float) -> Tolerance:
 def narrow(largest: float, dtype: Half) -> Tolerance:
     """Return how far a raw value may lie from its rounding to a narrow type, which a runtime may drop, raw units.
 
-    Parameters
-    ----------
-    largest
-        The largest magnitude that counts, raw units.
-    dtype
-        The type in which the model declares its raw values.
-
-    Notes
-    -----
-    Half the distance of two values of the type is at most 2^-p of them, p the bits of a significand, and h around 0.
-    Where scores are clamped no value above (r + 1/2) span counts, with r = |threshold| / span: of a normalised score
-    that is (r + 1/2) 2^-p + h / span.
+    `largest` is the largest magnitude that counts, raw units, `dtype` the type in which the model declares its raw
+    values. Half the distance of two values of the type is at most 2^-p of them, p the bits of a significand, and h
+    around 0. Where scores are clamped no value above (r + 1/2) span counts, with r = |threshold| / span: of a
+    normalised score that is (r + 1/2) 2^-p + h / span.
     """
     return Tolerance(
         atol=largest * 2.0 ** -SIGNIFICAND[dtype] + LEAST_HALF_ULP[dtype],
@@ -193,13 +150,9 @@ def largest_shown(level: LevelStats) -> float:
 def adjusted(level: LevelStats) -> Tolerance:
     """Return how far from the boundary a label may differ where the graph computes the boundary at run time, raw units.
 
-    Notes
-    -----
     threshold + (0.5 - a) span in float32, in either order in which a runtime takes the steps: docs/definition.md
     section 4 states 2^-22 (|threshold| + span). At the attached sensitivity the boundary is a constant: exact labels.
     """
-    from postproc_export.tail import adjusted_error
-
     return Tolerance(
         atol=adjusted_error(level),
         reason="a boundary computed at run time in float32: 2^-22 (|threshold| + span), docs/definition.md section 4",
@@ -215,7 +168,7 @@ TOLERANCES: Final[Mapping[str, Callable[[LevelStats], Tolerance]]] = {
 }
 
 
-# --- What a comparison found: result objects that are falsy where it failed, with a reason and the worst element.
+# --- What a comparison found: falsy where it failed, with a reason and the worst element.
 #
 # Parts of a stream merge. A comparison of nothing is a failure.
 
@@ -223,29 +176,55 @@ SHOWN: Final = 10
 QUANTILE: Final = 0.999
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Flip:
-    """One label that came out differently.
+class Distances:
+    """How many values lie how far off; made of others, it counts them together.
 
-    Parameters
-    ----------
-    index
-        Where: the index into the array compared, or into the part of a stream that `part` counts.
-    expected
-        The reference's label.
-    raw
-        The raw value that the reference decided on, raw units; None where it is not known.
-    distance
-        raw - boundary, raw units.
-    ulps
-        The same in steps of float32; None where either is not finite.
+    A bucket holds the distances that share the upper 16 bits of their float32, so its ends are less than 1 % apart.
     """
 
-    index: tuple[int, ...]
-    expected: bool
-    raw: float | None = None
-    distance: float | None = None
-    ulps: int | None = None
+    def __init__(self, *parts: "Distances") -> None:
+        self._counts: NDArray[np.int64] = np.zeros(1 << 15, np.int64)
+        for part in parts:
+            self._counts += part._counts
+
+    def add(self, distances: NDArray[np.float64]) -> None:
+        """Count distances, zero and above, of any shape; those that are not finite in float32 are left out."""
+        with np.errstate(over="ignore"):
+            known = distances.astype(np.float32)
+        self._counts += np.bincount(_bucket(known[np.isfinite(known)]), minlength=len(self._counts))
+
+    def within(self, distance: float) -> tuple[float, int]:
+        """Return a distance, this one or up to 1 % more (0 stays 0), and how many values lie at most so far away."""
+        if not distance:
+            return 0.0, 0
+        bucket = int(_bucket(np.array([distance], np.float32))[0])
+        return _upper_end(bucket), int(self._counts[: bucket + 1].sum())
+
+    def quantile(self, rank: float) -> float:
+        """Return a distance, or up to 1 % more, that this many values do not exceed; `inf` where fewer are finite."""
+        bucket = int(np.searchsorted(np.cumsum(self._counts), rank))
+        if bucket == len(self._counts):
+            return float("inf")
+        return _upper_end(bucket) if bucket else 0.0
+
+
+def _bucket(distances: NDArray[np.float32]) -> NDArray[np.int64]:
+    return (np.ascontiguousarray(distances).view(np.uint32) >> 16).astype(np.int64)
+
+
+def _upper_end(bucket: int) -> float:
+    return float(np.array(((bucket + 1) << 16) - 1, np.uint32).view(np.float32))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flip:
+    """One label that came out differently."""
+
+    index: tuple[int, ...]  # into the array compared, or into the part of a stream that `part` counts
+    expected: bool  # the reference's label
+    raw: float | None = None  # what the reference decided on, raw units
+    distance: float | None = None  # raw - boundary, raw units
+    ulps: int | None = None  # the same in steps of float32; None where either is not finite
     part: int = 0
 
     def describe(self) -> str:
@@ -263,29 +242,16 @@ class LabelDifference:
     """Labels of one output against the reference; truthy where there was something to compare and none flipped.
 
     Flips within the band around the boundary that was allowed do not count.
-
-    Parameters
-    ----------
-    count, flipped, excused
-        Labels compared, labels that differ, and labels that may differ by docs/definition.md section 5 and do.
-    near
-        Of the flipped ones, those whose raw value lies within the band around the boundary that was allowed.
-    flips
-        The first flips.
-    nearest, farthest
-        The smallest and largest distance of a flipped raw value from the boundary, raw units.
-    reason
-        Why nothing could be compared.
     """
 
     count: int = 0
     flipped: int = 0
-    near: int = 0
-    excused: int = 0
-    flips: tuple[Flip, ...] = ()
-    nearest: float | None = None
+    near: int = 0  # of the flipped ones, those whose raw value lies within the allowed band around the boundary
+    excused: int = 0  # that may differ by docs/definition.md section 5 and do
+    flips: tuple[Flip, ...] = ()  # the first ones
+    nearest: float | None = None  # the smallest and the largest distance of a flipped raw value, raw units
     farthest: float | None = None
-    reason: str | None = None
+    reason: str | None = None  # why nothing could be compared
     parts: int = 1
 
     def __bool__(self) -> bool:
@@ -301,8 +267,8 @@ class LabelDifference:
             near=self.near + other.near,
             excused=self.excused + other.excused,
             flips=(*self.flips, *later)[:SHOWN],
-            nearest=_least(self.nearest, other.nearest),
-            farthest=_most(self.farthest, other.farthest),
+            nearest=min((part.nearest for part in (self, other) if part.nearest is not None), default=None),
+            farthest=max((part.farthest for part in (self, other) if part.farthest is not None), default=None),
             reason=self.reason or other.reason,
             parts=self.parts + other.parts,
         )
@@ -330,32 +296,21 @@ class LabelDifference:
 class ScoreDifference:
     """Scores of one output against the reference; truthy where there was something to compare and all are close.
 
-    Parameters
-    ----------
-    count, over, excused
-        Scores compared, scores beyond the tolerance, and scores excused by docs/definition.md section 5.
-    largest, mean
-        Absolute error over the scores that are numbers on both sides.
-    index, expected, actual
-        The worst score: one beyond the tolerance if there is any.
-    tolerance
-        What was allowed, and why.
-    reason
-        Why nothing could be compared.
+    `index`, `expected` and `actual` are those of the worst score: one beyond the tolerance if there is any.
     """
 
     tolerance: Tolerance = EXACT
     count: int = 0
-    over: int = 0
-    excused: int = 0
-    numbers: int = 0
+    over: int = 0  # beyond the tolerance
+    excused: int = 0  # by docs/definition.md section 5
+    numbers: int = 0  # that are numbers on both sides; the errors below are theirs
     largest: float = 0.0
     total: float = 0.0
     index: tuple[int, ...] | None = None
     expected: float | None = None
     actual: float | None = None
-    reason: str | None = None
-    histogram: NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
+    reason: str | None = None  # why nothing could be compared
+    errors: "Distances | None" = field(default=None, repr=False, compare=False)
 
     def __bool__(self) -> bool:
         return self.reason is None and self.count > 0 and self.over == 0
@@ -368,17 +323,15 @@ class ScoreDifference:
     @property
     def quantile(self) -> float:
         """99.9th percentile of the absolute error, rounded up by less than 1 %."""
-        if self.histogram is None or not self.numbers:
+        if self.errors is None or not self.numbers:
             return 0.0
-        bucket = int(np.searchsorted(np.cumsum(self.histogram), QUANTILE * self.numbers))
-        upper = np.array(((bucket + 1) << 16) - 1 if bucket else 0, np.uint32).view(np.float32)
-        return min(float(upper), self.largest)
+        return min(self.errors.quantile(QUANTILE * self.numbers), self.largest)
 
     def merge(self, other: Self) -> Self:
         """Return the comparison of both parts, this one first."""
         worse = (other.over > 0, other.largest) > (self.over > 0, self.largest)
         worst = other if worse or self.index is None else self
-        histograms = [part.histogram for part in (self, other) if part.histogram is not None]
+        errors = [part.errors for part in (self, other) if part.errors is not None]
         return replace(
             worst,
             count=self.count + other.count,
@@ -388,7 +341,7 @@ class ScoreDifference:
             largest=max(self.largest, other.largest),
             total=self.total + other.total,
             reason=self.reason or other.reason,
-            histogram=np.sum(histograms, axis=0) if histograms else None,
+            errors=Distances(*errors) if errors else None,
         )
 
     def brief(self) -> str:
@@ -421,22 +374,10 @@ def merged(first: Difference, second: Difference) -> Difference:
     return first.merge(second)
 
 
-def _least(*values: float | None) -> float | None:
-    return min((value for value in values if value is not None), default=None)
-
-
-def _most(*values: float | None) -> float | None:
-    return max((value for value in values if value is not None), default=None)
-
-
-# --- Compare what a runtime gave with what the reference gave; needs NumPy only.
-#
-# Shape and dtype are compared before values. The results are objects with a truth value.
+# --- Compare what a runtime gave with what the reference gave: shape and dtype first, then values.
 
 AnyArray: TypeAlias = NDArray[Any]
 NanRule: TypeAlias = Literal["anomalous", "same"]
-
-_BUCKETS: Final = 1 << 15
 
 
 def compare_labels(
@@ -451,20 +392,10 @@ def compare_labels(
 ) -> LabelDifference:
     """Compare labels or masks exactly.
 
-    Parameters
-    ----------
-    expected
-        bool, any shape: the reference's labels.
-    actual
-        The same shape, of type `dtype` where that is given; every element must be 0 or 1. None counts as missing.
-    raw
-        float32, the same number of elements: the raw values that the reference decided on, for the distances.
-    boundary
-        The decision boundary, raw units.
-    excused
-        bool, the same number of elements: where the label may be 1 though the reference says 0, and nothing else.
-    band
-        Distance from the boundary, raw units, up to which a flip is counted as near; needs `raw` and `boundary`.
+    `expected` are the reference's labels, bool. `actual` has the same shape and the type `dtype` where that is given;
+    every element must be 0 or 1, and None counts as missing. `raw` are the values that the reference decided on,
+    float32, as many elements, for the distances from `boundary`; up to `band` from it a flip is counted as near.
+    `excused` is bool, as many elements: where the label may be 1 though the reference says 0, and nothing else.
     """
     reason = _incomparable(expected, actual, dtype)
     if reason is not None or actual is None:
@@ -481,7 +412,10 @@ def compare_labels(
         differs &= ~allowed
     indices = np.argwhere(differs)
     values = None if raw is None else raw.reshape(differs.shape)[differs].astype(np.float32)
-    distances = None if values is None or boundary is None else _distances(values, boundary)
+    distances = None
+    if values is not None and boundary is not None:
+        with np.errstate(invalid="ignore"):  # a signalling NaN, or both infinite
+            distances = np.abs(values.astype(np.float64) - boundary)
     wanted = expected[differs].astype(bool)
     known = np.zeros(0) if distances is None else distances[~np.isnan(distances)]
     return LabelDifference(
@@ -507,21 +441,12 @@ def compare_scores(
     excused: AnyArray | None = None,
     dtype: str | None = "float32",
 ) -> ScoreDifference:
-    """Compare scores or maps by their absolute difference.
+    """Compare scores or maps by their absolute difference, which has to be exact unless a tolerance is given.
 
-    Parameters
-    ----------
-    expected
-        Floating point, any shape: the reference's scores.
-    actual
-        The same shape, of type `dtype` where that is given. None counts as missing.
-    tolerance
-        The absolute difference that is allowed; exact unless given.
-    nan
-        ``"anomalous"``: a NaN may come out as NaN or 1.0 and never below 1.0 (docs/definition.md section 5).
-        ``"same"``: a NaN must come out as NaN.
-    excused
-        bool, the same number of elements: where NaN or 1.0 may come out though the reference gives a number.
+    `actual` has the shape of `expected` and the type `dtype` where that is given; None counts as missing. With ``nan``
+    as ``"anomalous"`` a NaN may come out as NaN or 1.0 and never below 1.0 (docs/definition.md section 5), with
+    ``"same"`` it must come out as NaN. `excused` is bool, as many elements: where NaN or 1.0 may come out though the
+    reference gives a number.
     """
     reason = _incomparable(expected, actual, dtype)
     if reason is not None or actual is None:
@@ -537,6 +462,8 @@ def compare_scores(
     counted = np.where(numbers & ~allowed, error, 0.0)
     ranked = np.where(wrong, np.where(numbers, error, np.inf), -1.0) if wrong.any() else counted
     worst = int(np.argmax(ranked)) if ranked.size else 0
+    errors = Distances()
+    errors.add(error[numbers & ~allowed])
     return ScoreDifference(
         tolerance=tolerance,
         count=wanted.size,
@@ -548,7 +475,7 @@ def compare_scores(
         index=tuple(int(i) for i in np.unravel_index(worst, expected.shape)) if ranked.size else None,
         expected=float(wanted[worst]) if ranked.size else None,
         actual=float(found[worst]) if ranked.size else None,
-        histogram=_histogram(error[numbers & ~allowed]),
+        errors=errors,
     )
 
 
@@ -557,11 +484,6 @@ def ulps_between(value: float, reference: float) -> int | None:
     if not (np.isfinite(value) and np.isfinite(reference)):
         return None
     return rank_of(value) - rank_of(reference)
-
-
-def _distances(values: AnyArray, boundary: float) -> NDArray[np.float64]:
-    with np.errstate(invalid="ignore"):  # a signalling NaN, or both infinite
-        return np.abs(values.astype(np.float64) - boundary)
 
 
 def _flip(index: tuple[int, ...], expected: bool, raw: float | None, boundary: float | None) -> Flip:
@@ -578,8 +500,3 @@ def _incomparable(expected: AnyArray, actual: AnyArray | None, dtype: str | None
     if expected.shape != actual.shape:
         return f"expected shape {list(expected.shape)}, found {list(actual.shape)}"
     return None
-
-
-def _histogram(error: AnyArray) -> NDArray[np.int64]:
-    bits = np.ascontiguousarray(error.astype(np.float32)).view(np.uint32)
-    return np.bincount(bits >> 16, minlength=_BUCKETS).astype(np.int64)

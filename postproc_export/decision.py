@@ -37,14 +37,10 @@ _UNIT_ROUNDOFF: Final = 2.0**-24
 
 @dataclass(frozen=True, slots=True)
 class UnitConstants:
-    """The constants of the exported normalised score, all float32.
+    """The constants of the exported normalised score ``max(0, min(1, alpha * x + beta))``, all float32.
 
-    Parameters
-    ----------
-    alpha, beta
-        The score is ``max(0, min(1, alpha * x + beta))``; alpha in 1 / raw unit, beta in unit scores.
-    offset
-        Raw units, subtracted first (``x = raw - offset``); None where ``x`` is the raw value itself.
+    alpha is in 1 / raw unit, beta in unit scores. The offset, raw units, is subtracted first (``x = raw - offset``);
+    where there is none, ``x`` is the raw value itself.
     """
 
     alpha: float
@@ -106,20 +102,7 @@ def decision_boundary(
 def unit_scores(raw: ArrayLike, level: LevelStats) -> NDArray[np.float32]:
     """Return ``clamp((raw - threshold) / (max - min) + 0.5, 0, 1)``, every step rounded to float32.
 
-    Parameters
-    ----------
-    raw
-        Raw scores, any shape, cast to float32 first. NaN stays NaN.
-    level
-        Statistics of the level, with a threshold.
-
-    Returns
-    -------
-    numpy.ndarray
-        float32, the shape of `raw`, in [0, 1] or NaN; exactly 0.5 at the threshold.
-
-    Notes
-    -----
+    Raw scores may have any shape, and are cast to float32 first; NaN stays NaN, and the threshold gives exactly 0.5.
     Source: docs/definition.md section 3; the same bits as anomalib 2.7.0 PostProcessor on a CPU.
     """
     with np.errstate(over="ignore", under="ignore"):
@@ -144,15 +127,13 @@ def unit_constants(level: LevelStats, form: Form) -> UnitConstants:
 def error_bound(level: LevelStats, form: Form) -> float:
     """Return how far the exported normalised score may lie from the float32 reference, in unit scores.
 
-    Notes
-    -----
-    With u = 2^-24 and r = |threshold| / span, wherever the clamp does not act: |raw - threshold| <= span / 2 and
-    |raw| <= (r + 1/2) span. The reference rounds three times: the difference (u/2), the quotient (u/4), the sum (u/2).
-    The fused form rounds alpha, its product with raw, and beta, each of them at most r + 1/2 and so by at most
-    (r + 1/2) u, and the sum (u/2). Together (3 r + 3.25) u; the promise is (3 r + 5) u.
-    The centred form shares the reference's difference and rounds alpha (u/2), the product (u/4) and the sum (u/2):
-    together with the reference's quotient and sum 2 u; the promise is 2.5 u. A fused multiply-add rounds once less.
-    Where the clamp acts, both are monotone and the bound at the edge holds beyond it.
+    With u = 2^-24 and r = |threshold| / span, wherever the clamp does not act: |raw - threshold| <= span / 2 and |raw|
+    <= (r + 1/2) span. The reference rounds three times: the difference (u/2), the quotient (u/4), the sum (u/2). The
+    fused form rounds alpha, its product with raw, and beta, each of them at most r + 1/2 and so by at most (r + 1/2) u,
+    and the sum (u/2). Together (3 r + 3.25) u; the promise is (3 r + 5) u. The centred form shares the reference's
+    difference and rounds alpha (u/2), the product (u/4) and the sum (u/2): together with the reference's quotient and
+    sum 2 u; the promise is 2.5 u. A fused multiply-add rounds once less. Where the clamp acts, both are monotone and
+    the bound at the edge holds beyond it.
     """
     if form == "centred":
         return 2.5 * _UNIT_ROUNDOFF
@@ -171,13 +152,7 @@ def choose_form(level: LevelStats) -> Form:
 
 
 def check_sensitivity(value: object, *, name: str = "sensitivity") -> float:
-    """Return a sensitivity rounded to float32.
-
-    Raises
-    ------
-    MetadataError
-        Unless it is a number (no bool) in [0, 1]; `name` says which one.
-    """
+    """Return a sensitivity rounded to float32; raises MetadataError unless it is a number (no bool) in [0, 1]."""
     is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not is_number or not 0 <= value <= 1:  # type: ignore[operator]
         raise MetadataError(f"{name} is not a number in [0, 1]", found=repr(value)[:60], needed="0 <= sensitivity <= 1")
@@ -185,13 +160,7 @@ def check_sensitivity(value: object, *, name: str = "sensitivity") -> float:
 
 
 def check_comparison(value: object) -> Comparison:
-    """Return the name of a rule that is known.
-
-    Raises
-    ------
-    UsageError
-        Unless it is ``"ge"`` or ``"gt"``.
-    """
+    """Return the name of a rule that is known; raises UsageError unless it is ``"ge"`` or ``"gt"``."""
     if value == "ge":
         return "ge"
     if value == "gt":
@@ -202,10 +171,7 @@ def check_comparison(value: object) -> Comparison:
 def check_dtype(value: object) -> HostDtype:
     """Return which type of raw output decisions depend on: float32 stands for float64, which is cast to it.
 
-    Raises
-    ------
-    UsageError
-        Unless it is, or names, ``float16``, ``bfloat16``, ``float32`` or ``float64``.
+    Raises UsageError unless it is, or names, ``float16``, ``bfloat16``, ``float32`` or ``float64``.
     """
     name = str(getattr(value, "__name__", value)).rpartition(".")[2]
     if name in ("float32", "float64"):

@@ -34,18 +34,9 @@ _FIXES: Final = {
 def check_target(target: Path, inputs: Sequence[Path] = ()) -> None:
     """Refuse a file that could not be written in the end, or that would destroy what is read; nothing is written.
 
-    Parameters
-    ----------
-    target
-        The file to be written, new or replaced.
-    inputs
-        The files that are read; a folder stands for everything in it.
-
-    Raises
-    ------
-    FileError
-        If the target is an input or lies in one, is a folder, a device, a pipe or of the system, or its folder is not
-        there or cannot be written.
+    `target` is the file to be written, new or replaced, `inputs` are the files that are read; a folder stands for
+    everything in it. Raises FileError if the target is an input or lies in one, is a folder, a device, a pipe or of the
+    system, or its folder is not there or cannot be written.
     """
     with explained(target):
         refuse_unwritable(target)
@@ -55,12 +46,9 @@ def check_target(target: Path, inputs: Sequence[Path] = ()) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder in which no file can be made; nothing stays there.
+    """Raise FileError for a folder in which no file can be made: it is not there, is none, or cannot be written.
 
-    Raises
-    ------
-    FileError
-        If it is not there, is no folder, or cannot be written.
+    Nothing stays there.
     """
     with explained(folder):
         if not folder.is_dir():
@@ -71,13 +59,7 @@ def check_folder(folder: Path) -> None:
 
 
 def refuse_inputs(targets: Sequence[Path], inputs: Sequence[Path], *, fix: str) -> None:
-    """Refuse targets that are a file that is read, under whatever name, or lie in a folder that is read.
-
-    Raises
-    ------
-    FileError
-        If one of them is or does.
-    """
+    """Raise FileError if a target is a file that is read, under whatever name, or lies in a folder that is read."""
     for target in targets:
         itself = _identity(target)
         places = {itself, *map(_identity, Path(os.path.realpath(target.parent), "x").parents)} - {None}
@@ -89,28 +71,24 @@ def refuse_inputs(targets: Sequence[Path], inputs: Sequence[Path], *, fix: str) 
 
 
 def refuse_unwritable(target: Path) -> None:
-    """Refuse what no file can be moved to: a missing folder, a folder, a device, a pipe, a path of the system.
+    """Raise FileError for what no file can be moved to.
 
-    Raises
-    ------
-    FileError
-        If the target is one of these.
+    A missing folder, a folder, a device, a pipe, a path of the system.
     """
     if not target.parent.is_dir():
         raise FileError(f"cannot write {target}", found=f"no folder {target.parent}", fix="make the folder first")
-    if target.is_dir():
-        raise _not_a_file(target, "a folder")
-    if target.exists() and not target.is_file():
-        raise _not_a_file(target, "a device or a pipe")
     folder = Path(os.path.realpath(target.parent))
+    found = None
+    if target.is_dir():
+        found = "a folder"
+    elif target.exists() and not target.is_file():
+        found = "a device or a pipe"
     # A link such as /dev/stdout may lead to a file, and would be replaced for every process of the machine.
-    if folder == DEVICES or any(folder.is_relative_to(each) for each in _SYSTEM):
-        raise _not_a_file(target, f"a name of the system, in {folder}")
-
-
-def _not_a_file(target: Path, found: str) -> FileError:
-    fix = "choose another path"
-    return FileError(f"cannot write {target}", found=found, needed="the path of a file", fix=fix)
+    elif folder == DEVICES or any(folder.is_relative_to(each) for each in _SYSTEM):
+        found = f"a name of the system, in {folder}"
+    if found is not None:
+        fix = "choose another path"
+        raise FileError(f"cannot write {target}", found=found, needed="the path of a file", fix=fix)
 
 
 @contextmanager
@@ -134,8 +112,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-# --- Copies of large files: shared blocks where the file system can, else copied in the kernel, else read and
-# written.
+# --- Copies of large files: shared blocks where the file system can, else copied in the kernel, else read and written.
 
 if sys.platform == "linux":
     import fcntl
@@ -146,12 +123,8 @@ _FICLONE: Final = 0x40049409  # Linux: share the blocks of another file until on
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file's content to a new path, in no more memory than one chunk.
 
-    Raises
-    ------
-    FileError
-        If the source changed meanwhile.
-    OSError
-        If it cannot be read or written.
+    Blocks are shared where the file system can do it. Raises FileError if the source changed meanwhile, and OSError if
+    it cannot be read or written.
     """
     with source.open("rb", buffering=0) as reading, target.open("xb", buffering=0) as writing:
         if _share_blocks(reading, writing):
@@ -164,14 +137,7 @@ def copy_file(source: Path, target: Path) -> None:
             raise FileError(f"cannot copy {source}: it changed meanwhile", fix="run again") from None
 
 
-def link_file(source: Path, target: Path) -> None:
-    """Make a hard link.
-
-    Raises
-    ------
-    FileError
-        If the file system does not allow it.
-    """
+def _link(source: Path, target: Path) -> None:
     try:
         target.hardlink_to(source)
     except OSError as error:
@@ -216,7 +182,7 @@ def check_suffix(source: Path) -> None:
 
 
 def is_onnx(source: Path) -> bool:
-    """Whether a model file is an ONNX model; else it is an OpenVINO IR; neither is a `UsageError`."""
+    """Whether a model file is an ONNX model, else an OpenVINO IR; raises UsageError if its suffix is neither's."""
     check_suffix(source)
     return source.suffix == ".onnx"
 
@@ -226,39 +192,24 @@ def default_target(
 ) -> Path:
     """Return the file to write: what was asked for, the source itself, or ``<name>.<mark>.<suffix>`` beside it.
 
-    Parameters
-    ----------
-    source, output, in_place
-        As the caller was given them.
-    mark
-        What the default name says of the file.
-    read
-        What is read besides the source, such as statistics: its paths are never to be written, in place or not.
-
-    Raises
-    ------
-    UsageError
-        If the source is no model file, or the output is of the other format.
-    FileError
-        If one of the files to be written is read besides the source.
+    What is read besides the source, such as statistics, is never to be written, in place or not: `read` may hold paths
+    and anything else. Raises UsageError if the source is no model file, or the output is of the other format, and
+    FileError if one of the files to be written is read besides the source.
     """
     check_suffix(source)
-    default = source if in_place else source.with_suffix(f".{mark}{source.suffix}")
-    target = default if output is None else _asked(source, Path(output))
+    target = source if in_place else source.with_suffix(f".{mark}{source.suffix}")
+    if output is not None:
+        target = Path(output)
+        if target.suffix != source.suffix:
+            raise UsageError(
+                f"cannot write {FORMATS[source.suffix]} to {target}",
+                found=f"the suffix '{target.suffix}'",
+                needed=f"'{source.suffix}'",
+                fix="keep the format, and convert the file afterwards",
+            )
     written = [target] if target.suffix == ".onnx" else [target, target.with_suffix(".bin")]
     files = [Path(each) for each in read if isinstance(each, str | Path)]
     refuse_inputs(written, files, fix="choose another path")
-    return target
-
-
-def _asked(source: Path, target: Path) -> Path:
-    if target.suffix != source.suffix:
-        raise UsageError(
-            f"cannot write {FORMATS[source.suffix]} to {target}",
-            found=f"the suffix '{target.suffix}'",
-            needed=f"'{source.suffix}'",
-            fix="keep the format, and convert the file afterwards",
-        )
     return target
 
 
@@ -268,28 +219,20 @@ _ANOTHER: Final = "choose another path, or replace the file with --in-place (in_
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file as UTF-8; a file that was there is replaced in one step, or stays as it was.
-
-    Raises
-    ------
-    FileError
-        If the path cannot be written.
-    """
+    """Write a text file as UTF-8; a file that was there is replaced in one step, or stays as it was."""
     with publishing([path]) as publication:
         publication.temporary(path).write_text(text, encoding="utf-8")
 
 
 def append_text(path: Path, text: str) -> None:
-    """Append to a text file as UTF-8, all of the text or nothing; a device or a pipe takes what it takes.
-
-    Raises
-    ------
-    FileError
-        If the path cannot be written.
-    """
+    """Append to a text file as UTF-8, all of the text or nothing; a device or a pipe takes what it takes."""
     with explained(path):
         if path.exists() and not path.is_file():
-            with os.fdopen(_opened(path), "wb", buffering=0) as file:
+            # a pipe that nobody reads is refused in place of waited for
+            descriptor = os.open(path, os.O_WRONLY | (0 if os.name == "nt" else os.O_NONBLOCK))
+            if os.name != "nt":
+                os.set_blocking(descriptor, True)
+            with os.fdopen(descriptor, "wb", buffering=0) as file:
                 write_all(file, text.encode())
             return
         with HeldSignals(), ExitStack() as undo:
@@ -301,24 +244,9 @@ def append_text(path: Path, text: str) -> None:
             undo.pop_all()
 
 
-def _opened(device: Path) -> int:
-    """Open a device or a pipe for writing; a pipe that nobody reads is refused in place of waited for."""
-    if os.name == "nt":
-        return os.open(device, os.O_WRONLY)
-    descriptor = os.open(device, os.O_WRONLY | os.O_NONBLOCK)
-    os.set_blocking(descriptor, True)
-    return descriptor
-
-
 @contextmanager
 def folder_made_for(path: Path) -> Iterator[None]:
-    """Make the folder of a file where it is not there, and remove it again where the block fails.
-
-    Raises
-    ------
-    FileError
-        If it cannot be made.
-    """
+    """Make the folder of a file where it is not there, and remove it again where the block fails."""
     with explained(path), ExitStack() as undo:
         for missing in reversed([each for each in path.parents if not each.exists()]):
             missing.mkdir()
@@ -330,12 +258,7 @@ def folder_made_for(path: Path) -> Iterator[None]:
 class Publication:
     """Files on their way into one folder; `publishing` makes it and moves them into place.
 
-    Parameters
-    ----------
-    targets
-        The final paths of what is written, all in one folder.
-    staging
-        A temporary folder on the same file system.
+    `targets` are the final paths, all in one folder, `staging` is a temporary folder on the same file system.
     """
 
     def __init__(self, targets: Sequence[Path], staging: Staging) -> None:
@@ -349,38 +272,23 @@ class Publication:
         return self._staging.files / target.name
 
     def bring_along(self, files: Mapping[Path, Path], *, link: bool = False) -> None:
-        """Put external data beside the targets, unless it is there already.
+        """Put external data beside the targets, unless it is there already, as copies or hard links.
 
-        Parameters
-        ----------
-        files
-            {path relative to the target folder: file to bring there}, such as `external_files` gives.
-        link
-            Make hard links instead of copies.
-
-        Raises
-        ------
-        FileError
-            If a different file has that name already, or the file cannot be copied or linked.
+        `files` is {path relative to the target folder: file to bring there}, such as `external_files` gives. Raises
+        FileError if a different file has that name already, or the file cannot be copied or linked.
         """
         for relative, file in files.items():
-            final = self._folder / relative
-            self._refuse_overwriting(relative, file)
+            final = self._targets[0].parent / relative
+            for target in self._targets:
+                if relative == Path(target.name) or (target.exists() and target.samefile(file)):
+                    what = f"cannot write {target}: the model keeps its weights there"
+                    raise FileError(what, fix="choose another name")
             if final.exists() and (final.samefile(file) or filecmp.cmp(final, file, shallow=False)):
                 continue
             _refuse_occupied(final)
             staged = self._staging.path / f"{len(self._brought)}.external-data"
-            link_file(file, staged) if link else copy_file(file, staged)
+            _link(file, staged) if link else copy_file(file, staged)
             self._brought[staged] = final
-
-    @property
-    def _folder(self) -> Path:
-        return self._targets[0].parent
-
-    def _refuse_overwriting(self, relative: Path, file: Path) -> None:
-        for target in self._targets:
-            if relative == Path(target.name) or (target.exists() and target.samefile(file)):
-                raise FileError(f"cannot write {target}: the model keeps its weights there", fix="choose another name")
 
     def move_into_place(self) -> None:
         """Move everything to its final path, data first, the first target last; undo it all if a step fails."""
@@ -397,17 +305,23 @@ class Publication:
             self._move_data(undo)
             self._back_up(undo)
             for target in reversed(self._targets):
-                self._move(target, undo)
+                staged = self.temporary(target)
+                if target.exists():
+                    shutil.copymode(target, staged)
+                else:
+                    undo.callback(_take_back, staged, target)
+                staged.replace(target)
         finally:
             # The last move decides, whatever interrupts: before it nothing may stay, after it everything has to.
             if self.temporary(self._targets[0]).exists():
                 undo.close()
             else:
-                self._remove_backups()
+                for target in self._targets:
+                    backup_of(target).unlink(missing_ok=True)
 
     def _move_data(self, undo: ExitStack) -> None:
         for staged, final in self._brought.items():
-            _make_folders(final.parent, self._folder, undo)
+            _make_folders(final.parent, self._targets[0].parent, undo)
             _refuse_occupied(final)
             undo.callback(_take_back, staged, final)
             staged.rename(final)
@@ -424,18 +338,6 @@ class Publication:
                     shutil.copy2(target, copy)
                     copy.rename(backup_of(target))
 
-    def _move(self, target: Path, undo: ExitStack) -> None:
-        staged = self.temporary(target)
-        if target.exists():
-            shutil.copymode(target, staged)
-        else:
-            undo.callback(_take_back, staged, target)
-        staged.replace(target)
-
-    def _remove_backups(self) -> None:
-        for target in self._targets:
-            backup_of(target).unlink(missing_ok=True)
-
 
 @contextmanager
 def publishing(
@@ -443,25 +345,11 @@ def publishing(
 ) -> Iterator[Publication]:
     """Write one or several files of one folder so that they appear whole or not at all.
 
-    Parameters
-    ----------
-    targets
-        The final paths. A symbolic link there is replaced, what it points to stays. Several targets that exist are
-        kept as `*.postproc-backup` until all are replaced.
-    inputs
-        The files that are being read.
-    in_place
-        Allows a target to be an input.
-
-    Raises
-    ------
-    FileError
-        If a target cannot be written, is written by another run, is an input without `in_place` or a name of the
-        system, or a backup of a run that was killed is there and cannot be put back.
-
-    Notes
-    -----
-    Everything is moved when the block ends: what has to hold of the written files is checked at its end.
+    `targets` are the final paths. A symbolic link there is replaced, what it points to stays. Several targets that
+    exist are kept as `*.postproc-backup` until all are replaced. `inputs` are the files that are being read; `in_place`
+    allows a target to be one. Everything is moved when the block ends: what has to hold of the written files is checked
+    at its end. Raises FileError if a target cannot be written, is written by another run, is an input without
+    `in_place` or a name of the system, or a backup of a run that was killed is there and cannot be put back.
     """
     with explained(targets[0]):
         if not in_place:

@@ -68,8 +68,6 @@ def rank_of(value: float) -> int:
 def smallest_where(holds: Callable[[float], bool]) -> float:
     """Return the smallest finite float32 for which a condition holds; `inf` where it holds for none.
 
-    Notes
-    -----
     The condition has to be monotone: where it holds for a value, it holds for every greater one. Bisection over the
     ranks, 32 calls. Both zeros have rank 0, so `-0.0` is never returned.
     """
@@ -87,8 +85,6 @@ def smallest_at_least(bound: Fraction) -> float:
 def nearest(value: Fraction) -> float:
     """Return the float32 nearest to an exact rational (ties to even), rounded once, never to `-0.0`.
 
-    Notes
-    -----
     `float32(float(value))` would round twice and can be 1 ulp off. Beyond the largest float32 the next value counts as
     2^128, as IEEE 754 has it.
     """
@@ -121,17 +117,8 @@ def rounded_to(value: float, dtype: Half) -> float:
 
 @lru_cache(maxsize=1024)  # a check asks again for every batch
 def narrowed(boundary: float, dtype: HostDtype) -> float:
-    """Return the constant that stands for a boundary behind a host of a narrow type.
+    """Return the constant that stands for a boundary, raw units, behind a host of a narrow type.
 
-    Parameters
-    ----------
-    boundary
-        float32, raw units; infinities are legal.
-    dtype
-        The type that the host declares.
-
-    Notes
-    -----
     Runtimes drop the rounding to the narrow type in front of the tail, so the constant is the smallest float32 that
     rounds to at least the boundary: rounding is monotone, so it decides alike on a value and on its rounding. At -inf
     that is -inf; above the largest narrow value it is the smallest float32 that rounds to infinity. Where it is

@@ -7,7 +7,6 @@ from itertools import pairwise
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from postproc_export.check.attached import TAPS, AttachedModel, RawFeeds, boundary_of
 from postproc_export.check.inputs import RealInputs
@@ -28,6 +27,7 @@ from postproc_export.check.ways import Configuration
 from postproc_export.comparison import (
     EXACT,
     TOLERANCES,
+    Distances,
     Flip,
     LabelDifference,
     ScoreDifference,
@@ -42,42 +42,6 @@ from postproc_export.comparison import (
 from postproc_export.errors import UsageError
 from postproc_export.runtimes import Runner, as_float32
 from postproc_export.stats import Level, LevelStats
-
-# --- How many raw values lie how near to a boundary: a histogram that streams and merges.
-
-_BUCKETS: Final = 1 << 15
-
-
-@dataclass(slots=True)
-class Margin:
-    """Distances of raw values from a boundary.
-
-    Notes
-    -----
-    A bucket holds the distances that share the upper 16 bits of their float32, so its ends are less than 1 % apart.
-    Distances that are not finite are left out.
-    """
-
-    _counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BUCKETS, np.int64))
-
-    def add(self, distances: NDArray[np.float64]) -> None:
-        """Count distances, zero and above, of any shape."""
-        with np.errstate(over="ignore"):
-            known = distances[np.isfinite(distances)].astype(np.float32)
-        self._counts += np.bincount(_bucket(known[np.isfinite(known)]), minlength=_BUCKETS)
-
-    def within(self, distance: float) -> tuple[float, int]:
-        """Return a distance, this one or up to 1 % more (0 stays 0), and how many values lie at most so far away."""
-        if not distance:
-            return 0.0, 0
-        bucket = int(_bucket(np.array([distance], np.float32))[0])
-        upper = np.array(((bucket + 1) << 16) - 1, np.uint32).view(np.float32)
-        return float(upper), int(self._counts[: bucket + 1].sum())
-
-
-def _bucket(distances: NDArray[np.float32]) -> NDArray[np.int64]:
-    return (np.ascontiguousarray(distances).view(np.uint32) >> 16).astype(np.int64)
-
 
 # --- The chain of one way of running, fed with what its models gave, batch by batch.
 
@@ -252,7 +216,7 @@ class _LevelChain:
     brought_in: dict[str, int] = field(default_factory=dict)
     whole: LabelDifference | None = None
     largest: float = 0.0
-    margin: Margin = field(default_factory=Margin)
+    margin: Distances = field(default_factory=Distances)
     flips: list[TracedFlip] = field(default_factory=list)
 
     def add_values(self, stage: str, before: Rows, after: Rows) -> None:

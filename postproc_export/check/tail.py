@@ -405,7 +405,7 @@ def _score_difference(expected: NDArray[Any], actual: NDArray[Any], tolerance: T
     np.abs(error, out=error)
     worst = int(error.argmax())
     if not error[worst] <= tolerance.atol:  # too large, or NaN, which argmax finds first
-        return replace(compare_scores(expected, actual, tolerance=tolerance), histogram=None)
+        return replace(compare_scores(expected, actual, tolerance=tolerance), errors=None)
     return ScoreDifference(
         tolerance=tolerance,
         count=expected.size,
