@@ -139,7 +139,7 @@ def test_a_state_beside_the_score_is_left_alone(name: str, ir: bool, tmp_path: P
         before, after = run(raw, **feeds), run(result.output, **feeds)
         np.testing.assert_array_equal(after["pred_label"], before["score"] >= np.float32(0.5))
         np.testing.assert_array_equal(after["hn"], before["hn"])
-    assert check_parity(result.output)
+    assert check_parity(result.output, count=2000)
 
 
 @pytest.mark.parametrize("batch", [0, 1, 3])
@@ -165,7 +165,7 @@ def test_a_state_that_is_said_to_be_the_map_is_refused(ir: bool, tmp_path: Path)
     found = run(path, s=np.zeros(3, np.float32), h=state)
     assert not found["pred_label"].any()
     assert found["pred_mask"].astype(bool)[0, 1].all()
-    assert check_parity(path)
+    assert check_parity(path, count=2000)
 
 
 @FORMATS
@@ -180,7 +180,7 @@ def test_by_its_name_alone_it_is_left_out_with_a_note(ir: bool, tmp_path: Path) 
     assert any(note.startswith("a NaN in 'anomaly_map' does not change the image score") for note in result.notes)
     state = np.full((2, 3, 8), np.nan, np.float32)
     assert labels(result.output, s=np.zeros(3, np.float32), h=state) == [False] * 3
-    assert check_parity(result.output)
+    assert check_parity(result.output, count=2000)
     with pytest.raises(UnsupportedModelError, match="--no-nan-guard"):
         attach_postprocessing(raw, IMAGE_ONLY, pixel_output="anomaly_map", output=tmp_path / f"x{raw.suffix}")
 
