@@ -1,8 +1,11 @@
 """Arrays as users have them (NumPy, torch, memory maps, Zarr), checked, as flat blocks that know where they lie."""
 
+import csv
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -41,13 +44,19 @@ class ArrayLike(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an array of raw values comes from, for messages; its elements are met in C order."""
+    """Where an array of raw values, or a box of it, comes from, for messages that give an element's position in it."""
 
     where: str  # the file or the batch, such as ``"shards/a.npz"`` or ``"batch 3"``
     key: str  # the names of the two arrays there
     truth_key: str
     shape: tuple[int, ...] | None  # the shape that positions refer to; None where it is not known beforehand
     missing: str | None = None  # the file that would hold its ground truth, where each array has a file of its own
+    is_fortran: bool = False  # whether its elements are met in Fortran order, as they are stored, not in C order
+    has_lines: bool = False  # whether it is a CSV file, whose lines messages give
+    origin: tuple[int, ...] | None = None  # of a box: the index of its first element in the array,
+    box: tuple[int, ...] = ()  # its own shape, to which flat indices refer,
+    within: "Place | None" = None  # the place of the array, if other boxes of it are read in the same run,
+    chunk: tuple[int, ...] | None = None  # and its number along every axis, if it is a chunk of a Dask array
 
     @property
     def size(self) -> int | None:
@@ -57,21 +66,48 @@ class Place:
     @property
     def array(self) -> "Place":
         """The place of the whole array: one object for all blocks of it."""
-        return self
+        return self if self.within is None else self.within
 
     def ranks(self, flat: Positions) -> Positions:
         """Return where flat indices stand in the C order of the whole array."""
-        return flat
+        if not self.shape or (self.origin is None and not self.is_fortran):
+            return flat
+        index = np.unravel_index(flat, self.shape, "F") if self.is_fortran else np.unravel_index(flat, self.box)
+        if self.origin is not None:
+            index = tuple(np.add(first, axis) for first, axis in zip(self.origin, index, strict=True))
+        return np.asarray(np.ravel_multi_index(index, self.shape), dtype=np.intp)
 
     def rank(self, flat: int) -> int:
         """Return where one flat index stands in the C order of the whole array."""
         return int(self.ranks(np.array([flat], dtype=np.intp))[0])
 
     def at(self, flat: int, *, truth: bool = False) -> str:
-        """Return ``"a.npz: anomaly_map[3, 10, 12]"`` for a flat index."""
+        """Return ``"a.npz: anomaly_map[3, 10, 12]"`` for a flat index, with the line or the chunk where it has one."""
         rank = self.rank(flat)
         index = np.unravel_index(rank, self.shape) if self.shape else (rank,)
-        return f"{self.where}: {self.truth_key if truth else self.key}[{', '.join(str(int(axis)) for axis in index)}]"
+        text = f"{self.where}: {self.truth_key if truth else self.key}[{', '.join(str(int(axis)) for axis in index)}]"
+        if self.chunk is not None:
+            text += f", in chunk ({', '.join(map(str, self.chunk))})"
+        return text + (self._line(flat) if self.has_lines else "")
+
+    def _line(self, row: int) -> str:
+        """Return ``", line 5"`` for a row; it is looked up, since cells may span several lines."""
+        try:
+            with Path(self.where).open(newline="", encoding="utf-8-sig") as stream:
+                reader = csv.DictReader(stream, skipinitialspace=True)
+                next(islice(reader, row, None))
+                return f", line {reader.line_num}"
+        except (OSError, ValueError, csv.Error, StopIteration):
+            return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The arrays of one level, which fit each other; `truth` is None where there is none."""
+
+    values: Any
+    truth: Any
+    place: Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +116,8 @@ class Block:
 
     values: AnyArray  # shape (n,), any real type
     truth: AnyArray | None  # shape (n,), 0 or 1 of any type; None where the source has no ground truth for the level
-    place: Place  # the array it is a part of, and the flat index of its first value there
-    start: int
+    place: Place
+    start: int  # the flat index of the first value in its array or box
 
 
 def as_numpy(array: Any, *, place: str = "an array") -> AnyArray:
@@ -183,70 +219,18 @@ def stored_rows(array: ArrayLike) -> int:
     return int(max(stored[0])) if isinstance(stored[0], tuple) else int(stored[0])
 
 
-def paired(values: Iterator[AnyArray], truth: Iterator[AnyArray] | None) -> Iterator[tuple[AnyArray, AnyArray | None]]:
-    """Pair two runs of flat parts of equal total length, whatever the lengths of their parts."""
-    if truth is None:
-        for part in values:
-            yield part, None
-        return
-    left = np.zeros(0, dtype=np.bool_)
+def blocks_of(values: Iterator[AnyArray], truth: Iterator[AnyArray] | None, place: Place) -> Iterator[Block]:
+    """Yield the blocks of two runs of flat parts of equal total length, whatever the lengths of their parts."""
+    start, left = 0, np.zeros(0, dtype=np.bool_)
     for part in values:
         while part.size:
-            if not left.size:
+            if truth is not None and not left.size:
                 left = next(truth)
-            size = min(part.size, left.size)
-            yield part[:size], left[:size]
-            part, left = part[size:], left[size:]
-    for left in truth:  # so that a stream reads to its end and its checksum is verified
+            size = part.size if truth is None else min(part.size, left.size)
+            yield Block(part[:size], None if truth is None else left[:size], place, start)
+            start, part, left = start + size, part[size:], left[size:]
+    for left in truth or ():  # so that a stream reads to its end and its checksum is verified
         assert left.size == 0, "both arrays have the same shape"
-
-
-def array_blocks(values: ArrayLike, truth: ArrayLike | None, place: Place) -> Iterator[Block]:
-    """Yield the blocks of a pair of arrays of the same canonical shape."""
-    start = 0
-    for part, truth_part in paired(flat_chunks(values), None if truth is None else flat_chunks(truth)):
-        yield Block(part, truth_part, place, start)
-        start += part.size
-
-
-# --- Where blocks lie that do not follow the C order of their array: Fortran order, and boxes of an array.
-
-
-@dataclass(frozen=True, slots=True)
-class FortranPlace(Place):
-    """An array whose elements are met in Fortran order, as they are stored."""
-
-    def ranks(self, flat: Positions) -> Positions:
-        """Return where flat indices stand in the C order of the array."""
-        assert self.shape is not None, "the header tells the shape"
-        return _ravelled(np.unravel_index(flat, self.shape, order="F"), self.shape)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BoxPlace(Place):
-    """A box of an array; flat indices are those of the box, positions in messages those of the array."""
-
-    origin: tuple[int, ...]  # the index of its first element in the array, and its own shape
-    box: tuple[int, ...]
-    within: Place | None = None  # the place of the array; None where no other block of it is read in the same run
-
-    @property
-    def array(self) -> Place:
-        """The place of the whole array."""
-        return self if self.within is None else self.within
-
-    def ranks(self, flat: Positions) -> Positions:
-        """Return where flat indices of the box stand in the C order of the array."""
-        if not self.shape:
-            return flat
-        inside = np.unravel_index(flat, self.box)
-        return _ravelled(
-            tuple(np.add(first, axis) for first, axis in zip(self.origin, inside, strict=True)), self.shape
-        )
-
-
-def _ravelled(index: tuple[Positions, ...], shape: tuple[int, ...]) -> Positions:
-    return np.asarray(np.ravel_multi_index(index, shape), dtype=np.intp)
 
 
 # --- What every source is held to: types, shapes, numbers of images, ground truth throughout, at least one sample.

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, product
 from typing import Any, Final
 
 import numpy as np
 
-from postproc_export.calibration.arrays import BLOCK, AnyArray, Block, BoxPlace, Place
+from postproc_export.calibration.arrays import BLOCK, AnyArray, Block, Pair
 
 BUDGET: Final = 32 << 20  # bytes of values and ground truth in a box; decoding takes as much again, and more
 GROUPED: Final = 1 << 20  # values that small chunks are grouped to: reading a box costs a fraction of a millisecond
@@ -101,12 +101,12 @@ def _cut(axis: slice, step: int) -> Iterator[slice]:
         start = stop
 
 
-def grid_of(values: Any, truth: Any) -> Grid:
+def grid_of(pair: Pair) -> Grid:
     """Return the boxes in which a level is read.
 
     A chunk that is larger than the budget stays decoded while the other array is read piece by piece beside it.
     """
-    stored = [StoredArray.of(array) for array in (values, truth) if array is not None]
+    stored = [StoredArray.of(array) for array in (pair.values, pair.truth) if array is not None]
     shape, held = stored[0].shape, _held(stored)
     if held is None:
         return Grid(shape, shape, _steps(shape, stored))
@@ -173,30 +173,17 @@ class _BoxReader:
         return np.ascontiguousarray(self._part[inside]).reshape(-1)
 
 
-def box_blocks(values: Any, truth: Any, place: Place, *, run: tuple[int, int] | None = None) -> Iterator[Block]:
+def box_blocks(pair: Pair, *, run: tuple[int, int] | None = None) -> Iterator[Block]:
     """Yield the blocks of a pair of arrays box by box, or of a run of the boxes of `grid_of` alone."""
-    stored = [StoredArray.of(array) for array in (values, truth) if array is not None]
+    stored = [StoredArray.of(array) for array in (pair.values, pair.truth) if array is not None]
     held = _held(stored)
     readers = [_BoxReader(each, is_held=each is held) for each in stored]
-    grid, first = grid_of(values, truth), stored[0]
-    for outer, inner in islice(grid.boxes(), *(run or (0, None))):
-        at = _place(first, inner, place)
+    for outer, inner in islice(grid_of(pair).boxes(), *(run or (0, None))):
+        index = stored[0].index(inner)
+        origin, box = tuple(axis.start for axis in index), tuple(axis.stop - axis.start for axis in index)
+        place = replace(pair.place, origin=origin, box=box, within=pair.place)
         part, truth_part = (*(reader.read(outer, inner) for reader in readers), None)[:2]
         assert part is not None, "a level has values"
         for start in range(0, part.size, BLOCK):
             piece = slice(start, start + BLOCK)
-            yield Block(part[piece], None if truth_part is None else truth_part[piece], at, start)
-
-
-def _place(values: StoredArray, box: Box, place: Place) -> BoxPlace:
-    index = values.index(box)
-    return BoxPlace(
-        place.where,
-        place.key,
-        place.truth_key,
-        place.shape,
-        place.missing,
-        origin=tuple(axis.start for axis in index),
-        box=tuple(axis.stop - axis.start for axis in index),
-        within=place,
-    )
+            yield Block(part[piece], None if truth_part is None else truth_part[piece], place, start)

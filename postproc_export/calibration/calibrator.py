@@ -1,27 +1,24 @@
 """`Calibrator`: statistics from batches as a model gives them, exact at any scale."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
 from postproc_export.calibration.arrays import (
     KEYS,
-    AnyArray,
+    Pair,
     Place,
-    array_blocks,
     as_numpy,
-    check_counts,
     check_labelled,
     check_nonfinite,
-    check_seen,
-    checked_shape,
 )
-from postproc_export.calibration.counting import Clean, Nonfinite, clean
+from postproc_export.calibration.counting import Part
 from postproc_export.calibration.policies import Policy
+from postproc_export.calibration.shards import level_pairs, pair_blocks
 from postproc_export.calibration.spool import LevelState, Spool
 from postproc_export.calibration.statistics import LevelOptions, level_stats
-from postproc_export.calibration.tally import ReadValues
+from postproc_export.calibration.tally import Chunk, Nonfinite, clean
 from postproc_export.errors import CalibrationError, FileError, UsageError
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
 
@@ -146,29 +143,25 @@ class Calibrator:
             If the spool cannot be written; the calibrator has to be reset then.
         """
         self._check_whole()
-        arrays: dict[Level, tuple[Any, Any]] = {"image": (pred_score, gt_label), "pixel": (anomaly_map, gt_mask)}
+        arrays = {"pred_score": pred_score, "gt_label": gt_label, "anomaly_map": anomaly_map, "gt_mask": gt_mask}
         where = f"batch {self._batches}"
-        given = {level: _Given.of(level, *pair, where=where) for level, pair in arrays.items() if pair[0] is not None}
-        if not given:
+        if pred_score is None and anomaly_map is None:
             raise CalibrationError(f"{where} has neither pred_score nor anomaly_map", needed="one of them at least")
-        check_counts({level: each.shape for level, each in given.items()}, where=where)
-        cleaned = {level: self._clean(level, each) for level, each in given.items() if each.values.size}
+        named = {key: as_numpy(array) for key, array in arrays.items() if array is not None}
+        pairs = level_pairs(named, name=where)
+        cleaned = {level: self._clean(level, pair) for level, pair in pairs.items() if pair.values.size}
         for level, chunks in cleaned.items():
-            self._levels[level].labelled = given[level].truth is not None
             self._levels[level].absorb(chunks)
         self._batches += 1
 
-    def _clean(self, level: Level, given: "_Given") -> Iterable[Clean]:
+    def _clean(self, level: Level, pair: Pair) -> Iterable[Chunk]:
         """Check all of a batch; what it is cleaned to is kept where that is little, else made again, block by block."""
-        check_labelled(self._levels[level].labelled, given.truth is not None, place=given.place)
-        if given.values.size <= _KEPT:
-            return list(self._cleaned(given))
-        for _ in self._cleaned(given):
+        check_labelled(self._levels[level].tally.labelled, pair.truth is not None, place=pair.place)
+        if pair.values.size <= _KEPT:
+            return list(clean(pair_blocks(pair), nonfinite=self._nonfinite))
+        for _ in clean(pair_blocks(pair), nonfinite=self._nonfinite):
             pass
-        return self._cleaned(given)
-
-    def _cleaned(self, given: "_Given") -> Iterator[Clean]:
-        return clean(array_blocks(given.values, given.truth, given.place), nonfinite=self._nonfinite)
+        return clean(pair_blocks(pair), nonfinite=self._nonfinite)
 
     def merge(self, other: "Calibrator") -> None:
         """Add everything that another calibrator has seen; the other one stays as it is.
@@ -187,9 +180,9 @@ class Calibrator:
         if other._exact != self._exact:
             raise UsageError("an exact Calibrator and one with exact=False cannot be merged", fix="make both alike")
         for level, state in other._levels.items():
-            if state.labelled is not None:
+            if state.tally.labelled is not None:
                 place = Place("the other calibrator", *KEYS[level], None)
-                check_labelled(self._levels[level].labelled, state.labelled, place=place)
+                check_labelled(self._levels[level].tally.labelled, state.tally.labelled, place=place)
         for level, state in other._levels.items():
             self._levels[level].merge(state)
         self._batches += other._batches
@@ -233,11 +226,8 @@ class Calibrator:
             raise CalibrationError("a batch could not be kept, so the samples are no longer whole", fix="reset() first")
 
     def _level(self, level: Level, state: LevelState) -> LevelStats | None:
-        if state.labelled is None:
-            return None
-        check_seen(level, state.tally.seen, dropped=state.tally.dropped)
         return level_stats(
-            level, state.tally.counted(), self._options[level], labelled=state.labelled, values=ReadValues(state.read)
+            level, state.tally.counted(), self._options[level], values=lambda work: work.run(Part(state.read()))
         )
 
 
@@ -245,17 +235,3 @@ def _whole(levels: Mapping[Level, LevelStats | None]) -> CalibrationStats:
     if not any(levels.values()):
         raise CalibrationError("nothing to calibrate on: no sample was seen", needed="update() with a batch first")
     return CalibrationStats(image=levels.get("image"), pixel=levels.get("pixel"))
-
-
-class _Given:
-    """The arrays of one level in one batch, checked for type and shape, in their canonical shape."""
-
-    def __init__(self, values: AnyArray, truth: AnyArray | None, place: Place, shape: tuple[int, ...]) -> None:
-        self.values, self.truth, self.place, self.shape = values, truth, place, shape
-
-    @classmethod
-    def of(cls, level: Level, values: Any, truth: Any, *, where: str) -> Self:
-        raw, raw_truth = as_numpy(values), None if truth is None else as_numpy(truth)
-        place = Place(where, *KEYS[level], raw.shape)
-        shape = checked_shape(level, raw, raw_truth, place=place)
-        return cls(raw.reshape(shape), None if raw_truth is None else raw_truth.reshape(shape), place, shape)

@@ -1,13 +1,13 @@
-"""Counting passes: raw blocks cleaned, counted coarsely first, then chosen bins counted again more finely."""
+"""Counting passes: buckets of all values first, then chosen bins counted again more finely, and sums of parts."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from postproc_export.calibration.arrays import AnyArray, Block, Place
+from postproc_export.calibration.arrays import AnyArray, Block
 from postproc_export.calibration.table import (
     BUCKETS,
     NEGATIVE_ZERO_BUCKET,
@@ -28,176 +28,11 @@ from postproc_export.calibration.table import (
 )
 from postproc_export.errors import CalibrationError
 
-# --- Which of the values of a chunk lie in chosen bins of a table.
-
 Indices = NDArray[np.intp]
+Truth = Flags | None  # bool, True is anomalous; None where no ground truth was given, and all count as normal
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """A flat run of values of one level: float32, rounded, finite unless the pass drops others, any zero."""
-
-    values: Floats  # float32, shape (n,), contiguous
-    # bool, shape (n,), True is anomalous; None where no ground truth was given (all count as normal)
-    truth: Flags | None
-
-
-_ZERO: Final = key_of(0.0)
-
-
-def pick(values: Floats, flags: Flags) -> Floats:
-    """Return the flagged values: by their numbers where they are few, which is twice as fast, else by the flags."""
-    return values[np.flatnonzero(flags) if np.count_nonzero(flags) < flags.size >> 3 else flags]
-
-
-class Locator:
-    """Finds the chosen bin of a key; the bins are equally wide, 16 or 8 bits.
-
-    Bins that follow each other in the table have nothing but empty ones between them, so arithmetic finds them; else a
-    table of two levels does.
-    """
-
-    def __init__(self, table: Table, chosen: Indices) -> None:
-        starts, self._width = table.starts[chosen], int(table.widths[chosen[0]])
-        assert (table.widths[chosen] == self._width).all(), "the chosen bins are equally wide"
-        self._first, last = int(starts[0]), int(starts[-1])
-        end = last + (1 << self._width) - 1
-        self._low = value_of(self._first)
-        self._high = value_of(
-            end - 1 if end == key_of(0.0) - 1 else end
-        )  # that key is -0.0, which 0.0 would not exceed
-        span = (last - self._first >> self._width) + 1
-        self._is_run = chosen.size == chosen[-1] - chosen[0] + 1 and span <= 2 * chosen.size
-        self.starts = starts
-        if self._is_run:
-            self.starts = (self._first + (np.arange(span) << self._width)).astype(np.uint32)
-        else:
-            self._build_pages(starts)
-
-    def _build_pages(self, starts: Keys) -> None:
-        pages, page_of_bin = np.unique((starts >> np.uint32(16)).astype(np.intp), return_inverse=True)
-        self._pages = np.zeros(BUCKETS, dtype=np.int32)
-        self._pages[pages] = np.arange(1, pages.size + 1)
-        self._slots = np.full((pages.size + 1, 1 << (16 - self._width)), -1, dtype=np.int32)
-        self._slots[page_of_bin + 1, self._cell_in_page(starts)] = np.arange(starts.size)
-
-    def _cell_in_page(self, keys: Keys) -> Indices:
-        return ((keys & np.uint32(0xFFFF)) >> np.uint32(self._width)).astype(np.intp)
-
-    def select(self, chunk: Chunk) -> tuple[Keys, Keys]:
-        """Return the keys of the chunk's values in chosen bins: of all values, and of the anomalous ones among them."""
-        near = (chunk.values >= self._low) & (chunk.values <= self._high)
-        everything = self._inside(pick(chunk.values, near))
-        if chunk.truth is None:
-            return everything, np.zeros(0, dtype=np.uint32)
-        return everything, self._inside(pick(chunk.values, near & chunk.truth))
-
-    def _inside(self, values: Floats) -> Keys:
-        keys = ordered_keys(merge_zeros(values))
-        return keys if self._is_run else keys[np.flatnonzero(self._slots_of(keys) >= 0)]
-
-    def _slots_of(self, keys: Keys) -> NDArray[np.int32]:
-        slots: NDArray[np.int32] = self._slots[self._pages[keys >> np.uint32(16)], self._cell_in_page(keys)]
-        return slots
-
-    @property
-    def is_run(self) -> bool:
-        """Whether `clipped_cells` can tell: the bins follow each other."""
-        return self._is_run
-
-    def clipped_cells(self, values: Floats, *, bits: int) -> Keys:
-        """Return the cell of each value, selected or not, of a run of bins; the cell after the last one for others."""
-        if self._first > _ZERO:  # the bits of positive values are in order themselves; negative ones lie above all runs
-            keys: Keys = values.view(np.uint32) - np.uint32(self._first - _ZERO)
-        else:
-            keys = ordered_keys(merge_zeros(values))
-            keys -= np.uint32(self._first)  # what lies below wraps around to far above
-        keys >>= np.uint32(self._width - bits)
-        return np.minimum(keys, np.uint32(self.starts.size << bits), out=keys)
-
-    def cells(self, keys: Keys, *, bits: int) -> NDArray[np.integer[Any]]:
-        """Return the cell of each selected key, each bin of `starts` divided into 2^bits."""
-        shift = np.uint32(self._width - bits)
-        if self._is_run:
-            return (keys - np.uint32(self._first)) >> shift
-        return (self._slots_of(keys).astype(np.intp) << bits) | ((keys >> shift) & np.uint32((1 << bits) - 1))
-
-
-# --- From raw blocks to chunks that can be counted: rounded to float32, checked, or refused with where and how many.
-
-Nonfinite = Literal["error", "drop"]
-
-
-@dataclass(slots=True)
-class Clean:
-    """A chunk with its range, the values before rounding, and how many were left out of both.
-
-    `is_wide` says that rounding may have merged different values.
-    """
-
-    chunk: Chunk
-    low: float
-    high: float
-    dropped: int
-    original: AnyArray
-
-    @property
-    def is_wide(self) -> bool:
-        """Whether the type holds more than float32 does."""
-        return is_wide(self.original.dtype)
-
-
-@dataclass(slots=True)
-class Fault:
-    """One kind of illegal element in one array: how many, the first one and where."""
-
-    place: Place
-    sentence: str
-    needed: str
-    fix: str | None
-    truth: bool
-    count: int = 0
-    first: int = 0
-    shown: object = field(default=None)
-
-    @property
-    def position(self) -> tuple[int, bool]:
-        """Where the first one stands in its array; ground truth goes before the value beside it."""
-        return self.place.rank(self.first), not self.truth
-
-    def note(self, block: Block, bad: NDArray[np.intp]) -> None:
-        """Count the illegal elements of a block, wherever it stands among those noted before."""
-        elements = block.truth if self.truth and block.truth is not None else block.values
-        ranks = block.place.ranks(block.start + bad)
-        at = int(np.argmin(ranks))
-        if not self.count or int(ranks[at]) < self.position[0]:
-            self.place, self.first, self.shown = block.place, block.start + int(bad[at]), _shown(elements, bad[at])
-        self.count += bad.size
-
-    def merge(self, other: "Fault") -> None:
-        """Add the illegal elements of another part of the same array."""
-        if other.position < self.position:
-            self.place, self.first, self.shown = other.place, other.first, other.shown
-        self.count += other.count
-
-    def error(self) -> CalibrationError:
-        """Return the error that says how many there are, and which is the first."""
-        total = "" if self.place.size is None else f" of {self.place.size}"
-        at = self.place.at(self.first, truth=self.truth)
-        found = f"{self.count}{total} values, the first is {self.shown} at {at}"
-        return CalibrationError(f"{self.place.where}: {self.sentence}", found=found, needed=self.needed, fix=self.fix)
-
-
-Faults = dict[str, Fault]
-
-
-def _shown(elements: AnyArray, at: Any) -> object:
-    return f"byte {elements.view(np.uint8)[at]}" if elements.dtype.kind == "b" else elements[at].item()
-
-
-def first_fault(faults: Faults) -> Fault:
-    """Return the fault with the first illegal element of an array, in whatever order it was read."""
-    return min(faults.values(), key=lambda fault: fault.position)
+# --- Elements of any type as float32 values and flags.
 
 
 def to_float32_array(values: AnyArray) -> Floats:
@@ -220,79 +55,30 @@ def as_flags(truth: AnyArray) -> Flags | None:
     return flags if bool(np.all(flags | (truth == 0))) else None
 
 
-def clean(blocks: Iterable[Block], *, nonfinite: Nonfinite) -> Iterator[Clean]:
-    """Check and round the blocks of a first pass."""
-    faults: Faults = {}
-    yield from examine(blocks, faults, nonfinite=nonfinite)
-    if faults:
-        raise first_fault(faults).error()
+@dataclass(slots=True)
+class Part:
+    """Some of the values of a level: all of them in one process; on Dask a chunk, a run of boxes or some files."""
+
+    blocks: Iterable[Block]
+    number: int = 0  # of its array or its group of files: what is wrong with the lowest one is reported
+    states: dict[int, object] = field(default_factory=dict)  # of its files, by the position of the shard
+
+    def rounded(self) -> Iterator[tuple[Floats, Truth]]:
+        """Yield the values of a later pass: the first one checked them, and no bin includes what it dropped."""
+        for block in self.blocks:
+            truth = None if block.truth is None else as_flags(block.truth)
+            if block.truth is not None and truth is None:
+                what = f"{block.place.where} changed between two passes over it"
+                raise CalibrationError(what, found="ground truth not 0/1")
+            yield to_float32_array(block.values), truth
 
 
-def examine(blocks: Iterable[Block], faults: Faults, *, nonfinite: Nonfinite) -> Iterator[Clean]:
-    """Check and round blocks as `clean` does, but leave what is illegal in `faults` for the caller to judge."""
-    at: Place | None = None
-    for block in blocks:
-        if faults and block.place.array is not at:
-            break
-        at = block.place.array
-        cleaned = _clean(block, nonfinite, faults)
-        if cleaned is not None and not faults:
-            yield cleaned
+def pick(values: Floats, flags: Flags) -> Floats:
+    """Return the flagged values: by their numbers where they are few, which is twice as fast, else by the flags."""
+    return values[np.flatnonzero(flags) if np.count_nonzero(flags) < flags.size >> 3 else flags]
 
 
-def _clean(block: Block, nonfinite: Nonfinite, faults: Faults) -> Clean | None:
-    values = to_float32_array(block.values)
-    if not values.size:
-        return None
-    truth = None if block.truth is None else as_flags(block.truth)
-    if block.truth is not None and truth is None:
-        _truth_fault(block, faults).note(block, np.flatnonzero(_is_illegal(block.truth)))
-    low, high = float(values.min()), float(values.max())
-    if np.isfinite(low) and np.isfinite(high):
-        return Clean(Chunk(values, truth), low, high, 0, block.values)
-    finite = np.isfinite(values)
-    if nonfinite == "error":
-        _value_fault(block, faults).note(block, np.flatnonzero(~finite))
-        return None
-    kept, dropped = values[finite], int(values.size - finite.sum())
-    low, high = (float(kept.min()), float(kept.max())) if kept.size else (np.inf, -np.inf)
-    chunk = Chunk(kept, None if truth is None else truth[finite])
-    return Clean(chunk, low, high, dropped, block.values[finite])
-
-
-def _is_illegal(truth: AnyArray) -> NDArray[np.bool_]:
-    """Return which elements are neither 0 nor 1; booleans by their bytes, since every other byte compares as 1."""
-    raw = truth.view(np.uint8) if truth.dtype.kind == "b" else truth
-    return np.asarray((raw != 0) & (raw != 1))
-
-
-def _truth_fault(block: Block, faults: Faults) -> Fault:
-    place = block.place
-    sentence = f"{place.truth_key} is not 0/1"
-    return faults.setdefault(
-        "truth", Fault(place, sentence, "0 (normal) or 1 (anomalous)", "compare it with 0 first", True)
-    )
-
-
-def _value_fault(block: Block, faults: Faults) -> Fault:
-    place = block.place
-    sentence = f"{place.key} has values that are not finite as float32"
-    fix = 'correct the model, or leave such values out with nonfinite="drop" (`--nonfinite drop`)'
-    return faults.setdefault("values", Fault(place, sentence, "finite values", fix, False))
-
-
-def counted_chunks(blocks: Iterable[Block]) -> Iterator[Chunk]:
-    """Round the blocks of a later pass: values were checked in the first one, and no bin includes what it dropped."""
-    for block in blocks:
-        truth = None if block.truth is None else as_flags(block.truth)
-        if block.truth is not None and truth is None:
-            raise CalibrationError(
-                f"{block.place.where} changed between two passes over it", found="ground truth not 0/1"
-            )
-        yield Chunk(to_float32_array(block.values), truth)
-
-
-# --- Counting passes: the coarse table of the first, and finer tables or sorted values of chosen bins in later ones.
+# --- The first pass: counts over the upper 16 bits of the ordered values.
 
 COARSE_WIDTH: Final = 16
 FEW: Final = 8  # edges between buckets up to which comparing is faster than counting in a table
@@ -302,83 +88,72 @@ _DENSE: Final = 0.2  # share of all values from which on a run of bins is not pi
 _FLUSH: Final = 1 << 20  # cells are gathered up to this many before they are counted at once
 
 
+class _Gathered:
+    """A large table of counts that is fed small arrays, gathered until counting them is worth it."""
+
+    def __init__(self, size: int, count: Callable[[NDArray[Any]], Counts] = np.bincount) -> None:
+        self._counts = np.zeros(size, dtype=np.int64)
+        self._count = count
+        self._limit = min(max(size, _WAITING), _FLUSH)
+        self._waiting: list[NDArray[Any]] = []
+        self._held = 0
+
+    def add(self, numbers: NDArray[Any]) -> None:
+        self._waiting.append(numbers)
+        self._held += numbers.size
+        if self._held >= self._limit or len(self._waiting) >= _PARTS:
+            self.counts()
+
+    def counts(self) -> Counts:
+        """Return the table of all that was added."""
+        if self._held:
+            found = self._count(np.concatenate(self._waiting) if len(self._waiting) > 1 else self._waiting[0])
+            self._counts[: found.size] += found
+        self._waiting, self._held = [], 0
+        return self._counts
+
+
 class CoarseHistogram:
-    """Counts of both classes over the upper 16 bits of the ordered values, and the range seen."""
+    """Counts of both classes in buckets of 2^16 keys."""
 
     def __init__(self) -> None:
         self._all = np.zeros(BUCKETS, dtype=np.int64)
-        self._anomalous = np.zeros(BUCKETS, dtype=np.int64)
-        self._waiting: list[Floats] = []  # anomalous values, few in most chunks, that are counted together
-        self._held = 0
-        self.low: float = np.inf
-        self.high: float = -np.inf
+        self._anomalous = _Gathered(BUCKETS, _bucket_counts)  # few in most chunks, so they are counted together
 
-    def add(self, chunk: Chunk, *, low: float, high: float) -> None:
-        """Count one chunk whose lowest and highest value are known."""
-        edges = _inner_edges(low, high)
-        if edges is None:
-            self._all += _bucket_counts(chunk.values)
-        else:
-            self._all[edges.buckets] += edges.counts(chunk.values)
-        if chunk.truth is not None:
-            anomalous = pick(chunk.values, chunk.truth)
-            self._waiting.append(anomalous)
-            self._held += anomalous.size
-            if self._held >= _WAITING or len(self._waiting) >= _PARTS:
-                self._flush()
-        self.low = min(self.low, low + 0.0)
-        self.high = max(self.high, high + 0.0)
+    def __getstate__(self) -> tuple[Indices, Counts]:
+        """Return the buckets that were met, which is all that travels between processes."""
+        counts = np.stack([self._all, self._anomalous.counts()])
+        used = np.flatnonzero(counts.any(axis=0))
+        return used.astype(np.uint16), counts[:, used]
 
-    def _flush(self) -> None:
-        if self._held:
-            self._anomalous += _bucket_counts(np.concatenate(self._waiting))
-        self._waiting, self._held = [], 0
+    def __setstate__(self, state: tuple[Indices, Counts]) -> None:
+        self.__init__()  # type: ignore[misc]
+        used, counts = state
+        self._all[used], self._anomalous.counts()[used] = counts
+
+    def add(self, values: Floats, truth: Truth, *, low: float, high: float) -> None:
+        """Count finite values whose lowest and highest are known."""
+        first, last = key_of(low) >> COARSE_WIDTH, key_of(high) >> COARSE_WIDTH
+        if last - first > FEW:
+            self._all += _bucket_counts(values)
+        else:  # one comparison with the lowest value of each bucket but the first costs less than a table
+            ordered = np.arange(first, last + 1)
+            edges = float_values((ordered[1:] << COARSE_WIDTH).astype(np.uint32))
+            at_least = np.array([values.size, *(np.count_nonzero(values >= edge) for edge in edges), 0], np.int64)
+            self._all[raw_numbers(ordered)] += at_least[:-1] - at_least[1:]
+        if truth is not None:
+            self._anomalous.add(pick(values, truth))
 
     def merge(self, other: "CoarseHistogram") -> None:
         """Add the counts of another histogram."""
-        other._flush()
         self._all += other._all
-        self._anomalous += other._anomalous
-        self.low = min(self.low, other.low)
-        self.high = max(self.high, other.high)
+        anomalous = self._anomalous.counts()
+        anomalous += other._anomalous.counts()
 
-    def table(self) -> Table:
-        """Return the counts as a table of bins 2^16 keys wide."""
-        self._flush()
-        everything = to_ordered_buckets(self._all)
-        used = np.flatnonzero(everything)
-        anomalous = to_ordered_buckets(self._anomalous)[used]
-        return Table(
-            starts=(used << COARSE_WIDTH).astype(np.uint32),
-            widths=np.full(used.size, COARSE_WIDTH, dtype=np.uint8),
-            normal=everything[used] - anomalous,
-            anomalous=anomalous,
-            low=key_of(self.low),
-            high=key_of(self.high),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Edges:
-    """Buckets that follow each other, and the lowest value of each but the first."""
-
-    buckets: Indices
-    lowest: Floats
-
-    def counts(self, values: Floats) -> Counts:
-        """Count values that all lie in these buckets: one comparison with each edge costs less than a table."""
-        at_least = np.array([values.size, *(np.count_nonzero(values >= edge) for edge in self.lowest), 0], np.int64)
-        counts: Counts = at_least[:-1] - at_least[1:]
-        return counts
-
-
-def _inner_edges(low: float, high: float) -> _Edges | None:
-    """Return the buckets between two values, None where they are many."""
-    first, last = key_of(low) >> COARSE_WIDTH, key_of(high) >> COARSE_WIDTH
-    if last - first > FEW:
-        return None
-    ordered = np.arange(first, last + 1)
-    return _Edges(raw_numbers(ordered), float_values((ordered[1:] << COARSE_WIDTH).astype(np.uint32)))
+    def table(self, *, low: int, high: int) -> Table:
+        """Return the counts as a table of bins 2^16 keys wide, with the keys of the lowest and highest value."""
+        everything, anomalous = to_ordered_buckets(self._all), to_ordered_buckets(self._anomalous.counts())
+        return coarse_pass(low, high).table(everything - anomalous, anomalous)
 
 
 def _bucket_counts(values: Floats) -> Counts:
@@ -391,80 +166,192 @@ def _bucket_counts(values: Floats) -> Counts:
     return counts
 
 
-class _Cells:
-    """A large table of counts that is fed small runs of cell numbers."""
-
-    def __init__(self, size: int) -> None:
-        self._counts = np.zeros(size, dtype=np.int64)
-        self._limit = min(max(size, _WAITING), _FLUSH)
-        self._waiting: list[NDArray[np.integer[Any]]] = []
-        self._held = 0
-
-    def add(self, cells: NDArray[np.integer[Any]]) -> None:
-        self._waiting.append(cells)
-        self._held += cells.size
-        if self._held >= self._limit:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._held:
-            found = np.bincount(np.concatenate(self._waiting) if len(self._waiting) > 1 else self._waiting[0])
-            self._counts[: found.size] += found
-        self._waiting, self._held = [], 0
-
-    def counts(self) -> Counts:
-        """Return the table when all cell numbers are in."""
-        self._flush()
-        return self._counts
+# --- Later passes: chosen bins divided, or their values collected.
 
 
-def split_bins(chunks: Iterable[Chunk], table: Table, chosen: Indices, *, bits: int) -> Table:
-    """Count the chosen bins of a table anew, each divided into 2^bits; one pass."""
-    locator, width = Locator(table, chosen), int(table.widths[chosen[0]])
-    held = int(table.normal[chosen].sum() + table.anomalous[chosen].sum())
-    is_dense = locator.is_run and held > (table.n_normal + table.n_anomalous) * _DENSE
-    size = locator.starts.size << bits
-    cells, anomalous_cells = (_Cells(size + 1) for _ in range(2))
-    for chunk in chunks:
-        if is_dense:  # counting the others, too, costs less than leaving them out
-            cells.add(locator.clipped_cells(chunk.values, bits=bits))
-            if chunk.truth is not None:
-                anomalous_cells.add(locator.clipped_cells(pick(chunk.values, chunk.truth), bits=bits))
-            continue
-        keys, anomalous_keys = locator.select(chunk)
-        cells.add(locator.cells(keys, bits=bits))
-        anomalous_cells.add(locator.cells(anomalous_keys, bits=bits))
-    everything, anomalous = cells.counts()[:size], anomalous_cells.counts()[:size]
-    used = np.flatnonzero(everything)
-    within = (used & ((1 << bits) - 1)).astype(np.uint32) << np.uint32(width - bits)
-    return Table(
-        starts=locator.starts[used >> bits] + within,
-        widths=np.full(used.size, width - bits, dtype=np.uint8),
-        normal=everything[used] - anomalous[used],
-        anomalous=anomalous[used],
-        low=table.low,
-        high=table.high,
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Divide:
+    """A pass that divides bins of one width into 2^bits cells each; with 0 bits it collects their distinct values.
+
+    It goes to every worker, so it holds no more of the table than 4 bytes for each chosen bin. The answers depend on
+    the values alone, not on where they are or in which order, and those of parts add up exactly.
+    """
+
+    starts: Keys  # uint32, shape (n,), ascending: the lowest ordered key of each bin
+    width: int  # a bin covers 2^width keys
+    bits: int  # 8, or 16 for bins of that width, or 0
+    low: int  # the ordered keys of the lowest and the highest value of the whole
+    high: int
+    is_run: bool = False  # no other bin of the table lies between two of these
+    holds_most: bool = False  # so that counting the other values, too, costs less than leaving them out
+
+    @classmethod
+    def of(cls, table: Table, chosen: Indices, *, bits: int) -> "Divide":
+        """Return the pass over chosen bins of a table, ascending and equally wide."""
+        width = int(table.widths[chosen[0]])
+        assert (table.widths[chosen] == width).all(), "the chosen bins are equally wide"
+        held = int(table.normal[chosen].sum() + table.anomalous[chosen].sum())
+        return cls(
+            starts=table.starts[chosen],
+            width=width,
+            bits=bits,
+            low=table.low,
+            high=table.high,
+            is_run=chosen.size == chosen[-1] - chosen[0] + 1,
+            holds_most=held > (table.n_normal + table.n_anomalous) * _DENSE,
+        )
+
+    def run(self, part: Part) -> Table:
+        """Return the finer bins of a part; the non-empty ones only."""
+        locator, none = Locator(self), np.zeros(0, dtype=np.uint32)
+        if not self.bits:
+            parts = [(none, none), *(locator.select(*each) for each in part.rounded())]
+            everything, anomalous = (np.concatenate(keys) for keys in zip(*parts, strict=True))
+            return table_of_keys(everything, anomalous, low=self.low, high=self.high)
+        size = locator.starts.size << self.bits
+        cells, anomalous_cells = (_Gathered(size + 1) for _ in range(2))
+        for values, truth in part.rounded():
+            if locator.is_run and self.holds_most:
+                cells.add(locator.clipped_cells(values))
+                anomalous_cells.add(locator.clipped_cells(values[:0] if truth is None else pick(values, truth)))
+                continue
+            keys, anomalous_keys = locator.select(values, truth)
+            cells.add(locator.cells(keys))
+            anomalous_cells.add(locator.cells(anomalous_keys))
+        normal, anomalous = cells.counts()[:size], anomalous_cells.counts()[:size]
+        normal -= anomalous
+        return self.table(normal, anomalous, starts=locator.starts)
+
+    def add(self, answers: Sequence[Table]) -> Table:
+        """Return the finer bins of parts together: collected values are few, cells are added where they stand."""
+        if not self.bits:
+            return sum_tables(answers, low=self.low, high=self.high)
+        counts = self.dense(answers[0])
+        for answer in answers[1:]:
+            counts += self.dense(answer)
+        return self.table(*counts)
+
+    def dense(self, finer: Table) -> Counts:
+        """Return int64 counts of shape (2, n 2^bits), normal and anomalous, of a table with these cells as bins."""
+        bins = np.searchsorted(self.starts, finer.starts, side="right") - 1
+        within = (finer.starts - self.starts[bins]) >> np.uint32(self.width - self.bits)
+        cells = (bins << self.bits) | within.astype(np.intp)
+        counts = np.zeros((2, self.starts.size << self.bits), dtype=np.int64)
+        counts[0, cells], counts[1, cells] = finer.normal, finer.anomalous
+        return counts
+
+    def table(self, normal: Counts, anomalous: Counts, *, starts: Keys | None = None) -> Table:
+        """Return the table of the cells that are not empty: the inverse of `dense`, or of other bins that start so."""
+        used = np.flatnonzero((normal != 0) | (anomalous != 0))
+        within = (used & ((1 << self.bits) - 1)).astype(np.uint32) << np.uint32(self.width - self.bits)
+        return Table(
+            starts=(self.starts if starts is None else starts)[used >> self.bits] + within,
+            widths=np.full(used.size, self.width - self.bits, dtype=np.uint8),
+            normal=normal[used],
+            anomalous=anomalous[used],
+            low=self.low,
+            high=self.high,
+        )
 
 
-def sorted_table(chunks: Iterable[Chunk]) -> Table:
-    """Return the exact table of few values, one bin per distinct value; there must be at least one value."""
-    everything, anomalous = [], [np.zeros(0, dtype=np.uint32)]
-    for chunk in chunks:
-        keys = ordered_keys(merge_zeros(chunk.values))
-        everything.append(keys)
-        if chunk.truth is not None:
-            anomalous.append(keys[chunk.truth])
-    keys = np.concatenate(everything)
-    return table_of_keys(keys, np.concatenate(anomalous), low=int(keys.min()), high=int(keys.max()))
+def coarse_pass(low: int, high: int) -> Divide:
+    """Return the one bin of all keys divided into the cells of the first pass."""
+    return Divide(starts=np.zeros(1, dtype=np.uint32), width=32, bits=32 - COARSE_WIDTH, low=low, high=high)
 
 
-def collect_bins(chunks: Iterable[Chunk], table: Table, chosen: Indices) -> Table:
-    """Gather and sort the values of the chosen bins, which must be few; one pass, one bin per distinct value."""
-    locator, empty = Locator(table, chosen), np.zeros(0, dtype=np.uint32)
-    parts = [(empty, empty), *(locator.select(chunk) for chunk in chunks)]
-    everything, anomalous = (np.concatenate(keys) for keys in zip(*parts, strict=True))
-    return table_of_keys(everything, anomalous, low=table.low, high=table.high)
+@dataclass(frozen=True, slots=True)
+class Extremes:
+    """A pass that finds the lowest and highest value of a wide type that rounds to a threshold; (inf, -inf): none."""
+
+    threshold: np.float32
+
+    def run(self, part: Part) -> tuple[float, float]:
+        """Return the extremes of a part."""
+        low, high = float("inf"), float("-inf")
+        for block in part.blocks:
+            if is_wide(block.values.dtype):
+                merged = block.values[to_float32_array(block.values) == self.threshold]
+                if merged.size:
+                    low, high = min(low, merged.min().item()), max(high, merged.max().item())
+        return low, high
+
+    def add(self, answers: Sequence[tuple[float, float]]) -> tuple[float, float]:
+        """Return the extremes of parts together."""
+        return min(low for low, _ in answers), max(high for _, high in answers)
+
+
+Values = Callable[[Divide | Extremes], Any]
+"""All values of one level, wherever they are, counted again as often as asked: returns the answer of a pass."""
+
+
+_ZERO: Final = key_of(0.0)
+
+
+class Locator:
+    """Finds the chosen bin of a value, and its cell there; the bins are 16 or 8 bits wide.
+
+    Bins that follow each other in the table have nothing but empty ones between them, so arithmetic finds them; else a
+    table of two levels does.
+    """
+
+    def __init__(self, divide: Divide) -> None:
+        self._width, self._bits = divide.width, divide.bits
+        self._first, last = int(divide.starts[0]), int(divide.starts[-1])
+        end = last + (1 << self._width) - 1
+        self._low = value_of(self._first)
+        self._high = value_of(end - 1 if end == _ZERO - 1 else end)  # that key is -0.0, which 0.0 would not exceed
+        span = (last - self._first >> self._width) + 1
+        self.is_run = divide.is_run and span <= 2 * divide.starts.size  # whether `clipped_cells` can tell
+        self.starts = divide.starts
+        if self.is_run:
+            self.starts = (self._first + (np.arange(span) << self._width)).astype(np.uint32)
+            return
+        pages, page_of_bin = np.unique((self.starts >> np.uint32(16)).astype(np.intp), return_inverse=True)
+        self._pages = np.zeros(BUCKETS, dtype=np.int32)
+        self._pages[pages] = np.arange(1, pages.size + 1)
+        self._slots = np.full((pages.size + 1, 1 << (16 - self._width)), -1, dtype=np.int32)
+        self._slots[page_of_bin + 1, self._cell_in_page(self.starts)] = np.arange(self.starts.size)
+
+    def _cell_in_page(self, keys: Keys) -> Indices:
+        return ((keys & np.uint32(0xFFFF)) >> np.uint32(self._width)).astype(np.intp)
+
+    def select(self, values: Floats, truth: Truth) -> tuple[Keys, Keys]:
+        """Return the keys of the values in chosen bins: of all of them, and of the anomalous ones among them."""
+        near = (values >= self._low) & (values <= self._high)
+        everything = self._inside(pick(values, near))
+        if truth is None:
+            return everything, np.zeros(0, dtype=np.uint32)
+        return everything, self._inside(pick(values, near & truth))
+
+    def _inside(self, values: Floats) -> Keys:
+        keys = ordered_keys(merge_zeros(values))
+        return keys if self.is_run else keys[np.flatnonzero(self._slots_of(keys) >= 0)]
+
+    def _slots_of(self, keys: Keys) -> NDArray[np.int32]:
+        slots: NDArray[np.int32] = self._slots[self._pages[keys >> np.uint32(16)], self._cell_in_page(keys)]
+        return slots
+
+    def clipped_cells(self, values: Floats) -> Keys:
+        """Return the cell of each value, selected or not, of a run of bins; the cell after the last one for others."""
+        if self._first > _ZERO:  # the bits of positive values are in order themselves; negative ones lie above all runs
+            keys: Keys = values.view(np.uint32) - np.uint32(self._first - _ZERO)
+        else:
+            keys = ordered_keys(merge_zeros(values))
+            keys -= np.uint32(self._first)  # what lies below wraps around to far above
+        keys >>= np.uint32(self._width - self._bits)
+        return np.minimum(keys, np.uint32(self.starts.size << self._bits), out=keys)
+
+    def cells(self, keys: Keys) -> NDArray[np.integer[Any]]:
+        """Return the cell of each selected key."""
+        shift = np.uint32(self._width - self._bits)
+        if self.is_run:
+            return (keys - np.uint32(self._first)) >> shift
+        return (self._slots_of(keys).astype(np.intp) << self._bits) | (
+            (keys >> shift) & np.uint32((1 << self._bits) - 1)
+        )
+
+
+# --- Tables of single values, and the sums of tables.
 
 
 def table_of_keys(everything: Keys, anomalous: Keys, *, low: int, high: int) -> Table:
@@ -473,11 +360,23 @@ def table_of_keys(everything: Keys, anomalous: Keys, *, low: int, high: int) -> 
     anomalous_counts = np.zeros(starts.size, dtype=np.int64)
     found, found_counts = np.unique(anomalous, return_counts=True)
     anomalous_counts[np.searchsorted(starts, found)] = found_counts
-    return Table(
-        starts=starts,
-        widths=np.zeros(starts.size, dtype=np.uint8),
-        normal=counts - anomalous_counts,
-        anomalous=anomalous_counts,
-        low=low,
-        high=high,
-    )
+    return exact_table(starts, counts - anomalous_counts, anomalous_counts, low=low, high=high)
+
+
+def exact_table(starts: Keys, normal: Counts, anomalous: Counts, *, low: int, high: int) -> Table:
+    """Return the table of single values."""
+    widths = np.zeros(starts.size, dtype=np.uint8)
+    return Table(starts=starts, widths=widths, normal=normal, anomalous=anomalous, low=low, high=high)
+
+
+def sum_tables(parts: Sequence[Table], *, low: int, high: int) -> Table:
+    """Return the sum of tables, at least one, of which any two bins are the same or disjoint; any may be empty."""
+    joined = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("starts", "widths", "normal", "anomalous")
+    }
+    starts, first, sums = np.unique(joined["starts"], return_index=True, return_inverse=True)
+    normal, anomalous = (np.zeros(starts.size, dtype=np.int64) for _ in range(2))
+    np.add.at(normal, sums, joined["normal"])
+    np.add.at(anomalous, sums, joined["anomalous"])
+    return Table(starts=starts, widths=joined["widths"][first], normal=normal, anomalous=anomalous, low=low, high=high)

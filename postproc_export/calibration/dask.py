@@ -1,321 +1,352 @@
-"""Calibration on Dask: the counts of parts, added in a tree."""
+"""Calibration on Dask: Dask arrays and shard files as parts that workers count, pass after pass."""
 
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import reduce
-from itertools import groupby
-from pathlib import Path
-from typing import Any, Final, Protocol
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+from typing import Any, Final
 
 import numpy as np
 
 from postproc_export.calibration import tally
-from postproc_export.calibration.arrays import Block, Place, check_labelled, check_seen
-from postproc_export.calibration.counting import COARSE_WIDTH, Faults, Indices, Nonfinite, examine, first_fault
-from postproc_export.calibration.dask_cluster import Cluster, Divide, Extremes, Part, Work, cluster_at
-from postproc_export.calibration.dask_sources import ArraySource, ShardSource, ZarrSource
-from postproc_export.calibration.shards import MemoryShard, NpyShard, Progress, Shard, States, changed
-from postproc_export.calibration.statistics import LevelOptions, level_stats
-from postproc_export.calibration.table import Table
-from postproc_export.calibration.tally import Counted, empty_table, sum_tables
+from postproc_export.calibration.arrays import AnyArray, Block, Place, blocks_of, check_type, flat_chunks
+from postproc_export.calibration.boxes import grid_of
+from postproc_export.calibration.counting import Divide, Extremes, Part
+from postproc_export.calibration.dask_cluster import Cluster, Reply, Work, cluster_at, reply
+from postproc_export.calibration.npy import StreamedArray
+from postproc_export.calibration.shards import (
+    MemoryShard,
+    NpyShard,
+    Progress,
+    Shard,
+    States,
+    changed,
+    check_state,
+    level_pairs,
+    read_shards,
+)
+from postproc_export.calibration.tally import Count, Counted, Tally
 from postproc_export.calibration.zarr import ZarrShard
-from postproc_export.errors import CalibrationError, PostprocError
-from postproc_export.stats import Level, LevelStats
+from postproc_export.errors import CalibrationError, FileError, UsageError, require
+from postproc_export.stats import Level
 
-# --- The first pass over parts: counts, range, and what is wrong, exactly as one process would report it.
 
-_HIGHEST_KEY: Final = (1 << 32) - 1
+class _Source:
+    """Some of the shards, as the tasks of a pass."""
+
+    size: int | None = None  # values of the level; None where only reading tells
+
+    def tasks(self, work: Any, *, is_first: bool) -> list[Any]:
+        """Return the tasks of a pass, in order, for a task that gives the work."""
+        raise NotImplementedError
+
+    def check_unchanged(self) -> None:
+        """Refuse what changed while a pass read it; chunks have no state, and workers look at files themselves."""
+
+
+# --- Dask arrays as parts: one per chunk, read where the chunk is, and its ground truth brought into the same chunks.
+
+_PURPOSE: Final = "calibrating on Dask arrays"
+
+
+def is_dask(value: object) -> bool:
+    """Whether a value is a collection of Dask; told by its type, so that dask is not imported."""
+    return any(base.__module__.split(".")[0] in ("dask", "dask_expr") for base in type(value).__mro__)
+
+
+def has_dask(shard: object) -> bool:
+    """Whether a shard is a mapping with something of Dask in it."""
+    return isinstance(shard, MemoryShard) and any(is_dask(value) for value in shard.given.values())
+
+
+class _Arrays(_Source):
+    """A level of a mapping of Dask arrays; NumPy arrays beside them are cut into the same chunks.
+
+    Raises a CalibrationError where types or shapes do not fit or the sizes of chunks are not known, a UsageError where
+    something in the mapping is not an array.
+    """
+
+    def __init__(self, level: Level, shard: MemoryShard, *, number: int) -> None:
+        self._number = number
+        self._pair = level_pairs(_arrays_of(shard), name=shard.name).get(level)
+        self.size = 0 if self._pair is None else self._pair.place.size
+
+    def tasks(self, work: Any, *, is_first: bool) -> list[Any]:
+        if self._pair is None:
+            return []
+        da = require("dask.array", extra="dask", purpose=_PURPOSE)
+        values, truth = self._pair.values, self._pair.truth
+        values = values if is_dask(values) else da.from_array(np.asarray(values))
+        answers = da.map_blocks(
+            _answer_chunk,
+            *([values] if truth is None else [values, _like(values, truth)]),
+            work=work,
+            place=self._pair.place,
+            number=self._number,
+            dtype=object,
+            meta=np.empty((0,) * values.ndim, dtype=object),
+            name=f"postproc-export-{uuid.uuid4().hex}",
+        )
+        return list(np.ravel(answers.to_delayed()))
+
+
+def _arrays_of(shard: MemoryShard) -> dict[str, Any]:
+    array_type = require("dask.array", extra="dask", purpose=_PURPOSE).Array
+    for key, value in shard.given.items():
+        if is_dask(value) and not isinstance(value, array_type):
+            found, fix = type(value).__name__, "array = frame.to_dask_array(lengths=True)"
+            raise UsageError(f"{shard.name}: {key} is not an array", found=found, needed="a Dask array", fix=fix)
+    named = shard.arrays(verify=True)
+    for key, array in named.items():
+        at = f"{shard.name}: {key}"
+        if isinstance(array, StreamedArray):
+            raise UsageError(f"{at} is a path beside arrays", fix="give paths only, or np.load(path, mmap_mode='r')")
+        if any(np.isnan(length) for length in array.shape):
+            raise CalibrationError(
+                f"{at} has chunks of unknown size",
+                found=f"shape {array.shape}",
+                needed="sizes that are known, since values and ground truth are paired by their position",
+                fix="array = array.compute_chunk_sizes()",
+            )
+    return named
+
+
+def _like(values: Any, truth: Any) -> Any:
+    """Return ground truth in the shape and the chunks of the values; it is the smaller one, so it is what moves.
+
+    Both have the same canonical shape, so they differ by axes of length 1 only.
+    """
+    da = require("dask.array", extra="dask", purpose=_PURPOSE)
+    if not is_dask(truth):
+        return da.from_array(np.asarray(truth).reshape(values.shape), chunks=values.chunks)
+    if truth.shape != values.shape:
+        truth = truth[tuple(0 if length == 1 else slice(None) for length in truth.shape)]
+        truth = truth[tuple(None if length == 1 else slice(None) for length in values.shape)]
+    return truth.rechunk(values.chunks)
+
+
+def _answer_chunk(*arrays: Any, work: Work, place: Place, number: int, block_info: Mapping[Any, Any]) -> Reply:
+    """Return what a chunk answers; a task, called by dask with the chunks and where they are."""
+    info = block_info[0]
+    location = [(int(start), int(end)) for start, end in info["array-location"]]
+    place = replace(
+        place,
+        shape=tuple(int(length) for length in info["shape"]),
+        origin=tuple(start for start, _ in location),
+        box=tuple(end - start for start, end in location),
+        chunk=tuple(int(axis) for axis in info["chunk-location"]),
+    )
+    return reply(Part(_chunk_blocks([np.asarray(array) for array in arrays], place), number), work)
+
+
+def _chunk_blocks(arrays: Sequence[AnyArray], place: Place) -> Iterator[Block]:
+    """Yield the blocks of a chunk of the values and of the same one of the ground truth, if there is any."""
+    for array, key in zip(arrays, (place.key, place.truth_key), strict=False):
+        at = f"{place.where}: chunk {place.chunk} of {key}"
+        check_type(array.dtype, place=at, truth=array is not arrays[0])
+        if array.shape != place.box:
+            raise CalibrationError(
+                f"{at} is not what the Dask array promises",
+                found=f"shape {array.shape}",
+                needed=f"shape {place.box}",
+                fix="give the function that makes the chunks its chunk sizes (`chunks=` of map_blocks)",
+            )
+    yield from blocks_of(flat_chunks(arrays[0]), flat_chunks(arrays[1]) if len(arrays) > 1 else None, place)
+
+
+# --- Shard files as parts: groups of them, and boxes of Zarr stores, that the workers of a cluster open themselves.
 
 
 @dataclass(frozen=True, slots=True)
-class PartCount:
-    """What the first pass over a part left; parts that follow each other add up."""
+class ShardTask:
+    """Shards that one task reads one after the other."""
 
-    table: Table  # bins 2^16 keys wide, or one per distinct value where `is_exact`; empty where there is no value
-    is_exact: bool  # as in `tally.Counted`
-    is_wide: bool
-    dropped: int
-    labelled: bool | None  # whether its first block has ground truth, and where that is; None where it has no block
-    first: Place | None
-    number: int  # the number of the part, or of the part with the trouble
-    faults: Faults  # the trouble: elements that are not legal, by kind, or why a part could not be read
-    error: PostprocError | None
-    signatures: tuple[object, ...]  # the state of the files it was read from
+    level: Level
+    shards: Sequence[Shard]
+    states: States  # of those that were met before
+    first: int  # the position of the first of them
+    number: int  # of the group
+    verify: bool
 
-    @property
-    def seen(self) -> int:
-        """All values that were counted."""
-        return self.table.n_normal + self.table.n_anomalous
+    def answer(self, work: Work) -> Reply:
+        """Return what the shards answer, and their states as they were opened."""
+        return reply(Part(self._blocks(), self.number, self.states), work)
 
-    @property
-    def is_in_trouble(self) -> bool:
-        """Whether something is wrong."""
-        return self.error is not None or bool(self.faults)
-
-    def trouble(self) -> PostprocError:
-        """Return the error to raise: why the part cannot be read, or its first illegal element."""
-        return self.error if self.error is not None else first_fault(self.faults).error()
-
-
-@dataclass(frozen=True, slots=True)
-class Count:
-    """The first pass."""
-
-    nonfinite: Nonfinite  # what is done with values that are not finite
-    carried: int  # up to so many values of a part travel as they are, so that a small whole needs no second pass
-
-    def run(self, part: Part) -> PartCount:
-        """Return the counts of a part; what is wrong with it is returned, not raised, so that the first is found."""
-        counts, faults, error, opening = tally.Tally(), Faults(), None, _Opening()
+    def _blocks(self) -> Iterator[Block]:
         try:
-            for cleaned in examine(opening.over(part.blocks()), faults, nonfinite=self.nonfinite):
-                counts.add(cleaned)
-        except PostprocError as caught:
-            error = caught.with_traceback(None)  # whose frames hold the values
-        is_exact = counts.seen <= min(self.carried, tally.SMALL)
-        return PartCount(
-            table=_table(counts, is_exact=is_exact),
-            is_exact=is_exact,
-            is_wide=counts.is_wide,
-            dropped=counts.dropped,
-            labelled=opening.labelled,
-            first=opening.place,
-            number=part.number,
-            faults=faults,
-            error=error,
-            signatures=tuple(part.signatures()),
-        )
-
-    def add(self, answers: Sequence[PartCount]) -> PartCount:
-        """Return the counts of parts that follow each other."""
-        exact = all(each.is_exact for each in answers) and sum(each.seen for each in answers) <= tally.SMALL
-        tables = [each.table if exact else _coarse(each.table) for each in answers]
-        low, high = min(table.low for table in tables), max(table.high for table in tables)
-        found = reduce(_joined, answers)
-        return dataclasses.replace(
-            found,
-            table=sum_tables(tables, low=low, high=high),
-            is_exact=exact,
-            is_wide=any(each.is_wide for each in answers),
-            dropped=sum(each.dropped for each in answers),
-            signatures=tuple(one for each in answers for one in each.signatures),
-        )
+            yield from read_shards(self.level, self.shards, self.states, verify=self.verify, first=self.first)
+        except FileError as error:
+            fix = "put the shards where every worker finds them under the same path"
+            raise FileError(f"a Dask worker: {error.what}", found=error.found, needed=error.needed, fix=fix) from None
 
 
-class _Opening:
-    """Where the first block is, and whether it has ground truth."""
-
-    def __init__(self) -> None:
-        self.place: Place | None = None
-        self.labelled: bool | None = None
-
-    def over(self, blocks: Iterator[Block]) -> Iterator[Block]:
-        for block in blocks:
-            if self.place is None:
-                self.place, self.labelled = block.place, block.truth is not None
-            yield block
+def _delayed(task: ShardTask, work: Any) -> Any:
+    dask = require("dask", extra="dask", purpose="reading shards on a cluster")
+    return dask.delayed(ShardTask.answer, pure=False)(dask.delayed(task, pure=False, traverse=False), work)
 
 
-def _table(counts: tally.Tally, *, is_exact: bool) -> Table:
-    if not counts.seen:
-        return empty_table(low=_HIGHEST_KEY, high=0)
-    return counts.counted().table if is_exact else counts.coarse_table()
+class _Files(_Source):
+    """Shard files that follow each other, in groups of about equal number; `first` is the position of the first."""
+
+    def __init__(
+        self, level: Level, shards: Sequence[Shard], *, number: int, groups: int, states: States, first: int
+    ) -> None:
+        self._level, self._number, self._states, self._first = level, number, states, first
+        found, count = [shard.absolute() for shard in shards], min(groups, len(shards))
+        self.groups = [found[begin:end] for begin, end in _runs(len(found), count)]
+
+    def tasks(self, work: Any, *, is_first: bool) -> list[Any]:
+        tasks, first = [], self._first
+        for number, group in enumerate(self.groups, start=self._number):
+            known = {at: self._states[at] for at in range(first, first + len(group)) if at in self._states}
+            task = ShardTask(self._level, group, known, first, number, verify=is_first)
+            tasks.append(_delayed(task, work))
+            first += len(group)
+        return tasks
 
 
-def _coarse(table: Table) -> Table:
-    """Return the table in bins 2^16 keys wide; a bin may be there several times until it is summed."""
-    starts = (table.starts >> np.uint32(COARSE_WIDTH)) << np.uint32(COARSE_WIDTH)
-    return dataclasses.replace(table, starts=starts, widths=np.full(starts.size, COARSE_WIDTH, dtype=np.uint8))
+def _runs(size: int, count: int) -> list[tuple[int, int]]:
+    """Cut so many things into that many runs of about equal length."""
+    return list(pairwise(size * run // count for run in range(count + 1)))
 
 
-def _joined(left: PartCount, right: PartCount) -> PartCount:
-    """Return the left part with its trouble or else that of the right one, and with the first ground truth of both."""
-    if left.is_in_trouble:
-        same = right.is_in_trouble and right.number == left.number and left.error is None
-        return dataclasses.replace(left, faults=_all_faults(left, right), error=right.error) if same else left
-    first = left if left.labelled is not None else right
-    error = right.error
-    try:
-        if right.first is not None and right.labelled is not None:
-            check_labelled(left.labelled, right.labelled, place=right.first, earlier=left.first)
-    except CalibrationError as unlike:
-        error = unlike.with_traceback(None)
-    return dataclasses.replace(right, labelled=first.labelled, first=first.first, error=error)
+class _Store(_Source):
+    """A Zarr store in runs of the boxes in which it is read; its state is looked up twice per pass, not per part."""
 
+    def __init__(self, level: Level, shard: ZarrShard, *, number: int, parts: int, states: States, first: int) -> None:
+        self._level, self._shard, self._number, self._states, self._first = level, shard, number, states, first
+        self._check()
+        pair = shard.pair(level, verify=True)
+        self.size = 0 if pair is None or pair.place.size is None else pair.place.size
+        self._runs: list[tuple[int, int]] = []
+        if pair is not None:
+            shard.check(pair)
+            boxes = len(grid_of(pair))
+            self._runs = _runs(boxes, max(1, min(parts, boxes)))
 
-def _all_faults(left: PartCount, right: PartCount) -> Faults:
-    faults = {kind: dataclasses.replace(fault) for kind, fault in left.faults.items()}  # tasks may run again
-    for kind, fault in right.faults.items():
-        if kind in faults:
-            faults[kind].merge(fault)
-        else:
-            faults[kind] = fault
-    return faults
+    def tasks(self, work: Any, *, is_first: bool) -> list[Any]:
+        self._check()
+        tasks = []
+        for run in self._runs:
+            part = self._shard.absolute()
+            part.run = run
+            tasks.append(_delayed(ShardTask(self._level, [part], {}, self._first, self._number, verify=is_first), work))
+        return tasks
+
+    def check_unchanged(self) -> None:
+        self._check(reading=True)
+
+    def _check(self, *, reading: bool = False) -> None:
+        check_state(self._states, self._first, self._shard.signature(), self._shard.name, reading=reading)
 
 
 # --- One level of a source whose parts Dask reads, pass after pass.
 
-_CARRIED: Final = (
-    1 << 16
-)  # values that a part of a source of unknown size sends: no more bytes than its histogram may take
+_CARRIED: Final = 1 << 16  # values that a part of unknown size sends: no more bytes than its histogram takes
 _GROUPS: Final = 32  # groups of shards for each thread, so that the last ones do not keep the others waiting
 
 
-class TaskSource(Protocol):
-    """A part of the source that makes tasks."""
-
-    def size(self) -> int | None:
-        """Return the number of values of the level; None where only reading tells."""
-        ...
-
-    def leaves(self, work: Any) -> list[Any]:
-        """Return the tasks of a pass, in order."""
-        ...
-
-    def learn(self, signatures: Iterator[object]) -> None:
-        """Take from the states of all files, in order, those of this source."""
-        ...
-
-    def settle(self) -> None:
-        """Refuse what changed while a pass read it."""
-        ...
-
-
 class DaskLevel:
-    """One level of some sources, counted where Dask runs."""
+    """One level of the shards, counted where Dask runs."""
 
     def __init__(
         self,
         level: Level,
-        sources: Sequence[TaskSource],
+        shards: Sequence[Shard],
         cluster: Cluster,
         *,
+        states: States,
         progress: Callable[[Progress], None] | None,
     ) -> None:
-        self._level, self._sources, self._cluster, self._progress = level, sources, cluster, progress
-        self._number = 0
-        self._total = None if progress is None else self._known_total()
+        self._level, self._shards, self._cluster, self._states = level, shards, cluster, states
+        self._sources = shard_sources(level, shards, groups=_GROUPS * max(1, cluster.threads), states=states)
+        self._known = [source.size for source in self._sources if source.size is not None]
+        self._progress, self._number = progress, 0
+        self._total = sum(self._known) if self._is_known else None
 
-    def stats(self, options: LevelOptions, *, nonfinite: Nonfinite) -> LevelStats | None:
-        """Return the statistics of the level, None where no source has it."""
-        count: PartCount | None = self._pass(Count(nonfinite, carried=self._carried()))
-        if count is None:
-            return None
-        if count.is_in_trouble:
-            raise count.trouble()
-        if count.labelled is None:
-            return None
-        check_seen(self._level, count.seen, dropped=count.dropped)
-        signatures = iter(count.signatures)
-        for source in self._sources:
-            source.learn(signatures)
-        return level_stats(self._level, self._counted(count), options, labelled=count.labelled, values=self)
+    @property
+    def _is_known(self) -> bool:
+        return len(self._known) == len(self._sources)
 
-    def split(self, table: Table, chosen: Indices, *, bits: int) -> Table:
-        """Return the chosen bins divided; one pass."""
-        finer: Table = self._pass(Divide.of(table, chosen, bits=bits))
-        return finer
+    def first_pass(self, count: Count) -> Counted:
+        """Return what the first pass counts; raises what is wrong with the values, or with computing a part."""
+        carried = tally.SMALL if self._is_known else _CARRIED
+        total: Tally | None = self._pass(replace(count, carried=0 if sum(self._known) > tally.SMALL else carried))
+        counted = (total or Tally()).counted()
+        for index, state in sorted({} if total is None else total.states.items()):
+            if state is not None:
+                check_state(self._states, index, state, self._shards[index].name)
+        if counted.is_exact or counted.seen > tally.SMALL:
+            return counted
+        table = counted.table  # few values after all, which is known only now
+        finer = self(Divide.of(table, np.arange(len(table)), bits=0))
+        if (finer.n_normal, finer.n_anomalous) != (table.n_normal, table.n_anomalous):
+            raise changed("the source")
+        return replace(counted, table=finer, is_exact=True)
 
-    def collect(self, table: Table, chosen: Indices) -> Table:
-        """Return the distinct values of the chosen bins; one pass."""
-        finer: Table = self._pass(Divide.of(table, chosen, bits=0))
-        return finer
-
-    def extremes_at(self, threshold: np.float32) -> tuple[float, float]:
-        """Return the lowest and highest wide value that rounds to the threshold; one pass."""
-        extremes: tuple[float, float] = self._pass(Extremes(threshold))
-        return extremes
-
-    def _known_total(self) -> int | None:
-        sizes = [source.size() for source in self._sources]
-        known = [size for size in sizes if size is not None]
-        return sum(known) if len(known) == len(sizes) else None
-
-    def _carried(self) -> int:
-        sizes = [source.size() for source in self._sources]
-        known = [size for size in sizes if size is not None]
-        if sum(known) > tally.SMALL:
-            return 0
-        return tally.SMALL if len(known) == len(sizes) else _CARRIED
-
-    def _counted(self, count: PartCount) -> Counted:
-        table, is_exact = count.table, count.is_exact
-        if not is_exact and count.seen <= tally.SMALL:  # few values after all, which is known only now
-            finer = self.collect(table, np.arange(len(table)))
-            if (finer.n_normal, finer.n_anomalous) != (table.n_normal, table.n_anomalous):
-                raise changed("the source")
-            table, is_exact = finer, True
-        return Counted(table, is_exact=is_exact, is_wide=count.is_wide, dropped=count.dropped)
+    def __call__(self, work: Divide | Extremes) -> Any:
+        """Return the answer of a later pass."""
+        return self._pass(work)
 
     def _pass(self, work: Work) -> Any:
         self._number += 1
-        report = None if self._progress is None else _Report(self._level, self._number, self._total, self._progress)
-        answer = self._cluster.run(self._leaves, work, on_reply=report)
+        done = parts = 0
+
+        def report(read: int) -> None:
+            nonlocal done, parts
+            done, parts = done + read, parts + 1
+            assert self._progress is not None, "somebody listens"
+            self._progress(Progress(self._level, self._number, done, self._total, f"part {parts}"))
+
+        answer = self._cluster.run(self._tasks, work, on_reply=None if self._progress is None else report)
         for source in self._sources:
-            source.settle()
-        if report is not None:
-            self._total = report.done
+            source.check_unchanged()
+        if self._progress is not None:
+            self._total = done
         return answer
 
-    def _leaves(self, work: Any) -> list[Any]:
-        return [leaf for source in self._sources for leaf in source.leaves(work)]
-
-
-class _Report:
-    """Tells how far a pass is."""
-
-    def __init__(self, level: Level, number: int, total: int | None, progress: Callable[[Progress], None]) -> None:
-        self._level, self._number, self._total, self._progress = level, number, total, progress
-        self.done, self._parts = 0, 0
-
-    def __call__(self, read: int) -> None:
-        self.done, self._parts = self.done + read, self._parts + 1
-        self._progress(Progress(self._level, self._number, self.done, self._total, f"part {self._parts}"))
+    def _tasks(self, work: Any) -> list[Any]:
+        return [task for source in self._sources for task in source.tasks(work, is_first=self._number == 1)]
 
 
 @contextmanager
 def dask_levels(
     shards: Sequence[Shard], dask: Any, *, progress: Callable[[Progress], None] | None
 ) -> Iterator[Callable[[Level], DaskLevel]]:
-    """Connect to where Dask runs and yield a function that makes a level of the shards."""
-    states = States()
+    """Connect to where Dask runs and yield a function that makes a level of the shards.
+
+    `dask` is the address of a scheduler, a client, or None for what Dask uses by default. Raises a CalibrationError if
+    there is no cluster at the address, or what is there is of no use.
+    """
+    states: States = {}
     with cluster_at(dask) as cluster:
-
-        def make(level: Level) -> DaskLevel:
-            sources = shard_sources(level, shards, groups=_GROUPS * max(1, cluster.threads), states=states)
-            return DaskLevel(level, sources, cluster, progress=progress)
-
-        yield make
+        yield lambda level: DaskLevel(level, shards, cluster, states=states, progress=progress)
 
 
-def shard_sources(level: Level, shards: Sequence[Shard], *, groups: int, states: States) -> list[TaskSource]:
-    """Group the shards of a level to at most `groups` sources of tasks, in the order of the shards."""
-    sources: list[TaskSource] = []
+def shard_sources(level: Level, shards: Sequence[Shard], *, groups: int, states: States) -> list[_Source]:
+    """Return the sources of tasks of a level, in the order of the shards; files in at most so many groups."""
+    sources: list[_Source] = []
     number = first = 0
-    for kind, found in groupby([_file_form(shard) for shard in shards], key=_kind):
+    forms = [_file_form(shard) for shard in shards]
+    for is_files, found in groupby(forms, key=lambda shard: not isinstance(shard, ZarrShard | MemoryShard)):
         run = list(found)
-        if kind == "files":
-            sources.append(ShardSource(level, run, number=number, groups=groups, states=states, first=first))
+        if is_files:
+            sources.append(_Files(level, run, number=number, groups=groups, states=states, first=first))
             number += groups
-        for shard in run:
+        for index, shard in enumerate(run, start=first):
             if isinstance(shard, ZarrShard):
-                sources.append(ZarrSource(level, shard, number=number, parts=groups, states=states, index=first))
+                sources.append(_Store(level, shard, number=number, parts=groups, states=states, first=index))
                 number += 1
             elif isinstance(shard, MemoryShard):
-                sources.append(ArraySource(level, shard, number=number))
+                sources.append(_Arrays(level, shard, number=number))
                 number += 1
-            first += 1
+        first += len(run)
     return sources
-
-
-def _kind(shard: Shard) -> str:
-    return "arrays" if isinstance(shard, ZarrShard | MemoryShard) else "files"
 
 
 def _file_form(shard: Shard) -> Shard:
     """Return a mapping of nothing but paths as what it is: `.npy` files that belong together."""
-    if isinstance(shard, MemoryShard) and all(isinstance(value, str | Path) for value in shard.given.values()):
-        return NpyShard({key: Path(value) for key, value in shard.given.items()}, name=shard.name)
+    if isinstance(shard, MemoryShard) and len(shard.paths) == len(shard.given):
+        return NpyShard(shard.paths, name=shard.name)
     return shard

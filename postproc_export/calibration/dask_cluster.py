@@ -2,21 +2,16 @@
 
 import asyncio
 from asyncio import CancelledError
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any, Final, Protocol, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from postproc_export import __version__
 from postproc_export.calibration.arrays import Block
-from postproc_export.calibration.counting import Indices
-from postproc_export.calibration.table import Keys, Table
-from postproc_export.calibration.tally import BinGrid, ReadValues, sum_tables
+from postproc_export.calibration.counting import Part
 from postproc_export.errors import CalibrationError, PostprocError, UsageError, require
 
 # --- Waiting for a Dask cluster, but not for ever: for its workers, for an answer of each, and for the end of a task.
@@ -94,23 +89,6 @@ def _no_worker(client: Any, what: str) -> CalibrationError:
 # survive, few values; so that is all that travels.
 
 
-class Part(Protocol):
-    """Some of the values of a level."""
-
-    @property
-    def number(self) -> int:
-        """Number of the array or of the shards it belongs to; what is wrong in the lowest one is reported."""
-        ...
-
-    def blocks(self) -> Iterator[Block]:
-        """Yield the blocks of the part."""
-        ...
-
-    def signatures(self) -> Sequence[object]:
-        """Return the state of its files as it was when they were read."""
-        ...
-
-
 class Work(Protocol):
     """One pass: what every part is asked."""
 
@@ -118,7 +96,7 @@ class Work(Protocol):
         """Return the answer of a part."""
         ...
 
-    def add(self, answers: Sequence[Any]) -> Any:
+    def add(self, answers: Any) -> Any:
         """Return the answer of parts that follow each other, from theirs in order; at least one."""
         ...
 
@@ -131,84 +109,23 @@ class Reply:
     read: int
 
 
-class _Counting:
-    """A part that counts the values read from it."""
-
-    def __init__(self, part: Part) -> None:
-        self._part, self.read = part, 0
-        self.number, self.signatures = part.number, part.signatures
-
-    def blocks(self) -> Iterator[Block]:
-        for block in self._part.blocks():
-            yield block
-            self.read += block.values.size
-
-
 def reply(part: Part, work: Work) -> Reply:
     """Return what a part answers."""
-    counting = _Counting(part)
-    answer = work.run(counting)
-    return Reply(answer, counting.read)
+    read = 0
+
+    def counted(blocks: Iterable[Block]) -> Iterator[Block]:
+        nonlocal read
+        for block in blocks:
+            yield block
+            read += block.values.size
+
+    answer = work.run(replace(part, blocks=counted(part.blocks)))
+    return Reply(answer, read)
 
 
-def add_replies(work: Work, answers: Sequence[Any]) -> Any:
+def _add_replies(work: Work, answers: Sequence[Any]) -> Any:
     """Add up answers, replies of parts or sums of them."""
     return work.add([each.answer if isinstance(each, Reply) else each for each in answers])
-
-
-@dataclass(frozen=True, slots=True)
-class Divide:
-    """Divide chosen bins of a table into 2^bits, or collect their values where bits is 0.
-
-    It goes to every worker, so it holds no more of the table than what finds a value's bin: 5 bytes for each bin from
-    the first chosen one to the last.
-    """
-
-    starts: Keys
-    widths: NDArray[np.uint8]
-    chosen: Indices
-    low: int
-    high: int
-    bits: int
-
-    @classmethod
-    def of(cls, table: Table, chosen: Indices, *, bits: int) -> "Divide":
-        """Return the work of one pass over the chosen bins."""
-        first, end = int(chosen[0]), int(chosen[-1]) + 1
-        starts, widths = table.starts[first:end].copy(), table.widths[first:end].copy()
-        return cls(starts, widths, chosen - first, table.low, table.high, bits)
-
-    def run(self, part: Part) -> Table:
-        """Return the finer bins of a part."""
-        none = np.zeros(self.starts.size, dtype=np.int64)  # the counts of these bins do not matter
-        table = Table(starts=self.starts, widths=self.widths, normal=none, anomalous=none, low=self.low, high=self.high)
-        values = ReadValues(part.blocks)
-        return values.split(table, self.chosen, bits=self.bits) if self.bits else values.collect(table, self.chosen)
-
-    def add(self, answers: Sequence[Table]) -> Table:
-        """Return the finer bins of the whole: collected values are few, cells are added where they stand."""
-        if not self.bits:
-            return sum_tables(answers, low=self.low, high=self.high)
-        grid = BinGrid(self.starts[self.chosen], int(self.widths[self.chosen[0]]), self.bits)
-        counts = grid.dense(answers[0])
-        for answer in answers[1:]:
-            counts += grid.dense(answer)
-        return grid.table(counts, low=self.low, high=self.high)
-
-
-@dataclass(frozen=True, slots=True)
-class Extremes:
-    """Find the lowest and highest wide value that rounds to a threshold."""
-
-    threshold: np.float32
-
-    def run(self, part: Part) -> tuple[float, float]:
-        """Return them for a part."""
-        return ReadValues(part.blocks).extremes_at(self.threshold)
-
-    def add(self, answers: Sequence[tuple[float, float]]) -> tuple[float, float]:
-        """Return them for the whole."""
-        return min(low for low, _ in answers), max(high for _, high in answers)
 
 
 # --- Running the tasks of a pass with Dask: on a cluster or in this process, answers added up as a tree.
@@ -295,7 +212,7 @@ class _Heard:
 
 
 def _tree(answers: list[Any], question: Any) -> Any:
-    add = require("dask", extra="dask", purpose=_PURPOSE).delayed(add_replies, pure=False)
+    add = require("dask", extra="dask", purpose=_PURPOSE).delayed(_add_replies, pure=False)
     while True:
         answers = [add(question, answers[at : at + FAN_IN]) for at in range(0, len(answers), FAN_IN)]
         if len(answers) == 1:

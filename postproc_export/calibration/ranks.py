@@ -1,22 +1,21 @@
 """Calibration by several processes of one job: ranks that add their counts exactly."""
 
-import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any, Final, NoReturn, Self
+from functools import partial
+from typing import Any, Final, NoReturn
 
 import numpy as np
 
 from postproc_export import __version__, errors
 from postproc_export.calibration import tally
-from postproc_export.calibration.arrays import AnyArray, check_seen
-from postproc_export.calibration.counting import Indices
+from postproc_export.calibration.arrays import AnyArray
+from postproc_export.calibration.counting import Divide, Extremes, Part, coarse_pass, exact_table, sum_tables
 from postproc_export.calibration.spool import LevelState
 from postproc_export.calibration.statistics import LevelOptions, level_stats
 from postproc_export.calibration.table import Counts, Table, key_of
-from postproc_export.calibration.tally import COARSE_GRID, BinGrid, Counted, ReadValues, Values, empty_table, sum_tables
+from postproc_export.calibration.tally import Counted, Tally
 from postproc_export.errors import CalibrationError, PostprocError, UsageError, require
 from postproc_export.stats import LEVELS, Level, LevelStats
 
@@ -209,38 +208,30 @@ def _document(error: BaseException) -> dict[str, Any]:
 
 def distributed_levels(
     states: Mapping[Level, LevelState], options: Mapping[Level, LevelOptions], *, nonfinite: str, ranks: Ranks
-) -> dict[Level, LevelStats]:
-    """Return the statistics of what all ranks have seen; every rank takes part in the same exchanges."""
-    own = {level: _Share.of(states[level]).to_json() for level in LEVELS}
+) -> dict[Level, LevelStats | None]:
+    """Return the statistics of what all ranks have seen; every rank takes part in the same exchanges.
+
+    Raises a UsageError if the ranks have other options than each other, a CalibrationError if a level has ground truth
+    on some ranks only, or for whatever stops a calibration in one process.
+    """
+    own = {level: {name: getattr(states[level].tally, name) for name in _SHARED} for level in LEVELS}
     reports = ranks.gather_json({"options": _described(options, nonfinite), "levels": own})
     _check_alike([report["options"] for report in reports], ranks)
-    shares = {level: [_Share(**report["levels"][level]) for report in reports] for level in LEVELS}
+    shares = {level: [report["levels"][level] for report in reports] for level in LEVELS}
     labelled = {level: _labelled(level, shares[level], ranks) for level in LEVELS}
     return {
-        level: _stats(level, states[level], shares[level], options[level], labelled=flag, ranks=ranks)
+        level: level_stats(
+            level,
+            _counted(states[level].tally, shares[level], ranks, labelled=flag),
+            options[level],
+            values=partial(_ask, states[level], ranks),
+        )
         for level, flag in labelled.items()
         if flag is not None
     }
 
 
-@dataclass(frozen=True, slots=True)
-class _Share:
-    """What the first pass of one rank found on a level."""
-
-    labelled: bool | None
-    seen: int
-    dropped: int
-    is_wide: bool
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, state: LevelState) -> Self:
-        low, high = state.tally.range
-        return cls(state.labelled, state.tally.seen, state.tally.dropped, state.tally.is_wide, low, high)
-
-    def to_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__}
+_SHARED: Final = ("labelled", "seen", "dropped", "is_wide", "low", "high")  # of every rank's tally
 
 
 def _described(options: Mapping[Level, LevelOptions], nonfinite: str) -> dict[str, Any]:
@@ -260,9 +251,10 @@ def _check_alike(described: Sequence[Mapping[str, Any]], ranks: Ranks) -> None:
             raise UsageError("the ranks calibrate with different options", found=found, needed="the same everywhere")
 
 
-def _labelled(level: Level, shares: Sequence[_Share], ranks: Ranks) -> bool | None:
+def _labelled(level: Level, shares: Sequence[Mapping[str, Any]], ranks: Ranks) -> bool | None:
     """Return whether a level has ground truth; None where no rank has seen it."""
-    flags = {share.labelled: rank for rank, share in reversed(list(enumerate(shares))) if share.labelled is not None}
+    told = [(rank, share["labelled"]) for rank, share in enumerate(shares) if share["labelled"] is not None]
+    flags = {flag: rank for rank, flag in reversed(told)}
     if len(flags) > 1:
         raise CalibrationError(
             f"{level} level: some ranks have ground truth and others have not",
@@ -272,69 +264,36 @@ def _labelled(level: Level, shares: Sequence[_Share], ranks: Ranks) -> bool | No
     return next(iter(flags), None)
 
 
-def _stats(
-    level: Level, state: LevelState, shares: Sequence[_Share], options: LevelOptions, *, labelled: bool, ranks: Ranks
-) -> LevelStats:
-    check_seen(level, sum(share.seen for share in shares), dropped=sum(share.dropped for share in shares))
-    counted = _counted(state, shares, ranks)
-    return level_stats(level, counted, options, labelled=labelled, values=RankValues(ReadValues(state.read), ranks))
-
-
-def _counted(state: LevelState, shares: Sequence[_Share], ranks: Ranks) -> Counted:
+def _counted(own: Tally, shares: Sequence[Mapping[str, Any]], ranks: Ranks, *, labelled: bool) -> Counted:
     """Return what the first pass counted on all ranks: what one process would have, so sorted values up to `SMALL`."""
-    low, high = key_of(min(share.low for share in shares)), key_of(max(share.high for share in shares))
-    is_exact = sum(share.seen for share in shares) <= tally.SMALL
-    own = empty_table(low=low, high=high)
-    if state.tally.seen:
-        mine = state.tally.counted().table if is_exact else state.tally.coarse_table()
-        own = dataclasses.replace(mine, low=low, high=high)
-    table = _gathered(own, ranks) if is_exact else _added(own, COARSE_GRID, ranks)
-    return Counted(
-        table,
-        is_exact=is_exact,
-        is_wide=any(share.is_wide for share in shares),
-        dropped=sum(share.dropped for share in shares),
-    )
+    low, high = (key_of(end) for end in (min(s["low"] for s in shares), max(s["high"] for s in shares)))
+    is_exact = sum(share["seen"] for share in shares) <= tally.SMALL
+    mine = own.table(exact=is_exact)
+    table = _gathered(mine, ranks, low, high) if is_exact else _added(mine, coarse_pass(low, high), ranks)
+    is_wide, dropped = any(share["is_wide"] for share in shares), sum(share["dropped"] for share in shares)
+    return Counted(table, labelled, is_exact=is_exact, is_wide=is_wide, dropped=dropped)
 
 
-class RankValues:
-    """The values of all ranks, each of which counts its own."""
-
-    def __init__(self, own: Values, ranks: Ranks) -> None:
-        self._own, self._ranks = own, ranks
-
-    def split(self, table: Table, chosen: Indices, *, bits: int) -> Table:
-        """Return the chosen bins divided: dense counts, added."""
-        return _added(self._own.split(table, chosen, bits=bits), BinGrid.of(table, chosen, bits=bits), self._ranks)
-
-    def collect(self, table: Table, chosen: Indices) -> Table:
-        """Return the distinct values of the chosen bins, from every rank."""
-        return _gathered(self._own.collect(table, chosen), self._ranks)
-
-    def extremes_at(self, threshold: np.float32) -> tuple[float, float]:
-        """Return the extremes of all ranks."""
-        ends = self._ranks.gather(np.array(self._own.extremes_at(threshold), dtype=np.float64))
-        return min(float(low) for low, _ in ends), max(float(high) for _, high in ends)
+def _ask(state: LevelState, ranks: Ranks, work: Divide | Extremes) -> Any:
+    """Return the answer of a pass over the values of all ranks, each of which counts its own."""
+    part = Part(state.read())
+    if isinstance(work, Extremes):
+        ends = ranks.gather(np.array(work.run(part), dtype=np.float64))
+        return work.add([(float(low), float(high)) for low, high in ends])
+    own = work.run(part)
+    return _added(own, work, ranks) if work.bits else _gathered(own, ranks, work.low, work.high)
 
 
-def _added(own: Table, grid: BinGrid, ranks: Ranks) -> Table:
-    return grid.table(ranks.add(grid.dense(own)), low=own.low, high=own.high)
+def _added(own: Table, grid: Divide, ranks: Ranks) -> Table:
+    return grid.table(*ranks.add(grid.dense(own)))
 
 
-def _gathered(own: Table, ranks: Ranks) -> Table:
+def _gathered(own: Table, ranks: Ranks, low: int, high: int) -> Table:
     """Return the sum of tables of few values: keys and counts of every rank as int32, which such counts fit."""
-    rows = np.concatenate([own.starts.view(np.int32), own.normal.astype(np.int32), own.anomalous.astype(np.int32)])
-    parts = [_from_rows(each, own) for each in ranks.gather(rows)]
-    return sum_tables(parts, low=own.low, high=own.high)
-
-
-def _from_rows(rows: "np.ndarray[Any, np.dtype[np.int32]]", like: Table) -> Table:
-    keys, normal, anomalous = rows.reshape(3, -1)
-    return Table(
-        starts=keys.view(np.uint32),
-        widths=np.zeros(keys.size, dtype=np.uint8),
-        normal=normal.astype(np.int64),
-        anomalous=anomalous.astype(np.int64),
-        low=like.low,
-        high=like.high,
-    )
+    sent = np.concatenate([own.starts.view(np.int32), own.normal.astype(np.int32), own.anomalous.astype(np.int32)])
+    parts = []
+    for received in ranks.gather(sent):
+        keys, normal, anomalous = received.reshape(3, -1)
+        counts = (normal.astype(np.int64), anomalous.astype(np.int64))
+        parts.append(exact_table(keys.view(np.uint32), *counts, low=low, high=high))
+    return sum_tables(parts, low=low, high=high)

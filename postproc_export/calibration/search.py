@@ -1,26 +1,26 @@
 """Where the threshold of a policy lies in a table, and the fewest passes over the source that find it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from math import ceil, floor, isfinite
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from postproc_export.calibration.counting import Indices
-from postproc_export.calibration.policies import Class, Policy
+from postproc_export.calibration.counting import Divide, Indices, Values
+from postproc_export.calibration.policies import Policy
 from postproc_export.calibration.table import Counts, Flags, Table, key_of, value_of
-from postproc_export.calibration.tally import Values
 from postproc_export.errors import CalibrationError
 from postproc_export.float32 import LARGEST, nearest, next_up
 
 # --- Where the threshold of a policy lies in a table: found, or which bins have to be looked into.
 #
-# A search is a pure question to a table. It answers `Found` when the bins that matter hold one value each, `Wanted`
-# with the bins to divide (the most promising first), or `Unreachable`. Floats only rule out; what is left is decided
-# by Python integers.
+# A search is a pure function of a table. It returns `Found` when the bins that matter hold one value each, the indices
+# of the bins to divide (the most promising first), or None where no threshold keeps to the policy. Floats only rule
+# out; what is left is decided by Python integers.
 
 MARGIN: Final = 2.0**-46  # above the worst error of `BestRatio.scores`, eight roundings of 2^-53
 _INT64: Final = 2**62
@@ -35,44 +35,24 @@ class Found:
     tp: int
     fp: int
 
+    @classmethod
+    def at(cls, table: Table, index: int) -> "Found":
+        """Return the threshold at the lowest value of a bin."""
+        return cls(int(table.starts[index]), int(table.tp[index]), int(table.fp[index]))
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """Indices of the bins that have to be divided, the most promising first."""
-
-    bins: Indices
-
-
-@dataclass(frozen=True, slots=True)
-class Unreachable:
-    """No threshold keeps to the policy."""
+    @property
+    def precision(self) -> float:
+        """The share of true positives; there must be a positive."""
+        return self.tp / (self.tp + self.fp)
 
 
-Outcome = Found | Wanted | Unreachable
-
-
-class Search(Protocol):
-    """A question to a table."""
-
-    def step(self, table: Table) -> Outcome:
-        """Answer, or say which bins to divide."""
-        ...
-
-
-def found_at(table: Table, index: int) -> Found:
-    """Return the threshold at the lowest value of a bin."""
-    return Found(int(table.starts[index]), int(table.tp[index]), int(table.fp[index]))
-
-
-def _only(table: Table, index: int) -> Outcome:
-    if table.widths[index] > 0:
-        return Wanted(np.array([index]))
-    return found_at(table, index)
+Outcome = Found | Indices | None
+Search = Callable[[Table], Outcome]
 
 
 @dataclass(frozen=True, slots=True)
 class BestRatio:
-    """The highest TP / (v (TP + FP) + u P), of equal ones the lowest threshold; P counts all anomalous values.
+    """Finds the highest TP / (v (TP + FP) + u P), of equal ones the lowest threshold; P counts all anomalous values.
 
     u = v = 1 is F1, u/v = B^2 is F-beta, u = 0 is precision. The best is always at an anomalous value: from a normal
     one up to the next anomalous one TP stays and FP falls.
@@ -93,17 +73,19 @@ class BestRatio:
         highest[table.anomalous == 0] = 0.0
         return highest
 
-    def attained(self, table: Table) -> float:
-        """Return the best of the thresholds whose counts are known: the lowest value of each bin."""
-        return float(self.scores(table.tp, table.fp, positives=table.n_anomalous).max())
+    def hopeful(self, table: Table, upper: NDArray[np.float64]) -> Flags:
+        """Return the bins that could reach the best of the thresholds whose counts are known: each bin's lowest."""
+        attained = float(self.scores(table.tp, table.fp, positives=table.n_anomalous).max())
+        flags: Flags = upper >= attained * (1 - MARGIN)
+        return flags
 
-    def step(self, table: Table) -> Outcome:
+    def __call__(self, table: Table) -> Outcome:
         """Answer, or want the open bins that could reach the best attained."""
         upper = self.upper(table)
-        hopeful = upper >= self.attained(table) * (1 - MARGIN)
+        hopeful = self.hopeful(table, upper)
         undecided = np.flatnonzero(hopeful & table.is_open)
         if undecided.size:
-            return Wanted(undecided[np.argsort(-upper[undecided], kind="stable")])
+            return undecided[np.argsort(-upper[undecided], kind="stable")]
         near = np.flatnonzero(hopeful & (table.anomalous > 0))
         best = self.best(table.starts[near], table.tp[near], table.fp[near], positives=table.n_anomalous)
         assert best is not None, "the table has an anomalous value"
@@ -116,21 +98,20 @@ class BestRatio:
             part = slice(at, at + _AT_ONCE)
             for key, true, false in zip(keys[part].tolist(), tp[part].tolist(), fp[part].tolist(), strict=True):
                 candidate = Found(key, true, false)
-                if best is None or self.is_better(candidate, best, positives=positives):
+                if best is None or self.comes_first(candidate, best, positives=positives):
                     best = candidate
         return best
 
-    def is_better(self, one: Found, other: Found, *, positives: int) -> bool:
-        """Whether one candidate's ratio is above another's, by exact integers."""
-        return one.tp * self._below(other, positives) > other.tp * self._below(one, positives)
-
-    def _below(self, found: Found, positives: int) -> int:
-        return self.v * (found.tp + found.fp) + self.u * positives
+    def comes_first(self, one: Found, other: Found, *, positives: int) -> bool:
+        """Whether one candidate's ratio is above another's, by exact integers, or equal and its threshold lower."""
+        below_one, below_other = (self.v * (each.tp + each.fp) + self.u * positives for each in (one, other))
+        left, right = one.tp * below_other, other.tp * below_one
+        return left > right or (left == right and one.key < other.key)
 
 
 @dataclass(frozen=True, slots=True)
 class LowestPrecise:
-    """The lowest observed threshold with precision >= a / b."""
+    """Finds the lowest observed threshold with precision >= a / b."""
 
     ratio: Fraction
 
@@ -144,82 +125,54 @@ class LowestPrecise:
             [true * gain >= false * loss for true, false in zip(tp.tolist(), fp.tolist(), strict=True)], dtype=np.bool_
         )
 
-    def possible(self, table: Table) -> Flags:
-        """Bins that may hold such a threshold; one without anomalous values has a false positive at least."""
-        return self.keeps(table.tp, table.fp_above + (table.anomalous == 0))
-
-    def step(self, table: Table) -> Outcome:
+    def __call__(self, table: Table) -> Outcome:
         """Answer, or want the open bins up to the lowest one whose lowest value keeps to it, lowest first."""
         attained = np.flatnonzero(self.keeps(table.tp, table.fp))
         last = int(attained[0]) if attained.size else len(table) - 1
-        undecided = np.flatnonzero((self.possible(table) & table.is_open)[: last + 1])
+        # a bin without anomalous values has a false positive at least
+        possible = self.keeps(table.tp, table.fp_above + (table.anomalous == 0))
+        undecided = np.flatnonzero((possible & table.is_open)[: last + 1])
         if undecided.size:
-            return Wanted(undecided)
-        return found_at(table, last) if attained.size else Unreachable()
+            return undecided
+        return Found.at(table, last) if attained.size else None
 
 
-@dataclass(frozen=True, slots=True)
-class Ranked:
-    """The k-th highest value of one class, k from 1; k = 0 is the highest value of all."""
-
-    of: Class
-    rank: int
-
-    def step(self, table: Table) -> Outcome:
-        """Answer, or want the one bin that holds it."""
-        if self.rank == 0:
-            return _only(table, len(table) - 1)
-        return _only(table, _bin_of_rank(table.fp if self.of == "normal" else table.tp, self.rank))
+def ranked(table: Table, *, counts: str, rank: int) -> Outcome:
+    """Find the value of one class, `tp` or `fp`, with that rank from the top, from 1; 0 is the highest value of all."""
+    return _only(table, _bin_of_rank(getattr(table, counts), rank) if rank else len(table) - 1)
 
 
-@dataclass(frozen=True, slots=True)
-class LowestWithFalsePositives:
-    """The lowest observed threshold with at most so many false positives; above all values the next finite float32."""
-
-    allowed: int
-
-    def step(self, table: Table) -> Outcome:
-        """Answer, or want the bin of the first normal value too many and the bin above it."""
-        if self.allowed >= table.n_normal:
-            return _only(table, 0)
-        refused = _bin_of_rank(table.fp, self.allowed + 1)
-        if table.widths[refused] > 0:
-            both = np.arange(refused, min(refused + 2, len(table)))
-            return Wanted(both[table.widths[both] > 0])
-        if refused + 1 == len(table):
-            above = next_up(value_of(table.high))
-            return Found(key_of(above), 0, 0) if above <= LARGEST else Unreachable()
-        return _only(table, refused + 1)
+def lowest_with_false_positives(table: Table, *, allowed: int) -> Outcome:
+    """Find the lowest observed threshold with at most so many false positives; above all values the next float32."""
+    if allowed >= table.n_normal:
+        return _only(table, 0)
+    refused = _bin_of_rank(table.fp, allowed + 1)
+    if table.widths[refused] > 0:  # want the bin of the first normal value too many and the bin above it
+        both = np.arange(refused, min(refused + 2, len(table)))
+        return both[table.widths[both] > 0]
+    if refused + 1 == len(table):
+        above = next_up(value_of(table.high))
+        return Found(key_of(above), 0, 0) if above <= LARGEST else None
+    return _only(table, refused + 1)
 
 
-@dataclass(frozen=True, slots=True)
-class CountsAt:
-    """The counts at a given threshold, observed or not."""
-
-    key: int
-
-    def step(self, table: Table) -> Outcome:
-        """Answer, or want the bin that the threshold divides."""
-        if self.key > table.high:
-            return Found(self.key, 0, 0)
-        if self.key <= table.low:
-            return Found(self.key, int(table.tp[0]), int(table.fp[0]))
-        index = int(np.searchsorted(table.starts, self.key, side="right")) - 1
-        if self.key != int(table.starts[index]) and self.key < int(table.ends[index]):
-            return Wanted(np.array([index]))
-        above = index if self.key == int(table.starts[index]) else index + 1
-        if above == len(table):
-            return Found(self.key, 0, 0)
-        return Found(self.key, int(table.tp[above]), int(table.fp[above]))
+def counts_at(table: Table, *, key: int) -> Outcome:
+    """Find the counts at a given threshold, observed or not; want the bin that it divides."""
+    if key > table.high:
+        return Found(key, 0, 0)
+    if key <= table.low:
+        return Found(key, int(table.tp[0]), int(table.fp[0]))
+    index = int(np.searchsorted(table.starts, key, side="right")) - 1
+    if key != int(table.starts[index]) and key < int(table.ends[index]):
+        return np.array([index])
+    above = index if key == int(table.starts[index]) else index + 1
+    if above == len(table):
+        return Found(key, 0, 0)
+    return Found(key, int(table.tp[above]), int(table.fp[above]))
 
 
-@dataclass(frozen=True, slots=True)
-class Nowhere:
-    """A threshold that no finite float32 is."""
-
-    def step(self, table: Table) -> Outcome:
-        """Answer that it cannot be reached."""
-        return Unreachable()
+def _only(table: Table, index: int) -> Outcome:
+    return np.array([index]) if table.widths[index] > 0 else Found.at(table, index)
 
 
 def _bin_of_rank(at_or_above: Counts, rank: int) -> int:
@@ -230,21 +183,8 @@ def _bin_of_rank(at_or_above: Counts, rank: int) -> int:
 # --- From a policy to the search that finds its threshold, and to the rule that decides where a class is missing.
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """The search for a policy's threshold, and the rule it follows: the policy's text, or a one-class rule."""
-
-    search: Search
-    rule: str
-
-
-def questions(policies: Sequence[Policy], table: Table) -> list[Question]:
-    """Return the search of each policy on a table."""
-    return [question(policy, table) for policy in policies]
-
-
-def question(policy: Policy, table: Table) -> Question:
-    """Return the search for a policy's threshold.
+def search_for(policy: Policy, table: Table) -> tuple[Search, str]:
+    """Return the search for a policy's threshold, and the rule it follows: the policy's text, or a one-class rule.
 
     Where a class that the policy needs is missing, the one-class rule decides: the highest value of only normal
     samples, the lowest of only anomalous ones. `fpr` and `quantile` need normal samples only, `recall` anomalous ones
@@ -252,10 +192,10 @@ def question(policy: Policy, table: Table) -> Question:
     """
     counts = {"normal": table.n_normal, "anomalous": table.n_anomalous}
     if not all(counts[needed] for needed in policy.needs):
-        if not counts["anomalous"]:
-            return Question(CountsAt(table.high), "only_normal")
-        return Question(CountsAt(table.low), "only_anomalous")
-    return Question(_search(policy, table), policy.text)
+        if not table.n_anomalous:
+            return partial(counts_at, key=table.high), "only_normal"
+        return partial(counts_at, key=table.low), "only_anomalous"
+    return _search(policy, table), policy.text
 
 
 def _search(policy: Policy, table: Table) -> Search:
@@ -265,22 +205,27 @@ def _search(policy: Policy, table: Table) -> Search:
             weight = number * number
             return BestRatio(weight.numerator, weight.denominator)
         case "recall":
-            return Ranked("anomalous", ceil(number * table.n_anomalous))
+            return partial(ranked, counts="tp", rank=ceil(number * table.n_anomalous))
         case "precision":
             return LowestPrecise(number)
         case "fpr":
-            return LowestWithFalsePositives(floor(number * table.n_normal))
+            return partial(lowest_with_false_positives, allowed=floor(number * table.n_normal))
         case "quantile":
-            return Ranked("normal", table.n_normal + 1 - max(1, ceil(number * table.n_normal)))
+            return partial(ranked, counts="fp", rank=table.n_normal + 1 - max(1, ceil(number * table.n_normal)))
         case "value" | "range":
             threshold = fixed_threshold(policy, low=value_of(table.low), high=value_of(table.high))
-            return CountsAt(key_of(threshold)) if isfinite(threshold) else Nowhere()
+            return partial(counts_at, key=key_of(threshold)) if isfinite(threshold) else _nowhere
+
+
+def _nowhere(table: Table) -> Outcome:
+    """Find nothing: the threshold is no finite float32."""
+    return None
 
 
 def fixed_threshold(policy: Policy, *, low: float, high: float) -> float:
     """Return the threshold of `value=T` or `range=U` for the range of the values seen, rounded once to float32.
 
-    Infinite where it is beyond the largest float32.
+    It is infinite where it is beyond the largest float32.
     """
     exact = policy.parameter
     if policy.kind == "range":
@@ -302,10 +247,10 @@ _SHARPENED: Final = 1 << 23  # values for which a pass that only sharpens the ar
 
 
 def answer(searches: Sequence[Search], table: Table, *, values: Values) -> tuple[list[Outcome], Table]:
-    """Answer every search, dividing bins pass by pass; the table as it stands at the end comes back too."""
+    """Answer every search, dividing bins of the first pass' table; it comes back, too, as it stands at the end."""
     while True:
-        outcomes = [search.step(table) for search in searches]
-        wanted = [outcome.bins for outcome in outcomes if isinstance(outcome, Wanted)]
+        outcomes = [search(table) for search in searches]
+        wanted = [outcome for outcome in outcomes if isinstance(outcome, np.ndarray)]
         if not wanted:
             return outcomes, table
         plan = _plan(table, wanted)
@@ -313,9 +258,7 @@ def answer(searches: Sequence[Search], table: Table, *, values: Values) -> tuple
             settled = zip(searches, outcomes, strict=True)
             return [_settle(search, outcome, table, values=values) for search, outcome in settled], table
         chosen, bits = plan
-        finer = values.split(table, chosen, bits=bits) if bits else values.collect(table, chosen)
-        _check_unchanged(table, chosen, finer)
-        table = table.replace(chosen, finer)
+        table = table.replace(chosen, _divided(table, chosen, bits, values=values))
 
 
 def sharpen(table: Table, *, values: Values) -> Table:
@@ -331,14 +274,10 @@ def sharpen(table: Table, *, values: Values) -> Table:
         between = _held(table, np.arange(blurred[0], blurred[-1] + 1)) if blurred.size else 0
         is_cheap = total <= _SHARPENED or between <= total // 4
         if blurred.size and is_cheap and held <= min(COLLECTED, MAX_BINS - len(table)):
-            finer = values.collect(table, blurred)
-            _check_unchanged(table, blurred, finer)
-            table = table.replace(blurred, finer)
+            table = table.replace(blurred, _divided(table, blurred, 0, values=values))
     blurred = np.flatnonzero((table.anomalous > 0) & (table.widths == 16))
     if blurred.size and total <= _SHARPENED and blurred.size <= CELLS >> 8 and _fits(table, blurred, cells=1 << 8):
-        finer = values.split(table, blurred, bits=8)
-        _check_unchanged(table, blurred, finer)
-        table = table.replace(blurred, finer)
+        table = table.replace(blurred, _divided(table, blurred, 8, values=values))
     return table
 
 
@@ -368,7 +307,9 @@ def _fits(table: Table, chosen: Indices, *, cells: int) -> bool:
     return len(table) + int(np.minimum(values, cells).sum()) <= MAX_BINS
 
 
-def _check_unchanged(table: Table, chosen: Indices, finer: Table) -> None:
+def _divided(table: Table, chosen: Indices, bits: int, *, values: Values) -> Table:
+    """Return the finer bins of some of a table's; refuses a source that gives other values than in the first pass."""
+    finer: Table = values(Divide.of(table, chosen, bits=bits))
     parents = np.searchsorted(table.starts[chosen], finer.starts, side="right") - 1
     for before, after in ((table.normal, finer.normal), (table.anomalous, finer.anomalous)):
         found = np.zeros(chosen.size, dtype=np.int64)
@@ -380,31 +321,29 @@ def _check_unchanged(table: Table, chosen: Indices, finer: Table) -> None:
                 needed="the same values in every pass",
                 fix="calibrate again when nothing writes to the source any more",
             )
+    return finer
 
 
 def _settle(search: Search, outcome: Outcome, table: Table, *, values: Values) -> Outcome:
-    if not isinstance(outcome, Wanted):
-        return outcome
-    if isinstance(search, BestRatio):
-        return _settle_best(search, outcome.bins, table, values=values)
-    if isinstance(search, LowestPrecise):
-        return _settle_precise(search, outcome.bins, table, values=values)
-    while isinstance(outcome, Wanted):  # the others want one or two bins at a time
-        finer, _, _ = _resolve(table, outcome.bins[:1], values=values)
-        table = table.replace(outcome.bins[:1], finer)
-        outcome = search.step(table)
+    if isinstance(search, BestRatio) and isinstance(outcome, np.ndarray):
+        return _settle_best(search, outcome, table, values=values)
+    if isinstance(search, LowestPrecise) and isinstance(outcome, np.ndarray):
+        return _settle_precise(search, outcome, table, values=values)
+    while isinstance(outcome, np.ndarray):  # the others want one or two bins at a time
+        finer, _, _ = _resolve(table, outcome[:1], values=values)
+        table = table.replace(outcome[:1], finer)
+        outcome = search(table)
     return outcome
 
 
 def _settle_best(search: BestRatio, bins: Indices, table: Table, *, values: Values) -> Outcome:
     positives, upper = table.n_anomalous, search.upper(table)
-    hopeful = upper >= search.attained(table) * (1 - MARGIN)
-    decided = np.flatnonzero(hopeful & (table.widths == 0) & (table.anomalous > 0))
+    decided = np.flatnonzero(search.hopeful(table, upper) & (table.widths == 0) & (table.anomalous > 0))
     best = search.best(table.starts[decided], table.tp[decided], table.fp[decided], positives=positives)
     while bins.size:
         batch, bins = _batch(table, bins)
         new = _best_of_batch(search, batch, table, values=values)
-        if new is not None and (best is None or _comes_first(search, new, best, positives)):
+        if new is not None and (best is None or search.comes_first(new, best, positives=positives)):
             best = new
         if best is not None:
             reached = float(search.scores(np.array([best.tp]), np.array([best.fp]), positives=positives)[0])
@@ -416,20 +355,9 @@ def _settle_best(search: BestRatio, bins: Indices, table: Table, *, values: Valu
 def _best_of_batch(search: BestRatio, batch: Indices, table: Table, *, values: Values) -> Found | None:
     """Return the best of some bins; a function of its own, so that one batch is forgotten before the next is read."""
     finer, tp, fp = _resolve(table, batch, values=values)
-    near = np.flatnonzero(_near_best(search, finer, tp, fp, table.n_anomalous))
+    scores = search.scores(tp, fp, positives=table.n_anomalous)
+    near = np.flatnonzero((finer.anomalous > 0) & (scores >= scores.max(initial=0.0) * (1 - MARGIN)))
     return search.best(finer.starts[near], tp[near], fp[near], positives=table.n_anomalous)
-
-
-def _near_best(search: BestRatio, finer: Table, tp: Counts, fp: Counts, positives: int) -> Flags:
-    scores = search.scores(tp, fp, positives=positives)
-    near: Flags = (finer.anomalous > 0) & (scores >= scores.max(initial=0.0) * (1 - MARGIN))
-    return near
-
-
-def _comes_first(search: BestRatio, new: Found, best: Found, positives: int) -> bool:
-    if search.is_better(new, best, positives=positives):
-        return True
-    return new.key < best.key and not search.is_better(best, new, positives=positives)
 
 
 def _settle_precise(search: LowestPrecise, bins: Indices, table: Table, *, values: Values) -> Outcome:
@@ -441,10 +369,7 @@ def _settle_precise(search: LowestPrecise, bins: Indices, table: Table, *, value
             first = int(reached[0])
             return Found(int(finer.starts[first]), int(tp[first]), int(fp[first]))
     attained = np.flatnonzero(search.keeps(table.tp, table.fp) & (table.widths == 0))
-    if not attained.size:
-        return Unreachable()
-    first = int(attained[0])
-    return Found(int(table.starts[first]), int(table.tp[first]), int(table.fp[first]))
+    return Found.at(table, int(attained[0])) if attained.size else None
 
 
 def _batch(table: Table, bins: Indices) -> tuple[Indices, Indices]:
@@ -459,11 +384,8 @@ def _batch(table: Table, bins: Indices) -> tuple[Indices, Indices]:
 def _resolve(table: Table, batch: Indices, *, values: Values) -> tuple[Table, Counts, Counts]:
     """Return every distinct value of the batch's bins, with true and false positives of a threshold there."""
     chosen = np.sort(batch)
-    if _held(table, chosen) <= COLLECTED:
-        finer = values.collect(table, chosen)
-    else:
-        finer = values.split(table, chosen, bits=int(table.widths[chosen[0]]))
-    _check_unchanged(table, chosen, finer)
+    bits = 0 if _held(table, chosen) <= COLLECTED else int(table.widths[chosen[0]])
+    finer = _divided(table, chosen, bits, values=values)
     parents = chosen[np.searchsorted(table.starts[chosen], finer.starts, side="right") - 1]
     after = np.searchsorted(finer.starts, table.ends[parents])
     tp = table.tp_above[parents] + finer.tp - np.append(finer.tp, 0)[after]

@@ -1,11 +1,11 @@
 """Shards of validation outputs: `.npz`, `.npy`, CSV and arrays in memory, read pass after pass."""
 
+import copy
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Self
 
 import numpy as np
 
@@ -13,15 +13,14 @@ from postproc_export.calibration.arrays import (
     KEYS,
     AnyArray,
     Block,
-    FortranPlace,
+    Pair,
     Place,
     as_numpy,
+    blocks_of,
     check_counts,
-    check_labelled,
     check_plain,
     checked_shape,
     flat_chunks,
-    paired,
 )
 from postproc_export.calibration.boxes import box_blocks, is_chunked
 from postproc_export.calibration.npy import StreamedArray, file_signature, npy_array, npz_array, npz_members, readable
@@ -33,22 +32,19 @@ from postproc_export.stats import LEVELS, Level
 WHOLE: Final = 1 << 24  # values that are loaded to turn them from Fortran into C order
 
 
-def pair_blocks(values: Any, truth: Any, place: Place) -> Iterator[Block]:
+def pair_blocks(pair: Pair) -> Iterator[Block]:
     """Yield the blocks of a pair of arrays that fit each other; only within a place does their order matter."""
-    arrays = [values] if truth is None else [values, truth]
+    place, arrays = pair.place, [pair.values] if pair.truth is None else [pair.values, pair.truth]
     if any(map(is_chunked, arrays)) and not any(isinstance(each, StreamedArray) for each in arrays):
-        yield from box_blocks(values, truth, place)
+        yield from box_blocks(pair)
         return
     if all(map(_is_fortran, arrays)):
-        place = FortranPlace(place.where, place.key, place.truth_key, place.shape, place.missing)
-        parts = [_as_stored(each) for each in arrays]
+        place = replace(place, is_fortran=True)
+        parts = [each.chunks() if isinstance(each, StreamedArray) else flat_chunks(each.T) for each in arrays]
     else:
         keys = (place.key, place.truth_key)
         parts = [_in_c_order(each, name=f"{place.where}: {key}") for each, key in zip(arrays, keys, strict=False)]
-    start = 0
-    for part, truth_part in paired(parts[0], parts[1] if len(parts) > 1 else None):
-        yield Block(part, truth_part, place, start)
-        start += part.size
+    yield from blocks_of(parts[0], parts[1] if len(parts) > 1 else None, place)
 
 
 def _is_fortran(array: Any) -> bool:
@@ -56,10 +52,6 @@ def _is_fortran(array: Any) -> bool:
     if isinstance(array, StreamedArray):
         return array.order_matters
     return isinstance(array, np.ndarray) and array.flags.f_contiguous and not array.flags.c_contiguous
-
-
-def _as_stored(array: Any) -> Iterator[AnyArray]:
-    return array.chunks() if isinstance(array, StreamedArray) else flat_chunks(array.T)
 
 
 def _in_c_order(array: Any, *, name: str) -> Iterator[AnyArray]:
@@ -85,38 +77,7 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "anomaly_map": ("anomaly_map", "maps"),
     "gt_mask": ("gt_mask", "masks"),
 }
-
-
-class Shard(Protocol):
-    """A part of the validation outputs that can be read again and again."""
-
-    name: str
-
-    @property
-    def files(self) -> list[Path]:
-        """The files that are read, or the folder of a store; none where all is in memory."""
-        ...
-
-    def signature(self) -> object:
-        """Return what changes when the shard is written to."""
-        ...
-
-    def size(self, level: Level) -> int | None:
-        """Return the values of a level as the headers tell; None where only reading tells."""
-        ...
-
-    def blocks(self, level: Level, *, verify: bool) -> Iterator[Block]:
-        """Yield the blocks of a level, none where the shard does not have it; `verify` on the first pass."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """The arrays of one level, which fit each other; `truth` is None where there is none."""
-
-    values: Any
-    truth: Any
-    place: Place
+MEANING: Final = {name: key for key, names in NAMES.items() for name in names}
 
 
 def level_pairs(named: Mapping[str, Any], *, name: str) -> dict[Level, Pair]:
@@ -149,22 +110,29 @@ def level_pairs(named: Mapping[str, Any], *, name: str) -> dict[Level, Pair]:
     return pairs
 
 
-class ArrayShard:
-    """Arrays by key; subclasses say where they come from."""
+class Shard:
+    """A part of the validation outputs that is read again and again: arrays by key; subclasses say where they are."""
 
-    name: str
+    def __init__(self, paths: Mapping[str, Path], *, name: str) -> None:
+        self.paths, self.name = dict(paths), name
 
     @property
     def files(self) -> list[Path]:
-        """The files that are read."""
-        return []
+        """The files that are read, or the folder of a store; none where all is in memory."""
+        return list(self.paths.values())
+
+    def absolute(self) -> Self:
+        """Return the shard by its absolute paths, and under the name it has here."""
+        moved = copy.copy(self)
+        moved.paths = {key: path.absolute() for key, path in self.paths.items()}
+        return moved
 
     def signature(self) -> object:
-        """Return the state of each file; arrays in memory have no cheap sign of a change."""
+        """Return what changes when a file is written to; arrays in memory have no cheap sign of a change."""
         return [file_signature(path) for path in self.files]
 
     def arrays(self, *, verify: bool) -> dict[str, Any]:
-        """Return the arrays by their names in the shard."""
+        """Return the arrays by their names in the shard; `verify` on the first pass."""
         raise NotImplementedError
 
     def pair(self, level: Level, *, verify: bool) -> Pair | None:
@@ -172,47 +140,46 @@ class ArrayShard:
         return level_pairs(self.arrays(verify=verify), name=self.name).get(level)
 
     def size(self, level: Level) -> int | None:
-        """Return the values of a level."""
+        """Return the values of a level as the headers tell; None where only reading tells."""
         with readable(self.name):
             pair = self.pair(level, verify=False)
             return 0 if pair is None else pair.place.size
 
     def blocks(self, level: Level, *, verify: bool) -> Iterator[Block]:
-        """Yield the blocks of a level after checking types and shapes."""
+        """Yield the blocks of a level after checking types and shapes, none where the shard does not have it.
+
+        Raises a CalibrationError where shapes or types do not fit or the shard is damaged, a FileError where it is not
+        there or may not be read.
+        """
         with readable(self.name):
             pair = self.pair(level, verify=verify)
             if pair is not None:
-                yield from pair_blocks(pair.values, pair.truth, pair.place)
+                yield from pair_blocks(pair)
 
 
-class NpzShard(ArrayShard):
-    """A `.npz` file, streamed member by member; nothing in it is unpickled."""
+class FileShard(Shard):
+    """A shard in one file, or in the folder of a store."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.name = path, str(path)
+        super().__init__({"": path}, name=str(path))
 
     @property
-    def files(self) -> list[Path]:
-        """The file."""
-        return [self.path]
+    def path(self) -> Path:
+        """The file or the folder."""
+        return self.paths[""]
+
+
+class NpzShard(FileShard):
+    """A `.npz` file, streamed member by member; nothing in it is unpickled."""
 
     def arrays(self, *, verify: bool) -> dict[str, Any]:
         """Return the members with known names."""
-        known = {name for names in NAMES.values() for name in names}
         members = npz_members(self.path)
-        return {name: npz_array(self.path, info, verify=verify) for name, info in members.items() if name in known}
+        return {name: npz_array(self.path, info, verify=verify) for name, info in members.items() if name in MEANING}
 
 
-class NpyShard(ArrayShard):
+class NpyShard(Shard):
     """`.npy` files that belong together, by key."""
-
-    def __init__(self, paths: Mapping[str, Path], *, name: str) -> None:
-        self.paths, self.name = dict(paths), name
-
-    @property
-    def files(self) -> list[Path]:
-        """The files, in the order of their keys."""
-        return list(self.paths.values())
 
     def arrays(self, *, verify: bool) -> dict[str, Any]:
         """Return the arrays of the files."""
@@ -223,26 +190,19 @@ class NpyShard(ArrayShard):
         pair = super().pair(level, verify=verify)
         if pair is None or pair.truth is not None:
             return pair
-        return replace(pair, place=replace(pair.place, missing=self._partner(level, pair.place.key)))
-
-    def _partner(self, level: Level, key: str) -> str | None:
-        name, truth = self.paths[key].name, NAMES[KEYS[level][1]][NAMES[KEYS[level][0]].index(key)]
-        before, found, after = name.rpartition(key)
-        return f"{before}{truth}{after}" if found else None
+        values, truth = KEYS[level]
+        before, found, after = self.paths[pair.place.key].name.rpartition(pair.place.key)
+        missing = f"{before}{NAMES[truth][NAMES[values].index(pair.place.key)]}{after}" if found else None
+        return replace(pair, place=replace(pair.place, missing=missing))
 
 
-class MemoryShard(ArrayShard):
+class MemoryShard(Shard):
     """A mapping of arrays, memory maps, torch tensors or paths of `.npy` files."""
 
     def __init__(self, arrays: Mapping[str, Any], *, name: str = "the mapping") -> None:
-        self.name = name
-        known = {name for names in NAMES.values() for name in names}
-        self.given = {key: value for key, value in arrays.items() if key in known and value is not None}
-
-    @property
-    def files(self) -> list[Path]:
-        """The files among them."""
-        return [Path(value) for value in self.given.values() if isinstance(value, str | Path)]
+        self.given = {key: value for key, value in arrays.items() if key in MEANING and value is not None}
+        paths = {key: Path(value) for key, value in self.given.items() if isinstance(value, str | Path)}
+        super().__init__(paths, name=name)
 
     def arrays(self, *, verify: bool) -> dict[str, Any]:
         """Return the arrays; what NumPy can slice stays where it is."""
@@ -267,36 +227,8 @@ _COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
 _ROWS: Final = 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
-class RowPlace(Place):
-    """The rows of a CSV file, which messages give by their line too."""
-
-    def at(self, flat: int, *, truth: bool = False) -> str:
-        """Return ``"scores.csv: score[3], line 5"``; the line is looked up, since cells may span several."""
-        text = Place.at(self, flat, truth=truth)
-        try:
-            with Path(self.where).open(newline="", encoding="utf-8-sig") as stream:
-                reader = csv.DictReader(stream, skipinitialspace=True)
-                next(islice(reader, flat, None))
-                return f"{text}, line {reader.line_num}"
-        except (OSError, ValueError, csv.Error, StopIteration):
-            return text
-
-
-class CsvShard:
+class CsvShard(FileShard):
     """A CSV file with a header: a column `score` (or `pred_score`, `scores`) and `label` (`gt_label`, `labels`)."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.name = path, str(path)
-
-    @property
-    def files(self) -> list[Path]:
-        """The file."""
-        return [self.path]
-
-    def signature(self) -> object:
-        """Return the state of the file."""
-        return file_signature(self.path)
 
     def size(self, level: Level) -> int | None:
         """Return no values of the pixel level; how many rows there are only reading tells."""
@@ -320,7 +252,7 @@ def _text_blocks(reader: "csv.DictReader[str]", name: str) -> Iterator[Block]:
     if score is None:
         found, fix = ", ".join(reader.fieldnames) or "no header", "write a first line that names the columns"
         raise CalibrationError(f"{name} has no column of scores", found=found, needed="score,label", fix=fix)
-    place, start = RowPlace(name, score, label or "label", None), 0
+    place, start = Place(name, score, label or "label", None, has_lines=True), 0
     rows: list[tuple[float, float]] = []
     for row in reader:
         at = f"{name}, line {reader.line_num}"
@@ -382,60 +314,31 @@ class Progress:
     shard: str
 
 
-class States:
-    """What each shard was like when it was first met, for all passes over all levels."""
-
-    def __init__(self, known: Sequence[object] = ()) -> None:
-        self._known: dict[int, object] = dict(enumerate(known))
-
-    def check(self, index: int, shard: Shard, *, reading: bool = False) -> None:
-        """Refuse a shard that is not what it was; `reading` says that it is being read, not only about to be."""
-        now = shard.signature()
-        if self._known.setdefault(index, now) != now:
-            raise changed(shard.name, reading=reading)
-
-    def learn(self, index: int, state: object, *, name: str) -> None:
-        """Take the state of a shard that others have read."""
-        if self._known.setdefault(index, state) != state:
-            raise changed(name)
-
-    def of(self, first: int, end: int) -> tuple[object, ...]:
-        """Return the states of a run of shards; empty where they are not known."""
-        return tuple(self._known[index] for index in range(first, end)) if first in self._known else ()
-
-    def all(self) -> list[object]:
-        """Return the states that are known, in the order of the shards."""
-        return [self._known[index] for index in sorted(self._known)]
+States = dict[int, object]
+"""What each shard was like when it was first met, by its position, for all passes over all levels."""
 
 
-class ShardReader:
-    """One level of some shards."""
+def check_state(states: States, index: int, state: object, name: str, *, reading: bool = False) -> None:
+    """Refuse a shard that is not what it was; `reading` says that it is being read, not only about to be."""
+    if states.setdefault(index, state) != state:
+        raise changed(name, reading=reading)
 
-    def __init__(self, level: Level, shards: Sequence[Shard], *, states: States, verify: bool = True) -> None:
-        self._level, self._shards, self._states = level, shards, states
-        self._verify = verify
-        self._earlier: Place | None = None
-        self.labelled: bool | None = None
 
-    def read(self) -> Iterator[Block]:
-        """Yield all blocks of the level; the first pass verifies checksums too."""
-        verify, self._verify = self._verify, False
-        for index, shard in enumerate(self._shards):
-            self._states.check(index, shard)
-            try:
-                for block in shard.blocks(self._level, verify=verify):
-                    self._check_labelled(block)
-                    yield block
-            except PostprocError:
-                self._states.check(index, shard, reading=True)  # a shard that is written to reads as a damaged one
-                raise
-            self._states.check(index, shard, reading=True)
+def read_shards(
+    level: Level, shards: Sequence[Shard], states: States, *, verify: bool, first: int = 0
+) -> Iterator[Block]:
+    """Yield all blocks of a level of some shards, the first of which has that position; one pass.
 
-    def _check_labelled(self, block: Block) -> None:
-        labelled = block.truth is not None
-        check_labelled(self.labelled, labelled, place=block.place, earlier=self._earlier)
-        if self.labelled is None:
-            self.labelled, self._earlier = labelled, block.place
+    Raises a CalibrationError if a shard is damaged or changed since it was first met. `verify` checks checksums too.
+    """
+    for index, shard in enumerate(shards, start=first):
+        check_state(states, index, shard.signature(), shard.name)
+        try:
+            yield from shard.blocks(level, verify=verify)
+        except PostprocError:  # a shard that is written to reads as a damaged one
+            check_state(states, index, shard.signature(), shard.name, reading=True)
+            raise
+        check_state(states, index, shard.signature(), shard.name, reading=True)
 
 
 def changed(name: str, *, reading: bool = False) -> CalibrationError:

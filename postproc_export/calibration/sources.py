@@ -7,27 +7,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from postproc_export.calibration.arrays import Block, check_nonfinite, check_seen
+from postproc_export.calibration.arrays import Block, check_nonfinite
 from postproc_export.calibration.calibrator import level_options
-from postproc_export.calibration.counting import Nonfinite, clean
-from postproc_export.calibration.dask_sources import has_dask
+from postproc_export.calibration.counting import Divide, Extremes, Part
+from postproc_export.calibration.dask import dask_levels, has_dask
 from postproc_export.calibration.npy import cannot_read
 from postproc_export.calibration.shards import (
-    NAMES,
+    MEANING,
     CsvShard,
     MemoryShard,
     NpyShard,
     NpzShard,
     Progress,
     Shard,
-    ShardReader,
     States,
+    read_shards,
 )
-from postproc_export.calibration.statistics import LevelOptions, level_stats
-from postproc_export.calibration.tally import ReadValues, Tally
+from postproc_export.calibration.statistics import level_stats
+from postproc_export.calibration.tally import Count, Counted, Nonfinite
 from postproc_export.calibration.zarr import ZarrShard, is_store
 from postproc_export.errors import CalibrationError, FileError, PostprocError, UsageError
-from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
+from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.validation import check_file
 
 # --- From what a user gives to shards: files, folders of them, stores, mappings, lists; nothing twice, nothing
@@ -35,10 +35,7 @@ from postproc_export.validation import check_file
 
 Source = str | Path | Mapping[str, Any] | Sequence[str | Path | Mapping[str, Any]]
 
-_KEY_AT_END: Final = re.compile(
-    r"^(?P<stem>.*?)[-_.]?(?P<key>" + "|".join(name for names in NAMES.values() for name in names) + r")$"
-)
-_MEANING: Final = {name: key for key, names in NAMES.items() for name in names}
+_KEY_AT_END: Final = re.compile(r"^(?P<stem>.*?)[-_.]?(?P<key>" + "|".join(MEANING) + r")$")
 
 
 def find_shards(source: Source) -> list[Shard]:
@@ -147,7 +144,7 @@ def _npy_shards(paths: Sequence[Path]) -> list[Shard]:
 
 def _refuse_second(path: Path, key: str, group: Mapping[str, Path]) -> None:
     for other, before in group.items():
-        if _MEANING[other] == _MEANING[key] and before != path:
+        if MEANING[other] == MEANING[key] and before != path:
             raise FileError(
                 f"{path} and {before.name} hold the same of one shard",
                 found=f"two files of {key}",
@@ -209,71 +206,71 @@ def calibrate(
     options = level_options({"image": image_policy, "pixel": pixel_policy}, compare=compare, resamples=resamples)
     shards = find_shards(source)
     with _readers(shards, dask, progress=progress) as reader:
-        levels = {level: reader(level).stats(options[level], nonfinite=nonfinite) for level in LEVELS}
+        levels = {}
+        for level in LEVELS:
+            values = reader(level)
+            counted = values.first_pass(Count(nonfinite))
+            levels[level] = level_stats(level, counted, options[level], values=values)
+    names = _shown([shard.name for shard in shards])
     if not any(levels.values()):
         raise CalibrationError(
             "nothing to calibrate on: no sample at all in the scores and maps",
-            found=", ".join(_shown([shard.name for shard in shards])),
+            found=", ".join(names),
             needed="one image at least",
             fix="give files with arrays that have elements",
         )
-    names = [shard.name for shard in shards]
-    return CalibrationStats(image=levels["image"], pixel=levels["pixel"], details={"source": _shown(names)})
+    return CalibrationStats(image=levels["image"], pixel=levels["pixel"], details={"source": names})
+
+
+class LevelValues(Protocol):
+    """All values of one level, wherever they are."""
+
+    def first_pass(self, count: Count) -> Counted:
+        """Return what the first pass counts; raises what is wrong with the values, or with reading them."""
+        ...
+
+    def __call__(self, work: Divide | Extremes) -> Any:
+        """Return the answer of a later pass."""
+        ...
 
 
 @contextmanager
 def _readers(
     shards: Sequence[Shard], dask: Any, *, progress: Callable[[Progress], None] | None
-) -> Iterator[Callable[[Level], "_LevelReader"]]:
-    """Yield a function that makes the reader of a level: in this process, or where Dask runs."""
+) -> Iterator[Callable[[Level], LevelValues]]:
+    """Yield a function that gives the values of a level: read in this process, or where Dask runs."""
     if dask is None and not any(has_dask(shard) for shard in shards):
-        states = States()
-        yield lambda level: _Reader(level, shards, states=states, progress=progress)
+        states: States = {}
+        yield lambda level: _ReadLevel(level, shards, states, progress)
         return
-    from postproc_export.calibration.dask import dask_levels
-
     with dask_levels(shards, dask, progress=progress) as reader:
         yield reader
-
-
-class _LevelReader(Protocol):
-    def stats(self, options: LevelOptions, *, nonfinite: Nonfinite) -> LevelStats | None: ...
 
 
 def _shown(names: Sequence[str]) -> list[str]:
     return list(names) if len(names) <= 10 else [*names[:9], f"... {len(names) - 9} more"]
 
 
-class _Reader:
+class _ReadLevel:
     """One level of the shards, pass after pass, in this process."""
 
     def __init__(
-        self,
-        level: Level,
-        shards: Sequence[Shard],
-        *,
-        states: States,
-        progress: Callable[[Progress], None] | None,
+        self, level: Level, shards: Sequence[Shard], states: States, progress: Callable[[Progress], None] | None
     ) -> None:
-        self._level, self._progress = level, progress
-        self._reader = ShardReader(level, shards, states=states)
+        self._level, self._shards, self._states, self._progress = level, shards, states, progress
         self._number = 0
         self._total = None if progress is None else _total(level, shards)
 
-    def stats(self, options: LevelOptions, *, nonfinite: Nonfinite) -> LevelStats | None:
-        tally = Tally()
-        for cleaned in clean(self.read(), nonfinite=nonfinite):
-            tally.add(cleaned)
-        labelled = self._reader.labelled
-        if labelled is None:
-            return None
-        check_seen(self._level, tally.seen, dropped=tally.dropped)
-        return level_stats(self._level, tally.counted(), options, labelled=labelled, values=ReadValues(self.read))
+    def first_pass(self, count: Count) -> Counted:
+        return count.run(Part(self._read())).counted()
 
-    def read(self) -> Iterator[Block]:
+    def __call__(self, work: Divide | Extremes) -> Any:
+        return work.run(Part(self._read()))
+
+    def _read(self) -> Iterator[Block]:
         self._number += 1
         done = 0
-        for block in self._reader.read():
+        for block in read_shards(self._level, self._shards, self._states, verify=self._number == 1):
             yield block
             done += block.values.size
             if self._progress is not None:

@@ -1,4 +1,4 @@
-"""The values of a level kept on disk while they stream in, and the state of a calibration around them."""
+"""The values of a one-shot stream, to be read again: in memory while they are few, then in an unlinked file."""
 
 import os
 import tempfile
@@ -10,12 +10,10 @@ from typing import IO, Any, Final
 import numpy as np
 
 from postproc_export.calibration.arrays import AnyArray, Block, Place
-from postproc_export.calibration.counting import Clean, to_float32_array
+from postproc_export.calibration.counting import is_wide, to_float32_array
 from postproc_export.calibration.table import Flags
-from postproc_export.calibration.tally import Tally
+from postproc_export.calibration.tally import Chunk, Tally
 from postproc_export.errors import FileError
-
-# --- The values of a one-shot stream, to be read again: in memory while they are few, then in an unlinked file.
 
 BLOCK: Final = 1 << 18
 IN_MEMORY: Final = 1 << 24  # bytes of values
@@ -129,32 +127,25 @@ def _write_all(descriptor: int, part: memoryview, offset: int) -> int:
     return done
 
 
-# --- What a `Calibrator` has seen of one level: counts, the values to be read again, and whether they had ground
-# truth.
-
-
 class LevelState:
-    """What one level has seen: a tally, the values to be read again, and whether they had ground truth."""
+    """What a `Calibrator` has seen of one level: a tally, and the values to be read again."""
 
     def __init__(self, spool: Spool | None) -> None:
         self.tally = Tally()
         self.spool = spool
-        self.labelled: bool | None = None
         self.is_broken = False
 
-    def absorb(self, cleaned: Iterable[Clean]) -> None:
+    def absorb(self, chunks: Iterable[Chunk]) -> None:
         """Count checked chunks and keep their values."""
         self.is_broken = True  # until all of it is kept: after a full disk the spool and the counts disagree
-        for each in cleaned:
+        for chunk in chunks:
             if self.spool is not None:
-                self.spool.append(_storable(each), each.chunk.truth)
-            self.tally.add(each)
+                self.spool.append(_storable(chunk), chunk.truth)
+            self.tally.add(chunk)
         self.is_broken = False
 
     def merge(self, other: "LevelState") -> None:
         """Take over the values and counts of another level."""
-        if self.labelled is None:
-            self.labelled = other.labelled
         self.is_broken = True
         if self.spool is not None and other.spool is not None:
             for block in other.spool.blocks(labelled=True):
@@ -165,12 +156,12 @@ class LevelState:
     def read(self) -> Iterator[Block]:
         """Yield every value again."""
         assert self.spool is not None, "a level without a spool is not read again"
-        return self.spool.blocks(labelled=bool(self.labelled))
+        return self.spool.blocks(labelled=bool(self.tally.labelled))
 
 
-def _storable(cleaned: Clean) -> AnyArray:
+def _storable(chunk: Chunk) -> AnyArray:
     """Return the values to keep: as they came where float64 holds them, so that merged values can be noticed."""
-    if not cleaned.is_wide:
-        return cleaned.chunk.values
-    wide: AnyArray = cleaned.original.astype(np.float64)
-    return wide if np.array_equal(to_float32_array(wide), cleaned.chunk.values) else cleaned.chunk.values
+    if not is_wide(chunk.original.dtype):
+        return chunk.values
+    wide: AnyArray = chunk.original.astype(np.float64)
+    return wide if np.array_equal(to_float32_array(wide), chunk.values) else chunk.values

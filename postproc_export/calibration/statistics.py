@@ -10,22 +10,22 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from postproc_export.calibration.arrays import check_seen
+from postproc_export.calibration.counting import Extremes, Values
 from postproc_export.calibration.policies import Policy
 from postproc_export.calibration.search import (
     MARGIN,
     BestRatio,
-    CountsAt,
     Found,
     Outcome,
-    Question,
     answer,
+    counts_at,
     fixed_threshold,
-    question,
-    questions,
+    search_for,
     sharpen,
 )
 from postproc_export.calibration.table import Table, value_of
-from postproc_export.calibration.tally import Counted, Values
+from postproc_export.calibration.tally import Counted
 from postproc_export.errors import CalibrationError, MetadataError
 from postproc_export.float32 import LARGEST, shortest
 from postproc_export.stats import Level, LevelStats
@@ -171,98 +171,65 @@ def _resampled_key(table: Table, policy: Policy, drawn: "np.ndarray[Any, np.dtyp
         low=int(starts[0]),
         high=int(starts[-1]),
     )
-    outcome = question(policy, again).search.step(again)
+    outcome = search_for(policy, again)[0](again)
     return outcome.key if isinstance(outcome, Found) else None
 
 
 # --- What one pass without a spool knows: counts in buckets of 2^16 keys, so within one it knows bounds only.
 
 
-def single_values(table: Table) -> Table:
-    """Return the table with every bin taken for one value, its lower edge: all that one pass can decide by."""
-    return dataclasses.replace(table, widths=np.zeros_like(table.widths))
-
-
 def one_pass_bound(table: Table, found: Found) -> dict[str, Any]:
-    """Return how far F1 at the threshold can be below the best F1 of all observed values, at most."""
+    """Return how far F1 at the threshold can be below the best F1 of all observed values, at most.
+
+    Within a bucket, F1 is at least that of all its normal and none of its anomalous values.
+    """
     if not table.n_anomalous:
         return {"exact": False, "f1_gap": None}
-    tp, fp = _worst_at(table, found.key)
+    known = counts_at(table, key=found.key)
+    if isinstance(known, Found):
+        tp, fp = known.tp, known.fp
+    else:
+        index = int(np.searchsorted(table.starts, found.key, side="right")) - 1
+        tp, fp = int(table.tp_above[index]), int(table.fp[index])
     best = 2 * float(BestRatio(1, 1).upper(table).max())
     here = 2 * tp / (tp + fp + table.n_anomalous)
     return {"exact": False, "f1_gap": min(max(best * (1 + MARGIN) - here, 0.0), 1.0)}
 
 
-def _worst_at(table: Table, key: int) -> tuple[int, int]:
-    """Return the fewest true and the most false positives that a threshold can have."""
-    known = CountsAt(key).step(table)
-    if isinstance(known, Found):
-        return known.tp, known.fp
-    index = int(np.searchsorted(table.starts, key, side="right")) - 1
-    return int(table.tp_above[index]), int(table.fp[index])
-
-
 # --- What can be reached, where a policy cannot.
 
 
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """How far the precision of a level goes."""
+def _unreachable(level: Level, policy: Policy, table: Table, best: Found | None, bound: float) -> CalibrationError:
+    """Return the error that says what can be reached instead of a policy.
 
-    best: Found  # the highest precision of the thresholds that are known
-    bound: float  # what no observed value can exceed; the precision of `best` where the values were looked at again
-
-    @classmethod
-    def of(cls, table: Table, *, counted: Table, values: Values, is_exact: bool) -> "Reach":
-        """Return it for a table that the policies were asked, and the counts of the first pass."""
-        best = answer([BestRatio(0, 1)], table, values=values)[0][0]
-        assert isinstance(best, Found), "some threshold has the highest precision"
-        bound = best.tp / (best.tp + best.fp) if is_exact else float(BestRatio(0, 1).upper(counted).max())
-        return cls(best, bound)
-
-    @property
-    def precision(self) -> float:
-        """The highest precision of the thresholds that are known."""
-        return self.best.tp / (self.best.tp + self.best.fp)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what the statistics record beside a policy that asks for more."""
-        return {"precision": self.precision, "threshold": shortest(value_of(self.best.key))}
-
-
-def unreachable(level: Level, policy: Policy, reach: Reach | None, table: Table) -> CalibrationError:
-    """Return the error that says what can be reached instead of a policy."""
+    `best` is the highest precision of the thresholds that are known, `bound` what no observed value can exceed: more
+    than that where the values were not looked at again.
+    """
     what = f"the {level} level cannot reach {policy.text}"
-    match policy.kind:
-        case "precision":
-            assert reach is not None, "precision needs both classes"
-            return _precision(what, policy, reach)
-        case "fpr":
-            normal = int(table.normal[-1])
-            return CalibrationError(
-                what,
-                found=f"{normal} of {table.n_normal} normal values are the largest float32, with nothing above them",
-                needed="a finite threshold above them",
-                fix=f"ask for fpr={np.ceil(normal / table.n_normal * 1e4) / 1e4:g} or more",
-            )
-        case _:
-            low, high = (shortest(value_of(key)) for key in (table.low, table.high))
-            return CalibrationError(
-                what,
-                found=f"a threshold beyond the largest float32, from values between {low} and {high}",
-                needed=f"at most {shortest(LARGEST)}",
-                fix="ask for a share nearer to [0, 1]",
-            )
-
-
-def _precision(what: str, policy: Policy, reach: Reach) -> CalibrationError:
-    best, needed = reach.best, f"an observed value with precision >= {policy.text.partition('=')[2]}"
-    shown = f"{reach.precision:.9g} ({best.tp} of {best.tp + best.fp}), at {shortest(value_of(best.key))}"
-    if reach.bound > reach.precision:
-        found = f"at least {shown}; one pass sees the edges of buckets only, within them it may be {reach.bound:.9g}"
+    if policy.kind == "fpr":
+        normal = int(table.normal[-1])
+        return CalibrationError(
+            what,
+            found=f"{normal} of {table.n_normal} normal values are the largest float32, with nothing above them",
+            needed="a finite threshold above them",
+            fix=f"ask for fpr={np.ceil(normal / table.n_normal * 1e4) / 1e4:g} or more",
+        )
+    if policy.kind != "precision":
+        low, high = (shortest(value_of(key)) for key in (table.low, table.high))
+        return CalibrationError(
+            what,
+            found=f"a threshold beyond the largest float32, from values between {low} and {high}",
+            needed=f"at most {shortest(LARGEST)}",
+            fix="ask for a share nearer to [0, 1]",
+        )
+    assert best is not None, "precision needs both classes"
+    needed = f"an observed value with precision >= {policy.text.partition('=')[2]}"
+    shown = f"{best.precision:.9g} ({best.tp} of {best.tp + best.fp}), at {shortest(value_of(best.key))}"
+    if bound > best.precision:
+        found = f"at least {shown}; one pass sees the edges of buckets only, within them it may be {bound:.9g}"
         return CalibrationError(f"{what} by what one pass can tell", found=found, needed=needed, fix="use exact=True")
-    rounded = np.floor(reach.precision * 1e4) / 1e4
-    return CalibrationError(what, found=f"at most {shown}", needed=needed, fix=f"ask for precision={rounded:g} or less")
+    fix = f"ask for precision={np.floor(best.precision * 1e4) / 1e4:g} or less"
+    return CalibrationError(what, found=f"at most {shown}", needed=needed, fix=fix)
 
 
 # --- The statistics of one level, from what the first pass counted and a way to read the values again.
@@ -282,124 +249,122 @@ class LevelOptions:
     exact: bool = True
 
 
-def level_stats(level: Level, counted: Counted, options: LevelOptions, *, labelled: bool, values: Values) -> LevelStats:
-    """Return the statistics of a level; warns where one class is missing or float32 merged values at the threshold."""
-    is_exact = options.exact or counted.is_exact
-    table = counted.table if is_exact else single_values(counted.table)
-    _legal(level, counted, table, threshold=None)  # refused here already, not after the passes to come
-    _warn_dropped(level, counted)
-    if not labelled:
-        return _unlabelled(level, counted, options.policy, table)
-    asked = questions([options.policy, *options.compare], table)
+def level_stats(level: Level, counted: Counted, options: LevelOptions, *, values: Values) -> LevelStats | None:
+    """Return the statistics of a level, None where it was not met.
 
-    outcomes, table = answer([each.search for each in asked], table, values=values)
-    found, reach = outcomes[0], None
+    Warns where one class is missing or float32 merged values at the threshold. Without ground truth a level has a
+    range, and a threshold only by `value=T` or `range=U`. Raises a CalibrationError if there is no value, the policy
+    cannot be reached, or the range of the values is not legal.
+    """
+    if counted.labelled is None:
+        return None
+    check_seen(level, counted.seen, dropped=counted.dropped)
+    is_exact, policy = options.exact or counted.is_exact, options.policy
+    table = counted.table
+    if not is_exact:  # one pass decides as if every bin held one value, its lower edge
+        table = dataclasses.replace(table, widths=np.zeros_like(table.widths))
+    _legal(level, counted, threshold=None)  # refused here already, not after the passes to come
+    if level == "pixel" and counted.dropped:
+        _warn(
+            f"pixel level: {counted.dropped:,} values that are not finite were left out; in the deployed file a map "
+            "that holds a NaN makes its image anomalous, whatever its score"
+        )
+    if not counted.labelled:
+        return _unlabelled(level, counted, policy)
+    asked = [search_for(each, table) for each in (policy, *options.compare)]
+    outcomes, table = answer([search for search, _ in asked], table, values=values)
+    found, rule = outcomes[0], asked[0][1]
+    best: Found | None = None
+    bound = 0.0
     if not all(isinstance(outcome, Found) for outcome in outcomes) and table.n_anomalous:
-        reach = Reach.of(table, counted=counted.table, values=values, is_exact=is_exact)
+        highest = answer([BestRatio(0, 1)], table, values=values)[0][0]
+        assert isinstance(highest, Found), "some threshold has the highest precision"
+        best = highest
+        bound = best.precision if is_exact else float(BestRatio(0, 1).upper(counted.table).max())
     if not isinstance(found, Found):
-        raise unreachable(level, options.policy, reach, table)
-    _warn_one_class(level, asked[0].rule, options.policy)
+        raise _unreachable(level, policy, table, best, bound)
+    _warn_of_threshold(level, counted, options, found, rule, values)
     table = sharpen(table, values=values) if is_exact else counted.table
-    if counted.is_wide and options.exact:
-        _warn_merged(level, found, values)
-    details = _details(table, found, is_exact=is_exact)
-    if not is_exact:
-        details |= one_pass_bound(table, found)
-    if options.compare:
-        rows = zip(options.compare, asked[1:], outcomes[1:], strict=True)
-        details["policies"] = [_compared(*row, table, reach, is_exact=is_exact) for row in rows]
-    if level == "image" and options.resamples and options.policy.kind != "value":
-        details["threshold_interval"] = _bootstrap_interval(counted, table, options)
-    return _legal(
-        level,
-        counted,
-        table,
-        threshold=value_of(found.key),
-        policy=options.policy.text,
-        rule=asked[0].rule,
-        n_normal=table.n_normal,
-        n_anomalous=table.n_anomalous,
-        details=details,
-    )
-
-
-def _rates(table: Table, found: Found, *, is_exact: bool) -> dict[str, Any]:
-    """Return counts and rates; nothing where one pass left the threshold within a bin, and they are not known."""
-    if not is_exact and not isinstance(CountsAt(found.key).step(table), Found):
-        return {}
-    return rates_at(found, normal=table.n_normal, anomalous=table.n_anomalous)
-
-
-def _details(table: Table, found: Found, *, is_exact: bool) -> dict[str, Any]:
     rates = _rates(table, found, is_exact=is_exact)
-    return {
+    details: dict[str, Any] = {
         "at_threshold": rates or None,
         "auroc": auroc(table),
         "average_precision": average_precision(table),
         "curve": curve(table, found if rates else None),
     }
+    if not is_exact:
+        details |= one_pass_bound(table, found)
+    if options.compare:
+        rows = zip(options.compare, asked[1:], outcomes[1:], strict=True)
+        details["policies"] = [
+            _compared(each, rule, outcome, table, best, is_exact=is_exact) for each, (_, rule), outcome in rows
+        ]
+    if level == "image" and options.resamples and policy.kind != "value":
+        details["threshold_interval"] = (
+            threshold_interval(table, policy, resamples=options.resamples)
+            if counted.is_exact
+            else {"left_out": f"{counted.seen} images are more than 10^6"}
+        )
+    decided = {"threshold": value_of(found.key), "policy": policy.text, "rule": rule}
+    classes = {"n_normal": table.n_normal, "n_anomalous": table.n_anomalous}
+    return _legal(level, counted, **decided, **classes, details=details)
 
 
-def _bootstrap_interval(counted: Counted, table: Table, options: LevelOptions) -> dict[str, Any]:
-    if not counted.is_exact:
-        return {"left_out": f"{counted.seen} images are more than 10^6"}
-    return threshold_interval(table, options.policy, resamples=options.resamples)
+def _rates(table: Table, found: Found, *, is_exact: bool) -> dict[str, Any]:
+    """Return counts and rates; nothing where one pass left the threshold within a bin, and they are not known."""
+    if not is_exact and not isinstance(counts_at(table, key=found.key), Found):
+        return {}
+    return rates_at(found, normal=table.n_normal, anomalous=table.n_anomalous)
 
 
 def _compared(
-    policy: Policy, question: Question, outcome: Outcome, table: Table, reach: Reach | None, *, is_exact: bool
+    policy: Policy, rule: str, outcome: Outcome, table: Table, best: Found | None, *, is_exact: bool
 ) -> dict[str, Any]:
     """Return a row of the table of policies: threshold and rates, or what can be reached instead."""
-    row: dict[str, Any] = {"policy": policy.text, "rule": question.rule, "threshold": None}
+    row: dict[str, Any] = {"policy": policy.text, "rule": rule, "threshold": None}
     if isinstance(outcome, Found):
         row["threshold"] = shortest(value_of(outcome.key))
         row.update(_rates(table, outcome, is_exact=is_exact))
-    elif policy.kind == "precision" and reach is not None:
-        row["reachable"] = reach.to_json()
+    elif policy.kind == "precision" and best is not None:
+        row["reachable"] = {"precision": best.precision, "threshold": shortest(value_of(best.key))}
     return row
 
 
-def _legal(level: Level, counted: Counted, table: Table, **stats: Any) -> LevelStats:
+def _legal(level: Level, counted: Counted, **stats: Any) -> LevelStats:
+    low, high = value_of(counted.table.low), value_of(counted.table.high)
     try:
-        return LevelStats(min=value_of(table.low), max=value_of(table.high), n_dropped=counted.dropped, **stats)
+        return LevelStats(min=low, max=high, n_dropped=counted.dropped, **stats)
     except MetadataError as error:
         what = f"the {level} level cannot be calibrated: {error.what}"
         raise CalibrationError(what, found=error.found, needed=error.needed, fix=error.fix) from error
 
 
-def _unlabelled(level: Level, counted: Counted, policy: Policy, table: Table) -> LevelStats:
-    details = {"n_values": counted.seen}
+def _unlabelled(level: Level, counted: Counted, policy: Policy) -> LevelStats:
+    details, table = {"n_values": counted.seen}, counted.table
     if policy.is_fixed:
         threshold = fixed_threshold(policy, low=value_of(table.low), high=value_of(table.high))
         if not np.isfinite(threshold):
-            raise unreachable(level, policy, None, table)
-        return _legal(level, counted, table, threshold=threshold, policy=policy.text, rule=policy.text, details=details)
-    message = f"{level} level: no ground truth, so it gets a range but no threshold (policy '{policy.text}')"
-    warnings.warn(CalibrationWarning(message), stacklevel=4)
-    return _legal(level, counted, table, threshold=None, policy=policy.text, rule="range_only", details=details)
+            raise _unreachable(level, policy, table, None, 0.0)
+        return _legal(level, counted, threshold=threshold, policy=policy.text, rule=policy.text, details=details)
+    _warn(f"{level} level: no ground truth, so it gets a range but no threshold (policy '{policy.text}')")
+    return _legal(level, counted, threshold=None, policy=policy.text, rule="range_only", details=details)
 
 
-def _warn_one_class(level: Level, rule: str, policy: Policy) -> None:
+def _warn_of_threshold(
+    level: Level, counted: Counted, options: LevelOptions, found: Found, rule: str, values: Values
+) -> None:
+    """Warn where one class is missing, or float32 merged values at the threshold."""
     which = {"only_normal": ("normal", "highest"), "only_anomalous": ("anomalous", "lowest")}.get(rule)
     if which is not None:
-        message = (
-            f"{level} level: only {which[0]} samples, so '{policy.text}' is not defined and the threshold is the "
-            f"{which[1]} value seen"
+        _warn(
+            f"{level} level: only {which[0]} samples, so '{options.policy.text}' is not defined and the threshold is "
+            f"the {which[1]} value seen"
         )
-        warnings.warn(CalibrationWarning(message), stacklevel=4)
+    if counted.is_wide and options.exact:
+        low, high = values(Extremes(np.float32(value_of(found.key))))
+        if low < high:
+            _warn(f"{level} level: rounding to float32 merges different values ({low!r} to {high!r}) at the threshold")
 
 
-def _warn_dropped(level: Level, counted: Counted) -> None:
-    if level == "pixel" and counted.dropped:
-        message = (
-            f"pixel level: {counted.dropped:,} values that are not finite were left out; in the deployed file a map "
-            "that holds a NaN makes its image anomalous, whatever its score"
-        )
-        warnings.warn(CalibrationWarning(message), stacklevel=4)
-
-
-def _warn_merged(level: Level, found: Found, values: Values) -> None:
-    low, high = values.extremes_at(np.float32(value_of(found.key)))
-    if low < high:
-        message = f"{level} level: rounding to float32 merges different values ({low!r} to {high!r}) at the threshold"
-        warnings.warn(CalibrationWarning(message), stacklevel=4)
+def _warn(message: str) -> None:
+    warnings.warn(CalibrationWarning(message), stacklevel=5)

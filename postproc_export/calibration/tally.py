@@ -1,45 +1,146 @@
-"""What the first pass over a level leaves, added exactly between parts, and who counts chosen bins again."""
+"""The tally of a level: exact counts, and what is wrong with the values; those of parts add up to that of the whole."""
 
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from postproc_export.calibration.arrays import Block
+from postproc_export.calibration.arrays import AnyArray, Block, Place, check_labelled
 from postproc_export.calibration.counting import (
-    COARSE_WIDTH,
-    Chunk,
-    Clean,
     CoarseHistogram,
-    Indices,
-    collect_bins,
-    counted_chunks,
+    Part,
+    Truth,
+    as_flags,
     is_wide,
-    sorted_table,
-    split_bins,
+    table_of_keys,
     to_float32_array,
 )
-from postproc_export.calibration.table import Counts, Keys, Table
+from postproc_export.calibration.table import Flags, Floats, Table, key_of, merge_zeros, ordered_keys
+from postproc_export.errors import CalibrationError, PostprocError
 
-# --- What the first pass over a level leaves: the coarse histogram, the range, and the values while they are few.
+# --- From raw blocks to chunks that can be counted: rounded to float32, checked, or refused with where and how many.
 
+Nonfinite = Literal["error", "drop"]
+
+
+@dataclass(slots=True)
+class Chunk:
+    """A flat run of checked values of one level."""
+
+    values: Floats  # float32, shape (n,), contiguous, finite, any zero
+    truth: Truth
+    low: float  # the lowest and the highest value; (inf, -inf) where there is none
+    high: float
+    dropped: int  # values that were left out, since they were not finite
+    original: AnyArray  # the values before rounding, which may merge different ones
+
+
+@dataclass(slots=True)
+class Fault:
+    """One kind of illegal element in one array: how many, the first one and where."""
+
+    place: Place
+    sentence: str
+    needed: str
+    fix: str | None
+    truth: bool
+    count: int = 0
+    first: int = 0
+    shown: object = None
+
+    @property
+    def position(self) -> tuple[int, bool]:
+        """Where the first one stands in its array; ground truth goes before the value beside it."""
+        return self.place.rank(self.first), not self.truth
+
+    def note(self, block: Block, bad: NDArray[np.intp]) -> None:
+        """Count the illegal elements of a block, wherever it stands among those noted before."""
+        elements = block.truth if self.truth and block.truth is not None else block.values
+        ranks = block.place.ranks(block.start + bad)
+        at = int(np.argmin(ranks))
+        if not self.count or int(ranks[at]) < self.position[0]:
+            is_flag, self.place, self.first = elements.dtype.kind == "b", block.place, block.start + int(bad[at])
+            self.shown = f"byte {elements.view(np.uint8)[bad[at]]}" if is_flag else elements[bad[at]].item()
+        self.count += bad.size
+
+    def error(self) -> CalibrationError:
+        """Return the error that says how many there are, and which is the first."""
+        total = "" if self.place.size is None else f" of {self.place.size}"
+        at = self.place.at(self.first, truth=self.truth)
+        found = f"{self.count}{total} values, the first is {self.shown} at {at}"
+        return CalibrationError(f"{self.place.where}: {self.sentence}", found=found, needed=self.needed, fix=self.fix)
+
+
+Faults = dict[str, Fault]
+
+
+def _first_fault(faults: Faults) -> CalibrationError:
+    """Return the error of the first illegal element of an array, in whatever order it was read."""
+    return min(faults.values(), key=lambda fault: fault.position).error()
+
+
+def clean(blocks: Iterable[Block], *, nonfinite: Nonfinite) -> Iterator[Chunk]:
+    """Check and round the blocks of a first pass.
+
+    Raises a CalibrationError where values are not finite after rounding (unless they are to be dropped) or ground truth
+    is not 0/1: after the array with the first such element, with the number of them in that array.
+    """
+    faults: Faults = {}
+    yield from _examine(blocks, faults, nonfinite=nonfinite)
+    if faults:
+        raise _first_fault(faults)
+
+
+def _examine(blocks: Iterable[Block], faults: Faults, *, nonfinite: Nonfinite) -> Iterator[Chunk]:
+    """Check and round blocks as `clean` does, but leave what is illegal in `faults` for the caller to judge."""
+    at: Place | None = None
+    for block in blocks:
+        if faults and block.place.array is not at:
+            break
+        at = block.place.array
+        chunk = _checked(block, nonfinite, faults) if block.values.size else None
+        if chunk is not None and not faults:
+            yield chunk
+
+
+def _checked(block: Block, nonfinite: Nonfinite, faults: Faults) -> Chunk | None:
+    values, place = to_float32_array(block.values), block.place
+    truth = None if block.truth is None else as_flags(block.truth)
+    if block.truth is not None and truth is None:
+        # booleans by their bytes, since every byte but 0 compares as 1
+        raw = block.truth.view(np.uint8) if block.truth.dtype.kind == "b" else block.truth
+        rows = (f"{place.truth_key} is not 0/1", "0 (normal) or 1 (anomalous)", "compare it with 0 first")
+        faults.setdefault("truth", Fault(place, *rows, True)).note(block, np.flatnonzero((raw != 0) & (raw != 1)))
+    low, high = float(values.min()), float(values.max())
+    if np.isfinite(low) and np.isfinite(high):
+        return Chunk(values, truth, low, high, 0, block.values)
+    finite = np.isfinite(values)
+    if nonfinite == "error":
+        fix = 'correct the model, or leave such values out with nonfinite="drop" (`--nonfinite drop`)'
+        rows = (f"{place.key} has values that are not finite as float32", "finite values", fix)
+        faults.setdefault("values", Fault(place, *rows, False)).note(block, np.flatnonzero(~finite))
+        return None
+    kept, dropped = values[finite], int(values.size - finite.sum())
+    low, high = (float(kept.min()), float(kept.max())) if kept.size else (np.inf, -np.inf)
+    return Chunk(kept, None if truth is None else truth[finite], low, high, dropped, block.values[finite])
+
+
+# --- What the first pass over a level leaves: the values while they are few, then a coarse histogram.
+
+_Run = tuple[Floats, Truth, float, float]  # values, their ground truth, the lowest and the highest of them
 SMALL: Final = 1 << 20  # up to so many values are kept and sorted: no second pass
 _PARTS: Final = 1024
-
-
-def joined(chunks: list[Chunk]) -> Chunk:
-    """Return one chunk of all values; what has no ground truth counts as normal."""
-    truths = [np.zeros(chunk.values.size, np.bool_) if chunk.truth is None else chunk.truth for chunk in chunks]
-    return Chunk(np.concatenate([chunk.values for chunk in chunks]), np.concatenate(truths))
 
 
 @dataclass(frozen=True, slots=True)
 class Counted:
     """What the first pass over all values of a level counted, wherever they were counted."""
 
-    table: Table  # at least one value; one bin per distinct value where `is_exact`, else bins 2^16 keys wide
+    table: Table  # one bin per distinct value where `is_exact`, else bins 2^16 keys wide
+    labelled: bool | None  # whether there was ground truth; None where the level was not met
     is_exact: bool  # whether the values were few enough to be sorted: `SMALL` at most
     is_wide: bool  # whether some came in a type that holds more than float32 does
     dropped: int  # values left out because they were not finite
@@ -51,174 +152,174 @@ class Counted:
 
 
 class Tally:
-    """Exact counts of one level in constant memory; tallies of disjoint data merge exactly."""
+    """Exact counts of one level in constant memory, where ground truth was met first, and what is wrong first.
 
-    def __init__(self) -> None:
-        self._histogram = CoarseHistogram()
-        self._kept: list[Chunk] | None = []
-        self.seen = 0
-        self.dropped = 0
+    An empty tally changes nothing; tallies of parts that follow each other merge to that of the whole, error included.
+    """
+
+    def __init__(self, *, number: int = 0, limit: int | None = None) -> None:
+        self._kept: list[_Run] = []
+        self._histogram: CoarseHistogram | None = None  # of all values, once they are more than the limit
+        self._limit = limit
+        self.seen = self.dropped = 0
+        self.low, self.high = float("inf"), float("-inf")
         self.is_wide = False
-
-    def add(self, clean: Clean) -> None:
-        """Count one checked chunk."""
-        self.dropped += clean.dropped
-        self.is_wide |= clean.is_wide
-        if clean.chunk.values.size:
-            self._histogram.add(clean.chunk, low=clean.low, high=clean.high)
-            self._keep([clean.chunk], clean.chunk.values.size)
-
-    def merge(self, other: "Tally") -> None:
-        """Add what another tally counted."""
-        self._histogram.merge(other._histogram)
-        self.dropped += other.dropped
-        self.is_wide |= other.is_wide
-        self._keep(other._kept, other.seen)
-
-    def _keep(self, chunks: list[Chunk] | None, size: int) -> None:
-        self.seen += size
-        if self._kept is None or chunks is None or self.seen > SMALL:
-            self._kept = None
-            return
-        for chunk in chunks:  # copies: the caller may reuse its arrays
-            self._kept.append(Chunk(chunk.values.copy(), None if chunk.truth is None else chunk.truth.copy()))
-        if len(self._kept) > _PARTS:
-            self._kept = [joined(self._kept)]
+        self.labelled: bool | None = None
+        self.states: dict[int, object] = {}
+        self._number = number  # of the array or the files that are counted, or of those with the trouble
+        self._first: Place | None = None
+        self._faults: Faults = {}
+        self._error: PostprocError | None = None
 
     @property
-    def range(self) -> tuple[float, float]:
-        """The lowest and the highest value; (inf, -inf) where there is none."""
-        return self._histogram.low, self._histogram.high
+    def is_exact(self) -> bool:
+        """Whether all values are here."""
+        return self._histogram is None
 
-    def coarse_table(self) -> Table:
-        """Return the counts in bins 2^16 keys wide; there must be at least one value."""
-        return self._histogram.table()
+    def count(self, blocks: Iterable[Block], *, nonfinite: Nonfinite) -> None:
+        """Count raw blocks up to the first array that is not legal, or cannot be read; `counted` raises why."""
+        try:
+            for chunk in _examine(self._alike(blocks), self._faults, nonfinite=nonfinite):
+                self.add(chunk)
+        except PostprocError as error:
+            self._error = error.with_traceback(None)  # whose frames hold the values
+
+    def _alike(self, blocks: Iterable[Block]) -> Iterator[Block]:
+        for block in blocks:
+            if not self._faults:
+                self._check_labelled(block.truth is not None, block.place)
+            yield block
+
+    def _check_labelled(self, labelled: bool, place: Place) -> None:
+        check_labelled(self.labelled, labelled, place=place, earlier=self._first)
+        if self.labelled is None:
+            self.labelled, self._first = labelled, place
+
+    def add(self, chunk: Chunk) -> None:
+        """Count one checked chunk."""
+        self.dropped += chunk.dropped
+        self.is_wide |= is_wide(chunk.original.dtype)
+        if self.labelled is None:
+            self.labelled = chunk.truth is not None
+        if chunk.values.size:
+            self._take([(chunk.values, chunk.truth, chunk.low, chunk.high)], chunk.values.size, copy=True)
+
+    def merge(self, other: "Tally") -> None:
+        """Add what another tally counted, which stays as it is, and what is wrong with it if all was well here."""
+        self.dropped += other.dropped
+        self.is_wide |= other.is_wide
+        self.states |= other.states
+        self._merge_trouble(other)
+        if other._histogram is None:
+            self._take(other._kept, other.seen)
+        else:
+            self._spill().merge(other._histogram)
+            self.seen += other.seen
+            self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+
+    def _merge_trouble(self, other: "Tally") -> None:
+        if self._error is not None:
+            return
+        if self._faults:
+            if other._number == self._number and (
+                other._faults or other._error is not None
+            ):  # another part of the same array
+                self._error = other._error
+                for kind, fault in other._faults.items():
+                    self._faults[kind] = _merged(self._faults.get(kind), fault)
+            return
+        self._number, self._error = other._number, other._error
+        self._faults = {kind: dataclasses.replace(fault) for kind, fault in other._faults.items()}
+        if other._first is None or other.labelled is None:
+            self.labelled = other.labelled if self.labelled is None else self.labelled
+            return
+        try:
+            self._check_labelled(other.labelled, other._first)
+        except CalibrationError as unlike:
+            self._error = unlike.with_traceback(None)
+
+    def _take(self, runs: Sequence[_Run], size: int, *, copy: bool = False) -> None:
+        """Keep values while they are few, as copies where the caller may reuse its arrays; else count them."""
+        limit = SMALL if self._limit is None else min(self._limit, SMALL)
+        self.seen += size
+        self.low = min([self.low, *(low + 0.0 for _, _, low, _ in runs)])
+        self.high = max([self.high, *(high + 0.0 for _, _, _, high in runs)])
+        if self._histogram is not None or self.seen > limit:
+            _count_runs(self._spill(), runs)
+            return
+        for values, truth, low, high in runs:
+            kept = (values.copy(), None if truth is None else truth.copy()) if copy else (values, truth)
+            self._kept.append((*kept, low, high))
+        if len(self._kept) > _PARTS:
+            self._kept = [(*_joined(self._kept), self.low, self.high)]
+
+    def _spill(self) -> CoarseHistogram:
+        """Count what was kept, and return the histogram."""
+        if self._histogram is None:
+            self._histogram = CoarseHistogram()
+            _count_runs(self._histogram, self._kept)
+            self._kept = []
+        return self._histogram
+
+    def table(self, *, exact: bool) -> Table:
+        """Return one bin per distinct value, where all of them are here, or bins 2^16 keys wide."""
+        low, high = key_of(self.low), key_of(self.high)
+        if not exact:
+            histogram = self._histogram
+            if histogram is None:
+                histogram = CoarseHistogram()
+                _count_runs(histogram, self._kept)
+            return histogram.table(low=low, high=high)
+        values, truth = _joined([(np.zeros(0, np.float32), None, 0.0, 0.0), *self._kept])
+        keys = ordered_keys(merge_zeros(values))
+        return table_of_keys(keys, keys[truth], low=low, high=high)
 
     def counted(self) -> Counted:
-        """Return the counts: one bin per distinct value where all are here, else bins 2^16 keys wide.
-
-        There must be at least one value.
-        """
-        is_exact = self._kept is not None
-        table = self._histogram.table() if self._kept is None else sorted_table(self._kept)
-        return Counted(table, is_exact=is_exact, is_wide=self.is_wide, dropped=self.dropped)
-
-
-# --- Adding the tables of parts exactly: as they are, or as dense arrays of one shape that an all-reduce can add.
+        """Return the counts; raises the first thing that is wrong."""
+        if self._error is not None:
+            raise self._error
+        if self._faults:
+            raise _first_fault(self._faults)
+        table = self.table(exact=self.is_exact)
+        return Counted(table, self.labelled, is_exact=self.is_exact, is_wide=self.is_wide, dropped=self.dropped)
 
 
-def sum_tables(parts: Sequence[Table], *, low: int, high: int) -> Table:
-    """Return the sum of tables of which any two bins are the same or disjoint."""
-    starts, first, sums = np.unique(_joined([part.starts for part in parts]), return_index=True, return_inverse=True)
-    normal, anomalous = (np.zeros(starts.size, dtype=np.int64) for _ in range(2))
-    np.add.at(normal, sums, _joined([part.normal for part in parts]))
-    np.add.at(anomalous, sums, _joined([part.anomalous for part in parts]))
-    return Table(
-        starts=starts.astype(np.uint32),
-        widths=_joined([part.widths for part in parts])[first].astype(np.uint8),
-        normal=normal,
-        anomalous=anomalous,
-        low=low,
-        high=high,
-    )
+def _joined(runs: Sequence[_Run]) -> tuple[Floats, Flags]:
+    """Return all values and flags; what has no ground truth counts as normal."""
+    truths = [np.zeros(values.size, np.bool_) if truth is None else truth for values, truth, *_ in runs]
+    return np.concatenate([values for values, *_ in runs]), np.concatenate(truths)
 
 
-def _joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    return np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int64)
+def _count_runs(histogram: CoarseHistogram, runs: Sequence[_Run]) -> None:
+    for values, truth, low, high in runs:
+        histogram.add(values, truth, low=low, high=high)
 
 
-def empty_table(*, low: int, high: int) -> Table:
-    """Return a table without bins: what a part without values counts."""
-    none = np.zeros(0, dtype=np.int64)
-    widths, starts = none.astype(np.uint8), none.astype(np.uint32)
-    return Table(starts=starts, widths=widths, normal=none, anomalous=none, low=low, high=high)
+def _merged(one: Fault | None, other: Fault) -> Fault:
+    """Return the illegal elements of two parts of one array; neither is changed, since tasks may run again."""
+    if one is None:
+        return other
+    first = min(one, other, key=lambda fault: fault.position)
+    return dataclasses.replace(first, count=one.count + other.count)
 
 
 @dataclass(frozen=True, slots=True)
-class BinGrid:
-    """Bins of one width, each divided into 2^bits cells: where tables of that kind have equal dense forms."""
+class Count:
+    """The first pass over a level."""
 
-    starts: Keys  # uint32, shape (n,), ascending: the lowest ordered key of each bin
-    width: int  # a bin covers 2^width keys and 2^bits cells
-    bits: int
+    nonfinite: Nonfinite  # what is done with values that are not finite
+    carried: int | None = None  # up to so many values of a part travel as they are, so that a small whole needs no more
 
-    @classmethod
-    def of(cls, table: Table, chosen: Indices, *, bits: int) -> "BinGrid":
-        """Return the grid of chosen bins of a table, which are equally wide."""
-        return cls(table.starts[chosen], int(table.widths[chosen[0]]), bits)
+    def run(self, part: Part) -> Tally:
+        """Return the tally of a part."""
+        tally = Tally(number=part.number, limit=self.carried)
+        tally.count(part.blocks, nonfinite=self.nonfinite)
+        tally.states = part.states
+        return tally
 
-    def dense(self, finer: Table) -> Counts:
-        """Return int64 counts of shape (2, n 2^bits), normal and anomalous, of a table with these cells as bins."""
-        bins = np.searchsorted(self.starts, finer.starts, side="right") - 1
-        within = (finer.starts - self.starts[bins]) >> np.uint32(self.width - self.bits)
-        cells = (bins << self.bits) | within.astype(np.intp)
-        counts = np.zeros((2, self.starts.size << self.bits), dtype=np.int64)
-        counts[0, cells], counts[1, cells] = finer.normal, finer.anomalous
-        return counts
-
-    def table(self, counts: Counts, *, low: int, high: int) -> Table:
-        """Return the table of the cells that are not empty: the inverse of `dense`."""
-        used = np.flatnonzero(counts.any(axis=0))
-        within = (used & ((1 << self.bits) - 1)).astype(np.uint32) << np.uint32(self.width - self.bits)
-        return Table(
-            starts=self.starts[used >> self.bits] + within,
-            widths=np.full(used.size, self.width - self.bits, dtype=np.uint8),
-            normal=counts[0, used],
-            anomalous=counts[1, used],
-            low=low,
-            high=high,
-        )
-
-
-COARSE_GRID: Final = BinGrid(np.zeros(1, dtype=np.uint32), 32, 32 - COARSE_WIDTH)
-"""The one bin of all keys, in the cells of the first pass."""
-
-
-# --- Where the values of a level are, seen from the engine: whoever counts chosen bins again can be calibrated on.
-
-Blocks = Callable[[], Iterator[Block]]
-
-
-class Values(Protocol):
-    """All values of one level, wherever they are, counted again as often as asked.
-
-    The answers depend on the values alone, not on where they are or in which order: `sum_tables` and `BinGrid` add the
-    tables of parts exactly, and every route then gives the same bits.
-    """
-
-    def split(self, table: Table, chosen: Indices, *, bits: int) -> Table:
-        """Return the chosen bins (ascending, equally wide), each divided into 2^bits; the non-empty ones only."""
-        ...
-
-    def collect(self, table: Table, chosen: Indices) -> Table:
-        """Return the chosen bins, which hold few values together, with one bin per distinct value."""
-        ...
-
-    def extremes_at(self, threshold: np.float32) -> tuple[float, float]:
-        """Return the lowest and highest wide value that rounds to the threshold; (inf, -inf) where there is none."""
-        ...
-
-
-class ReadValues:
-    """Values that this process reads, block by block."""
-
-    def __init__(self, read: Blocks) -> None:
-        self._read = read
-
-    def split(self, table: Table, chosen: Indices, *, bits: int) -> Table:
-        """Return the chosen bins divided; one pass."""
-        return split_bins(counted_chunks(self._read()), table, chosen, bits=bits)
-
-    def collect(self, table: Table, chosen: Indices) -> Table:
-        """Return the distinct values of the chosen bins; one pass."""
-        return collect_bins(counted_chunks(self._read()), table, chosen)
-
-    def extremes_at(self, threshold: np.float32) -> tuple[float, float]:
-        """Return the extremes among the values whose type holds more than float32; one pass."""
-        low, high = float("inf"), float("-inf")
-        for block in self._read():
-            if is_wide(block.values.dtype):
-                merged = block.values[to_float32_array(block.values) == threshold]
-                if merged.size:
-                    low, high = min(low, merged.min().item()), max(high, merged.max().item())
-        return low, high
+    def add(self, answers: Sequence[Tally]) -> Tally:
+        """Return the tally of parts that follow each other."""
+        total = Tally()
+        for answer in answers:
+            total.merge(answer)
+        return total

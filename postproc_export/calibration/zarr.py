@@ -5,17 +5,16 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
-from postproc_export.calibration.arrays import Block
+from postproc_export.calibration.arrays import Block, Pair
 from postproc_export.calibration.boxes import box_blocks
 from postproc_export.calibration.npy import cannot_read, damaged, readable
-from postproc_export.calibration.shards import NAMES, ArrayShard, Pair
+from postproc_export.calibration.shards import MEANING, FileShard
 from postproc_export.calibration.statistics import CalibrationWarning
 from postproc_export.errors import CalibrationError, FileError, PostprocError, require
 from postproc_export.stats import Level
@@ -27,83 +26,72 @@ _BLOSC_HEADER: Final = 16  # bytes before the blocks of a Blosc frame
 _FRAME: Final = slice(12, 16)  # its length, header included, little endian
 
 
-@dataclass(frozen=True, slots=True)
-class StoredChunks:
-    """The chunks of an array, or its shards where it has them."""
+def _layout(folder: Path) -> dict[str, Any] | None:
+    """Return how the metadata of an array say that its chunks (its shards, where it has them) are stored.
 
-    folder: Path  # where the array is, and the store as messages name it
-    store: str
-    counts: tuple[int, ...]  # number of chunks along every axis
-    prefix: str  # what stands before the numbers in the name of a chunk, and between them
-    separator: str
-    is_blosc: bool  # whether each file is a Blosc frame
-    fill_value: object  # what elements have that are not stored
+    Those are the number of chunks along every axis, what stands before the numbers in the name of a chunk and between
+    them, whether each file is a Blosc frame, and the value of elements that are not stored. None: they are laid out in
+    a way that is not known.
+    """
+    try:
+        if (folder / "zarr.json").is_file():
+            meta = json.loads((folder / "zarr.json").read_text("utf-8"))
+            grid, key = meta["chunk_grid"], meta["chunk_key_encoding"]
+            if grid["name"] != "regular" or key["name"] not in ("default", "v2"):
+                return None
+            is_default = key["name"] == "default"
+            separator = key.get("configuration", {}).get("separator", "/" if is_default else ".")
+            prefix, chunks = "c" if is_default else "", grid["configuration"]["chunk_shape"]
+            is_blosc = meta["codecs"][-1]["name"] == "blosc"
+        else:
+            meta = json.loads((folder / ".zarray").read_text("utf-8"))
+            prefix, chunks, separator = "", meta["chunks"], meta.get("dimension_separator", ".")
+            is_blosc = (meta["compressor"] or {}).get("id") == "blosc"
+        counts = [-(-int(length) // int(chunk)) for length, chunk in zip(meta["shape"], chunks, strict=True)]
+        naming = {"counts": counts, "prefix": prefix, "separator": separator}
+        return {**naming, "is_blosc": is_blosc, "fill_value": meta["fill_value"]}
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, FileNotFoundError):
+        return None  # Zarr itself has opened it: an extension, or a store kept elsewhere
 
-    @classmethod
-    def of(cls, folder: Path, *, store: str) -> "StoredChunks | None":
-        """Return what the metadata of an array say; None where its chunks are laid out in a way that is not known."""
+
+def _check_chunks(folder: Path, *, store: str) -> str | None:
+    """Return which chunks of an array are not stored, in words, None where all are.
+
+    Raises a CalibrationError where a Blosc frame is not as long as it says: decoding it may read beyond its end, which
+    ends the process.
+    """
+    layout = _layout(folder)
+    if layout is None:
+        return None
+    missing = 0
+    for numbers in product(*map(range, layout["counts"])):
+        parts = [layout["prefix"]] * bool(layout["prefix"]) + [str(number) for number in numbers]
+        name = layout["separator"].join(parts) or "0"  # what version 2 calls the chunk of an array without axes
         try:
-            if (folder / "zarr.json").is_file():
-                return cls._of_v3(json.loads((folder / "zarr.json").read_text("utf-8")), folder, store)
-            return cls._of_v2(json.loads((folder / ".zarray").read_text("utf-8")), folder, store)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, FileNotFoundError):
-            return None  # Zarr itself has opened it: an extension, or a store kept elsewhere
-
-    @classmethod
-    def _of_v2(cls, meta: Mapping[str, Any], folder: Path, store: str) -> "StoredChunks":
-        is_blosc = (meta["compressor"] or {}).get("id") == "blosc"
-        counts, separator = _counts(meta["shape"], meta["chunks"]), meta.get("dimension_separator", ".")
-        return cls(folder, store, counts, "", separator, is_blosc, meta["fill_value"])
-
-    @classmethod
-    def _of_v3(cls, meta: Mapping[str, Any], folder: Path, store: str) -> "StoredChunks":
-        grid, key = meta["chunk_grid"], meta["chunk_key_encoding"]
-        if grid["name"] != "regular" or key["name"] not in ("default", "v2"):
-            raise ValueError(grid["name"], key["name"])
-        is_default = key["name"] == "default"
-        separator = key.get("configuration", {}).get("separator", "/" if is_default else ".")
-        prefix, counts = "c" if is_default else "", _counts(meta["shape"], grid["configuration"]["chunk_shape"])
-        is_blosc = meta["codecs"][-1]["name"] == "blosc"
-        return cls(folder, store, counts, prefix, separator, is_blosc, meta["fill_value"])
-
-    def __len__(self) -> int:
-        return math.prod(self.counts)
-
-    def check(self) -> int:
-        """Return how many chunks are not stored."""
-        missing = 0
-        for name in self._names():
-            try:
-                if self.is_blosc:
-                    self._check_frame(name)
-                else:
-                    (self.folder / name).stat()
-            except FileNotFoundError:
-                missing += 1
-        return missing
-
-    def _names(self) -> Iterator[str]:
-        for numbers in product(*map(range, self.counts)):
-            parts = [self.prefix] * bool(self.prefix) + [str(number) for number in numbers]
-            yield self.separator.join(parts) or "0"  # what version 2 calls the chunk of an array without axes
-
-    def _check_frame(self, name: str) -> None:
-        path = self.folder / name
-        with path.open("rb") as stream:
-            header = stream.read(_BLOSC_HEADER)
-            size = stream.seek(0, 2)
-        promised = int.from_bytes(header[_FRAME], "little")
-        if len(header) < _BLOSC_HEADER or promised != size:
-            raise CalibrationError(
-                f"{self.store}: chunk {name} of {self.folder.name} is damaged or truncated",
-                found=f"{size} bytes",
-                needed=f"{promised} bytes, as it says" if len(header) == _BLOSC_HEADER else "a whole Blosc frame",
-                fix="write the store again",
-            )
+            if layout["is_blosc"]:
+                _check_frame(folder, name, store)
+            else:
+                (folder / name).stat()
+        except FileNotFoundError:
+            missing += 1
+    total, fill = math.prod(layout["counts"]), layout["fill_value"]
+    if not missing:
+        return None
+    return f"{missing} of {total} chunks of {folder.name} are not stored and count as their fill value {fill}"
 
 
-def _counts(shape: list[int], chunks: list[int]) -> tuple[int, ...]:
-    return tuple(-(-int(length) // int(chunk)) for length, chunk in zip(shape, chunks, strict=True))
+def _check_frame(folder: Path, name: str, store: str) -> None:
+    with (folder / name).open("rb") as stream:
+        header = stream.read(_BLOSC_HEADER)
+        size = stream.seek(0, 2)
+    promised = int.from_bytes(header[_FRAME], "little")
+    if len(header) < _BLOSC_HEADER or promised != size:
+        raise CalibrationError(
+            f"{store}: chunk {name} of {folder.name} is damaged or truncated",
+            found=f"{size} bytes",
+            needed=f"{promised} bytes, as it says" if len(header) == _BLOSC_HEADER else "a whole Blosc frame",
+            fix="write the store again",
+        )
 
 
 # --- A Zarr group on disk, read box by box.
@@ -120,17 +108,10 @@ def is_store(folder: Path) -> bool:
     return any((folder / mark).exists() for mark in MARKS)
 
 
-class ZarrShard(ArrayShard):
+class ZarrShard(FileShard):
     """A Zarr group; all of it, or a run of the boxes in which a level is read."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.name = path, str(path)
-        self.run: tuple[int, int] | None = None
-
-    @property
-    def files(self) -> list[Path]:
-        """The folder of the store."""
-        return [self.path]
+    run: tuple[int, int] | None = None
 
     def signature(self) -> object:
         """Return the number, sizes and newest time of the files of the store; nothing of a part of it."""
@@ -149,7 +130,7 @@ class ZarrShard(ArrayShard):
         self._refuse_pickles()
         try:
             group = zarr.open_group(str(self.path), mode="r")
-            named = {name: group[name] for names in NAMES.values() for name in names if name in group}
+            named = {name: group[name] for name in MEANING if name in group}
         except MemoryError:
             raise
         except Exception as error:  # whatever its parser stumbles over
@@ -163,7 +144,7 @@ class ZarrShard(ArrayShard):
     def _refuse_pickles(self) -> None:
         """Decoding a pickle runs what it says; some versions of Zarr have it among their codecs."""
         with readable(self.name):
-            folders = [self.path, *(self.path / name for names in NAMES.values() for name in names)]
+            folders = [self.path, *(self.path / name for name in MEANING)]
             metadata = [folder / mark for folder in folders for mark in MARKS]
             found = [path for path in metadata if path.is_file() and _PICKLE.search(path.read_bytes())]
         if found:
@@ -185,19 +166,18 @@ class ZarrShard(ArrayShard):
             f"{self.name} cannot be read as a Zarr group", found=found, fix=f"write it again: {fix}"
         )
 
-    def size(self, level: Level) -> int | None:
-        """Return the values of a level."""
-        pair = self.pair(level, verify=False)
-        return 0 if pair is None else pair.place.size
-
     def blocks(self, level: Level, *, verify: bool) -> Iterator[Block]:
-        """Yield the blocks of a level; the first pass looks at the files of its chunks before any is decoded."""
+        """Yield the blocks of a level; the first pass looks at the files of its chunks before any is decoded.
+
+        Raises a CalibrationError where shapes or types do not fit or the store is damaged, a FileError where a file of
+        it may not be read.
+        """
         pair = self.pair(level, verify=verify)
         if pair is not None:
             if verify and self.run is None:
                 self.check(pair)
             with _few_threads(), _decodable(self.name):
-                yield from box_blocks(pair.values, pair.truth, pair.place, run=self.run)
+                yield from box_blocks(pair, run=self.run)
 
     def check(self, pair: Pair) -> None:
         """Refuse truncated chunks of a level, and warn of values that are not stored.
@@ -205,17 +185,11 @@ class ZarrShard(ArrayShard):
         Zarr leaves out chunks that hold the fill value only, which is what most masks are; maps hardly ever.
         """
         with readable(self.name):
-            chunks = StoredChunks.of(self.path / pair.place.key, store=self.name)
-            missing = 0 if chunks is None else chunks.check()
+            missing = _check_chunks(self.path / pair.place.key, store=self.name)
             if pair.truth is not None:
-                truth = StoredChunks.of(self.path / pair.place.truth_key, store=self.name)
-                _ = None if truth is None else truth.check()
-        if chunks is not None and missing:
-            message = (
-                f"{self.name}: {missing} of {len(chunks)} chunks of {pair.place.key} are not stored and count as their "
-                f"fill value {chunks.fill_value}"
-            )
-            warnings.warn(CalibrationWarning(message), stacklevel=2)
+                _check_chunks(self.path / pair.place.truth_key, store=self.name)
+        if missing is not None:
+            warnings.warn(CalibrationWarning(f"{self.name}: {missing}"), stacklevel=2)
 
 
 @contextmanager

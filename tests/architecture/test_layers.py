@@ -24,8 +24,8 @@ ORDER = {
     """,
     "postproc_export.steps": "modules transforms decisions user user_export around",
     "postproc_export.calibration": """
-        table arrays boxes policies counting tally search statistics spool npy shards zarr ranks dask_cluster
-        dask_sources dask calibrator sources model
+        table arrays boxes policies counting tally search statistics spool npy shards zarr ranks dask_cluster dask
+        calibrator sources model
     """,
     "postproc_export.check": """
         inputs runners attached_files attached ways reference readings stage_report report

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from postproc_export.calibration import COMPARED, Progress, calibrate, dask_cluster
-from postproc_export.calibration.dask import Count
-from postproc_export.calibration.dask_cluster import Divide, reply
-from postproc_export.calibration.dask_sources import ShardPart
+from postproc_export.calibration.counting import Divide
+from postproc_export.calibration.dask import ShardTask
 from postproc_export.calibration.shards import NpzShard
+from postproc_export.calibration.tally import Count
 from postproc_export.errors import CalibrationError, FileError
 
 distributed = pytest.importorskip("distributed", reason="the extra 'dask' is not installed")
@@ -234,14 +234,15 @@ def test_progress_counts_values(shards: Path, cluster: str) -> None:
 
 def test_answers_hold_histograms_and_no_values(shards: Path) -> None:
     """What a part of a large source sends is its used bins; what it is sent is paths and bins."""
-    part = ShardPart("pixel", [NpzShard(shards / "1.npz")], number=0, signatures=())
-    count = reply(part, Count("error", carried=0)).answer
+    task = ShardTask("pixel", [NpzShard(shards / "1.npz")], {}, first=0, number=0, verify=True)
+    assert len(pickle.dumps(task)) < 1000
+    answer = pickle.dumps(task.answer(Count("error", carried=0)).answer)
+    count = pickle.loads(answer).counted()
     assert count.seen == 25 * 160 * 160
-    assert len(pickle.dumps(count)) < 21 * len(count.table) + 2000 < count.seen / 10
-    assert len(pickle.dumps(part)) < 1000
+    assert len(answer) < 21 * len(count.table) + 2000 < count.seen / 10
     bins = np.arange(100, 110)
     divide = Divide.of(count.table, bins, bits=0)
-    finer = reply(part, divide).answer
+    finer = task.answer(divide).answer
     held = int((count.table.normal + count.table.anomalous)[bins].sum())
     assert len(finer) <= held < count.seen / 50
     assert len(pickle.dumps(finer)) < 21 * held + 2000

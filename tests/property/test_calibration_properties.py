@@ -2,6 +2,7 @@
 
 import warnings
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from postproc_export.calibration import Calibrator, tally
 from postproc_export.calibration.policies import Policy
-from postproc_export.calibration.search import BestRatio, Found, LowestPrecise, Ranked
+from postproc_export.calibration.search import BestRatio, Found, LowestPrecise, ranked
 from postproc_export.calibration.statistics import CalibrationWarning, LevelOptions
 from postproc_export.calibration.table import Table
 from postproc_export.stats import LevelStats
@@ -162,13 +163,14 @@ def test_huge_counts_are_decided_by_integers(seed: int, scale: int, near: bool) 
     plain, ratio = Counted(table), Fraction(int(table.tp[7]), int(table.tp[7] + table.fp[7]))
 
     def key(search: Any) -> int | None:
-        outcome = search.step(table)
+        outcome = search(table)
         return outcome.key if isinstance(outcome, Found) else None
 
     assert key(BestRatio(1, 1)) == plain.best(Fraction(1))
     assert key(BestRatio(1089, 100)) == plain.best(Fraction(1089, 100))
     assert key(LowestPrecise(ratio)) == plain.precise(ratio)
-    assert key(Ranked("anomalous", int(table.tp[11]))) == plain.recalling(Fraction(int(table.tp[11]), plain.positives))
+    rank = int(table.tp[11])
+    assert key(partial(ranked, counts="tp", rank=rank)) == plain.recalling(Fraction(rank, plain.positives))
 
 
 @pytest.mark.parametrize("policy", ["f1", "recall=0.5", "precision=0.5"])

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from calibration_cases import computed, three_shards
 
 from postproc_export.calibration import Calibrator, tally
-from postproc_export.calibration.ranks import RankValues
+from postproc_export.calibration.counting import Divide
 
 RANKS = 3
 
@@ -36,13 +36,13 @@ def scores(rank: int) -> Calibrator:
 def in_second_pass(rank: int, act: Callable[[], NoReturn]) -> None:
     """Compute on all ranks, where rank 1 does something else instead of its second pass."""
 
-    def collect(self: RankValues, *arguments: Any) -> NoReturn:
+    def run(self: Divide, *arguments: Any) -> NoReturn:
         act()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tally, "SMALL", 0)
         if rank == 1:
-            patch.setattr(RankValues, "collect", collect)
+            patch.setattr(Divide, "run", run)
         scores(rank).compute(distributed=True)
 
 

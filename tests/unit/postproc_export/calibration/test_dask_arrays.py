@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from postproc_export.calibration import COMPARED, Progress, calibrate, dask_cluster, tally
 from postproc_export.calibration import dask as dask_level
-from postproc_export.calibration.shards import NpzShard, States
+from postproc_export.calibration.shards import NpzShard
 from postproc_export.errors import CalibrationError, UsageError
 
 dask = pytest.importorskip("dask", reason="the extra 'dask' is not installed")
@@ -304,7 +304,7 @@ def test_numpy_arrays_do_not_import_dask() -> None:
 def test_groups_of_shards_are_not_too_many() -> None:
     """However many shards there are, tasks are few, and every shard is in one of them."""
     shards = [NpzShard(Path(f"{index}.npz")) for index in range(1000)]
-    (source,) = dask_level.shard_sources("image", shards, groups=64, states=States())
+    (source,) = dask_level.shard_sources("image", shards, groups=64, states={})
     groups = source.groups  # type: ignore[attr-defined]
     assert len(groups) == 64
     assert [shard.name for group in groups for shard in group] == [shard.name for shard in shards]

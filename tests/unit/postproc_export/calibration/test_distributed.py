@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from postproc_export.calibration import Calibrator
-from postproc_export.calibration.counting import Chunk, CoarseHistogram, collect_bins, split_bins
+from postproc_export.calibration.arrays import Block, Place
+from postproc_export.calibration.counting import Divide, Part, coarse_pass, sum_tables
 from postproc_export.calibration.ranks import FAILED, all_ranks, device_of
 from postproc_export.calibration.table import Table
-from postproc_export.calibration.tally import COARSE_GRID, BinGrid, empty_table, sum_tables
+from postproc_export.calibration.tally import Count, Tally
 from postproc_export.errors import UsageError
 
 
@@ -88,11 +89,9 @@ def test_an_interrupt_is_told_only_where_the_others_listen(
     assert meetings.count(FAILED) == told
 
 
-def coarse(chunk: Chunk) -> Table:
-    """Return the table of a first pass."""
-    histogram = CoarseHistogram()
-    histogram.add(chunk, low=float(chunk.values.min()), high=float(chunk.values.max()))
-    return histogram.table()
+def part(values: np.ndarray, truth: np.ndarray) -> Part:
+    """Return some values as one part."""
+    return Part([Block(values, truth, Place("a part", "scores", "labels", values.shape), 0)])
 
 
 def same(one: Table, other: Table) -> bool:
@@ -108,22 +107,22 @@ def test_tables_of_parts_add_up_to_the_table_of_the_whole(seed: int, cut: int, b
     """Sparse and dense sums of divided and of collected bins equal one pass over everything; parts may be empty."""
     rng = np.random.default_rng(seed)
     values, truth = rng.normal(size=400).astype(np.float32).round(2), rng.random(400) < 0.3
-    whole = [Chunk(values, truth)]
-    parts = [[Chunk(values[:cut], truth[:cut])], [Chunk(values[cut:], truth[cut:])], []]
-    table = coarse(whole[0])
+    cuts = [slice(0, 400), slice(0, cut), slice(cut, 400), slice(0)]
+    first = Count("error", carried=0)
+    tallies = [first.run(part(values[each], truth[each])) for each in cuts]
+    table = tallies[0].counted().table
+    assert same(first.add(tallies[1:]).counted().table, table)
     chosen = np.sort(rng.choice(len(table), 5, replace=False))
-    grid, ends = BinGrid.of(table, chosen, bits=bits), {"low": table.low, "high": table.high}
-    divided = split_bins(whole, table, chosen, bits=bits)
-    divided_parts = [split_bins(part, table, chosen, bits=bits) for part in parts]
-    assert same(sum_tables(divided_parts, **ends), divided)
-    assert same(grid.table(sum(grid.dense(part) for part in divided_parts), **ends), divided)
-    collected = [collect_bins(part, table, chosen) for part in parts]
-    assert same(sum_tables(collected, **ends), collect_bins(whole, table, chosen))
-    assert same(COARSE_GRID.table(COARSE_GRID.dense(table), **ends), table)
+    divide, collect = (Divide.of(table, chosen, bits=each) for each in (bits, 0))
+    for work in (divide, collect):
+        whole, *parts = (work.run(part(values[each], truth[each])) for each in cuts)
+        assert same(work.add(parts), whole)
+        assert same(sum_tables(parts, low=table.low, high=table.high), whole)
+    coarse = coarse_pass(table.low, table.high)
+    assert same(coarse.table(*coarse.dense(table)), table)
 
 
-def test_tables_without_bins_add_up_to_one_without_bins() -> None:
-    """Nothing plus nothing is nothing, with the range that it was given."""
-    empty = empty_table(low=3, high=7)
-    assert same(sum_tables([empty, empty], low=3, high=7), empty)
-    assert not COARSE_GRID.dense(empty).any()
+def test_tallies_without_values_add_up_to_one_without_values() -> None:
+    """Nothing plus nothing is nothing."""
+    empty = Count("error").add([Tally(), Tally()]).counted()
+    assert (len(empty.table), empty.seen, empty.labelled) == (0, 0, None)

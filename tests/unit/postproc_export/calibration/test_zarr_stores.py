@@ -13,7 +13,7 @@ import pytest
 
 from postproc_export.calibration import CalibrationWarning, Calibrator, Progress, boxes, calibrate, tally
 from postproc_export.calibration import zarr as zarr_store
-from postproc_export.calibration.arrays import Place
+from postproc_export.calibration.arrays import Pair, Place
 from postproc_export.calibration.boxes import box_blocks, grid_of
 from postproc_export.errors import CalibrationError, FileError
 
@@ -86,7 +86,7 @@ CHUNKS = [
 def test_no_chunk_is_decoded_twice(chunks: tuple[int, ...], truth_chunks: tuple[int, ...]) -> None:
     """Within the budget each chunk of both arrays is met once, and every value is paired with its ground truth."""
     values, truth = Counting(MAPS, chunks), Counting(MASKS, truth_chunks)
-    blocks = list(box_blocks(values, truth, Place("here", "maps", "masks", MAPS.shape)))
+    blocks = list(box_blocks(Pair(values, truth, Place("here", "maps", "masks", MAPS.shape))))
     assert set(values.decoded.values()) == set(truth.decoded.values()) == {1}
     for block in blocks:
         at = block.place.ranks(block.start + np.arange(block.values.size))
@@ -99,7 +99,9 @@ def test_memory_goes_before_decoding_once(monkeypatch: pytest.MonkeyPatch) -> No
     """Where the common boxes do not fit, boxes stay small and some chunks are decoded again."""
     monkeypatch.setattr(boxes, "BUDGET", 40_000)
     values, truth = Counting(MAPS, (1, 1, 40, 36)), Counting(MASKS, (12, 4, 36))
-    assert sum(block.values.size for block in box_blocks(values, truth, Place("", "", "", MAPS.shape))) == MAPS.size
+    assert (
+        sum(block.values.size for block in box_blocks(Pair(values, truth, Place("", "", "", MAPS.shape)))) == MAPS.size
+    )
     assert max(*values.decoded.values(), *truth.decoded.values()) > 1
     assert values.largest * 5 <= 40_000
 
@@ -108,7 +110,7 @@ def test_a_chunk_larger_than_the_budget_is_read_once(monkeypatch: pytest.MonkeyP
     """It stays decoded, while the other array is read in boxes within the budget beside it."""
     monkeypatch.setattr(boxes, "BUDGET", 10_000)
     values, truth = Counting(MAPS, (1, 1, 40, 36)), Counting(MASKS, (12, 40, 36))
-    blocks = list(box_blocks(values, truth, Place("here", "maps", "masks", MAPS.shape)))
+    blocks = list(box_blocks(Pair(values, truth, Place("here", "maps", "masks", MAPS.shape))))
     assert set(values.decoded.values()) == set(truth.decoded.values()) == {1}
     assert values.largest == 40 * 36
     found = np.concatenate([block.truth for block in blocks if block.truth is not None])
@@ -117,7 +119,7 @@ def test_a_chunk_larger_than_the_budget_is_read_once(monkeypatch: pytest.MonkeyP
 
 def test_runs_of_boxes_make_up_the_whole() -> None:
     """Parts that workers read are disjoint and complete."""
-    grid = grid_of(Counting(MAPS, (5, 1, 13, 36)), Counting(MASKS, (4, 11, 36)))
+    grid = grid_of(Pair(Counting(MAPS, (5, 1, 13, 36)), Counting(MASKS, (4, 11, 36)), Place("", "", "", MAPS.shape)))
     assert len(grid) == len(list(grid.boxes()))
     small = boxes.Grid((7, 10), (3, 10), (2, 4))
     met = np.zeros((7, 10), int)
