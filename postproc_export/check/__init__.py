@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
@@ -147,8 +147,6 @@ def real_inputs(
 
 # What a check does not cover, a sentence each, with the reason.
 
-_GUARDLESS: Final = "the image score of a map that holds a NaN: the tail has no guard, so it is not defined"
-
 
 def of_the_file(model: AttachedModel, runtimes: Sequence[RuntimeName]) -> Iterator[str]:
     """Yield what a file and the runtimes at hand leave open."""
@@ -162,7 +160,7 @@ def of_the_file(model: AttachedModel, runtimes: Sequence[RuntimeName]) -> Iterat
         if level not in model.levels:
             yield f"the {level} level: it is not calibrated, and '{model.file.raw[level].name}' stays as it is"
     if model.guard == "none" and "image" in model.levels and "image" not in model.file.raw:
-        yield _GUARDLESS
+        yield "the image score of a map that holds a NaN: the tail has no guard, so it is not defined"
     if model.tail.adjustable and model.file.format == "onnx" and "openvino" in runtimes:
         names = ", ".join(item.name for item in model.tail.adjustable)
         yield f"{names} in OpenVINO: reading an ONNX model makes constants of them"

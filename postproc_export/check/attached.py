@@ -20,16 +20,11 @@ from postproc_export.runtimes import PortInfo, Runner
 from postproc_export.stats import Level, LevelStats
 from postproc_export.tail import Tail, build_tail, guard_of
 
-# Which maps may make an image anomalous though none of their values does (docs/definition.md section 5).
-
 Guard: TypeAlias = Literal["l1", "sum", "arithmetic", "none"]
-
-GUARDS: Final[dict[Guard, str]] = {
-    "l1": "exact: no map is excused",
-    "sum": "may also flag maps with infinities of both signs, or whose partial sums overflow both ways",
-    "arithmetic": "may also flag maps with an infinity, or whose partial sums overflow",
-    "none": "no guard: what becomes of the image score of a map with a NaN is not defined",
-}
+"""How the image level is guarded against a NaN in its map, and which maps may make an image anomalous though none of
+their values does (docs/definition.md section 5). L1 is exact. With a sum these are maps with infinities of both signs,
+or whose partial sums overflow both ways; with arithmetic those with one infinity, or whose partial sums overflow. With
+no guard the image score of a map with a NaN is not defined."""
 
 _LARGEST: Final = float(np.finfo(np.float32).max)
 

@@ -120,10 +120,22 @@ class ModelFile(ABC):
     def nan_test(self) -> Literal["sum", "l1", "arithmetic"]:
         """How a tail in this format, at this opset, finds out that a map holds a NaN."""
 
-    @property
     @abstractmethod
-    def original_names(self) -> tuple[tuple[str, ...], ...]:
+    def _names(self, original: Mapping[str, Any]) -> list[tuple[str, ...]]:
+        """Return the names of each output that a record keeps of an original; a tensor of an IR may have none."""
+
+    @property
+    def original_names(self) -> list[tuple[str, ...]]:
         """The names of each output of the original, in order; a tensor of an IR may have several or none."""
+        return self._names(self.record.original)
+
+    @property
+    def host_names(self) -> frozenset[str] | None:
+        """The names of the outputs of the model before its transform; None where it has none."""
+        record = self.layer("transform")
+        rows = [] if record is None else self._names(record.original)
+        found = frozenset(name for index, names in enumerate(rows) for name in names or (f"output_{index}",))
+        return None if record is None else found
 
     @abstractmethod
     def original_output(self, level: Level) -> PortInfo:
@@ -133,9 +145,9 @@ class ModelFile(ABC):
     def is_raw(self, level: Level, value: Value) -> bool:
         """Whether a value of the graph is the raw value of a level."""
 
-    @abstractmethod
     def is_rounded(self, value: Value) -> bool:
-        """Whether a node of the graph reads a constant that was compressed to fewer bits."""
+        """Whether a node of the graph reads a constant that was compressed to fewer bits; no ONNX converter does so."""
+        return False
 
     @abstractmethod
     def cut(self, names: tuple[str, ...], inputs: Sequence[PortInfo]) -> Any:
@@ -161,14 +173,9 @@ class ModelFile(ABC):
     def layer_inputs(self, record: LayerRecord) -> Mapping[str, PortInfo]:
         """Return what a layer reads, by its own names, each under the name that `cut` and `tapped` know."""
 
-    @abstractmethod
     def layer_values(self, record: LayerRecord) -> Mapping[str, str]:
         """Return what a layer makes, by output, each under the name that `cut` and the record of the tail know."""
-
-    @property
-    @abstractmethod
-    def host_names(self) -> frozenset[str] | None:
-        """The names of the outputs of the model before its first layer; None where it has no transform."""
+        return record.made
 
 
 def open_file(path: Path, assumed: Assumed | None = None) -> ModelFile:
@@ -247,9 +254,8 @@ class _OnnxFile(ModelFile):
         known = all(LOWERINGS[op][0].since <= opset for op in ("is_nan", "select"))
         return "sum" if known else "arithmetic"
 
-    @property
-    def original_names(self) -> tuple[tuple[str, ...], ...]:
-        return tuple((item.name,) for item in self._original)
+    def _names(self, original: Mapping[str, Any]) -> list[tuple[str, ...]]:
+        return [(item.name,) for item in decoded_outputs(original, where=self._where)]
 
     def original_output(self, level: Level) -> PortInfo:
         port, name = self.raw[level], self.record.raw[level]
@@ -258,9 +264,6 @@ class _OnnxFile(ModelFile):
 
     def is_raw(self, level: Level, value: Value) -> bool:
         return level in self.raw and value == self.raw[level].name
-
-    def is_rounded(self, value: Value) -> bool:
-        return False  # no converter of this format compresses constants
 
     def cut(self, names: tuple[str, ...], inputs: Sequence[PortInfo]) -> bytes:
         model = self._model
@@ -339,13 +342,6 @@ class _OnnxFile(ModelFile):
     def _renamed_since(self, record: LayerRecord) -> Mapping[str, str]:
         """Return the names that values of a layer have now: the tail renamed what stood before it."""
         return _renamed(self.record) if record.where == "transform" else {}
-
-    @property
-    def host_names(self) -> frozenset[str] | None:
-        record = self.layer("transform")
-        if record is None:
-            return None
-        return frozenset(item.name for item in decoded_outputs(record.original, where=self._where))
 
 
 def _behind(graph: onnx.GraphProto, names: tuple[str, ...], *, stop: frozenset[str]) -> Iterator[onnx.NodeProto]:
@@ -448,9 +444,8 @@ class _OpenVinoFile(ModelFile):
         kinds = {str(value.get_node().get_type_name()) for value in values}
         return "l1" if "ReduceL1" in kinds else "sum" if "IsNaN" in kinds else "arithmetic"
 
-    @property
-    def original_names(self) -> tuple[tuple[str, ...], ...]:
-        return tuple(tuple(item.get("tensor_names", ())) for item in self.record.original.get("results", []))
+    def _names(self, original: Mapping[str, Any]) -> list[tuple[str, ...]]:
+        return [tuple(item.get("tensor_names", ())) for item in original.get("results", [])]
 
     def original_output(self, level: Level) -> PortInfo:
         for index, item in enumerate(self.record.original.get("results", [])):
@@ -520,20 +515,6 @@ class _OpenVinoFile(ModelFile):
 
     def layer_inputs(self, record: LayerRecord) -> Mapping[str, PortInfo]:
         return {key: self._raw_port(name) for key, name in record.read.items()}
-
-    def layer_values(self, record: LayerRecord) -> Mapping[str, str]:
-        return record.made
-
-    @property
-    def host_names(self) -> frozenset[str] | None:
-        record = self.layer("transform")
-        if record is None:
-            return None
-        return frozenset(
-            name
-            for index, item in enumerate(record.original.get("results", []))
-            for name in (item.get("tensor_names") or (f"output_{index}",))
-        )
 
     def _raw_port(self, name: str) -> PortInfo:
         port = port_info(self._source(self._model, name), name)

@@ -74,7 +74,7 @@ class Preservation:
 # --- What is compared, whatever the format: parts that have fields, and parts inside.
 
 
-class Part:
+class ModelPart:
     """A part of a model: a node, an attribute, a declared value, a nested graph. The key tells it from its siblings."""
 
     def __init__(self, key: Hashable, title: str, fields: Mapping[str, Any] | None = None) -> None:
@@ -93,10 +93,10 @@ class Part:
         return iter(())
 
 
-class Parts(dict[tuple[Hashable, int], Part]):
+class Parts(dict[tuple[Hashable, int], ModelPart]):
     """Parts of one kind by key, those of one key numbered; `order` is what a message calls their order, if any."""
 
-    def __init__(self, parts: Iterable[Part], order: str | None = None) -> None:
+    def __init__(self, parts: Iterable[ModelPart], order: str | None = None) -> None:
         counts: Counter[Hashable] = Counter()
         for part in parts:
             self[part.key, counts[part.key]] = part
@@ -104,7 +104,7 @@ class Parts(dict[tuple[Hashable, int], Part]):
         self.order = order
 
 
-def differences(raw: Part, attached: Part, where: str = "") -> Iterator[Change]:
+def differences(raw: ModelPart, attached: ModelPart, where: str = "") -> Iterator[Change]:
     """Yield what differs between two parts that stand `where`, at any depth."""
     if raw.equals(attached):
         return
@@ -180,19 +180,19 @@ class Comparison:
         """Return the raw value whose place each value takes that a transform makes; None where it takes none."""
         raise NotImplementedError
 
-    def bodies(self) -> tuple[Part, Part]:
+    def bodies(self) -> tuple[ModelPart, ModelPart]:
         """Return the raw model and the attached one without its tail, neither with its outputs."""
         raise NotImplementedError
 
-    def outputs(self, names: Names) -> list[tuple[str, Part]]:
+    def outputs(self, names: Names) -> list[tuple[str, ModelPart]]:
         """Return the outputs of the raw model, each with its value as the record of the tail names it."""
         raise NotImplementedError
 
-    def other_outputs(self) -> list[Part]:
+    def other_outputs(self) -> list[ModelPart]:
         """Return the outputs of the attached model that are not the tail's."""
         raise NotImplementedError
 
-    def recorded_outputs(self, record: TailRecord) -> list[Part]:
+    def recorded_outputs(self, record: TailRecord) -> list[ModelPart]:
         """Return what detaching would give back as outputs."""
         raise NotImplementedError
 
@@ -231,7 +231,7 @@ class Comparison:
         return Preservation(compared=compared, tail=tail, changes=tuple(changes), not_judged=tuple(not_judged))
 
 
-def _remaining(record: TailRecord, outputs: Mapping[str, Part]) -> list[Part]:
+def _remaining(record: TailRecord, outputs: Mapping[str, ModelPart]) -> list[ModelPart]:
     """Return the raw outputs, given by their values, that are outputs of the attached file, in its order.
 
     Those of levels that were left alone stand in their level's place, then come all that belong to no level, then the

@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 
 from graph_patterns.onnx.file import OnnxFile, external_files, load_skeleton
 from graph_patterns.onnx.wire import CHUNK, RAW_DATA
-from postproc_export.check.preserved import Change, Comparison, Names, Part, Parts, Preservation, renamed_values, shown
+from postproc_export.check.preserved import (
+    Change,
+    Comparison,
+    ModelPart,
+    Names,
+    Parts,
+    Preservation,
+    renamed_values,
+    shown,
+)
 from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError
 from postproc_export.files import is_onnx
 from postproc_export.formats.base import decoded_outputs, read_record
@@ -106,7 +115,7 @@ _TITLES: Final = {
 }
 
 
-class _Message(Part):
+class _Message(ModelPart):
     """A message that stands in the field `place`, with the renamings that reach into it."""
 
     def __init__(self, message: Any, names: Names, same_payload: SamePayload, place: Any = None) -> None:
@@ -241,20 +250,20 @@ class _OnnxComparison(Comparison):
         replaced = renamed_values(layer)
         return {name: replaced.get(name, name) for name in layer.made}
 
-    def bodies(self) -> tuple[Part, Part]:
+    def bodies(self) -> tuple[ModelPart, ModelPart]:
         raw = _Message(_without_outputs(self.raw), self.names, self._same_payload)
         return raw, _Message(self._body, {}, self._same_payload)
 
-    def outputs(self, names: Names) -> list[tuple[str, Part]]:
+    def outputs(self, names: Names) -> list[tuple[str, ModelPart]]:
         return [(names.get(item.name, item.name), self._output(item, names)) for item in self.raw.graph.output]
 
-    def other_outputs(self) -> list[Part]:
+    def other_outputs(self) -> list[ModelPart]:
         return [self._output(item, {}) for item in self._others]
 
-    def recorded_outputs(self, record: TailRecord) -> list[Part]:
+    def recorded_outputs(self, record: TailRecord) -> list[ModelPart]:
         return [self._output(item, {}) for item in decoded_outputs(record.original, where=self.where)]
 
-    def _output(self, item: onnx.ValueInfoProto, names: Names) -> Part:
+    def _output(self, item: onnx.ValueInfoProto, names: Names) -> ModelPart:
         return _Message(item, names, self._same_payload, onnx.GraphProto.DESCRIPTOR.fields_by_name["output"])
 
     def counts(self) -> tuple[dict[str, int], int]:
@@ -336,7 +345,7 @@ _BODIES: Final[Mapping[str, tuple[str, ...]]] = {
 _PIECE: Final = 16 * 1024 * 1024
 
 
-class _Operator(Part):
+class _Operator(ModelPart):
     def __init__(self, node: Any, names: Names) -> None:
         super().__init__(node.get_friendly_name(), f"{node.get_type_name()} '{node.get_friendly_name()}'")
         self.node, self._names = node, names
@@ -375,9 +384,9 @@ class _Operator(Part):
                 yield "values"
 
 
-def _body(model: Any, getter: str, names: Names) -> Part:
+def _body(model: Any, getter: str, names: Names) -> ModelPart:
     results = [node.get_friendly_name() for node in model.get_results()]
-    return Part(getter, getter.removeprefix("get_"), {**_scope(model, names), "results": results})
+    return ModelPart(getter, getter.removeprefix("get_"), {**_scope(model, names), "results": results})
 
 
 def _scope(model: Any, names: Names) -> dict[str, Any]:
@@ -442,7 +451,7 @@ class _OpenVinoComparison(Comparison):
         }
         return {made: values.get(name) for name, made in layer.made.items()}
 
-    def bodies(self) -> tuple[Part, Part]:
+    def bodies(self) -> tuple[ModelPart, ModelPart]:
         raw, attached = _scope(self.raw, self.names), {**_scope(self.attached, {}), "operators": self._operators}
         for kind in ("the order of parameters", "the order of sinks"):  # what adjusts the tail is known by its prefix
             attached[kind] = [name for name in attached[kind] if name in raw[kind] or not name.startswith(PREFIX)]
@@ -453,18 +462,18 @@ class _OpenVinoComparison(Comparison):
             fields |= {f"rt_info '{key}'": text for key, text in entries.items()}
         for key in self.entries:
             attached.pop(f"rt_info '{key}'", None)
-        return Part(None, "", raw), Part(None, "", attached)
+        return ModelPart(None, "", raw), ModelPart(None, "", attached)
 
-    def outputs(self, names: Names) -> list[tuple[str, Part]]:
+    def outputs(self, names: Names) -> list[tuple[str, ModelPart]]:
         rows = [described(result) for result in self.raw.get_results()]
         return [(f"{row['source']}:{row['port']}", _result(row, names)) for row in rows]
 
-    def other_outputs(self) -> list[Part]:
+    def other_outputs(self) -> list[ModelPart]:
         known = {result.get_friendly_name() for result in self.raw.get_results()}
         rows = [described(result) for result in self.attached.get_results()]
         return [_result(row, {}) for row in rows if row["name"] in known or not row["name"].startswith(PREFIX)]
 
-    def recorded_outputs(self, record: TailRecord) -> list[Part]:
+    def recorded_outputs(self, record: TailRecord) -> list[ModelPart]:
         try:
             return [_result(row, {}) for row in record.original["results"]]
         except (KeyError, TypeError) as error:
@@ -482,11 +491,11 @@ class _OpenVinoComparison(Comparison):
         }, len(self._tail)
 
 
-def _result(row: Mapping[str, Any], names: Names) -> Part:
+def _result(row: Mapping[str, Any], names: Names) -> ModelPart:
     """Return a result as a record keeps it."""
     tensor_names = sorted(names.get(name, name) for name in row["tensor_names"])
     fields = {"its value": f"{row['source']}:{row['port']}", "tensor names": tensor_names}
-    return Part(str(row["name"]), f"result '{row['name']}'", fields)
+    return ModelPart(str(row["name"]), f"result '{row['name']}'", fields)
 
 
 def _mark_changes(raw: Path, attached: Path) -> Iterator[Change]:

@@ -75,7 +75,10 @@ def check_transform(
     file, raw = attached.file, attached.file.raw
     others = {name: raw[level] for name, level in READS.items() if level in raw and level not in transform.values}
     ports = {**others, **transform.ports}  # what the transform reads, and what the tail reads besides
-    cases = [(feeds, _made(transform, feeds)) for feeds in _transform_feeds(ports, _span(attached), seed)]
+    stats = attached.tail.stats.pixel or attached.tail.stats.image
+    assert stats is not None, "an attached file has a level with statistics"
+    span = (stats.min - stats.span, stats.max + stats.span)
+    cases = [(feeds, _made(transform, feeds)) for feeds in _transform_feeds(ports, span, seed)]
     names = [SCORES[level] for level in transform.values]
     for way in ways:
         outcome, anomalous = Outcome(way, threads), 0
@@ -100,13 +103,6 @@ def check_transform(
         if anomalous or normal:
             message = "; ".join(normal[:3]) or f"{anomalous} images with a NaN are anomalous"
             yield outcome.check("transform/nan", not normal, message)
-
-
-def _span(attached: AttachedModel) -> tuple[float, float]:
-    """Return the lowest and the highest value that is fed, raw units."""
-    stats = attached.tail.stats.pixel or attached.tail.stats.image
-    assert stats is not None, "an attached file has a level with statistics"
-    return stats.min - stats.span, stats.max + stats.span
 
 
 def _transform_feeds(ports: Mapping[str, PortInfo], span: tuple[float, float], seed: int) -> Iterator[Feeds]:
