@@ -22,8 +22,6 @@ from postproc_export.float32 import HALVES, Half, narrowed
 from postproc_export.ports import check_shapes
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
 
-# --- All that decides what a `PostProcessor` returns, checked as a whole, without torch.
-
 STATISTICS: Final = ("threshold", "min", "max")
 SENSITIVITIES: Final = tuple(f"{level}_sensitivity" for level in LEVELS)
 NUMBERS: Final = tuple(f"{level}_{name}" for level in LEVELS for name in (*STATISTICS, "sensitivity"))
@@ -31,32 +29,12 @@ SWITCHES: Final = ("enable_normalization", "enable_thresholding", "enable_thresh
 _OTHER: Final[Mapping[Level, Level]] = {"image": "pixel", "pixel": "image"}
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """How a calibrated level decides.
-
-    Parameters
-    ----------
-    boundary
-        float32, raw units: a score is anomalous unless it is below.
-    threshold_of
-        The level whose threshold counts; the other one where it was borrowed.
-    """
-
-    boundary: float
-    threshold_of: Level
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Statistics, sensitivities, rule and switches; the parameters are those of `PostProcessor`.
+    """All that decides what a `PostProcessor` returns, checked as a whole; the fields are its parameters.
 
-    Raises
-    ------
-    MetadataError
-        If a sensitivity or a boundary is not legal, or a threshold is to be borrowed and there is none.
-    UsageError
-        If the comparison is not known, or a switch is not a bool.
+    Raises MetadataError if a sensitivity or a boundary is not legal, or a threshold is to be borrowed and there is
+    none, and UsageError if the comparison is not known, or a switch is not a bool.
     """
 
     stats: CalibrationStats
@@ -67,7 +45,7 @@ class Settings:
     enable_thresholding: bool
     enable_threshold_matching: bool
     nan_guard: bool
-    decisions: Mapping[Level, Decision] = field(init=False, repr=False)
+    boundaries: Mapping[Level, float] = field(init=False, repr=False)  # float32, raw units, of the levels that decide
 
     def __post_init__(self) -> None:
         for name in SENSITIVITIES:
@@ -76,20 +54,20 @@ class Settings:
         for name in SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{name} is not a bool", found=repr(getattr(self, name))[:60], needed="True or False")
-        object.__setattr__(self, "decisions", self._decisions())
-
-    def _decisions(self) -> dict[Level, Decision]:
         stats = self.stats.with_matched_thresholds() if self.enable_threshold_matching else self.stats
-        decisions: dict[Level, Decision] = {}
-        for level in LEVELS:
-            own, effective = self.stats.level(level), stats.level(level)
-            if own is None or effective is None or not effective.is_calibrated:
-                continue
-            boundary = decision_boundary(
-                effective, sensitivity=getattr(self, f"{level}_sensitivity"), comparison=self.comparison
+        boundaries = {
+            level: decision_boundary(
+                of_level, sensitivity=getattr(self, f"{level}_sensitivity"), comparison=self.comparison
             )
-            decisions[level] = Decision(boundary, level if own.is_calibrated else _OTHER[level])
-        return decisions
+            for level in LEVELS
+            if (of_level := stats.level(level)) is not None and of_level.is_calibrated
+        }
+        object.__setattr__(self, "boundaries", boundaries)
+
+    def threshold_of(self, level: Level) -> str:
+        """Return the name of the threshold that counts for a level that decides: the other's where it was borrowed."""
+        own = self.stats.level(level)
+        return f"{level if own is not None and own.is_calibrated else _OTHER[level]}_threshold"
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -110,9 +88,8 @@ class Settings:
     def describe(self) -> str:
         """Return one line per calibrated level, and one with the options."""
         levels = [
-            f"{level}: threshold {self.numbers[f'{decision.threshold_of}_threshold']:.6g}, "
-            f"boundary {decision.boundary:.6g}"
-            for level, decision in self.decisions.items()
+            f"{level}: threshold {self.numbers[self.threshold_of(level)]:.6g}, boundary {boundary:.6g}"
+            for level, boundary in self.boundaries.items()
         ]
         options = ", ".join(f"{name}={getattr(self, name)!r}" for name in ("comparison", *SWITCHES))
         return "\n".join([*(levels or ["not calibrated"]), options])
@@ -121,10 +98,8 @@ class Settings:
     def from_state(cls, numbers: Mapping[str, Any], flags: Sequence[int]) -> Self:
         """Return the settings that have these `numbers` and `flags`: the reverse of these two.
 
-        Raises
-        ------
-        MetadataError
-            If what the constructor refuses, or a level has some of threshold, min and max but no range.
+        Raises MetadataError for what the constructor refuses, and where a level has a threshold, min or max but no
+        range.
         """
         is_gt, *switches = flags
         return cls(
@@ -139,12 +114,7 @@ class Settings:
 def as_stats(stats: object) -> CalibrationStats:
     """Return statistics from what a user may give: themselves, the path of a file, or None for none.
 
-    Raises
-    ------
-    FileError, MetadataError
-        If the file cannot be read or is not legal.
-    UsageError
-        If it is something else.
+    Raises FileError or MetadataError if the file cannot be read or is not legal, and UsageError for anything else.
     """
     if stats is None:
         return CalibrationStats()
@@ -176,8 +146,6 @@ def _level(level: Level, numbers: Mapping[str, Any]) -> LevelStats | None:
         what = f"the {level} level: {error.what}"
         raise MetadataError(what, found=error.found, needed=error.needed, fix=error.fix) from error
 
-
-# --- The eager reference in PyTorch: what every exported tail is compared with.
 
 _OPTIONS: Final = ("comparison", *SWITCHES)
 _BOUNDARIES: Final = tuple(f"{level}_boundary" for level in LEVELS)
@@ -309,7 +277,7 @@ class PostProcessor(torch.nn.Module):
             If a shape is another one, or the batch sizes differ. Dynamic sizes are not checked while a graph is traced.
         """
         _check_inputs(pred_score, anomaly_map)
-        score = self._image_score(pred_score, anomaly_map) if "image" in self._settings.decisions else pred_score
+        score = self._image_score(pred_score, anomaly_map) if "image" in self._settings.boundaries else pred_score
         given = anomaly_map if pred_score is None else pred_score  # `score` may be float32 already
         return PostProcessed(
             *self._post_process("image", score, given), *self._post_process("pixel", anomaly_map, anomaly_map)
@@ -330,7 +298,7 @@ class PostProcessor(torch.nn.Module):
     def _post_process(
         self, level: Level, raw: Tensor | None, given: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
-        if raw is None or given is None or level not in self._settings.decisions:
+        if raw is None or given is None or level not in self._settings.boundaries:
             return raw, None
         values, half = raw.to(torch.float32), _HALVES.get(given.dtype)
         below = values < self.get_buffer(f"{level}_boundary" if half is None else f"{level}_boundary_{half}")
@@ -340,7 +308,7 @@ class PostProcessor(torch.nn.Module):
         )
 
     def _unit(self, level: Level, values: Tensor) -> Tensor:
-        threshold = self.get_buffer(f"{self._settings.decisions[level].threshold_of}_threshold")
+        threshold = self.get_buffer(self._settings.threshold_of(level))
         span = self.get_buffer(f"{level}_max") - self.get_buffer(f"{level}_min")
         return ((values - threshold) / span + 0.5).clamp(0.0, 1.0)
 
@@ -356,8 +324,7 @@ class PostProcessor(torch.nn.Module):
             super().__setattr__(name, value)
 
     def _adopt(self, settings: Settings) -> None:
-        decisions = settings.decisions
-        boundaries = {f"{level}_boundary": decisions[level].boundary for level in LEVELS if level in decisions}
+        boundaries = {f"{level}_boundary": boundary for level, boundary in settings.boundaries.items()}
         boundaries |= {f"{name}_{half}": narrowed(value, half) for name, value in boundaries.items() for half in HALVES}
         device = self.get_buffer("flags").device
         for name, value in {**dict.fromkeys(_DERIVED, float("nan")), **settings.numbers, **boundaries}.items():

@@ -14,7 +14,7 @@ from postproc_export.decision import check_dtype, choose_form, decision_boundary
 from postproc_export.errors import MetadataError, UsageError
 from postproc_export.float32 import HALVES, Half, HostDtype, rounded_to, shortest
 from postproc_export.options import LabelDtype, TailOptions
-from postproc_export.ports import Axis, Guard, GuardForm, PortInfo, Selection, choose_guard
+from postproc_export.ports import Axis, Guard, PortInfo, Selection, choose_guard, is_one_value
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
 
 # --- The packed layout: one float32 output [N, H, W, 4] in place of four, docs/definition.md section 8.
@@ -29,27 +29,21 @@ def place(part: str) -> str:
     return f"{PACKED_OUTPUT}[..., {PARTS.index(part)}]"
 
 
-def packed_shape(port: PortInfo) -> tuple[Axis, ...] | None:
-    """Return the declared shape of the packed output of a map."""
-    return None if port.shape is None else (port.shape[0], *port.shape[-2:], len(PARTS))
-
-
-def refuse_unpackable(selection: Selection, calibrated: Collection[Level]) -> None:
-    """Refuse a model that has no packed form.
-
-    Parameters
-    ----------
-    selection
-        The raw outputs.
-    calibrated
-        The levels that the statistics calibrate.
-
-    Raises
-    ------
-    UsageError
-        With the reason.
-    """
-    for reason, found in _problems(selection, calibrated):
+def _refuse_unpackable(selection: Selection, calibrated: Collection[Level]) -> None:
+    score, anomaly_map = selection.image, selection.pixel
+    reason, found = None, "; ".join(port.describe() for port in selection.raw.values())
+    missing = [level for level in LEVELS if level not in calibrated]
+    if anomaly_map is None:
+        reason = "the model has a score only, and no map to lay it beside"
+    elif missing:
+        reason = f"the {missing[0]} level has no statistics"
+        found = f"calibrated: {', '.join(calibrated) or 'none'}"
+    elif score is not None and score.rank is None:
+        reason = "the score's rank is not known, so it may be one score for several images"
+    elif score is not None and is_one_value(score) and anomaly_map.size(0) != 1:
+        # without an error, it would be laid over all images of a batch
+        reason = "one score would be laid over several images, since the batch of the map is not fixed to 1"
+    if reason is not None:
         raise UsageError(
             f"the packed layout cannot be had: {reason}",
             found=found,
@@ -58,35 +52,7 @@ def refuse_unpackable(selection: Selection, calibrated: Collection[Level]) -> No
         )
 
 
-def _problems(selection: Selection, calibrated: Collection[Level]) -> Iterator[tuple[str, str]]:
-    score, anomaly_map = selection.image, selection.pixel
-    if anomaly_map is None:
-        yield "the model has a score only, and no map to lay it beside", _shown(score)
-        return
-    for level in LEVELS:
-        if level not in calibrated:
-            yield f"the {level} level has no statistics", f"calibrated: {', '.join(calibrated) or 'none'}"
-    if score is not None:
-        yield from _score_problems(score, anomaly_map)
-
-
-def _score_problems(score: PortInfo, anomaly_map: PortInfo) -> Iterator[tuple[str, str]]:
-    """A score of one image would be laid over all images of a batch, without an error."""
-    found = f"{_shown(score)}; {_shown(anomaly_map)}"
-    if score.rank is None:
-        yield "the score's rank is not known, so it may be one score for several images", found
-    elif (score.rank == 0 or score.size(0) == 1) and anomaly_map.size(0) != 1:
-        yield "one score would be laid over several images, since the batch of the map is not fixed to 1", found
-
-
-def _shown(port: PortInfo | None) -> str:
-    return "no output" if port is None else port.describe()
-
-
-# --- Decisions that are adjusted at run time: the inputs for it, their defaults, and how exactly a graph computes
-# them.
-#
-# docs/definition.md section 4 defines it, docs/runtime_sensitivity.md shows it in use.
+# --- Decisions that are adjusted at run time, as docs/definition.md section 4 defines it: inputs, defaults, exactness.
 
 Adjusted: TypeAlias = Literal["sensitivity", "boundary"]
 
@@ -96,24 +62,12 @@ LARGEST_SUM: Final = 2.0**127
 
 @dataclass(frozen=True, slots=True)
 class AdjustableInput:
-    """An input of a model that need not be given.
-
-    Parameters
-    ----------
-    name
-        Of the input in ONNX, of the variable or parameter in an IR.
-    level
-        The level that it decides about.
-    what
-        What it is: the sensitivity, or the boundary itself in raw units.
-    default
-        float32: what counts where it is not given.
-    """
+    """An input of a model that need not be given, in an IR a variable or parameter."""
 
     name: str
-    level: Level
-    what: Adjusted
-    default: float
+    level: Level  # that it decides about
+    what: Adjusted  # the sensitivity, or the boundary itself in raw units
+    default: float  # float32: what counts where it is not given
 
     def describe(self) -> str:
         """Return one phrase: the name and the default."""
@@ -133,19 +87,9 @@ INPUT_NAMES: Final = frozenset(input_name(level, what) for level in LEVELS for w
 def adjustable_inputs(
     stats: CalibrationStats, options: TailOptions, levels: Mapping[Level, HostDtype]
 ) -> Iterator[AdjustableInput]:
-    """Yield the inputs of a tail.
+    """Yield the inputs of a tail, of which `levels` has those that it decides about and the types of their raw values.
 
-    Parameters
-    ----------
-    stats, options
-        What the tail decides by.
-    levels
-        The levels that it decides about, each with the type that its raw values were declared in.
-
-    Raises
-    ------
-    MetadataError
-        If a boundary is not legal, or the graph could overflow on the way to it.
+    Raises MetadataError if a boundary is not legal, or the graph could overflow on the way to it.
     """
     if options.adjustable == "nothing" or not options.enable_thresholding:
         return
@@ -153,7 +97,14 @@ def adjustable_inputs(
         of_level = stats.level(level)
         assert of_level is not None, "a level with labels is calibrated"
         if options.adjustable == "sensitivity":
-            _check_size(level, of_level)
+            assert of_level.threshold is not None, "a level with labels has a threshold"
+            if abs(of_level.threshold) + of_level.span >= LARGEST_SUM:
+                raise MetadataError(
+                    f"the {level} level's boundary could overflow when it is computed at run time",
+                    found=f"threshold {of_level.threshold:.3g}, span {of_level.span:.3g}",
+                    needed="|threshold| + span below 2^127",
+                    fix="--runtime-boundary, which computes nothing, or rescale the raw outputs of the model",
+                )
             default = options.sensitivity(level)
         else:
             default = attached_boundary(of_level, options, level, dtype)
@@ -166,41 +117,17 @@ def attached_boundary(stats: LevelStats, options: TailOptions, level: Level, dty
     return decision_boundary(stats, sensitivity=sensitivity, comparison=options.comparison, dtype=dtype)
 
 
-def adjusting_constants(stats: LevelStats, options: TailOptions, level: Level, dtype: HostDtype) -> Mapping[str, float]:
-    """Return the constants of the computed boundary: `catalog.adjusted_boundary`'s scalars, float32 values."""
-    assert stats.threshold is not None, "a level with labels has a threshold"
-    return {
-        "threshold": stats.threshold,
-        "span": stats.span,
-        "attached": options.sensitivity(level),
-        "boundary": attached_boundary(stats, options, level, dtype),
-    }
-
-
 def adjusted_error(stats: LevelStats) -> float:
     """Return how far from the boundary a decision may differ from the exact one, in raw units.
 
-    Notes
-    -----
     With T the threshold, R = max - min, r its float32 and u = 2^-24, the exact bound is B = T + (1/2 - a) R. The graph
     rounds 1/2 - a (at most u/4 of r, since that is at most 1/2), the product (u/2 of r), the sum (u of |T| + r/2), and
-    takes r for R (u/2 of r): u (|T| + 7/4 r). A runtime may fold it to (T + r/2) - a r, which rounds the constant
-    (u of |T| + r/2), the product (u of r), the sum (u of |T| + r/2), and takes r for R: u (2 |T| + 5/2 r). The boundary
-    is the next float32 from B on, at most 2 u (|T| + r/2) above it. Together below u (4 |T| + 4 r).
+    takes r for R (u/2 of r): u (|T| + 7/4 r). A runtime may fold it to (T + r/2) - a r, which rounds the constant (u of
+    |T| + r/2), the product (u of r), the sum (u of |T| + r/2), and takes r for R: u (2 |T| + 5/2 r). The boundary is
+    the next float32 from B on, at most 2 u (|T| + r/2) above it. Together below u (4 |T| + 4 r).
     """
     assert stats.threshold is not None, "a level with labels has a threshold"
     return float(2.0**-22 * (abs(stats.threshold) + stats.span))
-
-
-def _check_size(level: Level, stats: LevelStats) -> None:
-    assert stats.threshold is not None, "a level with labels has a threshold"
-    if abs(stats.threshold) + stats.span >= LARGEST_SUM:
-        raise MetadataError(
-            f"the {level} level's boundary could overflow when it is computed at run time",
-            found=f"threshold {stats.threshold:.3g}, span {stats.span:.3g}",
-            needed="|threshold| + span below 2^127",
-            fix="--runtime-boundary, which computes nothing, or rescale the raw outputs of the model",
-        )
 
 
 # --- The parts of a tail as expressions: how a score, a label, a map and a mask are computed from the raw values.
@@ -221,98 +148,74 @@ class TailOutput:
     shape: tuple[Axis, ...] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """The parts of one tail as expressions.
+class _Parts:
+    """What makes scores, labels, maps and masks of raw values, in the order of the outputs."""
 
-    Parameters
-    ----------
-    stats
-        The statistics of the levels that are wanted, thresholds matched.
-    options
-        What the user decided.
-    raw
-        The host's output for each level that it has.
-    nan_test
-        How the format finds out that a map holds a NaN.
-    mask_dtype
-        Element type of `pred_mask`.
-    guard
-        Over what the map is reduced for that; None where it does not guard the score.
-    """
+    def __init__(
+        self, stats: CalibrationStats, options: TailOptions, selection: Selection, nan_test: NanTest, guard: Guard
+    ) -> None:
+        self._stats, self._options, self._raw = stats, options, selection.raw
+        self._nan_test, self._guard = nan_test, guard.form
 
-    stats: CalibrationStats
-    options: TailOptions
-    raw: Mapping[Level, PortInfo]
-    nan_test: NanTest
-    mask_dtype: LabelDtype
-    guard: GuardForm | None
-
-    def parts(self) -> Iterator[TailOutput]:
-        """Yield scores, labels, maps and masks, in the order of the outputs."""
-        image, pixel = self.stats.image, self.stats.pixel
+    def outputs(self, mask_dtype: LabelDtype) -> Iterator[TailOutput]:
+        """Yield the parts of each level that is calibrated and there."""
+        image, pixel = self._stats.image, self._stats.pixel
         if image is not None and image.is_calibrated:
-            names = ("pred_score", "pred_label")
-            yield from self._level("image", image, self._score(), names, self.options.label_dtype, self._score_shape())
-        if pixel is not None and pixel.is_calibrated and "pixel" in self.raw:
-            names = ("anomaly_map", "pred_mask")
-            yield from self._level("pixel", pixel, self._map(), names, self.mask_dtype, self.raw["pixel"].shape)
+            port = self._raw.get("image")
+            shape = self._raw["pixel"].shape if port is None else port.shape
+            shape = shape[:-2] if port is None and shape is not None else shape
+            score = TailOutput("pred_score", "image", self._score(), "float32", shape)
+            yield from self._level(score, image, "pred_label", self._options.label_dtype)
+        if pixel is not None and pixel.is_calibrated and "pixel" in self._raw:
+            maps = TailOutput("anomaly_map", "pixel", self._float32("pixel"), "float32", self._raw["pixel"].shape)
+            yield from self._level(maps, pixel, "pred_mask", mask_dtype)
 
-    def _level(
-        self,
-        level: Level,
-        stats: LevelStats,
-        values: Expr,
-        names: tuple[str, str],
-        dtype: LabelDtype,
-        shape: tuple[Axis, ...] | None,
-    ) -> Iterator[TailOutput]:
-        score, label = names
-        if self.options.is_packed:
-            dtype = "float32"
-        shown = _unit(values, stats) if self.options.enable_normalization else _as_output(values)
-        yield TailOutput(score, level, shown, "float32", shape)
-        if self.options.enable_thresholding:
-            yield TailOutput(label, level, self._label(values, level, stats, dtype), dtype, shape)
-
-    def _map(self) -> Expr:
-        return self._float32("pixel")
+    def _level(self, values: TailOutput, stats: LevelStats, label: str, dtype: LabelDtype) -> Iterator[TailOutput]:
+        if self._options.enable_normalization:
+            yield replace(values, expr=_unit(values.expr, stats))
+        else:  # a value of the host needs an operator of the tail behind it to bear the output's name
+            yield values if isinstance(values.expr, Call) else replace(values, expr=identity(values.expr))
+        if self._options.enable_thresholding:
+            dtype = "float32" if self._options.is_packed else dtype
+            decision = self._decision(values.expr, values.level, stats)
+            expr = decision if dtype == "bool" else cast(decision, dtype=dtype)
+            yield TailOutput(label, values.level, expr, dtype, values.shape)
 
     def _score(self) -> Expr:
-        score = self._float32("image") if "image" in self.raw else catalog.map_max(self._map(), rank=self._map_rank())
-        if self.guard is None:
+        if "image" in self._raw and self._guard is None:
+            return self._float32("image")
+        maps, rank, over = self._float32("pixel"), _known(self._raw["pixel"].rank), self._guard
+        score = self._float32("image") if "image" in self._raw else catalog.map_max(maps, rank=rank)
+        if over is None:
             return score
-        maps, rank, over = self._map(), self._map_rank(), self.guard
-        if self.nan_test == "arithmetic":
+        if self._nan_test == "arithmetic":
             return catalog.nan_guard_arithmetic(score, maps, rank=rank, over=over)
-        has_nan = catalog.nan_by_sum if self.nan_test == "sum" else catalog.nan_by_l1
+        has_nan = catalog.nan_by_sum if self._nan_test == "sum" else catalog.nan_by_l1
         return catalog.nan_guard(score, has_nan(maps, rank=rank, over=over), over=over)
 
     def _float32(self, level: Level) -> Expr:
         value = Input(RAW_INPUTS[level])
-        return value if self.raw[level].dtype == "float32" else cast(value, dtype="float32")
+        return value if self._raw[level].dtype == "float32" else cast(value, dtype="float32")
 
-    def _map_rank(self) -> int:
-        rank = self.raw["pixel"].rank
-        assert rank is not None, "a map of unknown rank is refused when it is selected"
-        return rank
+    def _decision(self, values: Expr, level: Level, stats: LevelStats) -> Expr:
+        options = self._options
+        boundary: Expr = Scalar("boundary")
+        if options.adjustable != "nothing":
+            given = Input(input_name(level, options.adjustable))
+            boundary = catalog.adjusted_boundary(given) if options.adjustable == "sensitivity" else given
+        assert stats.threshold is not None, "a level with labels has a threshold"
+        constants = {
+            "threshold": stats.threshold,
+            "span": stats.span,
+            "attached": options.sensitivity(level),
+            "boundary": attached_boundary(stats, options, level, host_dtype(self._raw, level)),
+        }
+        return bind(catalog.at_least(values, boundary), constants)
 
-    def _score_shape(self) -> tuple[Axis, ...] | None:
-        if "image" in self.raw:
-            return self.raw["image"].shape
-        shape = self.raw["pixel"].shape
-        return None if shape is None else shape[:-2]
 
-    def _label(self, values: Expr, name: Level, level: LevelStats, dtype: LabelDtype) -> Expr:
-        constants = adjusting_constants(level, self.options, name, host_dtype(self.raw, name))
-        decision = bind(catalog.at_least(values, self._boundary(name)), constants)
-        return decision if dtype == "bool" else cast(decision, dtype=dtype)
-
-    def _boundary(self, level: Level) -> Expr:
-        if self.options.adjustable == "nothing":
-            return Scalar("boundary")
-        given = Input(input_name(level, self.options.adjustable))
-        return catalog.adjusted_boundary(given) if self.options.adjustable == "sensitivity" else given
+def _known(rank: int | None) -> int:
+    assert rank is not None, "a map of unknown rank is refused when it is selected"
+    return rank
 
 
 def host_dtype(raw: Mapping[Level, PortInfo], level: Level) -> HostDtype:
@@ -329,47 +232,22 @@ def _unit(values: Expr, level: LevelStats) -> Expr:
     return bind(catalog.centred_unit_score(values), {"alpha": constants.alpha, "offset": constants.offset})
 
 
-def _as_output(values: Expr) -> Expr:
-    """A value of the host needs an operator of the tail behind it to bear the output's name."""
-    return values if isinstance(values, Call) else identity(values)
-
-
 OUTPUT_NAMES: Final = ("pred_score", "pred_label", "anomaly_map", "pred_mask")
 PREFIX: Final = "postproc/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tail:
-    """Everything that is appended to a model, before a format says how.
+    """Everything that is appended to a model, before a format says how."""
 
-    Parameters
-    ----------
-    outputs
-        The outputs, in their final order.
-    parts
-        Scores, labels, maps and masks: the outputs themselves, or what the packed output holds.
-    selection
-        The host's raw outputs, and by which rule they were found.
-    nan_test
-        How it finds out that a map holds a NaN.
-    guard
-        How a NaN in the map makes the image score NaN.
-    stats
-        The statistics that decide, thresholds matched.
-    notes
-        What a user should know about levels that were left as they are.
-    adjustable
-        The inputs by which it can be adjusted at run time.
-    """
-
-    outputs: tuple[TailOutput, ...]
-    parts: tuple[TailOutput, ...]
+    outputs: tuple[TailOutput, ...]  # in their final order
+    parts: tuple[TailOutput, ...]  # the outputs themselves, or what the packed output holds
     selection: Selection
-    nan_test: NanTest
+    nan_test: NanTest  # how it finds out that a map holds a NaN
     guard: Guard
-    stats: CalibrationStats
+    stats: CalibrationStats  # those that decide, thresholds matched
     options: TailOptions
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # what a user should know about levels that were left as they are
     adjustable: tuple[AdjustableInput, ...] = ()
 
     @property
@@ -421,29 +299,12 @@ def build_tail(
     default_mask_dtype: LabelDtype,
     guard: Guard | None = None,
 ) -> Tail:
-    """Write down the tail for one model.
+    """Write down the tail for one model with these raw outputs.
 
-    Parameters
-    ----------
-    stats, options
-        The statistics and what the user decided.
-    selection
-        The raw outputs of the model.
-    nan_test
-        How the format finds out that a map holds a NaN.
-    default_mask_dtype
-        The format's element type of `pred_mask`.
-    guard
-        How a file guards the image level; default: as `guard_of` says.
-
-    Raises
-    ------
-    UsageError
-        If the statistics calibrate no level that the model has, or the packed layout cannot be had.
-    UnsupportedModelError
-        If the map cannot guard the score, as it has to.
-    MetadataError
-        If a boundary is subnormal, or no threshold is there to borrow.
+    `default_mask_dtype` is the format's element type of `pred_mask`; the guard of a file that is there already may be
+    given, else it is as `guard_of` says. Raises UsageError if the statistics calibrate no level that the model has, or
+    the packed layout cannot be had, UnsupportedModelError if the map cannot guard the score, as it has to, and
+    MetadataError if a boundary is subnormal, or no threshold is there to borrow.
     """
     if options.match_thresholds:
         stats = stats.with_matched_thresholds()
@@ -454,17 +315,16 @@ def build_tail(
         pixel=stats.pixel if options.includes("pixel") else None,
     )
     raw = selection.raw
-    mask_dtype = options.mask_dtype or default_mask_dtype
     if options.is_packed:
-        refuse_unpackable(selection, calibrated)
+        _refuse_unpackable(selection, calibrated)
     if guard is None:
         guard = guard_of(selection, stats, options)
-    steps = Steps(wanted, options, raw, nan_test, mask_dtype, guard.form)
-    parts = tuple(steps.parts())
+    parts = tuple(_Parts(wanted, options, selection, nan_test, guard).outputs(options.mask_dtype or default_mask_dtype))
     if not parts:
         raise UsageError(
             "nothing to attach: the statistics calibrate no level that the model has and that is wanted",
-            found=f"calibrated: {_listed(calibrated)}; in the model: {_listed(raw)}; wanted: {options.levels}",
+            found=f"calibrated: {', '.join(calibrated) or 'none'}; in the model: {', '.join(raw) or 'none'}; "
+            f"wanted: {options.levels}",
             fix="calibrate on outputs of this model, or pass --match-thresholds to borrow a threshold",
         )
     dtypes = {part.level: host_dtype(raw, part.level) for part in parts}
@@ -484,18 +344,15 @@ def build_tail(
 def _packed(parts: Iterable[TailOutput], port: PortInfo) -> TailOutput:
     exprs = {part.name: part.expr for part in parts}
     maps, score, label, mask = (exprs[name] for name in PARTS)
-    assert port.rank is not None, "a map of unknown rank is refused when it is selected"
-    expr = catalog.packed(maps=maps, score=score, label=label, mask=mask, rank=port.rank)
-    return TailOutput(PACKED_OUTPUT, "pixel", expr, "float32", packed_shape(port))
+    expr = catalog.packed(maps=maps, score=score, label=label, mask=mask, rank=_known(port.rank))
+    shape = None if port.shape is None else (port.shape[0], *port.shape[-2:], len(PARTS))
+    return TailOutput(PACKED_OUTPUT, "pixel", expr, "float32", shape)
 
 
 def calibrated_levels(stats: CalibrationStats, options: TailOptions) -> tuple[Level, ...]:
     """Return the levels that statistics calibrate, a threshold that is borrowed included.
 
-    Raises
-    ------
-    MetadataError
-        If no threshold is there to borrow.
+    Raises MetadataError if no threshold is there to borrow.
     """
     if options.match_thresholds:
         stats = stats.with_matched_thresholds()
@@ -506,10 +363,7 @@ def calibrated_levels(stats: CalibrationStats, options: TailOptions) -> tuple[Le
 def guard_of(selection: Selection, stats: CalibrationStats, options: TailOptions, *, may_refuse: bool = True) -> Guard:
     """Return how the map of a model guards its image level, by docs/definition.md section 5.
 
-    Raises
-    ------
-    UnsupportedModelError
-        If it cannot, though it is calibrated or was chosen; not where `may_refuse` is False.
+    Raises UnsupportedModelError if it cannot, though it is calibrated or was chosen; not where `may_refuse` is False.
     """
     score, anomaly_map, calibrated = selection.image, selection.pixel, calibrated_levels(stats, options)
     if not (options.nan_guard and anomaly_map and options.includes("image") and "image" in calibrated):
@@ -547,7 +401,3 @@ def _strange_thresholds(stats: CalibrationStats, dtypes: Mapping[Level, HostDtyp
                 f"the {level} threshold {shortest(threshold)} is no value of {dtype}, which the model gives: "
                 "calibrate on the outputs of this model"
             )
-
-
-def _listed(levels: Iterable[str]) -> str:
-    return ", ".join(levels) or "none"
