@@ -28,22 +28,17 @@ if TYPE_CHECKING:
 ROUNDING: Final = 2.0**-24  # largest relative error of one rounding to float32
 
 
-@dataclass(frozen=True, slots=True)
-class RawExpressions:
-    """The raw values at one point of a chain: float32 expressions, and what is declared of them; None where none is."""
+Values = Mapping[str, tuple[Expr, PortInfo]]
+"""What a chain has at one point: float32 expressions of ``score`` and ``map``, the model's input as ``image`` for its
+height and width alone, and what is declared of each."""
 
-    score: Expr | None  # the expressions
-    map: Expr | None
-    score_port: PortInfo | None  # name, element type and shape
-    map_port: PortInfo | None
-    image: Expr | None = None  # the model's input, for its height and width alone
-    image_port: PortInfo | None = None
 
-    def need_map(self, name: str) -> tuple[Expr, PortInfo, int]:
-        """Return the map, its port and its rank."""
-        if self.map is None or self.map_port is None or self.map_port.rank is None:
-            raise UnsupportedModelError(f"the tail '{name}' needs an anomaly map", found="a model with a score only")
-        return self.map, self.map_port, self.map_port.rank
+def _map_of(values: Values, name: str) -> tuple[Expr, PortInfo, int]:
+    """Return the map, its port and its rank, or refuse a model without one."""
+    expr, port = values.get("map", (None, None))
+    if expr is None or port is None or port.rank is None:
+        raise UnsupportedModelError(f"the tail '{name}' needs an anomaly map", found="a model with a score only")
+    return expr, port, port.rank
 
 
 class Transform(Protocol):
@@ -59,7 +54,7 @@ class Transform(Protocol):
     def parse(cls, given: Mapping[str, Any]) -> Self:
         """Read parameters, as text of the command line or as JSON values."""
 
-    def apply(self, values: RawExpressions) -> RawExpressions:
+    def apply(self, values: Values) -> Values:
         """Return the values behind it, or refuse a model that it does not fit."""
 
     def module(self) -> "TailTransform":
@@ -164,9 +159,9 @@ class Thresholds:
         except (KeyError, TypeError, ValueError, zlib.error, binascii.Error) as error:
             raise UsageError(f"the tail '{cls.name}' is damaged", found=str(error)) from error
 
-    def apply(self, values: RawExpressions) -> RawExpressions:
+    def apply(self, values: Values) -> Values:
         """Subtract the thresholds; several channels need a map that has as many."""
-        maps, port, rank = values.need_map(self.name)
+        maps, port, rank = _map_of(values, self.name)
         fits = (rank == 4 or self.channels == 1) and all(
             size in (1, found) or found is None
             for size, found in zip(self.shape[-2:], (port.size(-2), port.size(-1)), strict=True)
@@ -180,7 +175,7 @@ class Thresholds:
         expr = steps.above_thresholds(maps, table, channels=self.channels)
         assert port.shape is not None, "a map of unknown rank is refused when it is selected"
         made = PortInfo(port.name, port.dtype, (port.shape[0], 1, *port.shape[2:]) if rank == 4 else port.shape)
-        return replace(values, map=expr, map_port=made)
+        return {**values, "map": (expr, made)}
 
     def module(self) -> "TailTransform":
         """Return `AboveThresholds`."""
@@ -212,9 +207,9 @@ class Gaussian:
         refuse_unknown(cls.name, given, ("sigma",))
         return cls(number(cls.name, "sigma", given.get("sigma", 4.0), low=0.05, high=100.0))
 
-    def apply(self, values: RawExpressions) -> RawExpressions:
+    def apply(self, values: Values) -> Values:
         """Smooth the map; a static one has to exceed the kernel's radius in both directions."""
-        maps, port, rank = values.need_map(self.name)
+        maps, port, rank = _map_of(values, self.name)
         radius = steps.gaussian_radius(self.sigma)
         sizes = port.size(-2), port.size(-1)
         if any(size is not None and size <= radius for size in sizes):
@@ -225,7 +220,7 @@ class Gaussian:
                 fix=f"a smaller sigma than {self.sigma:g}",
             )
         is_static = None not in sizes
-        return replace(values, map=steps.smoothed(maps, sigma=self.sigma, rank=rank, is_static=is_static))
+        return {**values, "map": (steps.smoothed(maps, sigma=self.sigma, rank=rank, is_static=is_static), port)}
 
     def module(self) -> "TailTransform":
         """Return `GaussianSmoothing`."""
@@ -257,9 +252,9 @@ class TopK:
         refuse_unknown(cls.name, given, ("k",))
         return cls(whole(cls.name, "k", given.get("k")))
 
-    def apply(self, values: RawExpressions) -> RawExpressions:
+    def apply(self, values: Values) -> Values:
         """Put the mean in the place of the score, in its shape; a static map has to have `k` pixels."""
-        maps, port, rank = values.need_map(self.name)
+        maps, port, rank = _map_of(values, self.name)
         height, width = port.size(-2), port.size(-1)
         is_static = height is not None and width is not None
         if height is not None and width is not None and self.k > height * width:
@@ -269,10 +264,11 @@ class TopK:
                 needed=f"k of at most {height * width}",
             )
         mean = steps.top_mean(maps, k=self.k, rank=rank, is_static=is_static)
-        if values.score is not None:
-            return replace(values, score=reshape(mean, shape_of(values.score)))
+        if "score" in values:
+            score, declared = values["score"]
+            return {**values, "score": (reshape(mean, shape_of(score)), declared)}
         shape = None if port.shape is None else port.shape[:1]
-        return replace(values, score=mean, score_port=PortInfo("pred_score", "float32", shape))
+        return {**values, "score": (mean, PortInfo("pred_score", "float32", shape))}
 
     def module(self) -> "TailTransform":
         """Return `TopKMean`."""
@@ -306,19 +302,19 @@ class Resize:
             raise UsageError(f"the tail '{cls.name}' has one of height and width", needed="both, or neither")
         return cls(*(whole(cls.name, key, given[key]) for key in ("height", "width"))) if given else cls()
 
-    def apply(self, values: RawExpressions) -> RawExpressions:
+    def apply(self, values: Values) -> Values:
         """Resize the map."""
-        maps, port, rank = values.need_map(self.name)
+        maps, port, rank = _map_of(values, self.name)
         sizes, axes = self._sizes(values)
         assert port.shape is not None, "a map of unknown rank is refused when it is selected"
         made = PortInfo(port.name, port.dtype, (*port.shape[:-2], *axes))
-        return replace(values, map=steps.resized(maps, sizes, rank=rank), map_port=made)
+        return {**values, "map": (steps.resized(maps, sizes, rank=rank), made)}
 
-    def _sizes(self, values: RawExpressions) -> tuple[Expr, tuple[Axis, Axis]]:
+    def _sizes(self, values: Values) -> tuple[Expr, tuple[Axis, Axis]]:
         if self.height is not None and self.width is not None:
             return Ints((self.height, self.width), "size"), (self.height, self.width)
-        port = values.image_port
-        if values.image is None or port is None or port.shape is None:
+        image, port = values.get("image", (None, None))
+        if image is None or port is None or port.shape is None:
             raise UnsupportedModelError(
                 f"the tail '{self.name}' needs one input of images [N, C, H, W]",
                 found="no such input, or several",
@@ -334,7 +330,7 @@ class Resize:
         height, width = port.shape[2], port.shape[3]
         if isinstance(height, int) and isinstance(width, int):
             return Ints((height, width), "size"), (height, width)
-        return steps.sizes_of(values.image, (2, 3)), (height, width)
+        return steps.sizes_of(image, (2, 3)), (height, width)
 
     def module(self) -> "TailTransform":
         """Return `Resized`; without a fixed size it is to be set before it is called."""
@@ -370,30 +366,22 @@ def plan_transform(
     selection = select_raw(ports, transforms, image_output=image_output, pixel_output=pixel_output)
     batches = [port for port in images if port.rank == 4]  # an input that may be images, its axes taken as N, C, H, W
     read = {"score": selection.image, "map": selection.pixel, "image": batches[0] if len(batches) == 1 else None}
-    exprs: dict[str, Expr | None] = {name: None if port is None else Input(name) for name, port in read.items()}
-    for name in ("score", "map"):
-        port, expr = read[name], exprs[name]
-        if port is not None and expr is not None and port.dtype != "float32":
-            exprs[name] = cast(expr, dtype="float32")
-    before = values = RawExpressions(
-        score=exprs["score"],
-        map=exprs["map"],
-        score_port=read["score"],
-        map_port=read["map"],
-        image=exprs["image"],
-        image_port=read["image"],
-    )
+    before: dict[str, tuple[Expr, PortInfo]] = {}
+    for name, port in read.items():
+        if port is not None:
+            is_plain = name == "image" or port.dtype == "float32"
+            before[name] = (Input(name) if is_plain else cast(Input(name), dtype="float32"), port)
+    values: Values = before
     for transform in transforms:
         values = transform.apply(values)
     outputs = []
-    for expr, was, old, new in (
-        (values.score, before.score, before.score_port, values.score_port),
-        (values.map, before.map, before.map_port, values.map_port),
-    ):
-        if expr is not None and new is not None and expr != was:
-            made = expr if isinstance(expr, Call) else identity(expr)
-            name = new.name if old is None else old.name
-            outputs.append(LayerOutput(name, made, "float32", new.shape, None if old is None else name))
+    for kind in ("score", "map"):
+        if kind in values and values[kind] != before.get(kind):
+            expr, made = values[kind]
+            old = read[kind]
+            name = made.name if old is None else old.name
+            expr = expr if isinstance(expr, Call) else identity(expr)
+            outputs.append(LayerOutput(name, expr, "float32", made.shape, None if old is None else name))
     used = {name for output in outputs if output.expr is not None for name in inputs_of(output.expr)}
     return Plan(
         where="transform",

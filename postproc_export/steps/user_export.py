@@ -239,8 +239,6 @@ def _without_graphs() -> Iterator[None]:
         torch._C._jit_set_onnx_log_output_stream("stdout")
 
 
-# Put the export before the tail of a model.
-
 OPSET: Final = 18  # an IR has no ONNX opset: the one that torch's exporter has operators of its own for
 
 
