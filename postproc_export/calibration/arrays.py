@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from postproc_export.errors import CalibrationError, UsageError
 from postproc_export.stats import Level
 
-# --- Arrays as users have them (NumPy, torch, memory maps, Zarr), as flat blocks that know where they come from.
-
 AnyArray = NDArray[Any]
 Positions = NDArray[np.intp]
 
@@ -232,8 +230,6 @@ def blocks_of(values: Iterator[AnyArray], truth: Iterator[AnyArray] | None, plac
     for left in truth or ():  # so that a stream reads to its end and its checksum is verified
         assert left.size == 0, "both arrays have the same shape"
 
-
-# --- What every source is held to: types, shapes, numbers of images, ground truth throughout, at least one sample.
 
 NONFINITE: Final = ("error", "drop")
 

@@ -45,8 +45,6 @@ class _Source:
         """Refuse what changed while a pass read it; chunks have no state, and workers look at files themselves."""
 
 
-# --- Dask arrays as parts: one per chunk, read where the chunk is, and its ground truth brought into the same chunks.
-
 _PURPOSE: Final = "calibrating on Dask arrays"
 
 
@@ -155,9 +153,6 @@ def _chunk_blocks(arrays: Sequence[AnyArray], place: Place) -> Iterator[Block]:
     yield from blocks_of(flat_chunks(arrays[0]), flat_chunks(arrays[1]) if len(arrays) > 1 else None, place)
 
 
-# --- Shard files as parts: groups of them, and boxes of Zarr stores, that the workers of a cluster open themselves.
-
-
 @dataclass(frozen=True, slots=True)
 class ShardTask:
     """Shards that one task reads one after the other."""
@@ -240,8 +235,6 @@ class _Store(_Source):
     def _check(self, *, reading: bool = False) -> None:
         check_state(self._states, self._first, self._shard.signature(), self._shard.name, reading=reading)
 
-
-# --- One level of a source whose parts Dask reads, pass after pass.
 
 _CARRIED: Final = 1 << 16  # values that a part of unknown size sends: no more bytes than its histogram takes
 _GROUPS: Final = 32  # groups of shards for each thread, so that the last ones do not keep the others waiting

@@ -22,19 +22,6 @@ _LOOK: Final = 1.0  # seconds between two looks at the workers
 _Result = TypeVar("_Result")
 
 
-def address_of(client: Any) -> str:
-    """Return where the scheduler of a client is."""
-    return str(client.scheduler.address)
-
-
-def wait_for_worker(client: Any) -> None:
-    """Wait until there is a worker."""
-    try:
-        client.wait_for_workers(1, timeout=WAIT)
-    except TimeoutError as error:
-        raise _no_worker(client, "has no worker") from error
-
-
 def watched(client: Any, start: Callable[[], Awaitable[_Result]]) -> _Result:
     """Return what an awaitable of the client gives, however long it takes while there are workers."""
     result: _Result = client.sync(_watched, client, start)
@@ -74,7 +61,7 @@ async def _run_everywhere(client: Any, function: Callable[[], Any]) -> dict[str,
 
 
 def _no_worker(client: Any, what: str) -> CalibrationError:
-    address = address_of(client)
+    address = str(client.scheduler.address)
     return CalibrationError(
         f"the Dask scheduler at {address} {what}",
         found=f"none within {WAIT:g} s",
@@ -121,11 +108,6 @@ def reply(part: Part, work: Work) -> Reply:
 
     answer = work.run(replace(part, blocks=counted(part.blocks)))
     return Reply(answer, read)
-
-
-def _add_replies(work: Work, answers: Sequence[Any]) -> Any:
-    """Add up answers, replies of parts or sums of them."""
-    return work.add([each.answer if isinstance(each, Reply) else each for each in answers])
 
 
 # --- Running the tasks of a pass with Dask: on a cluster or in this process, answers added up as a tree.
@@ -212,9 +194,12 @@ class _Heard:
 
 
 def _tree(answers: list[Any], question: Any) -> Any:
-    add = require("dask", extra="dask", purpose=_PURPOSE).delayed(_add_replies, pure=False)
+    def add(work: Work, some: Sequence[Any]) -> Any:  # replies of parts, or sums of them
+        return work.add([each.answer if isinstance(each, Reply) else each for each in some])
+
+    task = require("dask", extra="dask", purpose=_PURPOSE).delayed(add, pure=False)
     while True:
-        answers = [add(question, answers[at : at + FAN_IN]) for at in range(0, len(answers), FAN_IN)]
+        answers = [task(question, answers[at : at + FAN_IN]) for at in range(0, len(answers), FAN_IN)]
         if len(answers) == 1:
             return answers[0]
 
@@ -306,7 +291,10 @@ def _default_client() -> Any:
 def _checked(client: Any) -> Cluster:
     """Return the cluster of a client whose workers are there and have this software; of no client, this process."""
     if client is not None:
-        wait_for_worker(client)
+        try:
+            client.wait_for_workers(1, timeout=WAIT)
+        except TimeoutError as error:
+            raise _no_worker(client, "has no worker") from error
         for where, found in run_everywhere(client, _version_function()).items():
             _check_answer(where, found)
     return Cluster(client)

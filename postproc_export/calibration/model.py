@@ -12,7 +12,7 @@ import numpy as np
 from graph_patterns.expr import ExplainedError
 from postproc_export.errors import CalibrationError, FileError, UnsupportedModelError, UsageError
 from postproc_export.formats import format_of
-from postproc_export.formats.base import Format, Outputs
+from postproc_export.formats.base import Outputs
 from postproc_export.images import Batch, Preprocessing, Sample, find_samples, fit_mask, image_input, load_batches
 from postproc_export.images.samples import check_workers
 from postproc_export.ports import RESULT_NAMES, Selection, select_outputs
@@ -25,9 +25,6 @@ from postproc_export.steps.transforms import resolve_all, select_raw
 
 if TYPE_CHECKING:
     from postproc_export.calibration.calibrator import Calibrator
-
-
-# --- The files that an exported model is made of.
 
 
 def model_files(model: Path) -> list[Path]:
@@ -67,42 +64,11 @@ def _usual_weights(model: Path) -> Path:
     return model.with_suffix(".bin") if model.suffix.lower() == ".xml" else model.with_name(model.name + ".data")
 
 
-# --- The masks of labelled images: at the size of the maps, missing ones refused, empty ones told of.
-
-
 class EmptyMaskWarning(UserWarning):
     """Masks of anomalous images in which no pixel is anomalous."""
 
 
-class EmptyMasks:
-    """Counts the masks of anomalous images without an anomalous pixel, to tell of them once."""
-
-    def __init__(self) -> None:
-        self._found: list[Path] = []
-
-    def look_at(self, batch: Batch) -> None:
-        """Take note of such masks in a batch."""
-        for sample, mask in zip(batch.samples, batch.masks, strict=True):
-            if sample.label == 1 and sample.mask is not None and mask is not None and not mask.any():
-                self._found.append(sample.mask)
-
-    def warn(self) -> None:
-        """Warn if there was one."""
-        if self._found:
-            message = (
-                f"{len(self._found)} anomalous image(s) have a mask without an anomalous pixel, so all of their pixels "
-                f"count as normal; the first mask is {self._found[0]}"
-            )
-            warnings.warn(EmptyMaskWarning(message), stacklevel=3)
-
-
-def fitted_masks(batch: Batch, size: Sequence[int]) -> Array:
-    """Return the masks of a batch at the height and width of its maps, stacked."""
-    height, width = size
-    return np.stack([fit_mask(mask, height=height, width=width) for mask in batch.masks if mask is not None])
-
-
-def refuse_missing_masks(samples: Sequence[Sample]) -> None:
+def _refuse_missing_masks(samples: Sequence[Sample]) -> None:
     """Refuse anomalous images without a mask."""
     missing = [sample.image for sample in samples if sample.label == 1 and sample.mask is None]
     if missing:
@@ -112,8 +78,6 @@ def refuse_missing_masks(samples: Sequence[Sample]) -> None:
             fix="add the masks, or leave the pixel level out with --image-only",
         )
 
-
-# --- Running a raw model on batches of images, whatever batch size its graph was made for.
 
 DEFAULT_BATCH: Final = 8
 _FALLBACK_BATCHES: Final = (1, 2)  # exporters trace at one of these, and some graphs then run at nothing else
@@ -151,30 +115,16 @@ def find_batch_size(
     candidates = (fixed,) if fixed else dict.fromkeys((min(DEFAULT_BATCH, count), *_FALLBACK_BATCHES))
     failures: dict[int, UnsupportedModelError] = {}
     for size in candidates:
-        failure = _trial(runner, selection, preprocessing, size)
-        if failure is None:
+        try:
+            run_batch(runner, selection, preprocessing.blank()[None], batch_size=size)
+        except UnsupportedModelError as error:
+            failures[size] = error
+        else:
             return size
-        failures[size] = failure
-    raise _no_batch_size(failures, static)
-
-
-def _trial(
-    runner: Runner, selection: Selection, preprocessing: Preprocessing, size: int
-) -> UnsupportedModelError | None:
-    try:
-        run_batch(runner, selection, preprocessing.blank()[None], batch_size=size)
-    except UnsupportedModelError as error:
-        return error
-    return None
-
-
-def _no_batch_size(failures: Mapping[int, UnsupportedModelError], static: int | None) -> UnsupportedModelError:
     first = next(iter(failures.values()))
-    fix = None if static else "if the model runs at another batch size only, give it with --batch-size"
-    sizes = " or ".join(map(str, failures))
-    return UnsupportedModelError(
-        f"{first.what} (batch size {sizes})", found=first.found, needed=first.needed, fix=first.fix or fix
-    )
+    other = None if static else "if the model runs at another batch size only, give it with --batch-size"
+    what = f"{first.what} (batch size {' or '.join(map(str, failures))})"
+    raise UnsupportedModelError(what, found=first.found, needed=first.needed, fix=first.fix or other)
 
 
 def _scores(name: str, outputs: Mapping[str, Array], batch_size: int) -> Array:
@@ -207,98 +157,51 @@ def _float(values: Array) -> Array:
     return as_float32(values) if values.dtype.name == "bfloat16" else values
 
 
-# --- A raw model with custom steps before the threshold, ready to be calibrated on.
+def _open_behind(
+    path: Path, specs: Sequence[TailSpec], outputs: Outputs, options: Mapping[str, Any]
+) -> tuple[Runner, Before]:
+    """Put custom steps before the threshold of a model, in memory or in a temporary file, and load it.
 
-
-@dataclass(frozen=True, slots=True)
-class TransformedModel:
-    """A model with its raw outputs transformed."""
-
-    runner: Runner  # the model, loaded; nothing of it was written to stay
-    before: Before  # what was put before the threshold, and which outputs are the raw ones now
-    ports: tuple[PortInfo, ...]  # the outputs of the model itself, and which of them are raw
-    selection: Selection
-
-
-def open_transformed(
-    model: str | Path,
-    specs: Sequence[TailSpec],
-    outputs: Outputs,
-    *,
-    runtime: RuntimeName | None = None,
-    precision: Precision = "float32",
-    threads: int | None = None,
-) -> TransformedModel:
-    """Put tails before the threshold of a model, in memory or in a temporary file, and load it."""
+    Returns what was put there, too, with the outputs that are the raw ones now.
+    """
     behind = [spec for spec in specs if not spec.changes_values]
     if behind:
         raise UsageError(
             f"the tail '{behind[0].name}' stands behind the decision: it changes no raw value",
             fix="leave it out here, and give it when attaching",
         )
-    path = Path(model)
-    options: dict[str, Any] = {"runtime": runtime, "precision": precision, "threads": threads}
     form = format_of(path)
+
+    def put(model: Any) -> Before:
+        ports = tuple(form.outputs(model))
+        selection = select_raw(ports, resolve_all(specs) if specs[0].is_shipped else (), **outputs)
+        before = put_before(form, model, specs, outputs=outputs)
+        _refuse_post_processed(ports, selection)
+        return before
+
     # Windows does not delete what a runtime maps; it goes with the folder for temporary files then.
     with temporary_folder() as folder:
-        made, runnable = form.edited(
-            path, folder, lambda model: _put(form, model, specs, outputs), purpose="calibrating on an OpenVINO IR"
-        )
-        return TransformedModel(open_runner(runnable, **options), *made)
+        before, runnable = form.edited(path, folder, put, purpose="calibrating on an OpenVINO IR")
+        return open_runner(runnable, **options), before
 
-
-def _put(
-    form: Format, model: Any, specs: Sequence[TailSpec], outputs: Outputs
-) -> tuple[Before, tuple[PortInfo, ...], Selection]:
-    ports = tuple(form.outputs(model))
-    transforms = resolve_all(specs) if specs[0].is_shipped else ()
-    selection = select_raw(ports, transforms, **outputs)
-    return put_before(form, model, specs, outputs=outputs), ports, selection
-
-
-# --- Calibrating on an exported raw model itself, run over a folder of labelled images.
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSource:
-    """A raw model with the images that it is to be calibrated on; `open` makes one, `calibrate` runs it.
+    """A raw model with the images that it is to be calibrated on; `open` makes one, `calibrate` runs it."""
 
-    Parameters
-    ----------
-    path
-        The model file.
-    runner
-        The model, loaded.
-    selection
-        Its raw outputs.
-    images
-        The folder or CSV file that lists the labelled images.
-    samples
-        These images.
-    preprocessing
-        What is done to them, resolved for the model's input.
-    batch_size
-        Images per run.
-    image_only
-        Whether the pixel level is left out, so that no masks are needed.
-    workers
-        Decoding threads; None chooses.
-    tails
-        Custom steps behind which it is calibrated, as they are recorded.
-    """
-
-    path: Path
-    runner: Runner
-    selection: Selection
-    images: Path
-    samples: tuple[Sample, ...]
-    preprocessing: Preprocessing
-    batch_size: int
-    image_only: bool = False
-    workers: int | None = None
-    tails: tuple[TailSpec, ...] = ()
+    path: Path  # of the model file
+    runner: Runner  # the model, loaded
+    selection: Selection  # its raw outputs
+    images: Path  # the folder or CSV file that lists the labelled images
+    samples: tuple[Sample, ...]  # these images
+    preprocessing: Preprocessing  # what is done to them, resolved for the model's input
+    batch_size: int  # images per run
+    image_only: bool = False  # whether the pixel level is left out, so that no masks are needed
+    workers: int | None = None  # decoding threads; None chooses
+    tails: tuple[TailSpec, ...] = ()  # custom steps behind which it is calibrated, as they are recorded
 
     @classmethod
     def open(
@@ -352,9 +255,8 @@ class ModelSource:
         specs = parse_tails(tail)
         tails: tuple[TailSpec, ...] = ()
         if specs:
-            transformed = open_transformed(model, specs, outputs, **options)
-            runner, outputs, tails = transformed.runner, transformed.before.outputs, transformed.before.tails
-            _refuse_post_processed(transformed.ports, transformed.selection)
+            runner, before = _open_behind(Path(model), specs, outputs, options)
+            outputs, tails = before.outputs, before.tails
         else:
             runner = open_runner(model, **options)
         selection = select_outputs(
@@ -365,7 +267,7 @@ class ModelSource:
         resolved = (preprocessing or Preprocessing()).for_input(image_input(runner.inputs))
         samples = tuple(find_samples(images))
         if selection.pixel is not None and not image_only:
-            refuse_missing_masks(samples)
+            _refuse_missing_masks(samples)
         size = find_batch_size(runner, selection, resolved, asked=batch_size, count=len(samples))
         return cls(
             path=Path(model),
@@ -411,7 +313,8 @@ class ModelSource:
         UnsupportedModelError
             If the model fails on a batch.
         """
-        done, empty = 0, EmptyMasks()
+        done = 0
+        empty: list[Path] = []
         batches = load_batches(
             self.samples,
             self.preprocessing,
@@ -421,11 +324,20 @@ class ModelSource:
         )
         for batch in batches:
             self._feed(calibrator, batch)
-            empty.look_at(batch)
+            empty += [
+                sample.mask
+                for sample, mask in zip(batch.samples, batch.masks, strict=True)
+                if sample.label == 1 and sample.mask is not None and mask is not None and not mask.any()
+            ]
             done += len(batch.samples)
             if progress is not None:
                 progress(done, len(self.samples))
-        empty.warn()
+        if empty:
+            message = (
+                f"{len(empty)} anomalous image(s) have a mask without an anomalous pixel, so all of their pixels "
+                f"count as normal; the first mask is {empty[0]}"
+            )
+            warnings.warn(EmptyMaskWarning(message), stacklevel=2)
         stats = calibrator.compute()
         return replace(stats, details={**stats.details, **self.details()})
 
@@ -472,18 +384,16 @@ class ModelSource:
 
     def _feed(self, calibrator: "Calibrator", batch: Batch) -> None:
         scores, maps = run_batch(self.runner, self.selection, batch.images, batch_size=self.batch_size)
-        masks = None if maps is None or not self.wants_pixels else fitted_masks(batch, maps.shape[1:])
-        labels = np.array([sample.label for sample in batch.samples], np.uint8)
+        given = {"pred_score": scores, "gt_label": np.array([sample.label for sample in batch.samples], np.uint8)}
+        if maps is not None and self.wants_pixels:
+            height, width = maps.shape[1:]
+            masks = [fit_mask(mask, height=height, width=width) for mask in batch.masks if mask is not None]
+            given |= {"anomaly_map": maps, "gt_mask": np.stack(masks)}
         try:
-            if masks is None:
-                calibrator.update(pred_score=scores, gt_label=labels)
-            else:
-                calibrator.update(pred_score=scores, gt_label=labels, anomaly_map=maps, gt_mask=masks)
+            calibrator.update(**given)
         except CalibrationError as error:
-            where = _suspects(batch.samples, scores, maps)
-            raise CalibrationError(
-                f"{where}: {error.what}", found=error.found, needed=error.needed, fix=error.fix
-            ) from error
+            what = f"{_suspects(batch.samples, scores, maps)}: {error.what}"
+            raise CalibrationError(what, found=error.found, needed=error.needed, fix=error.fix) from error
 
 
 def _refuse_post_processed(ports: Sequence[PortInfo], selection: Selection) -> None:

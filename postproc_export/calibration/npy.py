@@ -21,8 +21,6 @@ from postproc_export.calibration.arrays import BLOCK, AnyArray
 from postproc_export.errors import CalibrationError, FileError, PostprocError
 from postproc_export.validation import stated_twice
 
-# --- What opening and reading files may raise, as errors that name the file and tell damage from what is not allowed.
-
 _UNREADABLE: Final = (
     *(zipfile.BadZipFile, zlib.error, LZMAError),
     *(EOFError, OSError, NotImplementedError, RuntimeError, ValueError),
@@ -65,8 +63,6 @@ def file_signature(path: Path) -> tuple[int, int, int]:
         raise cannot_read(str(path), error) from error
     return status.st_ino, status.st_size, status.st_mtime_ns
 
-
-# --- Arrays in `.npy` form inside files, read in parts of bounded size whatever their own size is.
 
 _LOCAL_HEADER: Final = 30  # bytes before the name of a zip member; its two length fields are the last four
 _NO_HEADER: Final = (

@@ -27,8 +27,6 @@ from postproc_export.calibration.npy import StreamedArray, file_signature, npy_a
 from postproc_export.errors import CalibrationError, PostprocError
 from postproc_export.stats import LEVELS, Level
 
-# --- Values and ground truth of a level, met together in the order that costs least: as they are stored.
-
 WHOLE: Final = 1 << 24  # values that are loaded to turn them from Fortran into C order
 
 
@@ -68,8 +66,6 @@ def _in_c_order(array: Any, *, name: str) -> Iterator[AnyArray]:
         )
     return flat_chunks(np.ascontiguousarray(array.whole()))
 
-
-# --- Where validation outputs lie: `.npz`, `.npy` files by key, arrays in memory.
 
 NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "pred_score": ("pred_score", "scores"),
@@ -218,8 +214,6 @@ def _array_of(value: Any, *, place: str) -> Any:
     return value
 
 
-# --- Image scores and labels in a CSV file.
-
 _COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "pred_score": (*NAMES["pred_score"], "score"),
     "gt_label": (*NAMES["gt_label"], "label"),
@@ -286,9 +280,6 @@ def _cell(row: Mapping[str, str | None], column: str, at: str) -> float:
 def _row_block(rows: list[tuple[float, float]], place: Place, start: int, *, labelled: bool) -> Block:
     table = np.array(rows, dtype=np.float64)
     return Block(table[:, 0], table[:, 1] if labelled else None, place, start)
-
-
-# --- Reading one level of shards pass after pass, noticing what changes between two of them.
 
 
 @dataclass(frozen=True, slots=True)

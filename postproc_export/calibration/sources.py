@@ -153,9 +153,6 @@ def _refuse_second(path: Path, key: str, group: Mapping[str, Path]) -> None:
             )
 
 
-# --- `calibrate`: statistics from files, folders and arrays, read as often as needed instead of kept.
-
-
 def calibrate(
     source: Source,
     *,

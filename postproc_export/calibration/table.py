@@ -7,8 +7,6 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-# --- float32 values as unsigned integers of the same order, and the coarse buckets that are their upper 16 bits.
-
 Keys = NDArray[np.uint32]
 Floats = NDArray[np.float32]
 Flags = NDArray[np.bool_]

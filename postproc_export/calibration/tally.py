@@ -21,8 +21,6 @@ from postproc_export.calibration.counting import (
 from postproc_export.calibration.table import Flags, Floats, Table, key_of, merge_zeros, ordered_keys
 from postproc_export.errors import CalibrationError, PostprocError
 
-# --- From raw blocks to chunks that can be counted: rounded to float32, checked, or refused with where and how many.
-
 Nonfinite = Literal["error", "drop"]
 
 
@@ -127,8 +125,6 @@ def _checked(block: Block, nonfinite: Nonfinite, faults: Faults) -> Chunk | None
     low, high = (float(kept.min()), float(kept.max())) if kept.size else (np.inf, -np.inf)
     return Chunk(kept, None if truth is None else truth[finite], low, high, dropped, block.values[finite])
 
-
-# --- What the first pass over a level leaves: the values while they are few, then a coarse histogram.
 
 _Run = tuple[Floats, Truth, float, float]  # values, their ground truth, the lowest and the highest of them
 SMALL: Final = 1 << 20  # up to so many values are kept and sorted: no second pass

@@ -20,8 +20,6 @@ from postproc_export.errors import CalibrationError, FileError, PostprocError, r
 from postproc_export.stats import Level
 from postproc_export.validation import check_file
 
-# --- The files of the chunks of a Zarr array: which are there, and whether each is as long as it says.
-
 _BLOSC_HEADER: Final = 16  # bytes before the blocks of a Blosc frame
 _FRAME: Final = slice(12, 16)  # its length, header included, little endian
 
@@ -93,8 +91,6 @@ def _check_frame(folder: Path, name: str, store: str) -> None:
             fix="write the store again",
         )
 
-
-# --- A Zarr group on disk, read box by box.
 
 MARKS: Final = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
 _PICKLE: Final = re.compile(rb'"(numcodecs[./])?pickle"')

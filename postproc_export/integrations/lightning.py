@@ -6,18 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from postproc_export.calibration import Calibrator, Policy
 from postproc_export.calibration.ranks import Ranks, all_ranks
-from postproc_export.calibration.shards import NAMES
+from postproc_export.calibration.shards import MEANING, NAMES
 from postproc_export.errors import FileError, UsageError, require
 from postproc_export.stats import CalibrationStats, Level
 
-# --- Where the four arrays of a validation step are: by the names that validation outputs have everywhere.
-
 Extract = Callable[[Any, Any], Mapping[str, Any]]
+Package = Literal["lightning", "pytorch_lightning"]
+
+MODULES: Final[dict[str, str]] = {"lightning": "lightning.pytorch", "pytorch_lightning": "pytorch_lightning"}
 
 _EXAMPLE: Final = 'extract=lambda outputs, batch: {"pred_score": outputs[0], "gt_label": batch["label"]}'
 
@@ -30,10 +32,11 @@ def find_arrays(outputs: Any, batch: Any) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for key, names in NAMES.items():
-        values = (_look(source, name) for source in (outputs, batch) for name in names)
-        value = next((value for value in values if value is not None), None)
-        if value is not None:
-            found[key] = value
+        for source, name in product((outputs, batch), names):
+            value = source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
+            if value is not None:
+                found[key] = value
+                break
     return found
 
 
@@ -41,30 +44,21 @@ def checked_arrays(
     arrays: Mapping[str, Any], outputs: Any, batch: Any, *, truth_needed: bool, asked: bool
 ) -> dict[str, Any]:
     """Return the arrays by their first names; refuses what cannot be calibrated on."""
-    first = {name: key for key, names in NAMES.items() for name in names}
-    unknown = [str(key) for key in arrays if key not in first]
+    unknown = [str(key) for key in arrays if key not in MEANING]
     if unknown:
         raise UsageError("extract gives arrays with unknown keys", found=", ".join(unknown), needed=", ".join(NAMES))
-    found = {first[key]: value for key, value in arrays.items() if value is not None}
-    missing = _missing(found, truth_needed=truth_needed)
+    found = {MEANING[key]: value for key, value in arrays.items() if value is not None}
+    missing = None
+    if not {"pred_score", "anomaly_map"} & found.keys():
+        missing = "predictions: pred_score or anomaly_map (or scores, maps)"
+    elif truth_needed and not {"gt_label", "gt_mask"} & found.keys():
+        missing = "ground truth: gt_label or gt_mask (or labels, masks)"
     if missing is not None:
         where = "what extract returned" if asked else "the validation step"
         shown = ", ".join(found) or "none of them"
         at_hand = f"{shown}; validation_step returned {_described(outputs)}, the batch is {_described(batch)}"
         raise UsageError(f"{where} has no {missing}", found=at_hand, needed=missing, fix=f"give {_EXAMPLE}")
     return found
-
-
-def _missing(found: Mapping[str, Any], *, truth_needed: bool) -> str | None:
-    if not {"pred_score", "anomaly_map"} & found.keys():
-        return "predictions: pred_score or anomaly_map (or scores, maps)"
-    if truth_needed and not {"gt_label", "gt_mask"} & found.keys():
-        return "ground truth: gt_label or gt_mask (or labels, masks)"
-    return None
-
-
-def _look(source: Any, name: str) -> Any:
-    return source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
 
 
 def _described(source: Any) -> str:
@@ -87,7 +81,7 @@ _FIX = "leave use_distributed_sampler=True on, or give unrepeated=True once no s
 
 
 @dataclass(frozen=True, slots=True)
-class Deal:
+class SamplerPartition:
     """How one dataloader deals its samples out to the processes."""
 
     rank: int  # this process and how many there are, for the sampler
@@ -99,10 +93,10 @@ class Deal:
     order: tuple[bool, int, int]
 
     @classmethod
-    def of(cls, loader: Any, *, package: str) -> "Deal | str":
+    def of(cls, loader: Any, *, package: str) -> "SamplerPartition | str":
         """Return how a dataloader deals, or why it cannot be told."""
         data = require("torch.utils.data", extra="lightning", purpose="calibrating in a Trainer")
-        distributed = require(f"{_root(package)}.overrides.distributed", extra="lightning", purpose="the callback")
+        distributed = require(f"{MODULES[package]}.overrides.distributed", extra="lightning", purpose="the callback")
         if not isinstance(loader, data.DataLoader):
             return f"the validation dataloader is a {type(loader).__name__}"
         if isinstance(loader.dataset, data.IterableDataset):
@@ -131,9 +125,11 @@ class Deal:
         return size, min(max(unrepeated - start, 0), size)
 
 
-def agreed_deals(loaders: Sequence[Any], ranks: Ranks, *, package: str, unrepeated: bool) -> list[Deal | None]:
-    """Return how every dataloader deals, None where nothing is repeated for all that is known."""
-    found = [Deal.of(loader, package=package) for loader in loaders]
+def agreed_partitions(
+    loaders: Sequence[Any], ranks: Ranks, *, package: str, unrepeated: bool
+) -> list[SamplerPartition | None]:
+    """Return how every dataloader deals its samples out, None where nothing is repeated for all that is known."""
+    found = [SamplerPartition.of(loader, package=package) for loader in loaders]
     mine = [each if isinstance(each, str) else [each.rank, each.shared()] for each in found]
     reports = ranks.gather_json(mine)
     for number in range(len(found)):
@@ -145,7 +141,7 @@ def agreed_deals(loaders: Sequence[Any], ranks: Ranks, *, package: str, unrepeat
                 needed="a DistributedSampler over all processes, the same in each",
                 fix=_FIX,
             )
-    return [each if isinstance(each, Deal) else None for each in found]
+    return [each if isinstance(each, SamplerPartition) else None for each in found]
 
 
 def _untold(reports: Sequence[Any], *, size: int) -> str | None:
@@ -160,9 +156,9 @@ def _untold(reports: Sequence[Any], *, size: int) -> str | None:
     return None
 
 
-def unrepeated_part(arrays: Mapping[str, Any], deal: Deal, batch: int) -> dict[str, Any]:
+def unrepeated_part(arrays: Mapping[str, Any], partition: SamplerPartition, batch: int) -> dict[str, Any]:
     """Return the samples of a batch that no other process counts; nothing where there is none."""
-    size, kept = deal.counts(batch)
+    size, kept = partition.counts(batch)
     if kept == size:
         return dict(arrays)
     if kept == 0:
@@ -179,18 +175,7 @@ def unrepeated_part(arrays: Mapping[str, Any], deal: Deal, batch: int) -> dict[s
     return {key: array[:kept] for key, array in arrays.items()}
 
 
-def _root(package: str) -> str:
-    return "lightning.pytorch" if package == "lightning" else package
-
-
-# --- The statistics that calibration callbacks leave in the checkpoints of Lightning.
-
 NAME: Final = "CalibrationCallback"
-
-
-def state_key(policies: Mapping[Level, str]) -> str:
-    """Return under which key a callback with these policies keeps its state in a checkpoint."""
-    return f"{NAME}{json.dumps(policies)}"
 
 
 def checkpoint_statistics(
@@ -214,13 +199,19 @@ def checkpoint_statistics(
     """
     given: dict[Level, str | None] = {"image": image_policy, "pixel": pixel_policy}
     asked = {level: Policy.parse(text) for level, text in given.items() if text is not None}
-    states = _states(path)
+    torch = require("torch", extra="lightning", purpose="reading a checkpoint")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        shown = str(error).partition("\n")[0]
+        fix = f"if you trust it, torch.load(..., weights_only=False)['callbacks'] has them under '{NAME}...'"
+        raise FileError(f"the checkpoint {path} cannot be read", found=shown, fix=fix) from error
+    states = {key: state for key, state in checkpoint.get("callbacks", {}).items() if key.startswith(NAME)}
     kept = {key: state["statistics"] for key, state in states.items() if state["statistics"] is not None}
     found = [document for key, document in kept.items() if _has(key, asked)]
     if len(found) != 1:
-        asking = (
-            f", with {', '.join(f'{level}_policy={policy.text!r}' for level, policy in asked.items())}" if asked else ""
-        )
+        policies = ", ".join(f"{level}_policy={policy.text!r}" for level, policy in asked.items())
+        asking = f", with {policies}" if asked else ""
         raise UsageError(
             f"the checkpoint {path} does not have the statistics of one validation",
             found=f"{len(found)} of {', '.join(states) or 'no calibration callback'}{asking}",
@@ -228,19 +219,6 @@ def checkpoint_statistics(
             fix="say which with image_policy= and pixel_policy=" if len(kept) > 1 else None,
         )
     return CalibrationStats.from_json(found[0], where=str(path))
-
-
-def _states(path: str | Path) -> dict[str, Any]:
-    """Return the states of calibration callbacks, by their keys."""
-    torch = require("torch", extra="lightning", purpose="reading a checkpoint")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        fix = f"if you trust it, torch.load(..., weights_only=False)['callbacks'] has them under '{NAME}...'"
-        raise FileError(
-            f"the checkpoint {path} cannot be read", found=str(error).partition("\n")[0], fix=fix
-        ) from error
-    return {key: state for key, state in checkpoint.get("callbacks", {}).items() if key.startswith(NAME)}
 
 
 def _has(key: str, asked: Mapping[Level, Policy]) -> bool:
@@ -251,12 +229,7 @@ def _has(key: str, asked: Mapping[Level, Policy]) -> bool:
     )
 
 
-# --- What the calibration callback does in the steps of a Trainer.
-
-Package = Literal["lightning", "pytorch_lightning"]
-
 FILE_NAME: Final = "calibration.json"
-MODULES: Final[dict[str, str]] = {"lightning": "lightning.pytorch", "pytorch_lightning": "pytorch_lightning"}
 
 
 class CalibrationHooks:
@@ -270,13 +243,13 @@ class CalibrationHooks:
         self.stats: CalibrationStats | None = None
         self._calibrator, self._extract, self._unrepeated = calibrator, extract, unrepeated
         self._output = None if output is None else Path(output)
-        self._deals: list[Deal | None] | None = None
+        self._partitions: list[SamplerPartition | None] | None = None
         self._error: Exception | None = None
 
     @property
     def state_key(self) -> str:
         """The name of the state in a checkpoint; two callbacks may stand beside each other if their policies differ."""
-        return state_key(self._calibrator.policies)
+        return f"{NAME}{json.dumps(self._calibrator.policies)}"
 
     def state_dict(self) -> dict[str, Any]:
         """Return the statistics as plain data."""
@@ -307,11 +280,11 @@ class CalibrationHooks:
         """Forget earlier validations, and see which samples the processes share; in the sanity check already."""
         self._check_file(trainer)
         self._calibrator.reset()
-        self._deals = self._error = None
+        self._partitions = self._error = None
         if trainer.world_size > 1:
             with all_ranks(None) as ranks:
                 loaders = _loaders(trainer, unrepeated=self._unrepeated)
-                self._deals = agreed_deals(loaders, ranks, package=self.package, unrepeated=self._unrepeated)
+                self._partitions = agreed_partitions(loaders, ranks, package=self.package, unrepeated=self._unrepeated)
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -320,23 +293,19 @@ class CalibrationHooks:
         if self._error is not None:
             return
         try:
-            found = self._found(outputs, batch)
-            if not trainer.sanity_checking:
-                self._count(found, self._deals[dataloader_idx] if self._deals else None, batch_idx)
+            found = (self._extract or find_arrays)(outputs, batch)
+            needed = not all(Policy.parse(text).is_fixed for text in self._calibrator.policies.values())
+            is_asked = self._extract is not None
+            kept = checked_arrays(found, outputs, batch, truth_needed=needed, asked=is_asked)
+            partition = self._partitions[dataloader_idx] if self._partitions else None
+            if not trainer.sanity_checking and partition is not None:
+                kept = unrepeated_part(kept, partition, batch_idx)
+            if kept and not trainer.sanity_checking:
+                self._calibrator.update(**kept)
         except Exception as error:  # the user's function may raise anything
             if trainer.world_size == 1:
                 raise
             self._error = error  # raised in all processes at the end: until then the others would wait for this one
-
-    def _found(self, outputs: Any, batch: Any) -> dict[str, Any]:
-        arrays = (self._extract or find_arrays)(outputs, batch)
-        needed = not all(Policy.parse(text).is_fixed for text in self._calibrator.policies.values())
-        return checked_arrays(arrays, outputs, batch, truth_needed=needed, asked=self._extract is not None)
-
-    def _count(self, found: Mapping[str, Any], deal: Deal | None, batch_idx: int) -> None:
-        kept = found if deal is None else unrepeated_part(found, deal, batch_idx)
-        if kept:
-            self._calibrator.update(**kept)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Compute the statistics, over all processes, and write the file; checkpoints are saved after that."""
@@ -349,8 +318,14 @@ class CalibrationHooks:
         self._calibrator.reset()
         with _together(trainer):
             path = self._file(trainer)
-            if path is not None and trainer.is_global_zero:
-                _save(self.stats, path)
+            if path is None or not trainer.is_global_zero:
+                return
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                found, fix = error.strerror or str(error), "calibration_callback(output=...)"
+                raise FileError(f"cannot make the folder of {path}", found=found, fix=fix) from error
+            self.stats.save(path)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give memory and disk space back: after an error there is no teardown."""
@@ -395,15 +370,6 @@ class CalibrationHooks:
 def _together(trainer: Any) -> AbstractContextManager[Any]:
     """Return where an error of one process is raised in all of them."""
     return all_ranks(None) if trainer.world_size > 1 else nullcontext()
-
-
-def _save(stats: CalibrationStats, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        found, fix = error.strerror or str(error), "calibration_callback(output=...)"
-        raise FileError(f"cannot make the folder of {path}", found=found, fix=fix) from error
-    stats.save(path)
 
 
 def _loaders(trainer: Any, *, unrepeated: bool) -> list[Any]:

@@ -18,7 +18,7 @@ from postproc_export.errors import CalibrationError, FileError, UsageError
 from postproc_export.integrations import lightning
 from postproc_export.integrations.lightning import (
     CalibrationHooks,
-    Deal,
+    SamplerPartition,
     calibration_callback,
     checked_arrays,
     checkpoint_statistics,
@@ -281,14 +281,14 @@ def test_policies_without_ground_truth_need_none() -> None:
 
 @given(samples=st.integers(1, 40), ranks=st.integers(1, 6), batch_size=st.integers(1, 7), shuffle=st.booleans())
 def test_every_sample_is_counted_once(samples: int, ranks: int, batch_size: int, shuffle: bool) -> None:
-    """Over all processes and batches, what `Deal` keeps of a DistributedSampler's samples is each of them once."""
+    """Over all processes and batches, what is kept of a DistributedSampler's samples is each of them once."""
     kept: list[int] = []
     for rank in range(ranks):
         sampler = DistributedSampler(range(samples), num_replicas=ranks, rank=rank, shuffle=shuffle)  # type: ignore[arg-type]
         loader = DataLoader(range(samples), batch_size=batch_size, sampler=sampler)  # type: ignore[arg-type]
-        deal = Deal(rank, ranks, samples, len(sampler), batch_size, (shuffle, 0, 0))
+        partition = SamplerPartition(rank, ranks, samples, len(sampler), batch_size, (shuffle, 0, 0))
         for number, batch in enumerate(loader):
-            size, own = deal.counts(number)
+            size, own = partition.counts(number)
             assert size == len(batch)
             kept += batch[:own].tolist()
     assert sorted(kept) == list(range(samples))
@@ -297,11 +297,11 @@ def test_every_sample_is_counted_once(samples: int, ranks: int, batch_size: int,
 def test_repeated_samples_are_left_out_of_every_array() -> None:
     """The first ones are kept; a batch of repetitions is nothing; a batch without any stays as it is."""
     arrays = {"pred_score": torch.arange(3.0), "anomaly_map": torch.zeros(3, 1, 2, 2)}
-    last = Deal(1, 2, 5, 3, 3, (False, 0, 0))
+    last = SamplerPartition(1, 2, 5, 3, 3, (False, 0, 0))
     part = unrepeated_part(arrays, last, 0)
     assert part["pred_score"].tolist() == [0, 1]
     assert part["anomaly_map"].shape == (2, 1, 2, 2)
-    assert unrepeated_part(arrays, Deal(1, 2, 1, 1, 1, (False, 0, 0)), 0) == {}
-    assert unrepeated_part(arrays, Deal(0, 2, 5, 3, 3, (False, 0, 0)), 0) == arrays
+    assert unrepeated_part(arrays, SamplerPartition(1, 2, 1, 1, 1, (False, 0, 0)), 0) == {}
+    assert unrepeated_part(arrays, SamplerPartition(0, 2, 5, 3, 3, (False, 0, 0)), 0) == arrays
     with pytest.raises(UsageError, match=r"(?s)repeats 1 samples of batch 0, but pred_score.*shape \[2\] for 3"):
         unrepeated_part({"pred_score": torch.zeros(2)}, last, 0)
