@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from graph_patterns.expr import Expr
 from graph_patterns.onnx.emit import OnnxTarget, emit
-from graph_patterns.openvino.emit import emit as emit_openvino
+from graph_patterns.openvino import emit as emit_openvino
 from postproc_export.options import TailOptions
 from postproc_export.ports import Selection
 from postproc_export.runtimes import PortInfo

@@ -12,7 +12,7 @@ import onnx
 from graph_patterns.match import GraphView, Value
 from graph_patterns.onnx.emit import ELEMENT_TYPES, LOWERINGS
 from graph_patterns.onnx.view import OnnxView, default_opset
-from graph_patterns.openvino.view import OpenVinoView
+from graph_patterns.openvino import OpenVinoView
 from postproc_export.check.runners import Assumed, Format, folded, own_tails, read_values
 from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError
 from postproc_export.formats import base

@@ -7,9 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from graph_patterns.match import Site, Value
-from graph_patterns.openvino.edit import remove, set_numbers
-from graph_patterns.openvino.emit import copied, emit
-from graph_patterns.openvino.view import OpenVinoView
+from graph_patterns.openvino import OpenVinoView, copied, emit, remove, set_numbers
 from postproc_export import __version__
 from postproc_export.formats.base import (
     Attached,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from graph_patterns.expr import SharedValueError, free_name
-from graph_patterns.openvino.emit import emit
+from graph_patterns.openvino import emit
 from postproc_export import __version__
 from postproc_export.errors import MetadataError, UnsupportedModelError
 from postproc_export.formats.base import Plan, decoded_outputs, moved_name, name_is_taken, recorded_names

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from graph_patterns.expr import free_name
-from graph_patterns.openvino.view import OpenVinoView
+from graph_patterns.openvino import OpenVinoView
 from postproc_export.errors import MetadataError, UnsupportedModelError
 from postproc_export.formats.base import (
     FoundTails,

@@ -11,7 +11,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from graph_patterns.openvino.emit import ELEMENT_TYPES
+from graph_patterns.openvino import ELEMENT_TYPES
 from postproc_export.errors import FileError, require
 from postproc_export.process import quiet_natives
 from postproc_export.runtimes import (

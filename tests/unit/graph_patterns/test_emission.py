@@ -30,8 +30,8 @@ from graph_patterns.catalog import (
 from graph_patterns.expr import cast
 from graph_patterns.onnx.emit import OnnxTarget, emit
 from graph_patterns.onnx.view import OnnxView
-from graph_patterns.openvino.emit import emit as emit_openvino
-from graph_patterns.openvino.view import OpenVinoView
+from graph_patterns.openvino import OpenVinoView
+from graph_patterns.openvino import emit as emit_openvino
 
 TARGETS = [(7, 3), (8, 3), (9, 4), (10, 5), (11, 6), (12, 7), (13, 7), (14, 7), (17, 8), (18, 8), (19, 9), (21, 10)]
 NAN_GUARDS = ("sum", "l1", "arithmetic")

@@ -15,10 +15,9 @@ from graph_patterns import expr as build
 from graph_patterns.expr import Call, Const, Ints, Scalar
 from graph_patterns.onnx.emit import LOWERINGS, OnnxForm, OnnxTarget, emit
 from graph_patterns.onnx.view import OnnxView
-from graph_patterns.openvino.emit import LOWERINGS as OPENVINO_LOWERINGS
-from graph_patterns.openvino.emit import OpenVinoForm
-from graph_patterns.openvino.emit import emit as emit_openvino
-from graph_patterns.openvino.view import OpenVinoView
+from graph_patterns.openvino import LOWERINGS as OPENVINO_LOWERINGS
+from graph_patterns.openvino import OpenVinoForm, OpenVinoView
+from graph_patterns.openvino import emit as emit_openvino
 from postproc_export.runtimes.openvino import openvino_core
 
 Array = npt.NDArray[Any]

@@ -12,8 +12,7 @@ from graph_patterns.expr import add, clip, is_nan, mul, select
 from graph_patterns.match import Folded
 from graph_patterns.onnx import edit
 from graph_patterns.onnx.view import OnnxView
-from graph_patterns.openvino.edit import remove
-from graph_patterns.openvino.view import OpenVinoView
+from graph_patterns.openvino import OpenVinoView, remove
 
 SCALED = clip(add(mul(Input("x"), Scalar("s")), Scalar("o")), Const(0.0), Const(1.0))
 CONSTANTS = "float s = {4.0}, float o = {-0.25}, float z = {0.0}, float one = {1.0}"

@@ -11,7 +11,7 @@ import openvino.opset13 as opset
 import openvino.opset16 as opset16
 import pytest
 
-from graph_patterns.openvino.emit import copied
+from graph_patterns.openvino import copied
 from postproc_export.check.preserved_files import compare_models
 from postproc_export.detach import detach_postprocessing
 from postproc_export.errors import UnsupportedModelError
@@ -255,7 +255,7 @@ def test_raw_scores_bear_our_names_without_identity(options: dict[str, Any], tmp
         model = CORE.read_model(host)
         with pytest.MonkeyPatch.context() as patch:
             if by_identity:
-                patch.setattr("graph_patterns.openvino.emit.copied", lambda value, axes: opset16.identity(value))
+                patch.setattr("graph_patterns.openvino.copied", lambda value, axes: opset16.identity(value))
             attach(model, enable_normalization=False, **options)
         model = saved(model, tmp_path, f"{number}.xml")
         ours = {node.get_type_name() for node in model.get_ops() if node.get_friendly_name().startswith("postproc/")}

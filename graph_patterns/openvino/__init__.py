@@ -1,1 +1,0 @@
-"""OpenVINO: the view that the matcher reads, and the lowering that emits."""
