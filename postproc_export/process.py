@@ -78,11 +78,9 @@ def quiet_logger(name: str) -> Iterator[None]:
 
 @contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """Silence what `torch.onnx.export` says of itself while the block runs."""
-    # The logger: one line for each torchvision operator that it would know if torchvision were installed.
-    with quiet_logger("torch.onnx._internal.exporter._registration"), warnings.catch_warnings():
-        # torch 2.13 using a class that it has deprecated itself.
-        warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    """Silence what `torch.onnx.export` says of itself and of sizes; what matters of it is read back from the file."""
+    with quiet_logger("torch.onnx"), quiet_logger("onnxscript"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         yield
 
 

@@ -4,9 +4,9 @@ The photos are three texture images that scikit-image installs with itself; noth
 piece of the gravel photo as it is. A defect is drawn into a crop, and its mask is the set of pixels it was drawn on.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal, TypeAlias
@@ -17,11 +17,13 @@ import numpy.typing as npt
 from postproc_export.errors import FileError, require
 from postproc_export.process import OrderlyEnd, Undoing, claimed
 
-# --- What can be wrong with a crop: each defect changes pixels of its mask and no other.
-
 Gray: TypeAlias = npt.NDArray[np.uint8]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Draw: TypeAlias = Callable[[Gray, Gray, np.random.Generator], tuple[Gray, Mask]]
+"""From a clean crop, one of another texture and a generator to the crop with a defect and its mask.
+
+A defect changes pixels of its mask and no other.
+"""
 
 _LOBES: Final = 5
 
@@ -40,19 +42,22 @@ def patch(clean: Gray, other: Gray, rng: np.random.Generator) -> tuple[Gray, Mas
 
 def scratch(clean: Gray, other: Gray, rng: np.random.Generator) -> tuple[Gray, Mask]:
     """Draw a bent line, two to four pixels wide, bright or dark."""
-    mask = _bent_line(clean.shape, rng)
-    tone, strength = rng.choice([10.0, 245.0]), rng.uniform(0.6, 0.9)
-    return _paint(clean, (1 - strength) * clean + strength * tone, mask), mask
+    return _tint(clean, _bent_line(clean.shape, rng), rng, tones=(10.0, 245.0), strengths=(0.6, 0.9))
 
 
 def stain(clean: Gray, other: Gray, rng: np.random.Generator) -> tuple[Gray, Mask]:
     """Pull the grey levels of an irregular spot towards one dark or light tone."""
-    mask = _spot(clean.shape, rng)
-    tone, strength = rng.choice([20.0, 235.0]), rng.uniform(0.4, 0.7)
-    return _paint(clean, (1 - strength) * clean + strength * tone, mask), mask
+    return _tint(clean, _spot(clean.shape, rng), rng, tones=(20.0, 235.0), strengths=(0.4, 0.7))
 
 
 DEFECTS: Final[Mapping[str, Draw]] = {"blur": blur, "patch": patch, "scratch": scratch, "stain": stain}
+
+
+def _tint(
+    clean: Gray, mask: Mask, rng: np.random.Generator, *, tones: Sequence[float], strengths: tuple[float, float]
+) -> tuple[Gray, Mask]:
+    tone, strength = rng.choice(tones), rng.uniform(*strengths)
+    return _paint(clean, (1 - strength) * clean + strength * tone, mask), mask
 
 
 def _paint(clean: Gray, changed: npt.NDArray[np.float64], mask: Mask) -> Gray:
@@ -99,12 +104,6 @@ def _gaussian_blur(image: Gray, *, sigma: float) -> npt.NDArray[np.float64]:
     return blurred
 
 
-# --- The demo's images: crops of real photos, with defects whose masks are exact to the pixel.
-#
-# The photos are three texture images that scikit-image installs with itself; nothing is downloaded. A normal crop is
-# a piece of the gravel photo as it is. A defect is drawn into a crop, and its mask is the set of pixels it was drawn
-# on.
-
 Photos: TypeAlias = Mapping[str, Gray]
 Split: TypeAlias = Literal["training", "validation", "test"]
 
@@ -115,43 +114,24 @@ GOOD: Final = "good"
 PURPOSE: Final = "the demo"
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
-    """A vertical strip of a photo: the columns `left` (included) to `right` (excluded), in pixels."""
-
-    left: int
-    right: int
-
-
-# Strips from top to bottom, because the photo was taken at a slant: each split sees the near and the far stones.
-REGIONS: Final[Mapping[Split, Region]] = {
-    "training": Region(0, 192),
-    "validation": Region(192, 352),
-    "test": Region(352, 512),
+# Columns of the photos. Strips from top to bottom, because the photo was taken at a slant: each split sees the near and
+# the far stones.
+REGIONS: Final[Mapping[Split, range]] = {
+    "training": range(192),
+    "validation": range(192, 352),
+    "test": range(352, 512),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """One image of the demo and what is known of it.
+    """One image of the demo and what is known of it."""
 
-    Parameters
-    ----------
-    name
-        Its kind and its number among that kind, such as ``"scratch/003"``; the kind is ``"good"`` or the defect.
-    top, left
-        Where the crop lies in the photo, in pixels.
-    image
-        uint8, shape (96, 96), grey levels 0 to 255.
-    mask
-        bool, shape (96, 96), True on the pixels that the defect was drawn on.
-    """
-
-    name: str
-    top: int
+    name: str  # its kind ("good" or the defect) and its number among that kind, such as "scratch/003"
+    top: int  # where the crop lies in the photo, in pixels
     left: int
-    image: Gray
-    mask: Mask
+    image: Gray  # shape (96, 96)
+    mask: Mask  # shape (96, 96), True on the pixels that the defect was drawn on
 
     @property
     def kind(self) -> str:
@@ -160,49 +140,32 @@ class Crop:
 
 
 def load_photos() -> Photos:
-    """Read the texture photos out of the installed scikit-image package.
+    """Read the texture photos out of the installed scikit-image package, each of shape (512, 512).
 
-    Returns
-    -------
-    Photos
-        By name, uint8, shape (512, 512), grey levels 0 to 255.
-
-    Raises
-    ------
-    MissingDependencyError
-        If scikit-image or Pillow is not installed.
-    FileError
-        If the installed scikit-image does not hold a photo.
+    Raises MissingDependencyError without scikit-image or Pillow, and FileError if scikit-image does not hold a photo.
     """
-    return {name: _load_photo(name) for name in (NORMAL_PHOTO, *OTHER_PHOTOS)}
-
-
-def _load_photo(name: str) -> Gray:
-    # By path and not with skimage.data.gravel(), which would go to the network for a file that is not there.
-    path = _installed_data() / f"{name}.png"
-    if not path.is_file():
-        raise FileError(
-            f"the demo's photo '{name}' is not in the installed scikit-image",
-            found=f"no file {path}",
-            needed="a scikit-image with its texture images, as the wheels on PyPI have them",
-            fix="pip install --force-reinstall scikit-image",
-        )
-    with require("PIL.Image", extra="demo", purpose=PURPOSE).open(path) as photo:
-        return np.asarray(photo.convert("L"), dtype=np.uint8)
-
-
-def _installed_data() -> Path:
     spec = find_spec("skimage")
-    if spec is None or spec.origin is None:
-        return Path(str(require("skimage", extra="demo", purpose=PURPOSE).__file__)).parent / "data"
-    return Path(spec.origin).parent / "data"
+    package = spec.origin if spec else None
+    data = Path(str(package or require("skimage", extra="demo", purpose=PURPOSE).__file__)).parent / "data"
+    photos: dict[str, Gray] = {}
+    for name in (NORMAL_PHOTO, *OTHER_PHOTOS):
+        # By path and not with skimage.data.gravel(), which would go to the network for a file that is not there.
+        path = data / f"{name}.png"
+        if not path.is_file():
+            raise FileError(
+                f"the demo's photo '{name}' is not in the installed scikit-image",
+                found=f"no file {path}",
+                needed="a scikit-image with its texture images, as the wheels on PyPI have them",
+                fix="pip install --force-reinstall scikit-image",
+            )
+        with require("PIL.Image", extra="demo", purpose=PURPOSE).open(path) as photo:
+            photos[name] = np.asarray(photo.convert("L"), dtype=np.uint8)
+    return photos
 
 
 def make_crops(photos: Photos, split: Split, *, good: int, each_defect: int = 0, seed: int = 0) -> tuple[Crop, ...]:
     """Cut `good` normal crops and `each_defect` anomalous ones of every defect out of one region of the photo.
 
-    Notes
-    -----
     The same arguments give the same crops. Crops of one split may overlap each other, never those of another split. A
     patch of another texture comes out of the same strip of the other photo, so that this holds for patches too.
     """
@@ -214,13 +177,13 @@ def make_crops(photos: Photos, split: Split, *, good: int, each_defect: int = 0,
             clean = _cut(photos[NORMAL_PHOTO], region, rng, name=f"{kind}/{number:03}")
             other = _cut(photos[OTHER_PHOTOS[rng.integers(len(OTHER_PHOTOS))]], region, rng, name="other")
             image, mask = draw(clean.image, other.image, rng)
-            crops.append(Crop(clean.name, clean.top, clean.left, image, mask))
+            crops.append(replace(clean, image=image, mask=mask))
     return tuple(crops)
 
 
-def _cut(photo: Gray, region: Region, rng: np.random.Generator, *, name: str) -> Crop:
+def _cut(photo: Gray, region: range, rng: np.random.Generator, *, name: str) -> Crop:
     top = int(rng.integers(photo.shape[0] - CROP_SIZE + 1))
-    left = int(rng.integers(region.left, region.right - CROP_SIZE + 1))
+    left = int(rng.integers(region.start, region.stop - CROP_SIZE + 1))
     image = photo[top : top + CROP_SIZE, left : left + CROP_SIZE]
     return Crop(name, top, left, image, np.zeros(image.shape, dtype=np.bool_))
 
@@ -228,10 +191,7 @@ def _cut(photo: Gray, region: Region, rng: np.random.Generator, *, name: str) ->
 def image_files(crops: Iterable[Crop]) -> dict[PurePosixPath, Gray]:
     """Lay crops out as MVTec AD does: ``good/``, ``<defect>/`` and ``ground_truth/<defect>/<stem>_mask.png``.
 
-    Returns
-    -------
-    dict[PurePosixPath, Gray]
-        The content of each PNG file by its relative path: uint8, shape (96, 96); in masks 255 is anomalous, 0 normal.
+    In the masks 255 is anomalous and 0 normal.
     """
     files: dict[PurePosixPath, Gray] = {}
     for crop in crops:
@@ -241,36 +201,29 @@ def image_files(crops: Iterable[Crop]) -> dict[PurePosixPath, Gray]:
     return files
 
 
-# --- The demo's folder: a run replaces what an earlier run wrote there and touches nothing else.
-#
-# A list of the demo's own files, kept in the folder, is what tells them from the user's.
-
+# The demo's folder: a run replaces what an earlier run wrote there and touches nothing else. A list of the demo's own
+# files, kept in the folder, is what tells them from the user's.
 MARKER: Final = ".postproc-export-demo"
 _HEADER: Final = (
     "# Written by `postproc-export demo`: the files below are its own, and its next run here replaces them."
 )
+_ELSEWHERE: Final = "choose another folder with --output"
 
 
 def claim(folder: Path, files: Iterable[PurePosixPath]) -> None:
     """Make `folder` ready for these files: remove what an earlier demo wrote there, make the folders, write the list.
 
-    Parameters
-    ----------
-    folder
-        A folder that is not there yet, is empty, or was written by an earlier run.
-    files
-        What is going to be written, relative to it.
-
-    Raises
-    ------
-    FileError
-        If the folder holds files of others, and either no demo was ever there or one of them is in the way; nothing was
-        removed then.
+    Raises FileError if the folder holds files of others, and either no demo was ever there or one of them is in the
+    way; nothing was removed then.
     """
     new = sorted(files)
     old = own_files(folder)
     with _explained(folder):
-        _refuse_foreign(folder, [file for file in new if file not in old])
+        for file in new:
+            if file not in old and (folder / file).exists():
+                raise FileError(
+                    f"{folder / file} is in the demo's way, and no demo wrote it", fix=f"move it, or {_ELSEWHERE}"
+                )
         for file in old:
             (folder / file).unlink(missing_ok=True)
         for parent in {(folder / file).parent for file in new}:
@@ -281,14 +234,17 @@ def claim(folder: Path, files: Iterable[PurePosixPath]) -> None:
 def own_files(folder: Path) -> frozenset[PurePosixPath]:
     """Return what an earlier demo wrote to `folder`, relative to it; nothing for a new or empty folder.
 
-    Raises
-    ------
-    FileError
-        If the folder holds files and no demo was ever there, or its list leads out of the folder.
+    Raises FileError if the folder holds files and no demo was ever there, or its list leads out of the folder.
     """
     with _explained(folder):
         if not (folder / MARKER).is_file():
-            _refuse_foreign_folder(folder)
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise FileError(
+                    f"{folder} is not the demo's to write to",
+                    found="files that no demo wrote" if folder.is_dir() else "a file",
+                    needed="a new or empty folder, or one that an earlier demo wrote",
+                    fix=_ELSEWHERE,
+                )
             return frozenset()
         lines = (folder / MARKER).read_text(encoding="utf-8").splitlines()
     files = frozenset(PurePosixPath(line) for line in lines if line and not line.startswith("#"))
@@ -334,25 +290,4 @@ def _explained(folder: Path) -> Iterator[None]:
     except FileError:
         raise
     except OSError as error:
-        raise FileError(
-            f"cannot write the demo to {folder}", found=error.strerror, fix="choose another folder with --output"
-        ) from error
-
-
-def _refuse_foreign_folder(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileError(
-            f"{folder} is not the demo's to write to",
-            found="files that no demo wrote" if folder.is_dir() else "a file",
-            needed="a new or empty folder, or one that an earlier demo wrote",
-            fix="choose another folder with --output",
-        )
-
-
-def _refuse_foreign(folder: Path, files: Iterable[PurePosixPath]) -> None:
-    for file in files:
-        if (folder / file).exists():
-            raise FileError(
-                f"{folder / file} is in the demo's way, and no demo wrote it",
-                fix="move it, or choose another folder with --output",
-            )
+        raise FileError(f"cannot write the demo to {folder}", found=error.strerror, fix=_ELSEWHERE) from error

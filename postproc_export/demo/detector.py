@@ -10,21 +10,17 @@ It is a small honest detector, not a good one.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from postproc_export.demo.data import GOOD, Crop, Gray, Mask
-from postproc_export.process import quiet_exporter
 from postproc_export.runtimes import Runner
 
 if TYPE_CHECKING:
     import torch
 
-
-# --- The fixed numbers of the demo's texture features.
 
 Float32Array: TypeAlias = npt.NDArray[np.float32]
 
@@ -47,16 +43,13 @@ def dct_filters(size: int = BLOCK) -> Float32Array:
 
 
 def direction_sums(size: int = BLOCK) -> Float32Array:
-    """Return the 0/1 matrix that adds the energies of frequencies (i, j) and (j, i) and leaves the mean out.
-
-    float32, shape (pairs, size * size, 1, 1).
-    """
+    """Return the 0/1 matrix, (pairs, size * size, 1, 1), that adds energies of (i, j) and (j, i) without the mean."""
     pairs = [(i, j) for i in range(size) for j in range(i, size)][1:]
     rows = [[float((min(i, j), max(i, j)) == pair) for i in range(size) for j in range(size)] for pair in pairs]
     return np.asarray(rows, dtype=np.float32)[..., None, None]
 
 
-# --- The detector as PyTorch modules; built by functions, so that importing this file does not import torch.
+# The detector as PyTorch modules; built by functions, so that importing this file does not import torch.
 
 
 def texture_features() -> "torch.nn.Module":
@@ -88,10 +81,7 @@ def texture_features() -> "torch.nn.Module":
 def texture_detector(mean: Float32Array, whitening: Float32Array) -> "torch.nn.Module":
     """Return the module from images (N, 3, H, W) in [0, 1] to a score (N, 1) and a map (N, 1, H, W), all float32.
 
-    Parameters
-    ----------
-    mean, whitening
-        float32, shapes (10,) and (10, 10): the Gaussian of normal texture, as `fit_gaussian` returns it.
+    The Gaussian of normal texture is what `fit_gaussian` returns: shapes (10,) and (10, 10).
     """
     import torch
     from torch.nn import functional
@@ -115,7 +105,6 @@ def texture_detector(mean: Float32Array, whitening: Float32Array) -> "torch.nn.M
     return TextureDetector().eval()
 
 
-DYNAMIC_AXES: Final = {0: "batch", 2: "height", 3: "width"}
 # Keeps the covariance invertible however few crops it is fitted to.
 RIDGE: Final = 1e-3
 
@@ -127,14 +116,9 @@ def as_input(images: Iterable[Gray]) -> Float32Array:
 
 
 def fit_gaussian(features: npt.NDArray[np.float64]) -> tuple[Float32Array, Float32Array]:
-    """Fit a Gaussian to feature vectors of shape (n, d), n > 1.
+    """Fit a Gaussian to feature vectors of shape (n, d), n > 1; return mean (d,) and whitening (d, d).
 
-    Returns
-    -------
-    mean
-        float32, shape (d,).
-    whitening
-        float32, shape (d, d): the Mahalanobis distance of f is the Euclidean length of ``whitening @ (f - mean)``.
+    The Mahalanobis distance of f is the Euclidean length of ``whitening @ (f - mean)``.
     """
     mean = features.mean(axis=0)
     covariance = np.cov(features, rowvar=False)
@@ -144,18 +128,9 @@ def fit_gaussian(features: npt.NDArray[np.float64]) -> tuple[Float32Array, Float
 
 
 def fit_detector(normal: Float32Array) -> "torch.nn.Module":
-    """Fit the detector to normal images.
+    """Fit the detector to normal images, (N, 3, H, W) in [0, 1].
 
-    Parameters
-    ----------
-    normal
-        float32, shape (N, 3, H, W), range [0, 1].
-
-    Returns
-    -------
-    torch.nn.Module
-        In evaluation mode; from float32 (N, 3, H, W) in [0, 1] to a score (N, 1) and a map (N, 1, H, W), both in raw
-        units, zero and above.
+    It is in evaluation mode. Its score (N, 1) and map (N, 1, H, W) are in raw units, zero and above.
     """
     import torch
 
@@ -164,84 +139,22 @@ def fit_detector(normal: Float32Array) -> "torch.nn.Module":
     return texture_detector(*fit_gaussian(features.double().numpy()))
 
 
-def export_onnx(detector: "torch.nn.Module", path: Path, *, size: int) -> None:
-    """Write the detector as one ONNX file: `input` to `pred_score` and `anomaly_map`, with N, H and W dynamic.
-
-    Parameters
-    ----------
-    size
-        Height and width of the image that the exporter traces with, in pixels.
-    """
-    import torch
-
-    example = torch.linspace(0.0, 1.0, 2 * 3 * size * size).reshape(2, 3, size, size)
-    with quiet_exporter():
-        torch.onnx.export(
-            detector,
-            (example,),
-            path,
-            dynamo=True,
-            input_names=["input"],
-            output_names=["pred_score", "anomaly_map"],
-            dynamic_shapes=({axis: torch.export.Dim(name) for axis, name in DYNAMIC_AXES.items()},),
-            external_data=False,
-            verbose=False,
-        )
-
-
-# --- What the two models say of the test crops, and how well it separates normal from anomalous.
-
-
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A crop and what the raw and the attached model say of it.
-
-    Parameters
-    ----------
-    crop
-        The image and its true mask.
-    raw_score, raw_map
-        float32, raw units; the map has shape (96, 96).
-    unit_score, unit_map
-        Normalised, 0 to 1.
-    label, mask
-        What the attached model decided: True is anomalous.
-    """
+    """A crop and what the raw and the attached model say of it."""
 
     crop: Crop
     raw_score: float
-    raw_map: Float32Array
-    unit_score: float
+    raw_map: Float32Array  # raw units, shape (96, 96)
+    unit_score: float  # normalised, 0 to 1, as the map
     unit_map: Float32Array
-    label: bool
+    label: bool  # what the attached model decided: True is anomalous
     mask: Mask
 
     @property
     def is_right(self) -> bool:
         """Whether the label is the true one."""
         return self.label == (self.crop.kind != GOOD)
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """How well the raw values separate the classes, and what the calibrated decisions make of it.
-
-    Parameters
-    ----------
-    image_auroc, pixel_auroc
-        Areas under the ROC curves of the raw scores and of all pixels of the raw maps; 0.5 is chance, 1 is perfect.
-    anomalous, found
-        Anomalous images, and those of them that are labelled so.
-    good, false_alarms
-        Normal images, and those of them that are labelled anomalous.
-    """
-
-    image_auroc: float
-    pixel_auroc: float
-    anomalous: int
-    found: int
-    good: int
-    false_alarms: int
 
 
 def judge(crops: Sequence[Crop], *, raw: Runner, attached: Runner) -> tuple[Verdict, ...]:
@@ -262,28 +175,23 @@ def judge(crops: Sequence[Crop], *, raw: Runner, attached: Runner) -> tuple[Verd
     )
 
 
-def evaluate(verdicts: Sequence[Verdict]) -> Evaluation:
-    """Compare the verdicts with the truth; both classes have to be among them."""
+def evaluate(verdicts: Sequence[Verdict]) -> tuple[str, str]:
+    """Say how well the raw values separate the classes, and what the calibrated decisions make of it."""
     anomalous = np.array([verdict.crop.kind != GOOD for verdict in verdicts])
     labels = np.array([verdict.label for verdict in verdicts])
-    scores = np.array([verdict.raw_score for verdict in verdicts], dtype=np.float32)
-    return Evaluation(
-        image_auroc=auroc(scores, anomalous),
-        pixel_auroc=auroc(
-            np.stack([verdict.raw_map for verdict in verdicts]), np.stack([verdict.crop.mask for verdict in verdicts])
-        ),
-        anomalous=int(anomalous.sum()),
-        found=int((labels & anomalous).sum()),
-        good=int((~anomalous).sum()),
-        false_alarms=int((labels & ~anomalous).sum()),
+    of_images = auroc(np.array([verdict.raw_score for verdict in verdicts], dtype=np.float32), anomalous)
+    maps, masks = [verdict.raw_map for verdict in verdicts], [verdict.crop.mask for verdict in verdicts]
+    of_pixels = auroc(np.stack(maps), np.stack(masks))
+    return (
+        f"AUROC {of_images:.3f} of images, {of_pixels:.3f} of pixels",
+        f"{(labels & anomalous).sum()} of {anomalous.sum()} anomalous crops, "
+        f"with {(labels & ~anomalous).sum()} false alarms in {(~anomalous).sum()}",
     )
 
 
 def auroc(scores: npt.NDArray[Any], anomalous: npt.NDArray[np.bool_]) -> float:
-    """Return the area under the ROC curve: how often an anomalous value is higher than a normal one.
+    """Return the area under the ROC curve, 0.5 by chance: how often an anomalous value is higher than a normal one.
 
-    Notes
-    -----
     All pairs are counted, ties as one half, in integers, with one division at the end.
     """
     normal = np.sort(scores[~anomalous], axis=None)

@@ -11,17 +11,9 @@ if TYPE_CHECKING:
 
 
 def detector() -> "torch.nn.Module":
-    """Fit the detector to the demo's normal crops, which takes a second, and return it.
+    """Fit the detector to the demo's normal crops, which takes a second; see `texture_detector` for what it gives.
 
-    Returns
-    -------
-    torch.nn.Module
-        From float32 (N, 3, H, W) in [0, 1] to a score (N, 1) and a map (N, 1, H, W).
-
-    Raises
-    ------
-    MissingDependencyError
-        If a package of the extra ``demo`` is not installed.
+    Raises MissingDependencyError if a package of the extra ``demo`` is not installed.
     """
     crops = make_crops(load_photos(), "training", good=TRAINING_CROPS)
     return fit_detector(as_input(crop.image for crop in crops))

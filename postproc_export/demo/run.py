@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
@@ -29,13 +28,13 @@ from postproc_export.demo.data import (
     own_files,
     whole_or_nothing,
 )
-from postproc_export.demo.detector import Evaluation, Verdict, as_input, evaluate, export_onnx, fit_detector, judge
+from postproc_export.demo.detector import Verdict, as_input, evaluate, fit_detector, judge
 from postproc_export.errors import require
+from postproc_export.export.exporter import RawModule, parse_axes, write_ir, write_onnx
 from postproc_export.images import Preprocessing
 from postproc_export.process import quiet_logger
 from postproc_export.runtimes import open_runner
-from postproc_export.runtimes.openvino import openvino_core, save_ir
-from postproc_export.stats import CalibrationStats, LevelStats
+from postproc_export.stats import LevelStats
 
 if TYPE_CHECKING:
     import torch
@@ -44,9 +43,9 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 
-# --- The demo's picture: what the model saw, what it said, and what is true, for some test crops.
-
+# The picture: what the model saw, what it said, and what is true, for some test crops.
 ROWS: Final = ("image", "true mask", "raw map", "normalised map", "predicted mask")
+CROPS_IN_PICTURE: Final = {GOOD: 1, **dict.fromkeys(DEFECTS, 2)}
 INCH_PER_CROP: Final = 1.35
 DOTS_PER_INCH: Final = 100
 IMAGE_COLORS, RAW_COLORS, UNIT_COLORS = "gray", "viridis", "coolwarm"
@@ -54,24 +53,21 @@ _RIGHT, _WRONG, _OUTLINE = "#1a7f37", "#c1121f", "#ff9f1c"
 
 
 def draw_picture(verdicts: Sequence[Verdict], path: Path, *, image: LevelStats, pixel: LevelStats) -> None:
-    """Write a PNG with a column for each verdict and the rows of `ROWS`.
+    """Write a PNG with a column for some verdicts of each kind, `CROPS_IN_PICTURE`, and the rows of `ROWS`.
 
-    Parameters
-    ----------
-    verdicts
-        At least one.
-    path
-        The PNG file.
-    image, pixel
-        The calibrated levels, for the thresholds and the range of the colors.
+    The calibrated levels give the thresholds and the range of the colors.
     """
     # Where matplotlib is new, it says on its first import that it looks for fonts.
     with quiet_logger("matplotlib.font_manager"):
         from matplotlib.figure import Figure
 
-    width, height = (len(verdicts) + 1.3) * INCH_PER_CROP, (len(ROWS) + 0.88) * INCH_PER_CROP
+    by_kind = [
+        [each for each in verdicts if each.crop.kind == kind][:count] for kind, count in CROPS_IN_PICTURE.items()
+    ]
+    shown = [verdict for some in by_kind for verdict in some]
+    width, height = (len(shown) + 1.3) * INCH_PER_CROP, (len(ROWS) + 0.88) * INCH_PER_CROP
     figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH)
-    grid = figure.subplots(len(ROWS), len(verdicts), squeeze=False)
+    grid = figure.subplots(len(ROWS), len(shown), squeeze=False)
     figure.subplots_adjust(
         left=0.62 * INCH_PER_CROP / width,
         right=1 - 0.62 * INCH_PER_CROP / width,
@@ -80,32 +76,32 @@ def draw_picture(verdicts: Sequence[Verdict], path: Path, *, image: LevelStats, 
         wspace=0.04,
         hspace=0.04,
     )
-    for verdict, column in zip(verdicts, grid.T, strict=True):
+    for verdict, column in zip(shown, grid.T, strict=True):
         raw, unit = _draw_column(verdict, column, pixel)
     for row, label in enumerate(ROWS):
         grid[row, 0].set_ylabel(label, fontsize=11)
     assert pixel.threshold is not None, "a level with a mask has a threshold"
-    _draw_scales(figure, list(grid[2:4, -1]), [(raw, pixel.threshold), (unit, 0.5)])
-    figure.text(0.5, 1 - 0.08 * INCH_PER_CROP / height, _title(image, pixel), ha="center", va="top", fontsize=12)
+    for axes, scale, threshold in ((grid[2, -1], raw, pixel.threshold), (grid[3, -1], unit, 0.5)):
+        box = axes.get_position()
+        bar = figure.colorbar(scale, cax=figure.add_axes((box.x1 + 0.006, box.y0, 0.009, box.height)))
+        bar.ax.axhline(threshold, color="black", linewidth=1.2)
+        bar.ax.tick_params(labelsize=9)
+    title = (
+        f"score: raw \N{RIGHTWARDS ARROW} normalised; thresholds: image {image.threshold:.2f}, "
+        f"pixel {pixel.threshold:.2f}, both 0.5 once normalised; outlined: the true mask"
+    )
+    figure.text(0.5, 1 - 0.08 * INCH_PER_CROP / height, title, ha="center", va="top", fontsize=12)
     _save(figure, path)
 
 
 def _save(figure: "Figure", path: Path) -> None:
-    """Write the figure as a PNG with a palette, which takes half the bytes."""
-    from PIL import Image
+    """Write the figure as a PNG with a palette of 256 colors, which takes half the bytes.
 
-    palette = Image.new("P", (1, 1))
-    palette.putpalette(_palette())
-    drawn = BytesIO()
-    figure.savefig(drawn, format="png")
-    pixels = Image.open(drawn).convert("RGB")
-    pixels.quantize(palette=palette, dither=Image.Dither.NONE).save(path, optimize=True)
-
-
-def _palette() -> bytes:
-    """Return the 256 colors that the picture is made of; a palette fitted to its pixels shows steps in the maps."""
+    A palette fitted to the figure's pixels shows steps in the maps.
+    """
     from matplotlib import colormaps
     from matplotlib.colors import to_rgb
+    from PIL import Image
 
     # Pillow looks colors up with five bits per channel, so greys that are closer would come out as their neighbours.
     greys = colormaps[IMAGE_COLORS](np.linspace(0.0, 1.0, 32))
@@ -113,24 +109,20 @@ def _palette() -> bytes:
     faded = np.linspace(0.0, 0.9, 10)[:, None]
     inks = [np.array(to_rgb(ink)) * (1 - faded) + faded for ink in (_RIGHT, _WRONG, _OUTLINE)]
     colors = np.concatenate([*(scale[:, :3] for scale in (greys, *scales)), *inks])
-    return bytes(np.rint(colors * 255).astype(np.uint8))
-
-
-def _title(image: LevelStats, pixel: LevelStats) -> str:
-    return (
-        f"score: raw \N{RIGHTWARDS ARROW} normalised; thresholds: image {image.threshold:.2f}, "
-        f"pixel {pixel.threshold:.2f}, both 0.5 once normalised; outlined: the true mask"
-    )
-
-
-def _caption(verdict: Verdict) -> str:
-    label, mark = "anomalous" if verdict.label else "normal", "\N{CHECK MARK}" if verdict.is_right else "\N{BALLOT X}"
-    return f"{verdict.crop.kind}\n{verdict.raw_score:.2f} \N{RIGHTWARDS ARROW} {verdict.unit_score:.3f}\n{label} {mark}"
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(bytes(np.rint(colors * 255).astype(np.uint8)))
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png")
+    pixels = Image.open(drawn).convert("RGB")
+    pixels.quantize(palette=palette, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def _draw_column(verdict: Verdict, axes: Sequence["Axes"], pixel: LevelStats) -> tuple["AxesImage", "AxesImage"]:
     """Draw one verdict from top to bottom; return the two images that need a scale of colors."""
-    axes[0].set_title(_caption(verdict), fontsize=11, color=_RIGHT if verdict.is_right else _WRONG)
+    label, mark = "anomalous" if verdict.label else "normal", "\N{CHECK MARK}" if verdict.is_right else "\N{BALLOT X}"
+    scores = f"{verdict.raw_score:.2f} \N{RIGHTWARDS ARROW} {verdict.unit_score:.3f}"
+    caption = f"{verdict.crop.kind}\n{scores}\n{label} {mark}"
+    axes[0].set_title(caption, fontsize=11, color=_RIGHT if verdict.is_right else _WRONG)
     axes[0].imshow(verdict.crop.image, cmap=IMAGE_COLORS, vmin=0, vmax=255)
     axes[1].imshow(verdict.crop.mask, cmap=IMAGE_COLORS, vmin=0, vmax=1)
     raw = axes[2].imshow(verdict.raw_map, cmap=RAW_COLORS, vmin=pixel.min, vmax=pixel.max)
@@ -144,17 +136,6 @@ def _draw_column(verdict: Verdict, axes: Sequence["Axes"], pixel: LevelStats) ->
     return raw, unit
 
 
-def _draw_scales(figure: "Figure", beside: Sequence["Axes"], scales: Sequence[tuple["AxesImage", float]]) -> None:
-    """Draw a scale of colors beside each of the two maps, with a line at the threshold."""
-    for axes, (scale, threshold) in zip(beside, scales, strict=True):
-        box = axes.get_position()
-        bar = figure.colorbar(scale, cax=figure.add_axes((box.x1 + 0.006, box.y0, 0.009, box.height)))
-        bar.ax.axhline(threshold, color="black", linewidth=1.2)
-        bar.ax.tick_params(labelsize=9)
-
-
-# --- The demo from the photos to the checked files; every step uses the functions that the command line uses.
-
 Tell = Callable[[str, str], None]
 
 PACKAGES: Final = ("torch", "onnxscript", "onnxruntime", "openvino", "skimage", "PIL.Image", "matplotlib")
@@ -163,7 +144,6 @@ TRAINING_CROPS: Final = 48
 GOOD_CROPS: Final = 30
 CROPS_EACH_DEFECT: Final = 10
 LABELLED: Final[tuple[Split, ...]] = ("validation", "test")
-CROPS_IN_PICTURE: Final = {GOOD: 1, **dict.fromkeys(DEFECTS, 2)}
 
 RAW_ONNX, RAW_IR, STATISTICS = "raw.onnx", "raw.xml", "statistics.json"
 ATTACHED_ONNX, ATTACHED_IR, PICTURE = "attached.onnx", "attached.xml", "picture.png"
@@ -180,75 +160,59 @@ FILES: Final = {
 _WEIGHTS: Final = ("raw.bin", "attached.bin")
 
 
-@dataclass(frozen=True, slots=True)
-class DemoResult:
-    """What a demo run made and found.
+def commands(folder: Path) -> tuple[str, ...]:
+    """Return the three commands that do the same with any model; as they stand they work on the demo's files."""
+    at = {name: shlex.quote(str(folder / name)) for name in FILES}
+    return (
+        f"postproc-export calibrate {at[RAW_ONNX]} --images {at['validation/']} --image-size {CROP_SIZE}"
+        f" -o {at[STATISTICS]}",
+        f"postproc-export attach {at[RAW_ONNX]} --stats {at[STATISTICS]} -o {at[ATTACHED_ONNX]}",
+        f"postproc-export check {at[ATTACHED_ONNX]} --torch {DETECTOR} --raw {at[RAW_ONNX]} --images {at['test/']}",
+    )
 
-    Parameters
-    ----------
-    folder
-        Where the files are; `FILES` says which.
-    statistics
-        The calibrated levels.
-    evaluation
-        How the models do on the test crops.
-    reports
-        The parity report of each attached file, ONNX first.
+
+def run_demo(folder: Path, *, tell: Tell) -> Sequence[ParityReport]:
+    """Fit, export, calibrate, attach and check the demo's detector, draw its picture, and return both files' reports.
+
+    The folder is a new or empty one, or that of an earlier run, whose files are replaced. `tell` is called after each
+    step with its name and one sentence on its outcome. Raises MissingDependencyError if a package of the extra `demo`
+    is not installed, and FileError if the folder holds other files or scikit-image does not hold the photos.
     """
-
-    folder: Path
-    statistics: CalibrationStats
-    evaluation: Evaluation
-    reports: tuple[ParityReport, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether both attached files passed their check."""
-        return all(self.reports)
-
-    @property
-    def commands(self) -> tuple[str, ...]:
-        """The three commands that do the same with any model; as they stand they work on the demo's files."""
-        at = {name: shlex.quote(str(self.folder / name)) for name in FILES}
-        return (
-            f"postproc-export calibrate {at[RAW_ONNX]} --images {at['validation/']} --image-size {CROP_SIZE}"
-            f" -o {at[STATISTICS]}",
-            f"postproc-export attach {at[RAW_ONNX]} --stats {at[STATISTICS]} -o {at[ATTACHED_ONNX]}",
-            f"postproc-export check {at[ATTACHED_ONNX]} --torch {DETECTOR} --raw {at[RAW_ONNX]} --images {at['test/']}",
-        )
-
-
-def run_demo(folder: str | Path, *, tell: Tell = lambda step, outcome: None) -> DemoResult:
-    """Fit, export, calibrate, attach and check the demo's detector, and draw its picture.
-
-    Parameters
-    ----------
-    folder
-        A new or empty folder, or that of an earlier run, whose files are replaced.
-    tell
-        Called after each step with its name and one sentence on its outcome.
-
-    Raises
-    ------
-    MissingDependencyError
-        If a package of the extra `demo` is not installed.
-    FileError
-        If the folder holds other files, or scikit-image does not hold the photos.
-    """
-    folder = Path(folder)
     own_files(folder)  # refuses a folder of others at once, before the slow imports
     for package in PACKAGES:
         require(package, extra="demo", purpose=PURPOSE)
     with whole_or_nothing(folder):
         crops = _write_crops(folder, tell=tell)
-        detector = _export(crops["training"], folder, tell=tell)
-        statistics = _calibrate(folder, tell=tell)
-        reports = tuple(
-            _attach_and_check(folder, statistics, detector, raw=raw, attached=attached, tell=tell)
-            for raw, attached in ((RAW_ONNX, ATTACHED_ONNX), (RAW_IR, ATTACHED_IR))
-        )
-        evaluation = _try_out(crops["test"], folder, statistics, tell=tell)
-    return DemoResult(folder, statistics, evaluation, reports)
+        detector = fit_detector(as_input(crop.image for crop in crops["training"]))
+        export_detector(detector, folder)
+        tell("export", f"a detector fitted to the normal crops: {RAW_ONNX} by torch.onnx.export, {RAW_IR} from it")
+
+        preprocessing = Preprocessing(size=(CROP_SIZE, CROP_SIZE))
+        source = ModelSource.open(folder / RAW_ONNX, folder / "validation", preprocessing=preprocessing)
+        with Calibrator() as calibrator:
+            statistics = source.calibrate(calibrator)
+        statistics.save(folder / STATISTICS)
+        image, pixel = statistics.image, statistics.pixel
+        assert image is not None, "the detector has a score"
+        assert pixel is not None, "the detector has a map"
+        thresholds = f"threshold {image.threshold:.2f} for images, {pixel.threshold:.2f} for pixels"
+        tell("calibrate", f"{RAW_ONNX} over validation/: {thresholds}")
+
+        reports = []
+        for raw, attached in ((RAW_ONNX, ATTACHED_ONNX), (RAW_IR, ATTACHED_IR)):
+            result = attach_postprocessing(folder / raw, statistics, output=folder / attached)
+            tell("attach", f"{', '.join(result.output_names)}: {raw} becomes {attached}")
+            output, images = folder / attached, folder / "test"
+            reports.append(check_parity(output, raw=folder / raw, torch=detector, images=images, int8=False))
+            tell("check", reports[-1].verdict())
+
+        raw_runner, attached_runner = open_runner(folder / RAW_ONNX), open_runner(folder / ATTACHED_ONNX)
+        verdicts = judge(crops["test"], raw=raw_runner, attached=attached_runner)
+        draw_picture(verdicts, folder / PICTURE, image=image, pixel=pixel)
+        separation, decisions = evaluate(verdicts)
+        tell("test", f"on the test crops, {separation}")
+        tell("", f"{ATTACHED_ONNX} finds {decisions}")
+    return reports
 
 
 def _write_crops(folder: Path, *, tell: Tell) -> Mapping[Split, Sequence[Crop]]:
@@ -273,66 +237,11 @@ def _write_crops(folder: Path, *, tell: Tell) -> Mapping[Split, Sequence[Crop]]:
     return crops
 
 
-def _export(training: Sequence[Crop], folder: Path, *, tell: Tell) -> "torch.nn.Module":
-    detector = fit_detector(as_input(crop.image for crop in training))
-    export_onnx(detector, folder / RAW_ONNX, size=CROP_SIZE)
-    model = openvino_core(purpose="writing the demo's IR").read_model(folder / RAW_ONNX)
-    save_ir(model, folder / RAW_IR)
-    tell("export", f"a detector fitted to the normal crops: {RAW_ONNX} by torch.onnx.export, {RAW_IR} from it")
-    return detector
+def export_detector(detector: "torch.nn.Module", folder: Path) -> None:
+    """Write the raw ONNX file, with `pred_score` and `anomaly_map` and open batch, height and width, and the raw IR."""
+    import torch
 
-
-def _calibrate(folder: Path, *, tell: Tell) -> CalibrationStats:
-    preprocessing = Preprocessing(size=(CROP_SIZE, CROP_SIZE))
-    source = ModelSource.open(folder / RAW_ONNX, folder / "validation", preprocessing=preprocessing)
-    with Calibrator() as calibrator:
-        statistics = source.calibrate(calibrator)
-    statistics.save(folder / STATISTICS)
-    image, pixel = _levels(statistics)
-    tell(
-        "calibrate",
-        f"{RAW_ONNX} over validation/: threshold {image.threshold:.2f} for images, {pixel.threshold:.2f} for pixels",
-    )
-    return statistics
-
-
-def _attach_and_check(
-    folder: Path,
-    statistics: CalibrationStats,
-    detector: "torch.nn.Module",
-    *,
-    raw: str,
-    attached: str,
-    tell: Tell,
-) -> ParityReport:
-    result = attach_postprocessing(folder / raw, statistics, output=folder / attached)
-    tell("attach", f"{', '.join(result.output_names)}: {raw} becomes {attached}")
-    report = check_parity(folder / attached, raw=folder / raw, torch=detector, images=folder / "test", int8=False)
-    tell("check", report.verdict())
-    return report
-
-
-def _try_out(crops: Sequence[Crop], folder: Path, statistics: CalibrationStats, *, tell: Tell) -> Evaluation:
-    verdicts = judge(crops, raw=open_runner(folder / RAW_ONNX), attached=open_runner(folder / ATTACHED_ONNX))
-    result = evaluate(verdicts)
-    shown = [
-        verdict
-        for kind, count in CROPS_IN_PICTURE.items()
-        for verdict in [each for each in verdicts if each.crop.kind == kind][:count]
-    ]
-    image, pixel = _levels(statistics)
-    draw_picture(shown, folder / PICTURE, image=image, pixel=pixel)
-    tell("test", f"on the test crops, AUROC {result.image_auroc:.3f} of images, {result.pixel_auroc:.3f} of pixels")
-    tell(
-        "",
-        f"{ATTACHED_ONNX} finds {result.found} of {result.anomalous} anomalous crops, "
-        f"with {result.false_alarms} false alarms in {result.good}",
-    )
-    return result
-
-
-def _levels(statistics: CalibrationStats) -> tuple[LevelStats, LevelStats]:
-    image, pixel = statistics.image, statistics.pixel
-    assert image is not None, "the detector has a score"
-    assert pixel is not None, "the detector has a map"
-    return image, pixel
+    example = torch.linspace(0.0, 1.0, 2 * 3 * CROP_SIZE**2).reshape(2, 3, CROP_SIZE, CROP_SIZE)
+    axes = parse_axes("batch,height,width", example.shape)
+    write_onnx(RawModule.wrap(detector, example), example, folder / RAW_ONNX, axes=axes)
+    write_ir(folder / RAW_ONNX, folder / RAW_IR, axes=axes)

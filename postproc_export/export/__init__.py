@@ -44,7 +44,7 @@ from postproc_export.export.result import (
     refuse_read,
     workshop,
 )
-from postproc_export.export.verify import Probe, RawAgreement, decision_checks, image_probes, size_probes, usual_probes
+from postproc_export.export.verify import Probe, decision_checks, image_probes, raw_checks, size_probes, usual_probes
 from postproc_export.images import Preprocessing, find_samples
 from postproc_export.options import TailOptions
 from postproc_export.record import parse_tail, parse_tails
@@ -294,9 +294,7 @@ class Job:
                 self.tell("converting to OpenVINO IR")
                 write_ir(self._raw("onnx"), self._raw("openvino"), axes=self.axes)
             self.tell(f"comparing {self._raw(each).name} with the module")
-            agreement = RawAgreement.open(self._raw(each), WAYS[each], self.probes)
-            agreement.refuse_fixed_sizes(self.probes)
-            self._raw_checks[each] = list(agreement.checks(self.probes))
+            self._raw_checks[each] = raw_checks(self._raw(each), WAYS[each], self.probes)
         return opset
 
     def calibrate(self) -> CalibrationStats:

@@ -1,7 +1,6 @@
 """A PyTorch module with fixed, named outputs, exported to ONNX and converted to IR, with the sizes asked for."""
 
 import re
-import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from graph_patterns.onnx.view import default_opset
 from postproc_export.errors import FileError, UnsupportedModelError, UsageError, require
 from postproc_export.formats.onnx_file import input_ports
 from postproc_export.ports import RAW_NAMES, Selection
-from postproc_export.process import quiet_logger
+from postproc_export.process import quiet_exporter
 from postproc_export.runtimes import Array, PortInfo, first_reason
 from postproc_export.runtimes.openvino import openvino_core, port_info, save_ir
 from postproc_export.stats import LEVELS, Level
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     import torch
 
 
-# --- The example's shape, and which of its axes are to be dynamic.
-
 NAMED: Final = {"batch": 0, "height": -2, "width": -1}
 FORM: Final = "batch, height, width, or NAME=INDEX such as height=1"
 
@@ -35,15 +32,7 @@ _STEPS: Final = (32, 64)  # multiples of the strides that networks have, so that
 
 @dataclass(frozen=True, slots=True)
 class DynamicAxis:
-    """An axis of the input whose size is to be left open.
-
-    Parameters
-    ----------
-    name
-        What the exported file calls it.
-    index
-        Its place in the input's shape.
-    """
+    """An axis of the input whose size is to be left open: what the exported file calls it, and its place."""
 
     name: str
     index: int
@@ -54,13 +43,7 @@ class DynamicAxis:
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
-    """Return the sizes that ``"1,3,256,256"`` names.
-
-    Raises
-    ------
-    UsageError
-        If it is no list of positive integers.
-    """
+    """Return the sizes that ``"1,3,256,256"`` names; raises UsageError if it is no list of positive integers."""
     parts = [part.strip() for part in re.split("[,x]", text)]
     if not all(part.isascii() and part.isdecimal() and 0 < int(part) < 2**31 for part in parts):
         raise UsageError(f"'{text}' is no shape", needed="sizes with commas between them, such as 1,3,256,256")
@@ -68,28 +51,32 @@ def parse_shape(text: str) -> tuple[int, ...]:
 
 
 def parse_axes(asked: str | Iterable[str], shape: Sequence[int]) -> tuple[DynamicAxis, ...]:
-    """Return the axes that are to be dynamic.
+    """Return the axes that are to be dynamic, of an example of this shape.
 
-    Parameters
-    ----------
-    asked
-        ``"batch,height,width"``, or a list of such names: batch is the first axis, height and width are the last two.
-        Any other name, and another layout, takes an index: ``"height=1,width=2"``.
-    shape
-        The example's shape.
-
-    Raises
-    ------
-    UsageError
-        If a name is not known and has no index, an index is not one of the shape's, or two are the same.
+    They are asked for as ``"batch,height,width"``, or as a list of such names: batch is the first axis, height and
+    width are the last two. Any other name, and another layout, takes an index: ``"height=1,width=2"``. Raises
+    UsageError if a name is not known and has no index, an index is not one of the shape's, or two are the same.
     """
-    texts = asked.split(",") if isinstance(asked, str) else asked
-    axes = tuple(_axis(text.strip(), len(shape)) for text in texts if text.strip())
+    rank, axes = len(shape), []
+    for text in map(str.strip, asked.split(",") if isinstance(asked, str) else asked):
+        if not text:
+            continue
+        name, given, index = (part.strip() for part in text.partition("="))
+        if not name.isidentifier() or (given and not re.fullmatch("[0-9]{1,3}", index)):
+            raise UsageError(f"--dynamic {text} names no axis", needed=FORM)
+        if not given and name not in NAMED:
+            raise UsageError(
+                f"--dynamic {name}: which axis that is is not known", needed=FORM, fix=f"give {name}=INDEX"
+            )
+        place = int(index) if given else NAMED[name] % rank
+        if place >= rank:
+            raise UsageError(f"--dynamic {text}: the input has {rank} axes", needed=f"an index from 0 to {rank - 1}")
+        axes.append(DynamicAxis(name, place))
     for kind, values in (("name", [axis.name for axis in axes]), ("axis", [str(axis.index) for axis in axes])):
         twice = sorted({value for value in values if values.count(value) > 1})
         if twice:
             raise UsageError(f"{kind} {twice[0]} is asked to be dynamic twice", needed=f"each once: {FORM}")
-    return axes
+    return tuple(axes)
 
 
 def trace_shape(shape: Sequence[int], axes: Iterable[DynamicAxis]) -> tuple[int, ...]:
@@ -98,30 +85,12 @@ def trace_shape(shape: Sequence[int], axes: Iterable[DynamicAxis]) -> tuple[int,
     return tuple(max(size, 2) if index in dynamic else size for index, size in enumerate(shape))
 
 
-def other_sizes(axis: DynamicAxis, size: int) -> Iterator[int]:
-    """Yield sizes of an axis other than the exported one, likely ones first."""
+def other_sizes(axis: DynamicAxis, size: int) -> list[int]:
+    """Return sizes of an axis other than the exported one, likely ones first."""
     if axis.name == "batch":
-        yield from (1, size + 1)
-        return
-    yield from (size + step for step in _STEPS)
-    yield 2 * size
-    if size > 1:
-        yield size // 2
+        return [1, size + 1]
+    return [*(size + step for step in _STEPS), 2 * size, *([size // 2] if size > 1 else [])]
 
-
-def _axis(text: str, rank: int) -> DynamicAxis:
-    name, given, index = (part.strip() for part in text.partition("="))
-    if not name.isidentifier() or (given and not re.fullmatch("[0-9]{1,3}", index)):
-        raise UsageError(f"--dynamic {text} names no axis", needed=FORM)
-    if not given and name not in NAMED:
-        raise UsageError(f"--dynamic {name}: which axis that is is not known", needed=FORM, fix=f"give {name}=INDEX")
-    place = int(index) if given else NAMED[name] % rank
-    if place >= rank:
-        raise UsageError(f"--dynamic {text}: the input has {rank} axes", needed=f"an index from 0 to {rank - 1}")
-    return DynamicAxis(name, place)
-
-
-# --- A PyTorch module of any output form as one with the two fixed, named outputs that an export keeps.
 
 PURPOSE = "exporting a PyTorch module"
 _SHOWN = 3
@@ -135,20 +104,13 @@ _UNKNOWN_MAP = (
 class RawModule:
     """A module behind a wrapper whose forward gives the raw score, the raw map, or both in this order.
 
-    Parameters
-    ----------
-    wrapper
-        From one tensor to a tuple of tensors: what is exported. Keys of dictionaries and fields of dataclasses, which
-        exporters drop or refuse, are gone, and so is every other output.
-    selection
-        Which outputs of the module these are.
-    remarks
-        What a user should know of that.
+    The wrapper, from one tensor to a tuple of tensors, is what is exported. Keys of dictionaries and fields of
+    dataclasses, which exporters drop or refuse, are gone, and so is every other output.
     """
 
     wrapper: "torch.nn.Module"
-    selection: Selection
-    remarks: tuple[str, ...] = ()
+    selection: Selection  # which outputs of the module these are
+    remarks: tuple[str, ...] = ()  # what a user should know of that
 
     @classmethod
     def wrap(
@@ -160,20 +122,10 @@ class RawModule:
         pixel_output: str | int | None = None,
         calibrated: Collection[Level] | None = None,
     ) -> "RawModule":
-        """Run the module once and find the score and the map in what it gives.
+        """Run the module once and find the score and the map in what it gives, as `identify_outputs` does.
 
-        Parameters
-        ----------
-        module, example
-            The module, and what it is called with.
-        image_output, pixel_output, calibrated
-            See `torch_modules.identify_outputs`. An output that is neither calibrated nor chosen nor called
-            ``anomaly_map`` gets that name in no export.
-
-        Raises
-        ------
-        UsageError, UnsupportedModelError
-            If the module fails, or it is not clear which output is which; see `torch_modules.identify_outputs`.
+        A map that is neither calibrated nor chosen nor called ``anomaly_map`` is left out, with a remark. Raises
+        UsageError or UnsupportedModelError if the module fails, or it is not clear which output is which.
         """
         outputs = _called(module, example)
         selection = identify_outputs(
@@ -188,8 +140,7 @@ class RawModule:
     @property
     def levels(self) -> tuple[Level, ...]:
         """The levels that the module has, in the order of the wrapper's outputs."""
-        found: dict[Level, Any] = {"image": self.selection.image, "pixel": self.selection.pixel}
-        return tuple(level for level in LEVELS if found[level] is not None)
+        return tuple(level for level in LEVELS if level in self.selection.raw)
 
     @property
     def names(self) -> list[str]:
@@ -197,13 +148,7 @@ class RawModule:
         return [RAW_NAMES[level] for level in self.levels]
 
     def run(self, images: "torch.Tensor") -> dict[Level, Array]:
-        """Return the raw values as float32.
-
-        Raises
-        ------
-        UnsupportedModelError
-            If the module fails on this input.
-        """
+        """Return the raw values as float32; raises UnsupportedModelError if the module fails on this input."""
         import torch
 
         outputs = _called(self.wrapper, images)
@@ -214,12 +159,8 @@ class RawModule:
 def as_example(example: object) -> "torch.Tensor":
     """Return the example input as a tensor.
 
-    Raises
-    ------
-    UsageError
-        If it is no tensor or array of a type that the runtimes are fed.
-    MissingDependencyError
-        If torch is not installed.
+    Raises UsageError if it is no tensor or array of a type that the runtimes are fed, and MissingDependencyError if
+    torch is not installed.
     """
     require("torch", extra="export", purpose=PURPOSE)
     import torch
@@ -245,21 +186,8 @@ def load_example(
 ) -> "tuple[LoadedModule, torch.Tensor]":
     """Load the module that ``"package.module:factory"`` names, and its weights, and draw an example for it.
 
-    Parameters
-    ----------
-    spec
-        See `torch_modules.load_module`.
-    shape
-        The example's shape, such as ``"1,3,256,256"``; it is float32 and uniform in [0, 1].
-    weights
-        A state dict; see `load_weights`.
-    seed
-        The example's seed.
-
-    Raises
-    ------
-    UsageError, FileError, MissingDependencyError
-        If the module, the weights or the shape cannot be had.
+    The example has a shape such as ``"1,3,256,256"``, is float32 and uniform in [0, 1]. Raises UsageError, FileError or
+    MissingDependencyError as `load_module`, `load_weights` and `parse_shape` do.
     """
     sizes = parse_shape(shape)
     loaded = load_module(spec)
@@ -273,12 +201,8 @@ def load_example(
 def load_weights(module: "torch.nn.Module", path: Path) -> None:
     """Load a state dict into the module; nothing but tensors is read from the file, so that no code in it can run.
 
-    Raises
-    ------
-    FileError
-        If the file cannot be read, or holds other things than tensors.
-    UsageError
-        If it is no state dict of this module.
+    Raises FileError if the file cannot be read or holds other things than tensors, and UsageError if it is no state
+    dict of this module.
     """
     torch = require("torch", extra="export", purpose=PURPOSE)
     check_file(path, what="the weights")
@@ -298,7 +222,8 @@ def load_weights(module: "torch.nn.Module", path: Path) -> None:
     except RuntimeError as error:  # shapes
         raise UsageError(f"the weights {path} do not fit the module", found=" ".join(str(error).split())) from error
     if missing or unexpected:
-        found = "; ".join([*_listed("not in the file", missing), *_listed("not in the module", unexpected)])
+        lists = {"not in the file": missing, "not in the module": unexpected}
+        found = "; ".join(f"{where}: {_shown(names)}" for where, names in lists.items() if names)
         raise UsageError(f"the weights {path} are not this module's", found=found, needed="the same names in both")
 
 
@@ -307,15 +232,13 @@ def evaluation_mode(module: "torch.nn.Module") -> Iterator[tuple[str, ...]]:
     """Put the module into evaluation mode while the block runs; yields a remark where it was not."""
     training = {part: part.training for part in module.modules()}
     names = [name or "the module itself" for name, part in module.named_modules() if part.training]
-    remark = (
-        f"the module was in training mode ({len(names)} of {len(training)} parts, the first is {names[0]}): "
-        "it was exported in evaluation mode"
-        if names
-        else ""
-    )
+    remarks: tuple[str, ...] = ()
+    if names:
+        parts = f"{len(names)} of {len(training)} parts, the first is {names[0]}"
+        remarks = (f"the module was in training mode ({parts}): it was exported in evaluation mode",)
     module.eval()
     try:
-        yield (remark,) if remark else ()
+        yield remarks
     finally:
         for part, was_training in training.items():
             part.training = was_training
@@ -356,13 +279,12 @@ def _called(module: "torch.nn.Module", images: "torch.Tensor") -> Any:
         ) from error
 
 
-def _listed(what: str, names: list[str]) -> Iterator[str]:
-    if names:
-        rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        yield f"{what}: {', '.join(names[:_SHOWN])}{rest}"
+def _shown(names: list[str]) -> str:
+    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + rest
 
 
-# --- `torch.onnx.export` and the conversion to IR, with what they were asked for read back from what they wrote.
+# The conversions: what they were asked for is read back from what they wrote.
 
 INPUT: Final = "input"
 _LONGEST: Final = 500  # characters of somebody else's error
@@ -372,32 +294,18 @@ ONE_FILE: Final = 1 << 30  # bytes of weights; above it they go beside the graph
 def write_onnx(
     raw: RawModule, example: "torch.Tensor", path: Path, *, axes: Sequence[DynamicAxis], opset: int | None = None
 ) -> int:
-    """Export the module to an ONNX file and return the opset that came out.
+    """Export the module to an ONNX file and return the opset that came out; large weights go into ``<path>.data``.
 
-    Parameters
-    ----------
-    raw, example
-        The module, and what it is traced with; a dynamic axis of size 1 would be taken for a constant.
-    path
-        The file; large weights go into ``<path>.data``.
-    axes
-        The axes that have to be symbolic in the file.
-    opset
-        The opset that it has to have; None leaves it to the exporter.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If the exporter fails, fixes an axis, or takes another opset.
-    MissingDependencyError
-        If the exporter's own packages are not installed.
+    `axes` have to be symbolic in the file; one of size 1 in the example would be taken for a constant. The exporter
+    chooses the opset where none is asked for. Raises UnsupportedModelError if the exporter fails, fixes an axis or
+    takes another opset, and MissingDependencyError without the exporter's own packages.
     """
     import onnx
 
     require("onnxscript", extra="export", purpose=PURPOSE)
     program = _program(raw, example, axes, opset)
     weights = sum(tensor.nbytes for tensor in (*raw.wrapper.parameters(), *raw.wrapper.buffers()))
-    with _quiet():
+    with quiet_exporter():
         program.save(path, external_data=weights > ONE_FILE)
     model = onnx.load(path, load_external_data=False)
     refuse_fixed(axes, input_ports(model), in_what="the ONNX export")
@@ -412,17 +320,8 @@ def write_onnx(
 
 
 def write_ir(onnx_path: Path, path: Path, *, axes: Sequence[DynamicAxis]) -> None:
-    """Convert an ONNX file to an uncompressed IR.
+    """Convert an ONNX file to an uncompressed IR; raises UnsupportedModelError if OpenVINO cannot, or fixes an axis.
 
-    Raises
-    ------
-    UnsupportedModelError
-        If OpenVINO cannot read the file, or fixes an axis.
-    MissingDependencyError
-        If OpenVINO is not installed.
-
-    Notes
-    -----
     From the ONNX file, not from the module: OpenVINO's own conversion of PyTorch modules loses the names of outputs.
     """
     try:
@@ -436,19 +335,16 @@ def write_ir(onnx_path: Path, path: Path, *, axes: Sequence[DynamicAxis]) -> Non
 def refuse_fixed(axes: Sequence[DynamicAxis], inputs: Sequence[PortInfo], *, in_what: str) -> None:
     """Refuse a file whose input has a fixed size, or one symbol twice, where axes were asked to be dynamic.
 
-    Raises
-    ------
-    UnsupportedModelError
-        If it has; the first such axis is named.
+    Raises UnsupportedModelError, which names the first such axis.
     """
     port = next((port for port in inputs if port.answers_to(INPUT)), None)
     if port is None:
         found = "; ".join(port.describe() for port in inputs) or "no input"
         raise UnsupportedModelError(f"{in_what} has no input '{INPUT}'", found=found, needed="the example's")
     symbols: dict[str, DynamicAxis] = {}
+    if port.shape is None:
+        return
     for axis in axes:
-        if port.shape is None:
-            continue
         size = port.shape[axis.index]
         if isinstance(size, int):
             raise fixed_axis(axis, f"{in_what} fixes it to {size}: {port.describe()}")
@@ -472,7 +368,7 @@ def _program(raw: RawModule, example: "torch.Tensor", axes: Sequence[DynamicAxis
     import torch
 
     try:
-        with _quiet(), torch.no_grad():
+        with quiet_exporter(), torch.no_grad():
             # Names, not `Dim` objects: a size that the module fixes is an error then; a `Dim` is given up in silence.
             return torch.onnx.export(
                 raw.wrapper,
@@ -506,7 +402,7 @@ def _sizes_that_it_fixes(
         return []
     free = ({axis.index: torch.export.Dim.AUTO for axis in axes},)
     try:
-        with _quiet(), torch.no_grad():
+        with quiet_exporter(), torch.no_grad():
             exported = torch.export.export(raw.wrapper, (example,), dynamic_shapes=free, strict=False)
     except Exception:  # then the first error says what is wrong
         return []
@@ -514,11 +410,3 @@ def _sizes_that_it_fixes(
     shape = next(node.meta["val"].shape for node in exported.graph.nodes if node.name == name)
     sizes = {axis: str(shape[axis.index]) for axis in axes}  # a symbol that became a number is still no int
     return [(axis, int(size)) for axis, size in sizes.items() if size.isdecimal()]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what the exporter says of itself and of sizes: what matters of it is read back from the file."""
-    with quiet_logger("torch.onnx"), quiet_logger("onnxscript"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -17,8 +17,6 @@ from postproc_export.process import Undoing, staging_folder
 from postproc_export.runtimes import PortInfo
 from postproc_export.stats import CalibrationStats
 
-# --- What an export made, and what its check found.
-
 Format: TypeAlias = Literal["onnx", "openvino"]
 
 SUFFIXES: Final[Mapping[Format, str]] = {"onnx": ".onnx", "openvino": ".xml"}
@@ -27,25 +25,13 @@ _HEADING: Final = 2  # lines of an `AttachResult.summary` that say which file it
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportedFile:
-    """One finished model.
+    """One finished model."""
 
-    Parameters
-    ----------
-    path
-        The file; for an IR the .xml.
-    inputs, outputs
-        Its ports, with the axes as they stand in the file.
-    attached
-        What was attached to it.
-    report
-        What `check_parity` and the comparison with the module found.
-    """
-
-    path: Path
-    inputs: tuple[PortInfo, ...]
+    path: Path  # for an IR the .xml
+    inputs: tuple[PortInfo, ...]  # with the axes as they stand in the file
     outputs: tuple[PortInfo, ...]
     attached: AttachResult
-    report: ParityReport
+    report: ParityReport  # what `check_parity` and the comparison with the module found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,13 +99,13 @@ class ExportResult:
         done = (line for file in self.files for line in file.attached.summary().splitlines()[_HEADING:])
         yield from dict.fromkeys(done)
         for file in self.files:
-            yield from (f"  check    {line}" for line in verdicts(file.report))
+            yield from (f"  check    {line}" for line in _verdicts(file.report))
         yield from (f"  written  {path}" for path in self.written)
         if not self.written:
             yield "  nothing was written: a check missed something (--keep-failed writes the files all the same)"
 
 
-def verdicts(report: ParityReport) -> Iterator[str]:
+def _verdicts(report: ParityReport) -> Iterator[str]:
     """Yield one line per way of running a file."""
     for way in report.ways:
         checks = [check for check in report.checks if (check.way or "file") == way]
@@ -128,7 +114,7 @@ def verdicts(report: ParityReport) -> Iterator[str]:
         yield f"{Path(report.subject).name}, {way}: {verdict}"
 
 
-# --- The target folder: what an export writes is made beside it and moved into it as a whole.
+# The target folder: what an export writes is made beside it and moved into it as a whole.
 
 STATISTICS: Final = "statistics.json"
 REPORT: Final = "parity.json"
@@ -137,10 +123,8 @@ REPORT: Final = "parity.json"
 def check_target(folder: Path, name: str) -> None:
     """Refuse a target before anything is computed for it.
 
-    Raises
-    ------
-    FileError, UsageError
-        If the folder is a file, lies in a folder that is not there, or the name is no plain file name.
+    Raises FileError if the folder is a file or lies in a folder that is not there, and UsageError if the name is no
+    plain file name.
     """
     if not name or Path(name).name != name or name.startswith("."):
         raise UsageError(
@@ -153,18 +137,12 @@ def check_target(folder: Path, name: str) -> None:
 
 
 def refuse_read(folder: Path, name: str, formats: Sequence[Format], read: Sequence[Path]) -> None:
-    """Refuse to replace a file that is read, before anything is computed; statistics may stay where they are.
-
-    Raises
-    ------
-    FileError
-        If one of the targets is read.
-    """
+    """Refuse to replace a file that is read, before anything is computed; statistics may stay where they are."""
     refuse_inputs(_targets(folder, name, formats), read, fix="choose another folder or another name")
 
 
 def _targets(folder: Path, name: str, formats: Sequence[Format]) -> list[Path]:
-    """Return what is always replaced; statistics may be read from where they are written."""
+    """Return what is always replaced, which statistics are not: they may be read from where they are written."""
     suffixes = [*(SUFFIXES[each] for each in formats), *([".bin"] if "openvino" in formats else [])]
     return [folder / REPORT, *(folder / f"{name}{suffix}" for suffix in suffixes)]
 
@@ -173,10 +151,7 @@ def _targets(folder: Path, name: str, formats: Sequence[Format]) -> list[Path]:
 def workshop(folder: Path, name: str, formats: Sequence[Format]) -> Iterator[Path]:
     """Yield a temporary folder on the target's file system; it is gone after the block, whatever ends it.
 
-    Raises
-    ------
-    FileError
-        If no file can be written there, or another export writes the same ones.
+    Raises FileError if no file can be written there, or another export writes the same ones.
     """
     where, names = folder, [path.name for path in _targets(folder, name, formats)]
     if not folder.is_dir():
@@ -196,27 +171,16 @@ def deliver(
 ) -> tuple[Path, ...]:
     """Move everything in the folder `made` into the target folder, whole or not at all, and return the paths.
 
-    Parameters
-    ----------
-    made
-        A folder on the same file system, with nothing in it but what is to be delivered.
-    folder
-        The target; made where it is not there. Files of these names that are there are replaced.
-    name, formats
-        Which of the files are the models: they are moved last.
-    inputs
-        Files that were read, which are not replaced. Statistics that were read from their own target stay as they are.
-
-    Raises
-    ------
-    FileError
-        If a target cannot be written; nothing is changed then.
+    `made` is on the same file system. The target folder is made where it is not there, and files of these names in it
+    are replaced, the models last. `inputs` were read and are not replaced; statistics that were read from their own
+    target stay as they are. Raises FileError if a target cannot be written; nothing is changed then.
     """
     models = [f"{name}{SUFFIXES[each]}" for each in formats]
     others = sorted(path.name for path in made.iterdir() if path.name not in models)
     targets = [folder / each for each in (*models, *others)]
-    if _is_one_of(folder / STATISTICS, inputs):
-        targets.remove(folder / STATISTICS)
+    statistics = folder / STATISTICS
+    if statistics.exists() and any(file.exists() and statistics.samefile(file) for file in inputs):
+        targets.remove(statistics)
     with _folder(folder), publishing(targets, inputs=inputs) as publication:
         for target in targets:
             (made / target.name).rename(publication.temporary(target))
@@ -240,7 +204,3 @@ def _folder(folder: Path) -> Iterator[None]:
         except OSError as error:
             raise FileError(f"cannot make the folder {folder}", found=error.strerror) from error
         yield
-
-
-def _is_one_of(path: Path, files: Sequence[Path]) -> bool:
-    return path.exists() and any(file.exists() and path.samefile(file) for file in files)

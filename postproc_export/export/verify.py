@@ -1,6 +1,6 @@
 """Whether exported files give what the module gives, for the example, random inputs, real images, other sizes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -18,7 +18,7 @@ from postproc_export.errors import UnsupportedModelError
 from postproc_export.export.exporter import INPUT, DynamicAxis, RawModule, fixed_axis, other_sizes
 from postproc_export.ports import RAW_NAMES
 from postproc_export.record import TailSpec
-from postproc_export.runtimes import Array, PortInfo, Runner, as_float32
+from postproc_export.runtimes import Array, PortInfo, as_float32
 from postproc_export.stats import CalibrationStats, Level
 
 if TYPE_CHECKING:
@@ -27,32 +27,18 @@ if TYPE_CHECKING:
     from postproc_export.images import Preprocessing
 
 
-# --- What the exported files and the module are both fed: the example, random inputs, real images, other sizes.
-
 RANDOM: Final = 2
 IMAGES: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One input, and what the module itself makes of it.
+    """One input, and what the module itself makes of it in PyTorch."""
 
-    Parameters
-    ----------
-    label
-        What it is.
-    images
-        The input.
-    raw
-        float32 raw values of each level, as the module gives them in PyTorch.
-    axes
-        The axes whose size is another one than in the export; none for an input of the example's shape.
-    """
-
-    label: str
+    label: str  # what it is
     images: Array
-    raw: dict[Level, Array]
-    axes: tuple[DynamicAxis, ...] = ()
+    raw: dict[Level, Array]  # float32
+    axes: tuple[DynamicAxis, ...] = ()  # those whose size is another one than in the export
 
 
 def usual_probes(raw: RawModule, example: "torch.Tensor", *, seed: int) -> Iterator[Probe]:
@@ -67,10 +53,8 @@ def image_probes(
 ) -> Iterator[Probe]:
     """Yield the first images of a folder or CSV file, as many at once as the example holds.
 
-    Raises
-    ------
-    FileError, UsageError, CalibrationError, UnsupportedModelError, MetadataError
-        If there are no images, or they do not fit the example.
+    Raises FileError, UsageError, CalibrationError, UnsupportedModelError or MetadataError if there are no images, or
+    they do not fit the example.
     """
     port = PortInfo("input", example.dtype.name, example.shape)
     inputs = image_inputs(source, [port], stats, preprocessing, limit=IMAGES)
@@ -81,10 +65,7 @@ def image_probes(
 def size_probes(raw: RawModule, example: "torch.Tensor", axes: Sequence[DynamicAxis], *, seed: int) -> Iterator[Probe]:
     """Yield inputs of other sizes: of every axis alone, then of all at once.
 
-    Raises
-    ------
-    UnsupportedModelError
-        If the module itself runs at no other size of an axis, or not at all sizes at once.
+    Raises UnsupportedModelError if the module itself runs at no other size of an axis, or not at all sizes at once.
     """
     values = example.cpu().numpy()
     sizes = list(values.shape)
@@ -139,80 +120,44 @@ def _probe(raw: RawModule, label: str, images: Array) -> Probe:
     return Probe(label, images, raw.run(torch.from_numpy(np.ascontiguousarray(images))))
 
 
-# --- Whether exported files give what the module gives: raw values, decisions, and every size that was asked for.
+def raw_checks(path: Path, way: Configuration, probes: Sequence[Probe]) -> list[Check]:
+    """Run a raw file on all probes and compare its raw values with the module's; one check per level.
 
-
-@dataclass(frozen=True, slots=True)
-class RawAgreement:
-    """A raw file beside the module.
-
-    Parameters
-    ----------
-    way
-        What runs the file.
-    runner
-        The file, loaded.
-    tolerances
-        How far its raw values may lie from the module's, per level.
+    The tolerances follow from the values that the module gave. Raises UnsupportedModelError, which names the axis, if
+    the file fails at another size than the example's, or gives something else than the module there.
     """
-
-    way: Configuration
-    runner: Runner
-    tolerances: Mapping[Level, Tolerance]
-
-    @classmethod
-    def open(cls, path: Path, way: Configuration, probes: Sequence[Probe]) -> "RawAgreement":
-        """Load a raw file; the tolerances follow from the values that the module gave."""
-        tolerances = {level: _tolerance([probe.raw[level] for probe in probes]) for level in probes[0].raw}
-        return cls(way, way.open(path, threads=None), tolerances)
-
-    def refuse_fixed_sizes(self, probes: Sequence[Probe]) -> None:
-        """Run every probe of another size.
-
-        Raises
-        ------
-        UnsupportedModelError
-            If the file fails at a size, or gives something else than the module; the axis is named.
-        """
-        for probe in probes:
-            if probe.axes and (problem := self._problem(probe)) is not None:
-                shape = list(probe.images.shape)
-                raise fixed_axis(probe.axes[0], f"at {probe.label}, {shape}, {self.way.label}: {problem}")
-
-    def checks(self, probes: Sequence[Probe]) -> Iterator[Check]:
-        """Compare the raw values of all probes; one check per level."""
-        found: dict[Level, ScoreDifference] = {}
-        for probe in probes:
-            for level, difference in self._differences(probe).items():
-                found[level] = found[level].merge(difference) if level in found else difference
-        for level, difference in found.items():
-            yield Check(
-                name=f"module/raw/{RAW_NAMES[level]}/{self.way.label}",
-                passed=bool(difference),
-                message=difference.describe(),
-                brief=difference.brief(),
-                way=self.way.label,
-                runtime=f"{self.runner.name} {self.runner.version}",
-                precision=self.runner.inference_precision,
-                details=details_of(difference),
-            )
-
-    def _problem(self, probe: Probe) -> str | None:
+    runner = way.open(path, threads=None)
+    tolerances = {level: _tolerance([probe.raw[level] for probe in probes]) for level in probes[0].raw}
+    found: dict[Level, ScoreDifference] = {}
+    for probe in probes:
+        where = f"at {probe.label}, {list(probe.images.shape)}, {way.label}"
         try:
-            differences = self._differences(probe)
+            outputs = runner.run({INPUT: probe.images})
         except UnsupportedModelError as error:
-            return " ".join(f"{error.what} {error.found or ''}".split())
-        bad = (f"{RAW_NAMES[level]}: {found.describe()}" for level, found in differences.items() if not found)
-        return next(bad, None)
-
-    def _differences(self, probe: Probe) -> dict[Level, ScoreDifference]:
-        outputs = self.runner.run({INPUT: probe.images})
-        return {
-            level: compare_scores(
-                expected, _named(outputs, RAW_NAMES[level]), tolerance=self.tolerances[level], nan="same"
-            )
-            for level, expected in probe.raw.items()
-        }
+            if not probe.axes:
+                raise
+            reason = " ".join(f"{error.what} {error.found or ''}".split())
+            raise fixed_axis(probe.axes[0], f"{where}: {reason}") from error
+        for level, expected in probe.raw.items():
+            name = RAW_NAMES[level]
+            values = as_float32(outputs[name]) if name in outputs else None
+            difference = compare_scores(expected, values, tolerance=tolerances[level], nan="same")
+            if probe.axes and not difference:
+                raise fixed_axis(probe.axes[0], f"{where}: {name}: {difference.describe()}")
+            found[level] = found[level].merge(difference) if level in found else difference
+    return [
+        Check(
+            name=f"module/raw/{RAW_NAMES[level]}/{way.label}",
+            passed=bool(difference),
+            message=difference.describe(),
+            brief=difference.brief(),
+            way=way.label,
+            runtime=f"{runner.name} {runner.version}",
+            precision=runner.inference_precision,
+            details=details_of(difference),
+        )
+        for level, difference in found.items()
+    ]
 
 
 def decision_checks(
@@ -220,8 +165,6 @@ def decision_checks(
 ) -> Iterator[Check]:
     """Compare an attached file's outputs with `PostProcessor` on the module's own raw values; one check per output.
 
-    Notes
-    -----
     The module computes in PyTorch and the file in a runtime, so raw values may move as by another compilation; flips of
     raw values beside the boundary are shown and not judged (`comparison.exported`).
     """
@@ -238,8 +181,3 @@ def decision_checks(
 def _tolerance(values: Sequence[Array]) -> Tolerance:
     finite = np.concatenate([array[np.isfinite(array)] for array in values])
     return observed(float(finite.min()), float(finite.max())) if finite.size else observed(0.0, 0.0)
-
-
-def _named(outputs: Mapping[str, Array], name: str) -> Array | None:
-    values = outputs.get(name)
-    return None if values is None else as_float32(values)

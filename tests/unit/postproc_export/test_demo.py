@@ -14,20 +14,19 @@ from postproc_export.demo import data
 from postproc_export.demo import detector as evaluation
 from postproc_export.demo import run as run_module
 from postproc_export.demo.data import CROP_SIZE, DEFECTS, GOOD, NORMAL_PHOTO, REGIONS, Crop, Photos, Split
-from postproc_export.demo.detector import (
-    Evaluation,
-    Verdict,
-    as_input,
-    dct_filters,
-    direction_sums,
-    export_onnx,
-    fit_detector,
-    fit_gaussian,
+from postproc_export.demo.detector import Verdict, as_input, dct_filters, direction_sums, fit_detector, fit_gaussian
+from postproc_export.demo.run import (
+    CROPS_EACH_DEFECT,
+    FILES,
+    GOOD_CROPS,
+    TRAINING_CROPS,
+    commands,
+    draw_picture,
+    export_detector,
 )
-from postproc_export.demo.run import CROPS_EACH_DEFECT, FILES, GOOD_CROPS, TRAINING_CROPS, DemoResult, draw_picture
 from postproc_export.errors import FileError, MissingDependencyError
 from postproc_export.runtimes import open_runner
-from postproc_export.stats import CalibrationStats, LevelStats
+from postproc_export.stats import LevelStats
 
 torch = pytest.importorskip("torch")
 
@@ -57,9 +56,9 @@ def detector(crops: dict[str, tuple[Crop, ...]]) -> "torch.nn.Module":
 @pytest.fixture(scope="module")
 def exported(detector: "torch.nn.Module", tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The detector as an ONNX file."""
-    path = tmp_path_factory.mktemp("exported") / "raw.onnx"
-    export_onnx(detector, path, size=CROP_SIZE)
-    return path
+    folder = tmp_path_factory.mktemp("exported")
+    export_detector(detector, folder)
+    return folder / "raw.onnx"
 
 
 def run(detector: "torch.nn.Module", images: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -112,14 +111,14 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_regions_are_disjoint() -> None:
     """No column of a photo belongs to two splits."""
-    columns = [set(range(region.left, region.right)) for region in REGIONS.values()]
+    columns = [set(region) for region in REGIONS.values()]
     assert sum(map(len, columns)) == len(set.union(*columns)) == 512
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_crops_stay_in_their_region(crops: dict[str, tuple[Crop, ...]], split: Split) -> None:
     """Every crop lies in the strip of its split as a whole, so no crop of one split overlaps another's."""
-    assert all(REGIONS[split].left <= crop.left <= REGIONS[split].right - CROP_SIZE for crop in crops[split])
+    assert all(REGIONS[split].start <= crop.left <= REGIONS[split].stop - CROP_SIZE for crop in crops[split])
     assert all(0 <= crop.top <= 512 - CROP_SIZE for crop in crops[split])
 
 
@@ -148,8 +147,8 @@ def test_patches_come_out_of_the_region_of_their_split(photos: Photos) -> None:
     marked[NORMAL_PHOTO] = np.full((512, 512), 255, dtype=np.uint8)
     patches = [crop for crop in data.make_crops(marked, "test", good=0, each_defect=5) if crop.kind == "patch"]
     columns = np.concatenate([crop.image[crop.mask] for crop in patches])
-    assert columns.min() >= REGIONS["test"].left // 2
-    assert columns.max() < REGIONS["test"].right // 2
+    assert columns.min() >= REGIONS["test"].start // 2
+    assert columns.max() < REGIONS["test"].stop // 2
 
 
 def test_the_same_seed_gives_the_same_crops(photos: Photos) -> None:
@@ -335,9 +334,9 @@ def test_evaluation_counts_both_kinds_of_mistake(photos: Photos) -> None:
     assert (good.kind, scratch.kind) == ("good", "scratch")
     right, alarm, missed = verdict(scratch, label=True), verdict(good, label=True), verdict(scratch, label=False)
     assert [each.is_right for each in (right, alarm, missed)] == [True, False, False]
-    result = evaluation.evaluate([right, alarm, missed, verdict(good, label=False)])
-    assert (result.found, result.anomalous, result.false_alarms, result.good) == (1, 2, 1, 2)
-    assert result.image_auroc == 0.5
+    separation, decisions = evaluation.evaluate([right, alarm, missed, verdict(good, label=False)])
+    assert decisions == "1 of 2 anomalous crops, with 1 false alarms in 2"
+    assert separation.startswith("AUROC 0.500 of images")
 
 
 def test_the_picture_is_a_small_png(photos: Photos, tmp_path: Path) -> None:
@@ -350,26 +349,20 @@ def test_the_picture_is_a_small_png(photos: Photos, tmp_path: Path) -> None:
     assert len(content) < 300_000
 
 
-def result_of(*reports: ParityReport, where: str = "my demo") -> DemoResult:
-    """Return the result of a demo with these reports."""
-    numbers = Evaluation(image_auroc=1.0, pixel_auroc=1.0, anomalous=1, found=1, good=1, false_alarms=0)
-    return DemoResult(Path(where), CalibrationStats(), numbers, reports)
-
-
 @pytest.mark.parametrize(("passed", "code"), [(True, 0), (False, 1)])
 def test_a_missed_check_is_shown_and_exits_1(
     passed: bool, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The demo fails when one of its files fails its check, and prints what failed."""
     report = ParityReport(subject="attached.xml", checks=(Check(name="tail", passed=passed, message="1 flipped"),))
-    monkeypatch.setattr(run_module, "run_demo", lambda folder, tell: result_of(report))
+    monkeypatch.setattr(run_module, "run_demo", lambda folder, tell: [report])
     assert main(["demo"]) == code
     assert ("1 of 1 checks missed: tail" in capsys.readouterr().out) == (not passed)
 
 
 def test_commands_quote_the_folder() -> None:
     """The commands can be pasted into a shell whatever the folder is called."""
-    calibrate, attach, check = result_of().commands
+    calibrate, attach, check = commands(Path("my demo"))
     assert calibrate.startswith("postproc-export calibrate 'my demo/raw.onnx' --images 'my demo/validation'")
     assert attach.endswith("-o 'my demo/attached.onnx'")
     assert check.endswith("--raw 'my demo/raw.onnx' --images 'my demo/test'")

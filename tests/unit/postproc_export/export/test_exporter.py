@@ -12,7 +12,7 @@ import torch
 from postproc_export.errors import UnsupportedModelError
 from postproc_export.export import WAYS
 from postproc_export.export.exporter import DynamicAxis, RawModule, parse_axes, refuse_fixed, write_ir, write_onnx
-from postproc_export.export.verify import RawAgreement, random_like, size_probes, usual_probes
+from postproc_export.export.verify import Probe, random_like, raw_checks, size_probes, usual_probes
 from postproc_export.runtimes import PortInfo, open_runner
 
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 16 * 16).reshape(2, 3, 16, 16)
@@ -73,8 +73,8 @@ def test_symbolic_axes_pass(shape: tuple[int | str | None, ...] | None) -> None:
     refuse_fixed([HEIGHT, WIDTH], [PortInfo("input", "float32", shape)], in_what="the ONNX export")
 
 
-def agreement(model: onnx.ModelProto, folder: Path) -> tuple[RawAgreement, list[object]]:
-    """Return a file beside the detector of `hosts`, written in torch, with probes of other heights."""
+def probes_of_the_host() -> list[Probe]:
+    """Return probes of the detector of `hosts`, written in torch, with one of another height."""
 
     class Same(torch.nn.Module):
         def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -83,15 +83,13 @@ def agreement(model: onnx.ModelProto, folder: Path) -> tuple[RawAgreement, list[
             return {"pred_score": anomaly_map.amax(dim=(2, 3)), "anomaly_map": anomaly_map}
 
     raw = RawModule.wrap(Same(), IMAGES)
-    probes = [*usual_probes(raw, IMAGES, seed=1), *size_probes(raw, IMAGES, [HEIGHT], seed=1)]
-    return RawAgreement.open(hosts.write(model, folder / "model.onnx"), WAYS["onnx"], probes), probes
+    return [*usual_probes(raw, IMAGES, seed=1), *size_probes(raw, IMAGES, [HEIGHT], seed=1)]
 
 
 def test_a_file_that_gives_what_the_module_gives_passes(tmp_path: Path) -> None:
     """Every size is run, and every level compared."""
-    found, probes = agreement(hosts.score_and_map(), tmp_path)
-    found.refuse_fixed_sizes(probes)
-    checks = list(found.checks(probes))
+    probes = probes_of_the_host()
+    checks = raw_checks(hosts.write(hosts.score_and_map(), tmp_path / "model.onnx"), WAYS["onnx"], probes)
     assert [check.name for check in checks] == [
         "module/raw/pred_score/onnxruntime",
         "module/raw/anomaly_map/onnxruntime",
@@ -109,10 +107,10 @@ def test_a_file_whose_axis_is_fixed_inside_is_refused(tmp_path: Path) -> None:
         pooled = GlobalMaxPool(anomaly_map)
         pred_score = Flatten<axis = 1>(pooled)
     }"""
-    found, probes = agreement(hosts.parse(graph), tmp_path)
+    path, probes = hosts.write(hosts.parse(graph), tmp_path / "model.onnx"), probes_of_the_host()
     with pytest.raises(UnsupportedModelError, match=r"'height' (.|\n)*at height 48, \[2, 3, 48, 16\], onnxruntime: "):
-        found.refuse_fixed_sizes(probes)
-    assert all(found.checks([probe for probe in probes if not probe.axes]))
+        raw_checks(path, WAYS["onnx"], probes)
+    assert all(raw_checks(path, WAYS["onnx"], [probe for probe in probes if not probe.axes]))
 
 
 def test_a_file_that_computes_something_else_is_a_miss(tmp_path: Path) -> None:
@@ -120,10 +118,12 @@ def test_a_file_that_computes_something_else_is_a_miss(tmp_path: Path) -> None:
     model = hosts.score_and_map()
     (bias,) = [tensor for tensor in model.graph.initializer if tensor.name == "bias"]
     bias.CopyFrom(onnx.numpy_helper.from_array(np.float32([hosts.BIAS + 0.01]), "bias"))
-    found, probes = agreement(model, tmp_path)
-    checks = list(found.checks(probes))
+    path, probes = hosts.write(model, tmp_path / "model.onnx"), probes_of_the_host()
+    checks = raw_checks(path, WAYS["onnx"], [probe for probe in probes if not probe.axes])
     assert not any(checks)
     assert "worst 0.01" in checks[0].message
+    with pytest.raises(UnsupportedModelError, match=r"'height' (.|\n)*at height 48(.|\n)*worst 0.01"):
+        raw_checks(path, WAYS["onnx"], probes)
 
 
 @pytest.mark.parametrize(
