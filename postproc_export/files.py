@@ -165,13 +165,7 @@ FORMATS: Final = {".onnx": "an ONNX model", ".xml": "an OpenVINO IR"}
 
 
 def check_suffix(source: Path) -> None:
-    """Refuse a file that is no model by its suffix.
-
-    Raises
-    ------
-    UsageError
-        If it is not.
-    """
+    """Raise UsageError for a file that is no model by its suffix."""
     if source.suffix not in FORMATS:
         raise UsageError(
             f"{source} is not a model that can be read or rewritten",

@@ -23,33 +23,17 @@ _SENSITIVITIES: Final = ("image_sensitivity", "pixel_sensitivity")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TailRecord:
-    """What was attached, and what is needed to give the original back.
+    """What was attached, and what is needed to give the original back."""
 
-    Parameters
-    ----------
-    version
-        The tool's version.
-    stats
-        The statistics that decide; thresholds that were matched stand in both levels.
-    options
-        What the user decided; `mask_dtype` is the one that was taken.
-    raw
-        Name of the raw value that each level's tail reads, under its name in this file.
-    original
-        What detaching restores, in the format's own terms: outputs, renamings, an added opset import.
-    narrow
-        The type in which the raw values of a level were declared, where that is narrower than float32: its boundary is
-        the constant for that type. Files that were attached before there were such constants have none.
-    found
-        What made each of these outputs the level's: see `outputs.Found`. Files of older versions do not say.
-    """
-
-    version: str
-    stats: CalibrationStats
-    options: TailOptions
-    raw: Mapping[Level, str]
-    original: Mapping[str, Any]
+    version: str  # the tool's
+    stats: CalibrationStats  # those that decide; thresholds that were matched stand in both levels
+    options: TailOptions  # what the user decided; `mask_dtype` is the one that was taken
+    raw: Mapping[Level, str]  # name in this file of the raw value that each level's tail reads
+    original: Mapping[str, Any]  # for detaching, in the format's own terms: outputs, renamings, an added opset import
+    # The type in which the raw values of a level were declared, where that is narrower than float32: its boundary is
+    # the constant for that type. Files that were attached before there were such constants have none.
     narrow: Mapping[Level, Half] = field(default_factory=dict)
+    # What made each of these outputs the level's: see `outputs.Found`. Files of older versions do not say.
     found: Mapping[Level, str] = field(default_factory=dict)
 
     @property
@@ -91,10 +75,7 @@ class TailRecord:
     def loads(cls, text: str, *, where: str) -> Self:
         """Read the JSON string; `where` names the file in errors.
 
-        Raises
-        ------
-        MetadataError
-            If it is not a record of this version, or not legal.
+        Raises MetadataError if it is not a record of this version, or not legal.
         """
         document = _document(text, where=where)
         options, raw, original = (_mapping(document, key, where=where) for key in ("options", "raw", "original"))
@@ -170,18 +151,10 @@ NO_GRAPH_FORM: Final[Mapping[str, str]] = dict.fromkeys(
 
 @dataclass(frozen=True, slots=True)
 class TailSpec:
-    """One custom step: its name, and its parameters as JSON values.
+    """One custom step: its name, and its parameters as they stand in statistics and in the record of a model."""
 
-    Parameters
-    ----------
-    name
-        One of `SHIPPED`, or ``"package.module:Class"``.
-    parameters
-        As they stand in statistics and in the record of a model.
-    """
-
-    name: str
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    name: str  # one of `SHIPPED`, or "package.module:Class"
+    parameters: Mapping[str, Any] = field(default_factory=dict)  # JSON values
 
     @property
     def is_shipped(self) -> bool:
@@ -210,13 +183,7 @@ class TailSpec:
 
     @classmethod
     def from_json(cls, document: object, *, where: str) -> Self:
-        """Read the JSON object.
-
-        Raises
-        ------
-        MetadataError
-            If it is not legal.
-        """
+        """Read the JSON object; raises MetadataError if it is not legal."""
         name = document.get("name") if isinstance(document, Mapping) else None
         parameters = document.get("parameters", {}) if isinstance(document, Mapping) else None
         if not isinstance(name, str) or not isinstance(parameters, Mapping):
@@ -229,10 +196,7 @@ class TailSpec:
 def parse_tail(text: str) -> TailSpec:
     """Read ``name``, ``name:key=value,key=value`` or ``package.module:Class``; values stay text.
 
-    Raises
-    ------
-    UsageError
-        If it is of none of these forms, or has no graph form.
+    Raises UsageError if it is of none of these forms, or has no graph form.
     """
     name, _, rest = text.partition(":")
     if name.lower() in NO_GRAPH_FORM:
@@ -275,30 +239,14 @@ LAYER_RECORD_VERSION: Final = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRecord:
-    """What was put before or behind the tail.
+    """What was put before or behind the tail."""
 
-    Parameters
-    ----------
-    where
-        ``"transform"`` before the tail, ``"decision"`` behind it.
-    version
-        The tool's version.
-    tails
-        The custom steps, in the order in which they are applied.
-    read
-        Per input of the layer (``"score"``, ``"map"``, ``"image"``, ``"mask"``, ...) the value that it reads.
-    made
-        Per output of the graph that the layer gives, the value that it is.
-    original
-        What detaching restores, in the format's own terms.
-    """
-
-    where: Where
-    version: str
-    tails: tuple[TailSpec, ...]
-    read: Mapping[str, str]
-    made: Mapping[str, str]
-    original: Mapping[str, Any]
+    where: Where  # "transform" before the tail, "decision" behind it
+    version: str  # the tool's
+    tails: tuple[TailSpec, ...]  # the custom steps, in the order in which they are applied
+    read: Mapping[str, str]  # per input of the layer ("score", "map", "image", "mask", ...) the value that it reads
+    made: Mapping[str, str]  # per output of the graph that the layer gives, the value that it is
+    original: Mapping[str, Any]  # what detaching restores, in the format's own terms
 
     def dumps(self) -> str:
         """Return the JSON string."""
@@ -316,10 +264,7 @@ class LayerRecord:
     def loads(cls, text: str, *, layer: Where, where: str) -> Self:
         """Read the JSON string; `where` names the file in errors.
 
-        Raises
-        ------
-        MetadataError
-            If it is not a record of this version, or not legal.
+        Raises MetadataError if it is not a record of this version, or not legal.
         """
         title = f"{where}: the record '{KEYS[layer]}'"
         document = parse_json(text, title=title)
@@ -340,13 +285,7 @@ class LayerRecord:
 
 
 def refuse_misfit(record: LayerRecord, misfits: Sequence[str], *, where: str) -> None:
-    """Refuse a record that does not fit its model.
-
-    Raises
-    ------
-    MetadataError
-        If there is a reason.
-    """
+    """Raise MetadataError for a record that does not fit its model, if there is a reason."""
     if misfits:
         raise MetadataError(
             f"{where}: the record '{KEYS[record.where]}' does not fit the model",
@@ -359,10 +298,7 @@ def refuse_misfit(record: LayerRecord, misfits: Sequence[str], *, where: str) ->
 def recorded_tails(stats: CalibrationStats) -> tuple[TailSpec, ...]:
     """Return the tails behind which statistics were calibrated; none where they were calibrated on a model's outputs.
 
-    Raises
-    ------
-    MetadataError
-        If what the statistics hold is not legal.
+    Raises MetadataError if what the statistics hold is not legal.
     """
     found = stats.details.get(STATISTICS_KEY, [])
     if not isinstance(found, (list, tuple)):
