@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from postproc_export.check.attached import AttachedModel, load_attached
+from postproc_export.check.chain import WayResult
 from postproc_export.check.inputs import COUNT, SEED, RealInputs, array_inputs, image_inputs
 from postproc_export.check.record import check_record, file_checks, record_is_missing
 from postproc_export.check.reference import EagerTransform, RawFile, Reference, TorchRunner, unnamed_code
 from postproc_export.check.report import Check, FailureStore, ParityReport
 from postproc_export.check.runners import Assumed
-from postproc_export.check.stage_report import WayResult
 from postproc_export.check.steps import DecisionCheck, check_transform, unfit_layer, without_decisions
 from postproc_export.check.synthetic import SyntheticCheck
 from postproc_export.check.tail import check_adjusted, check_exhaustively, check_tail, tail_configurations
@@ -342,12 +342,12 @@ def check_parity(
         whole: WholeCheck | None = None
         with temporary_folder() as folder, temporary_folder() as other:
             apart = behind if real is None else None
-            synthetic = SyntheticCheck(model, reference, raw_file, folder, behind=apart, seed=seed, **shared)
+            synthetic = SyntheticCheck(reference, raw_file, folder, apart, seed=seed, **shared)
             checks += synthetic.checks(ways)
             if real is not None:
                 known = exported if unnamed is None else None
-                whole = WholeCheck(model, reference, real, raw_file, other, known, transform, behind, **shared)
-                whole.progress = progress
+                shared["progress"] = progress
+                whole = WholeCheck(reference, real, raw_file, other, known, transform, behind, **shared)
                 checks += whole.checks(ways)
     not_checked += [*synthetic.not_checked, *(() if whole is None else whole.not_checked), *of_the_machine(checks)]
     described = _described(model, real, synthetic, exported, failures, checks)
@@ -451,7 +451,14 @@ def _store(
 ) -> FailureStore | None:
     if folder is None:
         return None
-    original = None if raw is None else Path(raw)
-    code = tuple(spec.name for spec in named if spec.is_code)
-    module = torch if isinstance(torch, str) else None
-    return FailureStore(Path(folder), attached, original, seed, module, threads, max_flips, code, assumed.arguments)
+    return FailureStore(
+        Path(folder),
+        attached,
+        seed=seed,
+        raw=raw,
+        torch=torch if isinstance(torch, str) else None,
+        threads=threads,
+        max_flips=max_flips,
+        code=[spec.name for spec in named if spec.is_code],
+        assumed=assumed.arguments,
+    )

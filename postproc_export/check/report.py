@@ -4,7 +4,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,8 +13,8 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
+from postproc_export.check.chain import TAIL, TORCH_ATTACHED, TORCH_RAW, Baseline, LevelTrace, WayResult
 from postproc_export.check.inputs import RealBatch
-from postproc_export.check.stage_report import TAIL, Baseline, LevelOutcome, WayResult, markdown_rows
 from postproc_export.files import folder_made_for, publishing
 from postproc_export.stats import Level
 
@@ -156,7 +156,10 @@ class ParityReport:
             "passed": self.passed,
             "attached": self.subject,
             "checks": [check.to_json() for check in self.checks],
-            "whole_model": [plain(_with_verdict(result)) for result in self.whole],
+            "whole_model": [
+                plain({**result.to_json(), "verdict": verdict(result), "advice": advice(result)})
+                for result in self.whole
+            ],
             "not_checked": list(self.not_checked),
             "environment": plain(self.environment),
             **({} if self.not_run is None else {"not_run": self.not_run}),
@@ -258,10 +261,6 @@ class ParityReport:
         return table
 
 
-def _with_verdict(result: WayResult) -> dict[str, Any]:
-    return {**result.to_json(), "verdict": verdict(result), "advice": advice(result)}
-
-
 def failed(name: str, message: str, **details: Any) -> Check:
     """Return a check that could not be carried out, which is a miss."""
     return Check(name=name, passed=False, message=message, details=details)
@@ -285,35 +284,34 @@ def _listed(values: Mapping[str, Any]) -> str:
 MOST: Final = 5
 
 
-@dataclass(slots=True)
 class FailureStore:
-    """A folder for inputs on which something was missed.
+    """A folder for inputs on which something was missed, each with the command that replays it.
 
-    Parameters
-    ----------
-    folder
-        Made when the first failure is saved.
-    attached, raw, torch
-        The files of the check and the PyTorch module, for the command.
-    seed
-        The seed of the raw values, which replays the tail's check as it was.
-    threads, max_flips, code, assumed
-        As the check had them; `code` is what was named to be imported, `assumed` the options given for a record.
-    saved
-        Each file and its command, in order.
+    The folder is made when the first failure is saved. `code` is what was named to be imported, `assumed` the options
+    that were given for a record.
     """
 
-    folder: Path
-    attached: Path
-    raw: Path | None
-    seed: int
-    torch: str | None = None
-    threads: int | None = None
-    max_flips: int = 0
-    code: tuple[str, ...] = ()
-    assumed: tuple[str, ...] = ()
-    saved: list[dict[str, str]] = field(default_factory=list)
-    _counts: dict[str, int] = field(default_factory=dict)
+    def __init__(
+        self,
+        folder: Path,
+        attached: Path,
+        *,
+        seed: int,
+        raw: str | Path | None,
+        torch: str | None,
+        threads: int | None,
+        max_flips: int,
+        code: Sequence[str],
+        assumed: Sequence[str],
+    ) -> None:
+        self.saved: list[dict[str, str]] = []  # each file and its command, in order
+        self._folder, self._seed = folder, ["--seed", str(seed)]
+        self._command = [str(attached), *assumed, *(word for name in code for word in ("--tail", name))]
+        self._raw = [] if raw is None else ["--raw", str(Path(raw))]
+        self._torch = [] if torch is None else ["--torch", torch]
+        self._budget = ["--max-flips", str(max_flips)] if max_flips else []
+        self._threads = [] if threads is None else ["--threads", str(threads)]
+        self._counts: dict[str, int] = {}
 
     def add_batch(self, name: str, batch: RealBatch, *, is_seeded: bool = False) -> None:
         """Save a batch of inputs, which the seed alone may replay; of each kind of failure the first five."""
@@ -325,36 +323,27 @@ class FailureStore:
             port: values.astype(np.float32) if values.dtype.name == "bfloat16" else values
             for port, values in batch.samples().items()
         }
-        path = self._path(f"{name}-{number}")
-        _save(path, arrays)
-        raw = [] if self.raw is None else ["--raw", str(self.raw)]
-        torch = [] if self.torch is None else ["--torch", self.torch]
-        budget = ["--max-flips", str(self.max_flips)] if self.max_flips else []
-        fed = ["--seed", str(self.seed)] if is_seeded else [*torch, "--inputs", str(path)]
-        self._record(path, [*raw, *fed, *budget])
+        path = self._save(f"{name}-{number}", arrays)
+        fed = self._seed if is_seeded else [*self._torch, "--inputs", str(path)]
+        self._record(path, [*self._raw, *fed, *self._budget])
 
     def add_tail(self, checks: list[Check]) -> None:
         """Save the raw values that the tail decided wrongly; the seed alone replays them."""
         for check in checks:
             flips = check.details.get("flips", ())
             if not check and check.subject.startswith("tail/") and flips:
-                path = self._path(check.name)
-                _save(path, {"raw": np.array([flip["raw"] for flip in flips], np.float32)})
-                self._record(path, ["--seed", str(self.seed)])
+                path = self._save(check.name, {"raw": np.array([flip["raw"] for flip in flips], np.float32)})
+                self._record(path, self._seed)
 
-    def _path(self, name: str) -> Path:
-        return self.folder / f"{name.replace('/', '-')}.npz"
+    def _save(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> Path:
+        path = self._folder / f"{name.replace('/', '-')}.npz"
+        with folder_made_for(path), publishing([path]) as publication:
+            np.savez(publication.temporary(path), **arrays)  # type: ignore[arg-type]  # the stubs take **arrays for allow_pickle
+        return path
 
-    def _record(self, path: Path, options: list[str]) -> None:
-        threads = [] if self.threads is None else ["--threads", str(self.threads)]
-        code = [word for name in self.code for word in ("--tail", name)]
-        command = shlex.join(["postproc-export", "check", str(self.attached), *self.assumed, *code, *options, *threads])
+    def _record(self, path: Path, options: Sequence[str]) -> None:
+        command = shlex.join(["postproc-export", "check", *self._command, *options, *self._threads])
         self.saved.append({"file": str(path), "replay": command})
-
-
-def _save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    with folder_made_for(path), publishing([path]) as publication:
-        np.savez(publication.temporary(path), **arrays)  # type: ignore[arg-type]  # the stubs take **arrays for allow_pickle
 
 
 # --- One sentence per way of running: does it decide as PyTorch, by how much not, and what prevents it.
@@ -363,11 +352,11 @@ SHOWN_FLIPS: Final = 3
 _ROUNDING: Final = 1e-5  # the longest form of a tail stays below this at float32: docs/definition.md section 3
 
 PREVENTED_BY: Final = "INFERENCE_PRECISION_HINT=f32 or EXECUTION_MODE_HINT=ACCURACY"
-PRECISION_ADVICE: Final = (
-    f"compile the model with {PREVENTED_BY}: no IR carries that by itself; or calibrate at this precision"
-)
-FP16_ADVICE: Final = "convert and save with compress_to_fp16=False; or calibrate on the compressed model"
-INT8_ADVICE: Final = "quantise first, calibrate on the quantised model, then attach"
+_ADVICE: Final[Mapping[str, str]] = {
+    "stored": f"compile the model with {PREVENTED_BY}: no IR carries that by itself; or calibrate at this precision",
+    "fp16": "convert and save with compress_to_fp16=False; or calibrate on the compressed model",
+    "int8": "quantise first, calibrate on the quantised model, then attach",
+}
 
 _NOUNS: Final[Mapping[Level, str]] = {"image": "labels", "pixel": "mask pixels"}
 _ONE: Final[Mapping[Level, str]] = {"image": "label", "pixel": "mask pixel"}
@@ -380,28 +369,34 @@ _PYTORCH: Final[Mapping[Baseline, str]] = {
 
 def verdict(result: WayResult) -> str:
     """Return one sentence: how it ran, whether it decides alike, and how near to a boundary that is."""
-    found = f"{result.way.label} {_computing(result)}: {_decided(result)}{_rounded_tail(result)}"
+    computing = f"at {result.precision}{', the default here' if result.way.precision == 'default' else ''}"
+    if result.way.weights == "fp16":
+        computing = f"at {result.precision}, weights rounded to float16"
+    elif result.way.weights == "int8":
+        computing = f"quantised, else at {result.precision}"
+    found = f"{result.way.label} {computing}: {_decided(result)}"
+    # A converter that rounds weights may round the constants of the tail, too.
+    tails = (trace.errors[stage].largest / trace.span for stage, trace in result.stages if stage == TAIL)
+    largest = max(tails, default=0.0)
+    if result.way.weights != "stored" and largest > _ROUNDING:
+        found += f"; constants of the tail were rounded, too, which moves its scores by up to {largest:.1e}"
     return f"{found}; shown, not judged" if result.flipped and not result.way.judged else found
 
 
 def advice(result: WayResult) -> str | None:
     """Return what keeps another precision from moving decisions; None where it moved none, or it is float32."""
     is_exact = result.way.weights == "stored" and result.precision == "float32"
-    if not result.moved or is_exact:
-        return None
-    if result.way.weights == "fp16":
-        return FP16_ADVICE
-    return INT8_ADVICE if result.way.weights == "int8" else PRECISION_ADVICE
+    return None if not result.moved or is_exact else _ADVICE[result.way.weights]
 
 
 def worst_flips(result: WayResult) -> Iterator[str]:
     """Yield the flips farthest from the boundary, a line each, and how many more there are."""
-    for outcome in result.outcomes:
-        for traced in outcome.flips[:SHOWN_FLIPS]:
-            yield f"{_ONE[outcome.level]}: {traced.describe()}"
-        rest = outcome.flipped - min(SHOWN_FLIPS, len(outcome.flips))
+    for trace in result.outcomes:
+        for traced in trace.flips[:SHOWN_FLIPS]:
+            yield f"{_ONE[trace.level]}: {traced.describe()}"
+        rest = trace.decided.flipped - min(SHOWN_FLIPS, len(trace.flips))
         if rest:
-            yield f"{rest:,} more {(_ONE if rest == 1 else _NOUNS)[outcome.level]}, nearer to the boundary"
+            yield f"{rest:,} more {(_ONE if rest == 1 else _NOUNS)[trace.level]}, nearer to the boundary"
 
 
 def _decided(result: WayResult) -> str:
@@ -410,69 +405,91 @@ def _decided(result: WayResult) -> str:
         return "it gives no labels, so nothing is decided"
     if not result.flipped:
         return f"decides as {pytorch}; {_at_risk(result)}"
-    flipped = " and ".join(_flipped(outcome) for outcome in result.outcomes if outcome.flipped)
-    brought = ", ".join(f"{stage} brought in {count:,}" for stage, count in _brought_in(result).items())
+    parts, bands = [], []
+    for trace in result.outcomes:
+        if trace.decided.flipped:
+            far = trace.decided.farthest
+            farthest = "" if far is None else f" (up to {far:.1e} from the boundary)"
+            parts.append(f"{_share(trace, trace.decided.flipped)}{farthest}")
+            bands.append(f"{trace.band.atol:.1e}")
+    flipped = " and ".join(parts)
+    brought = ", ".join(f"{stage} brought in {count:,}" for stage, count in result.brought_in.items())
     if result.beyond:
         return f"decides otherwise than {pytorch}: {flipped} flipped; {brought}"
-    near = f"all nearer to the boundary than {_bands(result)}"
-    return f"decides as {pytorch} but for {flipped}, {near}; {brought}"
-
-
-def _rounded_tail(result: WayResult) -> str:
-    """A converter that rounds weights may round the constants of the tail, too."""
-    tails = [stage for stage in result.stages if stage.stage == TAIL]
-    largest = max((stage.errors.largest / stage.span for stage in tails), default=0.0)
-    if result.way.weights == "stored" or largest <= _ROUNDING:
-        return ""
-    return f"; constants of the tail were rounded, too, which moves its scores by up to {largest:.1e}"
-
-
-def _computing(result: WayResult) -> str:
-    if result.way.weights == "fp16":
-        return f"at {result.precision}, weights rounded to float16"
-    if result.way.weights == "int8":
-        return f"quantised, else at {result.precision}"
-    return f"at {result.precision}{', the default here' if result.way.precision == 'default' else ''}"
+    return f"decides as {pytorch} but for {flipped}, all nearer to the boundary than {' and '.join(bands)}; {brought}"
 
 
 def _at_risk(result: WayResult) -> str:
-    exact = all(outcome.largest == 0 for outcome in result.outcomes)
-    if exact:
+    if all(trace.largest == 0 for trace in result.outcomes):
         return "the raw values are equal to the bit"
-    near = [outcome for outcome in result.outcomes if outcome.at_risk]
-    if not near:
-        moved = [outcome for outcome in result.outcomes if outcome.largest]
-        nouns = " and ".join(f"no {_ONE[outcome.level]} within {outcome.within:.1e}" for outcome in moved)
-        return f"{nouns} of the boundary, the largest error"
-    return " and ".join(
-        f"{_share(outcome, outcome.at_risk)} {'lies' if outcome.at_risk == 1 else 'lie'} "
-        f"within {outcome.within:.1e} of the boundary"
-        for outcome in near
-    )
+    moved = [(trace, *trace.at_risk) for trace in result.outcomes if trace.largest]
+    if near := [(trace, reached, count) for trace, reached, count in moved if count]:
+        return " and ".join(
+            f"{_share(trace, count)} {'lies' if count == 1 else 'lie'} within {reached:.1e} of the boundary"
+            for trace, reached, count in near
+        )
+    nouns = " and ".join(f"no {_ONE[trace.level]} within {reached:.1e}" for trace, reached, _ in moved)
+    return f"{nouns} of the boundary, the largest error"
 
 
-def _flipped(outcome: LevelOutcome) -> str:
-    return f"{_share(outcome, outcome.flipped)}{_farthest(outcome)}"
+def _share(trace: LevelTrace, part: int) -> str:
+    return f"{part:,} of {trace.decided.count:,} {_NOUNS[trace.level]}"
 
 
-def _share(outcome: LevelOutcome, part: int) -> str:
-    return f"{part:,} of {outcome.count:,} {_NOUNS[outcome.level]}"
+# --- The stages as a table: for the terminal, where it fits into 80 columns, and in Markdown.
+
+HEADINGS: Final = (
+    "stage",
+    "of",
+    "largest, raw",
+    "largest, of span",
+    "99.9 %, of span",
+    "mean, of span",
+    "flipped / all",
+)
+CAPTION: Final = "errors in raw units and of the calibrated span; flipped: decisions that this stage changed"
+
+_LEVELS: Final[dict[Level, str]] = {"image": "score", "pixel": "map"}
 
 
-def _farthest(outcome: LevelOutcome) -> str:
-    return "" if outcome.farthest is None else f" (up to {outcome.farthest:.1e} from the boundary)"
+def stage_table(results: Sequence[WayResult]) -> "Table":
+    """Return the table for the terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="stage by stage", title_justify="left", caption=CAPTION, caption_justify="left")
+    table.box, table.padding = None, (0, 1, 0, 0)
+    for heading in HEADINGS:
+        is_text = heading in ("stage", "of")
+        lines = heading.replace(", ", "\n").replace(" / ", "\n/ ")
+        table.add_column(lines, justify="left" if is_text else "right", no_wrap=True)
+    for result in results:
+        table.add_row(Text(result.way.label, style="bold" if result.way.judged else "bold yellow"))
+        for flipped, (first, *others) in _stage_rows(result):
+            style = "red" if flipped else ""
+            table.add_row(Text(f" {first}"), *(Text(cell, style=style) for cell in others))
+    return table
 
 
-def _bands(result: WayResult) -> str:
-    return " and ".join(f"{outcome.band:.1e}" for outcome in result.outcomes if outcome.flipped)
+def _stage_rows(result: WayResult) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Yield how many decisions a stage changed, and its cells.
 
-
-def _brought_in(result: WayResult) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for outcome in result.outcomes:
-        for stage, count in outcome.brought_in.items():
-            counts[stage] = counts.get(stage, 0) + count
-    return counts
+    A way at another precision or with other weights shares the stages of the export with the way at float32.
+    """
+    for stage, trace in result.stages:
+        if not result.way.judged and stage in (TORCH_RAW, TORCH_ATTACHED):
+            continue
+        errors, span, labels = trace.errors[stage], trace.span, trace.labels.get(stage)
+        cells = (
+            stage,
+            _LEVELS[trace.level],
+            f"{errors.largest:.1e}",
+            f"{errors.largest / span:.1e}",
+            f"{errors.quantile / span:.1e}",
+            f"{errors.mean / span:.1e}",
+            "" if labels is None else f"{labels.flipped:,} / {labels.count:,}",
+        )
+        yield 0 if labels is None else labels.flipped, cells
 
 
 # --- A report for machines and job pages: JUnit XML and Markdown.
@@ -514,16 +531,15 @@ def markdown(report: ParityReport) -> str:
         cells = [f"{_SIGNS[found[way].verdict]} {_cell(found[way].brief)}" if way in found else "" for way in ways]
         lines.append(f"| {_cell(subject)} | {' | '.join(cells)} |")
     if report.whole:
-        lines += ["", *(_bullet(line) for line in report.verdicts()), "", *markdown_rows(report.whole)]
+        # What is indented belongs to the entry before it.
+        lines += ["", *(f"{'  ' if line.startswith(' ') else ''}- {_cell(line)}" for line in report.verdicts()), ""]
+        lines += [f"| way | {' | '.join(HEADINGS)} |", f"| --- | --- | --- |{' ---: |' * (len(HEADINGS) - 2)}"]
+        for result in report.whole:
+            lines += [f"| {result.way.label} | {' | '.join(cells)} |" for _, cells in _stage_rows(result)]
     lines += ["", *(f"- **missed** `{check.name}`: {_cell(check.message)}" for check in report.missed)]
     lines += [f"- not checked: {_cell(sentence)}" for sentence in report.not_checked]
     lines += [f"- {key}: {_cell(str(value))}" for key, value in report.environment.items()]
     return "\n".join(lines) + "\n"
-
-
-def _bullet(line: str) -> str:
-    """Return a list entry; what is indented belongs to the entry before it."""
-    return f"{'  ' if line.startswith(' ') else ''}- {_cell(line)}"
 
 
 def _add_case(suite: ElementTree.Element, check: Check) -> None:

@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from graph_patterns.expr import GraphPatternError
 from postproc_export.check.attached import AttachedModel, RawFeeds, axes_of, load_attached, numpy_dtype
 from postproc_export.check.attached_files import ModelFile, open_file
+from postproc_export.check.chain import SCORES
 from postproc_export.check.inputs import RealInputs, SyntheticInputs, raw_values
-from postproc_export.check.readings import SCORES
 from postproc_export.check.record import check_outputs
 from postproc_export.check.reference import READS, EagerDecisions, EagerTransform, Reference, Size, named_output
 from postproc_export.check.report import Check
 from postproc_export.check.runners import Assumed
-from postproc_export.check.tally import Outcome
+from postproc_export.check.tally import CheckTally
 from postproc_export.check.ways import Configuration
-from postproc_export.comparison import LabelDifference, ScoreDifference, compare_labels, compare_scores
+from postproc_export.comparison import Difference, compare_labels, compare_scores
 from postproc_export.errors import MissingDependencyError, PostprocError, UnsupportedModelError
 from postproc_export.files import is_onnx
 from postproc_export.formats import format_of
@@ -36,17 +36,20 @@ Feeds: TypeAlias = Mapping[str, NDArray[Any]]
 
 
 @contextmanager
-def _counted(
-    outcome: Outcome, names: Sequence[str], difference: type[LabelDifference | ScoreDifference]
-) -> Iterator[None]:
+def _counted(tally: CheckTally, names: Sequence[str]) -> Iterator[None]:
     """Count what fails inside as a miss of all outputs, with the reason."""
     try:
         yield
     except MissingDependencyError:
         raise
     except PostprocError as error:
-        for name in names:
-            outcome.add(name, difference(reason=" ".join(str(error).split())))
+        tally.fail(names, error)
+
+
+def _opened(way: Configuration, model: Any, tally: CheckTally, threads: int | None) -> Runner:
+    runner = way.open(model, threads=threads)
+    tally.ran_on(runner)
+    return runner
 
 
 def _fed(runner: Runner, ports: Mapping[str, PortInfo], feeds: Feeds) -> dict[str, NDArray[Any]]:
@@ -81,28 +84,30 @@ def check_transform(
     cases = [(feeds, _made(transform, feeds)) for feeds in _transform_feeds(ports, span, seed)]
     names = [SCORES[level] for level in transform.values]
     for way in ways:
-        outcome, anomalous = Outcome(way, threads), 0
+        tally, anomalous = CheckTally("transform", way.label, way.judged), 0
         normal: list[str] = []
         alone: Runner | None = None
         tail: Runner | None = None
-        with _counted(outcome, names, ScoreDifference):
-            alone = outcome.open(file.cut(tuple(transform.values.values()), list(transform.ports.values())))
-            tail = attached.parts_of(outcome.open(file.cut(attached.output_names, list(ports.values()))))
+        with _counted(tally, names):
+            model = file.cut(tuple(transform.values.values()), list(transform.ports.values()))
+            alone = _opened(way, model, tally, threads)
+            model = file.cut(attached.output_names, list(ports.values()))
+            tail = attached.parts_of(_opened(way, model, tally, threads))
         for feeds, made in cases:
-            with _counted(outcome, names, ScoreDifference):
+            with _counted(tally, names):
                 if made is None:
                     continue
                 if not _has_nan(feeds) and alone is not None:
-                    _compare(outcome, transform, feeds, made, alone, _fed(alone, ports, feeds))
+                    tally.add(_compare(transform, feeds, made, alone, _fed(alone, ports, feeds)))
                 elif _has_nan(feeds) and tail is not None:
                     wanted = reference.outputs({level: made[level] for level in raw})
                     count, missed = _compare_nan(attached, feeds, made, wanted, _fed(tail, ports, feeds))
                     anomalous += count
                     normal += missed
-        yield from outcome.checks("transform")
+        yield from tally.checks()
         if anomalous or normal:
             message = "; ".join(normal[:3]) or f"{anomalous} images with a NaN are anomalous"
-            yield outcome.check("transform/nan", not normal, message)
+            yield tally.check("nan", not normal, message)
 
 
 def _transform_feeds(ports: Mapping[str, PortInfo], span: tuple[float, float], seed: int) -> Iterator[Feeds]:
@@ -162,12 +167,13 @@ def _made(transform: EagerTransform, feeds: Feeds) -> Mapping[Level, NDArray[np.
 
 
 def _compare(
-    outcome: Outcome, transform: EagerTransform, feeds: Feeds, made: RawFeeds, runner: Runner, found: Feeds
-) -> None:
+    transform: EagerTransform, feeds: Feeds, made: RawFeeds, runner: Runner, found: Feeds
+) -> dict[str, Difference]:
     tolerance = transform.tolerance(_raw_of(feeds), made)
-    for level, name in transform.values.items():
-        actual = named_output(name, found, runner)
-        outcome.add(SCORES[level], compare_scores(made[level], actual, tolerance=tolerance, nan="same"))
+    return {
+        SCORES[level]: compare_scores(made[level], named_output(name, found, runner), tolerance=tolerance, nan="same")
+        for level, name in transform.values.items()
+    }
 
 
 def _compare_nan(
@@ -263,40 +269,44 @@ class DecisionCheck:
         """Look at the file's outputs; cut the layer out and feed it every mask and label, and values around points."""
         yield _check_layer_outputs(self._path)
         for way in ways:
-            outcome = Outcome(way, self._threads)
-            with _counted(outcome, self._eager.outputs, LabelDifference):
-                runner = outcome.open(self._file.cut(self._eager.outputs, list(self._eager.ports.values())))
+            tally = CheckTally("decision", way.label, way.judged)
+            with _counted(tally, self._eager.outputs):
+                model = self._file.cut(self._eager.outputs, list(self._eager.ports.values()))
+                runner = _opened(way, model, tally, self._threads)
                 for given in self._feeds():
-                    self._compare(outcome, given, runner, _fed(runner, self._eager.ports, given))
-            yield from outcome.checks("decision")
+                    tally.add(self._compare(given, runner, _fed(runner, self._eager.ports, given)))
+            yield from tally.checks()
 
-    def whole(self, ways: Sequence[Configuration], inputs: RealInputs | SyntheticInputs, size: int) -> Iterator[Check]:
+    def whole(
+        self, ways: Sequence[Configuration], inputs: RealInputs | SyntheticInputs, size: int, *, part: str = "whole"
+    ) -> Iterator[Check]:
         """Run the whole file on real inputs, `size` at a time; compare with what it reads in the same model."""
         taps = {_TAPS[name]: port for name, port in self._eager.ports.items()}
         with temporary_folder() as folder:
             tapped = self._file.tapped(folder, taps)
             for way in (each for each in ways if each.weights == "stored"):
-                outcome = Outcome(way, self._threads)
-                with _counted(outcome, self._eager.outputs, LabelDifference):
-                    runner = self._attached.with_values(outcome.open(tapped))
+                tally = CheckTally(f"{part}/decision", way.label, way.judged)
+                with _counted(tally, self._eager.outputs):
+                    runner = self._attached.with_values(_opened(way, tapped, tally, self._threads))
                     for batch in inputs.batches(size):
                         outputs = batch.run(runner)
                         read = {name: named_output(tap, outputs, runner) for name, tap in _TAPS.items()}
                         given = {name: values for name, values in read.items() if values is not None}
-                        self._compare(outcome, given, runner, outputs)
-                yield from outcome.checks("whole/decision")
+                        tally.add(self._compare(given, runner, outputs))
+                yield from tally.checks()
 
-    def _compare(self, outcome: Outcome, given: Feeds, runner: Runner, outputs: Feeds) -> None:
+    def _compare(self, given: Feeds, runner: Runner, outputs: Feeds) -> dict[str, Difference]:
+        found: dict[str, Difference] = {}
         for name, wanted in self._eager(given).items():
             boundary = self._eager.boundaries.get(name)
-            difference = compare_labels(
+            found[name] = compare_labels(
                 wanted,
                 named_output(name, outputs, runner),
                 raw=None if boundary is None else given[DECIDED],
                 boundary=boundary,
                 dtype=self._eager.dtype(name),
             )
-            outcome.add(name, difference)
+        return found
 
     def _feeds(self) -> Iterator[Feeds]:
         """Yield batches of the size that the file declares; else one with everything."""

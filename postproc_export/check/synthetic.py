@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from graph_patterns.expr import GraphPatternError
 from postproc_export.calibration.model import model_files
 from postproc_export.check.attached import AttachedModel
+from postproc_export.check.chain import BatchRuns, ModelName
 from postproc_export.check.inputs import (
     CHANNELS,
     KINDS,
@@ -23,12 +23,11 @@ from postproc_export.check.inputs import (
     has_open_channels,
     unfit,
 )
-from postproc_export.check.readings import BatchRuns, ModelName
 from postproc_export.check.reference import RawFile, Reference, without_tail
 from postproc_export.check.report import Check, FailureStore
 from postproc_export.check.steps import DecisionCheck
 from postproc_export.check.ways import Configuration
-from postproc_export.check.whole import Apart, Stage, TappedValues
+from postproc_export.check.whole import Comparison, with_raw_file, with_taps
 from postproc_export.errors import MissingDependencyError, PostprocError
 from postproc_export.runtimes import PortInfo, Runner
 from postproc_export.stats import Level
@@ -47,32 +46,26 @@ WHOLE: Final = "the whole file on synthetic inputs"
 _OTHER_BATCHES: Final = (2, 8)  # for models that run at neither 1 nor 3
 _LARGE: Final = 1 << 28  # bytes of a model that is loaded for one way at a time
 
-Model: TypeAlias = Literal["attached", "tapped", "apart"]
+Model: TypeAlias = Literal["attached", "tapped", "raw"]
 Fed: TypeAlias = tuple[SyntheticInputs, int]
 
 
-@dataclass(slots=True)
 class SyntheticPlan:
     """The file, itself with taps and its original, loaded every way, and what they are fed.
 
-    Parameters
-    ----------
-    attached, raw_file, folder, seed, threads
-        As in `SyntheticCheck`.
-    said
-        What could not be tried, by what it belongs to; filled while it runs.
+    `said` is what could not be tried, by what it belongs to; it is filled while it runs.
     """
 
-    attached: AttachedModel
-    raw_file: RawFile | None
-    folder: Path
-    seed: int = 0
-    threads: int | None = None
-    said: dict[str, list[str]] = field(default_factory=dict)
-    _models: dict[Model, Any] = field(default_factory=dict, init=False)
-    _opened: dict[tuple[Model, Configuration], Runner | str] = field(default_factory=dict, init=False)
-    _fed: tuple[SyntheticInputs, int, RealBatch] | None = field(default=None, init=False)
-    _end: float = field(default=0.0, init=False)
+    def __init__(
+        self, attached: AttachedModel, raw_file: RawFile | None, folder: Path, *, seed: int, threads: int | None
+    ) -> None:
+        self.attached, self.raw_file, self.folder = attached, raw_file, folder
+        self.seed, self.threads = seed, threads
+        self.said: dict[str, list[str]] = {}
+        self._models: dict[Model, Any] = {}
+        self._opened: dict[tuple[Model, Configuration], Runner | str] = {}
+        self._fed: tuple[SyntheticInputs, int, RealBatch] | None = None
+        self._end = 0.0
 
     def begin(self) -> None:
         """Find the original, and start the clock."""
@@ -92,7 +85,7 @@ class SyntheticPlan:
 
     def fed(self, ways: Sequence[Configuration]) -> Iterator[Fed]:
         """Yield what is fed at which batch size: what the original was found to run at, then all else at once."""
-        runs_both = (way for way in ways if not isinstance(self.open("apart", way), str))
+        runs_both = (way for way in ways if not isinstance(self.open("raw", way), str))
         way = next(runs_both, next(iter(ways), None))
         if way is None:
             return
@@ -112,7 +105,7 @@ class SyntheticPlan:
 
     def _ports(self, way: Configuration) -> tuple[PortInfo, ...]:
         """Return the inputs as an original of this format declares them: an axis may be frozen in the attached one."""
-        runner, apart = self.open("attached", way), self.open("apart", way)
+        runner, apart = self.open("attached", way), self.open("raw", way)
         assert not isinstance(runner, str), "a way that is run loads the file"
         is_same = self.raw_file is not None and self.raw_file.path.suffix.lower() == self.attached.path.suffix.lower()
         if is_same and not isinstance(apart, str) and len(apart.inputs) == len(runner.inputs):
@@ -124,7 +117,7 @@ class SyntheticPlan:
 
         Values at which all raw values are equal are not taken where others do better.
         """
-        model: Model = "attached" if isinstance(self.open("apart", way), str) else "apart"
+        model: Model = "attached" if isinstance(self.open("raw", way), str) else "raw"
         static, dull = _static_batch(ports), None
         problems: list[str] = []
         for size in (static,) if static is not None else (*BATCHES, *_OTHER_BATCHES):
@@ -136,7 +129,7 @@ class SyntheticPlan:
             if dull is not None:
                 self.say("decisions on synthetic inputs", "the raw values are equal for all that was fed")
                 return dull
-        who = self.original if model == "apart" else "the file"
+        who = self.original if model == "raw" else "the file"
         self.say(WHOLE, f"{who} runs at none of the sizes that were tried: {next(iter(problems), 'no time is left')}")
         return [], 1
 
@@ -214,7 +207,7 @@ class SyntheticPlan:
 
     def _loaded(self, model: Model, way: Configuration) -> Runner | str:
         try:
-            if model != "apart":
+            if model != "raw":
                 return self.attached.parts_of(way.open(self._models[model], threads=self.threads))
             if self.raw_file is None or not self.raw_file.can_run(way):
                 return "there is no original that it reads"
@@ -257,54 +250,37 @@ _WHERE: Final = {
     "run": "it cannot be loaded, unlike its original:",
     "batch": "it does not run where its original does, at",
 }
-_MODELS: Final[tuple[Model, ...]] = ("attached", "tapped", "apart")
+_MODELS: Final[tuple[Model, ...]] = ("attached", "tapped", "raw")
 
 
-@dataclass(slots=True)
 class SyntheticCheck:
-    """The whole file on synthetic inputs.
+    """The whole file on synthetic inputs: batch sizes 1 and 3, two sizes of every open axis.
 
-    Parameters
-    ----------
-    attached, reference
-        The file, and what its outputs have to be.
-    raw_file
-        The original with raw outputs; None where it was not given: then what `detach` gives takes its place.
-    folder
-        An empty folder for temporary files.
-    behind
-        The check of what stands behind the decision; None where nothing does, or real inputs go through it.
-    seed, threads, max_flips, failures
-        As in `WholeCheck`.
-    not_checked
-        What could not be checked, one sentence each; filled while it runs.
-    ran, not_run
-        What was fed and what it was compared with, one line; or why nothing was.
-
-    Notes
-    -----
-    Batch sizes 1 and 3, and two sizes of every open axis, as far as the original runs at them: sizes at which it does
-    not run either are no miss.
+    Sizes at which the original does not run either are no miss; without `raw_file` what `detach` gives takes its place.
+    `behind` is the check of what stands behind the decision, where real inputs do not go through it. `not_checked` is
+    filled while it runs, and so is `ran` (what was fed and what it was compared with) or `not_run` (why nothing was).
     """
 
-    attached: AttachedModel
-    reference: Reference
-    raw_file: RawFile | None
-    folder: Path
-    behind: DecisionCheck | None = None
-    seed: int = 0
-    threads: int | None = None
-    max_flips: int = 0
-    failures: FailureStore | None = None
-    not_checked: list[str] = field(default_factory=list)
-    ran: str | None = None
-    not_run: str | None = None
-    _stages: dict[Configuration, dict[type[Stage], Stage]] = field(default_factory=dict, init=False)
-    _misses: dict[tuple[str, Configuration], dict[str, str]] = field(default_factory=dict, init=False)
-    _plan: SyntheticPlan = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._plan = SyntheticPlan(self.attached, self.raw_file, self.folder, self.seed, self.threads)
+    def __init__(
+        self,
+        reference: Reference,
+        raw_file: RawFile | None,
+        folder: Path,
+        behind: DecisionCheck | None,
+        *,
+        seed: int,
+        threads: int | None,
+        max_flips: int,
+        failures: FailureStore | None,
+    ) -> None:
+        self.not_checked: list[str] = []
+        self.ran: str | None = None
+        self.not_run: str | None = None
+        self._reference, self._behind, self._seed = reference, behind, seed
+        self._max_flips, self._failures = max_flips, failures
+        self._plan = SyntheticPlan(reference.attached, raw_file, folder, seed=seed, threads=threads)
+        self._comparisons: dict[Configuration, dict[Model, list[Comparison]]] = {}
+        self._misses: dict[tuple[str, Configuration], dict[str, str]] = {}
 
     def checks(self, ways: Sequence[Configuration]) -> Iterator[Check]:
         """Run every way that is judged, the usual ones first, and yield its checks."""
@@ -317,17 +293,17 @@ class SyntheticCheck:
         for (name, way), reasons in self._misses.items():
             message = f"{_WHERE[name]} {', '.join(reasons)}: {next(iter(reasons.values()))}"
             yield Check(name=f"{_PART}/{name}/{way.label}", passed=False, way=way.label, message=message)
-        for stages in self._stages.values():
-            for stage in stages.values():
-                yield from (_renamed(check) for check in stage.checks())
+        for of_way in self._comparisons.values():
+            for comparison in (each for model in of_way.values() for each in model):
+                yield from comparison.tally.checks()
         said = self._plan.said
         self.not_checked += [f"{what}: {'; '.join(dict.fromkeys(parts))}" for what, parts in said.items()]
-        if self._stages:
+        if self._comparisons:
             fed_all = " and ".join(dict.fromkeys(inputs.shapes(size) for inputs, size in plan))
-            self.ran = f"synthetic inputs, seed {self.seed}: {fed_all}; compared with {self._plan.original}"
-            if self.behind is not None:
+            self.ran = f"synthetic inputs, seed {self._seed}: {fed_all}; compared with {self._plan.original}"
+            if self._behind is not None:
                 inputs, size = plan[min(1, len(plan) - 1)]
-                yield from (_renamed(check) for check in self.behind.whole(list(self._stages), inputs, size))
+                yield from self._behind.whole(list(self._comparisons), inputs, size, part=_PART)
         elif not self._misses:
             self.not_run = next((parts[0] for parts in said.values()), "there is no runtime for it")
 
@@ -335,8 +311,8 @@ class SyntheticCheck:
         """Whether a way loads the file; a miss where it loads the original alone."""
         runner = self._plan.open("attached", way)
         if isinstance(runner, str):
-            is_native = (way.runtime == "openvino") is (self.attached.file.format == "openvino")
-            has_original = not isinstance(self._plan.open("apart", way), str)
+            is_native = (way.runtime == "openvino") is (self._plan.attached.file.format == "openvino")
+            has_original = not isinstance(self._plan.open("raw", way), str)
             if has_original or (is_native and self._plan.raw_file is None):
                 self._miss("run", way, "the file", runner)
             else:
@@ -347,42 +323,34 @@ class SyntheticCheck:
         """Feed one batch to the file and to its original."""
         (inputs, size), plan = fed, self._plan
         shown = inputs.shapes(size)
-        if self._plan.is_late() and self._stages:
-            self._plan.say(WHOLE, f"{way.label} at {shown} is left out after {SECONDS:g} s")
+        if plan.is_late() and self._comparisons:
+            plan.say(WHOLE, f"{way.label} at {shown} is left out after {SECONDS:g} s")
             return
-        batch = self._plan.batch(inputs, size)
-        opened = {name: self._plan.open(name, way) for name in _MODELS}
+        batch = plan.batch(inputs, size)
+        opened = {name: plan.open(name, way) for name in _MODELS}
         runners: dict[ModelName, Runner] = {name: each for name, each in opened.items() if not isinstance(each, str)}
-        runs = BatchRuns(batch, 0, runners)
+        runs = BatchRuns(batch, 0, runners, self._reference, plan.raw_file)
         problems = {name: _problem_of(runs, name) if name in runners else str(opened[name]) for name in _MODELS}
         if problems["attached"] is None and problems["tapped"] is None:
-            self._compare(way, runs, is_apart=problems["apart"] is None)
-        elif problems["apart"] is None or problems["attached"] is None:
+            self._compare(way, runs, has_raw=problems["raw"] is None)
+        elif problems["raw"] is None or problems["attached"] is None:
             reason = problems["attached"] or problems["tapped"]
             self._miss("batch", way, shown, str(reason))
-            if self.failures is not None:
-                self.failures.add_batch(f"synthetic/batch/{way.label}", batch, is_seeded=True)
+            if self._failures is not None:
+                self._failures.add_batch(f"{_PART}/batch/{way.label}", batch, is_seeded=True)
         else:
             lacks = plan.raw_file is None
             other = "there is no original to compare with" if lacks else f"{plan.original} does not run either"
             plan.say(WHOLE, f"{way.label} at {shown}: {problems['attached']}; {other}")
 
-    def _compare(self, way: Configuration, runs: BatchRuns, *, is_apart: bool) -> None:
-        stages = self._stages.setdefault(way, {})
-        if TappedValues not in stages:
-            stages[TappedValues] = TappedValues(self.reference, way)
-        original = self._plan.raw_file
-        if is_apart and Apart not in stages and original is not None:
-            stages[Apart] = Apart(self.reference, way, original, max_flips=self.max_flips, relative=_MOVED)
-        for kind, stage in stages.items():
-            if kind is Apart and not is_apart:
-                continue
-            missed = stage.missed
-            stage.ran_on(runs.runner("attached"))
-            stage.add(runs)
-            if self.failures is not None and stage.missed > missed:
-                name = stage.name.replace("whole/", f"{_PART}/")
-                self.failures.add_batch(f"{name}/{way.label}", runs.batch, is_seeded=True)
+    def _compare(self, way: Configuration, runs: BatchRuns, *, has_raw: bool) -> None:
+        reference, original = self._reference, self._plan.raw_file
+        found = self._comparisons.setdefault(way, {"tapped": [with_taps(reference, way, _PART)]})
+        if has_raw and "raw" not in found and original is not None:
+            found["raw"] = with_raw_file(reference, way, original, self._max_flips, part=_PART, relative=_MOVED)
+        for model, comparisons in found.items():
+            for comparison in comparisons if has_raw or model != "raw" else ():
+                comparison.add(runs, self._failures, is_seeded=True)
 
     def _miss(self, name: str, way: Configuration, where: str, reason: str) -> None:
         self._misses.setdefault((name, way), {}).setdefault(where, reason)
@@ -390,11 +358,7 @@ class SyntheticCheck:
 
 def _problem_of(runs: BatchRuns, model: ModelName) -> str | None:
     try:
-        runs.of(model)
+        runs.outputs(model)
     except PostprocError as error:
         return one_line(error)
     return None
-
-
-def _renamed(check: Check) -> Check:
-    return replace(check, name=check.name.replace("whole/", f"{_PART}/", 1))

@@ -270,7 +270,7 @@ def _show(report: ParityReport) -> None:
     console = stdout()
     console.print(report.table())
     if report.whole:
-        from postproc_export.check.stage_report import stage_table
+        from postproc_export.check.report import stage_table
 
         console.print(stage_table(report.whole))
     for line in report.remarks():

@@ -11,9 +11,9 @@ from postproc_export.check.attached import AttachedModel
 from postproc_export.check.inputs import image_inputs
 from postproc_export.check.reference import EagerTransform, Reference, image_size
 from postproc_export.check.report import Check
-from postproc_export.check.tally import CheckTally, details_of
+from postproc_export.check.tally import CheckTally, TailComparison
 from postproc_export.check.ways import Configuration
-from postproc_export.comparison import ScoreDifference, Tolerance, compare_scores, observed
+from postproc_export.comparison import Tolerance, compare_scores, observed
 from postproc_export.errors import UnsupportedModelError
 from postproc_export.export.exporter import INPUT, DynamicAxis, RawModule, fixed_axis, other_sizes
 from postproc_export.ports import RAW_NAMES
@@ -128,7 +128,8 @@ def raw_checks(path: Path, way: Configuration, probes: Sequence[Probe]) -> list[
     """
     runner = way.open(path, threads=None)
     tolerances = {level: _tolerance([probe.raw[level] for probe in probes]) for level in probes[0].raw}
-    found: dict[Level, ScoreDifference] = {}
+    tally = CheckTally("module/raw", way.label, way.judged)
+    tally.ran_on(runner)
     for probe in probes:
         where = f"at {probe.label}, {list(probe.images.shape)}, {way.label}"
         try:
@@ -144,20 +145,8 @@ def raw_checks(path: Path, way: Configuration, probes: Sequence[Probe]) -> list[
             difference = compare_scores(expected, values, tolerance=tolerances[level], nan="same")
             if probe.axes and not difference:
                 raise fixed_axis(probe.axes[0], f"{where}: {name}: {difference.describe()}")
-            found[level] = found[level].merge(difference) if level in found else difference
-    return [
-        Check(
-            name=f"module/raw/{RAW_NAMES[level]}/{way.label}",
-            passed=bool(difference),
-            message=difference.describe(),
-            brief=difference.brief(),
-            way=way.label,
-            runtime=f"{runner.name} {runner.version}",
-            precision=runner.inference_precision,
-            details=details_of(difference),
-        )
-        for level, difference in found.items()
-    ]
+            tally.add({name: difference})
+    return list(tally.checks())
 
 
 def decision_checks(
@@ -169,13 +158,14 @@ def decision_checks(
     raw values beside the boundary are shown and not judged (`comparison.exported`).
     """
     reference, runner = Reference(attached), attached.parts_of(way.open(attached.path, threads=None))
-    tally = CheckTally(attached, way, drift="exported", is_whole=True)
+    compare = TailComparison(reference, "exported", is_whole=True)
+    tally = CheckTally("module", way.label, way.judged)
     tally.ran_on(runner)
     transform = EagerTransform.load(attached, named)
     for probe in probes:
         raw = probe.raw if transform is None else transform(probe.raw, size=image_size({INPUT: probe.images}))
-        tally.add(reference.outputs(raw), runner.run({INPUT: probe.images}), raw, reference)
-    yield from tally.checks("module")
+        tally.add(compare(reference.outputs(raw), runner.run({INPUT: probe.images}), raw))
+    yield from tally.checks()
 
 
 def _tolerance(values: Sequence[Array]) -> Tolerance:

@@ -28,8 +28,8 @@ ORDER = {
         calibrator sources model
     """,
     "postproc_export.check": """
-        inputs runners attached_files attached ways reference readings stage_report report
-        tally stages preserved preserved_files contracts record tail steps whole synthetic
+        inputs runners attached_files attached ways reference chain report tally preserved preserved_files
+        contracts record tail steps whole synthetic
     """,
 }
 """The rooms of a package: a room imports only from those before it."""

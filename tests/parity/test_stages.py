@@ -19,12 +19,11 @@ from onnx import numpy_helper
 from postproc_export.attach import attach_postprocessing
 from postproc_export.check import ParityReport, check_parity
 from postproc_export.check.attached import boundary_of, load_attached
-from postproc_export.check.readings import Reader
+from postproc_export.check.chain import LevelTrace, Reader, WayResult
 from postproc_export.check.reference import Reference
 from postproc_export.check.report import PREVENTED_BY, advice, verdict
-from postproc_export.check.stage_report import LevelOutcome, WayResult
 from postproc_export.check.ways import Configuration
-from postproc_export.comparison import LabelDifference
+from postproc_export.comparison import EXACT, Distances, LabelDifference
 from postproc_export.stats import CalibrationStats, LevelStats
 
 STATS = CalibrationStats(
@@ -52,7 +51,7 @@ def check(attached: Path, raw: Path | None, **options: Any) -> ParityReport:
     return check_parity(attached, raw=raw, **given)
 
 
-def outcome(report: ParityReport, way: str, level: str = "pixel") -> LevelOutcome:
+def outcome(report: ParityReport, way: str, level: str = "pixel") -> LevelTrace:
     """Return what became of a level in one way."""
     result = next(result for result in report.whole if result.way.label == way)
     return next(outcome for outcome in result.outcomes if outcome.level == level)
@@ -61,7 +60,7 @@ def outcome(report: ParityReport, way: str, level: str = "pixel") -> LevelOutcom
 def stages_of(report: ParityReport, way: str) -> list[str]:
     """Return the stages of a way, in order."""
     result = next(result for result in report.whole if result.way.label == way)
-    return list(dict.fromkeys(stage.stage for stage in result.stages))
+    return list(dict.fromkeys(stage for stage, _ in result.stages))
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +91,9 @@ def test_swapped_channels_are_put_down_to_the_export(swapped: ParityReport) -> N
     missed = {check.name: check for check in swapped.missed}
     for way in JUDGED:
         found = outcome(swapped, way)
-        assert found.flipped
-        assert dict(found.brought_in) == {"torch -> raw": found.flipped}
-        assert f"brought in by torch -> raw {found.flipped}" in missed[f"whole/torch/pred_mask/{way}"].message
+        assert found.decided.flipped
+        assert dict(found.brought_in) == {"torch -> raw": found.decided.flipped}
+        assert f"brought in by torch -> raw {found.decided.flipped}" in missed[f"whole/torch/pred_mask/{way}"].message
         assert "channel order" in missed[f"whole/torch/raw_map/{way}"].message
     assert not [name for name in missed if not name.startswith("whole/torch/")]
     assert "decides otherwise than PyTorch: " in "\n".join(swapped.verdicts())
@@ -117,12 +116,12 @@ def test_a_moved_body_is_put_down_to_the_attached_file(tmp_path: Path) -> None:
     onnx.save(set_weights(onnx.load(path), (0.5, 0.25, 0.25)), path)
     report = check(path, raw, torch="torch_hosts:detector")
     found = outcome(report, "onnxruntime")
-    assert dict(found.brought_in) == {"raw -> attached": found.flipped}
+    assert dict(found.brought_in) == {"raw -> attached": found.decided.flipped}
     missed = {check.subject.rpartition("/")[0] for check in report.missed}
     assert missed == {"whole/raw", "whole/torch", "synthetic/raw"}
     without_raw = check(path, None, torch="torch_hosts:detector")
     assert stages_of(without_raw, "onnxruntime") == ["torch -> attached", "tail"]
-    assert dict(outcome(without_raw, "onnxruntime").brought_in) == {"torch -> attached": found.flipped}
+    assert dict(outcome(without_raw, "onnxruntime").brought_in) == {"torch -> attached": found.decided.flipped}
 
 
 def test_a_moved_boundary_is_put_down_to_the_tail(tmp_path: Path) -> None:
@@ -133,8 +132,8 @@ def test_a_moved_boundary_is_put_down_to_the_tail(tmp_path: Path) -> None:
     boundary.CopyFrom(numpy_helper.from_array(np.array(0.28, np.float32), boundary.name))
     onnx.save(model, path)
     found = outcome(check(path, raw, torch="torch_hosts:detector"), "onnxruntime")
-    assert found.flipped
-    assert dict(found.brought_in) == {"tail": found.flipped}
+    assert found.decided.flipped
+    assert dict(found.brought_in) == {"tail": found.decided.flipped}
 
 
 @pytest.mark.parametrize("ir", [False, True], ids=["onnx", "ir"])
@@ -145,10 +144,10 @@ def test_rounded_weights_are_put_down_to_the_rounding(ir: bool, tmp_path: Path) 
     report = check(path, raw, torch=torch_hosts.Detector(torch_hosts.FORMS["tuple"], weights), inputs=near(weights))
     assert report, report.describe()
     found = outcome(report, "openvino-fp16-weights")
-    assert found.flipped
-    assert dict(found.brought_in) == {"f32 -> fp16 weights": found.flipped}
+    assert found.decided.flipped
+    assert dict(found.brought_in) == {"f32 -> fp16 weights": found.decided.flipped}
     assert any("to prevent it: convert and save with compress_to_fp16=False" in line for line in report.verdicts())
-    assert not outcome(report, "openvino").flipped
+    assert not outcome(report, "openvino").decided.flipped
 
 
 def test_the_default_precision_names_what_prevents_it(tmp_path: Path, bfloat16_by_default: None) -> None:
@@ -157,8 +156,8 @@ def test_the_default_precision_names_what_prevents_it(tmp_path: Path, bfloat16_b
     report = check(path, raw, inputs=near(hosts.CHANNEL_WEIGHTS), torch="torch_hosts:detector")
     assert report, report.describe()
     found = outcome(report, "openvino-default")
-    assert found.flipped
-    assert dict(found.brought_in) == {"f32 -> bfloat16": found.flipped}
+    assert found.decided.flipped
+    assert dict(found.brought_in) == {"f32 -> bfloat16": found.decided.flipped}
     result = next(result for result in report.whole if result.way.label == "openvino-default")
     assert verdict(result).startswith("openvino-default at bfloat16, the default here: decides otherwise than")
     assert verdict(result).endswith("; shown, not judged")
@@ -181,7 +180,7 @@ def test_flips_beside_the_boundary_are_listed_and_forgiven(tmp_path: Path) -> No
     report = check(path, raw, torch=shifted(-1e-6), inputs={"input": images})
     assert report, report.describe()
     found = outcome(report, "openvino")
-    assert (found.flipped, found.near) == (1, 1)
+    assert (found.decided.flipped, found.decided.near) == (1, 1)
     assert found.flips[0].flip.index == (0, 0, 0)
     assert "but for 1 of 128 mask pixels" in verdict(report.whole[0])
     far = check(path, raw, torch=shifted(-1e-3), inputs={"input": images})
@@ -237,16 +236,16 @@ def test_the_numbers_are_those_of_numpy(swapped: ParityReport) -> None:
     boundary = np.float32(0.3)
     flipped = (first < boundary) != (last < boundary)
     found = outcome(swapped, "onnxruntime")
-    assert found.flipped == flipped.sum()
-    assert found.farthest == pytest.approx(np.abs(first[flipped].astype(float) - boundary).max())
-    stage = next(stage for stage in swapped.whole[1].stages if (stage.stage, stage.level) == ("torch -> raw", "pixel"))
+    assert found.decided.flipped == flipped.sum()
+    assert found.decided.farthest == pytest.approx(np.abs(first[flipped].astype(float) - boundary).max())
+    errors = swapped.whole[1].levels["pixel"].errors["torch -> raw"]
     error = np.abs(first.astype(float) - last)
-    assert stage.errors.largest == error.max()
-    assert stage.errors.mean == pytest.approx(error.mean())
+    assert errors.largest == error.max()
+    assert errors.mean == pytest.approx(error.mean())
     exact = np.quantile(error, 0.999, method="inverted_cdf")
-    assert exact <= stage.errors.quantile <= exact * 1.01
+    assert exact <= errors.quantile <= exact * 1.01
     near = np.abs(first.astype(float) - boundary)
-    assert (near <= found.largest).sum() <= found.at_risk <= (near <= found.largest * 1.01).sum()
+    assert (near <= found.largest).sum() <= found.at_risk[1] <= (near <= found.largest * 1.01).sum()
 
 
 @pytest.mark.parametrize(
@@ -283,7 +282,7 @@ def test_a_map_alone_is_followed_on_both_levels(tmp_path: Path) -> None:
     raw, path = attach(hosts.map_only(), tmp_path)
     report = check(path, raw, torch="torch_hosts:map_alone")
     assert report, report.describe()
-    assert {stage.level for stage in report.whole[0].stages} == {"image", "pixel"}
+    assert {trace.level for _, trace in report.whole[0].stages} == {"image", "pixel"}
 
 
 def test_int8_is_quantised_in_front_of_the_tail(tmp_path: Path) -> None:
@@ -298,8 +297,8 @@ def test_int8_is_quantised_in_front_of_the_tail(tmp_path: Path) -> None:
         found = outcome(report, "openvino-int8")
         assert found.largest > 0
         assert set(found.brought_in) <= {"f32 -> int8"}
-        tail = [stage for stage in report.whole[-1].stages if stage.stage == "tail"]
-        assert all(stage.errors.largest < 1e-6 for stage in tail)
+        tail = [trace for stage, trace in report.whole[-1].stages if stage == "tail"]
+        assert all(trace.errors["tail"].largest < 1e-6 for trace in tail)
 
 
 @pytest.mark.parametrize(
@@ -321,21 +320,24 @@ def test_an_adjustable_or_packed_file_is_followed_in_every_way(
     ways = [*([] if ir else JUDGED[:2]), "openvino", *SHOWN, "openvino-int8"]
     assert [result.way.label for result in report.whole] == ways
     assert stages_of(report, "openvino-int8") == ["f32 -> int8", "tail"]
-    tail = [stage for stage in report.whole[-1].stages if stage.stage == "tail"]
-    assert all(stage.errors.largest < 1e-6 and not stage.labels.flipped for stage in tail if stage.labels)
+    tail = [trace for stage, trace in report.whole[-1].stages if stage == "tail"]
+    assert all(trace.errors["tail"].largest < 1e-6 for trace in tail)
+    assert not any(trace.labels["tail"].flipped for trace in tail if trace.labels)
 
 
 def test_the_table_fits_a_terminal_of_80_columns(swapped: ParityReport) -> None:
     """No cell is cut and no line is longer than 80 characters, also with hundreds of thousands of flipped pixels."""
     from rich.console import Console
 
-    from postproc_export.check.stage_report import stage_table
+    from postproc_export.check.report import stage_table
 
     many = LabelDifference(count=645_120, flipped=610_943)
-    worst = [
-        replace(result, stages=tuple(replace(stage, labels=many) for stage in result.stages))
-        for result in swapped.whole
-    ]
+    worst = []
+    for result in swapped.whole:
+        levels = {
+            name: replace(trace, labels=dict.fromkeys(trace.labels, many)) for name, trace in result.levels.items()
+        }
+        worst.append(replace(result, levels=levels))
     console = Console(width=80, record=True, file=StringIO())
     console.print(stage_table(worst))
     lines = console.export_text().splitlines()
@@ -352,10 +354,10 @@ def test_what_a_tap_moves_is_not_put_down_to_the_tail(tmp_path: Path) -> None:
     raw = {"image": np.float32([[0.1], [0.3]]), "pixel": np.float32([[[[0.1]]], [[[0.4]]]])}
     beside = reader.reference.outputs(raw)
     outputs = {**beside, "pred_mask": ~beside["pred_mask"]}
-    tapped = reader.tapped(raw, beside, outputs)
-    assert np.array_equal(tapped.body.labels["pixel"], tapped.given.labels["pixel"])
-    wrong_tail = reader.tapped(raw, outputs, outputs)
-    assert np.array_equal(wrong_tail.body.labels["pixel"].ravel(), beside["pred_mask"].ravel())
+    body, given = reader.tapped(raw, beside, beside, outputs)
+    assert np.array_equal(body.labels["pixel"], given.labels["pixel"])
+    body, _ = reader.tapped(raw, beside, outputs, outputs)
+    assert np.array_equal(body.labels["pixel"].ravel(), beside["pred_mask"].ravel())
     assert (
         reader.misfit(raw, {**beside, "pred_mask": beside["pred_mask"][:1]})
         == "'pred_mask' has shape [1, 1, 1, 1] for 2 raw values"
@@ -376,7 +378,7 @@ def test_the_values_of_a_body_are_those_that_its_flips_come_from(options: dict[s
     for moved in (maps, maps + rng.normal(0, 0.02, maps.shape).astype(np.float32), torch.from_numpy(maps).bfloat16()):
         read = np.asarray(moved.float()) if isinstance(moved, torch.Tensor) else moved
         outputs = reader.reference.outputs({"image": read.max(axis=(2, 3)), "pixel": read})
-        body = reader.tapped(raw, beside, outputs).body
+        body, _ = reader.tapped(raw, beside, beside, outputs)
         for level, values in body.raw.items():
             boundary = boundary_of(attached, level)
             assert boundary is not None
@@ -395,21 +397,13 @@ def test_no_stage_flips_decisions_without_an_error(tmp_path: Path, taps_that_mov
     """Neither column of a row denies the other, in a way of running in which a tap moves what it taps."""
     raw, path = attach(hosts.score_and_map(), tmp_path)
     report = check(path, raw, inputs=near(hosts.CHANNEL_WEIGHTS))
-    stages = {
-        stage.stage: stage
-        for result in report.whole
-        for stage in result.stages
-        if stage.level == "pixel" and result.way.label == "openvino-default"
-    }
-    labels, errors = stages["raw -> attached"].labels, stages["raw -> attached"].errors
-    assert labels is not None
+    found = outcome(report, "openvino-default")
+    labels, errors = found.labels["raw -> attached"], found.errors["raw -> attached"]
     assert labels.flipped > 0
     assert labels.farthest is not None
     assert errors.largest >= labels.farthest * (1 - 1e-6) > 0
-    found = outcome(report, "openvino-default")
     assert all((flip.raw >= found.boundary) is not flip.flip.expected for flip in found.flips)
-    assert stages["tail"].labels is not None
-    assert stages["tail"].labels.flipped == 0
+    assert found.labels["tail"].flipped == 0
 
 
 def near(weights: tuple[float, ...]) -> dict[str, NDArray[np.float32]]:
@@ -475,33 +469,35 @@ def taps_that_move(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Configuration, "open", open_rounding)
 
 
+def distances(values: list[float]) -> Distances:
+    """Count distances from a boundary."""
+    counted = Distances()
+    counted.add(np.array(values))
+    return counted
+
+
 def test_a_result_without_flips_is_at_risk_by_its_error() -> None:
     """The sentence counts the values that lie nearer to the boundary than the largest error, or says that none does."""
-    near_one = LevelOutcome(
+    near_one = LevelTrace(
         level="pixel",
-        count=131072,
-        flipped=0,
-        near=0,
-        brought_in={},
-        flips=(),
         boundary=0.5,
-        band=1e-4,
         span=1.0,
+        band=EXACT,
+        whole=LabelDifference(count=131072),
         largest=1e-6,
-        within=1e-6,
-        at_risk=3,
+        distances=distances([0.0, 0.0, 1e-6, 1e-3]),
     )
     result = WayResult(
         way=Configuration(runtime="openvino"),
         runtime="openvino-cpu 2026",
         precision="float32",
         baseline="torch",
-        stages=(),
-        outcomes=(near_one,),
+        names=["tail"],
+        levels={"pixel": near_one},
     )
     text = "openvino at float32: decides as PyTorch; "
     assert verdict(result) == f"{text}3 of 131,072 mask pixels lie within 1.0e-06 of the boundary"
-    alone = replace(result, outcomes=(replace(near_one, at_risk=0),))
+    alone = replace(result, levels={"pixel": replace(near_one, distances=distances([1e-3]))})
     assert verdict(alone) == f"{text}no mask pixel within 1.0e-06 of the boundary, the largest error"
-    exact = replace(result, outcomes=(replace(near_one, largest=0.0),))
+    exact = replace(result, levels={"pixel": replace(near_one, largest=0.0)})
     assert verdict(exact) == f"{text}the raw values are equal to the bit"

@@ -1,0 +1,563 @@
+"""From the PyTorch model to the attached file: one chain of readings per way of running, and what each stage did."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from postproc_export.check.attached import TAPS, AttachedModel, RawFeeds, boundary_of
+from postproc_export.check.inputs import RealBatch
+from postproc_export.check.reference import RawFile, Reference, named_output
+from postproc_export.check.ways import Configuration
+from postproc_export.comparison import (
+    EXACT,
+    TOLERANCES,
+    Distances,
+    Flip,
+    LabelDifference,
+    ScoreDifference,
+    Tolerance,
+    compare_labels,
+    compare_scores,
+    largest_shown,
+    narrow,
+    together,
+    ulps_between,
+)
+from postproc_export.errors import UsageError
+from postproc_export.runtimes import Runner, as_float32
+from postproc_export.stats import LEVELS, Level
+from postproc_export.tail import TailOutput
+
+# --- What the models of one way of running gave for one batch, each run once.
+
+Baseline: TypeAlias = Literal["torch", "raw", "attached"]
+"""Whose raw values they are: the PyTorch model's, the raw file's, or those of the attached file's own body."""
+
+Source: TypeAlias = Literal["torch", "kept", "raw", "tapped", "exact tapped"]
+"""Where raw values come from: PyTorch, the same runtime at float32 (kept from an earlier run), models of this run."""
+
+ModelName: TypeAlias = Literal["attached", "tapped", "raw", "exact", "exact tapped"]
+"""The attached file; itself with taps; the raw file; the first two at float32."""
+
+
+class RawStore:
+    """The raw values of every sample, on disk as float32: what one model gave, for all that are compared with it."""
+
+    def __init__(self, folder: Path, name: str, count: int, origin: Baseline) -> None:
+        self.origin = origin
+        self._folder, self._name, self._count = folder, name, count
+        self._arrays: dict[Level, NDArray[np.float32]] = {}
+
+    def put(self, start: int, raw: RawFeeds) -> None:
+        """Keep the raw values of the samples from `start` on."""
+        for level, values in raw.items():
+            part = as_float32(np.atleast_1d(values))
+            if level not in self._arrays:
+                path, shape = self._folder / f"{self._name}-{level}.npy", (self._count, *part.shape[1:])
+                self._arrays[level] = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+            self._arrays[level][start : start + len(part)] = part
+
+    def get(self, start: int, stop: int) -> dict[Level, NDArray[np.float32]]:
+        """Return the raw values of some samples."""
+        return {level: np.array(values[start:stop]) for level, values in self._arrays.items()}
+
+
+class BatchRuns:
+    """One batch, and what every model of a way of running makes of it; a model runs when it is first asked for.
+
+    Everything that is compared is asked for here: raw values by their source, what the reference decides on them, and
+    the outputs of the models.
+    """
+
+    def __init__(
+        self,
+        batch: RealBatch,
+        start: int,
+        runners: Mapping[ModelName, Runner],
+        reference: Reference,
+        raw_file: RawFile | None = None,
+        stores: Mapping[Source, RawStore] | None = None,
+    ) -> None:
+        self.batch, self.start, self.runners = batch, start, runners
+        self._reference, self._raw_file, self._stores = reference, raw_file, stores or {}
+        self._outputs: dict[int, dict[str, NDArray[Any]]] = {}
+        self._raw: dict[Source, RawFeeds] = {}
+        self._expected: dict[Source, dict[str, NDArray[Any]]] = {}
+
+    def outputs(self, model: ModelName) -> dict[str, NDArray[Any]]:
+        """Return the outputs of a model, without what came of filling up the batch."""
+        runner = self.runners[model]
+        if id(runner) not in self._outputs:  # one model may go by two names
+            self._outputs[id(runner)] = self.batch.run(runner)
+        return self._outputs[id(runner)]
+
+    def raw(self, source: Source) -> RawFeeds:
+        """Return raw values in the shapes in which the models give them."""
+        if source not in self._raw:
+            if source == "torch" or source == "kept":
+                self._raw[source] = self._stores[source].get(self.start, self.start + self.batch.valid)
+            elif source == "raw":
+                assert self._raw_file is not None, "the raw file runs, so it was given"
+                self._raw[source] = self._raw_file.levels(self.outputs(source), self.runners[source])
+            else:
+                outputs, runner = self.outputs(source), self.runners[source]
+                found = {level: named_output(name, outputs, runner) for level, name in TAPS.items()}
+                self._raw[source] = {level: as_float32(each) for level, each in found.items() if each is not None}
+        return self._raw[source]
+
+    def expected(self, source: Source) -> dict[str, NDArray[Any]]:
+        """Return what the reference gives for raw values."""
+        if source not in self._expected:
+            self._expected[source] = self._reference.outputs(self.raw(source))
+        return self._expected[source]
+
+
+# --- A reading: raw values and what was decided on them, one row per sample.
+
+Rows: TypeAlias = NDArray[Any]
+Outputs: TypeAlias = Mapping[str, NDArray[Any]]
+
+SCORES: Final[Mapping[Level, str]] = {"image": "pred_score", "pixel": "anomaly_map"}
+LABELS: Final[Mapping[Level, str]] = {"image": "pred_label", "pixel": "pred_mask"}
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Raw values of each level, float32 (n, k), and what was decided on them; k is 1, or the number of pixels."""
+
+    raw: Mapping[Level, Rows]
+    labels: Mapping[Level, Rows]  # bool, the same shape; a level without labels is not there
+    scores: Mapping[Level, Rows] = field(default_factory=dict)  # float32: what the tail should have made, or made
+
+
+class Reader:
+    """Turns raw values and outputs of an attached file into readings."""
+
+    def __init__(self, reference: Reference) -> None:
+        self.reference, self.attached = reference, reference.attached
+        self._parts = {part.name: part for part in self.attached.tail.parts}
+
+    def asked(self, raw: RawFeeds, expected: Outputs) -> Reading:
+        """Return raw values with what the reference decides on them."""
+        return Reading(self._values(raw), self._labels(expected))
+
+    def misfit(self, raw: RawFeeds, outputs: Outputs) -> str | None:
+        """Return why the outputs of a file are not those of its raw values; None where they are."""
+        if lost := [level for level in self.attached.file.raw if level not in raw]:
+            return f"the raw value of the {lost[0]} level is no output any more where it is tapped"
+        sizes = {level: values.size for level, values in self._values(raw).items()}
+        for part in self.attached.tail.parts:
+            found = outputs.get(part.name)
+            if found is None or found.size != sizes[part.level]:
+                shape = "nothing" if found is None else f"shape {list(found.shape)}"
+                return f"'{part.name}' has {shape} for {sizes[part.level]:,} raw values"
+        return None
+
+    def tapped(self, raw: RawFeeds, expected: Outputs, beside: Outputs, outputs: Outputs) -> tuple[Reading, Reading]:
+        """Return what the body of a file gave and should have been decided on that, and what its tail made of it.
+
+        A tap may move what it taps. So the tail is judged by the outputs `beside` the taps, and whatever else differs
+        in the outputs of the file without taps is put down to the body. Nothing shows the raw value of a file without
+        taps but what its tail makes of it: it is the tapped one, moved by as much as the score beside it is, times the
+        span; and on the side of the boundary on which the label is.
+        """
+        values, asked, found = self._values(raw), self._labels(expected), self._labels(beside)
+        given = self._labels(outputs)
+        body = {level: given[level] ^ self._faults(level, raw, asked[level], found[level]) for level in given}
+        scores, alone = self._scores(beside), self._scores(outputs)
+        moved = {
+            level: self._moved(level, each, scores[level], alone[level], asked.get(level), body.get(level))
+            for level, each in values.items()
+        }
+        return Reading(moved, body, self._scores(expected)), Reading(moved, given, scores)
+
+    def _moved(
+        self, level: Level, values: Rows, beside: Rows, alone: Rows, asked: Rows | None, decided: Rows | None
+    ) -> Rows:
+        """Return raw values as they are without taps; the very values where nothing tells that they are others."""
+        boundary, _, scale = level_numbers(self.attached, level)
+        with np.errstate(invalid="ignore", over="ignore"):
+            step = (alone.astype(np.float64) - beside) * scale
+            others = np.isfinite(step) & (step != 0) & np.isfinite(values)
+            moved: Rows = np.where(others, values + step, values).astype(np.float32)
+        if asked is None or decided is None or not np.isfinite(boundary):
+            return moved
+        below = np.nextafter(np.float32(boundary), np.float32(-np.inf))
+        for side, limit in ((True, np.maximum(moved, np.float32(boundary))), (False, np.minimum(moved, below))):
+            moved = np.where((others | (asked != decided)) & (decided == side), limit, moved)
+        return moved
+
+    def _faults(self, level: Level, raw: RawFeeds, asked: Rows, found: Rows) -> Rows:
+        excused = self.reference.excused(self._parts[LABELS[level]], raw)
+        faults: Rows = asked ^ found
+        return faults if excused is None else faults & ~(_rows(excused) & found)
+
+    def _values(self, raw: RawFeeds) -> dict[Level, Rows]:
+        return {level: _rows(self.reference.decided_on(part, raw)) for level, part in self._of(SCORES)}
+
+    def _labels(self, outputs: Outputs) -> dict[Level, Rows]:
+        return {level: _rows(outputs[part.name]).astype(bool) for level, part in self._of(LABELS)}
+
+    def _scores(self, outputs: Outputs) -> dict[Level, Rows]:
+        return {level: _rows(as_float32(outputs[part.name])) for level, part in self._of(SCORES)}
+
+    def _of(self, names: Mapping[Level, str]) -> Iterator[tuple[Level, TailOutput]]:
+        return ((level, self._parts[names[level]]) for level in LEVELS if names[level] in self._parts)
+
+
+def _rows(values: NDArray[Any]) -> Rows:
+    least = np.atleast_1d(values)
+    return least.reshape(len(least), -1)
+
+
+def level_numbers(attached: AttachedModel, level: Level) -> tuple[float, float, float]:
+    """Return boundary and span of a level that the tail reads, and how many raw units its scores count as 1."""
+    stats, boundary = attached.tail.stats.level(level), boundary_of(attached, level)
+    assert stats is not None, "a level that is read is calibrated"
+    assert boundary is not None, "a level that is read is post-processed"
+    return boundary, stats.span, stats.span if attached.tail.options.enable_normalization else 1.0
+
+
+# --- What the stages of a chain did, added up over batches.
+
+TORCH_RAW: Final = "torch -> raw"
+TORCH_ATTACHED: Final = "torch -> attached"
+RAW_ATTACHED: Final = "raw -> attached"
+TAIL: Final = "tail"
+SHOWN: Final = 10
+
+_SHORT: Final = {"fp16": "fp16 weights", "int8": "int8"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracedFlip:
+    """A decision that came out otherwise than at the start of the chain."""
+
+    flip: Flip  # its index is that of the sample, then row and column of a map; its raw value the first one
+    raw: float  # at the end of the chain, raw units
+    stage: str  # after which it stayed so
+    sample: str | None = None  # the name of what was fed
+
+    def describe(self) -> str:
+        """Return one line."""
+        name = "" if self.sample is None else f" ({self.sample})"
+        return f"{self.flip.describe()}{name}, then {self.raw:.9g}; by {self.stage}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        flip = asdict(self.flip)
+        first = {key: flip[key] for key in ("index", "expected", "raw", "distance", "ulps")}
+        return {**first, "raw_at_the_end": self.raw, "stage": self.stage, "sample": self.sample}
+
+    @property
+    def rank(self) -> float:
+        """Lowest for the flips farthest from the boundary."""
+        distance = self.flip.distance
+        return -math.inf if distance is None or math.isnan(distance) else -abs(distance)
+
+
+@dataclass(slots=True, kw_only=True)
+class LevelTrace:
+    """What each stage did to one level, and the whole chain to its decisions; numbers in raw units."""
+
+    level: Level
+    boundary: float
+    span: float
+    band: Tolerance  # what another float32 computation of the same values explains
+    scale: float = 1.0  # what scores are multiplied with to be in raw units
+    errors: dict[str, ScoreDifference] = field(default_factory=dict)  # by stage; of the tail, those of its scores
+    labels: dict[str, LabelDifference] = field(default_factory=dict)  # by stage: decisions that changed
+    whole: LabelDifference | None = None  # from the first reading to the labels that come out
+    largest: float = 0.0  # error of a raw value from start to end
+    distances: Distances = field(default_factory=Distances)  # of raw values from the boundary
+    flips: list[TracedFlip] = field(default_factory=list)  # those farthest from the boundary, those first
+    counts: dict[str, int] = field(default_factory=dict)  # of flips by the stage after which they stayed so
+
+    @classmethod
+    def of(cls, attached: AttachedModel, level: Level) -> "LevelTrace":
+        """Return a trace of nothing yet."""
+        boundary, span, scale = level_numbers(attached, level)
+        stats, half = attached.tail.stats.level(level), attached.tail.narrow.get(level)
+        assert stats is not None, "a level that is read is calibrated"
+        rounded = EXACT if half is None else narrow(2 * largest_shown(stats), half)  # on both sides
+        band = together(TOLERANCES["exported"](stats), rounded)
+        return cls(level=level, boundary=boundary, span=span, scale=scale, band=band)
+
+    @property
+    def decided(self) -> LabelDifference:
+        """What became of the decisions."""
+        return LabelDifference() if self.whole is None else self.whole
+
+    @property
+    def brought_in(self) -> dict[str, int]:
+        """Of the flipped decisions, how many each stage brought in: after it they stayed so."""
+        return {stage: count for stage, count in self.counts.items() if count}
+
+    @property
+    def at_risk(self) -> tuple[float, int]:
+        """The largest error, up to 1 % more, and how many decisions lie at most so far from the boundary."""
+        return self.distances.within(self.largest)
+
+    def add(
+        self, names: Sequence[str], nodes: Sequence[Reading], shape: tuple[int, ...], start: int, sample: "SampleName"
+    ) -> None:
+        """Compare each reading with the next; `names` are the stages between them, the tail last.
+
+        `shape` is that of a map, `start` the number of the first sample, `sample` gives its name.
+        """
+        level = self.level
+        for name, (before, after) in zip(names[:-1], pairwise(nodes[:-1]), strict=True):
+            self._add_errors(name, compare_scores(before.raw[level], after.raw[level], tolerance=self.band, nan="same"))
+        scores = (node.scores[level].astype(np.float64) * self.scale for node in nodes[-2:])
+        self._add_errors(TAIL, compare_scores(*scores, tolerance=self.band, dtype=None))
+        if level not in nodes[-1].labels:
+            return
+        for name, (before, after) in zip(names, pairwise(nodes), strict=True):
+            found = self._compared(before, after)
+            self.labels[name] = self.labels[name].merge(found) if name in self.labels else found
+        found = self._compared(nodes[0], nodes[-1])
+        self.whole = found if self.whole is None else self.whole.merge(found)
+        first, last = nodes[0].raw[level], nodes[-1].raw[level]
+        with np.errstate(invalid="ignore"):
+            self.largest = max(self.largest, float(np.nanmax(np.abs(first - last), initial=0.0)))
+            distances = np.abs(first.astype(np.float64) - self.boundary)
+        self.distances.add(distances)
+        self._add_flips(names, nodes, distances, shape, start, sample)
+
+    def _add_flips(
+        self,
+        names: Sequence[str],
+        nodes: Sequence[Reading],
+        distances: Rows,
+        shape: tuple[int, ...],
+        start: int,
+        sample: "SampleName",
+    ) -> None:
+        """Attribute what came out otherwise to the last stage that changed it: after that one it stayed so."""
+        labels = [node.labels[self.level] for node in nodes]
+        first, last = nodes[0].raw[self.level], nodes[-1].raw[self.level]
+        rows, columns = np.nonzero(labels[0] != labels[-1])
+        if not len(rows):
+            return
+        stages = np.zeros(len(rows), np.int64)
+        for number in range(len(names)):
+            stages[(labels[number] != labels[number + 1])[rows, columns]] = number
+        for number, name in enumerate(names):
+            self.counts[name] = self.counts.get(name, 0) + int((stages == number).sum())
+        farthest = np.argsort(-np.nan_to_num(distances[rows, columns], nan=np.inf), kind="stable")[:SHOWN]
+        for index in farthest:
+            row, column = int(rows[index]), int(columns[index])
+            raw = float(first[row, column])
+            flip = Flip(
+                index=(start + row, *(map(int, np.unravel_index(column, shape)) if shape else ())),
+                expected=bool(labels[0][row, column]),
+                raw=raw,
+                distance=raw - self.boundary,
+                ulps=ulps_between(raw, self.boundary),
+            )
+            stage = names[stages[index]]
+            traced = TracedFlip(flip=flip, raw=float(last[row, column]), stage=stage, sample=sample(start + row))
+            self.flips.append(traced)
+        self.flips = sorted(self.flips, key=lambda traced: traced.rank)[:SHOWN]
+
+    def _add_errors(self, stage: str, found: ScoreDifference) -> None:
+        self.errors[stage] = self.errors[stage].merge(found) if stage in self.errors else found
+
+    def _compared(self, before: Reading, after: Reading) -> LabelDifference:
+        level = self.level
+        band, boundary = self.band.atol, self.boundary
+        return compare_labels(
+            before.labels[level], after.labels[level], raw=before.raw[level], boundary=boundary, band=band, dtype="bool"
+        )
+
+    def stage_json(self, stage: str) -> dict[str, Any]:
+        """Return the numbers of a stage: errors in raw units and of the span, and the decisions that changed."""
+        found, labels = self.errors[stage], self.labels.get(stage)
+        errors = {"largest": found.largest, "mean": found.mean, "p999": found.quantile}
+        return {
+            "stage": stage,
+            "level": self.level,
+            "count": found.count,
+            "error": errors,
+            "error_of_span": {key: value / self.span for key, value in errors.items()},
+            **({} if labels is None else _numbers(labels)),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what became of the decisions."""
+        reached, at_risk = self.at_risk
+        return {
+            "level": self.level,
+            "count": self.decided.count,
+            **_numbers(self.decided),
+            "boundary": self.boundary,
+            "band": self.band.atol,
+            "span": self.span,
+            "largest": self.largest,
+            "within": reached,
+            "at_risk": at_risk,
+            "brought_in": self.brought_in,
+            "flips": [flip.to_json() for flip in self.flips],
+        }
+
+
+def _numbers(labels: LabelDifference) -> dict[str, Any]:
+    return {name: getattr(labels, name) for name in ("flipped", "near", "nearest", "farthest")}
+
+
+SampleName: TypeAlias = Callable[[int], str | None]
+
+
+@dataclass(slots=True, kw_only=True)
+class WayResult:
+    """What one way to run the whole model came to."""
+
+    way: Configuration
+    runtime: str
+    precision: str  # what the runtime says it computes in
+    baseline: Baseline  # what decided first
+    names: Sequence[str]  # the stages between the readings, the tail last
+    levels: dict[Level, LevelTrace] = field(default_factory=dict)
+
+    @property
+    def stages(self) -> list[tuple[str, LevelTrace]]:
+        """Every stage with every level that it was compared on, in order."""
+        return [(name, trace) for name in self.names for trace in self.levels.values() if name in trace.errors]
+
+    @property
+    def outcomes(self) -> list[LevelTrace]:
+        """Each level that has labels."""
+        return [trace for trace in self.levels.values() if trace.whole is not None]
+
+    @property
+    def flipped(self) -> int:
+        """How many decisions came out otherwise."""
+        return sum(trace.decided.flipped for trace in self.outcomes)
+
+    @property
+    def brought_in(self) -> dict[str, int]:
+        """Of those, how many each stage brought in."""
+        counts: dict[str, int] = {}
+        for trace in self.outcomes:
+            for stage, count in trace.brought_in.items():
+                counts[stage] = counts.get(stage, 0) + count
+        return counts
+
+    @property
+    def moved(self) -> int:
+        """How many of them something behind the export brought in: precision, weights, compilation, the tail."""
+        return self.flipped - sum(self.brought_in.get(stage, 0) for stage in (TORCH_RAW, TORCH_ATTACHED))
+
+    @property
+    def beyond(self) -> int:
+        """How many of them lie outside the band around the boundary."""
+        return sum(trace.decided.flipped - trace.decided.near for trace in self.outcomes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return {
+            "way": self.way.label,
+            "runtime": self.runtime,
+            "precision": self.precision,
+            "weights": self.way.weights,
+            "judged": self.way.judged,
+            "baseline": self.baseline,
+            "flipped": self.flipped,
+            "flipped_beyond_band": self.beyond,
+            "levels": [trace.to_json() for trace in self.outcomes],
+            "stages": [trace.stage_json(name) for name, trace in self.stages],
+        }
+
+
+# --- The chain of one way of running, followed batch by batch.
+
+
+class Trace:
+    """Follows batches through the stages of one way of running.
+
+    `stores` are the values of PyTorch and of the same runtime at float32, `has_raw` says whether the raw file is run
+    this way, too, and `keep` where the values in front of the tail are kept, for other ways to be compared with.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        way: Configuration,
+        sample: SampleName,
+        stores: Mapping[Source, RawStore],
+        *,
+        has_raw: bool,
+        keep: RawStore | None = None,
+    ) -> None:
+        self.problem: str | None = None
+        self._result: WayResult | None = None
+        self._reader, self._way, self._sample = reader, way, sample
+        self._stores, self._has_raw, self._keep = stores, has_raw, keep
+
+    def add(self, runs: BatchRuns) -> None:
+        """Follow one batch; UsageError if the PyTorch model's outputs are of another size than the exported model's."""
+        body = runs.raw("tapped")
+        if self._keep is not None:
+            self._keep.put(runs.start, runs.raw("raw") if self._has_raw else body)
+        if self.problem is not None:
+            return
+        beside, outputs = runs.outputs("tapped"), runs.outputs("attached")
+        self.problem = self._reader.misfit(body, beside) or self._reader.misfit(body, outputs)
+        if self.problem is not None:
+            return
+        sources: list[Source] = [*self._stores, *(("raw",) if self._has_raw else ())]
+        before = [self._reader.asked(runs.raw(source), runs.expected(source)) for source in sources]
+        tapped = self._reader.tapped(body, runs.expected("tapped"), beside, outputs)
+        for source, reading in zip(sources, before, strict=True):
+            self._compare_sizes(source, reading, tapped[0])
+        if self.problem is not None:
+            return
+        if self._result is None:
+            self._result = self._begun(runs.runners["attached"])
+        shape = body["pixel"].shape[-2:] if "pixel" in body else ()
+        for level in tapped[0].raw:
+            if level not in self._result.levels:
+                self._result.levels[level] = LevelTrace.of(self._reader.attached, level)
+            of_level = shape if level == "pixel" else ()
+            trace = self._result.levels[level]
+            trace.add(self._result.names, [*before, *tapped], of_level, runs.start, self._sample)
+
+    @property
+    def result(self) -> WayResult | None:
+        """What came of it; None where nothing could be compared."""
+        return None if self.problem is not None else self._result
+
+    def _begun(self, runner: Runner) -> WayResult:
+        kept = self._stores.get("kept")
+        has_raw = self._has_raw if kept is None else kept.origin == "raw"
+        precision = "default" if runner.inference_precision == "float32" else runner.inference_precision
+        other = f"f32 -> {_SHORT.get(self._way.weights, precision)}"
+        names = {"torch": TORCH_RAW if has_raw else TORCH_ATTACHED, "kept": other}
+        first = next(iter(self._stores.values()), None)
+        return WayResult(
+            way=self._way,
+            runtime=f"{runner.name} {runner.version}",
+            precision=runner.inference_precision,
+            baseline=first.origin if first is not None else "raw" if self._has_raw else "attached",
+            names=[*(names[source] for source in self._stores), *([RAW_ATTACHED] if self._has_raw else []), TAIL],
+        )
+
+    def _compare_sizes(self, source: Source, reading: Reading, body: Reading) -> None:
+        for level, values in body.raw.items():
+            found = reading.raw[level].shape
+            if found == values.shape:
+                continue
+            sentence = f"{found[1]:,} values per sample on the {level} level, and the attached file {values.shape[1]:,}"
+            if source == "torch":
+                raise UsageError(
+                    f"the PyTorch module gives {sentence}",
+                    needed="the module that was exported, at the same size",
+                    fix=f"name the raw output of the module with --{level}-output, if it is another one",
+                )
+            self.problem = f"the raw file gives {sentence}"
