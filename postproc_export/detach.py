@@ -6,7 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from postproc_export.files import default_target
-from postproc_export.formats.base import Detached, nothing_found
+from postproc_export.formats.base import Detached
+from postproc_export.formats.found import nothing_found
 from postproc_export.stats import Level
 
 

@@ -1,4 +1,4 @@
-"""What a finished file records: the tail in one JSON string, each custom step and decision in another."""
+"""What a finished file records: one JSON string for each of its layers, custom steps, the tail and decisions."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,135 +9,32 @@ from postproc_export.errors import MetadataError, UsageError
 from postproc_export.float32 import HALVES, Half, shortest
 from postproc_export.options import TailOptions
 from postproc_export.stats import LEVELS, CalibrationStats, Level
-from postproc_export.tail import input_name
+from postproc_export.tail import PREFIX, input_name
 from postproc_export.validation import parse_json
 
-# --- The record that an attached model carries: one JSON string, in ONNX metadata_props and in IR rt_info alike.
+Where: TypeAlias = Literal["transform", "tail", "decision"]
+"""The layers of a model: custom steps before the tail, the tail, and decisions behind it."""
 
-METADATA_KEY: Final = "postproc_export"
+KEYS: Final[Mapping[Where, str]] = {
+    "transform": "postproc_export_transform",
+    "tail": "postproc_export",
+    "decision": "postproc_export_decision",
+}
+"""Where the records stand, in ONNX metadata_props and in IR rt_info alike."""
+
+PREFIXES: Final[Mapping[Where, str]] = {
+    "transform": f"{PREFIX}transform/",
+    "tail": PREFIX,
+    "decision": f"{PREFIX}decision/",
+}
+METADATA_KEY: Final = KEYS["tail"]
+STATISTICS_KEY: Final = "tail"
+TRANSFORMED: Final = "transformed"  # in a merged record: the levels whose raw values a transform takes the place of
 RECORD_VERSION: Final = 1
 
 _NEEDED: Final = "switches that are true or false, names of raw values by level, a version as text"
 _SENSITIVITIES: Final = ("image_sensitivity", "pixel_sensitivity")
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TailRecord:
-    """What was attached, and what is needed to give the original back."""
-
-    version: str  # the tool's
-    stats: CalibrationStats  # those that decide; thresholds that were matched stand in both levels
-    options: TailOptions  # what the user decided; `mask_dtype` is the one that was taken
-    raw: Mapping[Level, str]  # name in this file of the raw value that each level's tail reads
-    original: Mapping[str, Any]  # for detaching, in the format's own terms: outputs, renamings, an added opset import
-    # The type in which the raw values of a level were declared, where that is narrower than float32: its boundary is
-    # the constant for that type. Files that were attached before there were such constants have none.
-    narrow: Mapping[Level, Half] = field(default_factory=dict)
-    # What made each of these outputs the level's: see `outputs.Found`. Files of older versions do not say.
-    found: Mapping[Level, str] = field(default_factory=dict)
-
-    @property
-    def levels(self) -> frozenset[Level]:
-        """The levels that have outputs of the tail."""
-        has_score = "image" in self.raw or "pixel" in self.raw  # without one of its own it is the map's maximum
-        present: dict[Level, bool] = {"image": has_score, "pixel": "pixel" in self.raw}
-        stats = {level: self.stats.level(level) for level in present}
-        return frozenset(
-            level for level, of_level in stats.items() if present[level] and of_level and of_level.is_calibrated
-        )
-
-    @property
-    def inputs(self) -> frozenset[str]:
-        """The names of the inputs by which the tail is adjusted at run time."""
-        what = self.options.adjustable
-        if what == "nothing" or not self.options.enable_thresholding:
-            return frozenset()
-        return frozenset(input_name(level, what) for level in self.levels)
-
-    def dumps(self) -> str:
-        """Return the JSON string; floats as the shortest decimal that reads back to the same float32."""
-        options = {item.name: getattr(self.options, item.name) for item in fields(TailOptions)}
-        options |= {name: shortest(options[name]) for name in _SENSITIVITIES}
-        document = {
-            "record_version": RECORD_VERSION,
-            "version": self.version,
-            "statistics": self.stats.to_json(),
-            "options": options,
-            "raw": dict(self.raw),
-            "found": dict(self.found),
-            "original": dict(self.original),
-        }
-        if self.narrow:
-            document["narrow"] = dict(self.narrow)
-        return json.dumps(document, separators=(",", ":"), allow_nan=False)
-
-    @classmethod
-    def loads(cls, text: str, *, where: str) -> Self:
-        """Read the JSON string; `where` names the file in errors.
-
-        Raises MetadataError if it is not a record of this version, or not legal.
-        """
-        document = _document(text, where=where)
-        options, raw, original = (_mapping(document, key, where=where) for key in ("options", "raw", "original"))
-        found = document["found"] if isinstance(document.get("found"), dict) else {}
-        known = {item.name for item in fields(TailOptions)}
-        _check_types(document, options, raw, where=where)
-        try:
-            return cls(
-                version=str(document.get("version")),
-                stats=CalibrationStats.from_json(document.get("statistics"), where=f"{where}: statistics"),
-                options=TailOptions(**{key: value for key, value in options.items() if key in known}),
-                raw={level: raw[level] for level in LEVELS if level in raw},
-                original=original,
-                narrow=_narrow(document, where=where),
-                found={level: str(found[level]) for level in LEVELS if level in found},
-            )
-        except UsageError as error:
-            raise MetadataError(f"{where}: {error.what}", found=error.found, needed=error.needed) from error
-
-
-def _check_types(
-    document: Mapping[str, Any], options: Mapping[str, Any], raw: Mapping[str, Any], *, where: str
-) -> None:
-    """Refuse what Python would take for something else, such as a text for a switch."""
-    switches = [item.name for item in fields(TailOptions) if isinstance(item.default, bool)]
-    wrong = [f"options.{name}" for name in switches if not isinstance(options.get(name, False), bool)]
-    wrong += [f"raw.{level}" for level in raw if level not in LEVELS or not isinstance(raw[level], str)]
-    wrong += [] if raw else ["raw"]
-    wrong += [] if isinstance(document.get("version"), str) else ["version"]
-    if wrong:
-        raise MetadataError(
-            f"{where}: the record '{METADATA_KEY}' is not legal", found=", ".join(wrong)[:200], needed=_NEEDED
-        )
-
-
-def _document(text: str, *, where: str) -> Mapping[str, Any]:
-    document = parse_json(text, title=f"{where}: the record '{METADATA_KEY}'")
-    if not isinstance(document, dict) or document.get("record_version") != RECORD_VERSION:
-        raise MetadataError(
-            f"{where}: the record '{METADATA_KEY}' is of an unknown version",
-            needed=f"record_version {RECORD_VERSION}",
-            fix="use the version of postproc-export that attached it",
-        )
-    return document
-
-
-def _narrow(document: Mapping[str, Any], *, where: str) -> dict[Level, Half]:
-    found = _mapping({"narrow": {}, **document}, "narrow", where=where)
-    narrow = {level: half for level in LEVELS for half in HALVES if found.get(level) == half}
-    if narrow != found:
-        raise MetadataError(f"{where}: the record '{METADATA_KEY}' has no legal types", found=repr(found)[:60])
-    return narrow
-
-
-def _mapping(document: Mapping[str, Any], key: str, *, where: str) -> Mapping[str, Any]:
-    value = document.get(key)
-    if not isinstance(value, dict):
-        raise MetadataError(f"{where}: the record '{METADATA_KEY}' has no object {key!r}")
-    return value
-
-
-# --- How a custom step is named: ``gaussian:sigma=4`` where it is shipped, ``package.module:Class`` for yours.
 
 BEFORE: Final = ("gaussian", "top-k", "resize", "thresholds")
 BEHIND: Final = ("gate", "points")
@@ -151,10 +48,10 @@ NO_GRAPH_FORM: Final[Mapping[str, str]] = dict.fromkeys(
 
 @dataclass(frozen=True, slots=True)
 class TailSpec:
-    """One custom step: its name, and its parameters as they stand in statistics and in the record of a model."""
+    """One custom step: its name, and its parameters as JSON values."""
 
     name: str  # one of `SHIPPED`, or "package.module:Class"
-    parameters: Mapping[str, Any] = field(default_factory=dict)  # JSON values
+    parameters: Mapping[str, Any] = field(default_factory=dict)  # as in statistics and in the record of a model
 
     @property
     def is_shipped(self) -> bool:
@@ -183,7 +80,7 @@ class TailSpec:
 
     @classmethod
     def from_json(cls, document: object, *, where: str) -> Self:
-        """Read the JSON object; raises MetadataError if it is not legal."""
+        """Read the JSON object; a MetadataError if it is not legal."""
         name = document.get("name") if isinstance(document, Mapping) else None
         parameters = document.get("parameters", {}) if isinstance(document, Mapping) else None
         if not isinstance(name, str) or not isinstance(parameters, Mapping):
@@ -226,69 +123,174 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:16]}..."
 
 
-# --- The record of a layer: what stands before or behind the tail, and what is needed to take it off again.
-
-Where: TypeAlias = Literal["transform", "decision"]
-
-PREFIXES: Final[Mapping[Where, str]] = {"transform": "postproc/transform/", "decision": "postproc/decision/"}
-KEYS: Final[Mapping[Where, str]] = {"transform": "postproc_export_transform", "decision": "postproc_export_decision"}
-STATISTICS_KEY: Final = "tail"
-TRANSFORMED: Final = "transformed"  # in a merged record: the levels whose raw values a transform takes the place of
-LAYER_RECORD_VERSION: Final = 1
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRecord:
-    """What was put before or behind the tail."""
+    """What a layer is, and what taking it off restores."""
 
-    where: Where  # "transform" before the tail, "decision" behind it
+    where: Where
     version: str  # the tool's
-    tails: tuple[TailSpec, ...]  # the custom steps, in the order in which they are applied
-    read: Mapping[str, str]  # per input of the layer ("score", "map", "image", "mask", ...) the value that it reads
-    made: Mapping[str, str]  # per output of the graph that the layer gives, the value that it is
-    original: Mapping[str, Any]  # what detaching restores, in the format's own terms
+    tails: tuple[TailSpec, ...] = ()  # the custom steps, in the order in which they are applied
+    read: Mapping[str, str] = field(default_factory=dict)  # per input ("score", "map", "image", ...) the value it reads
+    made: Mapping[str, str] = field(default_factory=dict)  # per output of the graph that it gives, the value that it is
+    original: Mapping[str, Any]  # what taking it off restores, in the format's own terms
 
-    def dumps(self) -> str:
-        """Return the JSON string."""
-        document = {
-            "record_version": LAYER_RECORD_VERSION,
-            "version": self.version,
+    @property
+    def renamed(self) -> Mapping[str, str]:
+        """Values that had to give their names up: {name in the original: name in this file}."""
+        renamed = self.original.get("renamed", {})
+        return renamed if isinstance(renamed, dict) else {}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object, without its versions."""
+        return {
             "tails": [spec.to_json() for spec in self.tails],
             "read": dict(self.read),
             "made": dict(self.made),
             "original": dict(self.original),
         }
+
+    def dumps(self) -> str:
+        """Return the JSON string; floats as the shortest decimal that reads back to the same float32."""
+        document = {"record_version": RECORD_VERSION, "version": self.version, **self.to_json()}
         return json.dumps(document, separators=(",", ":"), allow_nan=False)
 
     @classmethod
-    def loads(cls, text: str, *, layer: Where, where: str) -> Self:
-        """Read the JSON string; `where` names the file in errors.
-
-        Raises MetadataError if it is not a record of this version, or not legal.
-        """
-        title = f"{where}: the record '{KEYS[layer]}'"
-        document = parse_json(text, title=title)
-        if not isinstance(document, dict) or document.get("record_version") != LAYER_RECORD_VERSION:
-            raise MetadataError(f"{title} is of an unknown version", needed=f"record_version {LAYER_RECORD_VERSION}")
+    def of_json(cls, document: Mapping[str, Any], layer: Where, *, where: str) -> Self:
+        """Read the JSON object of a step or a decision; `where` names the record in errors."""
         tails, original = document.get("tails"), document.get("original")
         texts = [document.get("read"), document.get("made")]
         if not isinstance(tails, list) or not isinstance(original, dict) or not all(map(_is_texts, texts)):
-            raise MetadataError(f"{title} is not legal", found=", ".join(sorted(document)))
+            raise MetadataError(f"{where} is not legal", found=", ".join(sorted(document)))
         return cls(
             where=layer,
             version=str(document.get("version")),
-            tails=tuple(TailSpec.from_json(item, where=title) for item in tails),
+            tails=tuple(TailSpec.from_json(item, where=where) for item in tails),
             read=texts[0] or {},
             made=texts[1] or {},
             original=original,
         )
 
 
-def refuse_misfit(record: LayerRecord, misfits: Sequence[str], *, where: str) -> None:
-    """Raise MetadataError for a record that does not fit its model, if there is a reason."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TailRecord(LayerRecord):
+    """What the tail decides, besides."""
+
+    where: Where = "tail"
+    stats: CalibrationStats  # thresholds that were matched stand in both levels
+    options: TailOptions  # what the user decided; `mask_dtype` is the one that was taken
+    raw: Mapping[Level, str]  # the raw value that each level reads, under its name in this file
+    narrow: Mapping[Level, Half] = field(default_factory=dict)
+    """The type in which the raw values of a level were declared, where that is narrower than float32: its boundary is
+    the constant for that type. Files that were attached before there were such constants have none."""
+    found: Mapping[Level, str] = field(default_factory=dict)
+    """What made each of these outputs the level's: see `ports.Found`. Files of older versions do not say."""
+
+    @property
+    def levels(self) -> frozenset[Level]:
+        """The levels that have outputs of the tail."""
+        has_score = "image" in self.raw or "pixel" in self.raw  # without one of its own it is the map's maximum
+        present: dict[Level, bool] = {"image": has_score, "pixel": "pixel" in self.raw}
+        stats = {level: self.stats.level(level) for level in present}
+        return frozenset(
+            level for level, of_level in stats.items() if present[level] and of_level and of_level.is_calibrated
+        )
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        """The names of the inputs by which the tail is adjusted at run time."""
+        what = self.options.adjustable
+        if what == "nothing" or not self.options.enable_thresholding:
+            return frozenset()
+        return frozenset(input_name(level, what) for level in self.levels)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object, without its versions."""
+        options = {item.name: getattr(self.options, item.name) for item in fields(TailOptions)}
+        options |= {name: shortest(options[name]) for name in _SENSITIVITIES}
+        document = {
+            "statistics": self.stats.to_json(),
+            "options": options,
+            "raw": dict(self.raw),
+            "found": dict(self.found),
+            "original": dict(self.original),
+        }
+        return document | ({"narrow": dict(self.narrow)} if self.narrow else {})
+
+    @classmethod
+    def loads(cls, text: str, *, where: str) -> "TailRecord":
+        """Read the JSON string; `where` names the file in errors."""
+        record = load_record(text, "tail", where=where)
+        assert isinstance(record, TailRecord), "the tail has a record of its own"
+        return record
+
+    @classmethod
+    def of_json(cls, document: Mapping[str, Any], layer: Where, *, where: str) -> Self:
+        """Read the JSON object; `where` names the record in errors."""
+        options, raw, original = (_mapping(document, key, where=where) for key in ("options", "raw", "original"))
+        found = document["found"] if isinstance(document.get("found"), dict) else {}
+        narrow = _mapping({"narrow": {}, **document}, "narrow", where=where)
+        known = {item.name for item in fields(TailOptions)}
+        _check_types(document, options, raw, where=where)
+        legal: dict[Level, Half] = {level: half for level in LEVELS for half in HALVES if narrow.get(level) == half}
+        if legal != narrow:
+            raise MetadataError(f"{where} has no legal types", found=repr(narrow)[:60])
+        file = where.removesuffix(f": the record '{METADATA_KEY}'")
+        try:
+            return cls(
+                version=str(document.get("version")),
+                stats=CalibrationStats.from_json(document.get("statistics"), where=f"{file}: statistics"),
+                options=TailOptions(**{key: value for key, value in options.items() if key in known}),
+                raw={level: raw[level] for level in LEVELS if level in raw},
+                original=original,
+                narrow=legal,
+                found={level: str(found[level]) for level in LEVELS if level in found},
+            )
+        except UsageError as error:
+            raise MetadataError(f"{file}: {error.what}", found=error.found, needed=error.needed) from error
+
+
+def load_record(text: str, layer: Where, *, where: str) -> LayerRecord:
+    """Read the JSON string of a layer; `where` names the file in errors. Raises MetadataError if it is not legal."""
+    title = f"{where}: the record '{KEYS[layer]}'"
+    document = parse_json(text, title=title)
+    if not isinstance(document, dict) or document.get("record_version") != RECORD_VERSION:
+        raise MetadataError(
+            f"{title} is of an unknown version",
+            needed=f"record_version {RECORD_VERSION}",
+            fix="use the version of postproc-export that attached it",
+        )
+    return (TailRecord if layer == "tail" else LayerRecord).of_json(document, layer, where=title)
+
+
+def _check_types(
+    document: Mapping[str, Any], options: Mapping[str, Any], raw: Mapping[str, Any], *, where: str
+) -> None:
+    """Refuse what Python would take for something else, such as a text for a switch."""
+    switches = [item.name for item in fields(TailOptions) if isinstance(item.default, bool)]
+    wrong = [f"options.{name}" for name in switches if not isinstance(options.get(name, False), bool)]
+    wrong += [f"raw.{level}" for level in raw if level not in LEVELS or not isinstance(raw[level], str)]
+    wrong += [] if raw else ["raw"]
+    wrong += [] if isinstance(document.get("version"), str) else ["version"]
+    if wrong:
+        raise MetadataError(f"{where} is not legal", found=", ".join(wrong)[:200], needed=_NEEDED)
+
+
+def _mapping(document: Mapping[str, Any], key: str, *, where: str) -> Mapping[str, Any]:
+    value = document.get(key)
+    if not isinstance(value, dict):
+        raise MetadataError(f"{where} has no object {key!r}")
+    return value
+
+
+def _is_texts(found: object) -> bool:
+    return isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
+
+
+def refuse_misfit(layer: Where, misfits: Sequence[str], *, where: str) -> None:
+    """Raise MetadataError where there is a reason why a record does not fit its model."""
     if misfits:
         raise MetadataError(
-            f"{where}: the record '{KEYS[record.where]}' does not fit the model",
+            f"{where}: the record '{KEYS[layer]}' does not fit the model",
             found="; ".join(misfits),
             needed="a record of this very model",
             fix="attach to the original again",
@@ -296,7 +298,7 @@ def refuse_misfit(record: LayerRecord, misfits: Sequence[str], *, where: str) ->
 
 
 def recorded_tails(stats: CalibrationStats) -> tuple[TailSpec, ...]:
-    """Return the tails behind which statistics were calibrated; none where they were calibrated on a model's outputs.
+    """Return the custom steps behind which statistics were calibrated; none where there were none.
 
     Raises MetadataError if what the statistics hold is not legal.
     """
@@ -304,7 +306,3 @@ def recorded_tails(stats: CalibrationStats) -> tuple[TailSpec, ...]:
     if not isinstance(found, (list, tuple)):
         raise MetadataError(f"the statistics have no legal '{STATISTICS_KEY}'", found=repr(found)[:60])
     return tuple(TailSpec.from_json(item, where="the statistics") for item in found)
-
-
-def _is_texts(found: object) -> bool:
-    return isinstance(found, dict) and all(isinstance(value, str) for value in found.values())

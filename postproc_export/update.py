@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from postproc_export.files import default_target
 from postproc_export.float32 import Half, rounded_to, to_float32
-from postproc_export.formats.base import nothing_found
+from postproc_export.formats.found import nothing_found
 from postproc_export.formats.update import Changes, State, Updated
 from postproc_export.keywords import called_like
 from postproc_export.options import TailOptions, UpdateOptions

@@ -16,17 +16,12 @@ from graph_patterns.openvino import OpenVinoView
 from postproc_export.check.runners import Assumed, Format, folded, own_tails, read_values
 from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError
 from postproc_export.formats import base
-from postproc_export.formats.base import FoundTails, decoded_outputs, encoded_port, raw_name, recorded_names
+from postproc_export.formats.base import decoded_outputs, encoded_port, recorded_names
+from postproc_export.formats.found import FoundTails, raw_name
 from postproc_export.formats.onnx import OnnxFormat
 from postproc_export.formats.onnx_file import output_ports
-from postproc_export.formats.openvino import OpenVinoFormat
-from postproc_export.formats.openvino_names import (
-    raw_values,
-    recorded_results,
-    result_names,
-    tensors_of,
-    value_name,
-)
+from postproc_export.formats.openvino import OpenVinoFormat, raw_values
+from postproc_export.formats.openvino_file import recorded_results, result_names, tensors_of, value_name
 from postproc_export.ports import FLOAT_TYPES
 from postproc_export.reading.tail import FoundTail
 from postproc_export.record import LayerRecord, TailRecord, Where, refuse_misfit
@@ -59,7 +54,8 @@ class ModelFile(ABC):
     def __init__(self, path: Path, assumed: Assumed) -> None:
         self.path, self._where = path, str(path)
         self._model: Any = self.form.load(path, purpose=_PURPOSE)
-        record, is_converted = self.form.record(self._model, where=self._where)
+        record = self.form.record(self._model, where=self._where)
+        is_converted = self.form.was_converted(self._model, "tail")
         if is_converted or record is None:
             self._refuse_converted_layers()
         found = self.form.find(self._model, where=self._where)
@@ -228,7 +224,7 @@ class _OnnxFile(ModelFile):
 
         Another tool may have given a raw value another name: then it is the one that the tail reads.
         """
-        original = _with_outputs(self._model, self._original, _renamed(self.record))
+        original = _with_outputs(self._model, self._original, self.record.renamed)
         ports, read = {port.name: port for port in output_ports(original)}, read_values(self.tails)
         for level, name in self.record.raw.items():
             if name not in ports:
@@ -259,7 +255,7 @@ class _OnnxFile(ModelFile):
 
     def original_output(self, level: Level) -> PortInfo:
         port, name = self.raw[level], self.record.raw[level]
-        back = {new: old for old, new in _renamed(self.record).items()}
+        back = {new: old for old, new in self.record.renamed.items()}
         return PortInfo(back.get(name, name), port.dtype, port.shape)
 
     def is_raw(self, level: Level, value: Value) -> bool:
@@ -322,7 +318,7 @@ class _OnnxFile(ModelFile):
 
     def layer_inputs(self, record: LayerRecord) -> Mapping[str, PortInfo]:
         """Return them with the types and shapes of the outputs that there were before the layer."""
-        names, since = _renamed(record), self._renamed_since(record)
+        names, since = record.renamed, self._renamed_since(record)
         items = decoded_outputs(record.original, where=self._where)
         before = {item.name: names.get(item.name, item.name) for item in items}
         now = {original: since.get(name, name) for original, name in before.items()}
@@ -332,7 +328,7 @@ class _OnnxFile(ModelFile):
         if record.where == "transform":
             strange = [record.read[key] for key, name in read.items() if name not in ports]
             lost = [f"the layer reads '{name}', which was no output" for name in strange]
-            refuse_misfit(record, lost, where=self._where)
+            refuse_misfit(record.where, lost, where=self._where)
         return {key: ports.get(name, PortInfo(name, "float32", None)) for key, name in read.items()}
 
     def layer_values(self, record: LayerRecord) -> Mapping[str, str]:
@@ -341,7 +337,7 @@ class _OnnxFile(ModelFile):
 
     def _renamed_since(self, record: LayerRecord) -> Mapping[str, str]:
         """Return the names that values of a layer have now: the tail renamed what stood before it."""
-        return _renamed(self.record) if record.where == "transform" else {}
+        return self.record.renamed if record.where == "transform" else {}
 
 
 def _behind(graph: onnx.GraphProto, names: tuple[str, ...], *, stop: frozenset[str]) -> Iterator[onnx.NodeProto]:
@@ -374,11 +370,6 @@ def _with_outputs(
     for item in outputs:
         made.graph.output.add(name=now.get(item.name, item.name), type=item.type)
     return made
-
-
-def _renamed(record: TailRecord | LayerRecord) -> Mapping[str, str]:
-    renamed = record.original.get("renamed", {})
-    return renamed if isinstance(renamed, dict) else {}
 
 
 # --- OpenVINO: the record in rt_info, the tail as a small model of its own, taps as results.

@@ -167,14 +167,12 @@ class Comparison:
         self.raw, self.attached, self.where = raw, attached, where
         self.entries = {METADATA_KEY}  # what attaching wrote into the metadata
         self.form.take(attached, "decision", where=where)
-        self.record, layer = self.read_record(), self.form.read(attached, "transform", where=where)
+        is_converted = self.form.was_converted(attached, "tail")
+        self.record = None if is_converted else self.form.record(attached, where=where)
+        layer = self.form.read(attached, "transform", where=where)
         if layer is not None and self.record is not None:
             self.record = _merged(self.record, layer, self.hosts(layer))
             self.entries.add(KEYS["transform"])
-
-    def read_record(self) -> TailRecord | None:
-        """Return the record of the tail."""
-        raise NotImplementedError
 
     def hosts(self, layer: LayerRecord) -> Mapping[str, str | None]:
         """Return the raw value whose place each value takes that a transform makes; None where it takes none."""
@@ -248,7 +246,7 @@ def _remaining(record: TailRecord, outputs: Mapping[str, ModelPart]) -> list[Mod
 
 def _merged(record: TailRecord, layer: LayerRecord, hosts: Mapping[str, str | None]) -> TailRecord:
     """Return the record of a tail that would read what the transform reads; for `hosts` see `Comparison.hosts`."""
-    renamed = renamed_values(record)
+    renamed = record.renamed
     now = {renamed.get(made, made): host for made, host in hosts.items()}
     raw = {level: now.get(name, name) for level, name in record.raw.items()}
     own = {old: new for old, new in renamed.items() if old not in layer.made}
@@ -257,13 +255,7 @@ def _merged(record: TailRecord, layer: LayerRecord, hosts: Mapping[str, str | No
         raw={level: name for level, name in raw.items() if name is not None},
         original={
             **layer.original,
-            "renamed": {**own, **renamed_values(layer)},
+            "renamed": {**own, **layer.renamed},
             TRANSFORMED: [level for level, name in record.raw.items() if name in now],
         },
     )
-
-
-def renamed_values(record: TailRecord | LayerRecord) -> Names:
-    """Return the renamings that a record tells of."""
-    renamed = record.original.get("renamed", {})
-    return renamed if isinstance(renamed, dict) else {}

@@ -24,17 +24,15 @@ from postproc_export.check.preserved import (
     Names,
     Parts,
     Preservation,
-    renamed_values,
     shown,
 )
 from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError
 from postproc_export.files import is_onnx
-from postproc_export.formats.base import decoded_outputs, read_record
+from postproc_export.formats.base import decoded_outputs
 from postproc_export.formats.onnx import OnnxFormat
 from postproc_export.formats.onnx_file import defined_names, value_names
 from postproc_export.formats.openvino import OpenVinoFormat
-from postproc_export.formats.openvino_file import read_ir
-from postproc_export.formats.openvino_names import described, used_names, value_name
+from postproc_export.formats.openvino_file import described, read_ir, used_names, value_name
 from postproc_export.record import KEYS, METADATA_KEY, LayerRecord, TailRecord
 from postproc_export.runtimes.openvino import openvino_core
 from postproc_export.tail import INPUT_NAMES, PREFIX
@@ -243,11 +241,8 @@ class _OnnxComparison(Comparison):
             _keep(body.opset_import, lambda item: (item.domain, item.version) != imported)
         return body
 
-    def read_record(self) -> TailRecord | None:
-        return read_record(self.attached, where=self.where)
-
     def hosts(self, layer: LayerRecord) -> Mapping[str, str | None]:
-        replaced = renamed_values(layer)
+        replaced = layer.renamed
         return {name: replaced.get(name, name) for name in layer.made}
 
     def bodies(self) -> tuple[ModelPart, ModelPart]:
@@ -437,11 +432,6 @@ class _OpenVinoComparison(Comparison):
         nodes = [part.node for part in self._operators.values() if isinstance(part, _Operator)]
         tensors = {name for node in nodes for output in node.outputs() for name in output.get_names()}
         self.set_names(used_names(raw)[0], tensors)
-
-    def read_record(self) -> TailRecord | None:
-        has_record = self.attached.has_rt_info([METADATA_KEY])
-        text = self.attached.get_rt_info([METADATA_KEY]).astype(str) if has_record else None
-        return None if text is None else TailRecord.loads(text, where=self.where)
 
     def hosts(self, layer: LayerRecord) -> Mapping[str, str | None]:
         values = {

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from graph_patterns.match import Value
 from postproc_export.errors import UnsupportedModelError, UsageError
 from postproc_export.float32 import shortest
-from postproc_export.formats.base import OUTSIDE, FoundTails, is_exported
+from postproc_export.formats.found import OUTSIDE, FoundTails, is_exported
 from postproc_export.formats.update import state_of
 from postproc_export.options import TailOptions
 from postproc_export.reading.tail import FoundTail

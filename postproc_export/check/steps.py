@@ -22,7 +22,6 @@ from postproc_export.check.tally import CheckTally
 from postproc_export.check.ways import Configuration
 from postproc_export.comparison import Difference, compare_labels, compare_scores
 from postproc_export.errors import MissingDependencyError, PostprocError, UnsupportedModelError
-from postproc_export.files import is_onnx
 from postproc_export.formats import format_of
 from postproc_export.process import temporary_folder
 from postproc_export.record import LayerRecord
@@ -249,10 +248,7 @@ def _lost_without(path: Path) -> list[str]:
     form = format_of(path)
     model = form.load(path, purpose="checking an OpenVINO IR")
     form.take(model, "decision", where=str(path))
-    if not is_onnx(path):
-        return []
-    view: Any = form.view(model)
-    return [output.name for output in model.graph.output if not view.has(output.name)]
+    return form.uncomputed(model)
 
 
 class DecisionCheck:

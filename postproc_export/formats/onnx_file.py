@@ -1,28 +1,26 @@
-"""An ONNX file rewritten without its weights; names and ports of its model.
+"""An ONNX model as a file without its weights: its names, ports and imports, and how it is rewritten.
 
-A new name that is unused in every scope can replace an old one everywhere at once: what was one value stays one, and
-what shadowed another still does. The inside of a function is a scope of its own that no caller's name reaches.
+Nodes and values have name spaces of their own: a node may bear the name of a value, and often does. A new name that
+is unused in every scope can replace an old one everywhere at once: what was one value stays one, and what shadowed
+another still does. The inside of a function is a scope of its own that no caller's name reaches.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSequence
+import reprlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableSequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final
 
 import onnx
 
 from graph_patterns.expr import ModelFileError
 from graph_patterns.onnx.edit import Soundness
+from graph_patterns.onnx.emit import OLDEST_OPSET
 from graph_patterns.onnx.file import external_files, load_skeleton
 from graph_patterns.onnx.view import default_opset
 from postproc_export.files import publishing
+from postproc_export.formats.base import Result, illegal
 from postproc_export.process import claimed
 from postproc_export.runtimes import Axis, PortInfo
-
-# --- Names in an ONNX model: which are in use, and renaming a value in every scope.
-#
-# Nodes and values have name spaces of their own: a node may bear the name of a value, and often does. A new name that
-# is unused in every scope can replace an old one everywhere at once: what was one value stays one, and what shadowed
-# another still does. The inside of a function is a scope of its own that no caller's name reaches.
 
 
 def subgraphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -57,15 +55,13 @@ def computed_names(graph: onnx.GraphProto) -> set[str]:
 def value_names(model: onnx.ModelProto) -> set[str]:
     """Return every name that stands for a value of the main graph, or of one nested in it.
 
-    Notes
-    -----
     A name counts where it is only read, declared, annotated or bound, too. What a training graph defines itself does
     not: it shadows what the main graph has.
     """
     names = _mentioned(model.graph)
+    for graph in _training(model):
+        names |= _mentioned(graph) - defined_names(graph)
     for info in model.training_info:
-        for graph in (info.initialization, info.algorithm):
-            names |= _mentioned(graph) - defined_names(graph)
         for entry, of_key, of_value in _bindings(info):
             names |= {entry.key} - of_key
             names |= {entry.value} - of_value
@@ -75,10 +71,7 @@ def value_names(model: onnx.ModelProto) -> set[str]:
 def used_names(model: onnx.ModelProto) -> set[str]:
     """Return every name that a new value or node must not take: values and nodes of all scopes."""
     names = value_names(model)
-    for graph in (
-        model.graph,
-        *(graph for info in model.training_info for graph in (info.initialization, info.algorithm)),
-    ):
+    for graph in (model.graph, *_training(model)):
         names |= defined_names(graph)
         names.update(node.name for scope in subgraphs(graph) for node in scope.node)
     return names
@@ -97,15 +90,19 @@ def rename_values(model: onnx.ModelProto, renamed: Mapping[str, str]) -> None:
     if not renamed:
         return
     _rename_graph(model.graph, renamed)
+    for graph in _training(model):
+        own = defined_names(graph)
+        _rename_graph(graph, {old: new for old, new in renamed.items() if old not in own})
     for info in model.training_info:
-        for graph in (info.initialization, info.algorithm):
-            own = defined_names(graph)
-            _rename_graph(graph, {old: new for old, new in renamed.items() if old not in own})
         for entry, of_key, of_value in _bindings(info):
             if entry.key in renamed and entry.key not in of_key:
                 entry.key = renamed[entry.key]
             if entry.value in renamed and entry.value not in of_value:
                 entry.value = renamed[entry.value]
+
+
+def _training(model: onnx.ModelProto) -> list[onnx.GraphProto]:
+    return [graph for info in model.training_info for graph in (info.initialization, info.algorithm)]
 
 
 def _mentioned(graph: onnx.GraphProto) -> set[str]:
@@ -155,8 +152,6 @@ def _rename_items(items: Iterable[onnx.ValueInfoProto | onnx.TensorProto], renam
             item.name = renamed[item.name]
 
 
-# --- The outputs of an ONNX model as ports: name, element type, declared shape.
-
 _NUMPY_NAMES: Final = {"FLOAT": "float32", "DOUBLE": "float64"}
 
 
@@ -203,9 +198,56 @@ def _inferred_outputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
         return []  # what is not known is reported by whoever needs it, with the option that helps
 
 
-# --- Rewrite an ONNX file: the graph is edited without its weights, which are streamed from file to file.
+NEEDED_IMPORT: Final = "import_was_missing"  # the original's own nodes are of the default domain, without an import
 
-Result = TypeVar("Result")
+
+def added_import(original: Mapping[str, Any], *, where: str) -> int | None:
+    """Return the version of the default operator set whose import attaching added; None where it added none."""
+    version = original.get("added_opset_import")
+    if version is not None and type(version) is not int:
+        raise illegal("added import", reprlib.repr(version), where=where)
+    return version
+
+
+def oldest_opset_of(ir_version: int) -> int:
+    """Return the oldest opset that was released with an IR version: any reader of that version knows it."""
+    released: dict[int, int] = {}
+    for _, ir, opset, *_ in onnx.helper.VERSION_TABLE:
+        released.setdefault(ir, opset)
+    return max(OLDEST_OPSET, released.get(ir_version, max(released.values())))
+
+
+def uses_default_domain(model: onnx.ModelProto, *, apart: Collection[str] = ()) -> bool:
+    """Whether a node is of the default domain; those that compute some values, and those of functions, do not count.
+
+    A function imports for itself.
+    """
+    nodes = (node for graph in (model.graph, *_training(model)) for scope in subgraphs(graph) for node in scope.node)
+    return any(node.domain in ("", "ai.onnx") and not any(name in apart for name in node.output) for node in nodes)
+
+
+def import_doubts(
+    model: onnx.ModelProto, original: Mapping[str, Any], *, where: str, apart: Collection[str] = ()
+) -> list[str]:
+    """Return why the import that a record says was added cannot have been; the nodes of some values do not count."""
+    version = added_import(original, where=where)
+    if version is None:
+        return []
+    found = any((item.domain, item.version) == ("", version) for item in model.opset_import)
+    if not found or version != oldest_opset_of(model.ir_version):
+        return [f"attaching adds no import of operator set {version} to such a model"]
+    if uses_default_domain(model, apart=apart) and not original.get(NEEDED_IMPORT):
+        return [f"the import of operator set {version} stays: nodes of the model need it"]
+    return []
+
+
+def drop_added_import(model: onnx.ModelProto, original: Mapping[str, Any], *, where: str) -> list[str]:
+    """Remove the import that attaching added, or say why it stays."""
+    version, doubts = added_import(original, where=where), import_doubts(model, original, where=where)
+    if version is not None and not doubts:
+        index = [(item.domain, item.version) for item in model.opset_import].index(("", version))
+        del model.opset_import[index]
+    return doubts
 
 
 def rewrite_onnx_file(
@@ -217,27 +259,11 @@ def rewrite_onnx_file(
     link_weights: bool = False,
     is_checked: bool = True,
 ) -> Result:
-    """Edit the model of a file and write it to another, whole or not at all; external data comes along.
+    """Edit the graph of a file without its weights, and write it to another; external data comes along.
 
-    Parameters
-    ----------
-    source, target
-        The file to read and the one to write.
-    edit
-        Changes the model in place; large payloads are placeholders in it. Nothing is written where it returns
-        something falsy.
-    in_place
-        Allow the target to be the source.
-    link_weights
-        Hard-link external data instead of copying it.
-    is_checked
-        Refuse a model that is less sound than the source; False for a file that nobody else gets to see.
-
-    Raises
-    ------
-    ModelFileError, FileError
-        If the source cannot be read, refers to files that it must not refer to, the target cannot be written, or the
-        edited model is not as sound as the source.
+    `Format.rewrite` says what the arguments are. Raises ModelFileError or FileError if the source cannot be read or
+    refers to files that it must not refer to, the target cannot be written, or the edited model is not as sound as the
+    source.
     """
     with claimed([target]), load_skeleton(source) as file:
         weights = external_files(file.model, source.parent)

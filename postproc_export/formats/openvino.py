@@ -1,91 +1,295 @@
-"""Attach a tail to an OpenVINO model, in place, and take it off again with the original's results and names."""
+"""The OpenVINO format: layers and tails put on models, found in them and taken off, in place."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from graph_patterns.expr import SharedValueError
 from graph_patterns.match import Site, Value
 from graph_patterns.openvino import OpenVinoView, copied, emit, remove, set_numbers
-from postproc_export import __version__
 from postproc_export.formats.base import (
-    Attached,
     Detached,
     Format,
-    FoundTails,
-    Outputs,
+    LayerOutput,
     Plan,
     Result,
-    adjusted_values,
     decoded_outputs,
-    final_order,
-    is_exported,
     name_is_taken,
-    new_name,
-    new_names,
+    recorded_names,
+)
+from postproc_export.formats.found import (
+    FoundTails,
+    adjusted_values,
+    is_exported,
     notes_of,
     raw_name,
-    recorded_names,
-    refuse_attached,
-    refuse_damaged,
+    recorded_raw,
     refuse_no_outputs,
-    refuse_partial,
-    replaced_outputs,
     restored_tails,
     touched,
-    with_what_is_left,
 )
-from postproc_export.formats.openvino_file import read_ir, rewrite_openvino_file
-from postproc_export.formats.openvino_layer import (
-    Make,
-    put_openvino_layer,
-    read_openvino_layer,
-    take_openvino_layer,
-    was_converted,
-)
-from postproc_export.formats.openvino_names import (
+from postproc_export.formats.openvino_file import (
     add_names,
+    ambiguous,
     described,
-    find_in_openvino_model,
+    name_nodes,
     name_operator,
+    name_outputs,
+    named_value,
     new_result,
-    raw_values,
-    read_record,
+    outputs_of,
+    read_ir,
     recorded_results,
     refuse_ambiguous,
     refuse_duplicates,
     rename_tensors,
     result_names,
+    rewrite_openvino_file,
     take_names,
     tensors_of,
     used_names,
     value_name,
 )
 from postproc_export.options import TailOptions
-from postproc_export.ports import OutputChoice, select_outputs
+from postproc_export.ports import Selection
 from postproc_export.reading.tail import SCORE_OUTPUT, FoundTail
-from postproc_export.record import METADATA_KEY, LayerRecord, TailRecord, Where
+from postproc_export.record import KEYS, METADATA_KEY, PREFIXES, LayerRecord, TailRecord, Where, refuse_misfit
 from postproc_export.runtimes import PortInfo
 from postproc_export.runtimes.openvino import openvino_core, port_info
 from postproc_export.stats import CalibrationStats, Level
-from postproc_export.tail import PREFIX, AdjustableInput, Tail, TailOutput, build_tail, calibrated_levels
+from postproc_export.tail import PREFIX, AdjustableInput, Tail, build_tail
 
-# --- Inputs for adjusting at run time in an OpenVINO model: state variables with a default, or parameters.
+CONVERTED: Final = (
+    "the model was converted to OpenVINO after attaching: the names and the order of its outputs are those of the "
+    "original, the rest is what the conversion made of it"
+)
+_FRAMEWORK: Final = "framework"  # where a conversion puts the metadata of an ONNX model
+
+Make = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""Returns the `openvino.Output` of each output of a layer, from those of its inputs."""
 
 
-def add_adjustable(
-    model: Any, inputs: Iterable[AdjustableInput], *, as_parameters: bool, used: set[str]
-) -> dict[str, Any]:
-    """Add the inputs of a tail, last, and return the `openvino.Output` of each by name; `used` are friendly names.
+class OpenVinoFormat(Format):
+    """OpenVINO IRs; `openvino.Model`, whose weights are mapped."""
 
-    Raises
-    ------
-    UnsupportedModelError
-        If the model has a variable of that name.
-    """
+    name = "openvino"
+    entry = "rt_info entry"
+    needs_raw = True
+
+    def load(self, path: Path, *, purpose: str) -> Any:
+        """Read an IR."""
+        return read_ir(openvino_core(purpose=purpose), path)
+
+    def rewrite(
+        self,
+        source: Path,
+        target: Path,
+        edit: Callable[[Any], Result],
+        *,
+        in_place: bool = False,
+        link_weights: bool = False,
+        is_checked: bool = True,
+    ) -> Result:
+        """Edit a model; the weights are always written, and what was written is always read again."""
+        return rewrite_openvino_file(source, target, edit, in_place=in_place)
+
+    def edited(
+        self, path: Path, folder: Path, edit: Callable[[Any], Result], *, purpose: str, is_checked: bool = True
+    ) -> tuple[Result, Any]:
+        """Edit a model in memory; nothing is written."""
+        model = self.load(path, purpose=purpose)
+        return edit(model), model
+
+    def outputs(self, model: Any) -> list[PortInfo]:
+        """Return the outputs of a model."""
+        return [port_info(port, f"output_{index}") for index, port in enumerate(model.outputs)]
+
+    def inputs(self, model: Any) -> list[PortInfo]:
+        """Return the inputs of a model."""
+        return [port_info(port, f"input_{index}") for index, port in enumerate(model.inputs)]
+
+    def view(self, model: Any) -> OpenVinoView:
+        """Return the graph, for the matcher."""
+        return OpenVinoView(model)
+
+    def value_name(self, value: Any) -> str:
+        """Return the operator's friendly name and the number of its output."""
+        return value_name(value)
+
+    def edit(self, model: Any, numbers: Mapping[Site, float]) -> None:
+        """Change numbers of the tail in place."""
+        set_numbers(model, numbers, prefix=PREFIX)
+
+    def recorded(self, model: Any, layer: Where, *, where: str) -> str | None:
+        """Return the text of a record, that of an ONNX model that was converted, too."""
+        paths = [path for path in ([KEYS[layer]], [_FRAMEWORK, KEYS[layer]]) if model.has_rt_info(path)]
+        return str(model.get_rt_info(paths[0]).value) if paths else None
+
+    def was_converted(self, model: Any, layer: Where) -> bool:
+        """Whether the record of a layer stands where a conversion from ONNX puts it."""
+        return not model.has_rt_info([KEYS[layer]]) and bool(model.has_rt_info([_FRAMEWORK, KEYS[layer]]))
+
+    def build_tail(self, model: Any, stats: CalibrationStats, options: TailOptions, selection: Selection) -> Tail:
+        """Return a tail that finds a NaN by the L1 norm, and gives masks as uint8."""
+        return build_tail(stats, options, selection, nan_test="l1", default_mask_dtype="uint8")
+
+    def put(self, model: Any, plan: Plan, *, make: Make | None = None) -> LayerRecord:
+        """Append the operators of a layer behind the results; nothing else is touched."""
+        results = {port.name: item for port, item in zip(self.outputs(model), model.get_results(), strict=True)}
+        refuse_ambiguous(model, (result.input_value(0).get_node() for result in results.values()))
+        inputs = zip(self.inputs(model), model.inputs, strict=True)
+        sources = {info.name: port.get_node().output(0) for info, port in inputs}
+        sources |= {name: result.input_value(0) for name, result in results.items()}
+        read = {name: sources.get(port.name) or named_value(model, port.name) for name, port in plan.inputs.items()}
+        document: dict[str, Any] = {"results": [described(result) for result in results.values()]}
+        tensors, used = used_names(model)
+        taken = {name: "an input" for port in model.inputs for name in port.get_names()}
+        taken |= {
+            name: "another output"
+            for port, result in results.items()
+            if port not in plan.replaced
+            for name in result_names(result)
+        }
+        renamed = plan.renamings(tensors, tensors, taken)
+        rename_tensors(model, renamed)
+        if renamed:
+            document["renamed"] = renamed
+        prefix, stop = PREFIXES[plan.where], _keys(model.get_ops())
+        if make is not None:
+            outputs = make(read)
+        else:
+            given = _add_adjustable(model, plan, used)
+            outputs = emit(plan.exprs, inputs={**read, **given}, prefix=prefix, taken=frozenset(used))
+        for name, output in outputs.items():
+            output.set_names({name})
+        name_nodes(outputs.values(), stop=stop, prefix=prefix, used=used)
+        _replace_results(model, plan, results, outputs, used)
+        refuse_duplicates(model, plan.names)
+        record = plan.record(
+            read={name: value_name(output) for name, output in read.items()},
+            made={name: value_name(output) for name, output in outputs.items()},
+            original=document,
+        )
+        model.set_rt_info(record.dumps(), KEYS[plan.where])
+        return record
+
+    def _output_names(self, model: Any) -> Iterator[str]:
+        return (name for result in model.get_results() for name in result_names(result))
+
+    def _name_outputs(self, model: Any) -> Callable[[], None]:
+        named = name_outputs(model)
+
+        def unname() -> None:
+            for result, names in named.items():
+                result.output(0).set_names(names)
+
+        return unname
+
+    def _raw_values(self, model: Any, record: TailRecord) -> Mapping[Level, Any]:
+        return raw_values(model, record, is_converted=self.was_converted(model, "tail"))
+
+    def _original(self, model: Any, record: LayerRecord, *, where: str) -> list[str]:
+        if self.was_converted(model, record.where):
+            return [item.name for item in decoded_outputs(record.original, where=where)]
+        return [f"{source}:{port}" for _, source, port in recorded_results(record.original, where=where)]
+
+    def _misfits(
+        self, model: Any, record: TailRecord, tails: Mapping[Level, FoundTail], back: Mapping[str, str], *, where: str
+    ) -> Iterator[str]:
+        if self.was_converted(model, "tail"):
+            return
+        results = recorded_results(record.original, where=where)
+        ours = {value_name(value) for tail in tails.values() for value in tail.values}
+        for name in (f"{source}:{port}" for _, source, port in results):
+            if name in ours:
+                yield f"a result of the original is of '{name}', which is of the tail"
+        for tail in tails.values():
+            recorded = recorded_raw(record, tail)
+            if recorded is not None and recorded != value_name(tail.raw):
+                yield f"the {tail.level} level reads '{value_name(tail.raw)}', not '{recorded}'"
+        yield from (f"several operators are called '{name}'" for name in ambiguous(model, (row[1] for row in results)))
+
+    def _doubts(
+        self, model: Any, record: TailRecord, tails: Mapping[Level, FoundTail], back: Mapping[str, str], *, where: str
+    ) -> Iterator[str]:
+        tensors, _ = used_names(model)
+        yield from (f"the tensor '{name}' is not in the model" for name in back if name not in tensors)
+        there = {value_name(result.input_value(0)) for result in model.get_results()}.union(record.raw.values())
+        for name, source, port in recorded_results(record.original, where=where):
+            if f"{source}:{port}" not in there:
+                yield f"the output '{name}' of the original is not in the model"
+
+    def _take_layer(self, model: Any, record: LayerRecord, back: Mapping[str, str], *, where: str) -> None:
+        results = recorded_results(record.original, where=where)
+        values = _between(model, record)
+        refuse_misfit(record.where, list(_layer_misfits(model, record, back, results, values)), where=where)
+        nodes = {node.get_friendly_name(): node for node in model.get_ops() if node.get_type_name() != "Result"}
+        kept = {value_name(result.input_value(0)): result for result in model.get_results()}
+        gone = [result for result in kept.values() if not result_names(result).isdisjoint(record.made)]
+        final, fresh = [], []
+        for name, source, port in results:
+            result = kept.get(f"{source}:{port}")
+            if result is None:
+                result = new_result(nodes[source].output(port), name)
+                fresh.append(result)
+            final.append(result)
+        _refuse_readers(model, values, gone)
+        model.add_results(fresh)  # before any goes: a model without a result drops its operators
+        for result in gone:
+            model.remove_result(result)
+        _reorder(model, final)
+        rename_tensors(model, back)
+        del model.get_rt_info()[KEYS[record.where]]
+
+    def _take_tail(self, model: Any, found: FoundTails, *, where: str) -> Detached:
+        restorer = _Restorer(model, found.tails, where)
+        if found.record is None:
+            return restorer.rebuild(found.misfits)
+        return (restorer.restore_converted if found.is_converted else restorer.restore)(found.record)
+
+
+def raw_values(model: Any, record: TailRecord, *, is_converted: bool) -> dict[Level, Any]:
+    """Return the raw values that a record names, as far as the model has them."""
+    values = tensors_of(model)
+    if not is_converted:
+        nodes = (node for node in model.get_ops() if node.get_type_name() != "Result")
+        values = {value_name(output): output for node in nodes for output in node.outputs()}
+    return {level: values[name] for level, name in record.raw.items() if name in values}
+
+
+# --- Put operators behind the results.
+
+
+def _replace_results(
+    model: Any, plan: Plan, results: Mapping[str, Any], outputs: Mapping[str, Any], used: set[str]
+) -> None:
+    added = {name: new_result(output, "") for name, output in outputs.items()}
+    for name, result in added.items():
+        name_operator(result, f"{PREFIXES[plan.where]}{name}/result", used)
+    order = plan.order(results)
+    model.add_results(list(added.values()))  # before any is taken out: a model without a result drops its operators
+    for port in results.keys() - {item for item in order if isinstance(item, str)}:
+        model.remove_result(results[port])
+    _reorder(model, (added[item.name] if isinstance(item, LayerOutput) else results[item] for item in order))
+
+
+def _reorder(model: Any, final: Iterable[Any]) -> None:
+    for result in final:  # the order of results is the order in which they were added
+        model.remove_result(result)
+        model.add_results([result])
+
+
+def _keys(nodes: Iterable[Any]) -> set[str]:
+    return {str(node.get_name()) for node in nodes}
+
+
+def _add_adjustable(model: Any, plan: Plan, used: set[str]) -> dict[str, Any]:
+    """Add the inputs by which a tail is adjusted, last: state variables with a default, or parameters."""
+    as_parameters = plan.tail is not None and plan.tail.options.as_parameters
     add = _add_parameter if as_parameters else _add_variable
-    return {item.name: add(model, item, used) for item in inputs}
+    return {item.name: add(model, item, used) for item in plan.adjustable}
 
 
 def _add_parameter(model: Any, item: AdjustableInput, used: set[str]) -> Any:
@@ -119,186 +323,81 @@ def _add_variable(model: Any, item: AdjustableInput, used: set[str]) -> Any:
     return read.output(0)
 
 
-def remove_adjustable(model: Any, values: Iterable[Value]) -> None:
-    """Remove the variables and parameters that give values, unless something that is left in the model reads them."""
-    for value in values:
-        node: Any = value.get_node()  # type: ignore[attr-defined]  # openvino ships no types for Output
-        if _is_read(model, node):
-            continue
-        match node.get_type_name():
-            case "ReadValue":
-                _remove_variable(model, node.get_attributes()["variable_id"])
-            case "Parameter":
-                model.remove_parameter(node)
-
-
-def _is_read(model: Any, node: Any) -> bool:
+def _remove_adjustable(model: Any, value: Value) -> None:
+    """Remove the variable or parameter that gives a value, unless something that is left in the model reads it."""
+    node: Any = value.get_node()  # type: ignore[attr-defined]  # openvino ships no types for Output
     left = {other.get_name() for other in model.get_ops() if other.get_type_name() != "Assign"}
-    readers = (reader.get_node().get_name() for reader in node.output(0).get_target_inputs())
-    return any(reader in left for reader in readers)
+    if any(reader.get_node().get_name() in left for reader in node.output(0).get_target_inputs()):
+        return
+    if node.get_type_name() == "Parameter":
+        model.remove_parameter(node)
+    if node.get_type_name() == "ReadValue":
+        name = node.get_attributes()["variable_id"]
+        for sink in [sink for sink in model.get_sinks() if sink.get_attributes().get("variable_id") == name]:
+            model.remove_sink(sink)
+        for variable in [variable for variable in model.get_variables() if variable.info.variable_id == name]:
+            model.remove_variable(variable)
 
 
-def _remove_variable(model: Any, name: str) -> None:
-    for sink in [sink for sink in model.get_sinks() if sink.get_attributes().get("variable_id") == name]:
-        model.remove_sink(sink)
-    for variable in [variable for variable in model.get_variables() if variable.info.variable_id == name]:
-        model.remove_variable(variable)
+# --- Take custom steps and decisions off.
 
 
-# --- Attach a tail to an OpenVINO model, in place: operators behind the results, nothing else touched.
+def _between(model: Any, record: LayerRecord) -> set[str]:
+    """Return the operators of the layer: those of its prefix between what it made and what it reads."""
+    places = {value_name(output): output.get_node() for output in outputs_of(model)}
+    stop = {str(places[name].get_name()) for name in record.read.values() if name in places}
+    pending = [places[name] for name in record.made.values() if name in places]
+    values: set[str] = set()
+    while pending:
+        node = pending.pop()
+        key = str(node.get_name())
+        if key in stop or key in values or not node.get_friendly_name().startswith(PREFIXES[record.where]):
+            continue
+        values.add(key)
+        pending += [node.input_value(index).get_node() for index in range(node.get_input_size())]
+    return values
 
 
-def attach_to_openvino_model(
+def _layer_misfits(
     model: Any,
-    stats: CalibrationStats,
-    options: TailOptions,
-    *,
-    image_output: OutputChoice = None,
-    pixel_output: OutputChoice = None,
-) -> Attached:
-    """Append the tail to an `openvino.Model`.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If a tail is there already, or the outputs cannot be post-processed.
-    UsageError, MetadataError
-        If the statistics and options do not fit the model or each other.
-    """
-    _refuse_attached(model)
-    ports = [port_info(port, f"output_{index}") for index, port in enumerate(model.outputs)]
-    selection = select_outputs(
-        ports,
-        image_output=image_output,
-        pixel_output=pixel_output,
-        calibrated=calibrated_levels(stats, options),
-    )
-    tail = build_tail(stats, options, selection, nan_test="l1", default_mask_dtype="uint8")
-    results = {port.name: result for port, result in zip(ports, model.get_results(), strict=True)}
-    return _OpenVinoRewriter(model, tail, results).attach()
+    record: LayerRecord,
+    back: Mapping[str, str],
+    results: Sequence[tuple[str, str, int]],
+    gone: Collection[str],
+) -> Iterator[str]:
+    """Yield what a record says that cannot be true of the model without the layer."""
+    tensors, _ = used_names(model)
+    yield from (f"the value '{name}' is not there" for name in back if name not in tensors)
+    yield from (f"the layer has not taken the name '{old}'" for old in back.values() if old not in record.made)
+    places = {value_name(output): output.get_node() for output in outputs_of(model)}
+    yield from (f"the value '{name}' is not there" for name in record.read.values() if name not in places)
+    for name, value in record.made.items():
+        if value not in places or str(places[value].get_name()) not in gone:
+            yield f"the output '{name}' is not the layer's"
+    for name, source, port in results:
+        node = places.get(f"{source}:{port}")
+        if node is None or node.get_type_name() == "Result" or str(node.get_name()) in gone:
+            yield f"the result '{name}' is of '{source}', which is not in the original"
 
 
-class _OpenVinoRewriter:
-    def __init__(self, model: Any, tail: Tail, results: Mapping[str, Any]) -> None:
-        self._model = model
-        self._tail = tail
-        self._results = results
-        self._tensor_names, self._friendly_names = used_names(model)
-
-    def attach(self) -> Attached:
-        refuse_ambiguous(self._model, (result.input_value(0).get_node() for result in self._results.values()))
-        document: dict[str, Any] = {"results": [described(result) for result in self._results.values()]}
-        renamed = self._renamings()
-        rename_tensors(self._model, renamed)
-        if renamed:
-            document["renamed"] = renamed
-        raw = {level: value_name(self._results[port.name].input_value(0)) for level, port in self._tail.raw.items()}
-        self._replace_results()
-        refuse_duplicates(self._model, new_names(self._tail))
-        record = TailRecord(
-            version=__version__,
-            stats=self._tail.stats,
-            options=self._tail.resolved_options,
-            raw=raw,
-            original=document,
-            narrow=self._tail.narrow,
-            found=self._tail.selection.found,
-        )
-        self._model.set_rt_info(record.dumps(), METADATA_KEY)
-        return Attached(self._tail, record, renamed)
-
-    def _renamings(self) -> dict[str, str]:
-        replaced = replaced_outputs(self._tail)
-        others = {name for port, result in self._results.items() if port not in replaced for name in _names(result)}
-        inputs = {name for port in self._model.inputs for name in port.get_names()}
-        renamed: dict[str, str] = {}
-        for name in new_names(self._tail):
-            if name in others:
-                raise name_is_taken(name, by="another output")
-            if name in inputs:
-                raise name_is_taken(name, by="an input")
-            if name in self._tensor_names:
-                renamed[name] = new_name(name, self._tensor_names)
-        return renamed
-
-    def _replace_results(self) -> None:
-        added = self._added_results()
-        final = [
-            added[item.name] if isinstance(item, TailOutput) else self._results[item]
-            for item in final_order(self._tail, self._results)
-        ]
-        # A model without a result drops its operators, so none is taken out before the new ones are in.
-        self._model.add_results(list(added.values()))
-        for result in final:
-            self._model.remove_result(result)
-            self._model.add_results([result])
-        for name in replaced_outputs(self._tail):
-            if not self._tail.options.keep_raw:
-                self._model.remove_result(self._results[name])
-
-    def _added_results(self) -> dict[str, Any]:
-        import openvino.opset13 as opset
-
-        raw = {name: self._results[port.name].input_value(0) for name, port in self._tail.inputs.items()}
-        used = self._friendly_names
-        as_parameters = self._tail.options.as_parameters
-        given = add_adjustable(self._model, self._tail.adjustable, as_parameters=as_parameters, used=used)
-        emitted = emit(
-            {output.name: output.expr for output in self._tail.outputs},
-            inputs={**raw, **given},
-            prefix=PREFIX,
-            taken=frozenset(used),
-        )
-        added = {name: opset.result(output) for name, output in emitted.items()}
-        for name, result in added.items():
-            name_operator(result, f"{PREFIX}{name}/result", used)
-        return added
+def _refuse_readers(model: Any, values: set[str], gone: Iterable[Any]) -> None:
+    """Look at the model's own operators alone: a tail that was just taken off may still be there, out of its reach."""
+    going = values | _keys(gone)
+    for node in model.get_ops():
+        if str(node.get_name()) in going:
+            continue
+        for index in range(node.get_input_size()):
+            source = node.input_value(index).get_node()
+            if str(source.get_name()) in values:
+                raise SharedValueError(
+                    f"'{source.get_friendly_name()}' has a reader outside what is to be removed",
+                    found=f"reader {node.get_friendly_name()}",
+                    needed="every value of it read only inside it",
+                    fix=f"remove {node.get_friendly_name()} first, or export the model again without it",
+                )
 
 
-def _names(result: Any) -> set[str]:
-    return set(result.input_value(0).get_names())
-
-
-def _refuse_attached(model: Any) -> None:
-    has_record = model.has_rt_info(METADATA_KEY) or model.has_rt_info(["framework", METADATA_KEY])
-    found = find_in_openvino_model(model, where="the model")
-    refuse_attached(found, entry=f"the rt_info entry '{METADATA_KEY}'" if has_record else None)
-
-
-# --- Take a tail off an OpenVINO model, in place, and give the original's results and names back.
-
-CONVERTED: Final = (
-    "the model was converted to OpenVINO after attaching: the names and the order of its outputs are those of the "
-    "original, the rest is what the conversion made of it"
-)
-
-
-def detach_from_openvino_model(model: Any, *, where: str = "the model") -> Detached:
-    """Remove the tail from an `openvino.Model`.
-
-    Returns
-    -------
-    Detached
-        Falsy, with reasons, where there is no tail; the model is as it was then.
-
-    Raises
-    ------
-    SharedValueError
-        If an operator outside the tail reads one of its values.
-    MetadataError, UnsupportedModelError
-        If the record is not legal, or the tail is not the one that it describes.
-    """
-    found = find_in_openvino_model(model, where=where)
-    refuse_damaged(found, where=where)
-    refuse_partial(found)
-    if not found.tails:
-        return Detached(misses=found.misses, outputs=found.outputs)
-    rewriter = _Restorer(model, found.tails, where)
-    if found.record is None:
-        detached = rewriter.rebuild(found.misfits)
-    else:
-        detached = (rewriter.restore_converted if found.is_converted else rewriter.restore)(found.record)
-    return with_what_is_left(detached, OpenVinoView(model))
+# --- Take a tail off, and give the original's results and names back.
 
 
 class _Restorer:
@@ -421,10 +520,9 @@ class _Restorer:
             results=self._gone,
             instead=made,
         )
-        for result in final:  # the order of results is the order in which they were added
-            self._model.remove_result(result)
-            self._model.add_results([result])
-        remove_adjustable(self._model, adjusted_values(self._tails))
+        _reorder(self._model, final)
+        for value in adjusted_values(self._tails):
+            _remove_adjustable(self._model, value)
         drop_record(self._model)
 
     def _rename(self, back: Mapping[str, str]) -> dict[str, str]:
@@ -435,16 +533,16 @@ class _Restorer:
 
 
 def drop_record(model: Any) -> None:
-    """Remove the record, wherever it stands in the rt_info."""
+    """Remove the tail's record, wherever it stands in the rt_info."""
     info = model.get_rt_info()
     if model.has_rt_info([METADATA_KEY]):
         del info[METADATA_KEY]
-    if model.has_rt_info(["framework", METADATA_KEY]):
-        others = [key for key in info["framework"] if key != METADATA_KEY]
-        kept = {key: str(model.get_rt_info(["framework", key]).value) for key in others}
-        del info["framework"]
+    if model.has_rt_info([_FRAMEWORK, METADATA_KEY]):
+        others = [key for key in info[_FRAMEWORK] if key != METADATA_KEY]
+        kept = {key: str(model.get_rt_info([_FRAMEWORK, key]).value) for key in others}
+        del info[_FRAMEWORK]
         for key, value in kept.items():
-            model.set_rt_info(value, ["framework", key])
+            model.set_rt_info(value, [_FRAMEWORK, key])
 
 
 def _own_output(raw: Any, name: str) -> Any:
@@ -459,88 +557,3 @@ def _own_output(raw: Any, name: str) -> Any:
 def _key(result: Any) -> tuple[str, str, int]:
     source = result.input_value(0)
     return result.get_friendly_name(), source.get_node().get_friendly_name(), source.get_index()
-
-
-# --- The format.
-
-
-class OpenVinoFormat(Format):
-    """OpenVINO IRs: `openvino.Model`, whose weights are mapped."""
-
-    name = "openvino"
-
-    def load(self, path: Path, *, purpose: str) -> Any:
-        """Read an IR."""
-        return read_ir(openvino_core(purpose=purpose), path)
-
-    def rewrite(
-        self,
-        source: Path,
-        target: Path,
-        edit: Callable[[Any], Result],
-        *,
-        in_place: bool = False,
-        link_weights: bool = False,
-        is_checked: bool = True,
-    ) -> Result:
-        """Edit a model; the weights are always written, and what was written is always read again."""
-        return rewrite_openvino_file(source, target, edit, in_place=in_place)
-
-    def edited(
-        self, path: Path, folder: Path, edit: Callable[[Any], Result], *, purpose: str, is_checked: bool = True
-    ) -> tuple[Result, Any]:
-        """Edit a model in memory; nothing is written."""
-        model = self.load(path, purpose=purpose)
-        return edit(model), model
-
-    def outputs(self, model: Any) -> list[PortInfo]:
-        """Return the outputs of a model."""
-        return [port_info(port, f"output_{index}") for index, port in enumerate(model.outputs)]
-
-    def inputs(self, model: Any) -> list[PortInfo]:
-        """Return the inputs of a model."""
-        return [port_info(port, f"input_{index}") for index, port in enumerate(model.inputs)]
-
-    def view(self, model: Any) -> OpenVinoView:
-        """Return the graph, for the matcher."""
-        return OpenVinoView(model)
-
-    def value_name(self, value: Any) -> str:
-        """Return the operator's friendly name and the number of its output."""
-        return value_name(value)
-
-    def record(self, model: Any, *, where: str) -> tuple[TailRecord | None, bool]:
-        """Return the tail's record, and whether it is that of the ONNX model that was converted."""
-        return read_record(model, where=where)
-
-    def put(self, model: Any, plan: Plan, *, make: Make | None = None) -> LayerRecord:
-        """Append a layer."""
-        return put_openvino_layer(model, plan, make=make)
-
-    def read(self, model: Any, layer: Where, *, where: str) -> LayerRecord | None:
-        """Return the record of a layer, of an ONNX model that was converted, too; None where there is none."""
-        return read_openvino_layer(model, layer, where=where)
-
-    def take(self, model: Any, layer: Where, *, where: str) -> LayerRecord | None:
-        """Remove a layer."""
-        return take_openvino_layer(model, layer, where=where)
-
-    def was_converted(self, model: Any, layer: Where) -> bool:
-        """Whether the record of a layer is that of an ONNX model."""
-        return was_converted(model, layer)
-
-    def attach(self, model: Any, stats: CalibrationStats, options: TailOptions, outputs: Outputs) -> Attached:
-        """Append the tail."""
-        return attach_to_openvino_model(model, stats, options, **outputs)
-
-    def find(self, model: Any, *, where: str) -> FoundTails:
-        """Find the tail."""
-        return find_in_openvino_model(model, where=where)
-
-    def detach(self, model: Any, *, where: str) -> Detached:
-        """Remove the tail."""
-        return detach_from_openvino_model(model, where=where)
-
-    def edit(self, model: Any, numbers: Mapping[Site, float]) -> None:
-        """Change numbers of the tail in place."""
-        set_numbers(model, numbers, prefix=PREFIX)

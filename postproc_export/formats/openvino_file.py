@@ -1,21 +1,242 @@
-"""Rewrite an OpenVINO IR: two files, whose constants are compared bit for bit after writing."""
+"""An OpenVINO model as a file: the names of its tensors, operators and results, and how it is read and written.
+
+A tensor name may stand on one tensor only, and a tensor may have several. A written file is read again, and its
+constants are compared bit for bit.
+"""
 
 import re
-from collections.abc import Callable, Iterator
+import reprlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 
-from postproc_export.errors import UnsupportedModelError
+from graph_patterns.expr import free_name
+from postproc_export.errors import MetadataError, UnsupportedModelError
 from postproc_export.files import publishing
-from postproc_export.formats.openvino_names import tail_constants
+from postproc_export.formats.base import Result, illegal
 from postproc_export.process import backup_of, claimed, quiet_natives, refuse_backups
+from postproc_export.reading.tail import LABEL_OUTPUT, SCORE_OUTPUT
 from postproc_export.runtimes import first_reason
 from postproc_export.runtimes.openvino import openvino_core, save_ir
+from postproc_export.tail import OUTPUT_NAMES, PACKED_OUTPUT, PREFIX
 from postproc_export.validation import check_file
+
+_MAP_RANK: Final = 3  # and above
+_BODIES: Final[Mapping[str, tuple[str, ...]]] = {
+    "If": ("get_then_body", "get_else_body"),
+    "Loop": ("get_function",),
+    "TensorIterator": ("get_function",),
+}
+
+
+def models_of(model: Any) -> Iterator[Any]:
+    """Iterate over a model and the bodies nested in its operators."""
+    pending = [model]
+    while pending:
+        current = pending.pop()
+        yield current
+        for node in current.get_ops():
+            pending.extend(getattr(node, getter)() for getter in _BODIES.get(node.get_type_name(), ()))
+
+
+def outputs_of(model: Any) -> Iterator[Any]:
+    """Iterate over the outputs of all operators of one scope; a result repeats its tensor's names."""
+    for node in model.get_ops():
+        yield from node.outputs()
+
+
+def value_name(output: Any) -> str:
+    """Return how a record names the output of an operator: ``<friendly name>:<port>``."""
+    return f"{output.get_node().get_friendly_name()}:{output.get_index()}"
+
+
+def tensors_of(model: Any) -> dict[str, Any]:
+    """Return the tensors by name, results left out: they repeat their tensor's names."""
+    return {
+        name: output
+        for output in outputs_of(model)
+        if output.get_node().get_type_name() != "Result"
+        for name in output.get_names()
+    }
+
+
+def described(result: Any) -> dict[str, Any]:
+    """Return a result as a record keeps it."""
+    source = result.input_value(0)
+    return {
+        "name": result.get_friendly_name(),
+        "source": source.get_node().get_friendly_name(),
+        "port": source.get_index(),
+        "tensor_names": sorted(source.get_names()),
+    }
+
+
+def new_result(output: Any, name: str) -> Any:
+    """Make a result of an operator's output."""
+    import openvino.opset13 as opset
+
+    result = opset.result(output)
+    result.set_friendly_name(name)
+    return result
+
+
+def used_names(model: Any) -> tuple[set[str], set[str]]:
+    """Return the tensor names and the friendly names of all scopes."""
+    tensors: set[str] = set()
+    friendly: set[str] = set()
+    for scope in models_of(model):
+        for node in scope.get_ops():
+            friendly.add(node.get_friendly_name())
+            for output in node.outputs():
+                tensors |= output.get_names()
+    return tensors, friendly
+
+
+def name_operator(node: Any, name: str, used: set[str]) -> None:
+    """Give an operator a friendly name that no other has, and add it to `used`."""
+    node.set_friendly_name(free_name(name, used))
+
+
+def refuse_ambiguous(model: Any, nodes: Iterable[Any]) -> None:
+    """Refuse a model in which the operator of an output shares its name: a record could not say which one it was."""
+    for name in ambiguous(model, (node.get_friendly_name() for node in nodes)):
+        raise UnsupportedModelError(
+            f"several operators are called '{name}', and one of them gives an output",
+            needed="each operator with a name of its own",
+            fix="convert the model again, or rename one of them",
+        )
+
+
+def ambiguous(model: Any, names: Iterable[str]) -> list[str]:
+    """Return the names, of some, that several operators of a model bear: OpenVINO accepts that silently."""
+    bearers = Counter(node.get_friendly_name() for node in model.get_ops() if node.get_type_name() != "Result")
+    return sorted({name for name in names if bearers[name] > 1})
+
+
+def rename_tensors(model: Any, renamed: Mapping[str, str]) -> None:
+    """Give names of tensors up for new ones, in place, in every scope; a tensor's other names stay.
+
+    A result has names of its own, which a file keeps and a read gives to the tensor. Its tensor comes first: a name
+    that was set through the result alone falls back to the old one when the result is removed.
+    """
+    if not renamed:
+        return
+    for scope in models_of(model):
+        for output in sorted(outputs_of(scope), key=lambda item: item.get_node().get_type_name() == "Result"):
+            names = output.get_names()
+            if not names.isdisjoint(renamed):
+                output.set_names({renamed.get(name, name) for name in names})
+
+
+def refuse_duplicates(model: Any, names: Iterable[str]) -> None:
+    """Refuse a model in which one of our names stands on two tensors: OpenVINO would take any one silently."""
+    wanted = set(names)
+    bearer: dict[str, Any] = {}
+    for output in outputs_of(model):
+        node = output.get_node()
+        tensor = node.input_value(0) if node.get_type_name() == "Result" else output
+        for name in output.get_names() & wanted:
+            if bearer.setdefault(name, tensor) != tensor:
+                raise UnsupportedModelError(
+                    f"the tensor name '{name}' stands on two tensors", needed="each name on one tensor"
+                )
+
+
+def name_nodes(outputs: Iterable[Any], *, stop: set[str], prefix: str, used: set[str]) -> None:
+    """Give every operator and constant that was added a name of its own, the same in every run; `used` grows."""
+    pending, seen = [output.get_node() for output in outputs], set[str]()
+    while pending:
+        node = pending.pop()
+        key = str(node.get_name())
+        if key in stop or key in seen:
+            continue
+        seen.add(key)
+        name = node.get_friendly_name()
+        if not name.startswith(prefix):
+            name = free_name(f"{prefix}{node.get_type_name().lower()}", used)
+            node.set_friendly_name(name)
+        used.add(name)
+        pending += [node.input_value(index).get_node() for index in range(node.get_input_size())]
+
+
+def named_value(model: Any, name: str) -> Any:
+    """Return the output of an operator that `value_name` names; a MetadataError if there is none."""
+    friendly_name, _, port = name.rpartition(":")
+    for node in model.get_ops():
+        if node.get_friendly_name() == friendly_name and port.isdecimal() and int(port) < node.get_output_size():
+            return node.output(int(port))
+    raise MetadataError(f"the record names a value '{name}' that the model does not have")
+
+
+def result_names(result: Any) -> set[str]:
+    """Return the names of a result and of its tensor."""
+    return set(result.input_value(0).get_names()) | set(result.output(0).get_names())
+
+
+def take_names(model: Any, names: set[str]) -> None:
+    """Take names away from every tensor that bears one: an output is to bear it."""
+    for output in outputs_of(model):
+        if not names.isdisjoint(output.get_names()):
+            output.set_names(output.get_names() - names)
+
+
+def add_names(result: Any, names: set[str]) -> None:
+    """Name a result's tensor; it keeps the names that it has."""
+    source = result.input_value(0)
+    source.set_names(source.get_names() | names)
+    result.output(0).set_names(source.get_names())
+
+
+def name_outputs(model: Any) -> dict[Any, set[str]]:
+    """Name the results where they have no names yet, as `openvino.convert_model` leaves a torch module.
+
+    Returns the names that each result had that was named. Anomalib's modules and ours give score, label, map and mask
+    in this order, those that there are; labels and masks are boolean, maps and masks have three axes or more. A tensor
+    inside may bear one of the names, after a variable: a label without a name tells that it is one.
+    """
+    results = model.get_results()
+    named = [not result_names(result).isdisjoint((*OUTPUT_NAMES, PACKED_OUTPUT)) for result in results]
+    if any(named) and all(is_named or not _is_boolean(result) for is_named, result in zip(named, results, strict=True)):
+        return {}
+    wanted: dict[str, Any] = {}
+    for result in results:
+        names = LABEL_OUTPUT if _is_boolean(result) else SCORE_OUTPUT
+        rank = result.get_output_partial_shape(0).rank
+        name = names["pixel" if rank.is_static and rank.get_length() >= _MAP_RANK else "image"]
+        if name in wanted:
+            return {}
+        wanted[name] = result
+    before = {result: set(result.output(0).get_names()) for result in wanted.values()}
+    for name, result in wanted.items():
+        result.output(0).set_names(before[result] | {name})
+    return before
+
+
+def _is_boolean(result: Any) -> bool:
+    return bool(result.get_output_element_type(0).get_type_name() == "boolean")
+
+
+def recorded_results(original: Mapping[str, Any], *, where: str) -> list[tuple[str, str, int]]:
+    """Return the results of the original that a record of an IR keeps: its name, and the operator and port it is of.
+
+    Raises MetadataError unless there is at least one, each of a value of its own.
+    """
+    try:
+        rows = [(row["name"], row["source"], row["port"]) for row in original["results"]]
+    except (KeyError, TypeError) as error:
+        raise illegal("results", str(error), where=where) from error
+    for row in rows:
+        if not (isinstance(row[0], str) and isinstance(row[1], str) and type(row[2]) is int and row[2] >= 0):
+            raise illegal("results", reprlib.repr(row), where=where)
+    if not rows or len({row[1:] for row in rows}) < len(rows):
+        raise illegal("results", reprlib.repr(rows), where=where)
+    return rows
+
 
 # --- What an IR must not hold before anything parses it: references to other files, and sizes that no model has.
 
@@ -38,13 +259,7 @@ _INTEGERS: Final = re.compile(
 
 
 def refuse_unsafe_ir(path: Path) -> None:
-    """Refuse an IR that is too large, is no XML in UTF-8, refers to other files, or asks for absurd sizes.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If it is one of these.
-    """
+    """Refuse an IR that is too large, is no XML in UTF-8, refers to other files, or asks for absurd sizes."""
     size = path.stat().st_size
     if size > LARGEST:
         raise _refused(path, f"{size:,} bytes", needed=f"at most {LARGEST:,} bytes")
@@ -82,8 +297,6 @@ def _refused(path: Path, found: str, *, needed: str) -> UnsupportedModelError:
     return UnsupportedModelError(f"cannot read {path}: not an OpenVINO IR", found=found, needed=needed, fix=_FIX)
 
 
-Result = TypeVar("Result")
-
 PATIENCE: Final = 20.0  # seconds; a sound IR of 1 GiB takes 0.01
 SLOWEST: Final = 250_000  # bytes of an .xml per second, at the least
 
@@ -93,19 +306,9 @@ def rewrite_openvino_file(
 ) -> Result:
     """Edit the model of an IR and write it to another, both files whole or not at all.
 
-    Parameters
-    ----------
-    source, target
-        The .xml to read and the one to write; the weights are in the .bin beside each.
-    edit
-        Changes the `openvino.Model` in place; nothing is written where it returns something falsy.
-    in_place
-        Allow the target to be the source; both files are kept as ``*.postproc-backup`` until both are replaced.
-
-    Raises
-    ------
-    FileError, UnsupportedModelError
-        If the source cannot be read, or the target cannot be written.
+    Nothing is written where `edit` returns something falsy. With `in_place` the target may be the source; both files
+    are kept as ``*.postproc-backup`` until both are replaced. Raises FileError or UnsupportedModelError if the source
+    cannot be read, or the target cannot be written.
     """
     core = openvino_core(purpose="rewriting an OpenVINO IR")
     sources, targets = _pair(source), _pair(target)
@@ -183,3 +386,12 @@ def _verify(core: Any, written: Path, model: Any, target: Path) -> None:
             found=f"other bits in {', '.join(wrong)}",
             fix="use another version of OpenVINO, or attach to the ONNX model and convert that",
         )
+
+
+def tail_constants(model: Any) -> dict[str, bytes]:
+    """Return the bytes of every constant of the tail, by friendly name."""
+    return {
+        node.get_friendly_name(): node.get_data().tobytes()
+        for node in model.get_ops()
+        if node.get_type_name() == "Constant" and node.get_friendly_name().startswith(PREFIX)
+    }

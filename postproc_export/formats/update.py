@@ -1,9 +1,7 @@
-"""Update a tail in either format: edit its numbers in place, or take it off and attach it anew."""
-
-from __future__ import annotations
+"""Update a tail: edit its numbers in place, or take it off and attach it anew."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 
@@ -11,7 +9,8 @@ from graph_patterns.match import Mismatch, Site
 from postproc_export.decision import check_sensitivity, decision_boundary
 from postproc_export.errors import UsageError
 from postproc_export.float32 import Half, to_float32
-from postproc_export.formats.base import Attached, Detached, FoundTails, refuse_partial
+from postproc_export.formats.base import Detached, Format, Outputs
+from postproc_export.formats.found import FoundTails, refuse_partial
 from postproc_export.options import TailOptions, refuse_unused
 from postproc_export.ports import LEAVE_OUT, Selected
 from postproc_export.reading.report import SWITCHED_OFF, report_level, rule_of, shown, stats_of
@@ -27,21 +26,11 @@ _OF_THE_THRESHOLD: Final = ("at_threshold", "policies", "threshold_interval", "e
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a tail decides.
+    """What a tail decides."""
 
-    Parameters
-    ----------
-    stats
-        The statistics of the levels that have a threshold and a range.
-    options
-        Sensitivities, rule, element types.
-    narrow
-        The type in which the raw values of a level were declared, where its boundary is the constant for that type.
-    """
-
-    stats: CalibrationStats
-    options: TailOptions
-    narrow: Mapping[Level, Half] = field(default_factory=dict)
+    stats: CalibrationStats = field(default_factory=CalibrationStats)  # of the levels with a threshold and a range
+    options: TailOptions = field(default_factory=TailOptions)
+    narrow: Mapping[Level, Half] = field(default_factory=dict)  # see `TailRecord`
 
     def boundary(self, level: Level) -> float | None:
         """Return the raw value from which on a score is anomalous; None where the level does not decide."""
@@ -58,25 +47,17 @@ class State:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """What an update changes; None for what stays.
-
-    Parameters
-    ----------
-    stats
-        Statistics that take the place of those in the file.
-    image_threshold, pixel_threshold
-        New thresholds, raw.
-    normalized
-        Whether these are in normalised units instead, of the scores that the file gives now.
-    options
-        The fields of `TailOptions` that change.
-    """
+    """What an update changes; None for what stays."""
 
     stats: CalibrationStats | None = None
     image_threshold: float | None = None
     pixel_threshold: float | None = None
-    normalized: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
+    normalized: bool = False  # the thresholds are not raw, but in units of the scores that the file gives now
+    options: Mapping[str, Any] = field(default_factory=dict)  # the fields of `TailOptions` that change
+
+    def level_stats(self, level: Level) -> LevelStats | None:
+        """Return the new statistics of a level."""
+        return None if self.stats is None else self.stats.level(level)
 
     def threshold(self, level: Level) -> float | None:
         """Return the new threshold of a level as it was given."""
@@ -85,12 +66,8 @@ class Changes:
     def apply(self, state: State) -> State:
         """Return the changed state.
 
-        Raises
-        ------
-        UsageError
-            If a level has no range that a threshold could be in, or a given option would have no effect.
-        MetadataError
-            If the new statistics or options are not legal.
+        Raises UsageError if a level has no range that a threshold could be in, or a given option would have no effect,
+        and MetadataError if the new statistics or options are not legal.
         """
         stats = state.stats if self.stats is None else self.stats
         levels = {level: self._level(level, stats.level(level), state.stats.level(level)) for level in LEVELS}
@@ -105,16 +82,15 @@ class Changes:
             return stats
         if stats is None:
             raise no_range(level)
-        raw = self._raw(level, given, current) if self.normalized else to_float32(given)
+        raw = to_float32(given)
+        if self.normalized:
+            if current is None or current.threshold is None:
+                raise no_range(level)
+            raw = to_float32(current.threshold + (given - 0.5) * current.span)
         if raw == stats.threshold:
             return stats
         details = {key: value for key, value in stats.details.items() if key not in _OF_THE_THRESHOLD}
         return replace(stats, threshold=raw, policy=None, rule="set_by_update", details=details)
-
-    def _raw(self, level: Level, given: float, current: LevelStats | None) -> float:
-        if current is None or current.threshold is None:
-            raise no_range(level)
-        return to_float32(current.threshold + (given - 0.5) * current.span)
 
 
 def no_range(level: Level) -> UsageError:
@@ -124,11 +100,6 @@ def no_range(level: Level) -> UsageError:
         needed="a calibrated range: max above min",
         fix="give statistics with --stats, as `postproc-export calibrate` writes them",
     )
-
-
-def no_state() -> State:
-    """Return the state of a model that decides nothing."""
-    return State(CalibrationStats(), TailOptions())
 
 
 def state_of(tails: Mapping[Level, FoundTail], record: TailRecord | None) -> State:
@@ -178,7 +149,7 @@ def _options(tails: Mapping[Level, FoundTail]) -> dict[str, Any]:
     return options
 
 
-# --- What updating has in common in ONNX and OpenVINO: what is replaced, what is edited in place, the result.
+# --- Anomalib's constants, edited in place.
 
 REPLACED: Final = "Anomalib's post-processing was replaced by ours, which decides as it did but for what changes here"
 REPLACED_EAGER: Final = (
@@ -199,82 +170,25 @@ Edits = dict[Site, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Updated:
-    """What was done to a model in memory; falsy where it has no post-processing.
+    """What was done to a model in memory; falsy where it has no post-processing."""
 
-    Parameters
-    ----------
-    before, after
-        What it decided and decides.
-    is_changed
-        Whether anything is different.
-    misses
-        Why no post-processing was found, by level.
-    notes
-        What a user should know.
-    is_found
-        Whether it has any.
-    tail
-        The tail that was attached anew; None where constants were edited in place.
-    """
-
-    before: State = field(default_factory=no_state)
-    after: State = field(default_factory=no_state)
-    is_changed: bool = True
-    misses: Mapping[Level, Mismatch] = field(default_factory=dict)
+    before: State = field(default_factory=State)
+    after: State = field(default_factory=State)
+    is_changed: bool = True  # anything is different
+    misses: Mapping[Level, Mismatch] = field(default_factory=dict)  # why no post-processing was found
     notes: tuple[str, ...] = ()
-    is_found: bool = True
-    tail: Tail | None = None
+    is_found: bool = True  # it has post-processing
+    tail: Tail | None = None  # the one that was attached anew; None where constants were edited in place
     outputs: frozenset[str] = frozenset()  # of a model without post-processing, by name
 
     def __bool__(self) -> bool:
         return self.is_found
 
 
-def must_be_edited(tails: Mapping[Level, FoundTail], before: State, changes: Changes) -> bool:
-    """Whether Anomalib's constants have to be edited in place, since what they decide is not in the file."""
-    return any(
-        not tail.is_ours and before.stats.level(level) is None and _new_stats(changes, level) is None
-        for level, tail in tails.items()
-    )
-
-
-def refuse_unknown(found: FoundTails, before: State, changes: Changes) -> None:
-    """Refuse to attach anew what decides by numbers that are not in the file.
-
-    Raises
-    ------
-    UsageError
-        If a level has labels whose threshold and range are not known, and no new statistics are given for it.
-    """
-    for level in unknown_levels(found.tails, before, changes):
-        if (tail := found.tails[level]).is_ours:
-            raise UsageError(
-                f"the {level} level cannot be changed: its threshold and range are not in the file",
-                found="a boundary alone" if tail.decides else "neither normalised scores nor labels",
-                needed="statistics, as `postproc-export calibrate` writes them",
-                fix="give them with --stats, or take the post-processing off with `postproc-export detach`",
-            )
-
-
-def unknown_levels(tails: Mapping[Level, FoundTail], before: State, changes: Changes) -> list[Level]:
-    """Return the levels whose threshold and range are neither in the file nor given."""
-    return [level for level in tails if before.stats.level(level) is None and changes.stats is None]
-
-
 def edits_of(tails: Mapping[Level, FoundTail], changes: Changes, *, is_known: bool = True) -> Edits:
-    """Return the new numbers for Anomalib's constants: {where: number}.
+    """Return the new numbers for Anomalib's constants; `is_known` tells that our tail could take their place.
 
-    Parameters
-    ----------
-    tails, changes
-        What is there, and what changes.
-    is_known
-        Whether what the tails decide could be attached anew.
-
-    Raises
-    ------
-    UsageError
-        If a tail is not Anomalib's, or an option has no constant in it.
+    Raises UsageError if a tail is not Anomalib's, or an option has no constant in it.
     """
     others = set(changes.options) - {"image_sensitivity", "pixel_sensitivity"}
     if others:
@@ -319,7 +233,7 @@ def _edits(level: Level, tail: FoundTail, changes: Changes) -> Edits:
         wanted["cut"] = to_float32(1.0 - check_sensitivity(sensitivity, name=f"{level}_sensitivity"))
     if not tail.reading.is_normalised and threshold is not None:
         wanted["cut"] = to_float32(threshold)  # the raw score itself is compared with it
-    elif threshold is not None or _new_stats(changes, level) is not None:
+    elif threshold is not None or changes.level_stats(level) is not None:
         wanted |= _constants(level, tail, changes)
     missing = sorted(name for name in wanted if name not in tail.sites)
     if missing:
@@ -332,7 +246,7 @@ def _edits(level: Level, tail: FoundTail, changes: Changes) -> Edits:
 
 def _constants(level: Level, tail: FoundTail, changes: Changes) -> dict[str, float]:
     """Return every constant of the normalised score that the new threshold and span decide."""
-    reading, stats = tail.reading, _new_stats(changes, level)
+    reading, stats = tail.reading, changes.level_stats(level)
     span = reading.span if stats is None else stats.span
     threshold = _threshold(level, tail, changes, stats)
     if threshold is None or span is None:
@@ -362,82 +276,72 @@ def _threshold(level: Level, tail: FoundTail, changes: Changes, stats: LevelStat
     return to_float32(reading.threshold + (given - 0.5) * reading.span)
 
 
-def _new_stats(changes: Changes, level: Level) -> LevelStats | None:
-    return None if changes.stats is None else changes.stats.level(level)
-
-
-# --- The course of an update, the same for every format: edit in place, or take the tail off and attach it anew.
-
-Attach = Callable[[CalibrationStats, TailOptions, dict[str, Any]], Attached]
+# --- The course of an update.
 
 
 def update_model(
-    found: FoundTails,
-    changes: Changes,
-    *,
-    keep_dialect: bool,
-    edit: Callable[[Edits], None],
-    detach: Callable[[], Detached],
-    attach: Attach,
+    form: Format, model: Any, found: FoundTails, changes: Changes, *, keep_dialect: bool, where: str
 ) -> Updated:
-    """Change what the tails of a model decide.
-
-    Parameters
-    ----------
-    found
-        The tails.
-    changes
-        What changes.
-    keep_dialect
-        Edit Anomalib's constants instead of putting our tail there.
-    edit, detach, attach
-        What the format does.
-    """
-    if not found.tails and found.record is None:
+    """Change what the tails of a model decide; `keep_dialect` edits Anomalib's constants instead of replacing them."""
+    tails = found.tails
+    if not tails and found.record is None:
         return Updated(misses=found.misses, outputs=found.outputs, is_found=False)
     refuse_partial(found)
-    before = state_of(found.tails, found.record)
-    is_foreign = any(not tail.is_ours for tail in found.tails.values())
-    unknown = is_foreign and must_be_edited(found.tails, before, changes)
-    if keep_dialect or unknown:
-        return _edited(found, before, changes, edit, notes=(EDITED if keep_dialect else NOT_KNOWN,))
-    refuse_unknown(found, before, changes)
-    after = changes.apply(before)
-    detached = detach()
-    attached = attach(after.stats, after.options, _outputs(found, detached))
-    after = State(attached.tail.stats, attached.tail.resolved_options, attached.tail.narrow)
-    notes = (*attached.tail.notes, *_narrowed(found, after))
+    before = state_of(tails, found.record)
+    is_foreign = any(not tail.is_ours for tail in tails.values())
+    unknown = [level for level in tails if before.stats.level(level) is None and changes.stats is None]
+    must_edit = any(
+        not tail.is_ours and before.stats.level(level) is None and changes.level_stats(level) is None
+        for level, tail in tails.items()
+    )  # what its constants decide is not in the file
+    if keep_dialect or must_edit:
+        edits = _effective(tails, edits_of(tails, changes, is_known=not unknown))
+        form.edit(model, edits)
+        notes = (EDITED if keep_dialect else NOT_KNOWN, *told_edits(tails, before, edits)) if edits else ()
+        return Updated(before=before, after=_after_editing(before, changes), is_changed=bool(edits), notes=notes)
+    _refuse_unknown(tails, unknown)
+    wanted = changes.apply(before)
+    detached = form.detach(model, where=where)
+    tail = form.attach(model, wanted.stats, wanted.options, _outputs(found, detached)).tail
+    after = State(tail.stats, tail.resolved_options, tail.narrow)
+    notes = (*tail.notes, *_narrowed(found, after))
     if is_foreign:
         notes = (*notes, REPLACED, *((STRICT,) if after.options.comparison == "gt" else ()))
-    is_eager = any(tail.is_eager for tail in found.tails.values())
+    is_eager = any(tail.is_eager for tail in tails.values())
     if is_eager:
         notes = (*notes, REPLACED_EAGER)
-    rewritten = (*_rewritten(found), *_other_guard(found, attached.tail, changes))
+    rewritten = (*_rewritten(found), *_other_guard(found, tail, changes))
     return Updated(
         before=before,
         after=after,
         is_changed=is_foreign or is_eager or bool(rewritten) or _differ(before, after),
         notes=(*notes, *rewritten),
-        tail=attached.tail,
+        tail=tail,
     )
 
 
-def _edited(
-    found: FoundTails, before: State, changes: Changes, edit: Callable[[Edits], None], *, notes: tuple[str, ...]
-) -> Updated:
-    edits = edits_of(found.tails, changes, is_known=not unknown_levels(found.tails, before, changes))
+def _refuse_unknown(tails: Mapping[Level, FoundTail], unknown: Sequence[Level]) -> None:
+    """Refuse to attach anew what decides by numbers that are neither in the file nor given."""
+    for level in unknown:
+        if (tail := tails[level]).is_ours:
+            raise UsageError(
+                f"the {level} level cannot be changed: its threshold and range are not in the file",
+                found="a boundary alone" if tail.decides else "neither normalised scores nor labels",
+                needed="statistics, as `postproc-export calibrate` writes them",
+                fix="give them with --stats, or take the post-processing off with `postproc-export detach`",
+            )
+
+
+def _effective(tails: Mapping[Level, FoundTail], edits: Edits) -> Edits:
+    """Return the edits that change a number."""
     numbers = {
         site: tail.scalars[name]
-        for tail in found.tails.values()
+        for tail in tails.values()
         if not tail.is_ours
         for name, sites in tail.sites.items()
         for site in sites
     }
-    edits = {site: number for site, number in edits.items() if numbers[site] != number}
-    edit(edits)
-    after = _after_editing(before, changes)
-    notes = (*notes, *told_edits(found.tails, before, edits)) if edits else ()
-    return Updated(before=before, after=after, is_changed=bool(edits), notes=notes)
+    return {site: number for site, number in edits.items() if numbers[site] != number}
 
 
 def _after_editing(before: State, changes: Changes) -> State:
@@ -448,9 +352,9 @@ def _after_editing(before: State, changes: Changes) -> State:
     return replace(changes, image_threshold=image, pixel_threshold=pixel).apply(before)
 
 
-def _outputs(found: FoundTails, detached: Detached) -> dict[str, Any]:
+def _outputs(found: FoundTails, detached: Detached) -> Outputs:
     """Say which outputs are the raw ones; a level that was left out of the tail stays out."""
-    outputs: dict[str, Any] = {}
+    outputs: Outputs = {}
     for level in LEVELS:
         tail = found.tails.get(level)
         if level in detached.raw_outputs:

@@ -39,23 +39,12 @@ def rewrite_file(
     )
 
 
-# --- Attach, update and detach with custom steps around the tail: in memory, in both formats.
-
-
 @dataclass(frozen=True, slots=True)
 class Before:
-    """What stands before the threshold now.
-
-    Parameters
-    ----------
-    outputs
-        Which outputs are the raw ones, by the options that say so.
-    tails
-        The tails, their parameters as they are recorded.
-    """
+    """What stands before the threshold now."""
 
     outputs: Outputs
-    tails: tuple[TailSpec, ...]
+    tails: tuple[TailSpec, ...]  # the custom steps, their parameters as they are recorded
 
 
 def attach_around(
@@ -70,12 +59,7 @@ def attach_around(
 ) -> Attached:
     """Attach the tail to a model in memory, with custom steps before it and behind it.
 
-    Raises
-    ------
-    UsageError
-        If the statistics were calibrated behind other tails, or these contradict each other.
-    PostprocError, graph_patterns.GraphPatternError
-        If the model does not allow it.
+    Raises UsageError if the statistics were calibrated behind other steps, or these contradict each other.
     """
     outputs: Outputs = {"image_output": image_output, "pixel_output": pixel_output}
     before, behind = split(specs)
@@ -99,20 +83,9 @@ def put_before(
     stats: CalibrationStats | None = None,
     calibrated: Collection[Level] | None = None,
 ) -> Before:
-    """Put tails before the threshold.
+    """Put shipped steps, or one class of the user's, before the threshold.
 
-    Parameters
-    ----------
-    form, model
-        The model, changed in place.
-    before
-        Shipped tails, or one class of one's own.
-    outputs
-        Which outputs are the raw ones.
-    stats
-        Statistics that have to be those behind these tails; None where there are none yet.
-    calibrated
-        The levels that they calibrate.
+    `stats` have to be those behind these steps; None where there are none yet. `calibrated` are their levels.
     """
     split(before)  # a class of one's own stands alone
     ports, images = form.outputs(model), form.inputs(model)
@@ -149,13 +122,7 @@ def _chosen(selection: Selection) -> Outputs:
 
 
 def refuse_other_tails(stats: CalibrationStats, tails: tuple[TailSpec, ...]) -> None:
-    """Refuse statistics that were calibrated behind other tails than those that stand before the threshold.
-
-    Raises
-    ------
-    UsageError
-        If they were.
-    """
+    """Refuse statistics that were calibrated behind other steps than those that stand before the threshold."""
     calibrated = recorded_tails(stats)
     if len(calibrated) == len(tails) and all(map(is_same, calibrated, tails)):
         return
@@ -179,13 +146,7 @@ def is_same(one: TailSpec, other: TailSpec) -> bool:
 
 
 def detach_around(form: Format, model: Any, *, where: str) -> Detached:
-    """Take the tail off a model in memory, with what stands around it.
-
-    Returns
-    -------
-    Detached
-        Falsy where there is no tail; the model is not to be written then.
-    """
+    """Take the tail off a model in memory, with what stands around it; a falsy result's model is not to be written."""
     behind = form.take(model, "decision", where=where)
     detached = form.detach(model, where=where)
     if not detached:
@@ -216,26 +177,15 @@ def misfits_around(form: Format, model: Any, *, where: str, is_touched: bool = F
 def update_around(form: Format, model: Any, changes: Changes, *, keep_dialect: bool, where: str) -> Updated:
     """Change what the tail of a model in memory decides, between what stands around it.
 
-    Raises
-    ------
-    UsageError
-        If new statistics were calibrated behind other tails than the model has, or the tails behind the decision do not
-        go with the changes.
-    PostprocError, graph_patterns.GraphPatternError
-        If the model does not allow it.
+    Raises UsageError if new statistics were calibrated behind other steps than the model has, or the decisions behind
+    the tail do not go with the changes.
     """
     before = form.read(model, "transform", where=where)
     if changes.stats is not None:
         refuse_other_tails(changes.stats, () if before is None else before.tails)
     behind = form.take(model, "decision", where=where)
-    updated = update_model(
-        form.find(model, where=where),
-        changes,
-        keep_dialect=keep_dialect,
-        edit=partial(form.edit, model),
-        detach=partial(form.detach, model, where=where),
-        attach=partial(form.attach, model),
-    )
+    found = form.find(model, where=where)
+    updated = update_model(form, model, found, changes, keep_dialect=keep_dialect, where=where)
     if behind is not None and updated.tail is not None:
         form.put(model, _decisions(form, model, behind.tails, updated.tail))
     return updated

@@ -24,21 +24,9 @@ _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,40}")
 
 
 def plan_decisions(specs: Sequence[TailSpec], tail: Tail, *, values: PortInfo | None) -> Plan:
-    """Write down what stands behind a tail.
+    """Plan the decisions behind a tail that was attached; `values` is what its image label compares, if it has one.
 
-    Parameters
-    ----------
-    specs
-        The custom steps.
-    tail
-        The tail that was attached.
-    values
-        What the label of the image level compares, see `decided_values`; None where there is none.
-
-    Raises
-    ------
-    UsageError
-        If a parameter is not legal, or the tail has not what it needs.
+    Raises UsageError if a parameter is not legal, or the tail has not what it needs.
     """
     if tail.options.is_packed or not tail.options.enable_thresholding:
         reason = "the results are packed into one output" if tail.options.is_packed else "labels are switched off"
@@ -75,12 +63,8 @@ def decided_values(view: GraphView, options: TailOptions) -> Value | None:
 def point_boundaries(parameters: Mapping[str, Any], tail: Tail) -> dict[str, float]:
     """Return the boundary of each named operating point of a tail with an image label, float32, raw units.
 
-    Raises
-    ------
-    UsageError
-        If a name or a value is not legal, or a policy has no threshold in the statistics.
-    MetadataError
-        If a boundary is subnormal.
+    Raises UsageError if a name or a value is not legal, or a policy has no threshold in the statistics, and
+    MetadataError if a boundary is subnormal.
     """
     found: dict[str, float] = {}
     stats, dtype = tail.stats.image, host_dtype(tail.raw, "image")
@@ -111,13 +95,7 @@ def _gate(spec: TailSpec, parts: Mapping[str, TailOutput], inputs: dict[str, Por
 
 
 def point_values(points: Mapping[str, Any]) -> dict[str, Any]:
-    """Return operating points as they are recorded: sensitivities as float32, policies as their text.
-
-    Raises
-    ------
-    UsageError
-        If a sensitivity is not in [0, 1].
-    """
+    """Return operating points as they are recorded: sensitivities as float32, policies as their text."""
     numbers = {name: _number(value) for name, value in points.items()}
     return {
         name: str(points[name]) if number is None else shortest(_sensitivity(name, number))

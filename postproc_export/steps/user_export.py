@@ -17,8 +17,8 @@ from graph_patterns.onnx.edit import reads
 from graph_patterns.onnx.emit import INITIALIZERS_NEED_NO_INPUT_SINCE, constant_nodes
 from graph_patterns.onnx.view import default_opset
 from postproc_export.errors import MissingDependencyError, PostprocError, UnsupportedModelError, require
-from postproc_export.formats.base import Format, Plan, oldest_opset_of
-from postproc_export.formats.onnx_file import subgraphs
+from postproc_export.formats.base import Format, Plan
+from postproc_export.formats.onnx_file import oldest_opset_of, subgraphs
 from postproc_export.ports import OutputChoice
 from postproc_export.process import quiet_logger, temporary_folder
 from postproc_export.record import PREFIXES, LayerRecord, TailSpec
@@ -345,7 +345,7 @@ def _rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
 
 def _spliced(exported: bytes, read: Mapping[str, Any]) -> dict[str, Any]:
     """Read the export, let its inputs be values of the host, and return its outputs by name."""
-    from postproc_export.formats.openvino_names import models_of
+    from postproc_export.formats.openvino_file import models_of
     from postproc_export.runtimes.openvino import openvino_core, port_info
 
     fragment = openvino_core(purpose=PURPOSE).read_model(exported)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from graph_patterns.expr import UnsupportedOpsetError
 from postproc_export import CalibrationStats, LevelStats
 from postproc_export.errors import UnsupportedModelError, UsageError
-from postproc_export.formats.onnx import attach_to_onnx_model
-from postproc_export.formats.openvino import attach_to_openvino_model
+from postproc_export.formats.onnx import OnnxFormat
+from postproc_export.formats.openvino import OpenVinoFormat
 from postproc_export.options import TailOptions
 from postproc_export.runtimes import open_runner
 from postproc_export.runtimes.openvino import openvino_core
@@ -100,10 +100,10 @@ def test_other_images_of_a_batch_change_no_label(
     try:
         if ir:
             model = openvino_core(purpose="the tests").read_model(host.SerializeToString())
-            tail = attach_to_openvino_model(model, stats, TailOptions()).tail
+            tail = OpenVinoFormat().attach(model, stats, TailOptions()).tail
             runner = open_runner(model, runtime="openvino", threads=1)
         else:
-            tail = attach_to_onnx_model(host, stats, TailOptions()).tail
+            tail = OnnxFormat().attach(host, stats, TailOptions()).tail
             runner = open_runner(host.SerializeToString(), runtime="onnxruntime", threads=1)
     except (UnsupportedModelError, UsageError, UnsupportedOpsetError):
         return  # two that could be the map, or one that cannot guard

@@ -23,8 +23,8 @@ from postproc_export import (
     update_postprocessing,
 )
 from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError
-from postproc_export.formats.onnx import attach_to_onnx_model
-from postproc_export.formats.openvino import attach_to_openvino_model
+from postproc_export.formats.onnx import OnnxFormat
+from postproc_export.formats.openvino import OpenVinoFormat
 from postproc_export.options import TailOptions
 from postproc_export.runtimes import Runner, open_runner
 from postproc_export.runtimes.openvino import openvino_core
@@ -51,10 +51,10 @@ def runner_of(stats: LevelStats, *, ir: bool, **options: Any) -> Runner:
     """Return a runner of a model that is nothing but a tail behind a score [N, 1]."""
     host, both = hosts.identity(map=None), CalibrationStats(image=stats)
     if not ir:
-        attach_to_onnx_model(host, both, TailOptions(**options))
+        OnnxFormat().attach(host, both, TailOptions(**options))
         return open_runner(host.SerializeToString(), threads=1)
     model = openvino_core(purpose="the tests").read_model(host.SerializeToString())
-    attach_to_openvino_model(model, both, TailOptions(**options))
+    OpenVinoFormat().attach(model, both, TailOptions(**options))
     return open_runner(model, threads=1)
 
 

@@ -13,7 +13,7 @@ from undo import record_of, undo
 from graph_patterns.expr import UnsupportedOpsetError
 from postproc_export.check.preserved_files import compare_models
 from postproc_export.errors import UnsupportedModelError, UsageError
-from postproc_export.formats.onnx import attach_to_onnx_model
+from postproc_export.formats.onnx import OnnxFormat
 from postproc_export.options import TailOptions
 from postproc_export.stats import CalibrationStats, LevelStats
 
@@ -27,7 +27,7 @@ def attached(model: onnx.ModelProto, stats: CalibrationStats = STATS, **options:
     """Return a copy of the model with a tail; it is valid, and undoing it gives the original back."""
     outputs = {key: options.pop(key) for key in ("image_output", "pixel_output") if key in options}
     copy = onnx.ModelProto.FromString(model.SerializeToString())
-    attach_to_onnx_model(copy, stats, TailOptions(**options), **outputs)  # type: ignore[arg-type]
+    OnnxFormat().attach(copy, stats, TailOptions(**options), outputs)  # type: ignore[arg-type]
     assert undo(copy).SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
     found = compare_models(model, copy)
     assert found, found.describe()
@@ -106,7 +106,7 @@ def test_a_level_without_statistics_stays_as_it_is(stats: CalibrationStats, expe
     """Its raw output keeps its name and place, without a label; the notes say so."""
     host = hosts.score_and_map()
     assert names(attached(host, stats)) == expected
-    notes = attach_to_onnx_model(host, stats, TailOptions()).tail.notes
+    notes = OnnxFormat().attach(host, stats, TailOptions()).tail.notes
     assert any("not calibrated" in note and "stays as it is" in note for note in notes)
 
 
@@ -192,7 +192,7 @@ def test_bfloat16_below_opset_13_is_refused() -> None:
     host = hosts.score_and_map(dtype="bfloat16")
     host.opset_import[0].version = 12
     with pytest.raises(UnsupportedModelError, match="'pred_score' is bfloat16, which opset 12 cannot convert"):
-        attach_to_onnx_model(host, STATS, TailOptions())
+        OnnxFormat().attach(host, STATS, TailOptions())
 
 
 def test_an_old_opset_is_refused() -> None:
@@ -200,7 +200,7 @@ def test_an_old_opset_is_refused() -> None:
     host = hosts.score_and_map()
     host.opset_import[0].version = 6
     with pytest.raises(UnsupportedOpsetError, match="opset 6"):
-        attach_to_onnx_model(host, STATS, TailOptions())
+        OnnxFormat().attach(host, STATS, TailOptions())
 
 
 def test_a_model_without_the_default_domain_gets_it() -> None:
@@ -238,7 +238,7 @@ def test_a_tail_is_never_doubled(change: Callable[[onnx.ModelProto], onnx.ModelP
     model = change(hosts.score_and_map())
     before = model.SerializeToString()
     with pytest.raises(UnsupportedModelError, match=r"has post-processing already(.|\n)*update(.|\n)*detach"):
-        attach_to_onnx_model(model, STATS, TailOptions())
+        OnnxFormat().attach(model, STATS, TailOptions())
     assert model.SerializeToString() == before
 
 
@@ -380,7 +380,7 @@ def test_the_tail_avoids_names_of_the_model() -> None:
     host = hosts.score_only()
     host.graph.node.append(helper.make_node("Neg", ["pred_score"], ["postproc/pred_label/less"]))
     model = onnx.ModelProto.FromString(host.SerializeToString())
-    attach_to_onnx_model(model, STATS, TailOptions())
+    OnnxFormat().attach(model, STATS, TailOptions())
     onnx.checker.check_model(model, full_check=True)
     outputs = [name for node in model.graph.node for name in node.output]
     assert len(set(outputs)) == len(outputs)

@@ -16,8 +16,8 @@ from postproc_export.check.preserved_files import compare_models
 from postproc_export.detach import detach_postprocessing
 from postproc_export.errors import UnsupportedModelError
 from postproc_export.formats.base import Attached
-from postproc_export.formats.openvino import attach_to_openvino_model
-from postproc_export.formats.openvino_names import tail_constants
+from postproc_export.formats.openvino import OpenVinoFormat
+from postproc_export.formats.openvino_file import tail_constants
 from postproc_export.inspect import inspect_model
 from postproc_export.options import TailOptions
 from postproc_export.runtimes.openvino import openvino_core
@@ -56,7 +56,7 @@ def saved(model: Any, folder: Path, name: str = "m.xml") -> Any:
 def attach(model: Any, stats: CalibrationStats = STATS, **options: Any) -> Attached:
     """Attach in place."""
     outputs = {key: options.pop(key) for key in ("image_output", "pixel_output") if key in options}
-    return attach_to_openvino_model(model, stats, TailOptions(**options), **outputs)
+    return OpenVinoFormat().attach(model, stats, TailOptions(**options), outputs)
 
 
 def test_the_four_outputs_have_their_names_order_types_and_axes(tmp_path: Path) -> None:

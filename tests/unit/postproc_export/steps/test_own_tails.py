@@ -12,7 +12,6 @@ import torch
 
 from postproc_export import CalibrationStats, attach_postprocessing, detach_postprocessing
 from postproc_export.comparison import own
-from postproc_export.formats import onnx_layer, openvino_layer
 from postproc_export.formats.onnx import OnnxFormat
 from postproc_export.formats.openvino import OpenVinoFormat
 from postproc_export.record import PREFIXES, TailSpec
@@ -78,7 +77,7 @@ def test_onnx_gives_what_the_class_gives(opset: int, levels: str) -> None:
         for runtime in RUNTIMES:
             runner = open_runner(model.SerializeToString(), runtime=runtime)
             assert_equal_to_eager("Weighted", runner, feeds, raw)
-    assert onnx_layer.take_onnx_layer(model, "transform", where="the model") is not None
+    assert OnnxFormat().take(model, "transform", where="the model") is not None
     assert model == host
 
 
@@ -107,7 +106,7 @@ def test_an_ir_gives_what_the_class_gives(
         raw = {port.get_any_name(): expected[port.get_any_name()] for port in host.outputs}
         assert_equal_to_eager(name, open_runner(written), feeds, raw)
     again = core.read_model(written)
-    assert openvino_layer.take_openvino_layer(again, "transform", where="the model") is not None
+    assert OpenVinoFormat().take(again, "transform", where="the model") is not None
     restored, kept = _saved(again, tmp_path / "restored.xml"), _saved(host, tmp_path / "kept.xml")
     for suffix in (".xml", ".bin"):
         assert restored.with_suffix(suffix).read_bytes() == kept.with_suffix(suffix).read_bytes()
@@ -150,7 +149,7 @@ def test_axes_of_the_host_stay_dynamic(levels: str, name: str, shapes: tuple[lis
     expected = hosts.expected(images(SIZES[0]))
     raw = {item.name: expected[item.name] for item in host.graph.output}
     assert_equal_to_eager(name, open_runner(model.SerializeToString()), {"input": images(SIZES[0])}, raw)
-    onnx_layer.take_onnx_layer(model, "transform", where="the model")
+    OnnxFormat().take(model, "transform", where="the model")
     assert model == host
 
 
@@ -203,7 +202,7 @@ def test_names_that_are_taken_are_left_alone() -> None:
     model = put(host, "Weighted")
     outputs = [name for node in model.graph.node for name in node.output]
     assert len(set(outputs)) == len(outputs)
-    onnx_layer.take_onnx_layer(model, "transform", where="the model")
+    OnnxFormat().take(model, "transform", where="the model")
     assert model == host
 
 

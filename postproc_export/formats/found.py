@@ -1,0 +1,246 @@
+"""The post-processing that a model has, ours or Anomalib's, and whether its record says the truth of it."""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from graph_patterns.match import GraphView, Mismatch, Value
+from postproc_export.errors import UnsupportedModelError
+from postproc_export.ports import RAW_NAMES, RESULT_NAMES
+from postproc_export.reading.anomalib import find_anomalib_tail
+from postproc_export.reading.report import settle
+from postproc_export.reading.tail import LABEL_OUTPUT, SCORE_OUTPUT, FoundTail, find_own_tail
+from postproc_export.record import TailRecord, refuse_misfit
+from postproc_export.stats import LEVELS, Level
+from postproc_export.tail import OUTPUT_NAMES
+
+TOUCHED: Final = "another tool has been over the file since it was attached: what else it changed stays"
+MAYBE_SHIFTED: Final = (
+    "the conversion may have folded the model's last multiplication or addition into the tail, and it goes with it: "
+    "the raw value may differ from the model's own by a constant factor and a constant; it ranks the same and can be "
+    "calibrated"
+)
+
+OUTSIDE: Final = (
+    "export the model again with its raw outputs alone; where pred_label and pred_mask are no post-processing but the "
+    "model's own, export them under other names"
+)
+UNDO: Final = "undo what was changed at the end of the graph, or attach to the original again"
+
+STRIPPED: Final = (
+    "the record of the original is gone: the order and the declared shapes of the outputs are taken from the tail's"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundTails:
+    """The tails of a model by level, why other levels have none, and the record where there is one."""
+
+    tails: Mapping[Level, FoundTail]
+    misses: Mapping[Level, Mismatch]
+    record: TailRecord | None
+    is_converted: bool = False  # the record is that of an ONNX model, from which this one was converted
+    misfits: tuple[str, ...] = ()  # what the record says that does not fit the model: it is not to be acted on then
+    doubts: tuple[str, ...] = ()  # what another tool may have taken away; without such a tool the record lies
+    outputs: frozenset[str] = frozenset()  # the names of all outputs
+
+    @property
+    def unexplained(self) -> dict[str, str]:
+        """Labels that no tail explains, and why: another rule's, which would stay where the rest is taken off."""
+        if self.record is not None:
+            return {}
+        explained = {name for tail in self.tails.values() for name in tail.outputs}
+        levels = {LABEL_OUTPUT[level]: level for level in LEVELS}
+        return {
+            name: str(self.misses.get(levels[name]) or self.tails[levels[name]].other_rule)
+            for name in RESULT_NAMES
+            if name in self.outputs - explained
+        }
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all post-processing that the file shows or tells of is known, and can be taken off or changed."""
+        damaged = self.record is not None and (self.misfits or self.record.levels & self.misses.keys())
+        return bool(self.tails) and not self.unexplained and not damaged
+
+
+def find_tails(
+    view: GraphView, *, raw: Collection[Value] = (), record: TailRecord | None = None
+) -> tuple[dict[Level, FoundTail], dict[Level, Mismatch]]:
+    """Find the tails of all levels, or say per level why there is none.
+
+    `raw` are the values that a record names, where the graph has them all; with a record, Anomalib's tail is not looked
+    for.
+    """
+    tails: dict[Level, FoundTail] = {}
+    misses: dict[Level, Mismatch] = {}
+    options = None if record is None else record.options
+    for level in LEVELS:
+        own = find_own_tail(view, level, raw=raw, options=options)
+        found = find_anomalib_tail(view, level) if isinstance(own, Mismatch) and record is None else own
+        if not isinstance(found, Mismatch):
+            tails[level] = found
+        else:
+            misses[level] = nearest_miss((found, own) if isinstance(own, Mismatch) else (found,))
+    _drop_doubtful(tails, misses)
+    tails |= settle(tails)
+    return tails, misses
+
+
+def refuse_partial(found: FoundTails) -> None:
+    """Refuse a model with post-processing of which a part alone is known, naming what would stay."""
+    if not found.tails or not found.unexplained:
+        return
+    known = sorted({name for tail in found.tails.values() for name in tail.outputs})
+    raise UnsupportedModelError(
+        "the post-processing is not known as a whole, and is left as it is",
+        found="; ".join(f"'{name}' is by another rule: {why}" for name, why in found.unexplained.items())
+        + f"; known: {', '.join(known)}",
+        needed="labels by Anomalib's rule or ours, so that nothing of it stays behind",
+        fix=OUTSIDE,
+    )
+
+
+def refuse_damaged(found: FoundTails, *, where: str) -> None:
+    """Refuse a model whose record names a level that has no such tail, or does not fit it."""
+    record, misses = found.record, found.misses
+    for level in () if record is None else sorted(record.levels & misses.keys()):
+        raise UnsupportedModelError(
+            f"the {level} level's tail is not as it was attached",
+            found=str(misses[level]),
+            needed="the tail that the model's record describes",
+            fix=UNDO,
+        )
+    if record is not None:
+        refuse_misfit("tail", found.misfits, where=where)
+
+
+def refuse_no_outputs(outputs: Collection[object], *, where: str) -> None:
+    """Refuse to make a model without outputs, whatever the cause."""
+    if not outputs:
+        raise UnsupportedModelError(
+            f"{where}: without its post-processing the model would have no outputs",
+            found="none of the outputs that the original had",
+            needed="at least one",
+            fix="attach to the original again",
+        )
+
+
+def level_misfits(record: TailRecord, tails: Mapping[Level, FoundTail]) -> Iterator[str]:
+    """Yield where a record and the tails of a model do not agree on what is decided from which value."""
+    for level, tail in tails.items():
+        if level not in record.levels:
+            yield f"it has no statistics and raw value for the {level} level, which the model decides"
+        elif level == "image" and tail.from_map == ("image" in record.raw):
+            source = "the map" if tail.from_map else "a score"
+            yield f"the image score comes from {source} in the model, and not so in the record"
+        elif tail.is_ours:
+            yield from (f"{what} of the {level} level are not as the record has them" for what in _unlike(record, tail))
+
+
+def _unlike(record: TailRecord, tail: FoundTail) -> Iterator[str]:
+    """Yield the parts of a tail that its record's options do not ask for."""
+    options = record.options
+    if tail.is_normalised != options.enable_normalization:
+        yield "the scores"
+    dtype = options.label_dtype if tail.level == "image" else options.mask_dtype
+    is_other = not tail.is_packed and dtype is not None and tail.label_dtype != dtype
+    if tail.decides != options.enable_thresholding or (tail.decides and is_other):
+        yield "the labels"
+    if tail.adjustable not in ("nothing", options.adjustable):
+        yield "the inputs"
+
+
+def recorded_raw(record: TailRecord, tail: FoundTail) -> str | None:
+    """Return the raw value that a record names for a tail: of the map where the score is its maximum."""
+    return record.raw.get("pixel" if tail.from_map else tail.level)
+
+
+def _drop_doubtful(tails: dict[Level, FoundTail], misses: dict[Level, Mismatch]) -> None:
+    """Leave a clipped, scaled score without a label alone, unless the map ends in the same way: models do that too."""
+    if len(tails) == len(LEVELS):
+        return
+    for level, tail in list(tails.items()):
+        if not tail.is_ours and tail.reading.is_folded and len(tail.outputs) == 1:
+            reason = "a clipped and scaled value without a label may be the model's own"
+            misses[level] = Mismatch(reason, tail.outputs[0], depth=len(tail.values))
+            del tails[level]
+
+
+def nearest_miss(misses: Iterable[Mismatch]) -> Mismatch:
+    """Return the miss that went deepest."""
+    return max(misses, key=lambda miss: miss.depth)
+
+
+def nothing_found(source: Path, misses: Mapping[Level, Mismatch], outputs: Collection[str]) -> str:
+    """Say that a model has no post-processing: that it is a raw one, or how far the nearest pattern came."""
+    if misses.keys() and all(miss.reason.startswith("no output ") for miss in misses.values()):
+        found = f"found: raw outputs {', '.join(sorted(outputs))}"
+        return f"{source.name} has no post-processing; {found}; fix: postproc-export attach {source} --stats FILE"
+    return f"no post-processing found: {nearest_miss(misses.values())}"
+
+
+def is_exported(tail: FoundTail) -> bool:
+    """Whether a tail was exported with the model, and never attached to a file."""
+    return tail.kind != "attached"
+
+
+def raw_name(tail: FoundTail, name: str) -> str:
+    """Return the name for a raw value that becomes an output, where no record tells the original's.
+
+    What was exported with a model, Anomalib's post-processing and our eager module, gives the names that raw models
+    have. Ours, attached, moved a value only out of the way of its own outputs, to ``<name>_raw``; every other value
+    still has its name.
+    """
+    if is_exported(tail):
+        return RAW_NAMES[tail.level]
+    stem = next((stem for stem in OUTPUT_NAMES if name == f"{stem}_raw" or name.startswith(f"{stem}_raw_")), None)
+    return RAW_NAMES[tail.level] if stem == RAW_NAMES[tail.level] else name
+
+
+def restored_tails(tails: Mapping[Level, FoundTail]) -> Iterator[FoundTail]:
+    """Yield the tails whose raw value has to become an output again."""
+    for level, tail in tails.items():
+        gives_raw = tail.is_ours or SCORE_OUTPUT[level] in tail.outputs
+        if gives_raw and not tail.from_map:
+            yield tail
+
+
+def adjusted_values(tails: Mapping[Level, FoundTail]) -> list[Value]:
+    """Return the inputs by which tails are adjusted at run time: they go with them."""
+    own = [tail for tail in tails.values() if tail.is_ours]
+    return [tail.adjusted for tail in own if tail.adjusted is not None]
+
+
+def touched(tails: Mapping[Level, FoundTail]) -> list[str]:
+    """Return a note where the tail is not as attaching left it."""
+    return [TOUCHED] if any(tail.is_ours and not tail.is_as_emitted for tail in tails.values()) else []
+
+
+def notes_of(tails: Mapping[Level, FoundTail]) -> tuple[str, ...]:
+    """Return what a user should know of a model whose tail was removed without a record."""
+    notes = [] if all(is_exported(tail) for tail in tails.values()) else [STRIPPED]
+    folded = [tail for tail in tails.values() if not tail.is_ours and tail.reading.is_folded]
+    notes += [f"{SCORE_OUTPUT[tail.level]}: {MAYBE_SHIFTED}" for tail in folded]
+    return tuple(notes)
+
+
+def refuse_attached(found: FoundTails, *, entry: str | None) -> None:
+    """Refuse a model that has post-processing: a tail of ours, labels or masks, or a record, which is `entry` then.
+
+    The fix works on this very file.
+    """
+    labels = [name for name in RESULT_NAMES if name in found.outputs]
+    own = [name for tail in found.tails.values() if tail.is_ours for name in tail.outputs]
+    if entry is None and not labels and not own:
+        return
+    shown = f"outputs {', '.join(labels)}" if labels else f"a tail at {' and '.join(own)}" if own else entry
+    known = "change it with `postproc-export update`, or remove it first with `postproc-export detach`"
+    without = f"attach to the original again, or remove {entry}: it describes no tail that is there"
+    raise UnsupportedModelError(
+        "the model has post-processing already",
+        found=shown if found.is_whole else f"{shown}; `update` and `detach` do not know it as a whole",
+        needed="a model with raw outputs",
+        fix=known if found.is_whole else OUTSIDE if labels else UNDO if found.record is not None else without,
+    )
