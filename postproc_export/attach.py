@@ -1,16 +1,18 @@
 """Attach post-processing to a model file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from postproc_export.files import default_target
 from postproc_export.float32 import rounded_to, shortest
+from postproc_export.formats.base import Attached, Format, Outputs, format_of
 from postproc_export.keywords import called_like
 from postproc_export.options import AttachOptions, TailOptions, changed_options, refuse_unused
+from postproc_export.record import TailSpec, parse_tails, recorded_tails
 from postproc_export.stats import LEVELS, CalibrationStats, Level
-from postproc_export.tail import Tail, place
+from postproc_export.tail import Tail, calibrated_levels, place
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,23 +93,50 @@ def attach_postprocessing(**given: Any) -> AttachResult:
     Only the end of the graph changes; docs/definition.md section 7 lists what stays. The weights of an ONNX model are
     never loaded.
     """
-    from postproc_export.record import parse_tails
-    from postproc_export.steps.around import attach_around, rewrite_file
-
     asked = AttachOptions(**given)
     source, own, options = Path(asked.model_path), parse_tails(asked.steps), TailOptions.of(asked)
     target = default_target(source, asked.output, in_place=asked.in_place, mark="post", read=[asked.stats])
     stats = asked.stats if isinstance(asked.stats, CalibrationStats) else CalibrationStats.load(asked.stats)
     refuse_unused(options, changed_options(options))
-    outputs = {"image_output": asked.image_output, "pixel_output": asked.pixel_output}
-    attached = rewrite_file(
+    outputs: Outputs = {"image_output": asked.image_output, "pixel_output": asked.pixel_output}
+    form = format_of(source)
+    attached = form.rewrite(
         source,
         target,
-        lambda form, model: attach_around(form, model, stats, options, own, **outputs),
+        lambda model: attach_model(form, model, stats, options, own, outputs),
         in_place=asked.in_place,
         link_weights=asked.link_weights,
     )
     return AttachResult(source, target, attached.tail, attached.renamed, tuple(spec.text for spec in own))
+
+
+def attach_model(
+    form: Format,
+    model: Any,
+    stats: CalibrationStats,
+    options: TailOptions,
+    steps: Sequence[TailSpec],
+    outputs: Outputs,
+) -> Attached:
+    """Attach the tail to a model in memory, with custom steps before it and behind it.
+
+    Raises UsageError if the statistics were calibrated behind other steps, or these contradict each other.
+    """
+    if not steps and not recorded_tails(stats):
+        return form.attach(model, stats, options, outputs)
+    from postproc_export.steps.around import put_before, put_behind, refuse_other_tails
+    from postproc_export.steps.transforms import split
+
+    before, behind = split(steps)
+    if before:
+        levels = calibrated_levels(stats, options)
+        outputs = put_before(form, model, before, stats=stats, outputs=outputs, calibrated=levels).outputs
+    else:
+        refuse_other_tails(stats, ())
+    attached = form.attach(model, stats, options, outputs)
+    if behind:
+        put_behind(form, model, behind, attached.tail)
+    return attached
 
 
 def _shown(value: float) -> str:

@@ -1,12 +1,15 @@
 """Remove post-processing from a model file."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from graph_patterns.expr import GraphPatternError
+from postproc_export.errors import MetadataError, PostprocError
 from postproc_export.files import default_target
-from postproc_export.formats.base import Detached
+from postproc_export.formats.base import Detached, Format, format_of
 from postproc_export.formats.found import nothing_found
 from postproc_export.stats import Level
 
@@ -104,11 +107,38 @@ def detach_postprocessing(
     What `attach_postprocessing` attached goes without a trace: an ONNX model is proto-equal to the original, an IR has
     the same operators, constants and names. Where the record was stripped, `notes` says what could not be restored.
     """
-    from postproc_export.steps.around import detach_around, rewrite_file
-
     source = Path(model_path)
     target = default_target(source, output, in_place=in_place, mark="raw")
-    detached = rewrite_file(
-        source, target, partial(detach_around, where=str(source)), in_place=in_place, link_weights=link_weights
-    )
+    form = format_of(source)
+    edit = partial(detach_model, form, where=str(source))
+    detached = form.rewrite(source, target, edit, in_place=in_place, link_weights=link_weights)
     return DetachResult(source, target if detached else None, detached)
+
+
+def detach_model(form: Format, model: Any, *, where: str) -> Detached:
+    """Take the tail off a model in memory, with what stands around it; a falsy result's model is not to be written."""
+    behind = form.take(model, "decision", where=where)
+    detached = form.detach(model, where=where)
+    if not detached:
+        return detached
+    before = form.take(model, "transform", where=where)
+    own = [spec.text for record in (before, behind) if record is not None for spec in record.tails]
+    return replace(detached, own=tuple(own))
+
+
+def misfits(form: Format, model: Any, *, where: str, is_touched: bool = False) -> tuple[str, ...]:
+    """Return what the records of a model say that does not fit it; the model is of no use any more then.
+
+    What another tool may have taken away is a misfit unless one has been over the file.
+    """
+    try:
+        form.take(model, "decision", where=where)
+        found = form.find(model, where=where)
+        if not found.misfits and found.tails and form.read(model, "transform", where=where) is not None:
+            form.detach(model, where=where)
+            form.take(model, "transform", where=where)
+    except MetadataError as error:
+        return (f"{error.what.removeprefix(f'{where}: ')}: {error.found}",)
+    except (PostprocError, GraphPatternError):
+        return ()  # the tail is not as it was attached, which other checks tell
+    return (*found.misfits, *(() if is_touched else found.doubts))

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from graph_patterns.expr import ExplainedError, ModelFileError
 from postproc_export.errors import PostprocError
 from postproc_export.files import default_target
-from postproc_export.formats import format_of
-from postproc_export.formats.base import Attached, Format
+from postproc_export.formats.base import Attached, Format, format_of
 from postproc_export.formats.found import FoundTails
 from postproc_export.options import TailOptions
 from postproc_export.ports import FoundBy, PortInfo, select_outputs

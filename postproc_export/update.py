@@ -1,20 +1,397 @@
 """Change what a model with post-processing decides: threshold, sensitivity, rule, statistics."""
 
+import math
 from bisect import bisect_left
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from graph_patterns.match import Mismatch, Site
+from postproc_export.decision import check_sensitivity, decision_boundary
+from postproc_export.errors import UsageError
 from postproc_export.files import default_target
 from postproc_export.float32 import Half, rounded_to, to_float32
-from postproc_export.formats.found import nothing_found
-from postproc_export.formats.update import Changes, State, Updated
+from postproc_export.formats.base import Detached, Format, Outputs, format_of
+from postproc_export.formats.found import FoundTails, nothing_found, refuse_partial
 from postproc_export.keywords import called_like
-from postproc_export.options import TailOptions, UpdateOptions
-from postproc_export.reading.report import shown
+from postproc_export.options import TailOptions, UpdateOptions, refuse_unused
+from postproc_export.ports import LEAVE_OUT, Selected
+from postproc_export.reading.report import SWITCHED_OFF, report_level, rule_of, shown, stats_of
+from postproc_export.reading.tail import FoundTail
+from postproc_export.record import TailRecord
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
+from postproc_export.tail import Tail
+
+# --- What a tail in a file decides, as statistics and options: what an update starts from, and what it changes of it.
+
+_OF_THE_THRESHOLD: Final = ("at_threshold", "policies", "threshold_interval", "exact", "f1_gap")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a tail decides."""
+
+    stats: CalibrationStats = field(default_factory=CalibrationStats)  # of the levels with a threshold and a range
+    options: TailOptions = field(default_factory=TailOptions)
+    narrow: Mapping[Level, Half] = field(default_factory=dict)  # see `TailRecord`
+
+    def boundary(self, level: Level) -> float | None:
+        """Return the raw value from which on a score is anomalous; None where the level does not decide."""
+        stats = self.stats.level(level)
+        if stats is None or not stats.is_calibrated or not self.options.enable_thresholding:
+            return None
+        return decision_boundary(
+            stats,
+            sensitivity=self.options.sensitivity(level),
+            comparison=self.options.comparison,
+            dtype=self.narrow.get(level, "float32"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """What an update changes; None for what stays."""
+
+    stats: CalibrationStats | None = None
+    image_threshold: float | None = None
+    pixel_threshold: float | None = None
+    normalized: bool = False  # the thresholds are not raw, but in units of the scores that the file gives now
+    options: Mapping[str, Any] = field(default_factory=dict)  # the fields of `TailOptions` that change
+
+    def level_stats(self, level: Level) -> LevelStats | None:
+        """Return the new statistics of a level."""
+        return None if self.stats is None else self.stats.level(level)
+
+    def threshold(self, level: Level) -> float | None:
+        """Return the new threshold of a level as it was given."""
+        return self.image_threshold if level == "image" else self.pixel_threshold
+
+    def apply(self, state: State) -> State:
+        """Return the changed state.
+
+        Raises UsageError if a level has no range that a threshold could be in, or a given option would have no effect,
+        and MetadataError if the new statistics or options are not legal.
+        """
+        stats = state.stats if self.stats is None else self.stats
+        levels = {level: self._level(level, stats.level(level), state.stats.level(level)) for level in LEVELS}
+        changed = replace(stats, image=levels["image"], pixel=levels["pixel"])
+        options = replace(state.options, **self.options)
+        refuse_unused(options, self.options)
+        return State(changed, options)
+
+    def _level(self, level: Level, stats: LevelStats | None, current: LevelStats | None) -> LevelStats | None:
+        given = self.threshold(level)
+        if given is None:
+            return stats
+        if stats is None:
+            raise no_range(level)
+        raw = to_float32(given)
+        if self.normalized:
+            if current is None or current.threshold is None:
+                raise no_range(level)
+            raw = to_float32(current.threshold + (given - 0.5) * current.span)
+        if raw == stats.threshold:
+            return stats
+        details = {key: value for key, value in stats.details.items() if key not in _OF_THE_THRESHOLD}
+        return replace(stats, threshold=raw, policy=None, rule="set_by_update", details=details)
+
+
+def no_range(level: Level) -> UsageError:
+    """Return the error for a threshold on a level whose range is not known."""
+    return UsageError(
+        f"the threshold of the {level} level cannot be set: its range is not in the file",
+        needed="a calibrated range: max above min",
+        fix="give statistics with --stats, as `postproc-export calibrate` writes them",
+    )
+
+
+def state_of(tails: Mapping[Level, FoundTail], record: TailRecord | None) -> State:
+    """Return what the tails of a file decide, from its record or read back from the graph."""
+    if record is not None:
+        return State(record.stats, record.options, record.narrow)
+    stats = {level: _stats(level, tail) for level, tail in tails.items()}
+    reports = {level: report_level(level, tail, record=None, is_rounded=False) for level, tail in tails.items()}
+    narrow = {level: report.narrow for level, report in reports.items() if report.narrow is not None}
+    calibrated = CalibrationStats(image=stats.get("image"), pixel=stats.get("pixel"))
+    return State(calibrated, TailOptions(**_options(tails)), narrow)
+
+
+def _stats(level: Level, tail: FoundTail) -> LevelStats | None:
+    if not tail.is_ours:
+        return stats_of(tail.reading)
+    rule = rule_of(tail)
+    if rule is not None or (tail.is_eager and tail.decides):
+        return None if rule is None else rule.stats
+    report = report_level(level, tail, record=None, is_rounded=False)
+    if report.threshold is None or report.span is None:
+        return None
+    details = {"range_is_relative": True}
+    return LevelStats(threshold=report.threshold, min=0.0, max=report.span, rule="read_back", details=details)
+
+
+def _options(tails: Mapping[Level, FoundTail]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for level, tail in tails.items():
+        name = "label_dtype" if level == "image" else "mask_dtype"
+        if tail.is_ours:
+            report = report_level(level, tail, record=None, is_rounded=False)
+            sensitivity = report.sensitivity
+            options |= {"comparison": report.comparison} if tail.is_eager and report.comparison is not None else {}
+            if tail.is_normalised or tail.decides:  # a guard alone decides nothing
+                options |= {"enable_normalization": tail.is_normalised, "enable_thresholding": tail.decides}
+            options |= {"layout": "packed"} if tail.is_packed else {name: tail.label_dtype}
+            if tail.adjustable != "nothing":
+                options |= {"adjustable": tail.adjustable, "as_parameters": tail.default is None}
+            if level == "image":
+                options["nan_guard"] = tail.guard is not None or "pixel" not in tails
+        else:
+            sensitivity = tail.reading.sensitivity
+            options |= {name: "bool", "comparison": "gt"}
+        if sensitivity is not None:
+            options[f"{level}_sensitivity"] = sensitivity
+    return options
+
+
+# --- Anomalib's constants, edited in place.
+
+REPLACED: Final = "Anomalib's post-processing was replaced by ours, which decides as it did but for what changes here"
+REPLACED_EAGER: Final = (
+    "our exported eager module was replaced by our tail, which decides as it did but for what changes here"
+)
+EDITED: Final = "the constants of Anomalib's post-processing were edited in place"
+NOT_KNOWN: Final = (
+    "its threshold or range is not in the file, so ours could not take its place: its constants were edited in place"
+)
+STRICT: Final = (
+    "rule gt decides as Anomalib's code does, and misses the sample that set the threshold; --comparison ge finds it"
+)
+
+_TOLD: Final = {"threshold": "the threshold", "cut": "what the label compares with"}
+
+Edits = dict[Site, float]
+
+
+def edits_of(tails: Mapping[Level, FoundTail], changes: Changes, *, is_known: bool = True) -> Edits:
+    """Return the new numbers for Anomalib's constants; `is_known` tells that our tail could take their place.
+
+    Raises UsageError if a tail is not Anomalib's, or an option has no constant in it.
+    """
+    others = set(changes.options) - {"image_sensitivity", "pixel_sensitivity"}
+    if others:
+        raise UsageError(
+            f"{', '.join(sorted(others))} cannot change while Anomalib's post-processing is kept",
+            fix="leave out --keep-dialect, and give --stats where the threshold or the range is not in the file",
+        )
+    edits: Edits = {}
+    for level, tail in tails.items():
+        if tail.is_ours:
+            raise UsageError(
+                f"the {level} level has our tail: there is no other dialect to keep",
+                fix="leave out --keep-dialect" if is_known else "leave out --keep-dialect, and give --stats",
+            )
+        edits |= _edits(level, tail, changes)
+    return edits
+
+
+def told_edits(tails: Mapping[Level, FoundTail], before: State, edits: Edits) -> Iterator[str]:
+    """Yield what becomes of a level whose numbers are not in the file, so that there is no boundary to tell."""
+    for level, tail in tails.items():
+        if before.stats.level(level) is None and not tail.is_ours:
+            for name, subject in _TOLD.items():
+                new = next((edits[site] for site in tail.sites.get(name, ()) if site in edits), None)
+                if new is not None:
+                    yield f"{level} level: {subject} is now {shown(new)}, not {shown(tail.scalars[name])}"
+
+
+def _edits(level: Level, tail: FoundTail, changes: Changes) -> Edits:
+    wanted: dict[str, float] = {}
+    sensitivity, threshold = changes.options.get(f"{level}_sensitivity"), changes.threshold(level)
+    if threshold is not None and not math.isfinite(to_float32(threshold)):
+        raise UsageError(f"the threshold of the {level} level is not finite", found=str(threshold))
+    if not tail.reading.is_normalised and threshold is not None and (changes.normalized or sensitivity is not None):
+        raise UsageError(
+            f"the {level} level compares its raw score with one number, which a threshold in raw units replaces",
+            found="--normalized" if changes.normalized else "a sensitivity beside the threshold",
+            fix="give the threshold alone, in raw units, or statistics with --stats",
+        )
+    if sensitivity is not None:
+        # Anomalib subtracts in float32, from float32 values.
+        wanted["cut"] = to_float32(1.0 - check_sensitivity(sensitivity, name=f"{level}_sensitivity"))
+    if not tail.reading.is_normalised and threshold is not None:
+        wanted["cut"] = to_float32(threshold)  # the raw score itself is compared with it
+    elif threshold is not None or changes.level_stats(level) is not None:
+        wanted |= _constants(level, tail, changes)
+    missing = sorted(name for name in wanted if name not in tail.sites)
+    if missing:
+        raise UsageError(
+            f"the {level} level's post-processing has no constant for {', '.join(missing)}",
+            fix="let ours take its place: leave out --keep-dialect",
+        )
+    return {site: number for name, number in wanted.items() for site in tail.sites[name]}
+
+
+def _constants(level: Level, tail: FoundTail, changes: Changes) -> dict[str, float]:
+    """Return every constant of the normalised score that the new threshold and span decide."""
+    reading, stats = tail.reading, changes.level_stats(level)
+    span = reading.span if stats is None else stats.span
+    threshold = _threshold(level, tail, changes, stats)
+    if threshold is None or span is None:
+        raise no_range(level)
+    names = [name for name in ("threshold", "step_threshold", "step_threshold_below") if name in tail.sites]
+    wanted = dict.fromkeys(names, threshold)
+    if "minus_threshold" in tail.sites:
+        wanted["minus_threshold"] = -threshold
+    if "shift" in tail.sites:
+        if not span:
+            raise no_range(level)
+        wanted["shift"] = to_float32(0.5 - threshold / span)
+    if stats is not None:
+        wanted |= {"scale": to_float32(1.0 / span)} if "scale" in tail.sites else {"span": span}
+        wanted |= {name: getattr(stats, name) for name in ("min", "max") if name in tail.sites}
+    return wanted or {"threshold": threshold}
+
+
+def _threshold(level: Level, tail: FoundTail, changes: Changes, stats: LevelStats | None) -> float | None:
+    given, reading = changes.threshold(level), tail.reading
+    if given is None:
+        return reading.threshold if stats is None else stats.threshold
+    if not changes.normalized:
+        return to_float32(given)
+    if reading.threshold is None or reading.span is None:
+        return None
+    return to_float32(reading.threshold + (given - 0.5) * reading.span)
+
+
+# --- The course of an update.
+
+
+def _updated(
+    form: Format, model: Any, found: FoundTails, changes: Changes, *, keep_dialect: bool, where: Path
+) -> "UpdateResult":
+    """Change what the tails of a model decide; `keep_dialect` edits Anomalib's constants instead of replacing them."""
+    tails = found.tails
+    if not tails and found.record is None:
+        return UpdateResult(source=where, misses=found.misses, outputs=found.outputs, is_found=False)
+    refuse_partial(found)
+    before = state_of(tails, found.record)
+    is_foreign = any(not tail.is_ours for tail in tails.values())
+    unknown = [level for level in tails if before.stats.level(level) is None and changes.stats is None]
+    must_edit = any(
+        not tail.is_ours and before.stats.level(level) is None and changes.level_stats(level) is None
+        for level, tail in tails.items()
+    )  # what its constants decide is not in the file
+    if keep_dialect or must_edit:
+        edits = _effective(tails, edits_of(tails, changes, is_known=not unknown))
+        form.edit(model, edits)
+        notes = (EDITED if keep_dialect else NOT_KNOWN, *told_edits(tails, before, edits)) if edits else ()
+        return UpdateResult(
+            source=where,
+            before=before,
+            after=_after_editing(before, changes),
+            is_changed=bool(edits),
+            notes=notes,
+        )
+    _refuse_unknown(tails, unknown)
+    wanted = changes.apply(before)
+    detached = form.detach(model, where=str(where))
+    tail = form.attach(model, wanted.stats, wanted.options, _outputs(found, detached)).tail
+    after = State(tail.stats, tail.resolved_options, tail.narrow)
+    notes = (*tail.notes, *_narrowed(found, after))
+    if is_foreign:
+        notes = (*notes, REPLACED, *((STRICT,) if after.options.comparison == "gt" else ()))
+    is_eager = any(tail.is_eager for tail in tails.values())
+    if is_eager:
+        notes = (*notes, REPLACED_EAGER)
+    rewritten = (*_rewritten(found), *_other_guard(found, tail, changes))
+    return UpdateResult(
+        source=where,
+        before=before,
+        after=after,
+        is_changed=is_foreign or is_eager or bool(rewritten) or _differ(before, after),
+        notes=(*notes, *rewritten),
+        tail=tail,
+    )
+
+
+def _refuse_unknown(tails: Mapping[Level, FoundTail], unknown: Sequence[Level]) -> None:
+    """Refuse to attach anew what decides by numbers that are neither in the file nor given."""
+    for level in unknown:
+        if (tail := tails[level]).is_ours:
+            raise UsageError(
+                f"the {level} level cannot be changed: its threshold and range are not in the file",
+                found="a boundary alone" if tail.decides else "neither normalised scores nor labels",
+                needed="statistics, as `postproc-export calibrate` writes them",
+                fix="give them with --stats, or take the post-processing off with `postproc-export detach`",
+            )
+
+
+def _effective(tails: Mapping[Level, FoundTail], edits: Edits) -> Edits:
+    """Return the edits that change a number."""
+    numbers = {
+        site: tail.scalars[name]
+        for tail in tails.values()
+        if not tail.is_ours
+        for name, sites in tail.sites.items()
+        for site in sites
+    }
+    return {site: number for site, number in edits.items() if numbers[site] != number}
+
+
+def _after_editing(before: State, changes: Changes) -> State:
+    """Return the changed state; a level without a range has no statistics, though its constant was edited."""
+    stats = before.stats if changes.stats is None else changes.stats
+    image = changes.image_threshold if stats.image is not None else None
+    pixel = changes.pixel_threshold if stats.pixel is not None else None
+    return replace(changes, image_threshold=image, pixel_threshold=pixel).apply(before)
+
+
+def _outputs(found: FoundTails, detached: Detached) -> Outputs:
+    """Say which outputs are the raw ones; a level that was left out of the tail stays out."""
+    outputs: Outputs = {}
+    for level in LEVELS:
+        tail = found.tails.get(level)
+        if level in detached.raw_outputs:
+            found_by = None if found.record is None else found.record.found.get(level)
+            outputs[f"{level}_output"] = Selected(detached.raw_outputs[level], found_by)
+        elif found.record is not None or (tail is not None and tail.from_map):
+            outputs[f"{level}_output"] = LEAVE_OUT
+    return outputs
+
+
+def _other_guard(found: FoundTails, tail: Tail, changes: Changes) -> tuple[str, ...]:
+    """Return a note where the guard was not the one that the outputs ask for, and is now."""
+    image = found.tails.get("image")
+    is_same = image is None or not image.is_ours or image.guard == tail.guard.form
+    if is_same or not tail.names("image") or "nan_guard" in changes.options or changes.stats is not None:
+        return ()
+    return (f"the NaN guard was another one and was written anew: {tail.describe_guard() or 'no output guards now'}",)
+
+
+def _differ(before: State, after: State) -> bool:
+    if before.stats != after.stats or (after.options.enable_thresholding and before.narrow != after.narrow):
+        return True
+    return any(getattr(before.options, item.name) != getattr(after.options, item.name) for item in fields(TailOptions))
+
+
+def _narrowed(found: FoundTails, after: State) -> Iterator[str]:
+    """Yield notes on boundaries that were attached before there were constants for narrow hosts."""
+    if found.record is None or not after.options.enable_thresholding:
+        return
+    for level, dtype in after.narrow.items():
+        if found.record.narrow.get(level) != dtype:
+            yield f"the {level} boundary is now the one for a host of {dtype}, whose rounding runtimes drop"
+
+
+def _rewritten(found: FoundTails) -> tuple[str, ...]:
+    """Return notes on constants that were not those of the record, and are now."""
+    if found.record is None:
+        return ()
+    reports = [report_level(level, tail, record=found.record, is_rounded=False) for level, tail in found.tails.items()]
+    notes = (note for report in reports for note in report.notes if note not in SWITCHED_OFF)
+    return tuple(f"{note}; they were written anew" for note in notes)
+
 
 # --- What a boundary means in numbers: how many validation samples it calls anomalous, counted in float32.
 
@@ -25,19 +402,11 @@ _COMPLETE: Final = 1_999
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Validation samples at or above a boundary.
+    """Validation samples at or above a boundary."""
 
-    Parameters
-    ----------
-    tp, fp
-        Fewest and most anomalous and normal ones: one number twice, but between two thresholds of a thinned curve.
-    anomalous, normal
-        All there are.
-    """
-
-    tp: tuple[int, int]
+    tp: tuple[int, int]  # fewest and most: one number twice, but between two thresholds of a thinned curve
     fp: tuple[int, int]
-    anomalous: int
+    anomalous: int  # all there are
     normal: int
 
     @property
@@ -59,14 +428,8 @@ class Counts:
 def counts_at(stats: LevelStats, boundary: float | None, half: Half | None = None) -> Counts | None:
     """Count the validation samples of a level from a boundary on; None where the statistics hold no curve.
 
-    Parameters
-    ----------
-    stats
-        As `calibrate` gives them: decimals of a file are read as float32, like the values that were counted.
-    boundary
-        Raw units; rounded to float32 as well.
-    half
-        The narrow type of the host, which has no value between the boundary and what that rounds to.
+    Decimals of a file are read as float32, like the values that were counted, and so is the boundary (raw units). A
+    narrow type of the host has no value between the boundary and what that rounds to.
     """
     curve = _curve(stats.details.get("curve"))
     normal, anomalous = stats.n_normal, stats.n_anomalous
@@ -110,6 +473,8 @@ def _curve(document: Any) -> tuple[list[float], list[int], list[int]] | None:
     return rounded, tp, fp
 
 
+# --- The update of a file.
+
 _SHOWN_OPTIONS: Final = {
     "rule": "comparison",
     "layout": "layout",
@@ -120,7 +485,7 @@ _SHOWN_OPTIONS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateResult:
     """What was changed, and where the changed model was written; falsy where there was nothing to update.
 
@@ -130,36 +495,36 @@ class UpdateResult:
         The model that was read; for an IR the .xml.
     output
         The model that was written; None where it has no post-processing, and so nothing was written.
-    updated
-        What it decided before and decides now.
+    before, after
+        What the source decides, and what the output decides.
+    is_changed
+        Whether the model decides differently, or its outputs are others, than before.
+    notes
+        What a user should know.
+    tail
+        The tail that was attached anew; None where constants were edited in place.
+    is_found, misses, outputs
+        Whether it has post-processing; why none was found, by level, and the names of its outputs.
     """
 
     source: Path
-    output: Path | None
-    updated: Updated
+    output: Path | None = None
+    before: State = field(default_factory=State)
+    after: State = field(default_factory=State)
+    is_changed: bool = True
+    notes: tuple[str, ...] = ()
+    tail: Tail | None = None
+    is_found: bool = True
+    misses: Mapping[Level, Mismatch] = field(default_factory=dict)
+    outputs: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
-        return bool(self.updated)
-
-    @property
-    def is_changed(self) -> bool:
-        """Whether the model decides differently, or its outputs are others, than before."""
-        return self.updated.is_changed
-
-    @property
-    def before(self) -> State:
-        """What the source decides."""
-        return self.updated.before
-
-    @property
-    def after(self) -> State:
-        """What the output decides."""
-        return self.updated.after
+        return self.is_found
 
     def summary(self) -> str:
         """Return what was changed, one fact a line, in numbers."""
         if not self:
-            return nothing_found(self.source, self.updated.misses, self.updated.outputs)
+            return nothing_found(self.source, self.misses, self.outputs)
         if not self.is_changed:
             lines = [f"nothing changes in {self.source}: it decides so already"]
         else:
@@ -174,9 +539,9 @@ class UpdateResult:
             was, now = getattr(self.before.options, name), getattr(self.after.options, name)
             if was != now:
                 yield f"  {title:<8} {_word(was)} -> {_word(now)}"
-        guard = None if self.updated.tail is None else self.updated.tail.describe_guard()
+        guard = None if self.tail is None else self.tail.describe_guard()
         yield from (f"  guard    {text}" for text in (guard,) if text)
-        yield from (f"  note     {note}" for note in self.updated.notes)
+        yield from (f"  note     {note}" for note in self.notes)
 
     def _level(self, level: Level) -> Iterator[str]:
         old, new = self.before.stats.level(level), self.after.stats.level(level)
@@ -212,8 +577,6 @@ def update_postprocessing(**given: Any) -> UpdateResult:
     Anomalib's post-processing is replaced by ours with the same threshold, span, sensitivity and rule (``gt``), so that
     nothing changes but what was asked for. Where its numbers are not in the file, its constants are edited in place.
     """
-    from postproc_export.steps.around import rewrite_file, update_around
-
     given = {name: value for name, value in given.items() if value is not None}
     asked = UpdateOptions(**given)
     source, stats = Path(asked.model_path), asked.stats
@@ -225,14 +588,27 @@ def update_postprocessing(**given: Any) -> UpdateResult:
         options={item.name: getattr(asked, item.name) for item in fields(TailOptions) if item.name in given},
     )
     target = default_target(source, asked.output, in_place=asked.in_place, mark="updated", read=[stats])
-    updated = rewrite_file(
-        source,
-        target,
-        partial(update_around, changes=changes, keep_dialect=asked.keep_dialect, where=str(source)),
-        in_place=asked.in_place,
-        link_weights=asked.link_weights,
-    )
-    return UpdateResult(source, target if updated else None, updated)
+    form = format_of(source)
+    edit = partial(update_model, form, changes=changes, keep_dialect=asked.keep_dialect, where=source)
+    updated = form.rewrite(source, target, edit, in_place=asked.in_place, link_weights=asked.link_weights)
+    return replace(updated, output=target) if updated else updated
+
+
+def update_model(form: Format, model: Any, changes: Changes, *, keep_dialect: bool, where: Path) -> UpdateResult:
+    """Change what the tail of a model in memory decides, between what stands around it."""
+    before = form.read(model, "transform", where=str(where))
+    if changes.stats is not None:
+        from postproc_export.steps.around import refuse_other_tails
+
+        refuse_other_tails(changes.stats, () if before is None else before.tails)
+    behind = form.take(model, "decision", where=str(where))
+    found = form.find(model, where=str(where))
+    updated = _updated(form, model, found, changes, keep_dialect=keep_dialect, where=where)
+    if behind is not None and updated.tail is not None:
+        from postproc_export.steps.around import put_behind
+
+        put_behind(form, model, behind.tails, updated.tail)
+    return updated
 
 
 def _word(value: object) -> str:

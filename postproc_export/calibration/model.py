@@ -11,8 +11,7 @@ import numpy as np
 
 from graph_patterns.expr import ExplainedError
 from postproc_export.errors import CalibrationError, FileError, UnsupportedModelError, UsageError
-from postproc_export.formats import format_of
-from postproc_export.formats.base import Outputs
+from postproc_export.formats.base import Outputs, format_of
 from postproc_export.images import Batch, Preprocessing, Sample, find_samples, fit_mask, image_input, load_batches
 from postproc_export.images.samples import check_workers
 from postproc_export.ports import RESULT_NAMES, Selection, select_outputs

@@ -14,6 +14,7 @@ from graph_patterns.onnx.emit import ELEMENT_TYPES, LOWERINGS
 from graph_patterns.onnx.view import OnnxView, default_opset
 from graph_patterns.openvino import OpenVinoView
 from postproc_export.check.runners import Assumed, Format, folded, own_tails, read_values
+from postproc_export.detach import misfits
 from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError
 from postproc_export.formats import base
 from postproc_export.formats.base import decoded_outputs, encoded_port, recorded_names
@@ -28,7 +29,6 @@ from postproc_export.record import LayerRecord, TailRecord, Where, refuse_misfit
 from postproc_export.runtimes import PortInfo, first_reason
 from postproc_export.runtimes.openvino import import_openvino, port_info
 from postproc_export.stats import Level
-from postproc_export.steps.around import misfits_around
 from postproc_export.tail import INPUT_NAMES
 from postproc_export.validation import check_file
 
@@ -101,7 +101,7 @@ class ModelFile(ABC):
     def misfits(self) -> tuple[str, ...]:
         """What the record says that does not fit the file."""
         is_touched = self.format == "onnx" and bool(self.remarks)
-        return misfits_around(self.form, self._copy(), where=self._where, is_touched=is_touched)
+        return misfits(self.form, self._copy(), where=self._where, is_touched=is_touched)
 
     def layer(self, layer: Where) -> LayerRecord | None:
         """Return the record of what stands before the tail or behind it; None where nothing does."""

@@ -18,8 +18,7 @@ from postproc_export.check.ways import Configuration
 from postproc_export.comparison import Tolerance, narrow, own, transformed
 from postproc_export.errors import MetadataError, PostprocError, UnsupportedModelError, UsageError, require
 from postproc_export.float32 import HALVES
-from postproc_export.formats import format_of
-from postproc_export.formats.base import Detached
+from postproc_export.formats.base import Detached, format_of
 from postproc_export.options import TailOptions
 from postproc_export.ports import LEAVE_OUT, Selection
 from postproc_export.record import BEFORE, BEHIND, LayerRecord, TailSpec

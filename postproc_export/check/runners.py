@@ -12,13 +12,13 @@ from graph_patterns.match import Value
 from postproc_export.errors import UnsupportedModelError, UsageError
 from postproc_export.float32 import shortest
 from postproc_export.formats.found import OUTSIDE, FoundTails, is_exported
-from postproc_export.formats.update import state_of
 from postproc_export.options import TailOptions
 from postproc_export.reading.tail import FoundTail
 from postproc_export.record import METADATA_KEY, TailRecord
 from postproc_export.runtimes import PortInfo, Precision, Runner
 from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.tail import PACKED_OUTPUT, PARTS, TailOutput, place
+from postproc_export.update import state_of
 
 # --- What the check has to know of an attached file, whatever its format.
 

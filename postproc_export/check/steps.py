@@ -22,12 +22,11 @@ from postproc_export.check.tally import CheckTally
 from postproc_export.check.ways import Configuration
 from postproc_export.comparison import Difference, compare_labels, compare_scores
 from postproc_export.errors import MissingDependencyError, PostprocError, UnsupportedModelError
-from postproc_export.formats import format_of
+from postproc_export.formats.base import format_of
 from postproc_export.process import temporary_folder
 from postproc_export.record import LayerRecord
 from postproc_export.runtimes import PortInfo, Runner
 from postproc_export.stats import Level
-from postproc_export.steps.around import rewrite_file
 from postproc_export.steps.decisions import DECIDED
 
 Feeds: TypeAlias = Mapping[str, NDArray[Any]]
@@ -213,7 +212,8 @@ def without_decisions(path: Path, assumed: Assumed | None = None) -> Iterator[tu
         return
     with temporary_folder() as folder:
         target = folder / path.name
-        rewrite_file(path, target, lambda form, model: form.take(model, "decision", where=str(path)), is_checked=False)
+        form = format_of(path)
+        form.rewrite(path, target, lambda model: form.take(model, "decision", where=str(path)), is_checked=False)
         yield target, record
 
 

@@ -8,6 +8,7 @@ import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
@@ -15,6 +16,7 @@ from graph_patterns.expr import Expr, free_name
 from graph_patterns.match import GraphView, Mismatch, Site, Value
 from postproc_export import __version__
 from postproc_export.errors import MetadataError, UnsupportedModelError
+from postproc_export.files import check_suffix
 from postproc_export.formats.found import (
     FoundTails,
     find_tails,
@@ -28,7 +30,7 @@ from postproc_export.options import LabelDtype, TailOptions
 from postproc_export.ports import OutputChoice, Selection, select_outputs
 from postproc_export.reading.tail import FoundTail
 from postproc_export.record import METADATA_KEY, LayerRecord, TailRecord, TailSpec, Where, load_record
-from postproc_export.runtimes import Axis, PortInfo
+from postproc_export.runtimes import Axis, PortInfo, RuntimeName
 from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.tail import RAW_INPUTS, AdjustableInput, Tail, calibrated_levels
 
@@ -260,12 +262,14 @@ Outputs = dict[str, OutputChoice]  # "image_output" and "pixel_output": which ou
 class Format(ABC):
     """A model format: all that is done to its models, in memory, where they are changed in place, and in files.
 
-    `formats.format_of` gives that of a file. `where` names the file in errors.
+    `format_of` gives that of a file. `where` names the file in errors.
     """
 
     name: ClassVar[str]
     entry: ClassVar[str]  # what it calls the place of a record
     needs_raw: ClassVar[bool]  # whether a record is of no use without the raw values that it names
+    runtimes: ClassVar[tuple[RuntimeName, ...]]  # what runs its files
+    mask_dtype: ClassVar[LabelDtype]  # of `pred_mask` where none is asked for
 
     # What a format has to say of a file and of a model.
 
@@ -491,3 +495,17 @@ class Format(ABC):
         shown = " and ".join(name for tail in left.values() for name in tail.outputs)
         note = f"below it the model has post-processing of its own at {shown}: detach once more to take that off"
         return replace(detached, notes=(*detached.notes, note))
+
+
+_CLASSES: Final = {
+    ".onnx": ("postproc_export.formats.onnx", "OnnxFormat"),
+    ".xml": ("postproc_export.formats.openvino", "OpenVinoFormat"),
+}
+
+
+def format_of(path: Path) -> Format:
+    """Return the format of a model file, by its suffix; a UsageError if it is that of no format."""
+    check_suffix(path)
+    module, name = _CLASSES[path.suffix]
+    made: Format = getattr(import_module(module), name)()
+    return made

@@ -84,7 +84,8 @@ def find_tails(
         else:
             misses[level] = nearest_miss((found, own) if isinstance(own, Mismatch) else (found,))
     _drop_doubtful(tails, misses)
-    tails |= settle(tails)
+    if tails:
+        tails |= settle(tails)
     return tails, misses
 
 

@@ -6,13 +6,14 @@ from typing import Any, Final
 
 import onnx
 
-from graph_patterns.expr import UnsupportedOpsetError
+from graph_patterns.expr import ModelFileError, UnsupportedOpsetError
 from graph_patterns.match import Site, Value
-from graph_patterns.onnx.edit import reads, remove, set_numbers
+from graph_patterns.onnx.edit import Soundness, reads, remove, set_numbers
 from graph_patterns.onnx.emit import ELEMENT_TYPES, INITIALIZERS_NEED_NO_INPUT_SINCE, OnnxTarget, emit
-from graph_patterns.onnx.file import load_skeleton
+from graph_patterns.onnx.file import external_files, load_skeleton
 from graph_patterns.onnx.view import OnnxView, default_opset
 from postproc_export.errors import FileError, UnsupportedModelError, UsageError
+from postproc_export.files import publishing
 from postproc_export.formats.base import (
     Detached,
     Format,
@@ -44,13 +45,13 @@ from postproc_export.formats.onnx_file import (
     oldest_opset_of,
     output_ports,
     rename_values,
-    rewrite_onnx_file,
     used_names,
     uses_default_domain,
     value_names,
 )
 from postproc_export.options import TailOptions
 from postproc_export.ports import Selection
+from postproc_export.process import claimed
 from postproc_export.reading.tail import SCORE_OUTPUT, FoundTail
 from postproc_export.record import KEYS, PREFIXES, LayerRecord, TailRecord, Where, refuse_misfit
 from postproc_export.runtimes import Axis, PortInfo
@@ -76,6 +77,8 @@ class OnnxFormat(Format):
     name = "onnx"
     entry = "metadata entry"
     needs_raw = False  # another tool may have given the values other names
+    runtimes = ("onnxruntime", "openvino")
+    mask_dtype = "bool"
 
     def load(self, path: Path, *, purpose: str) -> onnx.ModelProto:
         """Read a model without its weights; nothing else is needed for any purpose."""
@@ -92,10 +95,29 @@ class OnnxFormat(Format):
         link_weights: bool = False,
         is_checked: bool = True,
     ) -> Result:
-        """Edit the graph without its weights, which are streamed from file to file."""
-        return rewrite_onnx_file(
-            source, target, edit, in_place=in_place, link_weights=link_weights, is_checked=is_checked
-        )
+        """Edit the graph without its weights, which are streamed from file to file; external data comes along.
+
+        Raises ModelFileError or FileError if the source cannot be read or refers to files that it must not refer to,
+        the target cannot be written, or the edited model is not as sound as the source.
+        """
+        with claimed([target]), load_skeleton(source) as file:
+            weights = external_files(file.model, source.parent)
+            before = Soundness.of(file) if is_checked else None
+            opset = default_opset(file.model)
+            result = edit(file.model)
+            if not result:
+                return result
+            if before is not None:
+                before.refuse_worse(Soundness.of(file, opset=opset), where=str(target))
+            with publishing([target], inputs=[source, *weights.values()], in_place=in_place) as publication:
+                publication.bring_along(weights, link=link_weights)
+                try:
+                    file.write(publication.temporary(target))
+                except ModelFileError as error:
+                    if isinstance(error.__cause__, OSError):  # it names a temporary file
+                        raise error.__cause__ from None
+                    raise
+        return result
 
     def edited(
         self,
@@ -109,9 +131,9 @@ class OnnxFormat(Format):
         """Write a file; a hard link of external data saves a copy where the file system allows it."""
         target = folder / path.name
         try:
-            return rewrite_onnx_file(path, target, edit, link_weights=True, is_checked=is_checked), target
+            return self.rewrite(path, target, edit, link_weights=True, is_checked=is_checked), target
         except FileError:
-            return rewrite_onnx_file(path, target, edit, is_checked=is_checked), target
+            return self.rewrite(path, target, edit, is_checked=is_checked), target
 
     def outputs(self, model: onnx.ModelProto) -> list[PortInfo]:
         """Return the outputs; a shape that is not declared is inferred where ONNX can."""
@@ -158,7 +180,7 @@ class OnnxFormat(Format):
                     fix="export the model again with a later opset",
                 )
         nan_test: NanTest = "sum" if target.supports("is_nan") and target.supports("select") else "arithmetic"
-        tail = build_tail(stats, options, selection, nan_test=nan_test, default_mask_dtype="bool")
+        tail = build_tail(stats, options, selection, nan_test=nan_test, default_mask_dtype=self.mask_dtype)
         if options.as_parameters:
             raise UsageError(
                 "as_parameters is for an IR", found="an ONNX model, whose inputs have defaults", fix="leave it out"

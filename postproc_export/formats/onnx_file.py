@@ -6,20 +6,13 @@ another still does. The inside of a function is a scope of its own that no calle
 """
 
 import reprlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableSequence
-from pathlib import Path
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableSequence
 from typing import Any, Final
 
 import onnx
 
-from graph_patterns.expr import ModelFileError
-from graph_patterns.onnx.edit import Soundness
 from graph_patterns.onnx.emit import OLDEST_OPSET
-from graph_patterns.onnx.file import external_files, load_skeleton
-from graph_patterns.onnx.view import default_opset
-from postproc_export.files import publishing
-from postproc_export.formats.base import Result, illegal
-from postproc_export.process import claimed
+from postproc_export.formats.base import illegal
 from postproc_export.runtimes import Axis, PortInfo
 
 
@@ -248,38 +241,3 @@ def drop_added_import(model: onnx.ModelProto, original: Mapping[str, Any], *, wh
         index = [(item.domain, item.version) for item in model.opset_import].index(("", version))
         del model.opset_import[index]
     return doubts
-
-
-def rewrite_onnx_file(
-    source: Path,
-    target: Path,
-    edit: Callable[[onnx.ModelProto], Result],
-    *,
-    in_place: bool = False,
-    link_weights: bool = False,
-    is_checked: bool = True,
-) -> Result:
-    """Edit the graph of a file without its weights, and write it to another; external data comes along.
-
-    `Format.rewrite` says what the arguments are. Raises ModelFileError or FileError if the source cannot be read or
-    refers to files that it must not refer to, the target cannot be written, or the edited model is not as sound as the
-    source.
-    """
-    with claimed([target]), load_skeleton(source) as file:
-        weights = external_files(file.model, source.parent)
-        before = Soundness.of(file) if is_checked else None
-        opset = default_opset(file.model)
-        result = edit(file.model)
-        if not result:
-            return result
-        if before is not None:
-            before.refuse_worse(Soundness.of(file, opset=opset), where=str(target))
-        with publishing([target], inputs=[source, *weights.values()], in_place=in_place) as publication:
-            publication.bring_along(weights, link=link_weights)
-            try:
-                file.write(publication.temporary(target))
-            except ModelFileError as error:
-                if isinstance(error.__cause__, OSError):  # it names a temporary file
-                    raise error.__cause__ from None
-                raise
-    return result

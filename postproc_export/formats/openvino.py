@@ -9,6 +9,7 @@ import numpy as np
 from graph_patterns.expr import SharedValueError
 from graph_patterns.match import Site, Value
 from graph_patterns.openvino import OpenVinoView, copied, emit, remove, set_numbers
+from postproc_export.files import publishing
 from postproc_export.formats.base import (
     Detached,
     Format,
@@ -40,24 +41,26 @@ from postproc_export.formats.openvino_file import (
     named_value,
     new_result,
     outputs_of,
+    pair_of,
     read_ir,
     recorded_results,
     refuse_ambiguous,
     refuse_duplicates,
     rename_tensors,
     result_names,
-    rewrite_openvino_file,
     take_names,
     tensors_of,
     used_names,
     value_name,
+    verify_ir,
 )
 from postproc_export.options import TailOptions
 from postproc_export.ports import Selection
+from postproc_export.process import backup_of, claimed
 from postproc_export.reading.tail import SCORE_OUTPUT, FoundTail
 from postproc_export.record import KEYS, METADATA_KEY, PREFIXES, LayerRecord, TailRecord, Where, refuse_misfit
 from postproc_export.runtimes import PortInfo
-from postproc_export.runtimes.openvino import openvino_core, port_info
+from postproc_export.runtimes.openvino import openvino_core, port_info, save_ir
 from postproc_export.stats import CalibrationStats, Level
 from postproc_export.tail import PREFIX, AdjustableInput, Tail, build_tail
 
@@ -77,6 +80,8 @@ class OpenVinoFormat(Format):
     name = "openvino"
     entry = "rt_info entry"
     needs_raw = True
+    runtimes = ("openvino",)
+    mask_dtype = "uint8"
 
     def load(self, path: Path, *, purpose: str) -> Any:
         """Read an IR."""
@@ -92,8 +97,26 @@ class OpenVinoFormat(Format):
         link_weights: bool = False,
         is_checked: bool = True,
     ) -> Result:
-        """Edit a model; the weights are always written, and what was written is always read again."""
-        return rewrite_openvino_file(source, target, edit, in_place=in_place)
+        """Edit a model and write both of its files; what was written is always read again.
+
+        With `in_place` both are kept as ``*.postproc-backup`` until both are replaced. Raises FileError or
+        UnsupportedModelError if the source cannot be read, or the target cannot be written.
+        """
+        core = openvino_core(purpose="rewriting an OpenVINO IR")
+        sources, targets = pair_of(source), pair_of(target)
+        with claimed(targets):
+            if any(backup_of(path).exists() for path in sources):
+                with claimed(sources):  # which puts back what a killed run left
+                    pass
+            model = read_ir(core, source)
+            result = edit(model)
+            if not result:
+                return result
+            with publishing(targets, inputs=sources, in_place=in_place) as publication:
+                written = publication.temporary(target)
+                save_ir(model, written, target=target)
+                verify_ir(core, written, model, target)
+        return result
 
     def edited(
         self, path: Path, folder: Path, edit: Callable[[Any], Result], *, purpose: str, is_checked: bool = True
@@ -133,7 +156,7 @@ class OpenVinoFormat(Format):
 
     def build_tail(self, model: Any, stats: CalibrationStats, options: TailOptions, selection: Selection) -> Tail:
         """Return a tail that finds a NaN by the L1 norm, and gives masks as uint8."""
-        return build_tail(stats, options, selection, nan_test="l1", default_mask_dtype="uint8")
+        return build_tail(stats, options, selection, nan_test="l1", default_mask_dtype=self.mask_dtype)
 
     def put(self, model: Any, plan: Plan, *, make: Make | None = None) -> LayerRecord:
         """Append the operators of a layer behind the results; nothing else is touched."""

@@ -7,7 +7,7 @@ constants are compared bit for bit.
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
@@ -17,12 +17,10 @@ import numpy as np
 
 from graph_patterns.expr import free_name
 from postproc_export.errors import MetadataError, UnsupportedModelError
-from postproc_export.files import publishing
-from postproc_export.formats.base import Result, illegal
-from postproc_export.process import backup_of, claimed, quiet_natives, refuse_backups
+from postproc_export.formats.base import illegal
+from postproc_export.process import quiet_natives, refuse_backups
 from postproc_export.reading.tail import LABEL_OUTPUT, SCORE_OUTPUT
 from postproc_export.runtimes import first_reason
-from postproc_export.runtimes.openvino import openvino_core, save_ir
 from postproc_export.tail import OUTPUT_NAMES, PACKED_OUTPUT, PREFIX
 from postproc_export.validation import check_file
 
@@ -301,40 +299,15 @@ PATIENCE: Final = 20.0  # seconds; a sound IR of 1 GiB takes 0.01
 SLOWEST: Final = 250_000  # bytes of an .xml per second, at the least
 
 
-def rewrite_openvino_file(
-    source: Path, target: Path, edit: Callable[[Any], Result], *, in_place: bool = False
-) -> Result:
-    """Edit the model of an IR and write it to another, both files whole or not at all.
-
-    Nothing is written where `edit` returns something falsy. With `in_place` the target may be the source; both files
-    are kept as ``*.postproc-backup`` until both are replaced. Raises FileError or UnsupportedModelError if the source
-    cannot be read, or the target cannot be written.
-    """
-    core = openvino_core(purpose="rewriting an OpenVINO IR")
-    sources, targets = _pair(source), _pair(target)
-    with claimed(targets):
-        if any(backup_of(path).exists() for path in sources):
-            with claimed(sources):  # which puts back what a killed run left
-                pass
-        model = read_ir(core, source)
-        result = edit(model)
-        if not result:
-            return result
-        with publishing(targets, inputs=sources, in_place=in_place) as publication:
-            written = publication.temporary(target)
-            save_ir(model, written, target=target)
-            _verify(core, written, model, target)
-    return result
-
-
-def _pair(path: Path) -> list[Path]:
+def pair_of(path: Path) -> list[Path]:
+    """Return the two files of an IR."""
     return [path, path.with_suffix(".bin")]
 
 
 def read_ir(core: Any, source: Path) -> Any:
     """Read an IR with an `openvino.Core`, or say which of its two files is at fault."""
-    refuse_backups(_pair(source), verb="read")
-    for path in _pair(source):
+    refuse_backups(pair_of(source), verb="read")
+    for path in pair_of(source):
         check_file(path, needed="an IR: an .xml with its .bin beside it")
     refuse_unsafe_ir(source)
     try:
@@ -369,7 +342,7 @@ def _read_in_time(core: Any, source: Path) -> Any:
     return model
 
 
-def _verify(core: Any, written: Path, model: Any, target: Path) -> None:
+def verify_ir(core: Any, written: Path, model: Any, target: Path) -> None:
     """Read what was written: it has the outputs that it should have, and the tail's constants bit for bit."""
     read = core.read_model(written)
     outputs, expected = ([sorted(port.get_names()) for port in item.outputs] for item in (read, model))

@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from postproc_export.attach import attach_model
 from postproc_export.eager import as_stats
 from postproc_export.errors import require
-from postproc_export.formats.base import Attached
+from postproc_export.formats.base import Attached, Format, Outputs
 from postproc_export.keywords import called_like
 from postproc_export.options import AttachInMemoryOptions, TailOptions
+from postproc_export.record import parse_tails
 from postproc_export.runtimes.openvino import import_openvino
 from postproc_export.stats import CalibrationStats
 
@@ -16,8 +18,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
-
-    from postproc_export.formats.base import Format
 
 
 # --- Attaching to a model that another program holds in memory: a step of its own compiler pipeline.
@@ -75,13 +75,10 @@ def attach_to_openvino(**given: Any) -> Attached:
     return attached
 
 
-def _attach_to(model: Any, form: "Format", asked: AttachInMemoryOptions) -> Attached:
-    from postproc_export.record import parse_tails
-    from postproc_export.steps.around import attach_around
-
+def _attach_to(model: Any, form: Format, asked: AttachInMemoryOptions) -> Attached:
     stats, steps = as_stats(asked.stats), parse_tails(asked.steps)
-    outputs = {"image_output": asked.image_output, "pixel_output": asked.pixel_output}
-    return attach_around(form, model, stats, TailOptions.of(asked), steps, **outputs)
+    outputs: Outputs = {"image_output": asked.image_output, "pixel_output": asked.pixel_output}
+    return attach_model(form, model, stats, TailOptions.of(asked), steps, outputs)
 
 
 # --- Attaching as a pass of onnx_ir, the library that torch's exporter and onnxscript work with.

@@ -18,7 +18,7 @@ from postproc_export.check.preserved import Preservation
 from postproc_export.check.preserved_files import compare_models
 from postproc_export.cli import main
 from postproc_export.errors import UnsupportedModelError
-from postproc_export.formats import format_of
+from postproc_export.formats.base import format_of
 from postproc_export.runtimes import open_runner
 from postproc_export.stats import CalibrationStats, LevelStats
 
