@@ -38,10 +38,10 @@ FILES = [
 def assert_read(model: Model, level: Level, report: LevelReport | None) -> None:
     """Assert that a level is told as the module has it, as far as the graph says so."""
     module = model.post_processor
-    decision = module._settings.decisions.get(level)
+    boundary = module._settings.boundaries.get(level)
     has_guard = level == "image" and module.nan_guard and "anomaly_map" in model.outputs()
     is_there = ("pred_score" if level == "image" else "anomaly_map") in model.outputs()
-    if decision is None or not is_there or not (module.enable_normalization or module.enable_thresholding or has_guard):
+    if boundary is None or not is_there or not (module.enable_normalization or module.enable_thresholding or has_guard):
         assert report is None or report.tail == "none"
         return
     assert report is not None
@@ -49,9 +49,9 @@ def assert_read(model: Model, level: Level, report: LevelReport | None) -> None:
     if module.enable_thresholding:
         boundaries = [item for key, item in module.named_buffers() if key.startswith(f"{level}_boundary")]
         assert report.boundary in boundaries  # half-precision raw values may have one of their own
-        assert report.boundary == pytest.approx(decision.boundary, rel=2**-11)
+        assert report.boundary == pytest.approx(boundary, rel=2**-11)
     if module.enable_normalization:
-        threshold = float(module.get_buffer(f"{decision.threshold_of}_threshold"))
+        threshold = float(module.get_buffer(module._settings.threshold_of(level)))
         span = float(module.get_buffer(f"{level}_max") - module.get_buffer(f"{level}_min"))
         error = 0.0 if report.certain else 2.0**-22 * (abs(threshold) + span)
         assert report.threshold == pytest.approx(threshold, rel=0, abs=error)
