@@ -5,9 +5,9 @@ canonical names such as ``"hard_sigmoid"``; each backend's lowering table says w
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 # The errors of `graph_patterns`:
 #
@@ -150,24 +150,39 @@ def substitute(expr: Expr, values: Mapping[str, Expr]) -> Expr:
             return expr
 
 
-def add(left: Expr, right: Expr) -> Call:
-    """left + right."""
-    return call("add", left, right)
+def _unary(op: str) -> Callable[[Expr], Call]:
+    return lambda value: call(op, value)
 
 
-def sub(left: Expr, right: Expr) -> Call:
-    """left - right."""
-    return call("sub", left, right)
+def _binary(op: str) -> Callable[[Expr, Expr], Call]:
+    return lambda left, right: call(op, left, right)
 
 
-def mul(left: Expr, right: Expr) -> Call:
-    """left * right."""
-    return call("mul", left, right)
+class Reduction(Protocol):
+    """A reduction over axes, which stay with size 1 or go."""
+
+    def __call__(self, value: Expr, *, axes: tuple[int, ...], keepdims: bool = False) -> Call:
+        """Return the call."""
 
 
-def div(left: Expr, right: Expr) -> Call:
-    """left / right."""
-    return call("div", left, right)
+def _reduction(op: str) -> Reduction:
+    def reduced(value: Expr, *, axes: tuple[int, ...], keepdims: bool = False) -> Call:
+        return call(op, value, axes=axes, keepdims=keepdims)
+
+    return reduced
+
+
+add, sub, mul, div = _binary("add"), _binary("sub"), _binary("mul"), _binary("div")
+less, greater = _binary("less"), _binary("greater")  # false where either is NaN
+logical_not, logical_and, logical_or = _unary("logical_not"), _binary("logical_and"), _binary("logical_or")
+is_nan = _unary("is_nan")
+identity = _unary("identity")  # the value itself under another name
+shape_of = _unary("shape_of")  # int64
+reshape = _binary("reshape")  # the same elements in another shape
+expand = _binary("expand")  # the value broadcast against a shape, in both directions
+reduce_max = _reduction("reduce_max")  # what becomes of a NaN depends on the runtime
+reduce_sum = _reduction("reduce_sum")
+reduce_l1 = _reduction("reduce_l1")  # the sum of absolute values
 
 
 def clip(value: Expr, low: Expr, high: Expr) -> Call:
@@ -180,69 +195,14 @@ def hard_sigmoid(value: Expr, *, alpha: Expr, beta: Expr) -> Call:
     return call("hard_sigmoid", value, alpha, beta)
 
 
-def less(left: Expr, right: Expr) -> Call:
-    """left < right, false where either is NaN."""
-    return call("less", left, right)
-
-
-def greater(left: Expr, right: Expr) -> Call:
-    """left > right, false where either is NaN."""
-    return call("greater", left, right)
-
-
-def logical_not(value: Expr) -> Call:
-    """Negation of a boolean."""
-    return call("logical_not", value)
-
-
-def logical_and(left: Expr, right: Expr) -> Call:
-    """Whether both booleans hold."""
-    return call("logical_and", left, right)
-
-
-def logical_or(left: Expr, right: Expr) -> Call:
-    """Whether one of two booleans holds."""
-    return call("logical_or", left, right)
-
-
 def cast(value: Expr, *, dtype: str) -> Call:
     """Conversion to another element type."""
     return call("cast", value, dtype=dtype)
 
 
-def reduce_max(value: Expr, *, axes: tuple[int, ...], keepdims: bool = False) -> Call:
-    """Maximum over axes; what becomes of a NaN depends on the runtime."""
-    return call("reduce_max", value, axes=axes, keepdims=keepdims)
-
-
-def reduce_sum(value: Expr, *, axes: tuple[int, ...], keepdims: bool = False) -> Call:
-    """Sum over axes."""
-    return call("reduce_sum", value, axes=axes, keepdims=keepdims)
-
-
-def reduce_l1(value: Expr, *, axes: tuple[int, ...], keepdims: bool = False) -> Call:
-    """Sum of absolute values over axes."""
-    return call("reduce_l1", value, axes=axes, keepdims=keepdims)
-
-
-def is_nan(value: Expr) -> Call:
-    """Whether a value is NaN."""
-    return call("is_nan", value)
-
-
 def select(condition: Expr, then: Expr, otherwise: Expr) -> Call:
     """Elementwise choice: `then` where the condition holds."""
     return call("select", condition, then, otherwise)
-
-
-def shape_of(value: Expr) -> Call:
-    """Shape of a value, int64."""
-    return call("shape_of", value)
-
-
-def reshape(value: Expr, shape: Expr) -> Call:
-    """The same elements in another shape."""
-    return call("reshape", value, shape)
 
 
 def concat(*values: Expr, axis: int) -> Call:
@@ -258,16 +218,6 @@ def transpose(value: Expr, *, perm: tuple[int, ...]) -> Call:
 def unsqueeze(value: Expr, *, axes: tuple[int, ...]) -> Call:
     """Axes of size 1 put in; they count in the result."""
     return call("unsqueeze", value, axes=axes)
-
-
-def expand(value: Expr, shape: Expr) -> Call:
-    """The value broadcast against a shape, in both directions."""
-    return call("expand", value, shape)
-
-
-def identity(value: Expr) -> Call:
-    """The value itself under another name."""
-    return call("identity", value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
