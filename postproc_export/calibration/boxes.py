@@ -128,7 +128,14 @@ def _steps(shape: Shape, stored: Sequence[StoredArray]) -> Shape:
     chunks = [tuple(each.chunk[axis] for each in stored) for axis in range(len(shape))]
     choices = [sorted({*c, min(math.lcm(*c), n), n}) for c, n in zip(chunks, shape, strict=True)]
     fitting = [steps for steps in product(*choices) if math.prod(steps) * item <= most]
-    return _grouped(shape, min(fitting, key=lambda steps: (_decoded(shape, steps, stored), math.prod(steps))))
+    best: Shape = min(fitting, key=lambda steps: (_decoded(shape, steps, stored), math.prod(steps)))
+    grown = list(best)
+    for axis in reversed(range(len(shape))):
+        times = max(1, GROUPED // math.prod(grown))
+        grown[axis] = min(shape[axis], grown[axis] * times)
+        if grown[axis] < shape[axis]:
+            break
+    return tuple(grown)
 
 
 def _decoded(shape: Shape, steps: Shape, stored: Sequence[StoredArray]) -> float:
@@ -143,16 +150,6 @@ def _times(length: int, step: int, chunk: int) -> float:
     starts = np.arange(0, length, step)
     ends = np.minimum(starts + step, length)
     return float((-(-ends // chunk) - starts // chunk).sum()) / -(-length // chunk)
-
-
-def _grouped(shape: Shape, steps: Shape) -> Shape:
-    grown = list(steps)
-    for axis in reversed(range(len(shape))):
-        times = max(1, GROUPED // math.prod(grown))
-        grown[axis] = min(shape[axis], grown[axis] * times)
-        if grown[axis] < shape[axis]:
-            break
-    return tuple(grown)
 
 
 class _BoxReader:

@@ -13,7 +13,6 @@ from postproc_export.calibration.arrays import (
     check_labelled,
     check_nonfinite,
 )
-from postproc_export.calibration.counting import Part
 from postproc_export.calibration.policies import Policy
 from postproc_export.calibration.shards import level_pairs, pair_blocks
 from postproc_export.calibration.spool import LevelState, Spool
@@ -208,27 +207,23 @@ class Calibrator:
             one has.
         """
         if distributed:
-            return self._compute_over(group)
+            from postproc_export.calibration.ranks import all_ranks, distributed_levels
+
+            with all_ranks(group) as ranks:
+                self._check_whole()
+                return _whole(distributed_levels(self._levels, self._options, nonfinite=self._nonfinite, ranks=ranks))
         if group is not None:
             raise UsageError("a process group is given, but compute() was not asked to use it", fix="distributed=True")
         self._check_whole()
-        return _whole({level: self._level(level, state) for level, state in self._levels.items()})
-
-    def _compute_over(self, group: Any) -> CalibrationStats:
-        from postproc_export.calibration.ranks import all_ranks, distributed_levels
-
-        with all_ranks(group) as ranks:
-            self._check_whole()
-            return _whole(distributed_levels(self._levels, self._options, nonfinite=self._nonfinite, ranks=ranks))
+        levels = {
+            level: level_stats(level, state.tally.counted(), self._options[level], values=state.ask)
+            for level, state in self._levels.items()
+        }
+        return _whole(levels)
 
     def _check_whole(self) -> None:
         if any(state.is_broken for state in self._levels.values()):
             raise CalibrationError("a batch could not be kept, so the samples are no longer whole", fix="reset() first")
-
-    def _level(self, level: Level, state: LevelState) -> LevelStats | None:
-        return level_stats(
-            level, state.tally.counted(), self._options[level], values=lambda work: work.run(Part(state.read()))
-        )
 
 
 def _whole(levels: Mapping[Level, LevelStats | None]) -> CalibrationStats:

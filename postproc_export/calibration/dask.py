@@ -14,13 +14,13 @@ from postproc_export.calibration.arrays import AnyArray, Block, Place, blocks_of
 from postproc_export.calibration.boxes import grid_of
 from postproc_export.calibration.counting import Divide, Extremes, Part
 from postproc_export.calibration.dask_cluster import Cluster, Reply, Work, cluster_at, reply
-from postproc_export.calibration.npy import StreamedArray
 from postproc_export.calibration.shards import (
     MemoryShard,
     NpyShard,
     Progress,
     Shard,
     States,
+    StreamedArray,
     changed,
     check_state,
     level_pairs,

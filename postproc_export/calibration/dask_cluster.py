@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from time import monotonic
 from typing import Any, Final, Protocol, TypeVar
 
@@ -157,7 +158,7 @@ class Cluster:
         if self._client is None:
             with _reporting(on_reply):
                 return dask.compute(root)[0]
-        sizes = [] if on_reply is None else [dask.delayed(_read, pure=False)(leaf) for leaf in leaves]
+        sizes = [] if on_reply is None else [dask.delayed(attrgetter("read"), pure=False)(leaf) for leaf in leaves]
         futures = self._client.compute([root, *sizes])
         try:
             if on_reply is not None:
@@ -204,10 +205,6 @@ def _tree(answers: list[Any], question: Any) -> Any:
             return answers[0]
 
 
-def _read(reply: Reply) -> int:
-    return reply.read
-
-
 @contextmanager
 def _reporting(on_reply: OnReply | None) -> Iterator[None]:
     """Report the replies of tasks that run in this process."""
@@ -230,7 +227,8 @@ def _reporting(on_reply: OnReply | None) -> Iterator[None]:
 def cluster_at(dask: Any) -> Iterator[Cluster]:
     """Yield the cluster at an address, of a client, or the one that Dask uses by default."""
     if dask is None:
-        yield _checked(_default_client())
+        owner = getattr(require("dask.base", extra="dask", purpose=_PURPOSE).get_scheduler(), "__self__", None)
+        yield _checked(owner if hasattr(owner, "nthreads") else None)  # None: Dask computes in this process by default
     elif isinstance(dask, str):
         with _connected(dask) as client:
             yield _checked(client)
@@ -281,13 +279,6 @@ def _no_scheduler(address: str, found: str) -> CalibrationError:
     return CalibrationError(f"there is no Dask scheduler at {address}", found=found, needed=needed)
 
 
-def _default_client() -> Any:
-    """Return the client that Dask computes with by default, None where it computes in this process."""
-    get = require("dask.base", extra="dask", purpose=_PURPOSE).get_scheduler()
-    owner = getattr(get, "__self__", None)
-    return owner if hasattr(owner, "nthreads") else None
-
-
 def _checked(client: Any) -> Cluster:
     """Return the cluster of a client whose workers are there and have this software; of no client, this process."""
     if client is not None:
@@ -295,18 +286,15 @@ def _checked(client: Any) -> Cluster:
             client.wait_for_workers(1, timeout=WAIT)
         except TimeoutError as error:
             raise _no_worker(client, "has no worker") from error
-        for where, found in run_everywhere(client, _version_function()).items():
+
+        def version() -> str:  # travels by value: the package may not be there
+            from postproc_export import __version__
+
+            return __version__
+
+        for where, found in run_everywhere(client, version).items():
             _check_answer(where, found)
     return Cluster(client)
-
-
-def _version_function() -> Callable[[], str]:
-    def version() -> str:  # travels by value: the package may not be there
-        from postproc_export import __version__
-
-        return __version__
-
-    return version
 
 
 def _check_answer(where: str, found: Any) -> None:

@@ -28,24 +28,16 @@ Class = Literal["normal", "anomalous"]
 
 _RATIO: Final = "a decimal in [0, 1]"
 _WEIGHT: Final = "a decimal above 0 and at most 1000"
-_NEEDS: Final[Mapping[Kind, tuple[Class, ...]]] = {
-    "f1": ("normal", "anomalous"),
-    "fbeta": ("normal", "anomalous"),
-    "recall": ("anomalous",),
-    "precision": ("normal", "anomalous"),
-    "fpr": ("normal",),
-    "quantile": ("normal",),
-    "value": (),
-    "range": (),
-}
-_PARAMETERS: Final[Mapping[str, str]] = {
-    "fbeta": _WEIGHT,
-    "recall": _RATIO,
-    "precision": _RATIO,
-    "fpr": _RATIO,
-    "quantile": _RATIO,
-    "value": "a decimal",
-    "range": "a decimal",
+_BOTH: Final = ("normal", "anomalous")
+_KINDS: Final[Mapping[Kind, tuple[tuple[Class, ...], str]]] = {  # the classes that a kind needs, and its number
+    "f1": (_BOTH, ""),
+    "fbeta": (_BOTH, _WEIGHT),
+    "recall": (("anomalous",), _RATIO),
+    "precision": (_BOTH, _RATIO),
+    "fpr": (("normal",), _RATIO),
+    "quantile": (("normal",), _RATIO),
+    "value": ((), "a decimal"),
+    "range": ((), "a decimal"),
 }
 _DECIMAL: Final = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
 
@@ -83,7 +75,7 @@ class Policy:
     @property
     def needs(self) -> tuple[Class, ...]:
         """The classes that must be present; without one of them the one-class rule decides."""
-        return _NEEDS[self.kind]
+        return _KINDS[self.kind][0]
 
     @property
     def is_fixed(self) -> bool:
@@ -100,9 +92,9 @@ class Policy:
             If the name is not known, or the number is missing, not a plain decimal or out of its range.
         """
         name, _, number = str(text).strip().partition("=")
-        kind = next((kind for kind in _NEEDS if kind == name.strip().lower()), None)
+        kind = next((kind for kind in _KINDS if kind == name.strip().lower()), None)
         if kind is None:
-            known = ", ".join(kind if kind == "f1" else f"{kind}=NUMBER" for kind in _NEEDS)
+            known = ", ".join(kind if kind == "f1" else f"{kind}=NUMBER" for kind in _KINDS)
             raise UsageError(f"unknown policy {text!r}", needed=known)
         if kind == "f1":
             if number or "=" in text:
@@ -113,7 +105,7 @@ class Policy:
 
 
 def _exact_decimal(number: str, *, kind: Kind, text: str) -> Fraction:
-    needed = _PARAMETERS[kind]
+    needed = _KINDS[kind][1]
     if not _DECIMAL.fullmatch(number):
         raise UsageError(f"the policy {text!r} has no number that can be read", needed=f"{kind}=NUMBER, {needed}")
     value = Fraction(Decimal(number))

@@ -4,14 +4,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import numpy as np
 
 from postproc_export import __version__, errors
 from postproc_export.calibration import tally
 from postproc_export.calibration.arrays import AnyArray
-from postproc_export.calibration.counting import Divide, Extremes, Part, coarse_pass, exact_table, sum_tables
+from postproc_export.calibration.counting import Divide, Extremes, coarse_pass, exact_table, sum_tables
 from postproc_export.calibration.spool import LevelState
 from postproc_export.calibration.statistics import LevelOptions, level_stats
 from postproc_export.calibration.table import Counts, Table, key_of
@@ -29,8 +29,6 @@ FAILED: Final = 1
 _ADD: Final = 2
 _GATHER: Final = 3
 _END: Final = 4
-
-_Failures = dict[int, Mapping[str, Any]]
 
 
 @contextmanager
@@ -136,22 +134,17 @@ class Ranks:
 
     def _fail(self, states: Sequence[tuple[int, int]], message: AnyArray, *, own: BaseException | None) -> None:
         failed = {rank: length for rank, (state, length) in enumerate(states) if state == FAILED}
-        failures: _Failures = {
-            rank: json.loads(self._from(rank, message, length).tobytes()) for rank, length in failed.items()
-        }
+        failures = {rank: json.loads(self._from(rank, message, length).tobytes()) for rank, length in failed.items()}
         self._is_over = True
         texts = {json.dumps(failure) for failure in failures.values()}
         if len(failures) < self.size or len(texts) > 1:
-            self._raise_named(failures, own=own)
-
-    def _raise_named(self, failures: _Failures, *, own: BaseException | None) -> NoReturn:
-        first, *others = failures
-        document = failures[first]
-        more = f" (and {', '.join(map(self.name, others))})" if others else ""
-        kind = getattr(errors, document["class"], CalibrationError)
-        rows = {key: document.get(key) for key in ("found", "needed", "fix")}
-        among = f"of {self.size}" if self._is_whole else f"in a group of {self.size}"
-        raise kind(f"{self.name(first)} {among} failed{more}: {document['what']}", **rows) from own
+            first, *others = failures
+            document = failures[first]
+            more = f" (and {', '.join(map(self.name, others))})" if others else ""
+            kind = getattr(errors, document["class"], CalibrationError)
+            rows = {key: document.get(key) for key in ("found", "needed", "fix")}
+            among = f"of {self.size}" if self._is_whole else f"in a group of {self.size}"
+            raise kind(f"{self.name(first)} {among} failed{more}: {document['what']}", **rows) from own
 
     @contextmanager
     def _exchange(self) -> Iterator[None]:
@@ -276,11 +269,10 @@ def _counted(own: Tally, shares: Sequence[Mapping[str, Any]], ranks: Ranks, *, l
 
 def _ask(state: LevelState, ranks: Ranks, work: Divide | Extremes) -> Any:
     """Return the answer of a pass over the values of all ranks, each of which counts its own."""
-    part = Part(state.read())
+    own = state.ask(work)
     if isinstance(work, Extremes):
-        ends = ranks.gather(np.array(work.run(part), dtype=np.float64))
+        ends = ranks.gather(np.array(own, dtype=np.float64))
         return work.add([(float(low), float(high)) for low, high in ends])
-    own = work.run(part)
     return _added(own, work, ranks) if work.bits else _gathered(own, ranks, work.low, work.high)
 
 

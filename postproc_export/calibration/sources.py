@@ -11,16 +11,17 @@ from postproc_export.calibration.arrays import Block, check_nonfinite
 from postproc_export.calibration.calibrator import level_options
 from postproc_export.calibration.counting import Divide, Extremes, Part
 from postproc_export.calibration.dask import dask_levels, has_dask
-from postproc_export.calibration.npy import cannot_read
 from postproc_export.calibration.shards import (
     MEANING,
     CsvShard,
+    FileShard,
     MemoryShard,
     NpyShard,
     NpzShard,
     Progress,
     Shard,
     States,
+    cannot_read,
     read_shards,
 )
 from postproc_export.calibration.statistics import level_stats
@@ -30,35 +31,27 @@ from postproc_export.errors import CalibrationError, FileError, PostprocError, U
 from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.validation import check_file
 
-# --- From what a user gives to shards: files, folders of them, stores, mappings, lists; nothing twice, nothing
-# dropped.
-
 Source = str | Path | Mapping[str, Any] | Sequence[str | Path | Mapping[str, Any]]
 
 _KEY_AT_END: Final = re.compile(r"^(?P<stem>.*?)[-_.]?(?P<key>" + "|".join(MEANING) + r")$")
 
 
 def find_shards(source: Source) -> list[Shard]:
-    """Return the shards of a source, in the order of their names within a folder."""
+    """Return the shards of a source, in the order of their names within a folder; a file given twice is refused."""
     shards = _shards_of(source)
     seen: dict[tuple[int, int], Path] = {}
     for path in (path for shard in shards for path in shard.files):
         if not path.is_dir():
             check_file(path)
-        before = _seen_before(path, seen)
-        if before is not None:
+        try:
+            status = path.stat()
+        except OSError:
+            continue  # reading it says why
+        before = seen.setdefault((status.st_dev, status.st_ino), path) if status.st_ino else path
+        if before is not path:
             found = str(path) if path == before else f"{path} is the same file as {before}"
             raise FileError(f"{path} is given twice, and would count twice", found=found, fix="give it once")
     return shards
-
-
-def _seen_before(path: Path, seen: dict[tuple[int, int], Path]) -> Path | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None  # reading it says why
-    known = seen.setdefault((status.st_dev, status.st_ino), path) if status.st_ino else path
-    return None if known is path else known
 
 
 def _shards_of(source: Source) -> list[Shard]:
@@ -67,8 +60,12 @@ def _shards_of(source: Source) -> list[Shard]:
     if isinstance(source, str | Path):
         if not str(source):
             raise UsageError("the source is an empty path", needed="a file or a folder of validation outputs")
-        with _listing(Path(source)):
+        try:
             return _shards_at(Path(source))
+        except FileError:
+            raise
+        except OSError as error:
+            raise cannot_read(str(Path(source)), error) from error
     if not isinstance(source, Sequence):
         needed = "a path, a list of paths, or a mapping of arrays"
         raise UsageError("the source cannot be read", found=type(source).__name__, needed=needed)
@@ -77,18 +74,11 @@ def _shards_of(source: Source) -> list[Shard]:
     return [shard for each in others for shard in _shards_of(each)] + _npy_shards(npy)
 
 
-@contextmanager
-def _listing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileError:
-        raise
-    except OSError as error:
-        raise cannot_read(str(path), error) from error
-
-
 def _is_npy(path: Path) -> bool:
     return path.suffix.lower() == ".npy"
+
+
+_KINDS: Final[Mapping[str, type[FileShard]]] = {".npz": NpzShard, ".csv": CsvShard}
 
 
 def _shards_at(path: Path) -> list[Shard]:
@@ -96,17 +86,11 @@ def _shards_at(path: Path) -> list[Shard]:
         return [ZarrShard(path)] if is_store(path) else _shards_in(path)
     if not path.exists():
         raise FileError(f"{path} is not there", needed="a file or a folder of validation outputs", fix="check the path")
-    shard = _file_shard(path)
-    if shard is None:
+    kind = _KINDS.get(path.suffix.lower())
+    if kind is None:
         fix = "give both files of the pair, or the folder they are in" if _is_npy(path) else None
         raise FileError(f"{path} is not of a known kind", needed=".npz, .npy pairs, .csv or a Zarr group", fix=fix)
-    return [shard]
-
-
-def _file_shard(path: Path) -> Shard | None:
-    if path.suffix.lower() == ".npz":
-        return NpzShard(path)
-    return CsvShard(path) if path.suffix.lower() == ".csv" else None
+    return [kind(path)]
 
 
 def _shards_in(folder: Path) -> list[Shard]:
@@ -116,8 +100,8 @@ def _shards_in(folder: Path) -> list[Shard]:
     for entry in entries:
         if entry.is_dir() and is_store(entry):
             shards.append(ZarrShard(entry))
-        elif not entry.is_dir() and (shard := _file_shard(entry)) is not None:
-            shards.append(shard)
+        elif not entry.is_dir() and entry.suffix.lower() in _KINDS:
+            shards.append(_KINDS[entry.suffix.lower()](entry))
     shards += _npy_shards([entry for entry in entries if _is_npy(entry) and not entry.is_dir()])
     if not shards:
         found = ", ".join(entry.name for entry in entries[:5]) or "an empty folder"
@@ -137,20 +121,16 @@ def _npy_shards(paths: Sequence[Path]) -> list[Shard]:
                 fix=f"rename it, move it out of {path.parent}{os.sep}, or give the files that count in its place",
             )
         group = groups.setdefault((path.parent, match["stem"]), {})
-        _refuse_second(path, match["key"], group)
+        for other, before in group.items():
+            if MEANING[other] == MEANING[match["key"]] and before != path:
+                raise FileError(
+                    f"{path} and {before.name} hold the same of one shard",
+                    found=f"two files of {match['key']}",
+                    needed="one file for each key and shard",
+                    fix="rename one of them, such as b_maps.npy with its b_masks.npy",
+                )
         group[match["key"]] = path
     return [NpyShard(files, name=str(folder / (stem or "*.npy"))) for (folder, stem), files in groups.items()]
-
-
-def _refuse_second(path: Path, key: str, group: Mapping[str, Path]) -> None:
-    for other, before in group.items():
-        if MEANING[other] == MEANING[key] and before != path:
-            raise FileError(
-                f"{path} and {before.name} hold the same of one shard",
-                found=f"two files of {key}",
-                needed="one file for each key and shard",
-                fix="rename one of them, such as b_maps.npy with its b_masks.npy",
-            )
 
 
 def calibrate(

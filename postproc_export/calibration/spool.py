@@ -10,7 +10,7 @@ from typing import IO, Any, Final
 import numpy as np
 
 from postproc_export.calibration.arrays import AnyArray, Block, Place
-from postproc_export.calibration.counting import is_wide, to_float32_array
+from postproc_export.calibration.counting import Divide, Extremes, Part, is_wide, to_float32_array
 from postproc_export.calibration.table import Flags
 from postproc_export.calibration.tally import Chunk, Tally
 from postproc_export.errors import FileError
@@ -90,10 +90,10 @@ class Spool:
         """Yield everything that was appended; may be called again and again, and between appends."""
         place = Place("the calibrator", "values", "truth", (1,))
         for values, packed in self._full:
-            yield Block(values, _flags(packed, values.size) if labelled else None, place, 0)
+            yield Block(values, np.unpackbits(packed, count=values.size).view(np.bool_) if labelled else None, place, 0)
         for offset, size, dtype in self._index:
             values, packed = self._read(offset, size, np.dtype(dtype))
-            yield Block(values, _flags(packed, size) if labelled else None, place, 0)
+            yield Block(values, np.unpackbits(packed, count=size).view(np.bool_) if labelled else None, place, 0)
         if self._held:
             yield Block(self._values[: self._held], self._truth[: self._held] if labelled else None, place, 0)
 
@@ -114,10 +114,6 @@ class Spool:
         if self._file is not None:
             self._file.close()
         self.__init__(self._folder)  # type: ignore[misc]
-
-
-def _flags(packed: AnyArray, size: int) -> Flags:
-    return np.unpackbits(packed, count=size).view(np.bool_)
 
 
 def _write_all(descriptor: int, part: memoryview, offset: int) -> int:
@@ -153,10 +149,10 @@ class LevelState:
         self.tally.merge(other.tally)
         self.is_broken = False
 
-    def read(self) -> Iterator[Block]:
-        """Yield every value again."""
+    def ask(self, work: Divide | Extremes) -> Any:
+        """Return the answer of a pass over every value."""
         assert self.spool is not None, "a level without a spool is not read again"
-        return self.spool.blocks(labelled=bool(self.tally.labelled))
+        return work.run(Part(self.spool.blocks(labelled=bool(self.tally.labelled))))
 
 
 def _storable(chunk: Chunk) -> AnyArray:

@@ -13,8 +13,7 @@ from typing import Any, Final
 
 from postproc_export.calibration.arrays import Block, Pair
 from postproc_export.calibration.boxes import box_blocks
-from postproc_export.calibration.npy import cannot_read, damaged, readable
-from postproc_export.calibration.shards import MEANING, FileShard
+from postproc_export.calibration.shards import MEANING, FileShard, cannot_read, damaged, readable
 from postproc_export.calibration.statistics import CalibrationWarning
 from postproc_export.errors import CalibrationError, FileError, PostprocError, require
 from postproc_export.stats import Level

@@ -24,7 +24,7 @@ ORDER = {
     """,
     "postproc_export.steps": "modules transforms decisions user user_export around",
     "postproc_export.calibration": """
-        table arrays boxes policies counting tally search statistics spool npy shards zarr ranks dask_cluster dask
+        table arrays boxes policies counting tally search statistics spool shards zarr ranks dask_cluster dask
         calibrator sources model
     """,
     "postproc_export.check": """

@@ -28,7 +28,7 @@ def several_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every level is streamed in small blocks and read more than once."""
     monkeypatch.setattr(tally, "SMALL", 0)
     monkeypatch.setattr(arrays, "BLOCK", 500)
-    monkeypatch.setattr("postproc_export.calibration.npy.BLOCK", 700)
+    monkeypatch.setattr("postproc_export.calibration.shards.BLOCK", 700)
 
 
 def levels(stats: CalibrationStats) -> dict[str, Any]:
