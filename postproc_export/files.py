@@ -7,14 +7,15 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO, Final
 
 from graph_patterns.onnx.wire import ChangedFileError, FileSource, write_all
 from postproc_export.errors import FileError, PostprocError, UsageError
-from postproc_export.process import HeldSignals, Staging, backup_of, digest, refuse_backups, staging_folder
+from postproc_export.process import HeldSignals, Staging, Undoing, backup_of, digest, refuse_backups, staging_folder
 
 # --- What a file must not be written to: found before the work that makes its content, not after it.
 
@@ -240,13 +241,17 @@ def append_text(path: Path, text: str) -> None:
 
 @contextmanager
 def folder_made_for(path: Path) -> Iterator[None]:
-    """Make the folder of a file where it is not there, and remove it again where the block fails."""
-    with explained(path), ExitStack() as undo:
+    """Make the folder of a file where it is not there, and remove it again where nothing is in it after the block."""
+    with explained(path), ExitStack() as stack:
         for missing in reversed([each for each in path.parents if not each.exists()]):
-            missing.mkdir()
-            undo.callback(missing.rmdir)
+            stack.enter_context(Undoing(partial(_remove_empty, missing)))
+            missing.mkdir(exist_ok=True)
         yield
-        undo.pop_all()
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # it holds what was written
+        folder.rmdir()
 
 
 class Publication:

@@ -1,13 +1,14 @@
 """The demo's detector as a factory, for `export`: ``postproc_export.demo.factory:detector``."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from postproc_export.demo.data import load_photos, make_crops
 from postproc_export.demo.detector import as_input, fit_detector
-from postproc_export.demo.run import TRAINING_CROPS
 
 if TYPE_CHECKING:
     import torch
+
+TRAINING_CROPS: Final = 48
 
 
 def detector() -> "torch.nn.Module":

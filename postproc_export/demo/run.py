@@ -1,7 +1,7 @@
 """The demo from the photos to the checked files and their picture, by the functions of the command line."""
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
@@ -13,6 +13,7 @@ from postproc_export.calibration import Calibrator
 from postproc_export.calibration.model import ModelSource
 from postproc_export.check import check_parity
 from postproc_export.check.report import ParityReport
+from postproc_export.demo import factory
 from postproc_export.demo.data import (
     CROP_SIZE,
     DEFECTS,
@@ -28,7 +29,7 @@ from postproc_export.demo.data import (
     own_files,
     whole_or_nothing,
 )
-from postproc_export.demo.detector import Verdict, as_input, evaluate, fit_detector, judge
+from postproc_export.demo.detector import Verdict, evaluate, judge
 from postproc_export.errors import require
 from postproc_export.export.exporter import RawModule, parse_axes, write_ir, write_onnx
 from postproc_export.images import Preprocessing
@@ -140,7 +141,6 @@ Tell = Callable[[str, str], None]
 
 PACKAGES: Final = ("torch", "onnxscript", "onnxruntime", "openvino", "skimage", "PIL.Image", "matplotlib")
 DETECTOR: Final = "postproc_export.demo.factory:detector"
-TRAINING_CROPS: Final = 48
 GOOD_CROPS: Final = 30
 CROPS_EACH_DEFECT: Final = 10
 LABELLED: Final[tuple[Split, ...]] = ("validation", "test")
@@ -182,8 +182,8 @@ def run_demo(folder: Path, *, tell: Tell) -> Sequence[ParityReport]:
     for package in PACKAGES:
         require(package, extra="demo", purpose=PURPOSE)
     with whole_or_nothing(folder):
-        crops = _write_crops(folder, tell=tell)
-        detector = fit_detector(as_input(crop.image for crop in crops["training"]))
+        test_crops = _write_crops(folder, tell=tell)
+        detector = factory.detector()
         export_detector(detector, folder)
         tell("export", f"a detector fitted to the normal crops: {RAW_ONNX} by torch.onnx.export, {RAW_IR} from it")
 
@@ -207,7 +207,7 @@ def run_demo(folder: Path, *, tell: Tell) -> Sequence[ParityReport]:
             tell("check", reports[-1].verdict())
 
         raw_runner, attached_runner = open_runner(folder / RAW_ONNX), open_runner(folder / ATTACHED_ONNX)
-        verdicts = judge(crops["test"], raw=raw_runner, attached=attached_runner)
+        verdicts = judge(test_crops, raw=raw_runner, attached=attached_runner)
         draw_picture(verdicts, folder / PICTURE, image=image, pixel=pixel)
         separation, decisions = evaluate(verdicts)
         tell("test", f"on the test crops, {separation}")
@@ -215,11 +215,12 @@ def run_demo(folder: Path, *, tell: Tell) -> Sequence[ParityReport]:
     return reports
 
 
-def _write_crops(folder: Path, *, tell: Tell) -> Mapping[Split, Sequence[Crop]]:
+def _write_crops(folder: Path, *, tell: Tell) -> Sequence[Crop]:
+    """Claim the folder, write the labelled crops into it, and return those of the test."""
     from PIL import Image
 
     photos = load_photos()
-    crops: dict[Split, Sequence[Crop]] = {"training": make_crops(photos, "training", good=TRAINING_CROPS)}
+    crops: dict[Split, Sequence[Crop]] = {}
     files: dict[PurePosixPath, Gray] = {}
     for split in LABELLED:
         crops[split] = make_crops(photos, split, good=GOOD_CROPS, each_defect=CROPS_EACH_DEFECT)
@@ -231,10 +232,10 @@ def _write_crops(folder: Path, *, tell: Tell) -> Mapping[Split, Sequence[Crop]]:
     tell("photos", f"{', '.join(photos)} as scikit-image installs them")
     tell(
         "crops",
-        f"{TRAINING_CROPS} normal ones to fit, {len(crops['validation'])} labelled ones to calibrate, "
+        f"{factory.TRAINING_CROPS} normal ones to fit, {len(crops['validation'])} labelled ones to calibrate, "
         f"{len(crops['test'])} to test, from three separate strips",
     )
-    return crops
+    return crops["test"]
 
 
 def export_detector(detector: "torch.nn.Module", folder: Path) -> None:

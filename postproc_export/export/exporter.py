@@ -109,7 +109,7 @@ class RawModule:
     """
 
     wrapper: "torch.nn.Module"
-    selection: Selection  # which outputs of the module these are
+    levels: tuple[Level, ...]  # those of its outputs, in their order
     remarks: tuple[str, ...] = ()  # what a user should know of that
 
     @classmethod
@@ -135,12 +135,8 @@ class RawModule:
         if calibrated is not None and selection.pixel_found == "rank" and selection.pixel is not None:
             remarks = (_UNKNOWN_MAP.format(name=selection.pixel.name),)
             selection = replace(selection, pixel=None, pixel_found=None)
-        return cls(_wrapper(module, selection), selection, remarks)
-
-    @property
-    def levels(self) -> tuple[Level, ...]:
-        """The levels that the module has, in the order of the wrapper's outputs."""
-        return tuple(level for level in LEVELS if level in self.selection.raw)
+        levels = tuple(level for level in LEVELS if level in selection.raw)
+        return cls(_wrapper(module, selection, levels), levels, remarks)
 
     @property
     def names(self) -> list[str]:
@@ -244,7 +240,7 @@ def evaluation_mode(module: "torch.nn.Module") -> Iterator[tuple[str, ...]]:
             part.training = was_training
 
 
-def _wrapper(module: "torch.nn.Module", selection: Selection) -> "torch.nn.Module":
+def _wrapper(module: "torch.nn.Module", selection: Selection, levels: Sequence[Level]) -> "torch.nn.Module":
     import torch
 
     class RawOutputs(torch.nn.Module):
@@ -254,7 +250,7 @@ def _wrapper(module: "torch.nn.Module", selection: Selection) -> "torch.nn.Modul
 
         def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
             found = raw_tensors(self.inner(image), selection)
-            return tuple(found[level] for level in LEVELS if level in found)
+            return tuple(found[level] for level in levels)
 
     wrapper = RawOutputs()
     wrapper.training = module.training

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
@@ -12,8 +12,8 @@ from graph_patterns.expr import ExplainedError
 from postproc_export.attach import AttachResult
 from postproc_export.check.report import ParityReport
 from postproc_export.errors import FileError, UsageError
-from postproc_export.files import explained, publishing, refuse_inputs
-from postproc_export.process import Undoing, staging_folder
+from postproc_export.files import explained, folder_made_for, publishing, refuse_inputs
+from postproc_export.process import staging_folder
 from postproc_export.runtimes import PortInfo
 from postproc_export.stats import CalibrationStats
 
@@ -36,36 +36,17 @@ class ExportedFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportResult:
-    """What `export_model` did; truthy where every check passed.
+    """What `export_model` did; truthy where every check passed."""
 
-    Parameters
-    ----------
-    subject
-        What was exported.
-    files
-        The finished models, in the order in which they were asked for.
-    stats
-        The statistics that decide.
-    statistics, report
-        The files with the statistics and with the parity report.
-    opset
-        The opset of the ONNX graph, read back from the file.
-    sizes
-        The other sizes at which every file was run and gave what the module gives.
-    remarks
-        What a user should know of how it was exported.
-    written
-        Every path that was written; none where a check missed something and the files were not asked for all the same.
-    """
-
-    subject: str
-    files: tuple[ExportedFile, ...]
-    stats: CalibrationStats
-    statistics: Path
-    report: Path
-    opset: int
-    sizes: tuple[str, ...]
-    remarks: tuple[str, ...]
+    subject: str  # what was exported
+    files: tuple[ExportedFile, ...]  # in the order in which they were asked for
+    stats: CalibrationStats  # those that decide
+    statistics: Path  # the file with the statistics
+    report: Path  # the file with the parity report
+    opset: int  # of the ONNX graph, read back from the file
+    sizes: tuple[str, ...]  # the other sizes at which every file was run and gave what the module gives
+    remarks: tuple[str, ...]  # what a user should know of how it was exported
+    # Every path that was written; none where a check missed something and the files were not asked for all the same.
     written: tuple[Path, ...]
 
     @property
@@ -86,23 +67,21 @@ class ExportResult:
 
     def summary(self) -> str:
         """Return what was done, one fact a line."""
-        return "\n".join(self._lines())
-
-    def _lines(self) -> Iterator[str]:
-        yield f"exported {self.subject} at opset {self.opset}"
-        yield from (f"  note     {remark}" for remark in self.remarks)
-        yield from (f"  input    {port.describe()}" for port in self.files[0].inputs)
-        yield from (f"  output   {port.describe()}" for port in self.files[0].outputs)
+        lines = [f"exported {self.subject} at opset {self.opset}"]
+        lines += [f"  note     {remark}" for remark in self.remarks]
+        lines += [f"  input    {port.describe()}" for port in self.files[0].inputs]
+        lines += [f"  output   {port.describe()}" for port in self.files[0].outputs]
         if self.sizes:
-            yield f"  sizes    as the model at {', '.join(self.sizes)}"
+            lines.append(f"  sizes    as the model at {', '.join(self.sizes)}")
         # What was attached is the same in both formats, but for names inside the graph that had to move.
-        done = (line for file in self.files for line in file.attached.summary().splitlines()[_HEADING:])
-        yield from dict.fromkeys(done)
-        for file in self.files:
-            yield from (f"  check    {line}" for line in _verdicts(file.report))
-        yield from (f"  written  {path}" for path in self.written)
+        lines += dict.fromkeys(line for file in self.files for line in file.attached.summary().splitlines()[_HEADING:])
+        lines += [f"  check    {line}" for file in self.files for line in _verdicts(file.report)]
+        lines += [f"  written  {path}" for path in self.written]
         if not self.written:
-            yield "  nothing was written: a check missed something (--keep-failed writes the files all the same)"
+            lines.append(
+                "  nothing was written: a check missed something (--keep-failed writes the files all the same)"
+            )
+        return "\n".join(lines)
 
 
 def _verdicts(report: ParityReport) -> Iterator[str]:
@@ -181,26 +160,7 @@ def deliver(
     statistics = folder / STATISTICS
     if statistics.exists() and any(file.exists() and statistics.samefile(file) for file in inputs):
         targets.remove(statistics)
-    with _folder(folder), publishing(targets, inputs=inputs) as publication:
+    with folder_made_for(targets[0]), publishing(targets, inputs=inputs) as publication:
         for target in targets:
             (made / target.name).rename(publication.temporary(target))
     return tuple(targets)
-
-
-@contextmanager
-def _folder(folder: Path) -> Iterator[None]:
-    """Make the folder where it is not there, and remove it again where nothing was put into it."""
-    if folder.exists():
-        yield
-        return
-
-    def remove() -> None:
-        with suppress(OSError):  # it holds what was delivered
-            folder.rmdir()
-
-    with Undoing(remove):
-        try:
-            folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise FileError(f"cannot make the folder {folder}", found=error.strerror) from error
-        yield

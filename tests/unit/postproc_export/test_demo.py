@@ -15,11 +15,11 @@ from postproc_export.demo import detector as evaluation
 from postproc_export.demo import run as run_module
 from postproc_export.demo.data import CROP_SIZE, DEFECTS, GOOD, NORMAL_PHOTO, REGIONS, Crop, Photos, Split
 from postproc_export.demo.detector import Verdict, as_input, dct_filters, direction_sums, fit_detector, fit_gaussian
+from postproc_export.demo.factory import TRAINING_CROPS
 from postproc_export.demo.run import (
     CROPS_EACH_DEFECT,
     FILES,
     GOOD_CROPS,
-    TRAINING_CROPS,
     commands,
     draw_picture,
     export_detector,
