@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +101,8 @@ def attach_postprocessing(**given: Any) -> AttachResult:
     refuse_unused(options, changed_options(options))
     outputs: Outputs = {"image_output": asked.image_output, "pixel_output": asked.pixel_output}
     form = format_of(source)
-    attached = form.rewrite(
-        source,
-        target,
-        lambda model: attach_model(form, model, stats, options, own, outputs),
-        in_place=asked.in_place,
-        link_weights=asked.link_weights,
-    )
+    edit = partial(attach_model, form, stats=stats, options=options, steps=own, outputs=outputs)
+    attached = form.rewrite(source, target, edit, asked)
     return AttachResult(source, target, attached.tail, attached.renamed, tuple(spec.text for spec in own))
 
 

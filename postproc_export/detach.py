@@ -11,6 +11,7 @@ from postproc_export.errors import MetadataError, PostprocError
 from postproc_export.files import default_target
 from postproc_export.formats.base import Detached, Format, format_of
 from postproc_export.formats.found import nothing_found
+from postproc_export.options import FileOptions
 from postproc_export.stats import Level
 
 
@@ -111,7 +112,7 @@ def detach_postprocessing(
     target = default_target(source, output, in_place=in_place, mark="raw")
     form = format_of(source)
     edit = partial(detach_model, form, where=str(source))
-    detached = form.rewrite(source, target, edit, in_place=in_place, link_weights=link_weights)
+    detached = form.rewrite(source, target, edit, FileOptions(in_place=in_place, link_weights=link_weights))
     return DetachResult(source, target if detached else None, detached)
 
 

@@ -140,6 +140,11 @@ class LayerRecord:
         renamed = self.original.get("renamed", {})
         return renamed if isinstance(renamed, dict) else {}
 
+    @property
+    def back(self) -> dict[str, str]:
+        """The way back: {name in this file: name in the original}; `formats.base.recorded_names` checks it."""
+        return {new: old for old, new in self.renamed.items()}
+
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, without its versions."""
         return {

@@ -590,7 +590,7 @@ def update_postprocessing(**given: Any) -> UpdateResult:
     target = default_target(source, asked.output, in_place=asked.in_place, mark="updated", read=[stats])
     form = format_of(source)
     edit = partial(update_model, form, changes=changes, keep_dialect=asked.keep_dialect, where=source)
-    updated = form.rewrite(source, target, edit, in_place=asked.in_place, link_weights=asked.link_weights)
+    updated = form.rewrite(source, target, edit, asked)
     return replace(updated, output=target) if updated else updated
 
 

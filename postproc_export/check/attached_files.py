@@ -20,7 +20,6 @@ from postproc_export.formats import base
 from postproc_export.formats.base import decoded_outputs, encoded_port, recorded_names
 from postproc_export.formats.found import FoundTails, raw_name
 from postproc_export.formats.onnx import OnnxFormat
-from postproc_export.formats.onnx_file import output_ports
 from postproc_export.formats.openvino import OpenVinoFormat, raw_values
 from postproc_export.formats.openvino_file import recorded_results, result_names, tensors_of, value_name
 from postproc_export.ports import FLOAT_TYPES
@@ -208,7 +207,7 @@ class _OnnxFile(ModelFile):
             level: raw_name(self.tails[level], name) if level in self.tails else name for level, name in values.items()
         }
         items = [onnx.ValueInfoProto(name=name) for name in dict.fromkeys(values.values())]
-        known = {port.name: port for port in output_ports(_with_outputs(self._model, items, {}))}
+        known = {port.name: port for port in OnnxFormat().outputs(_with_outputs(self._model, items, {}))}
         outputs = [
             onnx.helper.make_tensor_value_info(
                 names[level], ELEMENT_TYPES.get(known[name].dtype, onnx.TensorProto.FLOAT), known[name].shape
@@ -225,7 +224,7 @@ class _OnnxFile(ModelFile):
         Another tool may have given a raw value another name: then it is the one that the tail reads.
         """
         original = _with_outputs(self._model, self._original, self.record.renamed)
-        ports, read = {port.name: port for port in output_ports(original)}, read_values(self.tails)
+        ports, read = {port.name: port for port in OnnxFormat().outputs(original)}, read_values(self.tails)
         for level, name in self.record.raw.items():
             if name not in ports:
                 raise MetadataError(f"{self.path}: the record names '{name}' as the raw {level} output, which was none")
@@ -322,7 +321,7 @@ class _OnnxFile(ModelFile):
         items = decoded_outputs(record.original, where=self._where)
         before = {item.name: names.get(item.name, item.name) for item in items}
         now = {original: since.get(name, name) for original, name in before.items()}
-        ports = {port.name: port for port in output_ports(_with_outputs(self._model, items, now))}
+        ports = {port.name: port for port in OnnxFormat().outputs(_with_outputs(self._model, items, now))}
         ports |= {port.name: port for port in self.inputs}
         read = {key: since.get(name, name) for key, name in record.read.items()}
         if record.where == "transform":

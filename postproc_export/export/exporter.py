@@ -11,7 +11,7 @@ import numpy as np
 
 from graph_patterns.onnx.view import default_opset
 from postproc_export.errors import FileError, UnsupportedModelError, UsageError, require
-from postproc_export.formats.onnx_file import input_ports
+from postproc_export.formats.onnx import OnnxFormat
 from postproc_export.ports import RAW_NAMES, Selection
 from postproc_export.process import quiet_exporter
 from postproc_export.runtimes import Array, PortInfo, first_reason
@@ -304,7 +304,7 @@ def write_onnx(
     with quiet_exporter():
         program.save(path, external_data=weights > ONE_FILE)
     model = onnx.load(path, load_external_data=False)
-    refuse_fixed(axes, input_ports(model), in_what="the ONNX export")
+    refuse_fixed(axes, OnnxFormat().inputs(model), in_what="the ONNX export")
     found = default_opset(model)
     if opset is not None and found != opset:
         raise UnsupportedModelError(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, TypeVar
 
 from graph_patterns.expr import Expr, free_name
 from graph_patterns.match import GraphView, Mismatch, Site, Value
@@ -19,6 +19,7 @@ from postproc_export.errors import MetadataError, UnsupportedModelError
 from postproc_export.files import check_suffix
 from postproc_export.formats.found import (
     FoundTails,
+    Tails,
     find_tails,
     level_misfits,
     refuse_attached,
@@ -26,9 +27,8 @@ from postproc_export.formats.found import (
     refuse_partial,
     touched,
 )
-from postproc_export.options import LabelDtype, TailOptions
+from postproc_export.options import FileOptions, LabelDtype, TailOptions
 from postproc_export.ports import OutputChoice, Selection, select_outputs
-from postproc_export.reading.tail import FoundTail
 from postproc_export.record import METADATA_KEY, LayerRecord, TailRecord, TailSpec, Where, load_record
 from postproc_export.runtimes import Axis, PortInfo, RuntimeName
 from postproc_export.stats import LEVELS, CalibrationStats, Level
@@ -240,7 +240,7 @@ class Attached:
 class Detached:
     """What was taken out of a model in memory; falsy, with the reasons, where nothing was found."""
 
-    tails: Mapping[Level, FoundTail] = field(default_factory=dict)  # what was removed
+    tails: Tails = field(default_factory=dict)  # what was removed
     misses: Mapping[Level, Mismatch] = field(default_factory=dict)  # why nothing was found
     renamed: Mapping[str, str] = field(default_factory=dict)  # {name in the file: name in the original}
     notes: tuple[str, ...] = ()  # what could not be restored, and what a user should know
@@ -256,6 +256,8 @@ class Detached:
 # --- A format.
 
 Result = TypeVar("Result")
+Edit: TypeAlias = Callable[[Any], Result]  # changes a model in place; large weights may be placeholders in it
+PLAIN: Final = FileOptions()
 Outputs = dict[str, OutputChoice]  # "image_output" and "pixel_output": which outputs are the raw ones
 
 
@@ -279,25 +281,17 @@ class Format(ABC):
 
     @abstractmethod
     def rewrite(
-        self,
-        source: Path,
-        target: Path,
-        edit: Callable[[Any], Result],
-        *,
-        in_place: bool = False,
-        link_weights: bool = False,
-        is_checked: bool = True,
+        self, source: Path, target: Path, edit: Edit[Result], options: FileOptions = PLAIN, *, is_checked: bool = True
     ) -> Result:
         """Edit the model of a file and write it to another, whole or not at all.
 
-        Nothing is written where `edit` returns something falsy. `in_place` allows the target to be the source;
-        `link_weights` hard-links external data instead of copying it; a model that is less sound than the source is
-        refused if `is_checked`, so for every file that somebody else gets to see.
+        Nothing is written where `edit` returns something falsy. A model that is less sound than the source is refused
+        if `is_checked`, so for every file that somebody else gets to see.
         """
 
     @abstractmethod
     def edited(
-        self, path: Path, folder: Path, edit: Callable[[Any], Result], *, purpose: str, is_checked: bool = True
+        self, path: Path, folder: Path, edit: Edit[Result], *, purpose: str, is_checked: bool = True
     ) -> tuple[Result, Any]:
         """Edit a copy of a model and return it for running: a file in the folder, or a model in memory."""
 
@@ -360,19 +354,15 @@ class Format(ABC):
         """Return the values that were outputs of the original; a MetadataError if the record has no legal ones."""
 
     @abstractmethod
-    def _misfits(
-        self, model: Any, record: TailRecord, tails: Mapping[Level, FoundTail], back: Mapping[str, str], *, where: str
-    ) -> Iterator[str]:
+    def _misfits(self, model: Any, record: TailRecord, tails: Tails, *, where: str) -> Iterator[str]:
         """Yield what a record says of the original that cannot be true of this model."""
 
     @abstractmethod
-    def _doubts(
-        self, model: Any, record: TailRecord, tails: Mapping[Level, FoundTail], back: Mapping[str, str], *, where: str
-    ) -> Iterator[str]:
+    def _doubts(self, model: Any, record: TailRecord, tails: Tails, *, where: str) -> Iterator[str]:
         """Yield what a record tells of and the model does not have."""
 
     @abstractmethod
-    def _take_layer(self, model: Any, record: LayerRecord, back: Mapping[str, str], *, where: str) -> None:
+    def _take_layer(self, model: Any, record: LayerRecord, *, where: str) -> None:
         """Remove custom steps or decisions; a MetadataError if the record does not fit the model."""
 
     @abstractmethod
@@ -413,7 +403,7 @@ class Format(ABC):
                 found=", ".join(spec.text for spec in record.tails),
                 fix="take the ONNX file for this, and convert what comes out",
             )
-        self._take_layer(model, record, recorded_names(record.original, where=where), where=where)
+        self._take_layer(model, record, where=where)
         return record
 
     def attach(
@@ -456,13 +446,10 @@ class Format(ABC):
         misfits = tuple(self._all_misfits(model, record, tails, where=where))
         doubts: tuple[str, ...] = ()
         if not (misfits or is_converted or touched(tails)):
-            back = recorded_names(record.original, where=where)
-            doubts = tuple(self._doubts(model, record, tails, back, where=where))
+            doubts = tuple(self._doubts(model, record, tails, where=where))
         return FoundTails(tails, misses, record, is_converted, misfits=misfits, doubts=doubts, outputs=outputs)
 
-    def _all_misfits(
-        self, model: Any, record: TailRecord, tails: Mapping[Level, FoundTail], *, where: str
-    ) -> Iterator[str]:
+    def _all_misfits(self, model: Any, record: TailRecord, tails: Tails, *, where: str) -> Iterator[str]:
         yield from level_misfits(record, tails)
         try:
             original = self._original(model, record, where=where)
@@ -475,7 +462,7 @@ class Format(ABC):
         for level, raw in record.raw.items():
             if back.get(raw, raw) not in original:
                 yield f"the {level} level's raw value '{raw}' was no output of the original"
-        yield from self._misfits(model, record, tails, back, where=where)
+        yield from self._misfits(model, record, tails, where=where)
 
     def detach(self, model: Any, *, where: str) -> Detached:
         """Remove the tail; the model is as it was where there is none.

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from graph_patterns.match import GraphView, Mismatch, Value
 from postproc_export.errors import UnsupportedModelError
@@ -28,6 +28,8 @@ OUTSIDE: Final = (
 )
 UNDO: Final = "undo what was changed at the end of the graph, or attach to the original again"
 
+Tails: TypeAlias = Mapping[Level, FoundTail]
+
 STRIPPED: Final = (
     "the record of the original is gone: the order and the declared shapes of the outputs are taken from the tail's"
 )
@@ -37,7 +39,7 @@ STRIPPED: Final = (
 class FoundTails:
     """The tails of a model by level, why other levels have none, and the record where there is one."""
 
-    tails: Mapping[Level, FoundTail]
+    tails: Tails
     misses: Mapping[Level, Mismatch]
     record: TailRecord | None
     is_converted: bool = False  # the record is that of an ONNX model, from which this one was converted
@@ -128,7 +130,7 @@ def refuse_no_outputs(outputs: Collection[object], *, where: str) -> None:
         )
 
 
-def level_misfits(record: TailRecord, tails: Mapping[Level, FoundTail]) -> Iterator[str]:
+def level_misfits(record: TailRecord, tails: Tails) -> Iterator[str]:
     """Yield where a record and the tails of a model do not agree on what is decided from which value."""
     for level, tail in tails.items():
         if level not in record.levels:
@@ -200,7 +202,7 @@ def raw_name(tail: FoundTail, name: str) -> str:
     return RAW_NAMES[tail.level] if stem == RAW_NAMES[tail.level] else name
 
 
-def restored_tails(tails: Mapping[Level, FoundTail]) -> Iterator[FoundTail]:
+def restored_tails(tails: Tails) -> Iterator[FoundTail]:
     """Yield the tails whose raw value has to become an output again."""
     for level, tail in tails.items():
         gives_raw = tail.is_ours or SCORE_OUTPUT[level] in tail.outputs
@@ -208,18 +210,18 @@ def restored_tails(tails: Mapping[Level, FoundTail]) -> Iterator[FoundTail]:
             yield tail
 
 
-def adjusted_values(tails: Mapping[Level, FoundTail]) -> list[Value]:
+def adjusted_values(tails: Tails) -> list[Value]:
     """Return the inputs by which tails are adjusted at run time: they go with them."""
     own = [tail for tail in tails.values() if tail.is_ours]
     return [tail.adjusted for tail in own if tail.adjusted is not None]
 
 
-def touched(tails: Mapping[Level, FoundTail]) -> list[str]:
+def touched(tails: Tails) -> list[str]:
     """Return a note where the tail is not as attaching left it."""
     return [TOUCHED] if any(tail.is_ours and not tail.is_as_emitted for tail in tails.values()) else []
 
 
-def notes_of(tails: Mapping[Level, FoundTail]) -> tuple[str, ...]:
+def notes_of(tails: Tails) -> tuple[str, ...]:
     """Return what a user should know of a model whose tail was removed without a record."""
     notes = [] if all(is_exported(tail) for tail in tails.values()) else [STRIPPED]
     folded = [tail for tail in tails.values() if not tail.is_ours and tail.reading.is_folded]

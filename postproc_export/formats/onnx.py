@@ -15,7 +15,9 @@ from graph_patterns.onnx.view import OnnxView, default_opset
 from postproc_export.errors import FileError, UnsupportedModelError, UsageError
 from postproc_export.files import publishing
 from postproc_export.formats.base import (
+    PLAIN,
     Detached,
+    Edit,
     Format,
     LayerOutput,
     Plan,
@@ -26,6 +28,7 @@ from postproc_export.formats.base import (
 )
 from postproc_export.formats.found import (
     FoundTails,
+    Tails,
     adjusted_values,
     notes_of,
     raw_name,
@@ -41,15 +44,14 @@ from postproc_export.formats.onnx_file import (
     drop_added_import,
     immovable_names,
     import_doubts,
-    input_ports,
     oldest_opset_of,
-    output_ports,
+    port_of,
     rename_values,
     used_names,
     uses_default_domain,
     value_names,
 )
-from postproc_export.options import TailOptions
+from postproc_export.options import FileOptions, TailOptions
 from postproc_export.ports import Selection
 from postproc_export.process import claimed
 from postproc_export.reading.tail import SCORE_OUTPUT, FoundTail
@@ -86,14 +88,7 @@ class OnnxFormat(Format):
             return file.model
 
     def rewrite(
-        self,
-        source: Path,
-        target: Path,
-        edit: Callable[[onnx.ModelProto], Result],
-        *,
-        in_place: bool = False,
-        link_weights: bool = False,
-        is_checked: bool = True,
+        self, source: Path, target: Path, edit: Edit[Result], options: FileOptions = PLAIN, *, is_checked: bool = True
     ) -> Result:
         """Edit the graph without its weights, which are streamed from file to file; external data comes along.
 
@@ -109,8 +104,8 @@ class OnnxFormat(Format):
                 return result
             if before is not None:
                 before.refuse_worse(Soundness.of(file, opset=opset), where=str(target))
-            with publishing([target], inputs=[source, *weights.values()], in_place=in_place) as publication:
-                publication.bring_along(weights, link=link_weights)
+            with publishing([target], inputs=[source, *weights.values()], in_place=options.in_place) as publication:
+                publication.bring_along(weights, link=options.link_weights)
                 try:
                     file.write(publication.temporary(target))
                 except ModelFileError as error:
@@ -120,28 +115,30 @@ class OnnxFormat(Format):
         return result
 
     def edited(
-        self,
-        path: Path,
-        folder: Path,
-        edit: Callable[[onnx.ModelProto], Result],
-        *,
-        purpose: str,
-        is_checked: bool = True,
+        self, path: Path, folder: Path, edit: Edit[Result], *, purpose: str, is_checked: bool = True
     ) -> tuple[Result, Path]:
         """Write a file; a hard link of external data saves a copy where the file system allows it."""
         target = folder / path.name
         try:
-            return self.rewrite(path, target, edit, link_weights=True, is_checked=is_checked), target
+            return self.rewrite(path, target, edit, FileOptions(link_weights=True), is_checked=is_checked), target
         except FileError:
             return self.rewrite(path, target, edit, is_checked=is_checked), target
 
     def outputs(self, model: onnx.ModelProto) -> list[PortInfo]:
         """Return the outputs; a shape that is not declared is inferred where ONNX can."""
-        return output_ports(model)
+        declared = list(model.graph.output)
+        if all(item.type.tensor_type.HasField("shape") for item in declared):
+            return [port_of(item) for item in declared]
+        try:
+            inferred = {item.name: item for item in onnx.shape_inference.infer_shapes(model).graph.output}
+        except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+            inferred = {}  # what is not known is reported by whoever needs it, with the option that helps
+        return [port_of(inferred.get(item.name, item)) for item in declared]
 
     def inputs(self, model: onnx.ModelProto) -> list[PortInfo]:
         """Return the inputs that no initializer gives a value to."""
-        return input_ports(model)
+        given = {tensor.name for tensor in model.graph.initializer}
+        return [port_of(item) for item in model.graph.input if item.name not in given]
 
     def uncomputed(self, model: onnx.ModelProto) -> list[str]:
         """Return the outputs that no node, input or constant gives."""
@@ -242,16 +239,8 @@ class OnnxFormat(Format):
         added_import(record.original, where=where)
         return names
 
-    def _misfits(
-        self,
-        model: onnx.ModelProto,
-        record: TailRecord,
-        tails: Mapping[Level, FoundTail],
-        back: Mapping[str, str],
-        *,
-        where: str,
-    ) -> Iterator[str]:
-        view, now = OnnxView(model), record.renamed
+    def _misfits(self, model: onnx.ModelProto, record: TailRecord, tails: Tails, *, where: str) -> Iterator[str]:
+        view, now, back = OnnxView(model), record.renamed, record.back
         original = {item.name: item for item in decoded_outputs(record.original, where=where)}
         values = {str(value) for tail in tails.values() for value in tail.values}
         for name in original:
@@ -274,33 +263,25 @@ class OnnxFormat(Format):
             if name in now.values():
                 yield f"'{name}' is {kind}, which attaching does not rename"
 
-    def _doubts(
-        self,
-        model: onnx.ModelProto,
-        record: TailRecord,
-        tails: Mapping[Level, FoundTail],
-        back: Mapping[str, str],
-        *,
-        where: str,
-    ) -> Iterator[str]:
+    def _doubts(self, model: onnx.ModelProto, record: TailRecord, tails: Tails, *, where: str) -> Iterator[str]:
         names, values = value_names(model), computed_names(model.graph)
-        yield from (f"the value '{name}' is not in the model" for name in back if name not in names)
+        yield from (f"the value '{name}' is not in the model" for name in record.back if name not in names)
         original = decoded_outputs(record.original, where=where)
-        gone = _gone_outputs(model, record, original, back)
+        gone = _gone_outputs(model, record, original)
         for item in original:
             if item.name in gone or record.renamed.get(item.name, item.name) not in values:
                 yield f"the output '{item.name}' of the original is not in the model"
         tail = {str(value) for item in tails.values() for value in item.values}
         yield from import_doubts(model, record.original, where=where, apart=tail)
 
-    def _take_layer(self, model: onnx.ModelProto, record: LayerRecord, back: Mapping[str, str], *, where: str) -> None:
+    def _take_layer(self, model: onnx.ModelProto, record: LayerRecord, *, where: str) -> None:
         original = decoded_outputs(record.original, where=where)
         outputs = [item.name for item in model.graph.output if item.name in record.made]
         values = _values_between(model, record)
-        misfits = _layer_misfits(model, record, original, back, values)
+        misfits = _layer_misfits(model, record, original, values)
         refuse_misfit(record.where, list(misfits), where=where)
         remove(model, values, outputs=outputs, keep=list(record.read.values()))
-        rename_values(model, back)
+        rename_values(model, record.back)
         _set_outputs(model, original)
         refuse_misfit(record.where, drop_added_import(model, record.original, where=where), where=where)
         _drop_record(model, record.where)
@@ -320,8 +301,7 @@ class OnnxFormat(Format):
         if record is None:
             return _rebuilt(model, tails, outputs, where=where)
         original = decoded_outputs(record.original, where=where)
-        names_then = {new: old for old, new in record.renamed.items()}
-        back, notes, values = dict(names_then), touched(tails), value_names(model)
+        back, notes, values = record.back, touched(tails), value_names(model)
         for tail in restored_tails(tails):
             recorded, now = recorded_raw(record, tail) or str(tail.raw), str(tail.raw)
             if recorded not in values:
@@ -333,7 +313,7 @@ class OnnxFormat(Format):
             for old, new in back.items()
             if old not in values
         ]
-        gone = _gone_outputs(model, record, original, names_then)
+        gone = _gone_outputs(model, record, original)
         renamed = _give_names_back(model, back)
         names = {item.name for item in original}
         lost = [item.name for item in original if item.name in gone or item.name not in computed_names(model.graph)]
@@ -344,7 +324,7 @@ class OnnxFormat(Format):
         notes += drop_added_import(model, record.original, where=where)
         notes += [f"the output '{name}' of the original is not in the model any more" for name in lost]
         notes += [f"the output '{item.name}', which the original did not have, stays" for item in added]
-        raw = {level: names_then.get(name, name) for level, name in record.raw.items()}
+        raw = {level: record.back.get(name, name) for level, name in record.raw.items()}
         present = {item.name for item in final}
         return Detached(
             tails=tails,
@@ -404,12 +384,10 @@ def _drop_record(model: onnx.ModelProto, layer: Where) -> None:
 # --- What a record says of the original, held against the model.
 
 
-def _gone_outputs(
-    model: onnx.ModelProto, record: TailRecord, original: Collection[onnx.ValueInfoProto], back: Mapping[str, str]
-) -> set[str]:
+def _gone_outputs(model: onnx.ModelProto, record: TailRecord, original: Collection[onnx.ValueInfoProto]) -> set[str]:
     """Return the outputs of the original that no tail takes and that are gone: attaching leaves them there."""
     there = {item.name for item in model.graph.output}.union(record.raw.values())
-    return {item.name for item in original} - {back.get(name, name) for name in there}
+    return {item.name for item in original} - {record.back.get(name, name) for name in there}
 
 
 def _could_be(raw: onnx.ValueInfoProto, output: onnx.ValueInfoProto | None) -> bool:
@@ -450,16 +428,14 @@ def _values_between(model: onnx.ModelProto, record: LayerRecord) -> set[str]:
 
 
 def _layer_misfits(
-    model: onnx.ModelProto,
-    record: LayerRecord,
-    original: Sequence[onnx.ValueInfoProto],
-    back: Mapping[str, str],
-    gone: Collection[str],
+    model: onnx.ModelProto, record: LayerRecord, original: Sequence[onnx.ValueInfoProto], gone: Collection[str]
 ) -> Iterator[str]:
     """Yield what a record says that cannot be true of the model without the layer."""
     present, computed = value_names(model), computed_names(model.graph)
-    yield from (f"the value '{name}' is not there" for name in (*record.read.values(), *back) if name not in present)
-    yield from (f"the layer has not taken the name '{old}'" for old in back.values() if old not in record.made)
+    yield from (
+        f"the value '{name}' is not there" for name in (*record.read.values(), *record.back) if name not in present
+    )
+    yield from (f"the layer has not taken the name '{old}'" for old in record.renamed if old not in record.made)
     yield from (f"the output '{name}' is not the layer's" for name in record.made if name not in gone)
     for item in original:
         name = record.renamed.get(item.name, item.name)
@@ -487,7 +463,7 @@ def _give_names_back(model: onnx.ModelProto, back: Mapping[str, str]) -> dict[st
 
 def _rebuilt(
     model: onnx.ModelProto,
-    tails: Mapping[Level, FoundTail],
+    tails: Tails,
     outputs: Mapping[str, onnx.ValueInfoProto],
     *,
     where: str,

@@ -148,28 +148,14 @@ def _rename_items(items: Iterable[onnx.ValueInfoProto | onnx.TensorProto], renam
 _NUMPY_NAMES: Final = {"FLOAT": "float32", "DOUBLE": "float64"}
 
 
-def output_ports(model: onnx.ModelProto) -> list[PortInfo]:
-    """Return the outputs in order; a shape that is not declared is inferred where ONNX can."""
-    declared = list(model.graph.output)
-    if all(item.type.tensor_type.HasField("shape") for item in declared):
-        return [_port(item) for item in declared]
-    inferred = {item.name: item for item in _inferred_outputs(model)}
-    return [_port(inferred.get(item.name, item)) for item in declared]
-
-
-def input_ports(model: onnx.ModelProto) -> list[PortInfo]:
-    """Return the inputs that have to be fed, in order: those that no initializer gives a value to."""
-    given = {tensor.name for tensor in model.graph.initializer}
-    return [_port(item) for item in model.graph.input if item.name not in given]
-
-
 def dtype_name(element_type: int) -> str:
     """Return the name of an element type: ``"float32"``, ``"bfloat16"``, ``"bool"``, ..."""
     name: str = onnx.TensorProto.DataType.Name(element_type)
     return _NUMPY_NAMES.get(name, name.lower())
 
 
-def _port(item: onnx.ValueInfoProto) -> PortInfo:
+def port_of(item: onnx.ValueInfoProto) -> PortInfo:
+    """Return a port: its name, element type and declared shape."""
     kind = item.type.WhichOneof("value")
     if kind != "tensor_type":
         return PortInfo(item.name, kind or "undefined", None)
@@ -182,13 +168,6 @@ def _axis(axis: onnx.TensorShapeProto.Dimension) -> Axis:
     if axis.HasField("dim_value") and axis.dim_value >= 0:
         return int(axis.dim_value)
     return axis.dim_param or None
-
-
-def _inferred_outputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    try:
-        return list(onnx.shape_inference.infer_shapes(model).graph.output)
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-        return []  # what is not known is reported by whoever needs it, with the option that helps
 
 
 NEEDED_IMPORT: Final = "import_was_missing"  # the original's own nodes are of the default domain, without an import

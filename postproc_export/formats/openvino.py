@@ -11,17 +11,19 @@ from graph_patterns.match import Site, Value
 from graph_patterns.openvino import OpenVinoView, copied, emit, remove, set_numbers
 from postproc_export.files import publishing
 from postproc_export.formats.base import (
+    PLAIN,
     Detached,
+    Edit,
     Format,
     LayerOutput,
     Plan,
     Result,
     decoded_outputs,
     name_is_taken,
-    recorded_names,
 )
 from postproc_export.formats.found import (
     FoundTails,
+    Tails,
     adjusted_values,
     is_exported,
     notes_of,
@@ -54,10 +56,10 @@ from postproc_export.formats.openvino_file import (
     value_name,
     verify_ir,
 )
-from postproc_export.options import TailOptions
+from postproc_export.options import FileOptions, TailOptions
 from postproc_export.ports import Selection
 from postproc_export.process import backup_of, claimed
-from postproc_export.reading.tail import SCORE_OUTPUT, FoundTail
+from postproc_export.reading.tail import SCORE_OUTPUT
 from postproc_export.record import KEYS, METADATA_KEY, PREFIXES, LayerRecord, TailRecord, Where, refuse_misfit
 from postproc_export.runtimes import PortInfo
 from postproc_export.runtimes.openvino import openvino_core, port_info, save_ir
@@ -88,18 +90,11 @@ class OpenVinoFormat(Format):
         return read_ir(openvino_core(purpose=purpose), path)
 
     def rewrite(
-        self,
-        source: Path,
-        target: Path,
-        edit: Callable[[Any], Result],
-        *,
-        in_place: bool = False,
-        link_weights: bool = False,
-        is_checked: bool = True,
+        self, source: Path, target: Path, edit: Edit[Result], options: FileOptions = PLAIN, *, is_checked: bool = True
     ) -> Result:
         """Edit a model and write both of its files; what was written is always read again.
 
-        With `in_place` both are kept as ``*.postproc-backup`` until both are replaced. Raises FileError or
+        In place, both are kept as ``*.postproc-backup`` until both are replaced. Raises FileError or
         UnsupportedModelError if the source cannot be read, or the target cannot be written.
         """
         core = openvino_core(purpose="rewriting an OpenVINO IR")
@@ -112,14 +107,14 @@ class OpenVinoFormat(Format):
             result = edit(model)
             if not result:
                 return result
-            with publishing(targets, inputs=sources, in_place=in_place) as publication:
+            with publishing(targets, inputs=sources, in_place=options.in_place) as publication:
                 written = publication.temporary(target)
                 save_ir(model, written, target=target)
                 verify_ir(core, written, model, target)
         return result
 
     def edited(
-        self, path: Path, folder: Path, edit: Callable[[Any], Result], *, purpose: str, is_checked: bool = True
+        self, path: Path, folder: Path, edit: Edit[Result], *, purpose: str, is_checked: bool = True
     ) -> tuple[Result, Any]:
         """Edit a model in memory; nothing is written."""
         model = self.load(path, purpose=purpose)
@@ -218,9 +213,7 @@ class OpenVinoFormat(Format):
             return [item.name for item in decoded_outputs(record.original, where=where)]
         return [f"{source}:{port}" for _, source, port in recorded_results(record.original, where=where)]
 
-    def _misfits(
-        self, model: Any, record: TailRecord, tails: Mapping[Level, FoundTail], back: Mapping[str, str], *, where: str
-    ) -> Iterator[str]:
+    def _misfits(self, model: Any, record: TailRecord, tails: Tails, *, where: str) -> Iterator[str]:
         if self.was_converted(model, "tail"):
             return
         results = recorded_results(record.original, where=where)
@@ -234,20 +227,18 @@ class OpenVinoFormat(Format):
                 yield f"the {tail.level} level reads '{value_name(tail.raw)}', not '{recorded}'"
         yield from (f"several operators are called '{name}'" for name in ambiguous(model, (row[1] for row in results)))
 
-    def _doubts(
-        self, model: Any, record: TailRecord, tails: Mapping[Level, FoundTail], back: Mapping[str, str], *, where: str
-    ) -> Iterator[str]:
+    def _doubts(self, model: Any, record: TailRecord, tails: Tails, *, where: str) -> Iterator[str]:
         tensors, _ = used_names(model)
-        yield from (f"the tensor '{name}' is not in the model" for name in back if name not in tensors)
+        yield from (f"the tensor '{name}' is not in the model" for name in record.back if name not in tensors)
         there = {value_name(result.input_value(0)) for result in model.get_results()}.union(record.raw.values())
         for name, source, port in recorded_results(record.original, where=where):
             if f"{source}:{port}" not in there:
                 yield f"the output '{name}' of the original is not in the model"
 
-    def _take_layer(self, model: Any, record: LayerRecord, back: Mapping[str, str], *, where: str) -> None:
+    def _take_layer(self, model: Any, record: LayerRecord, *, where: str) -> None:
         results = recorded_results(record.original, where=where)
         values = _between(model, record)
-        refuse_misfit(record.where, list(_layer_misfits(model, record, back, results, values)), where=where)
+        refuse_misfit(record.where, list(_layer_misfits(model, record, results, values)), where=where)
         nodes = {node.get_friendly_name(): node for node in model.get_ops() if node.get_type_name() != "Result"}
         kept = {value_name(result.input_value(0)): result for result in model.get_results()}
         gone = [result for result in kept.values() if not result_names(result).isdisjoint(record.made)]
@@ -263,7 +254,7 @@ class OpenVinoFormat(Format):
         for result in gone:
             model.remove_result(result)
         _reorder(model, final)
-        rename_tensors(model, back)
+        rename_tensors(model, record.back)
         del model.get_rt_info()[KEYS[record.where]]
 
     def _take_tail(self, model: Any, found: FoundTails, *, where: str) -> Detached:
@@ -382,16 +373,12 @@ def _between(model: Any, record: LayerRecord) -> set[str]:
 
 
 def _layer_misfits(
-    model: Any,
-    record: LayerRecord,
-    back: Mapping[str, str],
-    results: Sequence[tuple[str, str, int]],
-    gone: Collection[str],
+    model: Any, record: LayerRecord, results: Sequence[tuple[str, str, int]], gone: Collection[str]
 ) -> Iterator[str]:
     """Yield what a record says that cannot be true of the model without the layer."""
     tensors, _ = used_names(model)
-    yield from (f"the value '{name}' is not there" for name in back if name not in tensors)
-    yield from (f"the layer has not taken the name '{old}'" for old in back.values() if old not in record.made)
+    yield from (f"the value '{name}' is not there" for name in record.back if name not in tensors)
+    yield from (f"the layer has not taken the name '{old}'" for old in record.renamed if old not in record.made)
     places = {value_name(output): output.get_node() for output in outputs_of(model)}
     yield from (f"the value '{name}' is not there" for name in record.read.values() if name not in places)
     for name, value in record.made.items():
@@ -424,7 +411,7 @@ def _refuse_readers(model: Any, values: set[str], gone: Iterable[Any]) -> None:
 
 
 class _Restorer:
-    def __init__(self, model: Any, tails: Mapping[Level, FoundTail], where: str) -> None:
+    def __init__(self, model: Any, tails: Tails, where: str) -> None:
         self._model = model
         self._tails = tails
         self._where = where
@@ -450,9 +437,8 @@ class _Restorer:
                 final.append(result)
         notes += [f"the output '{name}', which the original did not have, stays" for name, *_ in kept]
         self._replace(made, [*final, *kept.values()])
-        wanted = recorded_names(record.original, where=self._where)
-        back = self._rename(wanted)
-        notes += [f"'{old}' is not called '{new}' again" for old, new in wanted.items() if old not in back]
+        back = self._rename(record.back)
+        notes += [f"'{old}' is not called '{new}' again" for old, new in record.back.items() if old not in back]
         return Detached(
             tails=self._tails,
             renamed=back,
@@ -463,14 +449,12 @@ class _Restorer:
 
     def restore_converted(self, record: TailRecord) -> Detached:
         """Give back the names and the order of an ONNX model's outputs in what OpenVINO made of it."""
-        back = recorded_names(record.original, where=self._where)
-        moved = {old: new for new, old in back.items()}
         wanted = [item.name for item in decoded_outputs(record.original, where=self._where)]
         tensors = tensors_of(self._model)
         results = {name: item for item in self._remaining() for name in result_names(item)}
         final, made, notes = [], [], [CONVERTED]
         for name in wanted:
-            current = moved.get(name, name)
+            current = record.renamed.get(name, name)
             if current in results:
                 final.append(results[current])
             elif current in tensors and current in record.raw.values():
@@ -480,7 +464,7 @@ class _Restorer:
                 notes.append(f"the output '{name}' of the original is not in the model any more")
         raw = raw_values(self._model, record, is_converted=True)
         self._replace(made, final)
-        renamed = self._rename(back)
+        renamed = self._rename(record.back)
         return Detached(tails=self._tails, renamed=renamed, notes=tuple(notes), raw_outputs=self._indices(raw))
 
     def rebuild(self, misfits: tuple[str, ...]) -> Detached:
