@@ -126,7 +126,7 @@ def attach_model(
     before, behind = split(steps)
     if before:
         levels = calibrated_levels(stats, options)
-        outputs = put_before(form, model, before, stats=stats, outputs=outputs, calibrated=levels).outputs
+        outputs, _ = put_before(form, model, before, stats=stats, outputs=outputs, calibrated=levels)
     else:
         refuse_other_tails(stats, ())
     attached = form.attach(model, stats, options, outputs)

@@ -19,7 +19,7 @@ from postproc_export.process import temporary_folder
 from postproc_export.record import STATISTICS_KEY, TailSpec, parse_tails
 from postproc_export.runtimes import Array, PortInfo, Precision, Runner, RuntimeName, as_float32, open_runner
 from postproc_export.stats import CalibrationStats
-from postproc_export.steps.around import Before, put_before
+from postproc_export.steps.around import put_before
 from postproc_export.steps.transforms import resolve_all, select_raw
 
 if TYPE_CHECKING:
@@ -158,10 +158,10 @@ def _float(values: Array) -> Array:
 
 def _open_behind(
     path: Path, specs: Sequence[TailSpec], outputs: Outputs, options: Mapping[str, Any]
-) -> tuple[Runner, Before]:
+) -> tuple[Runner, Outputs, tuple[TailSpec, ...]]:
     """Put custom steps before the threshold of a model, in memory or in a temporary file, and load it.
 
-    Returns what was put there, too, with the outputs that are the raw ones now.
+    Returns which outputs are the raw ones then, too, and the steps as they are recorded.
     """
     behind = [spec for spec in specs if not spec.changes_values]
     if behind:
@@ -171,7 +171,7 @@ def _open_behind(
         )
     form = format_of(path)
 
-    def put(model: Any) -> Before:
+    def put(model: Any) -> tuple[Outputs, tuple[TailSpec, ...]]:
         ports = tuple(form.outputs(model))
         selection = select_raw(ports, resolve_all(specs) if specs[0].is_shipped else (), **outputs)
         before = put_before(form, model, specs, outputs=outputs)
@@ -181,7 +181,7 @@ def _open_behind(
     # Windows does not delete what a runtime maps; it goes with the folder for temporary files then.
     with temporary_folder() as folder:
         before, runnable = form.edited(path, folder, put, purpose="calibrating on an OpenVINO IR")
-        return open_runner(runnable, **options), before
+        return open_runner(runnable, **options), *before
 
 
 Progress = Callable[[int, int], None]
@@ -254,8 +254,7 @@ class ModelSource:
         specs = parse_tails(tail)
         tails: tuple[TailSpec, ...] = ()
         if specs:
-            runner, before = _open_behind(Path(model), specs, outputs, options)
-            outputs, tails = before.outputs, before.tails
+            runner, outputs, tails = _open_behind(Path(model), specs, outputs, options)
         else:
             runner = open_runner(model, **options)
         selection = select_outputs(

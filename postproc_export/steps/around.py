@@ -1,7 +1,7 @@
 """Put custom steps around the tail of a model in memory: before the threshold, and decisions behind it."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from postproc_export.errors import UsageError
@@ -15,14 +15,6 @@ from postproc_export.steps.transforms import plan_transform, resolve, resolve_al
 from postproc_export.tail import Tail
 
 
-@dataclass(frozen=True, slots=True)
-class Before:
-    """What stands before the threshold now."""
-
-    outputs: Outputs
-    tails: tuple[TailSpec, ...]  # the custom steps, their parameters as they are recorded
-
-
 def put_before(
     form: Format,
     model: Any,
@@ -31,9 +23,10 @@ def put_before(
     outputs: Outputs,
     stats: CalibrationStats | None = None,
     calibrated: Collection[Level] | None = None,
-) -> Before:
+) -> tuple[Outputs, tuple[TailSpec, ...]]:
     """Put shipped steps, or one class of the user's, before the threshold.
 
+    Returns which outputs are the raw ones then, and the steps with their parameters as they are recorded.
     `stats` have to be those behind these steps; None where there are none yet. `calibrated` are their levels.
     """
     split(before)  # a class of one's own stands alone
@@ -57,7 +50,7 @@ def put_before(
     }
     if "map" in record.read:  # whoever asks for a step on the map says which output is the map
         selection = replace(selection, pixel_found="option")
-    return Before({**made, **_chosen(selection)}, record.tails)
+    return {**made, **_chosen(selection)}, record.tails
 
 
 def _chosen(selection: Selection) -> Outputs:
