@@ -1,6 +1,6 @@
 """`Calibrator`: statistics from batches as a model gives them, exact at any scale."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -17,20 +17,21 @@ from postproc_export.calibration.policies import Policy
 from postproc_export.calibration.shards import level_pairs, pair_blocks
 from postproc_export.calibration.spool import LevelState, Spool
 from postproc_export.calibration.statistics import LevelOptions, level_stats
-from postproc_export.calibration.tally import Chunk, Nonfinite, clean
+from postproc_export.calibration.tally import Chunk, clean
 from postproc_export.errors import CalibrationError, FileError, UsageError
+from postproc_export.keywords import method_like
+from postproc_export.options import CalibrationOptions, CalibratorOptions, Nonfinite
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
 
 _KEPT: Final = 1 << 22  # values of a batch that are held as float32 beside it between checking and counting
 
 
-def level_options(
-    policies: dict[Level, str], *, compare: Sequence[str], resamples: int, exact: bool = True
-) -> dict[Level, LevelOptions]:
+def level_options(asked: CalibrationOptions, *, exact: bool = True) -> dict[Level, LevelOptions]:
     """Parse the policies of both levels and those to compare them with."""
-    compared = tuple(Policy.parse(text) for text in compare)
+    compared = tuple(Policy.parse(text) for text in asked.compare)
+    policies: dict[Level, str] = {"image": asked.image_policy, "pixel": asked.pixel_policy}
     return {
-        level: LevelOptions(Policy.parse(text), compare=compared, resamples=resamples, exact=exact)
+        level: LevelOptions(Policy.parse(text), compare=compared, resamples=asked.resamples, exact=exact)
         for level, text in policies.items()
     }
 
@@ -38,47 +39,20 @@ def level_options(
 class Calibrator:
     """Gathers raw validation outputs batch by batch and computes the statistics of both levels.
 
-    Parameters
-    ----------
-    image_policy, pixel_policy
-        The operating points: ``"f1"``, ``"fbeta=2"``, ``"recall=0.99"``, ``"precision=0.9"``, ``"fpr=0.01"``,
-        ``"quantile=0.99"``, ``"value=1.5"`` or ``"range=0.5"``.
-    nonfinite
-        ``"error"`` refuses NaN and infinite values, ``"drop"`` leaves them out and counts them.
-    exact
-        True keeps the values to look at again (in memory up to 17 MB per level, then in an unlinked temporary file);
-        False keeps only a table of 65,536 buckets, and the statistics say how far F1 may be from the best.
-    spool_dir
-        The folder of that file; None is the system's temporary folder.
-    compare
-        Further policies whose thresholds and counts are recorded beside it, for a table.
-    resamples
-        How many bootstrap resamples the interval of the image threshold rests on; 0 leaves it out.
-
     Notes
     -----
     Memory does not grow with the data. The order of the batches does not matter. `compute` consumes nothing.
     Source: docs/definition.md section 2.
     """
 
-    def __init__(
-        self,
-        *,
-        image_policy: str = "f1",
-        pixel_policy: str = "f1",
-        nonfinite: Nonfinite = "error",
-        exact: bool = True,
-        spool_dir: str | Path | None = None,
-        compare: Sequence[str] = (),
-        resamples: int = 1000,
-    ) -> None:
-        check_nonfinite(nonfinite)
-        self._options = level_options(
-            {"image": image_policy, "pixel": pixel_policy}, compare=compare, resamples=resamples, exact=exact
-        )
-        self._nonfinite: Nonfinite = nonfinite
-        self._exact = exact
-        self._spool_dir = None if spool_dir is None else Path(spool_dir)
+    @method_like(CalibratorOptions)
+    def __init__(self, **given: Any) -> None:
+        asked = CalibratorOptions(**given)
+        check_nonfinite(asked.nonfinite)
+        self._options = level_options(asked, exact=asked.exact)
+        self._nonfinite: Nonfinite = asked.nonfinite
+        self._exact = asked.exact
+        self._spool_dir = None if asked.spool_dir is None else Path(asked.spool_dir)
         if self._spool_dir is not None and not self._spool_dir.is_dir():
             raise FileError(
                 f"there is no folder {self._spool_dir} for the spool", fix="make it, or leave spool_dir out"

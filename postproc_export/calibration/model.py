@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -14,10 +14,12 @@ from postproc_export.errors import CalibrationError, FileError, UnsupportedModel
 from postproc_export.formats.base import Outputs, format_of
 from postproc_export.images import Batch, Preprocessing, Sample, find_samples, fit_mask, image_input, load_batches
 from postproc_export.images.samples import check_workers
+from postproc_export.keywords import method_like
+from postproc_export.options import ModelOptions
 from postproc_export.ports import RESULT_NAMES, Selection, select_outputs
 from postproc_export.process import temporary_folder
 from postproc_export.record import STATISTICS_KEY, TailSpec, parse_tails
-from postproc_export.runtimes import Array, PortInfo, Precision, Runner, RuntimeName, as_float32, open_runner
+from postproc_export.runtimes import Array, PortInfo, Runner, as_float32, open_runner
 from postproc_export.stats import CalibrationStats
 from postproc_export.steps.around import put_before
 from postproc_export.steps.transforms import resolve_all, select_raw
@@ -203,80 +205,45 @@ class ModelSource:
     tails: tuple[TailSpec, ...] = ()  # custom steps behind which it is calibrated, as they are recorded
 
     @classmethod
-    def open(
-        cls,
-        model: str | Path,
-        images: str | Path,
-        *,
-        preprocessing: Preprocessing | None = None,
-        image_output: str | int | None = None,
-        pixel_output: str | int | None = None,
-        image_only: bool = False,
-        runtime: RuntimeName | None = None,
-        precision: Precision = "float32",
-        batch_size: int | None = None,
-        threads: int | None = None,
-        workers: int | None = None,
-        tail: str | Sequence[str] = (),
-    ) -> Self:
+    @method_like(ModelOptions)
+    def open(cls, **given: Any) -> "ModelSource":
         """Load the model, find the images and settle everything that can be settled before the first of them is read.
-
-        Parameters
-        ----------
-        model
-            An ``.onnx`` or ``.xml`` file with raw outputs and one input, a batch of images.
-        images
-            A folder or a CSV file; see `find_samples`.
-        preprocessing
-            What is done to the images; default `Preprocessing()`. What it leaves open, the model's input decides.
-        image_output, pixel_output
-            See `select_outputs`.
-        image_only
-            Leave the pixel level out.
-        runtime, precision, threads
-            See `open_runner`. Calibrate on what will be deployed: in bfloat16 the raw scores themselves move.
-        batch_size
-            Images per run. Default: the model's own where it is static; else 8, or 1 or 2 where the model, although its
-            batch axis is declared dynamic, does not run at 8.
-        workers
-            Decoding threads; at least 1. Default: one per core, at most 8.
-        tail
-            Custom steps before the threshold, behind which it is calibrated; see `attach_postprocessing`.
 
         Raises
         ------
         FileError, UsageError, UnsupportedModelError, CalibrationError
             If the model, its outputs, the images or the options do not go together.
         """
-        check_workers(workers)
-        outputs: Outputs = {"image_output": image_output, "pixel_output": pixel_output}
-        options: dict[str, Any] = {"runtime": runtime, "precision": precision, "threads": threads}
-        specs = parse_tails(tail)
+        asked = ModelOptions(**given)
+        check_workers(asked.workers)
+        outputs: Outputs = {"image_output": asked.image_output, "pixel_output": asked.pixel_output}
+        options: dict[str, Any] = {"runtime": asked.runtime, "precision": asked.precision, "threads": asked.threads}
+        specs = parse_tails(asked.steps)
         tails: tuple[TailSpec, ...] = ()
         if specs:
-            runner, outputs, tails = _open_behind(Path(model), specs, outputs, options)
+            runner, outputs, tails = _open_behind(Path(asked.model), specs, outputs, options)
         else:
-            runner = open_runner(model, **options)
+            runner = open_runner(asked.model, **options)
         selection = select_outputs(
             runner.outputs, image_output=outputs["image_output"], pixel_output=outputs["pixel_output"]
         )
         if not specs:
             _refuse_post_processed(runner.outputs, selection)
-        resolved = (preprocessing or Preprocessing()).for_input(image_input(runner.inputs))
-        samples = tuple(find_samples(images))
-        if selection.pixel is not None and not image_only:
+        resolved = (asked.preprocessing or Preprocessing()).for_input(image_input(runner.inputs))
+        samples = tuple(find_samples(asked.images))
+        if selection.pixel is not None and not asked.image_only:
             _refuse_missing_masks(samples)
-        size = find_batch_size(runner, selection, resolved, asked=batch_size, count=len(samples))
+        size = find_batch_size(runner, selection, resolved, asked=asked.batch_size, count=len(samples))
         return cls(
-            path=Path(model),
+            path=Path(asked.model),
             runner=runner,
             selection=selection,
-            images=Path(images),
+            images=Path(asked.images),
             samples=samples,
             preprocessing=resolved,
             batch_size=size,
-            image_only=image_only,
-            workers=workers,
+            image_only=asked.image_only,
+            workers=asked.workers,
             tails=tails,
         )
 

@@ -25,9 +25,11 @@ from postproc_export.calibration.shards import (
     read_shards,
 )
 from postproc_export.calibration.statistics import level_stats
-from postproc_export.calibration.tally import Count, Counted, Nonfinite
+from postproc_export.calibration.tally import Count, Counted
 from postproc_export.calibration.zarr import ZarrShard, is_store
 from postproc_export.errors import CalibrationError, FileError, PostprocError, UsageError
+from postproc_export.keywords import called_like
+from postproc_export.options import ShardOptions
 from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.validation import check_file
 
@@ -133,38 +135,9 @@ def _npy_shards(paths: Sequence[Path]) -> list[Shard]:
     return [NpyShard(files, name=str(folder / (stem or "*.npy"))) for (folder, stem), files in groups.items()]
 
 
-def calibrate(
-    source: Source,
-    *,
-    image_policy: str = "f1",
-    pixel_policy: str = "f1",
-    nonfinite: Nonfinite = "error",
-    compare: Sequence[str] = (),
-    resamples: int = 1000,
-    progress: Callable[[Progress], None] | None = None,
-    dask: Any = None,
-) -> CalibrationStats:
+@called_like(ShardOptions)
+def calibrate(**given: Any) -> CalibrationStats:
     """Return the statistics of validation outputs that can be read several times.
-
-    Parameters
-    ----------
-    source
-        A `.npz` file, a folder of shards (`.npz`; `.npy` files named by key, such as `a_maps.npy` and `a_masks.npy`;
-        `.csv`; Zarr groups), a Zarr group, a CSV with the columns score and label, a mapping of arrays (Dask arrays
-        among them) or `.npy` paths, or a list of these.
-    image_policy, pixel_policy
-        The operating points; see `postproc_export.calibration.policies`.
-    nonfinite
-        ``"error"`` refuses NaN and infinite values, ``"drop"`` leaves them out and counts them.
-    compare
-        Further policies to record beside it (`details["policies"]` of each level).
-    resamples
-        How many bootstrap resamples the interval of the image threshold rests on; 0 leaves it out.
-    progress
-        Called after every block that was read, or every part where Dask reads.
-    dask
-        The address of a Dask scheduler, or a `distributed.Client`, whose workers open the shards themselves. Dask
-        arrays need none: they are computed where Dask computes by default.
 
     Raises
     ------
@@ -179,14 +152,15 @@ def calibrate(
     ignored. Memory does not grow with the data. The order of shards and images does not matter. Source:
     docs/definition.md sections 2 and 9.
     """
-    check_nonfinite(nonfinite)
-    options = level_options({"image": image_policy, "pixel": pixel_policy}, compare=compare, resamples=resamples)
-    shards = find_shards(source)
-    with _readers(shards, dask, progress=progress) as reader:
+    asked = ShardOptions(**given)
+    check_nonfinite(asked.nonfinite)
+    options = level_options(asked)
+    shards = find_shards(asked.source)
+    with _readers(shards, asked.dask, progress=asked.progress) as reader:
         levels = {}
         for level in LEVELS:
             values = reader(level)
-            counted = values.first_pass(Count(nonfinite))
+            counted = values.first_pass(Count(asked.nonfinite))
             levels[level] = level_stats(level, counted, options[level], values=values)
     names = _shown([shard.name for shard in shards])
     if not any(levels.values()):

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,7 @@ from postproc_export.calibration.counting import (
 )
 from postproc_export.calibration.table import Flags, Floats, Table, key_of, merge_zeros, ordered_keys
 from postproc_export.errors import CalibrationError, PostprocError
-
-Nonfinite = Literal["error", "drop"]
+from postproc_export.options import Nonfinite
 
 
 @dataclass(slots=True)

@@ -1,6 +1,6 @@
 """Check an attached file: against its record, its tail alone, and as a whole on real inputs."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from postproc_export.check.attached import AttachedModel, load_attached
 from postproc_export.check.chain import WayResult
-from postproc_export.check.inputs import COUNT, SEED, RealInputs, array_inputs, image_inputs
+from postproc_export.check.inputs import RealInputs, array_inputs, image_inputs
 from postproc_export.check.record import check_record, file_checks, record_is_missing
 from postproc_export.check.reference import EagerTransform, RawFile, Reference, TorchRunner, unnamed_code
 from postproc_export.check.report import Check, FailureStore, ParityReport
@@ -20,6 +20,8 @@ from postproc_export.check.ways import environment, has_nncf, installed_runtimes
 from postproc_export.check.whole import WholeCheck
 from postproc_export.decision import check_comparison, check_sensitivity
 from postproc_export.errors import FileError, MissingDependencyError, UsageError
+from postproc_export.keywords import called_like
+from postproc_export.options import CheckOptions
 from postproc_export.process import temporary_folder
 from postproc_export.record import LayerRecord, TailSpec, parse_tails
 from postproc_export.runtimes import RuntimeName, open_runner
@@ -27,9 +29,6 @@ from postproc_export.stats import CalibrationStats, Level
 from postproc_export.steps.around import is_same
 
 if TYPE_CHECKING:
-    from torch.nn import Module
-
-    from postproc_export.decision import Comparison
     from postproc_export.images import Preprocessing
 
 __all__ = ["Check", "ParityReport", "assert_parity", "check_parity"]
@@ -46,48 +45,34 @@ def check_paths(*, raw: str | Path | None, images: str | Path | None, inputs: In
             raise FileError(f"cannot read the {noun} {path}", found=found, fix=f"give another path with --{name}")
 
 
-def assumptions(
-    stats: "str | Path | CalibrationStats | None",
-    image_sensitivity: float | None,
-    pixel_sensitivity: float | None,
-    comparison: "Comparison | None",
-) -> Assumed:
-    """Return what is given beside a file; refuse what is not legal."""
-    loaded = stats if stats is None or isinstance(stats, CalibrationStats) else CalibrationStats.load(stats)
-    for name, value in (("image_sensitivity", image_sensitivity), ("pixel_sensitivity", pixel_sensitivity)):
-        if value is not None:
-            check_sensitivity(value, name=name)
-    if comparison is not None:
-        check_comparison(comparison)
+def assumptions(asked: CheckOptions) -> Assumed:
+    """Return what is given beside a file; what is not legal is refused."""
+    stats = asked.stats
+    for name in ("image_sensitivity", "pixel_sensitivity"):
+        if getattr(asked, name) is not None:
+            check_sensitivity(getattr(asked, name), name=name)
+    if asked.comparison is not None:
+        check_comparison(asked.comparison)
     return Assumed(
-        stats=loaded,
-        path=None if stats is None or isinstance(stats, CalibrationStats) else stats,
-        image_sensitivity=image_sensitivity,
-        pixel_sensitivity=pixel_sensitivity,
-        comparison=comparison,
+        stats=CalibrationStats.load(stats) if isinstance(stats, (str, Path)) else stats,
+        path=stats if isinstance(stats, (str, Path)) else None,
+        image_sensitivity=asked.image_sensitivity,
+        pixel_sensitivity=asked.pixel_sensitivity,
+        comparison=asked.comparison,
     )
 
 
-def check_options(
-    *,
-    images: str | Path | None,
-    inputs: Inputs,
-    torch: object,
-    outputs: tuple[str | int | None, ...],
-    save_failures: str | Path | None = None,
-) -> None:
-    """Refuse options of `check_parity` that do not fit together; `outputs` are those named of the PyTorch model.
-
-    Failures that were saved where the inputs are might replace them, which is refused, too.
-    """
+def check_options(asked: CheckOptions) -> None:
+    """Refuse options that do not fit together, and failures saved where the inputs are, which they might replace."""
+    images, inputs, torch = asked.images, asked.inputs, asked.torch
     if images is not None and inputs is not None:
         raise UsageError("both images and inputs were given", needed="one of them")
     if torch is not None and images is None and inputs is None:
         raise UsageError("a PyTorch model without images or inputs to feed it", fix="give --images or --inputs")
-    if torch is None and any(output is not None for output in outputs):
+    if torch is None and (asked.image_output is not None or asked.pixel_output is not None):
         raise UsageError("an output was named without a PyTorch model", fix="give --torch, or leave the name out")
-    if save_failures is not None and isinstance(inputs, str | Path) and Path(inputs).is_file():
-        folder = Path(save_failures)
+    if asked.save_failures is not None and isinstance(inputs, str | Path) and Path(inputs).is_file():
+        folder = Path(asked.save_failures)
         if folder.is_dir() and Path(inputs).absolute().parent.samefile(folder):
             what = f"cannot save failures in {folder}: {inputs} lies there and is read"
             raise FileError(what, fix="choose another folder with --save-failures")
@@ -201,85 +186,9 @@ def of_the_machine(checks: Sequence[Check]) -> Iterator[str]:
         yield "another default precision than float32: this machine has none (some take bfloat16 or float16)"
 
 
-Progress = Callable[[int, int], None]
-
-
-def check_parity(
-    attached: str | Path,
-    *,
-    raw: str | Path | None = None,
-    images: str | Path | None = None,
-    inputs: str | Path | Mapping[str, NDArray[Any]] | None = None,
-    torch: "str | Module | None" = None,
-    image_output: str | int | None = None,
-    pixel_output: str | int | None = None,
-    tail: str | Sequence[str] = (),
-    preprocessing: "Preprocessing | None" = None,
-    limit: int | None = None,
-    max_flips: int = 0,
-    int8: bool | None = None,
-    count: int = COUNT,
-    seed: int = SEED,
-    threads: int | None = None,
-    exhaustive: bool = False,
-    preserved: str | Path | None = None,
-    contracts: Iterable[str] = (),
-    save_failures: str | Path | None = None,
-    progress: Progress | None = None,
-    stats: "str | Path | CalibrationStats | None" = None,
-    image_sensitivity: float | None = None,
-    pixel_sensitivity: float | None = None,
-    comparison: "Comparison | None" = None,
-) -> ParityReport:
+@called_like(CheckOptions)
+def check_parity(**given: Any) -> ParityReport:
     """Check that an attached file decides as the eager reference does.
-
-    Parameters
-    ----------
-    attached
-        An ``.onnx`` or ``.xml`` file that `attach_postprocessing` wrote.
-    raw
-        The original with raw outputs, to be run apart.
-    images
-        A folder or a CSV file of real images, labels not needed.
-    inputs
-        In place of images: an ``.npz`` file or a mapping of arrays, by the names of the model's inputs.
-    torch
-        The PyTorch model that was exported, as ``"module:factory"`` or itself; it is fed the same inputs.
-    image_output, pixel_output
-        Which of its outputs are the raw ones, by key, attribute or index, where names and shapes do not tell.
-    tail
-        A class of one's own before the threshold, ``"package.module:Class"`` as the file records it: its code is
-        imported and run. Without it a class that the file names is left alone, and what needs it is not checked.
-    preprocessing
-        What is done to the images; default: what the statistics record, else `Preprocessing()`.
-    limit
-        How many images or samples at most.
-    max_flips
-        Labels per output that may differ from the raw file's or the PyTorch model's though the raw value lies outside
-        the band that another compilation or implementation explains.
-    int8
-        Whether the file is quantised by nncf and run, too; default: where nncf is installed.
-    count
-        Raw values per level for the tail alone.
-    seed
-        Seed of these values.
-    threads
-        Threads inside an operator; default: as many as the process has cores, which the report records.
-    exhaustive
-        Whether every raw value there is (all 2^32 float32) goes through the tail of each level, too. Takes minutes.
-    preserved
-        The raw file, to be compared with the attached one: nothing besides the tail may differ.
-    contracts
-        Programs that the file has to fit: ``"anomalib"``, ``"model-api"``.
-    save_failures
-        A folder for inputs on which something was missed; the report's environment lists them with the commands that
-        replay them.
-    progress
-        Called with what is done and all that there is to do, in steps of the part that takes longest.
-    stats
-        The statistics that the file was attached with, to judge one whose record is gone.
-    image_sensitivity, pixel_sensitivity, comparison
-        What that file was attached with besides; by default what attaching takes by default, which the report says.
 
     Returns
     -------
@@ -304,41 +213,42 @@ def check_parity(
     precision is run and shown, and decides nothing; neither do weights rounded to float16, or INT8. With a PyTorch
     model all of it is compared with that model, stage by stage (docs/parity.md).
     """
-    assumed = assumptions(stats, image_sensitivity, pixel_sensitivity, comparison)
-    check_paths(raw=raw, images=images, inputs=inputs)
-    outputs_named = (image_output, pixel_output)
-    check_options(images=images, inputs=inputs, torch=torch, outputs=outputs_named, save_failures=save_failures)
-    threads = usable_cores() if threads is None else threads
-    of_file, not_checked = file_checks(Path(attached), preserved=preserved, contracts=contracts)
-    missing = record_is_missing(Path(attached)) if of_file and assumed.stats is None else None
-    missing = unfit_layer(Path(attached), assumed) if missing is None else missing
+    asked = CheckOptions(**given)
+    attached, images, inputs, seed = Path(asked.attached), asked.images, asked.inputs, asked.seed
+    assumed = assumptions(asked)
+    check_paths(raw=asked.raw, images=images, inputs=inputs)
+    check_options(asked)
+    threads = usable_cores() if asked.threads is None else asked.threads
+    of_file, not_checked = file_checks(attached, preserved=asked.preserved, contracts=asked.contracts)
+    missing = record_is_missing(attached) if of_file and assumed.stats is None else None
+    missing = unfit_layer(attached, assumed) if missing is None else missing
     if missing is not None:  # what needs no record is told all the same
         return _report_of(attached, [missing, *of_file], not_checked, seed, threads)
-    with without_decisions(Path(attached), assumed) as (path, decisions):
+    with without_decisions(attached, assumed) as (path, decisions):
         model = load_attached(path, assumed)
         runtimes = usable_runtimes(model)
-        named = named_tails(tail, model, decisions)
+        named = named_tails(asked.steps, model, decisions)
         reference, transform = Reference(model), EagerTransform.load(model, named)
         unnamed = unnamed_code(model, named)
-        raw_file = None if raw is None or unnamed is not None else RawFile.of(Path(raw), model, transform)
-        real = real_inputs(model, runtimes, images, inputs, preprocessing, limit)
+        raw_file = None if asked.raw is None or unnamed is not None else RawFile.of(Path(asked.raw), model, transform)
+        real = real_inputs(model, runtimes, images, inputs, asked.preprocessing, asked.limit)
         exported = None
-        if torch is not None:
-            outputs: dict[Level, str | int | None] = {"image": image_output, "pixel": pixel_output}
-            exported = TorchRunner(torch, model, outputs, threads=threads, transform=transform)
-        given = {"raw": raw is not None, "torch": torch is not None}
-        not_checked += [*of_the_code(unnamed, **given), *of_the_file(model, runtimes)]
-        not_checked += of_the_options(**given, real=real is not None, int8=int8)
-        failures = _store(save_failures, Path(attached), raw, torch, seed, threads, max_flips, named, assumed)
+        if asked.torch is not None:
+            outputs: dict[Level, str | int | None] = {"image": asked.image_output, "pixel": asked.pixel_output}
+            exported = TorchRunner(asked.torch, model, outputs, threads=threads, transform=transform)
+        originals = {"raw": asked.raw is not None, "torch": asked.torch is not None}
+        not_checked += [*of_the_code(unnamed, **originals), *of_the_file(model, runtimes)]
+        not_checked += of_the_options(**originals, real=real is not None, int8=asked.int8)
+        failures = _store(asked, threads, named, assumed)
         behind = None
         if decisions is not None:
-            behind = DecisionCheck(Path(attached), decisions, model, seed=seed, threads=threads)
+            behind = DecisionCheck(attached, decisions, model, seed=seed, threads=threads)
         checks = [*check_record(model), *of_file]
-        checks += _parts(model, reference, transform, behind, runtimes, count=count, seed=seed, threads=threads)
-        if exhaustive:
-            checks += check_exhaustively(model, runtimes, progress=progress)
-        ways = whole_configurations(model.file.format, runtimes, int8=int8)
-        shared: dict[str, Any] = {"threads": threads, "max_flips": max_flips, "failures": failures}
+        checks += _parts(model, reference, transform, behind, runtimes, count=asked.count, seed=seed, threads=threads)
+        if asked.exhaustive:
+            checks += check_exhaustively(model, runtimes, progress=asked.progress)
+        ways = whole_configurations(model.file.format, runtimes, int8=asked.int8)
+        shared: dict[str, Any] = {"threads": threads, "max_flips": asked.max_flips, "failures": failures}
         whole: WholeCheck | None = None
         with temporary_folder() as folder, temporary_folder() as other:
             apart = behind if real is None else None
@@ -346,7 +256,7 @@ def check_parity(
             checks += synthetic.checks(ways)
             if real is not None:
                 known = exported if unnamed is None else None
-                shared["progress"] = progress
+                shared["progress"] = asked.progress
                 whole = WholeCheck(reference, real, raw_file, other, known, transform, behind, **shared)
                 checks += whole.checks(ways)
     not_checked += [*synthetic.not_checked, *(() if whole is None else whole.not_checked), *of_the_machine(checks)]
@@ -438,27 +348,17 @@ def _report_of(
     )
 
 
-def _store(
-    folder: str | Path | None,
-    attached: Path,
-    raw: str | Path | None,
-    torch: object,
-    seed: int,
-    threads: int,
-    max_flips: int,
-    named: Sequence[TailSpec],
-    assumed: Assumed,
-) -> FailureStore | None:
-    if folder is None:
+def _store(asked: CheckOptions, threads: int, named: Sequence[TailSpec], assumed: Assumed) -> FailureStore | None:
+    if asked.save_failures is None:
         return None
     return FailureStore(
-        Path(folder),
-        attached,
-        seed=seed,
-        raw=raw,
-        torch=torch if isinstance(torch, str) else None,
+        Path(asked.save_failures),
+        Path(asked.attached),
+        seed=asked.seed,
+        raw=asked.raw,
+        torch=asked.torch if isinstance(asked.torch, str) else None,
         threads=threads,
-        max_flips=max_flips,
+        max_flips=asked.max_flips,
         code=[spec.name for spec in named if spec.is_code],
         assumed=assumed.arguments,
     )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from postproc_export.errors import FileError, PostprocError, UsageError, require
 from postproc_export.float32 import as_bfloat16, rank_of
 from postproc_export.images import Preprocessing, find_samples, image_input, load_batches
+from postproc_export.options import COUNT, SEED
 from postproc_export.runtimes import PortInfo, Runner
 from postproc_export.stats import CalibrationStats, LevelStats
 from postproc_export.validation import check_file, stated_twice
@@ -21,8 +22,6 @@ from postproc_export.validation import check_file, stated_twice
 
 FloatArray: TypeAlias = NDArray[np.floating[Any]]
 
-COUNT: Final = 100_000
-SEED: Final = 20_240
 NEIGHBOURS: Final = 64
 MODERATE: Final = 1e30  # a map of values below this does not overflow when it is summed
 

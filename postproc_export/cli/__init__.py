@@ -21,15 +21,18 @@ INTERRUPTED: Final = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line with these arguments (default: the process's own) and return the exit code."""
+    from cyclopts import CycloptsError
+
     from graph_patterns.expr import ExplainedError
     from postproc_export.cli.commands import app
     from postproc_export.cli.console import leftovers_to_stderr
     from postproc_export.process import natives_of_command
 
+    arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         with leftovers_to_stderr(), natives_of_command():
-            app(args=None if argv is None else list(argv), prog_name="postproc-export")
-    except ExplainedError as error:
+            code = app(arguments)
+    except (ExplainedError, CycloptsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return UNUSABLE
     except KeyboardInterrupt:
@@ -37,9 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # nobody foresaw it where it was raised, such as a full disk behind stdout
         print(f"error: {_of_the_system(error)}", file=sys.stderr)
         return UNUSABLE
-    except SystemExit as request:  # how the parser ends every command, with its exit code
-        return request.code if isinstance(request.code, int) else 0
-    return 0
+    return (0 if arguments else UNUSABLE) if code is None else int(code)  # None: help or the version was shown
 
 
 def entrypoint() -> None:

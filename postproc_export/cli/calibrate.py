@@ -4,34 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from enum import StrEnum
 from math import floor
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
-import typer
+from cyclopts import Parameter
 
-from postproc_export.cli.options import (
-    PREPROCESSING,
-    AxisOrderChoice,
-    BatchSizeOption,
-    ChannelOrderChoice,
-    ChannelOrderOption,
-    ImageSizeOption,
-    ImagesOption,
-    InterpolationChoice,
-    InterpolationOption,
-    LayoutOption,
-    MeanOption,
-    PrecisionChoice,
-    RuntimeChoice,
-    ScaleOption,
-    StdOption,
-    WorkersOption,
-    given_options,
-    parse_preprocessing,
-)
+from postproc_export.cli.console import progress, quiet_logging, stderr, stdout, warnings_to_stderr, write
+from postproc_export.cli.options import IMAGES, command, image_options, options_of, preprocessing_of, spelling_of
+from postproc_export.errors import FileError, UsageError
+from postproc_export.options import CalibratorOptions, ModelOptions, ShardOptions
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -134,25 +116,10 @@ def _interval(interval: Mapping[str, float] | None) -> str:
 # --- What `postproc-export calibrate` does: what can fail is refused first, then it runs, and no result is lost.
 
 
-@dataclass(frozen=True, slots=True)
-class CalibrationOptions:
-    """What the command passes on, wherever the values come from."""
-
-    image_policy: str
-    pixel_policy: str
-    nonfinite: Literal["error", "drop"]
-    compare: bool
-    spool_dir: Path | None
-    dask: str | None
-
-
-def check_before(source: Sequence[Path], images: Path | None, *, output: Path, spool_dir: Path | None) -> None:
+def _check_before(source: Sequence[Path], images: Path | None, output: Path, spool_dir: Path | None) -> None:
     """Refuse an output that is read or cannot be written, and a folder for the spool in which nothing can be.
 
-    Raises
-    ------
-    FileError
-        If it is so. Of a model and its images, `from_model` looks at each file once they are known.
+    Of a model and its images, `_from_model` looks at each file once they are known.
     """
     from postproc_export.calibration.sources import source_files
     from postproc_export.files import check_folder, check_target
@@ -163,47 +130,28 @@ def check_before(source: Sequence[Path], images: Path | None, *, output: Path, s
         check_folder(spool_dir)
 
 
-def from_shards(source: Sequence[Path], options: CalibrationOptions) -> CalibrationStats:
+def _from_shards(source: Sequence[Path], given: Mapping[str, Any]) -> CalibrationStats:
     """Calibrate on raw outputs in files, with a bar where somebody sees it: its total takes a look at every header."""
-    from postproc_export.calibration import COMPARED
     from postproc_export.calibration import calibrate as calibrate_shards
-    from postproc_export.cli.console import progress, quiet_logging, stderr
 
     seen = stderr().is_terminal
-    with progress("reading", unit="values") as advance, nullcontext() if options.dask is None else quiet_logging():
+    logging = quiet_logging() if "dask" in given else nullcontext()
+    with progress("reading", unit="values") as advance, logging:
         return calibrate_shards(
             source,
-            image_policy=options.image_policy,
-            pixel_policy=options.pixel_policy,
-            nonfinite=options.nonfinite,
-            compare=COMPARED if options.compare else (),
             progress=(lambda at: advance(at.values, at.total, f"{at.level} level, pass {at.number}")) if seen else None,
-            dask=options.dask,
+            **given,
         )
 
 
-def from_model(opened: ModelSource, options: CalibrationOptions, *, output: Path) -> CalibrationStats:
-    """Calibrate on a model that is run over images, with a bar.
-
-    Raises
-    ------
-    FileError
-        If the output is one of the files that are read; nothing was run then.
-    """
-    from postproc_export.calibration import COMPARED, Calibrator
-    from postproc_export.cli.console import progress, stderr
+def _from_model(opened: ModelSource, given: Mapping[str, Any], *, output: Path) -> CalibrationStats:
+    """Calibrate on a model that is run over images, with a bar; an output that is read is refused before."""
+    from postproc_export.calibration import Calibrator
     from postproc_export.files import check_target
 
     check_target(output, opened.files())
     stderr().print(opened.describe())
-    calibrator = Calibrator(
-        image_policy=options.image_policy,
-        pixel_policy=options.pixel_policy,
-        nonfinite=options.nonfinite,
-        spool_dir=options.spool_dir,
-        compare=COMPARED if options.compare else (),
-    )
-    with calibrator, progress("running the model", unit="images") as advance:
+    with Calibrator(**given) as calibrator, progress("running the model", unit="images") as advance:
 
         def show(done: int, total: int) -> None:
             advance(done, total)
@@ -213,17 +161,8 @@ def from_model(opened: ModelSource, options: CalibrationOptions, *, output: Path
         return opened.calibrate(calibrator, progress=show)
 
 
-def deliver(stats: CalibrationStats, output: Path, *, as_json: bool) -> None:
-    """Write the statistics file and print it, or a table of it; what cannot be written is printed nevertheless.
-
-    Raises
-    ------
-    FileError
-        If the file cannot be written.
-    """
-    from postproc_export.cli.console import stderr
-    from postproc_export.errors import FileError
-
+def _deliver(stats: CalibrationStats, output: Path, *, as_json: bool) -> None:
+    """Write the statistics file and print it, or a table of it; what cannot be written is printed nevertheless."""
     try:
         stats.save(output)
     except FileError:
@@ -236,8 +175,6 @@ def deliver(stats: CalibrationStats, output: Path, *, as_json: bool) -> None:
 
 
 def _show(stats: CalibrationStats, *, as_json: bool) -> None:
-    from postproc_export.cli.console import stdout, write
-
     if as_json:
         write(stats.dumps())
     else:
@@ -247,136 +184,64 @@ def _show(stats: CalibrationStats, *, as_json: bool) -> None:
 # --- `postproc-export calibrate`.
 
 _MODEL_SUFFIXES: Final = (".onnx", ".xml")
-_OF_MODELS: Final = (
-    *PREPROCESSING,
-    "batch_size",
-    "workers",
-    "image_output",
-    "pixel_output",
-    "image_only",
-    "runtime",
-    "precision",
-    "threads",
-    "spool_dir",
-    "tail",
-)
+_OF_CALIBRATION: Final = options_of(CalibratorOptions)
+_OF_DASK: Final = options_of(ShardOptions, only=["dask"])
+_OF_MODELS: Final = options_of(ModelOptions, without=["model", "images"])
+_OF_IMAGES: Final = image_options()
 
 
-class NonfiniteChoice(StrEnum):
-    """What is done with NaN and infinite scores."""
-
-    error = "error"
-    drop = "drop"
-
-
+@command(_OF_CALIBRATION, _OF_DASK, _OF_MODELS, _OF_IMAGES)
 def calibrate(
-    context: typer.Context,
     source: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="SOURCE",
+        Parameter(
             help="Raw validation outputs: .npz, .npy, Zarr, CSV, folders of them; or a raw model with --images.",
-            show_default=False,
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Statistics file to write.")],
-    image_policy: Annotated[
-        str, typer.Option(help="f1, fbeta=B, recall=R, precision=P, fpr=F, quantile=Q, value=T or range=U.")
-    ] = "f1",
-    pixel_policy: Annotated[str, typer.Option(help="The same for the pixel level.")] = "f1",
-    nonfinite: Annotated[
-        NonfiniteChoice, typer.Option(help="Refuse NaN and infinite scores, or drop and count them.")
-    ] = NonfiniteChoice.error,
+    /,
+    *,
+    output: Annotated[Path, Parameter(name=("--output", "-o"), help="Statistics file to write.")],
     compare: Annotated[
-        bool, typer.Option("--compare/--no-compare", help="Print and record what other policies would give as well.")
+        bool,
+        Parameter(
+            name="--compare", negative="--no-compare", help="Print and record what other policies would give as well."
+        ),
     ] = True,
-    json: Annotated[bool, typer.Option("--json", help="Print the statistics file instead of a table.")] = False,
-    images: ImagesOption = None,
-    image_size: ImageSizeOption = None,
-    scale: ScaleOption = None,
-    mean: MeanOption = "0",
-    std: StdOption = "1",
-    channel_order: ChannelOrderOption = ChannelOrderChoice.rgb,
-    layout: LayoutOption = AxisOrderChoice.nchw,
-    interpolation: InterpolationOption = InterpolationChoice.bilinear,
-    batch_size: BatchSizeOption = None,
-    workers: WorkersOption = None,
-    image_output: Annotated[
-        str | None, typer.Option(help="Output with the image score: a name, an index, or 'none'.")
-    ] = None,
-    pixel_output: Annotated[
-        str | None, typer.Option(help="Output with the anomaly map: a name, an index, or 'none'.")
-    ] = None,
-    image_only: Annotated[
-        bool, typer.Option("--image-only", help="Leave the pixel level out; no masks are needed.")
-    ] = False,
-    runtime: Annotated[
-        RuntimeChoice | None, typer.Option(help="Runtime for the model; default: the one of its format.")
-    ] = None,
-    precision: Annotated[
-        PrecisionChoice, typer.Option(help="float32, or the runtime's default on this machine.")
-    ] = PrecisionChoice.float32,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime.")] = None,
-    tail: Annotated[
-        list[str] | None,
-        typer.Option("--tail", metavar="NAME:KEY=VALUE", help="A custom step to calibrate behind; repeatable."),
-    ] = None,
-    spool_dir: Annotated[
-        Path | None, typer.Option(help="Folder for the temporary file that raw maps of a model are kept in.")
-    ] = None,
-    dask: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ADDRESS", help="Dask scheduler, such as tcp://10.0.0.1:8786, whose workers read the files."
+    as_json: Annotated[bool, Parameter(name="--json", help="Print the statistics file instead of a table.")] = False,
+    images: Annotated[
+        Path | None,
+        Parameter(
+            name="--images", help="Folder of images (MVTec AD's layout) or CSV file (image,label,mask).", group=IMAGES
         ),
     ] = None,
-) -> None:
+    **given: Any,
+) -> int:
     """Find threshold and range of both levels from labelled validation data.
 
     Example: postproc-export calibrate model.onnx --images bottle/test -o stats.json
     """
-    from postproc_export.cli.console import warnings_to_stderr
+    from postproc_export.calibration import COMPARED
     from postproc_export.process import claimed
 
     model = _model_among(source, images)
-    _refuse_unused(context, model)
-    check_before(source, images, output=output, spool_dir=spool_dir)
-    options = CalibrationOptions(image_policy, pixel_policy, nonfinite.value, compare, spool_dir, dask)
+    _refuse_unused(given, model)
+    _check_before(source, images, output, given.get("spool_dir"))
+    given["compare"] = COMPARED if compare else ()
     with claimed([output]), warnings_to_stderr():
         if model is None or images is None:
-            stats = from_shards(source, options)
+            stats = _from_shards(source, given)
         else:
             from postproc_export.calibration.model import ModelSource
 
-            opened = ModelSource.open(
-                model,
-                images,
-                preprocessing=parse_preprocessing(
-                    size=image_size,
-                    scale=scale,
-                    mean=mean,
-                    std=std,
-                    channel_order=channel_order.value,
-                    layout=layout.value,
-                    interpolation=interpolation.value,
-                ),
-                image_output=image_output,
-                pixel_output=pixel_output,
-                image_only=image_only,
-                runtime=None if runtime is None else runtime.value,
-                precision=precision.value,
-                batch_size=batch_size,
-                threads=threads,
-                workers=workers,
-                tail=tail or (),
-            )
-            stats = from_model(opened, options, output=output)
-    deliver(stats, output, as_json=json)
+            preprocessing = preprocessing_of(given)
+            of_model = {each.name: given.pop(each.name) for each in _OF_MODELS if each.name in given}
+            opened = ModelSource.open(model, images, preprocessing=preprocessing, **of_model)
+            stats = _from_model(opened, given, output=output)
+    _deliver(stats, output, as_json=as_json)
+    return 0
 
 
 def _model_among(source: list[Path], images: Path | None) -> Path | None:
-    from postproc_export.errors import UsageError
-
     models = [path for path in source if path.suffix.lower() in _MODEL_SUFFIXES]
     if models and (len(source) != 1 or images is None):
         raise UsageError(
@@ -391,16 +256,15 @@ def _model_among(source: list[Path], images: Path | None) -> Path | None:
     return models[0] if models else None
 
 
-def _refuse_unused(context: typer.Context, model: Path | None) -> None:
-    from postproc_export.errors import UsageError
-
-    unused = given_options(context, _OF_MODELS)
+def _refuse_unused(given: Mapping[str, Any], model: Path | None) -> None:
+    of_models = {**spelling_of(_OF_IMAGES), **spelling_of(_OF_MODELS), "spool_dir": "--spool-dir"}
+    unused = [option for name, option in of_models.items() if name in given]
     if unused and model is None:
         raise UsageError(
             f"{unused[0]} is for a model that is run on images",
             found="raw outputs in files",
             fix="leave it out, or give a model with --images",
         )
-    if model is not None and given_options(context, ("dask",)):
+    if model is not None and "dask" in given:
         fix = "leave it out, or save the raw outputs as shards and calibrate on these"
         raise UsageError("--dask is for raw outputs in files", found=f"the model {model}", fix=fix)

@@ -1,147 +1,191 @@
-"""Options that several commands have: how images are found and fed."""
+"""Commands that take the options of a class: all that is known of an option stands in `postproc_export.options`."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
-from collections.abc import Iterable
-from enum import StrEnum
+import types
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
-import typer
+from cyclopts import Group, Parameter
+from cyclopts.validators import Number
 
-if TYPE_CHECKING:
-    from postproc_export.images import Preprocessing
+from postproc_export.errors import UsageError
+from postproc_export.images import Preprocessing
+from postproc_export.keywords import descriptions
 
-PANEL = "Images"
-PREPROCESSING: Final = ("image_size", "scale", "mean", "std", "channel_order", "layout", "interpolation")
-
-
-class ChannelOrderChoice(StrEnum):
-    """Order of the color channels."""
-
-    rgb = "rgb"
-    bgr = "bgr"
-    gray = "gray"
+OPTIONS: Final = Group("Options", sort_key=0)
+IMAGES: Final = Group("Images", sort_key=1)
 
 
-class AxisOrderChoice(StrEnum):
-    """Order of the axes of the model's input."""
+def command(*options: Sequence[inspect.Parameter]) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Make a command of a function: it has its own parameters and these, and takes by name what the user gave.
 
-    nchw = "nchw"
-    nhwc = "nhwc"
+    The name and the help are the function's. It returns the exit code.
+    """
 
+    def decorate(function: Callable[..., int]) -> Callable[..., int]:
+        own = inspect.signature(function, eval_str=True).parameters.values()
+        all_parameters = [each for each in own if each.kind != each.VAR_KEYWORD]
+        all_parameters += [each for group in options for each in group]
+        positional = [each for each in all_parameters if each.kind != each.KEYWORD_ONLY]
+        named = [each for each in all_parameters if each.kind == each.KEYWORD_ONLY]
+        signature = inspect.Signature([*positional, *named])
+        spelling, first = spelling_of(named), [each.name for each in own if each.kind == each.POSITIONAL_ONLY]
 
-class InterpolationChoice(StrEnum):
-    """Filter for resizing."""
+        @functools.wraps(function)
+        def run(*args: Any, **keywords: Any) -> int:
+            given = _without_flags(signature.bind(*args, **keywords).arguments, spelling)
+            placed = [given.pop(name) for name in first]
+            return function(*placed, **given)
 
-    nearest = "nearest"
-    bilinear = "bilinear"
-    bicubic = "bicubic"
-    lanczos = "lanczos"
-    box = "box"
+        run.__signature__ = signature  # type: ignore[attr-defined]
+        return run
 
-
-class RuntimeChoice(StrEnum):
-    """Inference runtimes."""
-
-    onnxruntime = "onnxruntime"
-    openvino = "openvino"
-
-
-class PrecisionChoice(StrEnum):
-    """Inference precisions."""
-
-    float32 = "float32"
-    default = "default"
+    return decorate
 
 
-ImagesOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--images", help="Folder of images (MVTec AD's layout) or CSV file (image,label,mask).", rich_help_panel=PANEL
-    ),
-]
-ImageSizeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--image-size", help="HEIGHTxWIDTH that images are stretched to; default: the model's.", rich_help_panel=PANEL
-    ),
-]
-ScaleOption = Annotated[
-    float | None,
-    typer.Option(
-        "--scale", help="Divisor of the pixels 0 to 255; default 255 (1 for a uint8 input).", rich_help_panel=PANEL
-    ),
-]
-MeanOption = Annotated[
-    str, typer.Option("--mean", help="Subtracted after scaling: one value or R,G,B.", rich_help_panel=PANEL)
-]
-StdOption = Annotated[str, typer.Option("--std", help="Divided by last: one value or R,G,B.", rich_help_panel=PANEL)]
-ChannelOrderOption = Annotated[
-    ChannelOrderChoice, typer.Option("--channel-order", help="Channels of the model's input.", rich_help_panel=PANEL)
-]
-LayoutOption = Annotated[
-    AxisOrderChoice, typer.Option("--layout", help="Axes of the model's input.", rich_help_panel=PANEL)
-]
-InterpolationOption = Annotated[
-    InterpolationChoice, typer.Option("--interpolation", help="Pillow's filter for resizing.", rich_help_panel=PANEL)
-]
-BatchSizeOption = Annotated[
-    int | None,
-    typer.Option(
-        "--batch-size", min=1, help="Images per run; default: the model's own, else 8.", rich_help_panel=PANEL
-    ),
-]
-WorkersOption = Annotated[
-    int | None,
-    typer.Option("--workers", min=1, help="Threads that decode images; default: one per core.", rich_help_panel=PANEL),
-]
-
-
-def parse_preprocessing(
+def options_of(
+    options: Any,
     *,
-    size: str | None = None,
-    scale: float | None = None,
-    mean: str = "0",
-    std: str = "1",
-    channel_order: Literal["rgb", "bgr", "gray"] = "rgb",
-    layout: Literal["nchw", "nhwc"] = "nchw",
-    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box"] = "bilinear",
-) -> Preprocessing:
-    """Return the pre-processing that the options ask for.
+    only: Collection[str] = (),
+    without: Collection[str] = (),
+    group: Group = OPTIONS,
+    prefix: str = "",
+    defaults: bool = True,
+    names: Mapping[str, str] | None = None,
+) -> list[inspect.Parameter]:
+    """Return the parameters of a command for the fields of an options class.
+
+    Parameters
+    ----------
+    options
+        The class.
+    only, without
+        The fields that the command has, or does not have.
+    group
+        The heading of the help under which they stand.
+    prefix
+        What the names of the parameters start with, where those of two classes are alike.
+    defaults
+        Whether the help shows defaults; not where what is not given stays as it is.
+    names
+        Other names for some options.
+    """
+    texts = descriptions(options)
+    taken = [item for item in fields(options) if item.init and not item.metadata.get("only_python")]
+    taken = [item for item in taken if item.name not in without and (not only or item.name in only)]
+    found: list[inspect.Parameter] = []
+    for item in taken:
+        spelling = (names[item.name],) if names and item.name in names else item.metadata.get("names", ())
+        is_shown = defaults and bool(item.default) and type(item.default) in (str, int, float)
+        found += _parameters(item, texts.get(item.name, ""), spelling, group, show_default=is_shown)
+    return [each.replace(name=f"{prefix}{each.name}") for each in found]
+
+
+def spelling_of(parameters: Iterable[inspect.Parameter]) -> dict[str, str]:
+    """Return how each parameter is spelt on the command line, by name."""
+    return {each.name: get_args(each.annotation)[1].name[0] for each in parameters}
+
+
+def _parameters(
+    item: Field[Any], text: str, names: Sequence[str], group: Group, *, show_default: bool
+) -> Iterator[inspect.Parameter]:
+    """Yield the parameter for a field, or a switch for each of its flags."""
+    about = item.metadata
+    for flag, (value, meaning) in about.get("flags", {}).items():
+        switch = Parameter(name=flag, help=meaning, group=group, show_default=False)
+        yield _keyword(f"{item.name}__{value}", False, Annotated[bool, switch])
+    if about.get("flags"):
+        return
+    kind = about.get("text") or _kind_of(item.type)
+    names = names or (f"--{item.name.replace('_', '-')}",)
+    negative = names[1:] if kind is bool else ()
+    parameter = Parameter(
+        name=names[:1] if kind is bool else names,
+        negative=negative,
+        help=" ".join(text.replace("`", "").split()),
+        group=group,
+        metavar=about.get("metavar"),
+        validator=() if about.get("least") is None else Number(gte=about["least"]),
+        show=not about.get("hidden", False),
+        show_default=show_default,
+    )
+    if item.default is MISSING and not item.kw_only and not item.metadata:
+        parameter = Parameter(help=parameter.help)
+        yield inspect.Parameter(item.name, inspect.Parameter.POSITIONAL_ONLY, annotation=Annotated[kind, parameter])
+    elif item.default is MISSING:
+        yield _keyword(item.name, inspect.Parameter.empty, Annotated[kind, parameter])
+    else:
+        yield _keyword(item.name, item.default, Annotated[kind | None, parameter])
+
+
+def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _kind_of(annotation: Any) -> Any:
+    """Return what a command reads where Python takes this type: of several the one that can be typed."""
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    kinds = tuple(each for each in kinds if each is not types.NoneType)
+    if any(get_origin(each) in (Sequence, Iterable) for each in kinds):
+        return list[str]
+    literal = next((each for each in kinds if get_origin(each) is Literal), None)
+    return literal or next((each for each in (Path, str) if each in kinds), kinds[0])
+
+
+def _without_flags(given: Mapping[str, Any], spelling: Mapping[str, str]) -> dict[str, Any]:
+    """Return what was given, with the value that a flag stands for in the place of the flag.
 
     Raises
     ------
     UsageError
-        If an option is not legal.
+        If two flags stand for values of the same option.
     """
-    from postproc_export.images import Preprocessing
-
-    return Preprocessing(
-        size=None if size is None else _size(size),
-        scale=scale,
-        mean=_numbers("--mean", mean),
-        std=_numbers("--std", std),
-        channel_order=channel_order,
-        layout=layout,
-        interpolation=interpolation,
-    )
+    options = {name: value for name, value in given.items() if "__" not in name}
+    flags: dict[str, str] = {}
+    for name in (name for name, value in given.items() if "__" in name and value):
+        option, _, options_value = name.partition("__")
+        if option in flags:
+            names = f"{flags[option]} and {spelling[name]}"
+            raise UsageError(f"{names} contradict each other", needed="one of them", fix="leave the others out")
+        flags[option], options[option] = spelling[name], options_value
+    return options
 
 
-def given_options(context: typer.Context, names: Iterable[str]) -> list[str]:
-    """Return those of the parameters that stand on the command line, as options."""
-    sources = {name: context.get_parameter_source(name) for name in names}
-    return [
-        f"--{name.replace('_', '-')}"
-        for name, source in sources.items()
-        if source is not None and source.name == "COMMANDLINE"
-    ]
+# --- How images are fed.
+
+_PREFIX: Final = "preprocessing_"
 
 
-def _size(text: str) -> tuple[int, int]:
-    from postproc_export.errors import UsageError
+def image_options(**names: str) -> list[inspect.Parameter]:
+    """Return the options of the pre-processing; `names` are other spellings than usual."""
+    return options_of(Preprocessing, group=IMAGES, prefix=_PREFIX, names=names)
 
+
+def preprocessing_of(given: dict[str, Any]) -> Preprocessing | None:
+    """Take the options of the pre-processing out of what was given; None where there is none.
+
+    Raises
+    ------
+    UsageError
+        If one of them is not legal.
+    """
+    names = [item.name for item in fields(Preprocessing) if f"{_PREFIX}{item.name}" in given]
+    taken: dict[str, Any] = {name: given.pop(f"{_PREFIX}{name}") for name in names}
+    if not taken:
+        return None
+    for name, read in (("size", _size), ("mean", _numbers), ("std", _numbers)):
+        if name in taken:
+            taken[name] = read(name, taken[name])
+    return Preprocessing(**taken)
+
+
+def _size(option: str, text: str) -> tuple[int, int]:
     found = re.fullmatch(r"\s*(\d{1,6})\s*(?:[x,]\s*(\d{1,6})\s*)?", text)
     if found is None:
         needed = "HEIGHTxWIDTH, such as 256x320, or one number for a square"
@@ -151,10 +195,8 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:
-    from postproc_export.errors import UsageError
-
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         needed = "a number, or numbers with commas between them"
-        raise UsageError(f"{option} {text}", needed=needed, fix=f"such as {option} 0.485,0.456,0.406") from error
+        raise UsageError(f"--{option} {text}", needed=needed, fix=f"such as --{option} 0.485,0.456,0.406") from error

@@ -1,19 +1,17 @@
 """The course of one export: settle what is asked, trace, verify, calibrate, attach, check, deliver."""
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from postproc_export.attach import AttachResult, attach_postprocessing
+from postproc_export.attach import attach_postprocessing
 from postproc_export.calibration.policies import Policy
 from postproc_export.check import check_parity
 from postproc_export.check.attached import load_attached
-from postproc_export.check.inputs import SEED
 from postproc_export.check.report import Check, ParityReport
 from postproc_export.check.steps import without_decisions
 from postproc_export.check.ways import Configuration
@@ -46,144 +44,17 @@ from postproc_export.export.result import (
 )
 from postproc_export.export.verify import Probe, decision_checks, image_probes, raw_checks, size_probes, usual_probes
 from postproc_export.images import Preprocessing, find_samples
-from postproc_export.options import TailOptions
+from postproc_export.keywords import called_like
+from postproc_export.options import ExportOptions, TailOptions
 from postproc_export.record import parse_tail, parse_tails
 from postproc_export.runtimes import open_runner
-from postproc_export.stats import CalibrationStats, Level
+from postproc_export.stats import CalibrationStats
 from postproc_export.tail import calibrated_levels
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Calibration", "ExportResult", "ExportedFile", "export_model", "load_example"]
-
-
-# --- What an export is asked for, settled before anything is computed.
-
-_OWN: Final = ("model_path", "stats", "output", "in_place", "link_weights", "image_output", "pixel_output")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Calibration:
-    """How the exported graph is calibrated on labelled images, in the run that exports it.
-
-    Parameters
-    ----------
-    image_policy, pixel_policy
-        See `Calibrator`.
-    nonfinite
-        ``"error"`` refuses NaN and infinite scores, ``"drop"`` drops and counts them.
-    image_only
-        Leave the pixel level out; no masks are needed.
-
-    Raises
-    ------
-    UsageError
-        If a policy is not known.
-    """
-
-    image_policy: str = "f1"
-    pixel_policy: str = "f1"
-    nonfinite: Literal["error", "drop"] = "error"
-    image_only: bool = False
-
-    def __post_init__(self) -> None:
-        for policy in (self.image_policy, self.pixel_policy):
-            Policy.parse(policy)
-
-    def run(
-        self,
-        model: Path,
-        images: str | Path,
-        preprocessing: Preprocessing,
-        *,
-        tail: str | Sequence[str] = (),
-        progress: "Callable[[int, int], None] | None" = None,
-    ) -> CalibrationStats:
-        """Run a raw file over labelled images and return its statistics, with a record of how they came about.
-
-        Parameters
-        ----------
-        model, images, preprocessing
-            See `ModelSource.open`.
-        tail
-            Custom steps; it is calibrated behind those that stand before the threshold.
-        progress
-            See `ModelSource.calibrate`.
-        """
-        from postproc_export.calibration import COMPARED, Calibrator
-        from postproc_export.calibration.model import ModelSource
-
-        texts = [tail] if isinstance(tail, str) else tail
-        before = [text for text in texts if parse_tail(text).changes_values]
-        source = ModelSource.open(model, images, preprocessing=preprocessing, image_only=self.image_only, tail=before)
-        policies = {"image_policy": self.image_policy, "pixel_policy": self.pixel_policy}
-        with Calibrator(**policies, nonfinite=self.nonfinite, compare=COMPARED) as calibrator:  # type: ignore[arg-type]
-            return source.calibrate(calibrator, progress=progress)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportRequest:
-    """What `export_model` was asked for; the parameters are its own.
-
-    Raises
-    ------
-    UsageError
-        If the options contradict each other, or one is not known.
-    FileError, MetadataError, CalibrationError
-        If the target, the statistics or the images cannot be used.
-    """
-
-    folder: Path
-    name: str
-    formats: tuple[Format, ...]
-    stats: CalibrationStats | None
-    dynamic: str | Iterable[str] = ()
-    opset: int | None = None
-    image_output: str | int | None = None
-    pixel_output: str | int | None = None
-    calibrate: str | Path | None = None
-    calibration: Calibration = field(default_factory=Calibration)
-    images: str | Path | None = None
-    preprocessing: Preprocessing | None = None
-    seed: int = SEED
-    keep_failed: bool = False
-    attach_options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_target(self.folder, self.name)
-        check_attach_options(self.attach_options)
-        if (self.stats is None) is (self.calibrate is None):
-            raise UsageError(
-                "statistics are needed" if self.stats is None else "statistics and images to calibrate on were given",
-                needed="one of the two",
-                fix="give --stats FILE, or --calibrate FOLDER to calibrate the exported graph on labelled images",
-            )
-
-        for source, labels in ((self.calibrate, True), (self.images, False)):
-            if source is not None:
-                find_samples(source, labels=labels)
-
-    @property
-    def check_images(self) -> str | Path | None:
-        """The images that the finished files are checked on."""
-        return self.calibrate if self.images is None else self.images
-
-    @property
-    def calibrated(self) -> tuple[Level, ...] | None:
-        """The levels that the statistics calibrate; None where they are made on the way."""
-        if self.stats is None:
-            return None
-        options = TailOptions(match_thresholds=bool(self.attach_options.get("match_thresholds")))
-        return calibrated_levels(self.stats, options)
-
-    def preprocessing_for(self, shape: tuple[int, ...]) -> Preprocessing:
-        """Return what is done to images for a calibration: at the example's size where none was given."""
-        wanted = self.preprocessing or Preprocessing()
-        if wanted.size is not None or len(shape) != 4:
-            return wanted
-        height, width = shape[2:] if wanted.layout == "nchw" else shape[1:3]
-        return replace(wanted, size=(height, width))
+__all__ = ["ExportResult", "ExportedFile", "export_model", "load_example"]
 
 
 def parse_formats(formats: str | Iterable[str]) -> tuple[Format, ...]:
@@ -204,30 +75,24 @@ def parse_formats(formats: str | Iterable[str]) -> tuple[Format, ...]:
     return found
 
 
-def check_attach_options(options: Mapping[str, Any]) -> None:
-    """Refuse options that `attach_postprocessing` does not take, and values that no tail can have.
-
-    Raises
-    ------
-    TypeError
-        If one is not known, as for any keyword argument.
-    MetadataError, UsageError
-        If a value is not legal.
-    """
-    known = [name for name in inspect.signature(attach_postprocessing).parameters if name not in _OWN]
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise TypeError(
-            f"export_model() got an unexpected keyword argument {unknown[0]!r}; {', '.join(known)} are known"
+def _check_options(asked: ExportOptions) -> None:
+    """Refuse options that contradict each other, and a target, steps, policies or images that cannot be used."""
+    check_target(Path(asked.output), asked.name)
+    parse_tails(asked.steps)
+    for policy in (asked.image_policy, asked.pixel_policy):
+        Policy.parse(policy)
+    if (asked.stats is None) is (asked.calibrate is None):
+        raise UsageError(
+            "statistics are needed" if asked.stats is None else "statistics and images to calibrate on were given",
+            needed="one of the two",
+            fix="give --stats FILE, or --calibrate FOLDER to calibrate the exported graph on labelled images",
         )
-    parse_tails(options.get("tail", ()))
-    of_tail = {item.name for item in fields(TailOptions)}
-    TailOptions(**{name: value for name, value in options.items() if name in of_tail})
+    for source, labels in ((asked.calibrate, True), (asked.images, False)):
+        if source is not None:
+            find_samples(source, labels=labels)
 
 
 # --- The steps of one export, in a folder of its own: trace, verify, calibrate, attach, check.
-
-Tell = Callable[[str], None]
 
 WAYS: Final[Mapping[Format, Configuration]] = {
     "onnx": Configuration(runtime="onnxruntime"),
@@ -237,26 +102,14 @@ WAYS: Final[Mapping[Format, Configuration]] = {
 
 @dataclass(slots=True)
 class Job:
-    """One export on its way.
+    """One export on its way; `probes` are what the files and the module are both fed, filled while it runs."""
 
-    Parameters
-    ----------
-    request, raw, example, axes
-        What was asked for, the module, what it is traced with, and the axes that stay open.
-    folder
-        A temporary folder.
-    tell
-        Called with one sentence before each step.
-    probes
-        What the files and the module are both fed; filled while it runs.
-    """
-
-    request: ExportRequest
+    asked: ExportOptions
+    formats: tuple[Format, ...]
     raw: RawModule
-    example: "torch.Tensor"
-    axes: tuple[DynamicAxis, ...]
-    folder: Path
-    tell: Tell
+    example: "torch.Tensor"  # what the module is traced with
+    axes: tuple[DynamicAxis, ...]  # those that stay open
+    folder: Path  # a temporary one
     probes: list[Probe] = field(default_factory=list)
     _raw_checks: dict[Format, list[Check]] = field(default_factory=dict, init=False)
 
@@ -274,8 +127,8 @@ class Job:
             If the module itself runs at no other size of an axis.
         """
         self.tell("running the module" + (" at other sizes" if self.axes else ""))
-        self.probes += usual_probes(self.raw, self.example, seed=self.request.seed)
-        self.probes += size_probes(self.raw, self.example, self.axes, seed=self.request.seed)
+        self.probes += usual_probes(self.raw, self.example, seed=self.asked.seed)
+        self.probes += size_probes(self.raw, self.example, self.axes, seed=self.asked.seed)
 
     def export(self) -> int:
         """Write the raw files, compare them with the module at every size, and return the opset that came out.
@@ -288,8 +141,8 @@ class Job:
         (self.folder / "raw").mkdir()
         self.made.mkdir()
         self.tell("exporting to ONNX")
-        opset = write_onnx(self.raw, self.example, self._raw("onnx"), axes=self.axes, opset=self.request.opset)
-        for each in self.request.formats:
+        opset = write_onnx(self.raw, self.example, self._raw("onnx"), axes=self.axes, opset=self.asked.opset)
+        for each in self.formats:
             if each == "openvino":
                 self.tell("converting to OpenVINO IR")
                 write_ir(self._raw("onnx"), self._raw("openvino"), axes=self.axes)
@@ -297,129 +150,95 @@ class Job:
             self._raw_checks[each] = raw_checks(self._raw(each), WAYS[each], self.probes)
         return opset
 
+    def tell(self, step: str) -> None:
+        """Say what is done next."""
+        if self.asked.tell is not None:
+            self.asked.tell(step)
+
     def calibrate(self) -> CalibrationStats:
-        """Return the statistics that were given, else those of the exported graph on labelled images."""
-        if self.request.stats is not None:
-            return self.request.stats
-        images = self.request.calibrate
-        assert images is not None, "there are statistics or images to calibrate on"
-        self.tell(f"calibrating on {images}")
-        preprocessing = self.request.preprocessing_for(tuple(self.example.shape))
-        raw, tail = self._raw(self.request.formats[0]), self.request.attach_options.get("tail", ())
-        return self.request.calibration.run(raw, images, preprocessing, tail=tail)
+        """Return the statistics that were given, else those of the exported graph on labelled images.
+
+        It is calibrated behind the custom steps that stand before the threshold.
+        """
+        from postproc_export.calibration import COMPARED, Calibrator
+        from postproc_export.calibration.model import ModelSource
+
+        asked = self.asked
+        if asked.stats is not None:
+            return as_stats(asked.stats)
+        assert asked.calibrate is not None, "there are statistics or images to calibrate on"
+        self.tell(f"calibrating on {asked.calibrate}")
+        source = ModelSource.open(
+            self._raw(self.formats[0]),
+            asked.calibrate,
+            preprocessing=self._preprocessing(),
+            image_only=asked.image_only,
+            step=[text for text in asked.steps if parse_tail(text).changes_values],
+        )
+        with Calibrator(
+            image_policy=asked.image_policy,
+            pixel_policy=asked.pixel_policy,
+            nonfinite=asked.nonfinite,
+            resamples=asked.resamples,
+            compare=asked.compare or COMPARED,
+        ) as calibrator:
+            return source.calibrate(calibrator)
+
+    def _preprocessing(self) -> Preprocessing:
+        """Return what is done to images for a calibration: at the example's size where none was given."""
+        wanted = self.asked.preprocessing or Preprocessing()
+        shape = tuple(self.example.shape)
+        if wanted.size is not None or len(shape) != 4:
+            return wanted
+        height, width = shape[2:] if wanted.layout == "nchw" else shape[1:3]
+        return replace(wanted, size=(height, width))
 
     def finish(self, stats: CalibrationStats) -> tuple[ExportedFile, ...]:
         """Attach to every raw file, and check what comes out."""
-        images = self.request.check_images
+        images = self.asked.calibrate if self.asked.images is None else self.asked.images
         if images is not None:
             self.tell(f"running the module on images of {images}")
-            example, preprocessing = self.example.cpu().numpy(), self.request.preprocessing
+            example, preprocessing = self.example.cpu().numpy(), self.asked.preprocessing
             self.probes += image_probes(self.raw, images, example, preprocessing, stats)
-        return tuple(self._finished(each, stats) for each in self.request.formats)
+        return tuple(self._finished(each, stats) for each in self.formats)
 
     def _finished(self, each: Format, stats: CalibrationStats) -> ExportedFile:
         path = self.made / self._raw(each).name
         self.tell(f"attaching to and checking {path.name}")
-        attached = attach_postprocessing(self._raw(each), stats, output=path, **self.request.attach_options)
+        options = {item.name: getattr(self.asked, item.name) for item in fields(TailOptions)}
+        attached = attach_postprocessing(self._raw(each), stats, output=path, step=self.asked.steps, **options)
         runner = open_runner(path)
         refuse_fixed(self.axes, runner.inputs, in_what="the finished file")
-        final = self.request.folder / path.name
+        final = Path(self.asked.output) / path.name
         return ExportedFile(
             path=final,
             inputs=runner.inputs,
             outputs=runner.outputs,
-            attached=self._delivered(attached, final),
+            attached=replace(attached, source=final, output=final),
             report=self._report(each, path, final),
         )
 
     def _report(self, each: Format, path: Path, final: Path) -> ParityReport:
         usual = np.concatenate([probe.images for probe in self.probes if not probe.axes])
-        tail = self.request.attach_options.get("tail", ())
-        report = check_parity(path, raw=self._raw(each), inputs={INPUT: usual}, tail=tail, seed=self.request.seed)
+        steps = self.asked.steps
+        report = check_parity(path, raw=self._raw(each), inputs={INPUT: usual}, step=steps, seed=self.asked.seed)
         with without_decisions(path) as (plain, _):
-            decisions = list(decision_checks(load_attached(plain), WAYS[each], self.probes, parse_tails(tail)))
+            decisions = list(decision_checks(load_attached(plain), WAYS[each], self.probes, parse_tails(steps)))
         checks = (*report.checks, *self._raw_checks[each], *decisions)
-        fed = {"inputs": f"{len(usual)} samples: {', '.join(self._labels())}"}
+        labels = dict.fromkeys(probe.label for probe in self.probes)
+        fed = {"inputs": f"{len(usual)} samples: {', '.join(labels)}"}
         return replace(report, subject=str(final), checks=checks, environment={**report.environment, **fed})
 
-    def _labels(self) -> Iterator[str]:
-        yield from dict.fromkeys(probe.label for probe in self.probes)
-
-    def _delivered(self, attached: AttachResult, final: Path) -> AttachResult:
-        return replace(attached, source=final, output=final)
-
     def _raw(self, each: Format) -> Path:
-        return self.folder / "raw" / f"{self.request.name}{SUFFIXES[each]}"
+        return self.folder / "raw" / f"{self.asked.name}{SUFFIXES[each]}"
 
 
 # --- From a PyTorch module to finished, checked files.
 
 
-def export_model(
-    module: "torch.nn.Module",
-    example_input: Any,
-    stats: CalibrationStats | str | Path | None = None,
-    *,
-    output: str | Path,
-    formats: str | Iterable[str] = "onnx",
-    dynamic: str | Iterable[str] = (),
-    name: str = "model",
-    opset: int | None = None,
-    image_output: str | int | None = None,
-    pixel_output: str | int | None = None,
-    calibrate: str | Path | None = None,
-    calibration: Calibration | None = None,
-    images: str | Path | None = None,
-    preprocessing: "Preprocessing | None" = None,
-    seed: int = SEED,
-    keep_failed: bool = False,
-    inputs: Sequence[Path] = (),
-    tell: Tell = lambda step: None,
-    **attach_options: Any,
-) -> ExportResult:
+@called_like(ExportOptions)
+def export_model(**given: Any) -> ExportResult:
     """Export a PyTorch module to ONNX and OpenVINO IR with its post-processing, and check the files against the module.
-
-    Parameters
-    ----------
-    module
-        Its forward takes one tensor and gives a tensor, tuple, list, mapping, named tuple, dataclass or object with a
-        raw score, a raw anomaly map or both. It is exported in evaluation mode, and left in the mode that it was in.
-    example_input
-        A torch tensor or NumPy array, with the batch axis first: an input that the module runs on.
-    stats
-        Statistics, or the path of a statistics file; None with `calibrate`.
-    output
-        A folder; made where it is not there. It gets ``<name>.onnx``, ``<name>.xml`` with ``<name>.bin``,
-        ``statistics.json`` and ``parity.json``, and files of these names that are there are replaced.
-    formats
-        ``"onnx"``, ``"openvino"`` or both, as a list or with a comma between.
-    dynamic
-        Axes of the input whose size stays open: ``"batch,height,width"``; see `export.exporter.parse_axes`.
-    name
-        The name of the model files.
-    opset
-        The opset that the ONNX graph has to have; None leaves it to the exporter.
-    image_output, pixel_output
-        Which output is the raw score and which the raw map, where names and ranks do not tell: a key, an attribute, an
-        index, or ``"none"`` to leave the level out.
-    calibrate
-        In place of `stats`: a folder or CSV file of labelled images, on which the exported graph is calibrated.
-    calibration
-        How; None for the defaults.
-    images
-        A folder or CSV file of images for the check, labels not needed; default: those of `calibrate`, if any.
-    preprocessing
-        What is done to images; default: what the statistics record, else `Preprocessing()` at the example's size.
-    seed
-        Seed of the random inputs and raw values of the check.
-    keep_failed
-        Whether the files are written though a check missed something.
-    inputs
-        Files that the module was made from, which are not to be overwritten.
-    tell
-        Called with one sentence before each step.
-    attach_options
-        As `attach_postprocessing` takes them, such as ``image_sensitivity=0.6``.
 
     Returns
     -------
@@ -441,45 +260,29 @@ def export_model(
     The graph is exported once, by ``torch.onnx.export(dynamo=True)``; the IR is converted from it. Every dynamic axis
     has to be symbolic in each written file, and is run at another size in its runtime and compared with the module.
     """
-    request = ExportRequest(
-        folder=Path(output),
-        name=name,
-        formats=parse_formats(formats),
-        stats=None if stats is None else as_stats(stats),
-        dynamic=dynamic,
-        opset=opset,
-        image_output=image_output,
-        pixel_output=pixel_output,
-        calibrate=calibrate,
-        calibration=calibration or Calibration(),
-        images=images,
-        preprocessing=preprocessing,
-        seed=seed,
-        keep_failed=keep_failed,
-        attach_options=attach_options,
-    )
-    named = [Path(path) for path in (stats, calibrate, images, *inputs) if isinstance(path, (str, Path))]
-    read = [path for path in named if path.is_file()]  # of a folder of images nothing is replaced
-    refuse_read(request.folder, name, request.formats, read)
-    return _export(module, as_example(example_input), request, read=read, tell=tell)
-
-
-def _export(
-    module: "torch.nn.Module", example: "torch.Tensor", request: ExportRequest, *, read: Sequence[Path], tell: Tell
-) -> ExportResult:
-    axes = parse_axes(request.dynamic, example.shape)
+    asked = ExportOptions(**given)
+    _check_options(asked)
+    formats, folder = parse_formats(asked.formats), Path(asked.output)
+    asked = replace(asked, stats=None if asked.stats is None else as_stats(asked.stats))
+    named = [given.get("stats"), asked.calibrate, asked.images, *asked.inputs]
+    read = [Path(path) for path in named if isinstance(path, (str, Path)) and Path(path).is_file()]
+    refuse_read(folder, asked.name, formats, read)  # of a folder of images nothing is replaced
+    module, example = asked.module, as_example(asked.example_input)
+    axes = parse_axes(asked.dynamic, example.shape)
     with ExitStack() as stack:
         remarks = stack.enter_context(evaluation_mode(module))
-        folder = stack.enter_context(workshop(request.folder, request.name, request.formats))
-        traced = _repeated(example, trace_shape(example.shape, axes))
+        work = stack.enter_context(workshop(folder, asked.name, formats))
+        # An axis is repeated where it is shorter than in the traced shape, which is where it is 1.
+        shape = trace_shape(example.shape, axes)
+        traced = example.repeat([wanted // size for wanted, size in zip(shape, example.shape, strict=True)])
         raw = RawModule.wrap(
             module,
             traced,
-            image_output=request.image_output,
-            pixel_output=request.pixel_output,
-            calibrated=request.calibrated,
+            image_output=asked.image_output,
+            pixel_output=asked.pixel_output,
+            calibrated=None if asked.stats is None else calibrated_levels(as_stats(asked.stats), TailOptions.of(asked)),
         )
-        job = Job(request, raw, traced, axes, folder, tell)
+        job = Job(asked, formats, raw, traced, axes, work)
         job.probe()
         opset = job.export()
         stats = job.calibrate()
@@ -487,8 +290,8 @@ def _export(
             subject=type(module).__name__,
             files=job.finish(stats),
             stats=stats,
-            statistics=request.folder / STATISTICS,
-            report=request.folder / REPORT,
+            statistics=folder / STATISTICS,
+            report=folder / REPORT,
             opset=opset,
             sizes=tuple(probe.label for probe in job.probes if probe.axes),
             remarks=(*remarks, *raw.remarks),
@@ -496,12 +299,6 @@ def _export(
         )
         stats.save(job.made / STATISTICS)
         (job.made / REPORT).write_text(result.dumps() + "\n", encoding="utf-8")
-        if not (result or request.keep_failed):
+        if not (result or asked.keep_failed):
             return result
-        paths = deliver(job.made, request.folder, name=request.name, formats=request.formats, inputs=read)
-        return replace(result, written=paths)
-
-
-def _repeated(example: "torch.Tensor", shape: Sequence[int]) -> "torch.Tensor":
-    """Repeat an example along the axes that are shorter than `shape`, which are those of size 1."""
-    return example.repeat([wanted // size for wanted, size in zip(shape, example.shape, strict=True)])
+        return replace(result, written=deliver(job.made, folder, name=asked.name, formats=formats, inputs=read))

@@ -1,12 +1,13 @@
 """From a decoded image to the array that a model is fed: explicit, printed and recorded."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args
 
 import numpy as np
 
 from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError, require
+from postproc_export.keywords import spelt
 from postproc_export.runtimes import Array, PortInfo
 
 if TYPE_CHECKING:
@@ -47,14 +48,14 @@ class Preprocessing:
     pre-processing inside the exported graph. The arithmetic is float32, each step rounded, then cast to `dtype`.
     """
 
-    size: tuple[int, int] | None = None
+    size: tuple[int, int] | None = field(default=None, metadata=spelt("--image-size", metavar="HEIGHTxWIDTH", text=str))
     scale: float | None = None
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
+    mean: tuple[float, ...] = field(default=(0.0,), metadata=spelt("--mean", metavar="R,G,B", text=str))
+    std: tuple[float, ...] = field(default=(1.0,), metadata=spelt("--std", metavar="R,G,B", text=str))
     channel_order: ChannelOrder = "rgb"
     layout: Layout = "nchw"
     interpolation: Interpolation = "bilinear"
-    dtype: str | None = None
+    dtype: str | None = field(default=None, metadata=spelt(only_python=True))
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():

@@ -1,7 +1,7 @@
 """`postproc-export export`: from MODULE:FACTORY to checked files, on models that nobody here wrote."""
 
-import inspect
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,6 @@ import pytest
 import torch
 
 from postproc_export import CalibrationStats, LevelStats
-from postproc_export.cli.attach import attach, tail_keywords
-from postproc_export.export import check_attach_options
 from postproc_export.runtimes import open_runner
 
 Invoke = Callable[..., Any]
@@ -138,13 +136,13 @@ def test_what_cannot_be_used_is_one_message_and_exit_code_2(
     assert [path.name for path in tmp_path.iterdir()] == ["stats.json"]
 
 
-ITS_OWN = ("model", "stats", "output", "in_place", "link_weights", "image_output", "pixel_output")  # or another option
+ITS_OWN = ("--stats", "--output", "--in-place", "--link-weights")  # or with another meaning
 
 
 def test_every_option_of_attach_is_one_of_export(invoke: Invoke) -> None:
-    """An option that `attach` gets is passed on: the help shows it, and the functions take what becomes of it."""
-    taken = {name: item.default for name, item in inspect.signature(attach).parameters.items() if name not in ITS_OWN}
-    assert {"image_sensitivity", "keep_raw"} <= set(taken)
-    shown = invoke("export", "--help").stdout
-    assert [name for name in taken if f"--{name.replace('_', '-')}" not in shown] == []
-    check_attach_options(tail_keywords(**taken))
+    """Both commands take the class `TailOptions`: what `attach` gets, `export` gets."""
+    shown = {
+        name: re.findall("^  (--[a-z0-9-]+)", invoke(name, "--help").stdout, re.M) for name in ("attach", "export")
+    }
+    assert {"--image-sensitivity", "--keep-raw", "--runtime-boundary"} <= set(shown["attach"])
+    assert set(shown["attach"]) - set(shown["export"]) - set(ITS_OWN) == set()

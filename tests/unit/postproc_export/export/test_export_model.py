@@ -12,7 +12,7 @@ import torch
 
 from postproc_export import CalibrationStats, LevelStats, PostProcessor, check_parity, export_model
 from postproc_export.errors import FileError, MetadataError, UnsupportedModelError, UsageError
-from postproc_export.export import Calibration, ExportResult, exporter
+from postproc_export.export import ExportResult, exporter
 from postproc_export.runtimes import open_runner
 
 STATS = CalibrationStats(
@@ -152,6 +152,7 @@ REFUSED: list[Any] = [
     pytest.param({"sensitivity": 0.5}, TypeError, "unexpected keyword argument 'sensitivity'", id="unknown"),
     pytest.param({"in_place": True}, TypeError, "unexpected keyword argument 'in_place'", id="of-attach-alone"),
     pytest.param({"stats": None, "calibrate": "nowhere"}, FileError, "nowhere", id="calibration-images"),
+    pytest.param({"stats": None, "calibrate": ".", "image_policy": "f2"}, UsageError, "f2", id="policy"),
     pytest.param({"images": "nowhere"}, FileError, "nowhere", id="images"),
     pytest.param({"name": "../model"}, UsageError, "is no name", id="name"),
     pytest.param({"output": "taken.txt"}, FileError, "found: +a file", id="output"),
@@ -172,13 +173,6 @@ def test_what_cannot_be_done_is_refused_before_anything_is_exported(
     with pytest.raises(error, match=message):
         export_model(export_modules.detector(), **given)
     assert [path.name for path in tmp_path.iterdir()] == ["taken.txt"]
-
-
-def test_a_policy_that_is_not_known_is_refused() -> None:
-    """Before there is anything to calibrate."""
-    assert Calibration(pixel_policy="recall=0.9").pixel_policy == "recall=0.9"
-    with pytest.raises(UsageError, match="f2"):
-        Calibration(image_policy="f2")
 
 
 @pytest.mark.parametrize(
