@@ -100,13 +100,13 @@ def test_a_value_of_the_wrong_type_is_an_error_of_mypy(tmp_path: Path) -> None:
 def test_step_is_the_name_of_tail(tmp_path: Path, invoke: Invoke) -> None:
     """The old name works and stands in no help of the command line."""
     model = hosts.write(hosts.score_and_map(), tmp_path / "model.onnx")
-    CalibrationStats(pixel=LevelStats(threshold=0.25, min=-1, max=1)).save(tmp_path / "s.json")
+    level = LevelStats(threshold=0.25, min=-1, max=1)
+    CalibrationStats(image=level, pixel=level).save(tmp_path / "s.json")
     written = []
     for option in ("--step", "--tail"):
-        result = invoke(
-            "attach", model, "-s", tmp_path / "s.json", "-o", tmp_path / "o.onnx", option, "components:min_area=3"
-        )
+        result = invoke("attach", model, "-s", tmp_path / "s.json", "-o", tmp_path / "o.onnx", option, "gate")
         assert (result.exit_code, result.stderr) == (0, "")
+        assert "with     gate" in result.stdout
         written.append((tmp_path / "o.onnx").read_bytes())
     assert written[0] == written[1]
     shown = invoke("attach", "--help").stdout
