@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO, Final
 
+from graph_patterns.expr import ExplainedError
 from graph_patterns.onnx.wire import ChangedFileError, FileSource, write_all
 from postproc_export.errors import FileError, PostprocError, UsageError
 from postproc_export.process import HeldSignals, Staging, Undoing, backup_of, digest, refuse_backups, staging_folder
@@ -174,6 +175,29 @@ def check_suffix(source: Path) -> None:
             needed=" or ".join(f"{suffix} ({what})" for suffix, what in FORMATS.items()),
             fix="give the file that the export wrote",
         )
+
+
+def usual_weights(model: Path) -> Path:
+    """Return where the weights of a model usually are, beside it."""
+    return model.with_suffix(".bin") if model.suffix.lower() == ".xml" else model.with_name(model.name + ".data")
+
+
+def model_files(model: Path) -> list[Path]:
+    """Return the model file and those that hold its weights, as far as they are there.
+
+    Of an ONNX model that cannot be read, and so does not tell where its weights are, the file of the usual name.
+    """
+    usual = usual_weights(model)
+    files = {model, *([usual] if usual.is_file() else [])}
+    if model.suffix.lower() == ".onnx" and model.is_file():
+        from graph_patterns.onnx.file import external_files, load_skeleton
+
+        try:
+            with load_skeleton(model) as file:
+                files |= set(external_files(file.model, model.parent).values())
+        except ExplainedError:  # whoever runs the model says what is wrong with it
+            pass
+    return sorted(files)
 
 
 def is_onnx(source: Path) -> bool:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from graph_patterns.expr import ExplainedError
 from postproc_export.errors import CalibrationError, FileError, UnsupportedModelError, UsageError
+from postproc_export.files import model_files, usual_weights
 from postproc_export.formats.base import Outputs, format_of
 from postproc_export.images import Batch, Preprocessing, Sample, find_samples, fit_mask, image_input, load_batches
 from postproc_export.images.samples import check_workers
@@ -28,27 +28,9 @@ if TYPE_CHECKING:
     from postproc_export.calibration.calibrator import Calibrator
 
 
-def model_files(model: Path) -> list[Path]:
-    """Return the model file and those that hold its weights, as far as they are there.
-
-    Of an ONNX model that cannot be read, and so does not tell where its weights are, the file of the usual name.
-    """
-    usual = _usual_weights(model)
-    files = {model, *([usual] if usual.is_file() else [])}
-    if model.suffix.lower() == ".onnx" and model.is_file():
-        from graph_patterns.onnx.file import external_files, load_skeleton
-
-        try:
-            with load_skeleton(model) as file:
-                files |= set(external_files(file.model, model.parent).values())
-        except ExplainedError:  # whoever runs the model says what is wrong with it
-            pass
-    return sorted(files)
-
-
 def file_digests(model: Path) -> dict[str, str]:
     """Return the SHA-256 of the model file and of the weights file that goes with its name (`.bin`, `.onnx.data`)."""
-    weights = _usual_weights(model)
+    weights = usual_weights(model)
     digests = {}
     for path in (model, weights):
         if path == model or path.is_file():
@@ -59,10 +41,6 @@ def file_digests(model: Path) -> dict[str, str]:
                 fix = "calibrate again when nothing moves the model any more"
                 raise FileError(f"cannot read {path}", found=error.strerror, fix=fix) from error
     return digests
-
-
-def _usual_weights(model: Path) -> Path:
-    return model.with_suffix(".bin") if model.suffix.lower() == ".xml" else model.with_name(model.name + ".data")
 
 
 class EmptyMaskWarning(UserWarning):

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from postproc_export.check.assumed import Assumed
 from postproc_export.check.attached import AttachedModel, load_attached
 from postproc_export.check.chain import WayResult
 from postproc_export.check.inputs import RealInputs, array_inputs, image_inputs
 from postproc_export.check.record import check_record, file_checks, record_is_missing
 from postproc_export.check.reference import EagerTransform, RawFile, Reference, TorchRunner, unnamed_code
 from postproc_export.check.report import Check, FailureStore, ParityReport
-from postproc_export.check.runners import Assumed
 from postproc_export.check.steps import DecisionCheck, check_transform, unfit_layer, without_decisions
 from postproc_export.check.synthetic import SyntheticCheck
 from postproc_export.check.tail import check_adjusted, check_exhaustively, check_tail, tail_configurations
@@ -45,9 +45,11 @@ def check_paths(*, raw: str | Path | None, images: str | Path | None, inputs: In
             raise FileError(f"cannot read the {noun} {path}", found=found, fix=f"give another path with --{name}")
 
 
-def assumptions(asked: CheckOptions) -> Assumed:
-    """Return what is given beside a file; what is not legal is refused."""
+def assumptions(asked: CheckOptions) -> Assumed | None:
+    """Return what is given beside a file, None where nothing is; what is not legal is refused."""
     stats = asked.stats
+    if all(given is None for given in (stats, asked.image_sensitivity, asked.pixel_sensitivity, asked.comparison)):
+        return None
     for name in ("image_sensitivity", "pixel_sensitivity"):
         if getattr(asked, name) is not None:
             check_sensitivity(getattr(asked, name), name=name)
@@ -220,7 +222,7 @@ def check_parity(**given: Any) -> ParityReport:
     check_options(asked)
     threads = usable_cores() if asked.threads is None else asked.threads
     of_file, not_checked = file_checks(attached, preserved=asked.preserved, contracts=asked.contracts)
-    missing = record_is_missing(attached) if of_file and assumed.stats is None else None
+    missing = record_is_missing(attached) if of_file and asked.stats is None else None
     missing = unfit_layer(attached, assumed) if missing is None else missing
     if missing is not None:  # what needs no record is told all the same
         return _report_of(attached, [missing, *of_file], not_checked, seed, threads)
@@ -348,7 +350,9 @@ def _report_of(
     )
 
 
-def _store(asked: CheckOptions, threads: int, named: Sequence[TailSpec], assumed: Assumed) -> FailureStore | None:
+def _store(
+    asked: CheckOptions, threads: int, named: Sequence[TailSpec], assumed: Assumed | None
+) -> FailureStore | None:
     if asked.save_failures is None:
         return None
     return FailureStore(
@@ -360,5 +364,5 @@ def _store(asked: CheckOptions, threads: int, named: Sequence[TailSpec], assumed
         threads=threads,
         max_flips=asked.max_flips,
         code=[spec.name for spec in named if spec.is_code],
-        assumed=assumed.arguments,
+        assumed=() if assumed is None else assumed.arguments,
     )

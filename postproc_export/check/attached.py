@@ -1,7 +1,7 @@
 """An attached model as its checks see it: what its tail is, which values may be off, and the cases it is tried on."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeAlias
 
@@ -9,16 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graph_patterns.match import Mismatch, Value
-from postproc_export.check.attached_files import ModelFile, open_file
+from postproc_export.check.assumed import Assumed
+from postproc_export.check.attached_files import ModelFile, Shapes, open_file
 from postproc_export.check.inputs import MODERATE, SPECIAL, FloatArray, RawValues, maps_of, raw_values
-from postproc_export.check.runners import AdjustedRunner, Assumed, Shapes, unpacked
+from postproc_export.errors import UnsupportedModelError
 from postproc_export.options import TailOptions
 from postproc_export.ports import Guard as MapGuard
 from postproc_export.ports import Selection
 from postproc_export.reading.tail import FoundTail, Places, find_own_tail, find_places
-from postproc_export.runtimes import PortInfo, Runner
+from postproc_export.runtimes import LoadedModel, PortInfo, Runner
 from postproc_export.stats import Level, LevelStats
-from postproc_export.tail import Tail, build_tail, guard_of
+from postproc_export.tail import PACKED_OUTPUT, PARTS, Tail, TailOutput, build_tail, guard_of, place
 
 Guard: TypeAlias = Literal["l1", "sum", "arithmetic", "none"]
 """How the image level is guarded against a NaN in its map, and which maps may make an image anomalous though none of
@@ -48,6 +49,89 @@ def excused_images(maps: FloatArray, guard: Guard) -> NDArray[np.bool_]:
             flagged = np.zeros(len(maps), bool)
     excused: NDArray[np.bool_] = flagged & ~np.isnan(values).any(axis=axes)
     return excused
+
+
+# --- A runner around another one, to change some of what it takes or gives.
+
+Arrays: TypeAlias = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptedRunner(LoadedModel):
+    """A runner that feeds some inputs of another one itself, and makes something else of its outputs."""
+
+    inner: Runner
+    fed: Arrays = field(default_factory=dict)
+    change: Callable[[Arrays, dict[str, NDArray[Any]]], dict[str, NDArray[Any]]] | None = None
+    bounds: Mapping[Level, float] = field(default_factory=dict)  # how far values may lie from those of another runner
+
+    @classmethod
+    def of(cls, inner: Runner, *, outputs: Iterable[PortInfo] | None = None, **more: Any) -> Self:
+        """Return a runner whose inputs are those that are left to be fed; `more` as the class takes it."""
+
+        def left(ports: tuple[PortInfo, ...]) -> tuple[PortInfo, ...]:
+            return tuple(port for port in ports if not any(map(port.answers_to, more.get("fed", ()))))
+
+        return cls(
+            label=inner.name,
+            name=inner.name,
+            version=inner.version,
+            precision=inner.precision,
+            inference_precision=inner.inference_precision,
+            inputs=left(inner.inputs),
+            optional=left(inner.optional),
+            outputs=inner.outputs if outputs is None else tuple(outputs),
+            inner=inner,
+            **more,
+        )
+
+    def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
+        """Run the model once."""
+        outputs = self.inner.run({**feeds, **self.fed})
+        return outputs if self.change is None else self.change(feeds, dict(outputs))
+
+
+def unpacked(runner: Runner, parts: tuple[TailOutput, ...]) -> Runner:
+    """Return a runner that gives the parts of a packed output apart, as the reference does, and all else as it is.
+
+    It raises UnsupportedModelError if the output is not [N, H, W, 4], or a score or label is not the same all over its
+    image.
+    """
+    packed = next((port for port in runner.outputs if port.answers_to(PACKED_OUTPUT)), None)
+    if packed is None:
+        return runner
+    # A raw value that bears the name of a part, as its tensor in an IR may, goes by another of its names.
+    taken, others = {part.name for part in parts}, dict[str, PortInfo]()
+    for port in runner.outputs:
+        free = tuple(name for name in port.aliases if name not in taken)
+        if not port.answers_to(PACKED_OUTPUT):
+            other = replace(port, name=free[0] if free else f"raw {port.name}", aliases=free)
+            others[port.name] = other if port.name in taken else port
+
+    def change(_: Arrays, outputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        values = outputs[packed.name]
+        if values.ndim != 4 or values.shape[-1] != len(PARTS):
+            raise UnsupportedModelError(
+                f"the packed output has the shape {list(values.shape)}", needed=f"[N, H, W, {len(PARTS)}]"
+            )
+        apart = {part.name: _part(part, values) for part in parts}
+        return {**apart, **{port.name: outputs[name] for name, port in others.items() if name in outputs}}
+
+    ports = (PortInfo(part.name, part.dtype, part.shape) for part in parts)
+    return AdaptedRunner.of(runner, outputs=(*ports, *others.values()), change=change)
+
+
+def _part(part: TailOutput, values: NDArray[Any]) -> NDArray[Any]:
+    """Return one part in the shape that it has apart; an image's value is taken where it is the same all over it."""
+    plane = values[..., PARTS.index(part.name)]
+    rank = None if part.shape is None else len(part.shape)
+    if part.level == "pixel":
+        return plane[:, None] if rank == 4 else plane
+    flat = plane.reshape(len(plane), plane.shape[1] * plane.shape[2])  # an empty batch leaves nothing to infer
+    if not np.array_equal(flat, np.repeat(flat[:, :1], flat.shape[1], axis=1), equal_nan=True):
+        raise UnsupportedModelError(f"{place(part.name)} is not the same all over each image")
+    column = flat[:, 0]
+    return column.reshape(()) if rank == 0 and len(column) == 1 else column.reshape(-1, *[1] * (max(rank or 1, 1) - 1))
 
 
 TAPS: Final[Mapping[Level, str]] = {"image": "postproc-check/raw_score", "pixel": "postproc-check/raw_map"}
@@ -95,7 +179,9 @@ class AttachedModel:
         given = needed if values is None else values
         ports = runner.inputs if values is None else (*runner.inputs, *runner.optional)
         fed = {name: value for name, value in given.items() if any(port.answers_to(name) for port in ports)}
-        return AdjustedRunner(runner, fed) if fed else runner
+        if not fed:
+            return runner
+        return AdaptedRunner.of(runner, fed={name: np.array(value, np.float32) for name, value in fed.items()})
 
     def at_sensitivity(self, sensitivity: float) -> Self:
         """Return the same file as if both levels had been attached with a sensitivity."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import onnx
 
@@ -13,7 +13,7 @@ from graph_patterns.match import GraphView, Value
 from graph_patterns.onnx.emit import ELEMENT_TYPES, LOWERINGS
 from graph_patterns.onnx.view import OnnxView, default_opset
 from graph_patterns.openvino import OpenVinoView
-from postproc_export.check.runners import Assumed, Format, folded, own_tails, read_values
+from postproc_export.check.assumed import Assumed
 from postproc_export.detach import misfits
 from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError
 from postproc_export.formats import base
@@ -32,8 +32,12 @@ from postproc_export.tail import INPUT_NAMES
 from postproc_export.validation import check_file
 
 _PURPOSE = "checking an OpenVINO IR"
+_FOLDED = "another tool has been over it since it was attached: the form of the tail is a folded one"
 _FROZEN = "what adjusts the decision is a constant in this file, as conversions make of it"
 _CONVERTED = "it was converted from ONNX after it was attached: the form of the tail is a folded one"
+
+Format: TypeAlias = Literal["onnx", "openvino"]
+Shapes: TypeAlias = Mapping[Level, tuple[int | None, ...]]
 
 
 class ModelFile(ABC):
@@ -50,7 +54,7 @@ class ModelFile(ABC):
     remarks: tuple[str, ...]  # what became of the file since it was attached, and what was assumed; a sentence each
     view: GraphView  # the graph, for the matcher
 
-    def __init__(self, path: Path, assumed: Assumed) -> None:
+    def __init__(self, path: Path, assumed: Assumed | None) -> None:
         self.path, self._where = path, str(path)
         self._model: Any = self.form.load(path, purpose=_PURPOSE)
         record = self.form.record(self._model, where=self._where)
@@ -58,13 +62,16 @@ class ModelFile(ABC):
         if is_converted or record is None:
             self._refuse_converted_layers()
         found = self.form.find(self._model, where=self._where)
-        self.tails, self.view = own_tails(found.tails), self.form.view(self._model)
-        remarks, is_assumed = folded(self.tails), record is None
+        self.tails = {level: tail for level, tail in found.tails.items() if tail.is_ours}
+        self.view, is_assumed = self.form.view(self._model), record is None
+        remarks = [] if all(tail.is_as_emitted for tail in self.tails.values()) else [_FOLDED]
         if record is None:
+            assumed = assumed or Assumed()
             record = self._assumed_record(found, assumed)
             remarks.append(assumed.describe(record))
         else:
-            assumed.refuse_contradiction(record, where=path)
+            if assumed is not None:
+                assumed.refuse_contradiction(record, where=path)
             recorded_names(record.original, where=self._where)
         self.record = record
         remarks = self._settle_record(remarks, is_assumed=is_assumed, is_converted=is_converted)
@@ -178,11 +185,20 @@ def open_file(path: Path, assumed: Assumed | None = None) -> ModelFile:
     check_file(path, what="the model")
     match path.suffix.lower():
         case ".onnx":
-            return _OnnxFile(path, assumed or Assumed())
+            return _OnnxFile(path, assumed)
         case ".xml":
-            return _OpenVinoFile(path, assumed or Assumed())
+            return _OpenVinoFile(path, assumed)
         case suffix:
             raise UsageError(f"{path} is no model file", found=f"suffix '{suffix}'", needed=".onnx or .xml")
+
+
+def read_values(tails: Mapping[Level, FoundTail]) -> dict[Level, Value]:
+    """Return the raw value of each level that tails read, the guard's map among them."""
+    values: dict[Level, list[Value]] = {"image": [], "pixel": []}
+    for level, tail in tails.items():
+        values["pixel" if tail.from_map else level].append(tail.raw)
+    values["pixel"] += [tail.guard_maps for tail in tails.values() if tail.guard_maps is not None]
+    return {level: found[0] for level, found in values.items() if found}
 
 
 # --- ONNX: the record in metadata_props, the tail as a small model of its own, taps as outputs.

@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graph_patterns.expr import GraphPatternError
-from postproc_export.check.attached import AttachedModel, RawFeeds, excused_images
+from postproc_export.check.attached import AdaptedRunner, AttachedModel, RawFeeds, excused_images
 from postproc_export.check.attached_files import ModelFile
 from postproc_export.check.inputs import RealBatch
-from postproc_export.check.runners import WrappedRunner
 from postproc_export.check.ways import Configuration
 from postproc_export.comparison import Tolerance, narrow, own, transformed
 from postproc_export.errors import MetadataError, PostprocError, UnsupportedModelError, UsageError, require
@@ -373,7 +372,7 @@ class RawFile:
 
     def bounds(self, runner: Runner) -> Mapping[Level, float]:
         """Return how far the values of a run may lie from the same transform in another float32, raw units."""
-        return runner.bounds if isinstance(runner, TransformedRunner) else {}
+        return runner.bounds if isinstance(runner, AdaptedRunner) else {}
 
     @classmethod
     def of(cls, path: Path, attached: AttachedModel, transform: EagerTransform | None) -> Self:
@@ -404,10 +403,25 @@ class RawFile:
         names = {level: self._port(level, runner.outputs).name for level in self.attached.host_levels}
         if self.transform is None:
             return runner
-        made = {
-            level: names.get(level) or self.attached.file.original_output(level).name for level in self.transform.values
-        }
-        return TransformedRunner(runner, self.transform, names, made)
+        transform, made, bounds = self.transform, dict[Level, str](), dict[Level, float]()
+        for level in transform.values:
+            made[level] = names.get(level) or self.attached.file.original_output(level).name
+
+        def change(feeds: Mapping[str, NDArray[Any]], outputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+            raw = {level: outputs[name] for level, name in names.items()}
+            values = transform(raw, size=image_size(feeds))
+            read = [raw[level] for name, level in READS.items() if name in transform.ports and level in raw]
+            # Behind a host of a narrow type the runtime's transform may be of values that were not rounded to it, which
+            # no transform drives further apart.
+            error = transform.tolerance(raw, values).atol + max(map(_dropped, read), default=0.0)
+            for level, name in made.items():
+                bounds[level] = max(bounds.get(level, 0.0), error)
+                outputs[name] = values[level]
+            return outputs
+
+        known = {port.name for port in runner.outputs}
+        added = (PortInfo(name, "float32", None) for name in made.values() if name not in known)
+        return AdaptedRunner.of(runner, outputs=(*runner.outputs, *added), change=change, bounds=bounds)
 
     def levels(self, outputs: Mapping[str, NDArray[Any]], runner: Runner) -> dict[Level, NDArray[Any]]:
         """Return the raw values of each level among the outputs of a run."""
@@ -449,37 +463,6 @@ class RawFile:
                 needed=f"an output '{wanted.name}', the raw {level} output by the record",
             )
         return found[0]
-
-
-@dataclass(frozen=True, slots=True)
-class TransformedRunner(WrappedRunner):
-    """A runner of the raw file that gives what the transform of the attached one makes of its outputs, eagerly."""
-
-    transform: EagerTransform
-    names: Mapping[Level, str]  # the raw outputs that the model itself has
-    made: Mapping[Level, str]  # the name for each level behind the transform
-    bounds: dict[Level, float] = field(default_factory=dict)
-    """How far another float32 computation of the transform may lie from it, raw units; filled while it runs. Behind a
-    host of a narrow type it may be of values that were not rounded to it, which no transform drives further apart."""
-
-    @property
-    def outputs(self) -> tuple[PortInfo, ...]:
-        """The outputs, and a score that the transform makes of a map."""
-        known = {port.name for port in self.inner.outputs}
-        added = (PortInfo(name, "float32", None) for name in self.made.values() if name not in known)
-        return (*self.inner.outputs, *added)
-
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run the model once, and the transform on its raw outputs."""
-        outputs = self.inner.run(feeds)
-        raw = {level: outputs[name] for level, name in self.names.items()}
-        made = self.transform(raw, size=image_size(feeds))
-        read = [raw[level] for name, level in READS.items() if name in self.transform.ports and level in raw]
-        error = self.transform.tolerance(raw, made).atol + max(map(_dropped, read), default=0.0)
-        for level in self.transform.values:
-            self.bounds[level] = max(self.bounds.get(level, 0.0), error)
-            outputs[self.made[level]] = made[level]
-        return outputs
 
 
 def _dropped(values: NDArray[Any]) -> float:

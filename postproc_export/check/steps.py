@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graph_patterns.expr import GraphPatternError
+from postproc_export.check.assumed import Assumed
 from postproc_export.check.attached import AttachedModel, RawFeeds, axes_of, load_attached, numpy_dtype
 from postproc_export.check.attached_files import ModelFile, open_file
 from postproc_export.check.chain import SCORES
@@ -17,8 +18,7 @@ from postproc_export.check.inputs import RealInputs, SyntheticInputs, raw_values
 from postproc_export.check.record import check_outputs
 from postproc_export.check.reference import READS, EagerDecisions, EagerTransform, Reference, Size, named_output
 from postproc_export.check.report import Check
-from postproc_export.check.runners import Assumed
-from postproc_export.check.tally import CheckTally
+from postproc_export.check.tail import CheckTally
 from postproc_export.check.ways import Configuration
 from postproc_export.comparison import Difference, compare_labels, compare_scores
 from postproc_export.errors import MissingDependencyError, PostprocError, UnsupportedModelError

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graph_patterns.expr import GraphPatternError
-from postproc_export.calibration.model import model_files
 from postproc_export.check.attached import AttachedModel
 from postproc_export.check.chain import BatchRuns, ModelName
 from postproc_export.check.inputs import (
@@ -29,6 +28,7 @@ from postproc_export.check.steps import DecisionCheck
 from postproc_export.check.ways import Configuration
 from postproc_export.check.whole import Comparison, with_raw_file, with_taps
 from postproc_export.errors import MissingDependencyError, PostprocError
+from postproc_export.files import model_files
 from postproc_export.runtimes import PortInfo, Runner
 from postproc_export.stats import Level
 

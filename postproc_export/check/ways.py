@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from postproc_export import __version__
 from postproc_export.check.attached import AttachedModel
+from postproc_export.check.attached_files import Format
 from postproc_export.check.inputs import RealInputs
-from postproc_export.check.runners import Format
 from postproc_export.errors import UnsupportedModelError, require
 from postproc_export.runtimes import RUNTIMES, Precision, Runner, RuntimeName, first_reason, open_runner
 from postproc_export.runtimes.openvino import import_openvino, openvino_core, read_model, without_telemetry

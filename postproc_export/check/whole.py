@@ -34,7 +34,7 @@ from postproc_export.check.reference import (
 )
 from postproc_export.check.report import Check, FailureStore
 from postproc_export.check.steps import DecisionCheck
-from postproc_export.check.tally import CheckTally, TailComparison
+from postproc_export.check.tail import CheckTally, TailComparison
 from postproc_export.check.ways import Configuration, tail_patterns, with_fp16_weights, with_int8
 from postproc_export.comparison import EXACT, TOLERANCES, Difference, compare_scores, transformed
 from postproc_export.errors import UnsupportedModelError

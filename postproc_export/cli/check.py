@@ -76,8 +76,7 @@ def _check_new(path: Path) -> None:
 
 
 def _files_of(path: Path) -> list[Path]:
-    from postproc_export.calibration.model import model_files
-    from postproc_export.files import FORMATS
+    from postproc_export.files import FORMATS, model_files
 
     return model_files(path) if path.suffix in FORMATS else [path]
 

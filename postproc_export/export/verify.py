@@ -11,7 +11,7 @@ from postproc_export.check.attached import AttachedModel
 from postproc_export.check.inputs import image_inputs
 from postproc_export.check.reference import EagerTransform, Reference, image_size
 from postproc_export.check.report import Check
-from postproc_export.check.tally import CheckTally, TailComparison
+from postproc_export.check.tail import CheckTally, TailComparison
 from postproc_export.check.ways import Configuration
 from postproc_export.comparison import Tolerance, compare_scores, observed
 from postproc_export.errors import UnsupportedModelError

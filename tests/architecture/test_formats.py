@@ -16,7 +16,6 @@ OF_A_FORMAT = (
     "postproc_export.formats.openvino_file",
 )
 REASONS = {
-    "calibration/model.py": "the files beside a model are read, too: external data, the .bin",
     "check/__init__.py": "an ONNX file is run by OpenVINO, too, and never the reverse",
     "check/attached.py": "the default type of masks differs",
     "check/attached_files.py": "a tail is cut out of the file and tapped, which attaching never does",

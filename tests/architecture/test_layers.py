@@ -28,7 +28,7 @@ ORDER = {
         calibrator sources model
     """,
     "postproc_export.check": """
-        inputs runners attached_files attached ways reference chain report tally preserved preserved_files
+        inputs assumed attached_files attached ways reference chain report preserved preserved_files
         contracts record tail steps whole synthetic
     """,
 }
