@@ -58,13 +58,7 @@ __all__ = ["ExportResult", "ExportedFile", "export_model", "load_example"]
 
 
 def parse_formats(formats: str | Iterable[str]) -> tuple[Format, ...]:
-    """Return the formats that ``"onnx,openvino"`` or a list names, each once.
-
-    Raises
-    ------
-    UsageError
-        If one is not known, or there is none.
-    """
+    """Return the formats that ``"onnx,openvino"`` or a list names, each once; raises UsageError for any other name."""
     names = [name.strip() for name in (formats.split(",") if isinstance(formats, str) else formats)]
     found: tuple[Format, ...] = tuple(each for each in SUFFIXES if each in names)
     unknown = sorted(set(names) - set(SUFFIXES))
@@ -92,8 +86,6 @@ def _check_options(asked: ExportOptions) -> None:
             find_samples(source, labels=labels)
 
 
-# --- The steps of one export, in a folder of its own: trace, verify, calibrate, attach, check.
-
 WAYS: Final[Mapping[Format, Configuration]] = {
     "onnx": Configuration(runtime="onnxruntime"),
     "openvino": Configuration(runtime="openvino"),
@@ -102,14 +94,17 @@ WAYS: Final[Mapping[Format, Configuration]] = {
 
 @dataclass(slots=True)
 class Job:
-    """One export on its way; `probes` are what the files and the module are both fed, filled while it runs."""
+    """One export on its way, in a temporary folder: probe, export, calibrate, finish.
+
+    `probes` are what the files and the module are both fed, filled while it runs.
+    """
 
     asked: ExportOptions
     formats: tuple[Format, ...]
     raw: RawModule
     example: "torch.Tensor"  # what the module is traced with
     axes: tuple[DynamicAxis, ...]  # those that stay open
-    folder: Path  # a temporary one
+    folder: Path
     probes: list[Probe] = field(default_factory=list)
     _raw_checks: dict[Format, list[Check]] = field(default_factory=dict, init=False)
 
@@ -118,14 +113,13 @@ class Job:
         """The folder with what is to be delivered."""
         return self.folder / "made"
 
-    def probe(self) -> None:
-        """Run the module on everything but images.
+    def tell(self, step: str) -> None:
+        """Say what is done next."""
+        if self.asked.tell is not None:
+            self.asked.tell(step)
 
-        Raises
-        ------
-        UnsupportedModelError
-            If the module itself runs at no other size of an axis.
-        """
+    def probe(self) -> None:
+        """Run the module on everything but images; it has to run at another size of every axis."""
         self.tell("running the module" + (" at other sizes" if self.axes else ""))
         self.probes += usual_probes(self.raw, self.example, seed=self.asked.seed)
         self.probes += size_probes(self.raw, self.example, self.axes, seed=self.asked.seed)
@@ -133,10 +127,7 @@ class Job:
     def export(self) -> int:
         """Write the raw files, compare them with the module at every size, and return the opset that came out.
 
-        Raises
-        ------
-        UnsupportedModelError
-            If the module cannot be exported, or an axis is fixed in a file or at run time.
+        Raises UnsupportedModelError if the module cannot be exported, or an axis is fixed in a file or at run time.
         """
         (self.folder / "raw").mkdir()
         self.made.mkdir()
@@ -149,11 +140,6 @@ class Job:
             self.tell(f"comparing {self._raw(each).name} with the module")
             self._raw_checks[each] = raw_checks(self._raw(each), WAYS[each], self.probes)
         return opset
-
-    def tell(self, step: str) -> None:
-        """Say what is done next."""
-        if self.asked.tell is not None:
-            self.asked.tell(step)
 
     def calibrate(self) -> CalibrationStats:
         """Return the statistics that were given, else those of the exported graph on labelled images.
@@ -168,10 +154,14 @@ class Job:
             return as_stats(asked.stats)
         assert asked.calibrate is not None, "there are statistics or images to calibrate on"
         self.tell(f"calibrating on {asked.calibrate}")
+        preprocessing, shape = asked.preprocessing or Preprocessing(), tuple(self.example.shape)
+        if preprocessing.size is None and len(shape) == 4:  # images get the example's size
+            height, width = shape[2:] if preprocessing.layout == "nchw" else shape[1:3]
+            preprocessing = replace(preprocessing, size=(height, width))
         source = ModelSource.open(
             self._raw(self.formats[0]),
             asked.calibrate,
-            preprocessing=self._preprocessing(),
+            preprocessing=preprocessing,
             image_only=asked.image_only,
             step=[text for text in asked.steps if parse_tail(text).changes_values],
         )
@@ -183,15 +173,6 @@ class Job:
             compare=asked.compare or COMPARED,
         ) as calibrator:
             return source.calibrate(calibrator)
-
-    def _preprocessing(self) -> Preprocessing:
-        """Return what is done to images for a calibration: at the example's size where none was given."""
-        wanted = self.asked.preprocessing or Preprocessing()
-        shape = tuple(self.example.shape)
-        if wanted.size is not None or len(shape) != 4:
-            return wanted
-        height, width = shape[2:] if wanted.layout == "nchw" else shape[1:3]
-        return replace(wanted, size=(height, width))
 
     def finish(self, stats: CalibrationStats) -> tuple[ExportedFile, ...]:
         """Attach to every raw file, and check what comes out."""
@@ -231,9 +212,6 @@ class Job:
 
     def _raw(self, each: Format) -> Path:
         return self.folder / "raw" / f"{self.asked.name}{SUFFIXES[each]}"
-
-
-# --- From a PyTorch module to finished, checked files.
 
 
 @called_like(ExportOptions)
