@@ -10,8 +10,8 @@ from graph_patterns.expr import GraphPatternError
 from postproc_export.errors import MetadataError, PostprocError
 from postproc_export.files import default_target
 from postproc_export.formats.base import Detached, Format, format_of
-from postproc_export.formats.found import nothing_found
 from postproc_export.options import FileOptions
+from postproc_export.reading.found import nothing_found
 from postproc_export.stats import Level
 
 

@@ -14,9 +14,9 @@ from graph_patterns.expr import ExplainedError, ModelFileError
 from postproc_export.errors import PostprocError
 from postproc_export.files import default_target
 from postproc_export.formats.base import Attached, Format, format_of
-from postproc_export.formats.found import FoundTails
 from postproc_export.options import TailOptions
 from postproc_export.ports import FoundBy, PortInfo, select_outputs
+from postproc_export.reading.found import FoundTails
 from postproc_export.reading.report import LevelReport, report_level, report_miss
 from postproc_export.reading.tail import LABEL_OUTPUT
 from postproc_export.record import TailSpec

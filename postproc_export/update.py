@@ -14,10 +14,10 @@ from postproc_export.errors import UsageError
 from postproc_export.files import default_target
 from postproc_export.float32 import Half, rounded_to, to_float32
 from postproc_export.formats.base import Detached, Format, Outputs, format_of
-from postproc_export.formats.found import FoundTails, nothing_found, refuse_partial
 from postproc_export.keywords import called_like
 from postproc_export.options import TailOptions, UpdateOptions, refuse_unused
 from postproc_export.ports import LEAVE_OUT, Selected
+from postproc_export.reading.found import FoundTails, nothing_found, refuse_partial
 from postproc_export.reading.report import SWITCHED_OFF, report_level, rule_of, shown, stats_of
 from postproc_export.reading.tail import FoundTail
 from postproc_export.record import TailRecord

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from postproc_export.errors import UnsupportedModelError, UsageError
 from postproc_export.float32 import shortest
-from postproc_export.formats.found import OUTSIDE, FoundTails, is_exported
 from postproc_export.options import TailOptions
+from postproc_export.reading.found import OUTSIDE, FoundTails, is_exported
 from postproc_export.record import METADATA_KEY, TailRecord
 from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.update import state_of

@@ -18,11 +18,11 @@ from postproc_export.detach import misfits
 from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError
 from postproc_export.formats import base
 from postproc_export.formats.base import decoded_outputs, encoded_port, recorded_names
-from postproc_export.formats.found import FoundTails, raw_name
 from postproc_export.formats.onnx import OnnxFormat
 from postproc_export.formats.openvino import OpenVinoFormat, raw_values
 from postproc_export.formats.openvino_file import recorded_results, result_names, tensors_of, value_name
 from postproc_export.ports import FLOAT_TYPES
+from postproc_export.reading.found import FoundTails, raw_name
 from postproc_export.reading.tail import FoundTail
 from postproc_export.record import LayerRecord, TailRecord, Where, refuse_misfit
 from postproc_export.runtimes import PortInfo, first_reason

@@ -17,7 +17,9 @@ from graph_patterns.match import GraphView, Mismatch, Site, Value
 from postproc_export import __version__
 from postproc_export.errors import MetadataError, UnsupportedModelError
 from postproc_export.files import check_suffix
-from postproc_export.formats.found import (
+from postproc_export.options import FileOptions, LabelDtype, TailOptions
+from postproc_export.ports import OutputChoice, Selection, select_outputs
+from postproc_export.reading.found import (
     FoundTails,
     Tails,
     find_tails,
@@ -27,8 +29,6 @@ from postproc_export.formats.found import (
     refuse_partial,
     touched,
 )
-from postproc_export.options import FileOptions, LabelDtype, TailOptions
-from postproc_export.ports import OutputChoice, Selection, select_outputs
 from postproc_export.record import METADATA_KEY, LayerRecord, TailRecord, TailSpec, Where, load_record
 from postproc_export.runtimes import Axis, PortInfo, RuntimeName
 from postproc_export.stats import LEVELS, CalibrationStats, Level

@@ -26,17 +26,6 @@ from postproc_export.formats.base import (
     encoded_port,
     illegal,
 )
-from postproc_export.formats.found import (
-    FoundTails,
-    Tails,
-    adjusted_values,
-    notes_of,
-    raw_name,
-    recorded_raw,
-    refuse_no_outputs,
-    restored_tails,
-    touched,
-)
 from postproc_export.formats.onnx_file import (
     NEEDED_IMPORT,
     added_import,
@@ -54,6 +43,17 @@ from postproc_export.formats.onnx_file import (
 from postproc_export.options import FileOptions, TailOptions
 from postproc_export.ports import Selection
 from postproc_export.process import claimed
+from postproc_export.reading.found import (
+    FoundTails,
+    Tails,
+    adjusted_values,
+    notes_of,
+    raw_name,
+    recorded_raw,
+    refuse_no_outputs,
+    restored_tails,
+    touched,
+)
 from postproc_export.reading.tail import SCORE_OUTPUT, FoundTail
 from postproc_export.record import KEYS, PREFIXES, LayerRecord, TailRecord, Where, refuse_misfit
 from postproc_export.runtimes import Axis, PortInfo

@@ -21,18 +21,6 @@ from postproc_export.formats.base import (
     decoded_outputs,
     name_is_taken,
 )
-from postproc_export.formats.found import (
-    FoundTails,
-    Tails,
-    adjusted_values,
-    is_exported,
-    notes_of,
-    raw_name,
-    recorded_raw,
-    refuse_no_outputs,
-    restored_tails,
-    touched,
-)
 from postproc_export.formats.openvino_file import (
     add_names,
     ambiguous,
@@ -59,6 +47,18 @@ from postproc_export.formats.openvino_file import (
 from postproc_export.options import FileOptions, TailOptions
 from postproc_export.ports import Selection
 from postproc_export.process import backup_of, claimed
+from postproc_export.reading.found import (
+    FoundTails,
+    Tails,
+    adjusted_values,
+    is_exported,
+    notes_of,
+    raw_name,
+    recorded_raw,
+    refuse_no_outputs,
+    restored_tails,
+    touched,
+)
 from postproc_export.reading.tail import SCORE_OUTPUT
 from postproc_export.record import KEYS, METADATA_KEY, PREFIXES, LayerRecord, TailRecord, Where, refuse_misfit
 from postproc_export.runtimes import PortInfo

@@ -14,7 +14,7 @@ from graph_patterns.match import Mismatch
 from graph_patterns.onnx.view import OnnxView
 from postproc_export.detach import detach_postprocessing
 from postproc_export.inspect import inspect_model
-from postproc_export.reading.anomalib import find_anomalib_tail, sensitivity_of
+from postproc_export.reading.found import find_anomalib_tail, sensitivity_of
 from postproc_export.runtimes import open_runner
 from postproc_export.stats import LEVELS
 
