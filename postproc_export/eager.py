@@ -11,14 +11,13 @@ from torch import Tensor
 from torch.utils._pytree import _register_namedtuple
 
 from postproc_export.decision import (
-    DEFAULT_SENSITIVITY,
     Comparison,
-    check_comparison,
-    check_sensitivity,
     decision_boundary,
 )
 from postproc_export.errors import MetadataError, UsageError
 from postproc_export.float32 import HALVES, Half, narrowed
+from postproc_export.keywords import method_like
+from postproc_export.options import EagerOptions
 from postproc_export.ports import check_shapes
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
 
@@ -29,28 +28,19 @@ SWITCHES: Final = ("enable_normalization", "enable_thresholding", "enable_thresh
 _OTHER: Final[Mapping[Level, Level]] = {"image": "pixel", "pixel": "image"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """All that decides what a `PostProcessor` returns, checked as a whole; the fields are its parameters.
+@dataclass(frozen=True, kw_only=True)
+class Settings(EagerOptions):
+    """All that decides what a `PostProcessor` returns, checked as a whole.
 
     Raises MetadataError if a sensitivity or a boundary is not legal, or a threshold is to be borrowed and there is
     none, and UsageError if the comparison is not known, or a switch is not a bool.
     """
 
-    stats: CalibrationStats
-    image_sensitivity: float
-    pixel_sensitivity: float
-    comparison: Comparison
-    enable_normalization: bool
-    enable_thresholding: bool
-    enable_threshold_matching: bool
-    nan_guard: bool
+    stats: CalibrationStats = field(default_factory=CalibrationStats)
     boundaries: Mapping[Level, float] = field(init=False, repr=False)  # float32, raw units, of the levels that decide
 
     def __post_init__(self) -> None:
-        for name in SENSITIVITIES:
-            object.__setattr__(self, name, check_sensitivity(getattr(self, name), name=name))
-        check_comparison(self.comparison)
+        super().__post_init__()
         for name in SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{name} is not a bool", found=repr(getattr(self, name))[:60], needed="True or False")
@@ -182,23 +172,6 @@ _register_namedtuple(PostProcessed, serialized_type_name=f"{__name__}.PostProces
 class PostProcessor(torch.nn.Module):
     """Normalise raw scores and maps to [0, 1], and decide on the raw values.
 
-    Parameters
-    ----------
-    stats
-        Calibration statistics, or the path of a statistics file; None for a module that gets them by `load_state_dict`.
-    image_sensitivity, pixel_sensitivity
-        In [0, 1], rounded to float32; higher finds more anomalies. 0.5 decides at the calibrated threshold.
-    comparison
-        ``"ge"``: the exact rule. ``"gt"``: Anomalib's rule as its code computes it.
-    enable_normalization
-        If False, scores and maps stay raw (but float32).
-    enable_thresholding
-        If False, there are no labels and masks.
-    enable_threshold_matching
-        If True, a level that has a range but no threshold borrows the other level's.
-    nan_guard
-        If True, a map that holds a NaN makes its image's score count as NaN, also where the model computed the score.
-
     Raises
     ------
     MetadataError
@@ -225,30 +198,11 @@ class PostProcessor(torch.nn.Module):
     enable_threshold_matching: bool
     nan_guard: bool
 
-    def __init__(
-        self,
-        stats: CalibrationStats | str | Path | None = None,
-        *,
-        image_sensitivity: float = DEFAULT_SENSITIVITY,
-        pixel_sensitivity: float = DEFAULT_SENSITIVITY,
-        comparison: Comparison = "ge",
-        enable_normalization: bool = True,
-        enable_thresholding: bool = True,
-        enable_threshold_matching: bool = False,
-        nan_guard: bool = True,
-    ) -> None:
+    @method_like(EagerOptions)
+    def __init__(self, **given: Any) -> None:
         super().__init__()
         self._is_loading = False
-        settings = Settings(
-            stats=as_stats(stats),
-            image_sensitivity=image_sensitivity,
-            pixel_sensitivity=pixel_sensitivity,
-            comparison=comparison,
-            enable_normalization=enable_normalization,
-            enable_thresholding=enable_thresholding,
-            enable_threshold_matching=enable_threshold_matching,
-            nan_guard=nan_guard,
-        )
+        settings = Settings(**{**given, "stats": as_stats(given.get("stats"))})
         for name in (*NUMBERS, *_DERIVED):
             self.register_buffer(name, torch.empty((), dtype=torch.float32), persistent=name in NUMBERS)
         self.register_buffer("flags", torch.empty(len(_OPTIONS), dtype=torch.uint8))

@@ -149,6 +149,22 @@ class DecisionOptions:
         check_comparison(self.comparison)
 
 
+@dataclass(frozen=True)
+class EagerOptions(DecisionOptions):
+    """What `PostProcessor` takes.
+
+    Parameters
+    ----------
+    stats
+        Calibration statistics, or the path of a statistics file; None for a module that gets them by `load_state_dict`.
+    enable_threshold_matching
+        Let a level that has a range but no threshold borrow the other level's.
+    """
+
+    stats: Source | None = None
+    enable_threshold_matching: bool = field(default=False, kw_only=True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TailOptions(DecisionOptions):
     """What a user decides about a tail.

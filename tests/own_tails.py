@@ -1,4 +1,4 @@
-"""Classes of one's own for ``--tail own_tails:NAME``: ones that fit, and ones of every kind that does not."""
+"""Classes of one's own for ``--step own_tails:NAME``: ones that fit, and ones of every kind that does not."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple

@@ -96,7 +96,7 @@ def named_tails(
                 f"the tail '{spec.text}' is not the one that {attached.path} was attached with",
                 found=f"recorded: {', '.join(other.text for other in recorded) or 'none'}",
                 needed="a tail that the record of the file names",
-                fix=f"--tail {recorded[0].text}" if recorded else "leave it out",
+                fix=f"--step {recorded[0].text}" if recorded else "leave it out",
             )
     return named
 
@@ -174,7 +174,7 @@ def of_the_code(unnamed: TailSpec | None, *, raw: bool, torch: bool) -> Iterator
     """Yield what needs a class that the file alone names, whose code is not run therefore."""
     if unnamed is None:
         return
-    reason = f"the code of '{unnamed.name}' is run only where you name it, too: --tail {unnamed.name}"
+    reason = f"the code of '{unnamed.name}' is run only where you name it, too: --step {unnamed.name}"
     yield f"the class '{unnamed.name}' before the threshold, and what it does with NaN: {reason}"
     for given, original in ((raw, "the raw file run apart"), (torch, "the PyTorch model")):
         if given:

@@ -306,7 +306,7 @@ class FailureStore:
     ) -> None:
         self.saved: list[dict[str, str]] = []  # each file and its command, in order
         self._folder, self._seed = folder, ["--seed", str(seed)]
-        self._command = [str(attached), *assumed, *(word for name in code for word in ("--tail", name))]
+        self._command = [str(attached), *assumed, *(word for name in code for word in ("--step", name))]
         self._raw = [] if raw is None else ["--raw", str(Path(raw))]
         self._torch = [] if torch is None else ["--torch", torch]
         self._budget = ["--max-flips", str(max_flips)] if max_flips else []

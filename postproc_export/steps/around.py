@@ -68,8 +68,8 @@ def refuse_other_tails(stats: CalibrationStats, tails: tuple[TailSpec, ...]) -> 
     calibrated = recorded_tails(stats)
     if len(calibrated) == len(tails) and all(map(is_same, calibrated, tails)):
         return
-    flags = " ".join(f"--tail {spec.text}" for spec in tails)
-    wanted = " ".join(f"--tail {spec.text}" for spec in calibrated)
+    flags = " ".join(f"--step {spec.text}" for spec in tails)
+    wanted = " ".join(f"--step {spec.text}" for spec in calibrated)
     raise UsageError(
         "the statistics are not those behind this tail: a transform changes the range",
         found=f"calibrated {f'behind {wanted}' if wanted else 'on the raw outputs themselves'}",

@@ -76,7 +76,7 @@ PLACES = {
     "raw": ("special.onnx", "check post.onnx --raw special.onnx --images images"),
     "inputs": ("special.npz", "check post.onnx --raw raw.onnx --inputs special.npz"),
     "preserved": ("special.onnx", "check post.onnx --preserved special.onnx"),
-    "thresholds": ("special.npy", "attach raw.onnx --stats stats.json --tail thresholds:file=special.npy"),
+    "thresholds": ("special.npy", "attach raw.onnx --stats stats.json --step thresholds:file=special.npy"),
 }
 
 

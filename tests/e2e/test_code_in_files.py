@@ -95,9 +95,9 @@ def test_no_command_imports_what_a_file_names(
         ("check", f"a.{kind}"): 0,
         ("detach", attached, "-o", f"c.{kind}"): 0,
         ("attach", raw, "--stats", stats, "-o", f"d.{kind}"): 2,
-        ("attach", raw, "--stats", stats, "--tail", "gaussian:sigma=1", "-o", f"e.{kind}"): 2,
-        ("check", attached, "--tail", "gaussian:sigma=1"): 2,
-        ("check", attached, "--tail", "somewhere:Else"): 2,
+        ("attach", raw, "--stats", stats, "--step", "gaussian:sigma=1", "-o", f"e.{kind}"): 2,
+        ("check", attached, "--step", "gaussian:sigma=1"): 2,
+        ("check", attached, "--step", "somewhere:Else"): 2,
     }
     seen = run(tmp_path, [list(command) for command in commands])
     for command, expected, result in zip(commands, commands.values(), seen, strict=True):
@@ -109,9 +109,9 @@ def test_no_command_imports_what_a_file_names(
 
 @pytest.mark.parametrize("kind", ["onnx", "xml"])
 def test_the_command_line_may_name_it(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hook sees an import where there is one: `check --tail` is what names the class of a file."""
+    """The hook sees an import where there is one: `check --step` is what names the class of a file."""
     attached, _, _ = named(tmp_path, kind, NAMES[0], monkeypatch)
-    (result,) = run(tmp_path, [["check", str(attached), "--tail", NAMES[0]]])
+    (result,) = run(tmp_path, [["check", str(attached), "--step", NAMES[0]]])
     assert {f"{event} {MODULE}" for event in ("import", "open", "exec")} == set(result["events"])
     assert (tmp_path / "imported").exists()
     assert result["code"] == (0 if kind == "onnx" else 1), "the IR holds another class than the module"
@@ -168,7 +168,7 @@ def test_content_that_would_run_is_refused(tmp_path: Path) -> None:
         ["calibrate", raw, "--images", "images", "--image-only", "-o", "out.json"],
         ["check", "attached.onnx", "--inputs", "inputs.npz"],
         ["check", "attached.onnx", "--images", "images", "--image-size", "16x16"],
-        ["attach", raw, "--stats", "stats.json", "--tail", "thresholds:file=pred_score.npy", "-o", "out.onnx"],
+        ["attach", raw, "--stats", "stats.json", "--step", "thresholds:file=pred_score.npy", "-o", "out.onnx"],
         [*export, "--weights", "weights.pt"],
     ]
     for command, result in zip(commands, run(tmp_path, commands), strict=True):

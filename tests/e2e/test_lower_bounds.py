@@ -12,7 +12,7 @@ from scripting import SCRIPTS, environment
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 ROOT = SCRIPTS.parents[1]
-LOWEST = ("ml_dtypes", "numpy", "onnx", "onnx-graphsurgeon", "typer", "rich", "onnxruntime", "openvino")
+LOWEST = ("ml_dtypes", "numpy", "onnx", "onnx-graphsurgeon", "cyclopts", "rich", "onnxruntime", "openvino")
 
 
 def lower_bounds() -> list[str]:

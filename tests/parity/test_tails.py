@@ -187,7 +187,7 @@ def test_a_class_that_the_file_alone_names_is_not_run(kind: str, folder: Path, m
     groups = {check.subject.rpartition("/")[0] for check in report.checks}
     assert {"constants", "tail", "whole/tapped", "decision", "whole/decision"} <= groups
     assert not groups & {"transform", "whole/transform", "whole/raw", "whole/torch"}
-    told = [sentence for sentence in report.not_checked if "--tail own_tails:Weighted" in sentence]
+    told = [sentence for sentence in report.not_checked if "--step own_tails:Weighted" in sentence]
     for what in ("the class 'own_tails:Weighted'", "the raw file run apart", "the PyTorch model"):
         assert any(what in sentence for sentence in told), told
 

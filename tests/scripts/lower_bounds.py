@@ -26,8 +26,8 @@ FORMS = (
     ["--no-threshold"],
     ["--runtime-sensitivity"],
     ["--runtime-boundary"],
-    ["--tail", "gaussian:sigma=1"],
-    ["--tail", "gate", "--tail", "points:strict=0.3"],
+    ["--step", "gaussian:sigma=1"],
+    ["--step", "gate", "--step", "points:strict=0.3"],
 )
 HOSTS = {
     "both": hosts.score_and_map,

@@ -19,13 +19,14 @@ from postproc_export.keywords import called_like, descriptions
 from postproc_export.options import (
     AttachOptions,
     CheckOptions,
+    EagerOptions,
     ExportOptions,
     ModelOptions,
     ShardOptions,
     UpdateOptions,
 )
 
-CLASSES = (AttachOptions, UpdateOptions, ShardOptions, ModelOptions, CheckOptions, ExportOptions)
+CLASSES = (AttachOptions, UpdateOptions, EagerOptions, ShardOptions, ModelOptions, CheckOptions, ExportOptions)
 OWN_PARAMETERS = 12
 
 

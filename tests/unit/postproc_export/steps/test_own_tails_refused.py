@@ -150,7 +150,7 @@ def test_the_command_line_says_so_in_one_message(name: str, invoke: Any, tmp_pat
     stats.save(tmp_path / "stats.json")
     model = hosts.write(hosts.score_and_map(opset=18), tmp_path / "m.onnx")
     target = tmp_path / "o.onnx"
-    result = invoke("attach", model, "--stats", tmp_path / "stats.json", "-o", target, "--tail", f"own_tails:{name}")
+    result = invoke("attach", model, "--stats", tmp_path / "stats.json", "-o", target, "--step", f"own_tails:{name}")
     assert result.exit_code == 2
     assert result.stdout == ""
     assert f"own_tails:{name}" in result.stderr

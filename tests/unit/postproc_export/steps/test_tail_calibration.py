@@ -97,10 +97,10 @@ def test_a_finished_model_is_not_calibrated_on(dataset: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["m.onnx", "--images", "set", "--tail", "gate"], "'gate' stands behind the decision: it changes no raw value"),
-        (["m.onnx", "--images", "set", "--tail", "mebin"], "has no graph form"),
-        (["values.npz", "--tail", "gaussian"], "tail is for a model that is run on images"),
-        (["m.onnx", "--images", "set", "--tail", "gaussian:sigma=9"], "mirrors 36 pixels"),
+        (["m.onnx", "--images", "set", "--step", "gate"], "'gate' stands behind the decision: it changes no raw value"),
+        (["m.onnx", "--images", "set", "--step", "mebin"], "has no graph form"),
+        (["values.npz", "--step", "gaussian"], "--step is for a model that is run on images"),
+        (["m.onnx", "--images", "set", "--step", "gaussian:sigma=9"], "mirrors 36 pixels"),
     ],
     ids=["behind", "no-graph", "arrays", "too-wide"],
 )

@@ -195,10 +195,10 @@ def test_an_update_that_does_not_go_with_them_is_refused(changes: dict[str, Any]
 @pytest.mark.parametrize(
     ("calibrated", "attached", "found", "needed"),
     [
-        (["gaussian:sigma=1"], [], "behind --tail gaussian:sigma=1.0", "on the raw outputs themselves"),
-        ([], ["gaussian:sigma=1"], "on the raw outputs themselves", "behind --tail gaussian:sigma=1.0"),
+        (["gaussian:sigma=1"], [], "behind --step gaussian:sigma=1.0", "on the raw outputs themselves"),
+        ([], ["gaussian:sigma=1"], "on the raw outputs themselves", "behind --step gaussian:sigma=1.0"),
         (["gaussian:sigma=1"], ["gaussian:sigma=2"], "sigma=1.0", "sigma=2.0"),
-        (["gaussian:sigma=1", "top-k:k=3"], ["top-k:k=3", "gaussian:sigma=1"], "gaussian", "--tail top-k:k=3 --tail"),
+        (["gaussian:sigma=1", "top-k:k=3"], ["top-k:k=3", "gaussian:sigma=1"], "gaussian", "--step top-k:k=3 --step"),
     ],
     ids=["none", "raw", "parameter", "order"],
 )
