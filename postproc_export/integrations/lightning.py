@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -25,11 +24,7 @@ _EXAMPLE: Final = 'extract=lambda outputs, batch: {"pred_score": outputs[0], "gt
 
 
 def find_arrays(outputs: Any, batch: Any) -> dict[str, Any]:
-    """Return what is found of the four arrays, by their first names.
-
-    Keys of mappings and attributes of anything else, under either name of docs/definition.md section 9; None counts as
-    not there.
-    """
+    """Return what is found of the four arrays by their first names: keys, or attributes; None counts as not there."""
     found: dict[str, Any] = {}
     for key, names in NAMES.items():
         for source, name in product((outputs, batch), names):
@@ -77,59 +72,52 @@ def _described(source: Any) -> str:
 # and deals them out in turn. So the k-th sample of process r of R stands at position k R + r of that order, and is a
 # repetition exactly when that is not below the number of samples. Of other samplers nothing can be told.
 
-_FIX = "leave use_distributed_sampler=True on, or give unrepeated=True once no sample reaches two processes"
 
-
-@dataclass(frozen=True, slots=True)
 class SamplerPartition:
     """How one dataloader deals its samples out to the processes."""
 
-    rank: int  # this process and how many there are, for the sampler
-    ranks: int
-    samples: int  # samples of the whole dataset
-    own: int  # samples that this process gets, repetitions included
-    batch_size: int  # samples per batch
-    # what decides the order of the samples: whether they are shuffled, the seed, the epoch
-    order: tuple[bool, int, int]
-
-    @classmethod
-    def of(cls, loader: Any, *, package: str) -> "SamplerPartition | str":
-        """Return how a dataloader deals, or why it cannot be told."""
-        data = require("torch.utils.data", extra="lightning", purpose="calibrating in a Trainer")
-        distributed = require(f"{MODULES[package]}.overrides.distributed", extra="lightning", purpose="the callback")
-        if not isinstance(loader, data.DataLoader):
-            return f"the validation dataloader is a {type(loader).__name__}"
-        if isinstance(loader.dataset, data.IterableDataset):
-            return "the dataset is iterable, so each process reads what it wants"
-        batches = loader.batch_sampler
-        sampler: Any = loader.sampler if batches is None else getattr(batches, "sampler", None)
-        if type(batches) not in (type(None), data.BatchSampler):
-            return f"the batch sampler is a {type(batches).__name__}"
-        if type(sampler) not in (data.DistributedSampler, distributed.UnrepeatedDistributedSampler):
-            return f"the sampler is a {type(sampler).__name__}"
-        if loader.num_workers and not getattr(loader, "in_order", True):
-            return "the dataloader has in_order=False"
-        size = 1 if batches is None else batches.batch_size
-        order = (sampler.shuffle, sampler.seed, sampler.epoch if sampler.shuffle else 0)
-        return cls(sampler.rank, sampler.num_replicas, len(sampler.dataset), len(sampler), size, order)
+    def __init__(self, sampler: Any, batch_size: int) -> None:
+        self.rank, self.ranks = sampler.rank, sampler.num_replicas  # this process and how many there are, for it
+        self._samples, self._own = len(sampler.dataset), len(sampler)  # of all processes, and of this one with repeats
+        self._batch_size = batch_size
+        self._order = (sampler.shuffle, sampler.seed, sampler.epoch if sampler.shuffle else 0)
 
     def shared(self) -> list[Any]:
         """Return what has to be the same in every process."""
-        return [self.ranks, self.samples, *self.order]
+        return [self.ranks, self._samples, *self._order]
 
     def counts(self, batch: int) -> tuple[int, int]:
         """Return how many samples a batch has, and how many of them, the first ones, no other process counts."""
-        start = batch * self.batch_size
-        size = min(self.batch_size, self.own - start)
-        unrepeated = -(-(self.samples - self.rank) // self.ranks)
+        start = batch * self._batch_size
+        size = min(self._batch_size, self._own - start)
+        unrepeated = -(-(self._samples - self.rank) // self.ranks)
         return size, min(max(unrepeated - start, 0), size)
+
+
+def _partition(loader: Any, *, package: str) -> SamplerPartition | str:
+    """Return how a dataloader deals, or why it cannot be told."""
+    data = require("torch.utils.data", extra="lightning", purpose="calibrating in a Trainer")
+    distributed = require(f"{MODULES[package]}.overrides.distributed", extra="lightning", purpose="the callback")
+    if not isinstance(loader, data.DataLoader):
+        return f"the validation dataloader is a {type(loader).__name__}"
+    if isinstance(loader.dataset, data.IterableDataset):
+        return "the dataset is iterable, so each process reads what it wants"
+    batches = loader.batch_sampler
+    sampler: Any = loader.sampler if batches is None else getattr(batches, "sampler", None)
+    if type(batches) not in (type(None), data.BatchSampler):
+        return f"the batch sampler is a {type(batches).__name__}"
+    if type(sampler) not in (data.DistributedSampler, distributed.UnrepeatedDistributedSampler):
+        return f"the sampler is a {type(sampler).__name__}"
+    if loader.num_workers and not getattr(loader, "in_order", True):
+        return "the dataloader has in_order=False"
+    return SamplerPartition(sampler, 1 if batches is None else batches.batch_size)
 
 
 def agreed_partitions(
     loaders: Sequence[Any], ranks: Ranks, *, package: str, unrepeated: bool
 ) -> list[SamplerPartition | None]:
     """Return how every dataloader deals its samples out, None where nothing is repeated for all that is known."""
-    found = [SamplerPartition.of(loader, package=package) for loader in loaders]
+    found = [_partition(loader, package=package) for loader in loaders]
     mine = [each if isinstance(each, str) else [each.rank, each.shared()] for each in found]
     reports = ranks.gather_json(mine)
     for number in range(len(found)):
@@ -139,9 +127,10 @@ def agreed_partitions(
                 f"it cannot be told which samples of validation dataloader {number} reach several processes",
                 found=reason,
                 needed="a DistributedSampler over all processes, the same in each",
-                fix=_FIX,
+                fix="leave use_distributed_sampler=True on, or give unrepeated=True once no sample reaches "
+                "two processes",
             )
-    return [each if isinstance(each, SamplerPartition) else None for each in found]
+    return [None if isinstance(each, str) else each for each in found]
 
 
 def _untold(reports: Sequence[Any], *, size: int) -> str | None:
@@ -261,10 +250,7 @@ class CalibrationHooks:
         self.stats = None if document is None else CalibrationStats.from_json(document, where="the checkpoint")
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuse the Trainer of the other package, which would leave the callback out of some of its steps.
-
-        So is another callback that writes the same file.
-        """
+        """Refuse the Trainer of the other package, which would skip the callback at times, and a file written twice."""
         roots = {each.__module__.partition(".")[0] for each in type(trainer).__mro__}
         if self.package not in roots:
             other = next(iter(roots & MODULES.keys()), "another package")
@@ -388,12 +374,6 @@ def _loaders(trainer: Any, *, unrepeated: bool) -> list[Any]:
     )
 
 
-# --- A Lightning callback that calibrates during validation, for `lightning` and for `pytorch_lightning`.
-#
-# The two packages hold two copies of one class, and a Trainer wants a callback of its own; so the class is built for
-# the package that is in use.
-
-
 def calibration_callback(
     calibrator: Calibrator | None = None,
     *,
@@ -440,7 +420,7 @@ def calibration_callback(
 
 @cache
 def callback_class(package: Package) -> Any:
-    """Return the class for a package; one per package, as Lightning tells callbacks apart by their class."""
+    """Return the class for a package: a Trainer wants callbacks of its own package, and tells them apart by class."""
     if package not in MODULES:
         raise UsageError(f"package={package!r} is not known", needed="'lightning' or 'pytorch_lightning'")
     module = require(MODULES[package], extra="lightning", purpose="the calibration callback")

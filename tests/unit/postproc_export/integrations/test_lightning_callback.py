@@ -286,22 +286,28 @@ def test_every_sample_is_counted_once(samples: int, ranks: int, batch_size: int,
     for rank in range(ranks):
         sampler = DistributedSampler(range(samples), num_replicas=ranks, rank=rank, shuffle=shuffle)  # type: ignore[arg-type]
         loader = DataLoader(range(samples), batch_size=batch_size, sampler=sampler)  # type: ignore[arg-type]
-        partition = SamplerPartition(rank, ranks, samples, len(sampler), batch_size, (shuffle, 0, 0))
+        dealt = SamplerPartition(sampler, batch_size)
         for number, batch in enumerate(loader):
-            size, own = partition.counts(number)
+            size, own = dealt.counts(number)
             assert size == len(batch)
             kept += batch[:own].tolist()
     assert sorted(kept) == list(range(samples))
 
 
+def partition(*, rank: int, samples: int, batch_size: int) -> SamplerPartition:
+    """Return how a DistributedSampler deals out to one of two processes."""
+    sampler = DistributedSampler(range(samples), num_replicas=2, rank=rank, shuffle=False)  # type: ignore[arg-type]
+    return SamplerPartition(sampler, batch_size)
+
+
 def test_repeated_samples_are_left_out_of_every_array() -> None:
     """The first ones are kept; a batch of repetitions is nothing; a batch without any stays as it is."""
     arrays = {"pred_score": torch.arange(3.0), "anomaly_map": torch.zeros(3, 1, 2, 2)}
-    last = SamplerPartition(1, 2, 5, 3, 3, (False, 0, 0))
+    last = partition(rank=1, samples=5, batch_size=3)
     part = unrepeated_part(arrays, last, 0)
     assert part["pred_score"].tolist() == [0, 1]
     assert part["anomaly_map"].shape == (2, 1, 2, 2)
-    assert unrepeated_part(arrays, SamplerPartition(1, 2, 1, 1, 1, (False, 0, 0)), 0) == {}
-    assert unrepeated_part(arrays, SamplerPartition(0, 2, 5, 3, 3, (False, 0, 0)), 0) == arrays
+    assert unrepeated_part(arrays, partition(rank=1, samples=1, batch_size=1), 0) == {}
+    assert unrepeated_part(arrays, partition(rank=0, samples=5, batch_size=3), 0) == arrays
     with pytest.raises(UsageError, match=r"(?s)repeats 1 samples of batch 0, but pred_score.*shape \[2\] for 3"):
         unrepeated_part({"pred_score": torch.zeros(2)}, last, 0)
