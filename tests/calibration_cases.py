@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from postproc_export.calibration import COMPARED, Calibrator, search, spool, tally
+from postproc_export.calibration import COMPARED, Calibrator, search, tally
 
 
 class Plain:
@@ -154,8 +154,8 @@ def computed(case: Sharded, batches: tuple[Batch, ...], **compute: Any) -> dict[
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         take_route(case.route, patch)
-        patch.setattr(spool, "BLOCK", 50)
-        patch.setattr(spool, "IN_MEMORY", 2 * 50 * 4)
+        patch.setattr(tally, "SPOOLED", 50)
+        patch.setattr(tally, "IN_MEMORY", 2 * 50 * 4)
         with Calibrator(**{"resamples": 20, **case.options}) as calibrator:
             for batch in batches:
                 calibrator.update(**batch)

@@ -2,16 +2,16 @@
 
 import csv
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice, product
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from postproc_export.errors import CalibrationError, UsageError
+from postproc_export.errors import CalibrationError
 from postproc_export.stats import Level
 
 AnyArray = NDArray[Any]
@@ -20,24 +20,6 @@ Positions = NDArray[np.intp]
 BLOCK: Final = 1 << 18  # values in a block: their int64 bucket numbers still fit a second-level cache
 _SLAB: Final = 1 << 24  # values of stored chunks that are held at once, so that each of them is decoded once
 KEYS: Final[dict[Level, tuple[str, str]]] = {"image": ("pred_score", "gt_label"), "pixel": ("anomaly_map", "gt_mask")}
-
-
-class ArrayLike(Protocol):
-    """What a calibration needs of an array: shape, dtype, and slices that NumPy can read."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Length of every axis."""
-        ...
-
-    @property
-    def dtype(self) -> Any:
-        """Type of the elements."""
-        ...
-
-    def __getitem__(self, index: Any, /) -> Any:
-        """Return a part that `numpy.asarray` takes."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +101,11 @@ class Block:
 
 
 def as_numpy(array: Any, *, place: str = "an array") -> AnyArray:
-    """Return a NumPy array; torch tensors are taken from any device, bfloat16 and gradients included.
-
-    torch is not imported: whatever has `detach` is treated as a tensor. bfloat16, which NumPy does not have, fits
-    float32 exactly.
-    """
+    """Return a NumPy array; whatever has `detach` is a torch tensor, of any device, with gradients or not."""
     check_plain(array, place=place)
     if hasattr(array, "detach"):
         tensor = array.detach().cpu()
-        tensor = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
+        tensor = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor  # exact; NumPy has no bfloat16
         return np.asarray(tensor.numpy())
     try:
         return np.asarray(array)
@@ -178,7 +156,7 @@ def check_type(dtype: np.dtype[Any], *, place: str, truth: bool) -> None:
         )
 
 
-def flat_chunks(array: ArrayLike) -> Iterator[AnyArray]:
+def flat_chunks(array: Any) -> Iterator[AnyArray]:
     """Yield an array's elements in C order, in flat parts of at most about `BLOCK`, reading no more at a time."""
     if isinstance(array, np.ndarray) and array.flags.c_contiguous:
         flat = array.reshape(-1)
@@ -188,28 +166,27 @@ def flat_chunks(array: ArrayLike) -> Iterator[AnyArray]:
     if len(array.shape) == 0:
         yield np.asarray(array[()]).reshape(-1)
         return
-    rows, row = stored_rows(array), int(np.prod(array.shape[1:], dtype=np.int64))
+    rows, row = _stored_rows(array), int(np.prod(array.shape[1:], dtype=np.int64))
     if rows > 1 and BLOCK < rows * row <= _SLAB:
         for start in range(0, array.shape[0], rows):
-            slab = np.ascontiguousarray(array[start : start + rows]).reshape(-1)
-            yield from (slab[at : at + BLOCK] for at in range(0, slab.size, BLOCK))
+            yield from flat_chunks(np.ascontiguousarray(array[start : start + rows]))
         return
     yield from _leading_chunks(array, ())
 
 
-def _leading_chunks(array: ArrayLike, prefix: tuple[int, ...]) -> Iterator[AnyArray]:
+def _leading_chunks(array: Any, prefix: tuple[int, ...]) -> Iterator[AnyArray]:
     axis = len(prefix)
     row = int(np.prod(array.shape[axis + 1 :], dtype=np.int64))
     if row > BLOCK:
         for index in range(array.shape[axis]):
             yield from _leading_chunks(array, (*prefix, index))
         return
-    step = max(1, BLOCK // max(row, 1), 1 if prefix else stored_rows(array))
+    step = max(1, BLOCK // max(row, 1), 1 if prefix else _stored_rows(array))
     for start in range(0, array.shape[axis], step):
         yield np.ascontiguousarray(array[(*prefix, slice(start, start + step))]).reshape(-1)
 
 
-def stored_rows(array: ArrayLike) -> int:
+def _stored_rows(array: Any) -> int:
     """Return the rows of a chunk of a chunked array, so that each chunk is read once, not once per slice."""
     stored = getattr(array, "chunks", None)
     if not stored:
@@ -231,9 +208,6 @@ def blocks_of(values: Iterator[AnyArray], truth: Iterator[AnyArray] | None, plac
         assert left.size == 0, "both arrays have the same shape"
 
 
-NONFINITE: Final = ("error", "drop")
-
-
 def checked_shape(level: Level, values: Any, truth: Any, *, place: Place) -> tuple[int, ...]:
     """Return the canonical shape of a pair of arrays; refuses types and shapes that do not fit."""
     values_at, truth_at = f"{place.where}: {place.key}", f"{place.where}: {place.truth_key}"
@@ -253,14 +227,6 @@ def checked_shape(level: Level, values: Any, truth: Any, *, place: Place) -> tup
     return shape
 
 
-def check_counts(shapes: dict[Level, tuple[int, ...]], *, where: str) -> None:
-    """Refuse scores and maps of different numbers of images."""
-    if len({shape[0] for shape in shapes.values()}) > 1:
-        found = f"{shapes['image'][0]} scores, {shapes['pixel'][0]} maps"
-        fix = "give scores and maps of the same images, or files for each level apart"
-        raise CalibrationError(f"{where}: the shapes do not agree", found=found, needed="one score per map", fix=fix)
-
-
 def check_labelled(before: bool | None, now: bool, *, place: Place, earlier: Place | None = None) -> None:
     """Refuse a level that has ground truth in some batches or files and none in others."""
     if before is not None and before != now:
@@ -273,16 +239,122 @@ def check_labelled(before: bool | None, now: bool, *, place: Place, earlier: Pla
         )
 
 
-def check_seen(level: Level, seen: int, *, dropped: int) -> None:
-    """Refuse a level without a single value."""
-    if not seen:
-        found = f"{dropped} values, none of them finite" if dropped else "arrays without elements"
-        needed = "one finite value at least" if dropped else "one image at least"
-        fix = "give arrays with elements, or leave the level out"
-        raise CalibrationError(f"{level} level: no sample at all", found=found, needed=needed, fix=fix)
+# --- Boxes of chunked arrays: values and ground truth read so that no chunk is decoded twice where memory allows it.
+
+BUDGET: Final = 32 << 20  # bytes of values and ground truth in a box; decoding takes as much again, and more
+GROUPED: Final = 1 << 20  # values that small chunks are grouped to: reading a box costs a fraction of a millisecond
+
+Shape = tuple[int, ...]
+Box = tuple[slice, ...]
 
 
-def check_nonfinite(nonfinite: str) -> None:
-    """Refuse an unknown way to treat values that are not finite."""
-    if nonfinite not in NONFINITE:
-        raise UsageError(f"nonfinite={nonfinite!r} is not known", needed="'error' or 'drop'")
+def is_chunked(array: Any) -> bool:
+    """Whether an array is stored in chunks, which are decoded whole: one of Zarr or h5py."""
+    return isinstance(getattr(array, "chunks", None), tuple)
+
+
+class StoredArray:
+    """An array without its axes of length 1, by which values and ground truth may differ."""
+
+    def __init__(self, array: Any) -> None:
+        chunks = array.chunks if is_chunked(array) else (1,) * len(array.shape)
+        lengths = [max(each) if isinstance(each, tuple) else each for each in chunks]
+        axes = [(int(n), min(int(n), int(c))) for n, c in zip(array.shape, lengths, strict=True) if n != 1]
+        self._array = array
+        self.shape: Shape = tuple(n for n, _ in axes)
+        self.chunk: Shape = tuple(max(1, c) for _, c in axes)  # 1 where any slice costs alike
+        self.item = int(np.dtype(array.dtype).itemsize)
+        self.is_large = math.prod(self.chunk) * self.item > BUDGET  # a chunk of it alone takes more than the budget
+        self._held: tuple[Box, AnyArray] | None = None
+
+    def index(self, box: Box) -> Box:
+        """Return a box in the axes that the array has."""
+        axes = iter(box)
+        return tuple(slice(0, 1) if length == 1 else next(axes) for length in self._array.shape)
+
+    def read(self, box: Box) -> AnyArray:
+        """Return the elements of a box in the shape of the box."""
+        shape = tuple(axis.stop - axis.start for axis in box)
+        return np.ascontiguousarray(self._array[self.index(box)]).reshape(shape)
+
+    def read_held(self, outer: Box, inner: Box) -> AnyArray:
+        """Return the elements of an inner box; the outer one stays decoded until another one is asked for."""
+        if self._held is None or self._held[0] != outer:
+            self._held = None  # the one before goes first
+            self._held = outer, self.read(outer)
+        inside = tuple(slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True))
+        return np.ascontiguousarray(self._held[1][inside])
+
+
+def _stored(pair: Pair) -> tuple[list[StoredArray], StoredArray | None]:
+    """Return the arrays of a level, and the one of two whose chunks alone exceed the budget."""
+    stored = [StoredArray(array) for array in (pair.values, pair.truth) if array is not None]
+    large = [each for each in stored if each.is_large]
+    return stored, large[0] if len(stored) == 2 and len(large) == 1 else None
+
+
+def boxes_of(pair: Pair) -> Iterator[tuple[Box, Box]]:
+    """Yield every box in which a level is read, within the outer box that comes first: the same ones in every pass.
+
+    A chunk that is larger than the budget is an outer box: it stays decoded while the other array is read piece by
+    piece beside it. Inner boxes start at multiples of their steps, and where an outer box starts.
+    """
+    stored, held = _stored(pair)
+    shape = stored[0].shape
+    steps = _steps(shape, [each for each in stored if each is not held])
+    for outer in _boxes(tuple(slice(0, length) for length in shape), shape if held is None else held.chunk):
+        for inner in _boxes(outer, steps):
+            yield outer, inner
+
+
+def _boxes(box: Box, steps: Shape) -> Iterator[Box]:
+    cuts = []
+    for axis, length in zip(box, steps, strict=True):
+        step = max(length, 1)
+        starts = range(axis.start // step * step, axis.stop, step)
+        cuts.append([slice(max(at, axis.start), min(at + step, axis.stop)) for at in starts])
+    return product(*cuts)
+
+
+def _steps(shape: Shape, stored: Sequence[StoredArray]) -> Shape:
+    """Return the steps that decode least within the budget, small ones grouped."""
+    if 0 in shape:
+        return (1,) * len(shape)
+    item = sum(each.item for each in stored)
+    most = max(BUDGET, *(math.prod(each.chunk) * item for each in stored))
+    chunks = [tuple(each.chunk[axis] for each in stored) for axis in range(len(shape))]
+    choices = [sorted({*c, min(math.lcm(*c), n), n}) for c, n in zip(chunks, shape, strict=True)]
+    fitting = [steps for steps in product(*choices) if math.prod(steps) * item <= most]
+    best: Shape = min(fitting, key=lambda steps: (_decoded(shape, steps, stored), math.prod(steps)))
+    grown = list(best)
+    for axis in reversed(range(len(shape))):
+        times = max(1, GROUPED // math.prod(grown))
+        grown[axis] = min(shape[axis], grown[axis] * times)
+        if grown[axis] < shape[axis]:
+            break
+    return tuple(grown)
+
+
+def _decoded(shape: Shape, steps: Shape, stored: Sequence[StoredArray]) -> float:
+    """Return how many bytes are decoded in a pass, for each element of the arrays."""
+
+    def times(length: int, step: int, chunk: int) -> float:  # how often a chunk is met along an axis, on average
+        starts = np.arange(0, length, step)
+        ends = np.minimum(starts + step, length)
+        return float((-(-ends // chunk) - starts // chunk).sum()) / -(-length // chunk)
+
+    return sum(each.item * math.prod(map(times, shape, steps, each.chunk)) for each in stored)
+
+
+def box_blocks(pair: Pair, *, run: tuple[int, int] | None = None) -> Iterator[Block]:
+    """Yield the blocks of a pair of arrays box by box, or of a run of `boxes_of` alone."""
+    stored, held = _stored(pair)
+    for outer, inner in islice(boxes_of(pair), *(run or (0, None))):
+        index = stored[0].index(inner)
+        origin, box = tuple(axis.start for axis in index), tuple(axis.stop - axis.start for axis in index)
+        place = replace(pair.place, origin=origin, box=box, within=pair.place)
+        parts = [(each.read_held(outer, inner) if each is held else each.read(inner)).reshape(-1) for each in stored]
+        for start in range(0, parts[0].size, BLOCK):
+            values, truth = [*(part[start : start + BLOCK] for part in parts), None][:2]
+            assert values is not None, "a level has values"
+            yield Block(values, truth, place, start)

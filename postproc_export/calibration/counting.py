@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 
 from postproc_export.calibration.arrays import AnyArray, Block
 from postproc_export.calibration.table import (
-    BUCKETS,
-    NEGATIVE_ZERO_BUCKET,
     Counts,
     Flags,
     Floats,
@@ -21,18 +19,12 @@ from postproc_export.calibration.table import (
     key_of,
     merge_zeros,
     ordered_keys,
-    raw_buckets,
-    raw_numbers,
-    to_ordered_buckets,
     value_of,
 )
 from postproc_export.errors import CalibrationError
 
 Indices = NDArray[np.intp]
 Truth = Flags | None  # bool, True is anomalous; None where no ground truth was given, and all count as normal
-
-
-# --- Elements of any type as float32 values and flags.
 
 
 def to_float32_array(values: AnyArray) -> Floats:
@@ -81,11 +73,30 @@ def pick(values: Floats, flags: Flags) -> Floats:
 # --- The first pass: counts over the upper 16 bits of the ordered values.
 
 COARSE_WIDTH: Final = 16
+BUCKETS: Final = 1 << 16
+_NEGATIVE_ZERO_BUCKET: Final = 1 << 15  # of the raw bits
 FEW: Final = 8  # edges between buckets up to which comparing is faster than counting in a table
 _WAITING: Final = 1 << 17
 _PARTS: Final = 256
 _DENSE: Final = 0.2  # share of all values from which on a run of bins is not picked out first
 _FLUSH: Final = 1 << 20  # cells are gathered up to this many before they are counted at once
+
+
+def _raw_buckets(values: Floats) -> NDArray[np.uint16]:
+    """Return the upper 16 bits of each value's raw float32 pattern; a strided view, not a copy."""
+    return values.view(np.uint16)[1::2]
+
+
+def _to_ordered(raw_counts: NDArray[Any]) -> NDArray[Any]:
+    """Reorder a table over raw upper halves so that it ascends with the value; shape (65536,)."""
+    half = BUCKETS // 2
+    return np.concatenate((raw_counts[half:][::-1], raw_counts[:half]))
+
+
+def _raw_numbers(ordered: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return where buckets stand in a table over raw upper halves, from their numbers in the order of the values."""
+    half = BUCKETS // 2
+    return np.where(ordered < half, BUCKETS - 1 - ordered, ordered - half)
 
 
 class _Gathered:
@@ -140,7 +151,7 @@ class CoarseHistogram:
             ordered = np.arange(first, last + 1)
             edges = float_values((ordered[1:] << COARSE_WIDTH).astype(np.uint32))
             at_least = np.array([values.size, *(np.count_nonzero(values >= edge) for edge in edges), 0], np.int64)
-            self._all[raw_numbers(ordered)] += at_least[:-1] - at_least[1:]
+            self._all[_raw_numbers(ordered)] += at_least[:-1] - at_least[1:]
         if truth is not None:
             self._anomalous.add(pick(values, truth))
 
@@ -152,16 +163,16 @@ class CoarseHistogram:
 
     def table(self, *, low: int, high: int) -> Table:
         """Return the counts as a table of bins 2^16 keys wide, with the keys of the lowest and highest value."""
-        everything, anomalous = to_ordered_buckets(self._all), to_ordered_buckets(self._anomalous.counts())
+        everything, anomalous = _to_ordered(self._all), _to_ordered(self._anomalous.counts())
         return coarse_pass(low, high).table(everything - anomalous, anomalous)
 
 
 def _bucket_counts(values: Floats) -> Counts:
     """Count values by the upper half of their bits, -0.0 as 0.0; looks for it only where its bucket was met."""
-    counts = np.bincount(raw_buckets(values), minlength=BUCKETS)
-    if counts[NEGATIVE_ZERO_BUCKET]:
+    counts = np.bincount(_raw_buckets(values), minlength=BUCKETS)
+    if counts[_NEGATIVE_ZERO_BUCKET]:
         zeros = np.count_nonzero(is_negative_zero(values))
-        counts[NEGATIVE_ZERO_BUCKET] -= zeros
+        counts[_NEGATIVE_ZERO_BUCKET] -= zeros
         counts[0] += zeros
     return counts
 
@@ -349,9 +360,6 @@ class Locator:
         return (self._slots_of(keys).astype(np.intp) << self._bits) | (
             (keys >> shift) & np.uint32((1 << self._bits) - 1)
         )
-
-
-# --- Tables of single values, and the sums of tables.
 
 
 def table_of_keys(everything: Keys, anomalous: Keys, *, low: int, high: int) -> Table:

@@ -1,22 +1,26 @@
-"""Calibration on Dask: Dask arrays and shard files as parts that workers count, pass after pass."""
+"""Calibration on Dask: the cluster, and Dask arrays and shard files as parts that workers count, pass after pass."""
 
+import asyncio
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from asyncio import CancelledError
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby, pairwise
-from typing import Any, Final
+from operator import attrgetter
+from time import monotonic
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
+from postproc_export import __version__
 from postproc_export.calibration import tally
-from postproc_export.calibration.arrays import AnyArray, Block, Place, blocks_of, check_type, flat_chunks
-from postproc_export.calibration.boxes import grid_of
+from postproc_export.calibration.arrays import AnyArray, Block, Place, blocks_of, boxes_of, check_type, flat_chunks
 from postproc_export.calibration.counting import Divide, Extremes, Part
-from postproc_export.calibration.dask_cluster import Cluster, Reply, Work, cluster_at, reply
 from postproc_export.calibration.shards import (
     MemoryShard,
-    NpyShard,
     Progress,
     Shard,
     States,
@@ -28,12 +32,270 @@ from postproc_export.calibration.shards import (
 )
 from postproc_export.calibration.tally import Count, Counted, Tally
 from postproc_export.calibration.zarr import ZarrShard
-from postproc_export.errors import CalibrationError, FileError, UsageError, require
+from postproc_export.errors import CalibrationError, FileError, PostprocError, UsageError, require
 from postproc_export.stats import Level
+
+_PURPOSE: Final = "calibrating with Dask"
+
+# --- Waiting for a Dask cluster, but not for ever: for its workers, for an answer of each, and for the end of a task.
+
+WAIT: Final = 30.0  # seconds that a cluster may have no worker, and for an answer of each
+_LOOK: Final = 1.0  # seconds between two looks at the workers
+
+_Result = TypeVar("_Result")
+
+
+def watched(client: Any, start: Callable[[], Awaitable[_Result]]) -> _Result:
+    """Return what an awaitable of the client gives, however long it takes while there are workers."""
+    result: _Result = client.sync(_watched, client, start)
+    return result
+
+
+async def _watched(client: Any, start: Callable[[], Awaitable[_Result]]) -> _Result:
+    waiting, seen = asyncio.ensure_future(start()), monotonic()
+    try:
+        while not (await asyncio.wait([waiting], timeout=_LOOK))[0]:
+            if await client.nthreads():
+                seen = monotonic()
+            elif monotonic() - seen > WAIT:
+                raise _no_worker(client, "has lost its last worker")
+        return waiting.result()
+    finally:
+        waiting.cancel()
+
+
+async def _run_everywhere(client: Any, function: Callable[[], Any]) -> dict[str, Any]:
+    """Return what a function returns or raises at the scheduler and at every worker, by where that is.
+
+    Who does not answer has an OSError (`TimeoutError` is one): `client.run` would wait for the slowest for ever.
+    """
+
+    async def at(worker: str) -> Any:
+        return (await client.run(function, workers=[worker]))[worker]
+
+    workers = await client.nthreads()
+    calls = {"scheduler": client.run_on_scheduler(function), **{f"worker {worker}": at(worker) for worker in workers}}
+    answers = await asyncio.gather(*(asyncio.wait_for(call, WAIT) for call in calls.values()), return_exceptions=True)
+    return dict(zip(calls, answers, strict=True))
+
+
+def _no_worker(client: Any, what: str) -> CalibrationError:
+    address = str(client.scheduler.address)
+    return CalibrationError(
+        f"the Dask scheduler at {address} {what}",
+        found=f"none within {WAIT:g} s",
+        needed="at least one",
+        fix=f"dask worker {address}",
+    )
+
+
+# A part is what one task reads: a chunk of an array, some shard files. Answers hold histograms and, of bins that
+# survive, few values; so that is all that travels.
+
+Work = Count | Divide | Extremes
+"""One pass: what every part is asked; `add` gives the answer of parts from theirs, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer of one part, and how many values it read for it."""
+
+    answer: Any
+    read: int
+
+
+def reply(part: Part, work: Work) -> Reply:
+    """Return what a part answers."""
+    read = 0
+
+    def counted(blocks: Iterable[Block]) -> Iterator[Block]:
+        nonlocal read
+        for block in blocks:
+            yield block
+            read += block.values.size
+
+    answer = work.run(replace(part, blocks=counted(part.blocks)))
+    return Reply(answer, read)
+
+
+FAN_IN: Final = 2  # a worker holds what it adds and a few more answers that wait, up to 22 MB each
+
+OnReply = Callable[[int], None]
+
+
+class Cluster:
+    """Where tasks run."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    @property
+    def threads(self) -> int:
+        """How many tasks run at once, about."""
+        if self._client is None:
+            return int(require("dask.system", extra="dask", purpose=_PURPOSE).CPU_COUNT)
+        return sum(self._client.nthreads().values())
+
+    def run(self, make: Callable[[Any], list[Any]], work: Work, *, on_reply: OnReply | None) -> Any:
+        """Return the sum of the answers of all parts, None where there is no part."""
+        dask = require("dask", extra="dask", purpose=_PURPOSE)
+        question = dask.delayed(work, pure=False, traverse=False)
+        leaves = make(question)
+        if not leaves:
+            return None
+        refusals: list[Exception] = []  # what listening to replies has raised
+
+        def heard(read: int) -> None:
+            try:
+                if on_reply is not None:
+                    on_reply(read)
+            except Exception as error:
+                refusals.append(error)
+                raise
+
+        try:
+            return self._compute(_tree(leaves, question), leaves, None if on_reply is None else heard)
+        except PostprocError:
+            raise
+        except (Exception, CancelledError) as error:  # whatever the user's tasks, or the cluster, may raise
+            if error in refusals:
+                raise
+            raise CalibrationError(
+                "Dask could not compute the parts of the source",
+                found=f"{type(error).__name__}: {' '.join(str(error).split())}",
+                fix="see the logs of the workers; the cause is chained to this error",
+            ) from error
+
+    def _compute(self, root: Any, leaves: Sequence[Any], on_reply: OnReply | None) -> Any:
+        dask = require("dask", extra="dask", purpose=_PURPOSE)
+        if self._client is None:
+
+            def after(key: Any, result: Any, *_: Any) -> None:
+                if on_reply is not None and isinstance(result, Reply):
+                    on_reply(result.read)
+
+            with require("dask.callbacks", extra="dask", purpose=_PURPOSE).Callback(posttask=after):
+                return dask.compute(root)[0]
+        sizes = [] if on_reply is None else [dask.delayed(attrgetter("read"), pure=False)(leaf) for leaf in leaves]
+        futures = self._client.compute([root, *sizes])
+        try:
+            if on_reply is not None:
+                self._report(futures[1:], on_reply)
+            return watched(self._client, lambda: self._client.gather(futures[0]))
+        finally:
+            for future in futures:  # after an error, too: the traceback would keep the tasks running
+                future.release()
+
+    def _report(self, counters: Sequence[Any], on_reply: OnReply) -> None:
+        """Report every part; the count of one whose worker is lost comes from the next one."""
+        distributed = require("distributed", extra="dask", purpose=_PURPOSE)
+        completed = distributed.as_completed(counters, with_results=True, loop=self._client.loop)
+        for _ in counters:
+            _, read = watched(self._client, completed.__anext__)
+            if isinstance(read, BaseException):  # the cluster gave the part up, as it does when the scheduler is lost
+                raise read
+            on_reply(read)
+
+
+def _tree(answers: list[Any], question: Any) -> Any:
+    def add(work: Work, some: Sequence[Any]) -> Any:  # replies of parts, or sums of them
+        return work.add([each.answer if isinstance(each, Reply) else each for each in some])
+
+    task = require("dask", extra="dask", purpose=_PURPOSE).delayed(add, pure=False)
+    while True:
+        answers = [task(question, answers[at : at + FAN_IN]) for at in range(0, len(answers), FAN_IN)]
+        if len(answers) == 1:
+            return answers[0]
+
+
+@contextmanager
+def cluster_at(dask: Any) -> Iterator[Cluster]:
+    """Yield the cluster at an address, of a client, or the one that Dask uses by default."""
+    if dask is None:
+        owner = getattr(require("dask.base", extra="dask", purpose=_PURPOSE).get_scheduler(), "__self__", None)
+        yield _checked(owner if hasattr(owner, "nthreads") else None)  # None: Dask computes in this process by default
+    elif isinstance(dask, str):
+        with _connected(dask) as client:
+            yield _checked(client)
+    elif hasattr(dask, "nthreads") and hasattr(dask, "compute"):
+        yield _checked(dask)
+    else:
+        raise UsageError(
+            "dask= is not a cluster", found=type(dask).__name__, needed="an address or a distributed.Client"
+        )
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[Any]:
+    distributed = require("distributed", extra="dask", purpose=f"reading shards on the cluster at {address}")
+    try:
+        kind = _knock(distributed, address)
+        if kind != "Scheduler":
+            raise _no_scheduler(address, f"a Dask {kind.lower()}")
+        client = distributed.Client(address, set_as_default=False)
+    except CalibrationError:
+        raise
+    except (OSError, ValueError, ImportError) as error:
+        raise _no_scheduler(address, f"{type(error).__name__}: {str(error) or 'no answer'}") from error
+    with client:
+        yield client
+
+
+def _knock(distributed: Any, address: str) -> str:
+    """Return who answers; a client would wait for ever where something else listens, such as the dashboard."""
+    dask, utils = (require(name, extra="dask", purpose=_PURPOSE) for name in ("dask", "dask.utils"))
+    timeout = utils.parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
+
+    async def knock() -> dict[str, Any]:
+        security = distributed.Security().get_connection_args("client")
+        async with distributed.rpc(address, timeout=timeout, connection_args=security) as remote:
+            return dict(await asyncio.wait_for(remote.identity(), timeout + 1))
+
+    with ThreadPoolExecutor(1) as thread:  # this one may run a loop already, as a notebook does
+        kind = thread.submit(asyncio.run, knock()).result()["type"]
+    return str(kind)
+
+
+def _no_scheduler(address: str, found: str) -> CalibrationError:
+    needed = "the address that `dask scheduler` prints, such as tcp://10.0.0.1:8786"
+    return CalibrationError(f"there is no Dask scheduler at {address}", found=found, needed=needed)
+
+
+def _checked(client: Any) -> Cluster:
+    """Return the cluster of a client whose workers are there and have this software; of no client, this process."""
+    if client is not None:
+        try:
+            client.wait_for_workers(1, timeout=WAIT)
+        except TimeoutError as error:
+            raise _no_worker(client, "has no worker") from error
+
+        def version() -> str:  # travels by value: the package may not be there
+            from postproc_export import __version__
+
+            return __version__
+
+        for where, found in client.sync(_run_everywhere, client, version).items():
+            if isinstance(found, OSError):
+                raise CalibrationError(
+                    f"the Dask {where} does not answer",
+                    found=f"{type(found).__name__}: {str(found) or f'nothing within {WAIT:g} s'}",
+                    fix="restart it, or take it out of the cluster",
+                ) from found
+            if found != __version__:
+                raise CalibrationError(
+                    f"the Dask {where} is not the same software",
+                    found=f"postproc-export {found}" if isinstance(found, str) else f"{type(found).__name__}: {found}",
+                    needed=f"postproc-export {__version__}, as here",
+                    fix=f"pip install postproc-export=={__version__} where the scheduler and the workers run",
+                )
+    return Cluster(client)
+
+
+# --- Some of the shards, as the tasks of a pass.
 
 
 class _Source:
-    """Some of the shards, as the tasks of a pass."""
+    """Some of the shards; subclasses make the tasks of a pass of them."""
 
     size: int | None = None  # values of the level; None where only reading tells
 
@@ -43,9 +305,6 @@ class _Source:
 
     def check_unchanged(self) -> None:
         """Refuse what changed while a pass read it; chunks have no state, and workers look at files themselves."""
-
-
-_PURPOSE: Final = "calibrating on Dask arrays"
 
 
 def is_dask(value: object) -> bool:
@@ -59,11 +318,7 @@ def has_dask(shard: object) -> bool:
 
 
 class _Arrays(_Source):
-    """A level of a mapping of Dask arrays; NumPy arrays beside them are cut into the same chunks.
-
-    Raises a CalibrationError where types or shapes do not fit or the sizes of chunks are not known, a UsageError where
-    something in the mapping is not an array.
-    """
+    """A level of a mapping of Dask arrays; NumPy arrays beside them are cut into the same chunks."""
 
     def __init__(self, level: Level, shard: MemoryShard, *, number: int) -> None:
         self._number = number
@@ -153,32 +408,27 @@ def _chunk_blocks(arrays: Sequence[AnyArray], place: Place) -> Iterator[Block]:
     yield from blocks_of(flat_chunks(arrays[0]), flat_chunks(arrays[1]) if len(arrays) > 1 else None, place)
 
 
-@dataclass(frozen=True, slots=True)
-class ShardTask:
-    """Shards that one task reads one after the other."""
+def answer_shards(
+    work: Work, *, level: Level, shards: Sequence[Shard], states: States, first: int, number: int, verify: bool
+) -> Reply:
+    """Return what shards answer that one task reads one after the other, and their states as they were opened.
 
-    level: Level
-    shards: Sequence[Shard]
-    states: States  # of those that were met before
-    first: int  # the position of the first of them
-    number: int  # of the group
-    verify: bool
+    `states` are those that were met before, `first` the position of the first shard, `number` that of the group.
+    """
 
-    def answer(self, work: Work) -> Reply:
-        """Return what the shards answer, and their states as they were opened."""
-        return reply(Part(self._blocks(), self.number, self.states), work)
-
-    def _blocks(self) -> Iterator[Block]:
+    def blocks() -> Iterator[Block]:
         try:
-            yield from read_shards(self.level, self.shards, self.states, verify=self.verify, first=self.first)
+            yield from read_shards(level, shards, states, verify=verify, first=first)
         except FileError as error:
             fix = "put the shards where every worker finds them under the same path"
             raise FileError(f"a Dask worker: {error.what}", found=error.found, needed=error.needed, fix=fix) from None
 
+    return reply(Part(blocks(), number, states), work)
 
-def _delayed(task: ShardTask, work: Any) -> Any:
-    dask = require("dask", extra="dask", purpose="reading shards on a cluster")
-    return dask.delayed(ShardTask.answer, pure=False)(dask.delayed(task, pure=False, traverse=False), work)
+
+def _delayed(work: Any, **parts: Any) -> Any:
+    dask = require("dask", extra="dask", purpose=_PURPOSE)
+    return dask.delayed(partial(answer_shards, **parts), pure=False, traverse=False)(work)
 
 
 class _Files(_Source):
@@ -195,8 +445,8 @@ class _Files(_Source):
         tasks, first = [], self._first
         for number, group in enumerate(self.groups, start=self._number):
             known = {at: self._states[at] for at in range(first, first + len(group)) if at in self._states}
-            task = ShardTask(self._level, group, known, first, number, verify=is_first)
-            tasks.append(_delayed(task, work))
+            options = {"states": known, "first": first, "number": number, "verify": is_first}
+            tasks.append(_delayed(work, level=self._level, shards=group, **options))
             first += len(group)
         return tasks
 
@@ -217,7 +467,7 @@ class _Store(_Source):
         self._runs: list[tuple[int, int]] = []
         if pair is not None:
             shard.check(pair)
-            boxes = len(grid_of(pair))
+            boxes = sum(1 for _ in boxes_of(pair))
             self._runs = _runs(boxes, max(1, min(parts, boxes)))
 
     def tasks(self, work: Any, *, is_first: bool) -> list[Any]:
@@ -226,7 +476,8 @@ class _Store(_Source):
         for run in self._runs:
             part = self._shard.absolute()
             part.run = run
-            tasks.append(_delayed(ShardTask(self._level, [part], {}, self._first, self._number, verify=is_first), work))
+            options = {"states": {}, "first": self._first, "number": self._number, "verify": is_first}
+            tasks.append(_delayed(work, level=self._level, shards=[part], **options))
         return tasks
 
     def check_unchanged(self) -> None:
@@ -256,16 +507,13 @@ class DaskLevel:
         self._sources = shard_sources(level, shards, groups=_GROUPS * max(1, cluster.threads), states=states)
         self._known = [source.size for source in self._sources if source.size is not None]
         self._progress, self._number = progress, 0
+        self._is_known = len(self._known) == len(self._sources)
         self._total = sum(self._known) if self._is_known else None
-
-    @property
-    def _is_known(self) -> bool:
-        return len(self._known) == len(self._sources)
 
     def first_pass(self, count: Count) -> Counted:
         """Return what the first pass counts; raises what is wrong with the values, or with computing a part."""
         carried = tally.SMALL if self._is_known else _CARRIED
-        total: Tally | None = self._pass(replace(count, carried=0 if sum(self._known) > tally.SMALL else carried))
+        total: Tally | None = self(replace(count, carried=0 if sum(self._known) > tally.SMALL else carried))
         counted = (total or Tally()).counted()
         for index, state in sorted({} if total is None else total.states.items()):
             if state is not None:
@@ -278,11 +526,8 @@ class DaskLevel:
             raise changed("the source")
         return replace(counted, table=finer, is_exact=True)
 
-    def __call__(self, work: Divide | Extremes) -> Any:
-        """Return the answer of a later pass."""
-        return self._pass(work)
-
-    def _pass(self, work: Work) -> Any:
+    def __call__(self, work: Work) -> Any:
+        """Return the answer of a pass."""
         self._number += 1
         done = parts = 0
 
@@ -303,26 +548,11 @@ class DaskLevel:
         return [task for source in self._sources for task in source.tasks(work, is_first=self._number == 1)]
 
 
-@contextmanager
-def dask_levels(
-    shards: Sequence[Shard], dask: Any, *, progress: Callable[[Progress], None] | None
-) -> Iterator[Callable[[Level], DaskLevel]]:
-    """Connect to where Dask runs and yield a function that makes a level of the shards.
-
-    `dask` is the address of a scheduler, a client, or None for what Dask uses by default. Raises a CalibrationError if
-    there is no cluster at the address, or what is there is of no use.
-    """
-    states: States = {}
-    with cluster_at(dask) as cluster:
-        yield lambda level: DaskLevel(level, shards, cluster, states=states, progress=progress)
-
-
 def shard_sources(level: Level, shards: Sequence[Shard], *, groups: int, states: States) -> list[_Source]:
     """Return the sources of tasks of a level, in the order of the shards; files in at most so many groups."""
     sources: list[_Source] = []
     number = first = 0
-    forms = [_file_form(shard) for shard in shards]
-    for is_files, found in groupby(forms, key=lambda shard: not isinstance(shard, ZarrShard | MemoryShard)):
+    for is_files, found in groupby(shards, key=lambda shard: not isinstance(shard, ZarrShard | MemoryShard)):
         run = list(found)
         if is_files:
             sources.append(_Files(level, run, number=number, groups=groups, states=states, first=first))
@@ -336,10 +566,3 @@ def shard_sources(level: Level, shards: Sequence[Shard], *, groups: int, states:
                 number += 1
         first += len(run)
     return sources
-
-
-def _file_form(shard: Shard) -> Shard:
-    """Return a mapping of nothing but paths as what it is: `.npy` files that belong together."""
-    if isinstance(shard, MemoryShard) and len(shard.paths) == len(shard.given):
-        return NpyShard(shard.paths, name=shard.name)
-    return shard

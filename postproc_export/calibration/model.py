@@ -20,7 +20,7 @@ from postproc_export.ports import RESULT_NAMES, Selection, select_outputs
 from postproc_export.process import temporary_folder
 from postproc_export.record import STATISTICS_KEY, TailSpec, parse_tails
 from postproc_export.runtimes import Array, PortInfo, Runner, as_float32, open_runner
-from postproc_export.stats import CalibrationStats
+from postproc_export.stats import CalibrationStats, Level
 from postproc_export.steps.around import put_before
 from postproc_export.steps.transforms import resolve_all, select_raw
 
@@ -32,30 +32,18 @@ def file_digests(model: Path) -> dict[str, str]:
     """Return the SHA-256 of the model file and of the weights file that goes with its name (`.bin`, `.onnx.data`)."""
     weights = usual_weights(model)
     digests = {}
-    for path in (model, weights):
-        if path == model or path.is_file():
-            try:
-                with path.open("rb") as file:
-                    digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-            except OSError as error:
-                fix = "calibrate again when nothing moves the model any more"
-                raise FileError(f"cannot read {path}", found=error.strerror, fix=fix) from error
+    for path in (model, weights) if weights.is_file() else (model,):
+        try:
+            with path.open("rb") as file:
+                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            fix = "calibrate again when nothing moves the model any more"
+            raise FileError(f"cannot read {path}", found=error.strerror, fix=fix) from error
     return digests
 
 
 class EmptyMaskWarning(UserWarning):
     """Masks of anomalous images in which no pixel is anomalous."""
-
-
-def _refuse_missing_masks(samples: Sequence[Sample]) -> None:
-    """Refuse anomalous images without a mask."""
-    missing = [sample.image for sample in samples if sample.label == 1 and sample.mask is None]
-    if missing:
-        raise CalibrationError(
-            f"{len(missing)} anomalous image(s) have no mask; the first is {missing[0]}",
-            needed="a mask for every anomalous image, to calibrate the pixel level",
-            fix="add the masks, or leave the pixel level out with --image-only",
-        )
 
 
 DEFAULT_BATCH: Final = 8
@@ -71,9 +59,9 @@ def run_batch(runner: Runner, selection: Selection, images: Array, *, batch_size
     count = len(images)
     fed = np.concatenate([images, np.repeat(images[-1:], batch_size - count, axis=0)]) if count < batch_size else images
     outputs = runner.run({runner.inputs[0].name: fed})
-    maps = None if selection.pixel is None else _maps(selection.pixel.name, outputs, batch_size)
+    maps = None if selection.pixel is None else _raw(outputs, selection.pixel.name, "pixel", batch_size)
     if selection.image is not None:
-        scores = _scores(selection.image.name, outputs, batch_size)
+        scores = _raw(outputs, selection.image.name, "image", batch_size)
     else:
         assert maps is not None, "a selection has at least one level"
         scores = maps.max(axis=(1, 2))
@@ -106,34 +94,27 @@ def find_batch_size(
     raise UnsupportedModelError(what, found=first.found, needed=first.needed, fix=first.fix or other)
 
 
-def _scores(name: str, outputs: Mapping[str, Array], batch_size: int) -> Array:
-    values = _float(outputs[name])
-    if values.size != batch_size or values.ndim > 2:
-        raise UnsupportedModelError(
-            f"output '{name}' has not one score per image",
-            found=f"shape {list(values.shape)} for {batch_size} image(s)",
-            needed="[], [N] or [N, 1]",
-            fix="name another output with --image-output, or 'none'",
-        )
-    return values.reshape(batch_size)
+def _raw(outputs: Mapping[str, Array], name: str, level: Level, batch_size: int) -> Array:
+    """Return the scores (n,) or the maps (n, H, W) of an output, in its own type if NumPy has it.
 
-
-def _maps(name: str, outputs: Mapping[str, Array], batch_size: int) -> Array:
-    values = _float(outputs[name])
+    float64 is left to the calibrator, which rounds and tells of merged values.
+    """
+    values = outputs[name]
+    values = as_float32(values) if values.dtype.name == "bfloat16" else values
     shape = values.shape
-    if values.ndim not in (3, 4) or shape[0] != batch_size or (values.ndim == 4 and shape[1] != 1) or 0 in shape:
+    if level == "image":
+        is_legal, needed = values.size == batch_size and values.ndim <= 2, "[], [N] or [N, 1]"
+    else:
+        is_map = len(shape) == 3 or (len(shape) == 4 and shape[1] == 1)
+        is_legal, needed = is_map and shape[0] == batch_size and 0 not in shape, "[N, H, W] or [N, 1, H, W]"
+    if not is_legal:
         raise UnsupportedModelError(
-            f"output '{name}' has not one map per image",
+            f"output '{name}' has not one {'score' if level == 'image' else 'map'} per image",
             found=f"shape {list(shape)} for {batch_size} image(s)",
-            needed="[N, H, W] or [N, 1, H, W]",
-            fix="name another output with --pixel-output, or 'none'",
+            needed=needed,
+            fix=f"name another output with --{level}-output, or 'none'",
         )
-    return values.reshape(batch_size, *shape[-2:])
-
-
-def _float(values: Array) -> Array:
-    # bfloat16 is no type of NumPy's own; float64 is left to the calibrator, which rounds and tells of merged values.
-    return as_float32(values) if values.dtype.name == "bfloat16" else values
+    return values.reshape(batch_size, *(() if level == "image" else shape[-2:]))
 
 
 def _open_behind(
@@ -187,10 +168,7 @@ class ModelSource:
     def open(cls, **given: Any) -> "ModelSource":
         """Load the model, find the images and settle everything that can be settled before the first of them is read.
 
-        Raises
-        ------
-        FileError, UsageError, UnsupportedModelError, CalibrationError
-            If the model, its outputs, the images or the options do not go together.
+        Raises a PostprocError if the model, its outputs, the images or the options do not go together.
         """
         asked = ModelOptions(**given)
         check_workers(asked.workers)
@@ -209,8 +187,13 @@ class ModelSource:
             _refuse_post_processed(runner.outputs, selection)
         resolved = (asked.preprocessing or Preprocessing()).for_input(image_input(runner.inputs))
         samples = tuple(find_samples(asked.images))
-        if selection.pixel is not None and not asked.image_only:
-            _refuse_missing_masks(samples)
+        missing = [sample.image for sample in samples if sample.label == 1 and sample.mask is None]
+        if missing and selection.pixel is not None and not asked.image_only:
+            raise CalibrationError(
+                f"{len(missing)} anomalous image(s) have no mask; the first is {missing[0]}",
+                needed="a mask for every anomalous image, to calibrate the pixel level",
+                fix="add the masks, or leave the pixel level out with --image-only",
+            )
         size = find_batch_size(runner, selection, resolved, asked=asked.batch_size, count=len(samples))
         return cls(
             path=Path(asked.model),
@@ -239,22 +222,9 @@ class ModelSource:
     def calibrate(self, calibrator: "Calibrator", *, progress: Progress | None = None) -> CalibrationStats:
         """Run the model over all images, feed the calibrator and return its statistics with a record of how.
 
-        Parameters
-        ----------
-        calibrator
-            Gets one `update` per batch: score and label of every image and, where the pixel level is calibrated, map
-            and mask. A model with only a map gives its maximum as score.
-        progress
-            Called with the number of images done and of all images, after each batch.
-
-        Raises
-        ------
-        FileError
-            If an image or mask cannot be read.
-        CalibrationError
-            If the calibrator refuses a value; the image is named.
-        UnsupportedModelError
-            If the model fails on a batch.
+        The calibrator gets one `update` per batch. `progress` is called after each batch with the number of images done
+        and of all. Raises a FileError if an image or mask cannot be read, a CalibrationError that names the image if
+        the calibrator refuses a value, an UnsupportedModelError if the model fails on a batch.
         """
         done = 0
         empty: list[Path] = []
@@ -335,7 +305,12 @@ class ModelSource:
         try:
             calibrator.update(**given)
         except CalibrationError as error:
-            what = f"{_suspects(batch.samples, scores, maps)}: {error.what}"
+            bad = ~np.isfinite(as_float32(scores))
+            if maps is not None:
+                bad |= ~np.isfinite(as_float32(maps)).all(axis=(1, 2))
+            first, last = batch.samples[0].image, batch.samples[-1].image
+            suspects = batch.samples[int(np.argmax(bad))].image if bad.any() else f"{first} to {last}"
+            what = f"{suspects}: {error.what}"
             raise CalibrationError(what, found=error.found, needed=error.needed, fix=error.fix) from error
 
 
@@ -349,12 +324,3 @@ def _refuse_post_processed(ports: Sequence[PortInfo], selection: Selection) -> N
             fix="calibrate on the raw export (`postproc-export detach` makes one of a finished file), or name its raw "
             "outputs with --image-output and --pixel-output",
         )
-
-
-def _suspects(samples: tuple[Sample, ...], scores: Array, maps: Array | None) -> str:
-    bad = ~np.isfinite(as_float32(scores))
-    if maps is not None:
-        bad |= ~np.isfinite(as_float32(maps)).all(axis=(1, 2))
-    if bad.any():
-        return str(samples[int(np.argmax(bad))].image)
-    return f"{samples[0].image} to {samples[-1].image}"

@@ -56,21 +56,11 @@ COMPARED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """One operating point.
+    """One operating point."""
 
-    Parameters
-    ----------
-    kind
-        Which rule chooses the threshold.
-    parameter
-        Its number, exact; 1 for `f1`.
-    text
-        The text form, which the statistics record.
-    """
-
-    kind: Kind
-    parameter: Fraction
-    text: str
+    kind: Kind  # which rule chooses the threshold
+    parameter: Fraction  # its number, exact; 1 for `f1`
+    text: str  # the text form, which the statistics record
 
     @property
     def needs(self) -> tuple[Class, ...]:
@@ -86,10 +76,7 @@ class Policy:
     def parse(cls, text: str) -> Self:
         """Read `f1`, `fbeta=2`, `recall=0.99`, ...
 
-        Raises
-        ------
-        UsageError
-            If the name is not known, or the number is missing, not a plain decimal or out of its range.
+        Raises a UsageError if the name is not known, or the number is missing, not a plain decimal or out of its range.
         """
         name, _, number = str(text).strip().partition("=")
         kind = next((kind for kind in _KINDS if kind == name.strip().lower()), None)

@@ -12,10 +12,9 @@ from postproc_export import __version__, errors
 from postproc_export.calibration import tally
 from postproc_export.calibration.arrays import AnyArray
 from postproc_export.calibration.counting import Divide, Extremes, coarse_pass, exact_table, sum_tables
-from postproc_export.calibration.spool import LevelState
 from postproc_export.calibration.statistics import LevelOptions, level_stats
 from postproc_export.calibration.table import Counts, Table, key_of
-from postproc_export.calibration.tally import Counted, Tally
+from postproc_export.calibration.tally import Counted, LevelState, Tally
 from postproc_export.errors import CalibrationError, PostprocError, UsageError, require
 from postproc_export.stats import LEVELS, Level, LevelStats
 
@@ -52,12 +51,19 @@ class Ranks:
 
     def __init__(self, group: Any) -> None:
         self._torch = require("torch", extra="torch", purpose="calibrating over several processes")
-        self._dist = _initialised(self._torch)
+        self._dist = self._torch.distributed
+        if not (self._dist.is_available() and self._dist.is_initialized()):
+            raise UsageError(
+                "there is no process group to calibrate over",
+                needed="torch.distributed.init_process_group() in every process",
+                fix="start the program with torchrun, or call compute() without distributed=True",
+            )
         self._group = self._dist.group.WORLD if group is None else group
         self.rank = self._dist.get_rank(self._group)
         if self.rank < 0:
             raise UsageError("this process is not in the group", fix="call it on the ranks of the group only")
         self.size = self._dist.get_world_size(self._group)
+        self._is_whole = self.size == self._dist.get_world_size()
         self._device = device_of(self._torch, self._dist.get_backend_config(self._group))
         self._is_over = False
 
@@ -93,7 +99,12 @@ class Ranks:
         """Tell the other ranks of an error, and raise what every rank raises; returns where all have the same."""
         if self._is_over:
             return
-        message = _as_bytes(_document(error))
+        what = f"{type(error).__name__}: {error}".removesuffix(": ")
+        document: dict[str, Any] = {"class": "CalibrationError", "what": what}
+        if isinstance(error, PostprocError):
+            rows = {"what": error.what, "found": error.found, "needed": error.needed, "fix": error.fix}
+            document = {"class": type(error).__name__, **rows}
+        message = _as_bytes(document)
         with self._exchange():
             self._fail(self._states(FAILED, message.size), message, own=error)
 
@@ -101,10 +112,6 @@ class Ranks:
         """Return how messages call a rank of the group: by its number among all processes."""
         number = self._dist.get_global_rank(self._group, rank)
         return f"rank {number}" if self._is_whole else f"global rank {number}"
-
-    @property
-    def _is_whole(self) -> bool:
-        return bool(self.size == self._dist.get_world_size())
 
     def _meet(self, kind: int, size: int) -> list[int]:
         states = self._states(kind, size)
@@ -162,16 +169,6 @@ class Ranks:
             ) from error
 
 
-def _initialised(torch: Any) -> Any:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        raise UsageError(
-            "there is no process group to calibrate over",
-            needed="torch.distributed.init_process_group() in every process",
-            fix="start the program with torchrun, or call compute() without distributed=True",
-        )
-    return torch.distributed
-
-
 def device_of(torch: Any, backends: str) -> Any:
     """Return where a group's tensors have to be: on the CPU where one of its backends works there (gloo, not nccl)."""
     devices = [pair.partition(":")[0] for pair in backends.split(",")]
@@ -182,13 +179,6 @@ def device_of(torch: Any, backends: str) -> Any:
 
 def _as_bytes(document: object) -> AnyArray:
     return np.frombuffer(json.dumps(document).encode(), dtype=np.uint8).copy()
-
-
-def _document(error: BaseException) -> dict[str, Any]:
-    if isinstance(error, PostprocError):
-        rows = {"what": error.what, "found": error.found, "needed": error.needed, "fix": error.fix}
-        return {"class": type(error).__name__, **rows}
-    return {"class": "CalibrationError", "what": f"{type(error).__name__}: {error}".removesuffix(": ")}
 
 
 # --- One calibration over the ranks of a process group: the counts of all, the same statistics on each, bit for bit.
@@ -208,7 +198,16 @@ def distributed_levels(
     on some ranks only, or for whatever stops a calibration in one process.
     """
     own = {level: {name: getattr(states[level].tally, name) for name in _SHARED} for level in LEVELS}
-    reports = ranks.gather_json({"options": _described(options, nonfinite), "levels": own})
+    one = options["image"]  # but for the policy, the options of both levels are the same
+    described = {
+        **{f"{level}_policy": each.policy.text for level, each in options.items()},
+        "nonfinite": nonfinite,
+        "exact": one.exact,
+        "compare": [policy.text for policy in one.compare],
+        "resamples": one.resamples,
+        "version": __version__,
+    }
+    reports = ranks.gather_json({"options": described, "levels": own})
     _check_alike([report["options"] for report in reports], ranks)
     shares = {level: [report["levels"][level] for report in reports] for level in LEVELS}
     labelled = {level: _labelled(level, shares[level], ranks) for level in LEVELS}
@@ -225,14 +224,6 @@ def distributed_levels(
 
 
 _SHARED: Final = ("labelled", "seen", "dropped", "is_wide", "low", "high")  # of every rank's tally
-
-
-def _described(options: Mapping[Level, LevelOptions], nonfinite: str) -> dict[str, Any]:
-    levels = {f"{level}_policy": each.policy.text for level, each in options.items()}
-    one = options["image"]
-    compare = [policy.text for policy in one.compare]
-    rest = {"nonfinite": nonfinite, "exact": one.exact, "compare": compare, "resamples": one.resamples}
-    return {**levels, **rest, "version": __version__}
 
 
 def _check_alike(described: Sequence[Mapping[str, Any]], ranks: Ranks) -> None:

@@ -50,7 +50,6 @@ Outcome = Found | Indices | None
 Search = Callable[[Table], Outcome]
 
 
-@dataclass(frozen=True, slots=True)
 class BestRatio:
     """Finds the highest TP / (v (TP + FP) + u P), of equal ones the lowest threshold; P counts all anomalous values.
 
@@ -58,12 +57,12 @@ class BestRatio:
     one up to the next anomalous one TP stays and FP falls.
     """
 
-    u: int
-    v: int
+    def __init__(self, u: int, v: int) -> None:
+        self._u, self._v = u, v
 
     def scores(self, tp: Counts, fp: Counts, *, positives: int) -> NDArray[np.float64]:
         """Return the ratio times v, in float64, within 2^-46 of the exact one."""
-        ratio: NDArray[np.float64] = tp / (tp.astype(np.float64) + fp + float(Fraction(self.u, self.v)) * positives)
+        ratio: NDArray[np.float64] = tp / (tp.astype(np.float64) + fp + float(Fraction(self._u, self._v)) * positives)
         return ratio
 
     def upper(self, table: Table) -> NDArray[np.float64]:
@@ -83,7 +82,7 @@ class BestRatio:
         """Answer, or want the open bins that could reach the best attained."""
         upper = self.upper(table)
         hopeful = self.hopeful(table, upper)
-        undecided = np.flatnonzero(hopeful & table.is_open)
+        undecided = np.flatnonzero(hopeful & (table.widths > 0))
         if undecided.size:
             return undecided[np.argsort(-upper[undecided], kind="stable")]
         near = np.flatnonzero(hopeful & (table.anomalous > 0))
@@ -104,20 +103,20 @@ class BestRatio:
 
     def comes_first(self, one: Found, other: Found, *, positives: int) -> bool:
         """Whether one candidate's ratio is above another's, by exact integers, or equal and its threshold lower."""
-        below_one, below_other = (self.v * (each.tp + each.fp) + self.u * positives for each in (one, other))
+        below_one, below_other = (self._v * (each.tp + each.fp) + self._u * positives for each in (one, other))
         left, right = one.tp * below_other, other.tp * below_one
         return left > right or (left == right and one.key < other.key)
 
 
-@dataclass(frozen=True, slots=True)
 class LowestPrecise:
     """Finds the lowest observed threshold with precision >= a / b."""
 
-    ratio: Fraction
+    def __init__(self, ratio: Fraction) -> None:
+        self._gain, self._loss = ratio.denominator - ratio.numerator, ratio.numerator
 
     def keeps(self, tp: Counts, fp: Counts) -> Flags:
         """Whether TP / (TP + FP) >= a / b, exactly: TP (b - a) >= a FP."""
-        gain, loss = self.ratio.denominator - self.ratio.numerator, self.ratio.numerator
+        gain, loss = self._gain, self._loss
         if max(int(tp.max(initial=1)) * gain, int(fp.max(initial=1)) * loss) < _INT64:
             flags: Flags = tp * gain >= fp * loss
             return flags
@@ -131,7 +130,7 @@ class LowestPrecise:
         last = int(attained[0]) if attained.size else len(table) - 1
         # a bin without anomalous values has a false positive at least
         possible = self.keeps(table.tp, table.fp_above + (table.anomalous == 0))
-        undecided = np.flatnonzero((possible & table.is_open)[: last + 1])
+        undecided = np.flatnonzero((possible & (table.widths > 0))[: last + 1])
         if undecided.size:
             return undecided
         return Found.at(table, last) if attained.size else None
@@ -178,9 +177,6 @@ def _only(table: Table, index: int) -> Outcome:
 def _bin_of_rank(at_or_above: Counts, rank: int) -> int:
     """Return the highest bin at or above whose lowest value lie `rank` values of the class."""
     return int(np.flatnonzero(at_or_above >= rank)[-1])
-
-
-# --- From a policy to the search that finds its threshold, and to the rule that decides where a class is missing.
 
 
 def search_for(policy: Policy, table: Table) -> tuple[Search, str]:

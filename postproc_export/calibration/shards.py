@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from lzma import LZMAError
 from pathlib import Path
 from typing import IO, Any, Final, Self
@@ -28,17 +29,15 @@ from postproc_export.calibration.arrays import (
     Place,
     as_numpy,
     blocks_of,
-    check_counts,
+    box_blocks,
     check_plain,
     checked_shape,
     flat_chunks,
+    is_chunked,
 )
-from postproc_export.calibration.boxes import box_blocks, is_chunked
 from postproc_export.errors import CalibrationError, FileError, PostprocError
 from postproc_export.stats import LEVELS, Level
 from postproc_export.validation import stated_twice
-
-# --- What opening and reading files may raise, as errors that name the file; and arrays in `.npy` form inside files.
 
 _UNREADABLE: Final = (
     *(zipfile.BadZipFile, zlib.error, LZMAError),
@@ -74,15 +73,6 @@ def damaged(name: str, error: BaseException) -> CalibrationError:
     return CalibrationError(f"{name} is damaged or truncated", found=found, fix="write it again")
 
 
-def file_signature(path: Path) -> tuple[int, int, int]:
-    """Return inode, size and time of change of a file."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise cannot_read(str(path), error) from error
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
 _LOCAL_HEADER: Final = 30  # bytes before the name of a zip member; its two length fields are the last four
 _NO_HEADER: Final = (
     *(ValueError, KeyError, EOFError, SyntaxError, tokenize.TokenError),
@@ -91,22 +81,13 @@ _NO_HEADER: Final = (
 _HEADERS: Final = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
-@dataclass(frozen=True, slots=True)
 class StreamedArray:
-    """An array in `.npy` form that a function opens, again for every pass."""
+    """An array in `.npy` form; `opener` gives a stream that starts at the `.npy` magic, again for every pass."""
 
-    opener: Callable[[], IO[bytes]]  # returns a stream that starts at the `.npy` magic
-    name: str  # for messages: the file and the array in it
-    shape: tuple[int, ...]  # what its header says
-    dtype: np.dtype[Any]
-    is_fortran: bool
-
-    @classmethod
-    def open(cls, opener: Callable[[], IO[bytes]], *, name: str) -> "StreamedArray":
-        """Read the header."""
+    def __init__(self, opener: Callable[[], IO[bytes]], *, name: str) -> None:
+        self._opener, self._name = opener, name  # the name is that of the file and the array in it
         with opener() as stream:
-            shape, is_fortran, dtype = _read_header(stream, name=name)
-        return cls(opener, name, shape, dtype, is_fortran)
+            self.shape, self._is_fortran, self.dtype = _read_header(stream, name=name)
 
     @property
     def size(self) -> int:
@@ -116,34 +97,32 @@ class StreamedArray:
     @property
     def order_matters(self) -> bool:
         """Whether its elements are stored in another order than C order."""
-        return self.is_fortran and sum(length > 1 for length in self.shape) > 1
+        return self._is_fortran and sum(length > 1 for length in self.shape) > 1
 
     def chunks(self) -> Iterator[AnyArray]:
         """Yield the elements as stored, in flat parts; reads to the end, so that a checksum is verified."""
         left = self.size
-        with self.opener() as stream:
-            _read_header(stream, name=self.name)
+        with self._opener() as stream:
+            _read_header(stream, name=self._name)
             while left:
                 size = min(left, BLOCK)
-                yield np.frombuffer(self._read(stream, size * self.dtype.itemsize), dtype=self.dtype)
+                wanted = size * self.dtype.itemsize
+                data = stream.read(wanted)
+                if len(data) < wanted:
+                    raise CalibrationError(
+                        f"{self._name} is truncated",
+                        found=f"{wanted - len(data)} bytes too few at least",
+                        needed=f"{self.shape} of {self.dtype}",
+                        fix="write the file again",
+                    )
+                yield np.frombuffer(data, dtype=self.dtype)
                 left -= size
             stream.read(1)
 
     def whole(self) -> AnyArray:
         """Return all of it, in its shape."""
         flat = np.concatenate([np.empty(0, self.dtype), *self.chunks()])
-        return flat.reshape(self.shape, order="F" if self.is_fortran else "C")
-
-    def _read(self, stream: IO[bytes], size: int) -> bytes:
-        data = stream.read(size)
-        if len(data) < size:
-            raise CalibrationError(
-                f"{self.name} is truncated",
-                found=f"{size - len(data)} bytes too few at least",
-                needed=f"{self.shape} of {self.dtype}",
-                fix="write the file again",
-            )
-        return data
+        return flat.reshape(self.shape, order="F" if self._is_fortran else "C")
 
 
 def _read_header(stream: IO[bytes], *, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -164,29 +143,13 @@ def _read_header(stream: IO[bytes], *, name: str) -> tuple[tuple[int, ...], bool
 
 def npy_array(path: Path) -> StreamedArray:
     """Return the array of a `.npy` file."""
-    return StreamedArray.open(lambda: path.open("rb"), name=str(path))
-
-
-def npz_members(path: Path) -> dict[str, zipfile.ZipInfo]:
-    """Return the arrays of a `.npz` file by name."""
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-    twice = stated_twice(info.filename.removesuffix(".npy") for info in members)  # NumPy takes either for the array
-    if twice is not None:
-        fix = "write it again with numpy.savez"
-        raise CalibrationError(f"{path} holds an array twice", found=twice, needed="one of each name", fix=fix)
-    return {name.removesuffix(".npy"): info for info in members if (name := info.filename).endswith(".npy")}
+    return StreamedArray(lambda: path.open("rb"), name=str(path))
 
 
 def npz_array(path: Path, info: zipfile.ZipInfo, *, verify: bool) -> StreamedArray:
     """Return an array of a `.npz` file; `verify` checks its checksum, which costs as much as the counting."""
-
-    def opener() -> IO[bytes]:
-        if not verify and info.compress_type == zipfile.ZIP_STORED:
-            return _stored_member(path, info)
-        return _Member(path, info)
-
-    return StreamedArray.open(opener, name=f"{path}: {info.filename.removesuffix('.npy')}")
+    opener = _stored_member if not verify and info.compress_type == zipfile.ZIP_STORED else _Member
+    return StreamedArray(partial(opener, path, info), name=f"{path}: {info.filename.removesuffix('.npy')}")
 
 
 class _Member(io.BufferedReader):
@@ -287,7 +250,13 @@ def level_pairs(named: Mapping[str, Any], *, name: str) -> dict[Level, Pair]:
             needed="pred_score (or scores), anomaly_map (or maps)",
             fix="name the arrays so",
         )
-    check_counts(shapes, where=name)
+    if len({shape[0] for shape in shapes.values()}) > 1:
+        raise CalibrationError(
+            f"{name}: the shapes do not agree",
+            found=f"{shapes['image'][0]} scores, {shapes['pixel'][0]} maps",
+            needed="one score per map",
+            fix="give scores and maps of the same images, or files for each level apart",
+        )
     return pairs
 
 
@@ -310,7 +279,14 @@ class Shard:
 
     def signature(self) -> object:
         """Return what changes when a file is written to; arrays in memory have no cheap sign of a change."""
-        return [file_signature(path) for path in self.files]
+        found = []
+        for path in self.files:
+            try:
+                status = path.stat()
+            except OSError as error:
+                raise cannot_read(str(path), error) from error
+            found.append((status.st_ino, status.st_size, status.st_mtime_ns))
+        return found
 
     def arrays(self, *, verify: bool) -> dict[str, Any]:
         """Return the arrays by their names in the shard; `verify` on the first pass."""
@@ -329,8 +305,7 @@ class Shard:
     def blocks(self, level: Level, *, verify: bool) -> Iterator[Block]:
         """Yield the blocks of a level after checking types and shapes, none where the shard does not have it.
 
-        Raises a CalibrationError where shapes or types do not fit or the shard is damaged, a FileError where it is not
-        there or may not be read.
+        Raises a CalibrationError where something does not fit or is damaged, a FileError where it cannot be read.
         """
         with readable(self.name):
             pair = self.pair(level, verify=verify)
@@ -355,8 +330,14 @@ class NpzShard(FileShard):
 
     def arrays(self, *, verify: bool) -> dict[str, Any]:
         """Return the members with known names."""
-        members = npz_members(self.path)
-        return {name: npz_array(self.path, info, verify=verify) for name, info in members.items() if name in MEANING}
+        with zipfile.ZipFile(self.path) as archive:
+            members = archive.infolist()
+        twice = stated_twice(info.filename.removesuffix(".npy") for info in members)  # NumPy takes either for the array
+        if twice is not None:
+            fix = "write it again with numpy.savez"
+            raise CalibrationError(f"{self.path} holds an array twice", found=twice, needed="one of each name", fix=fix)
+        known = {name: info for name in MEANING for info in members if info.filename == f"{name}.npy"}
+        return {name: npz_array(self.path, info, verify=verify) for name, info in known.items()}
 
 
 class NpyShard(Shard):
@@ -387,16 +368,17 @@ class MemoryShard(Shard):
 
     def arrays(self, *, verify: bool) -> dict[str, Any]:
         """Return the arrays; what NumPy can slice stays where it is."""
-        return {key: _array_of(value, place=f"{self.name}: {key}") for key, value in self.given.items()}
-
-
-def _array_of(value: Any, *, place: str) -> Any:
-    if isinstance(value, str | Path):
-        return npy_array(Path(value))
-    if hasattr(value, "detach") or not (hasattr(value, "shape") and hasattr(value, "dtype")):
-        return as_numpy(value, place=place)
-    check_plain(value, place=place)
-    return value
+        found: dict[str, Any] = {}
+        for key, value in self.given.items():
+            place = f"{self.name}: {key}"
+            if key in self.paths:
+                found[key] = npy_array(self.paths[key])
+            elif hasattr(value, "detach") or not (hasattr(value, "shape") and hasattr(value, "dtype")):
+                found[key] = as_numpy(value, place=place)
+            else:
+                check_plain(value, place=place)
+                found[key] = value
+        return found
 
 
 _COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -469,25 +451,13 @@ def _row_block(rows: list[tuple[float, float]], place: Place, start: int, *, lab
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a pass over one level is.
+    """How far a pass over one level is."""
 
-    Parameters
-    ----------
-    level
-        The level that is read.
-    number
-        The pass, from 1. Two or three do nearly always; scores that all reach nearly the same F1 need more.
-    values, total
-        Values read in this pass, and values of a whole pass; None in the first one where the headers do not tell.
-    shard
-        The file that is read.
-    """
-
-    level: Level
-    number: int
-    values: int
+    level: Level  # that is read
+    number: int  # of the pass, from 1; two or three do nearly always; scores that all reach nearly one F1 need more
+    values: int  # read in this pass, and those of a whole one; None in the first one where the headers do not tell
     total: int | None
-    shard: str
+    shard: str  # the file that is read
 
 
 States = dict[int, object]
@@ -503,9 +473,9 @@ def check_state(states: States, index: int, state: object, name: str, *, reading
 def read_shards(
     level: Level, shards: Sequence[Shard], states: States, *, verify: bool, first: int = 0
 ) -> Iterator[Block]:
-    """Yield all blocks of a level of some shards, the first of which has that position; one pass.
+    """Yield all blocks of a level of some shards; `first` is the position of the first; `verify` checks checksums too.
 
-    Raises a CalibrationError if a shard is damaged or changed since it was first met. `verify` checks checksums too.
+    Raises a CalibrationError if a shard is damaged or changed since it was first met.
     """
     for index, shard in enumerate(shards, start=first):
         check_state(states, index, shard.signature(), shard.name)

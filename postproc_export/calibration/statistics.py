@@ -10,7 +10,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from postproc_export.calibration.arrays import check_seen
 from postproc_export.calibration.counting import Extremes, Values
 from postproc_export.calibration.policies import Policy
 from postproc_export.calibration.search import (
@@ -132,8 +131,6 @@ def curve(table: Table, chosen: Found | None) -> dict[str, list[Any]]:
     }
 
 
-# --- How far the threshold may move with other images of the same kind: a bootstrap interval, whatever the order.
-
 MAX_IMAGES: Final = 10**6
 CONFIDENCE: Final = 0.95
 _SEED: Final = 20_240_501
@@ -175,9 +172,6 @@ def _resampled_key(table: Table, policy: Policy, drawn: "np.ndarray[Any, np.dtyp
     return outcome.key if isinstance(outcome, Found) else None
 
 
-# --- What one pass without a spool knows: counts in buckets of 2^16 keys, so within one it knows bounds only.
-
-
 def one_pass_bound(table: Table, found: Found) -> dict[str, Any]:
     """Return how far F1 at the threshold can be below the best F1 of all observed values, at most.
 
@@ -194,9 +188,6 @@ def one_pass_bound(table: Table, found: Found) -> dict[str, Any]:
     best = 2 * float(BestRatio(1, 1).upper(table).max())
     here = 2 * tp / (tp + fp + table.n_anomalous)
     return {"exact": False, "f1_gap": min(max(best * (1 + MARGIN) - here, 0.0), 1.0)}
-
-
-# --- What can be reached, where a policy cannot.
 
 
 def _unreachable(level: Level, policy: Policy, table: Table, best: Found | None, bound: float) -> CalibrationError:
@@ -232,9 +223,6 @@ def _unreachable(level: Level, policy: Policy, table: Table, best: Found | None,
     return CalibrationError(what, found=f"at most {shown}", needed=needed, fix=fix)
 
 
-# --- The statistics of one level, from what the first pass counted and a way to read the values again.
-
-
 class CalibrationWarning(UserWarning):
     """A calibration that works but whose threshold means less than usual; the statistics record why."""
 
@@ -258,7 +246,13 @@ def level_stats(level: Level, counted: Counted, options: LevelOptions, *, values
     """
     if counted.labelled is None:
         return None
-    check_seen(level, counted.seen, dropped=counted.dropped)
+    if not counted.seen:
+        raise CalibrationError(
+            f"{level} level: no sample at all",
+            found=f"{counted.dropped} values, none of them finite" if counted.dropped else "arrays without elements",
+            needed="one finite value at least" if counted.dropped else "one image at least",
+            fix="give arrays with elements, or leave the level out",
+        )
     is_exact, policy = options.exact or counted.is_exact, options.policy
     table = counted.table
     if not is_exact:  # one pass decides as if every bin held one value, its lower edge

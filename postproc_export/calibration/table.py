@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,6 @@ Floats = NDArray[np.float32]
 Flags = NDArray[np.bool_]
 Counts = NDArray[np.int64]
 
-BUCKETS: Final = 1 << 16
-NEGATIVE_ZERO_BUCKET: Final = 1 << 15  # of the raw bits
 _SIGN = np.uint32(0x8000_0000)
 _NEGATIVE_ZERO = np.int32(-(2**31))
 
@@ -62,23 +60,6 @@ def merge_zeros(values: Floats) -> Floats:
     return merged
 
 
-def raw_buckets(values: Floats) -> NDArray[np.uint16]:
-    """Return the upper 16 bits of each value's raw float32 pattern; a strided view, not a copy."""
-    return values.view(np.uint16)[1::2]
-
-
-def to_ordered_buckets(raw_counts: NDArray[Any]) -> NDArray[Any]:
-    """Reorder a table over raw upper halves so that it ascends with the value; shape (65536,)."""
-    half = BUCKETS // 2
-    return np.concatenate((raw_counts[half:][::-1], raw_counts[:half]))
-
-
-def raw_numbers(ordered: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Return where buckets stand in a table over raw upper halves, from their numbers in the order of the values."""
-    half = BUCKETS // 2
-    return np.where(ordered < half, BUCKETS - 1 - ordered, ordered - half)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """Counts per bin; the bins are disjoint, ascending, and every value seen lies in one of them."""
@@ -114,11 +95,6 @@ class Table:
         """Normal values above the whole bin."""
         above: Counts = self.fp - self.normal
         return above
-
-    @property
-    def is_open(self) -> Flags:
-        """Bins that may hold more than one value."""
-        return self.widths > 0
 
     @cached_property
     def n_normal(self) -> int:

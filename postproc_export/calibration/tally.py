@@ -1,9 +1,14 @@
 """The tally of a level: exact counts, and what is wrong with the values; those of parts add up to that of the whole."""
 
 import dataclasses
+import os
+import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +16,8 @@ from numpy.typing import NDArray
 from postproc_export.calibration.arrays import AnyArray, Block, Place, check_labelled
 from postproc_export.calibration.counting import (
     CoarseHistogram,
+    Divide,
+    Extremes,
     Part,
     Truth,
     as_flags,
@@ -19,7 +26,7 @@ from postproc_export.calibration.counting import (
     to_float32_array,
 )
 from postproc_export.calibration.table import Flags, Floats, Table, key_of, merge_zeros, ordered_keys
-from postproc_export.errors import CalibrationError, PostprocError
+from postproc_export.errors import CalibrationError, FileError, PostprocError
 from postproc_export.options import Nonfinite
 
 
@@ -82,8 +89,7 @@ def _first_fault(faults: Faults) -> CalibrationError:
 def clean(blocks: Iterable[Block], *, nonfinite: Nonfinite) -> Iterator[Chunk]:
     """Check and round the blocks of a first pass.
 
-    Raises a CalibrationError where values are not finite after rounding (unless they are to be dropped) or ground truth
-    is not 0/1: after the array with the first such element, with the number of them in that array.
+    Raises a CalibrationError of what is not finite or not 0/1 at the end of its array, with how many there are.
     """
     faults: Faults = {}
     yield from _examine(blocks, faults, nonfinite=nonfinite)
@@ -147,10 +153,7 @@ class Counted:
 
 
 class Tally:
-    """Exact counts of one level in constant memory, where ground truth was met first, and what is wrong first.
-
-    An empty tally changes nothing; tallies of parts that follow each other merge to that of the whole, error included.
-    """
+    """Exact counts of one level in constant memory, and what is wrong first; parts in order merge to the whole."""
 
     def __init__(self, *, number: int = 0, limit: int | None = None) -> None:
         self._kept: list[_Run] = []
@@ -165,11 +168,6 @@ class Tally:
         self._first: Place | None = None
         self._faults: Faults = {}
         self._error: PostprocError | None = None
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether all values are here."""
-        return self._histogram is None
 
     def count(self, blocks: Iterable[Block], *, nonfinite: Nonfinite) -> None:
         """Count raw blocks up to the first array that is not legal, or cannot be read; `counted` raises why."""
@@ -216,12 +214,14 @@ class Tally:
         if self._error is not None:
             return
         if self._faults:
-            if other._number == self._number and (
-                other._faults or other._error is not None
-            ):  # another part of the same array
+            if other._number == self._number:  # another part of the same array
                 self._error = other._error
-                for kind, fault in other._faults.items():
-                    self._faults[kind] = _merged(self._faults.get(kind), fault)
+                for kind, fault in other._faults.items():  # neither is changed, since tasks may run again
+                    before = self._faults.get(kind)
+                    if before is not None:
+                        first = min(before, fault, key=lambda each: each.position)
+                        fault = dataclasses.replace(first, count=before.count + fault.count)
+                    self._faults[kind] = fault
             return
         self._number, self._error = other._number, other._error
         self._faults = {kind: dataclasses.replace(fault) for kind, fault in other._faults.items()}
@@ -275,8 +275,9 @@ class Tally:
             raise self._error
         if self._faults:
             raise _first_fault(self._faults)
-        table = self.table(exact=self.is_exact)
-        return Counted(table, self.labelled, is_exact=self.is_exact, is_wide=self.is_wide, dropped=self.dropped)
+        is_exact = self._histogram is None  # all values are here
+        table = self.table(exact=is_exact)
+        return Counted(table, self.labelled, is_exact=is_exact, is_wide=self.is_wide, dropped=self.dropped)
 
 
 def _joined(runs: Sequence[_Run]) -> tuple[Floats, Flags]:
@@ -288,14 +289,6 @@ def _joined(runs: Sequence[_Run]) -> tuple[Floats, Flags]:
 def _count_runs(histogram: CoarseHistogram, runs: Sequence[_Run]) -> None:
     for values, truth, low, high in runs:
         histogram.add(values, truth, low=low, high=high)
-
-
-def _merged(one: Fault | None, other: Fault) -> Fault:
-    """Return the illegal elements of two parts of one array; neither is changed, since tasks may run again."""
-    if one is None:
-        return other
-    first = min(one, other, key=lambda fault: fault.position)
-    return dataclasses.replace(first, count=one.count + other.count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,3 +311,143 @@ class Count:
         for answer in answers:
             total.merge(answer)
         return total
+
+
+# --- The values of a one-shot stream, to be read again: in memory while they are few, then in an unlinked file.
+
+SPOOLED: Final = 1 << 18  # values that are kept together
+IN_MEMORY: Final = 1 << 24  # bytes of values that stay in memory
+
+
+class Spool:
+    """Values and ground truth in the order they came; the file has no name, so it is gone when the process is.
+
+    float32 values take 4.1 bytes each, wider types 8.1: they are kept as they came, since rounding to float32 may merge
+    values.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._full: list[tuple[AnyArray, AnyArray]] = []
+        self._kept = 0
+        self._index: list[tuple[int, int, str]] = []
+        self._end = 0
+        self._file: IO[bytes] | None = None
+        self._values: AnyArray = np.empty(0, dtype=np.float32)
+        self._truth: Flags = np.empty(0, dtype=np.bool_)
+        self._held = 0
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether some of the values are in the temporary file."""
+        return self._file is not None
+
+    def append(self, values: AnyArray, truth: Flags | None) -> None:
+        """Keep a flat run of values, float32 or float64."""
+        if values.dtype != self._values.dtype or not self._values.size:
+            self._seal()
+            self._values, self._truth = np.empty(SPOOLED, dtype=values.dtype), np.empty(SPOOLED, dtype=np.bool_)
+        start = 0
+        while start < values.size:
+            size = min(values.size - start, SPOOLED - self._held)
+            self._values[self._held : self._held + size] = values[start : start + size]
+            self._truth[self._held : self._held + size] = False if truth is None else truth[start : start + size]
+            self._held += size
+            start += size
+            if self._held == SPOOLED:
+                self._seal()
+
+    def _seal(self) -> None:
+        if not self._held:
+            return
+        values, packed = self._values[: self._held], np.packbits(self._truth[: self._held])
+        if self._kept + values.nbytes <= IN_MEMORY:
+            self._full.append((values.copy(), packed))
+            self._kept += values.nbytes
+        else:
+            self._write(values, packed)
+        self._held = 0
+
+    def _write(self, values: AnyArray, packed: AnyArray) -> None:
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - lives as long as the spool
+                weakref.finalize(self, self._file.close)
+            start = self._end
+            for part in (values.data.cast("B"), packed.data.cast("B")):
+                done = 0
+                while done < len(part):
+                    done += os.pwrite(self._file.fileno(), part[done:], start + done)
+                start += done
+        except OSError as error:
+            raise FileError(
+                f"the spool in {self._folder or tempfile.gettempdir()} cannot be written: {error.strerror}",
+                found=f"{self._end} bytes written so far",
+                needed="4.1 bytes per value (8.1 for float64)",
+                fix="give a folder with more room (spool_dir=), calibrate from files, or use exact=False",
+            ) from error
+        self._index.append((self._end, values.size, values.dtype.str))
+        self._end = start
+
+    def blocks(self, *, labelled: bool) -> Iterator[Block]:
+        """Yield everything that was appended; may be called again and again, and between appends."""
+        place = Place("the calibrator", "values", "truth", (1,))
+        on_disk = (self._read(offset, size, np.dtype(dtype)) for offset, size, dtype in self._index)
+        for values, packed in chain(self._full, on_disk):
+            yield Block(values, np.unpackbits(packed, count=values.size).view(np.bool_) if labelled else None, place, 0)
+        if self._held:
+            yield Block(self._values[: self._held], self._truth[: self._held] if labelled else None, place, 0)
+
+    def _read(self, offset: int, size: int, dtype: "np.dtype[Any]") -> tuple[AnyArray, AnyArray]:
+        assert self._file is not None, "the index is empty without a file"
+        values_bytes, packed_bytes = size * dtype.itemsize, -(-size // 8)
+        raw = np.empty(values_bytes + packed_bytes, dtype=np.uint8)
+        done = 0
+        while done < raw.size:
+            step = os.preadv(self._file.fileno(), [raw.data[done:]], offset + done)
+            if step == 0:
+                raise FileError("the spool file of the calibrator was truncated", fix="calibrate again")
+            done += step
+        return raw[:values_bytes].view(dtype), raw[values_bytes:]
+
+    def close(self) -> None:
+        """Forget everything and give the disk space back."""
+        if self._file is not None:
+            self._file.close()
+        self.__init__(self._folder)  # type: ignore[misc]
+
+
+class LevelState:
+    """What a `Calibrator` has seen of one level: a tally, and the values to be read again."""
+
+    def __init__(self, spool: Spool | None) -> None:
+        self.tally = Tally()
+        self.spool = spool
+        self.is_broken = False
+
+    def absorb(self, chunks: Iterable[Chunk]) -> None:
+        """Count checked chunks and keep their values."""
+        self.is_broken = True  # until all of it is kept: after a full disk the spool and the counts disagree
+        for chunk in chunks:
+            if self.spool is not None:
+                values: AnyArray = chunk.values
+                if is_wide(chunk.original.dtype):  # as they came, so that merged values can be noticed
+                    wide = chunk.original.astype(np.float64)
+                    values = wide if np.array_equal(to_float32_array(wide), chunk.values) else values
+                self.spool.append(values, chunk.truth)
+            self.tally.add(chunk)
+        self.is_broken = False
+
+    def merge(self, other: "LevelState") -> None:
+        """Take over the values and counts of another level."""
+        self.is_broken = True
+        if self.spool is not None and other.spool is not None:
+            for block in other.spool.blocks(labelled=True):
+                self.spool.append(block.values, block.truth)
+        self.tally.merge(other.tally)
+        self.is_broken = False
+
+    def ask(self, work: Divide | Extremes) -> Any:
+        """Return the answer of a pass over every value."""
+        assert self.spool is not None, "a level without a spool is not read again"
+        return work.run(Part(self.spool.blocks(labelled=bool(self.tally.labelled))))

@@ -11,8 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
-from postproc_export.calibration.arrays import Block, Pair
-from postproc_export.calibration.boxes import box_blocks
+from postproc_export.calibration.arrays import Block, Pair, box_blocks
 from postproc_export.calibration.shards import MEANING, FileShard, cannot_read, damaged, readable
 from postproc_export.calibration.statistics import CalibrationWarning
 from postproc_export.errors import CalibrationError, FileError, PostprocError, require
@@ -26,9 +25,8 @@ _FRAME: Final = slice(12, 16)  # its length, header included, little endian
 def _layout(folder: Path) -> dict[str, Any] | None:
     """Return how the metadata of an array say that its chunks (its shards, where it has them) are stored.
 
-    Those are the number of chunks along every axis, what stands before the numbers in the name of a chunk and between
-    them, whether each file is a Blosc frame, and the value of elements that are not stored. None: they are laid out in
-    a way that is not known.
+    Those are how many there are along every axis, how their files are named, whether each is a Blosc frame, and the
+    value of elements that are not stored. None: they are laid out in a way that is not known.
     """
     try:
         if (folder / "zarr.json").is_file():
@@ -129,7 +127,14 @@ class ZarrShard(FileShard):
         except MemoryError:
             raise
         except Exception as error:  # whatever its parser stumbles over
-            raise self._no_group(error) from error
+            if isinstance(error, PermissionError):
+                raise cannot_read(self.name, error) from error
+            fix = "zarr.save_group(path, maps=maps, masks=masks)"
+            rows = {"found": "an array", "needed": "a group", "fix": fix}
+            if (self.path / ".zarray").exists() or type(error).__name__ == "ContainsArrayError":
+                raise CalibrationError(f"{self.name} is not a Zarr group", **rows) from error
+            rows = {"found": f"{type(error).__name__}: {error}", "fix": f"write it again: {fix}"}
+            raise CalibrationError(f"{self.name} cannot be read as a Zarr group", **rows) from error
         for name, array in named.items():
             if not (hasattr(array, "shape") and hasattr(array, "dtype")):
                 at, fix = f"{self.name}: {name}", "write it again"
@@ -150,28 +155,16 @@ class ZarrShard(FileShard):
                 fix="zarr.save_group(path, maps=maps, masks=masks)",
             )
 
-    def _no_group(self, error: Exception) -> PostprocError:
-        if isinstance(error, PermissionError):
-            return cannot_read(self.name, error)
-        fix = "zarr.save_group(path, maps=maps, masks=masks)"
-        if (self.path / ".zarray").exists() or type(error).__name__ == "ContainsArrayError":
-            return CalibrationError(f"{self.name} is not a Zarr group", found="an array", needed="a group", fix=fix)
-        found = f"{type(error).__name__}: {error}"
-        return CalibrationError(
-            f"{self.name} cannot be read as a Zarr group", found=found, fix=f"write it again: {fix}"
-        )
-
     def blocks(self, level: Level, *, verify: bool) -> Iterator[Block]:
-        """Yield the blocks of a level; the first pass looks at the files of its chunks before any is decoded.
-
-        Raises a CalibrationError where shapes or types do not fit or the store is damaged, a FileError where a file of
-        it may not be read.
-        """
+        """Yield the blocks of a level; the first pass looks at the files of its chunks before any is decoded."""
         pair = self.pair(level, verify=verify)
         if pair is not None:
             if verify and self.run is None:
                 self.check(pair)
-            with _few_threads(), _decodable(self.name):
+            # few chunks at once: every thread that has decoded one keeps memory of that size; version 2 decodes in turn
+            config = getattr(require("zarr", extra="zarr", purpose="reading a Zarr store"), "config", None)
+            limits = nullcontext() if config is None else config.set(dict.fromkeys(_LIMITS, _THREADS))
+            with limits, _decodable(self.name):
                 yield from box_blocks(pair, run=self.run)
 
     def check(self, pair: Pair) -> None:
@@ -185,15 +178,6 @@ class ZarrShard(FileShard):
                 _check_chunks(self.path / pair.place.truth_key, store=self.name)
         if missing is not None:
             warnings.warn(CalibrationWarning(f"{self.name}: {missing}"), stacklevel=2)
-
-
-@contextmanager
-def _few_threads() -> Iterator[None]:
-    """Decode few chunks at once: every thread that has decoded one keeps memory of that size."""
-    zarr = require("zarr", extra="zarr", purpose="reading a Zarr store")
-    config = getattr(zarr, "config", None)  # version 2 has none, and decodes one chunk after the other
-    with nullcontext() if config is None else config.set(dict.fromkeys(_LIMITS, _THREADS)):
-        yield
 
 
 @contextmanager

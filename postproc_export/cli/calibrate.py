@@ -121,7 +121,7 @@ def _check_before(source: Sequence[Path], images: Path | None, output: Path, spo
 
     Of a model and its images, `_from_model` looks at each file once they are known.
     """
-    from postproc_export.calibration.sources import source_files
+    from postproc_export.calibration.calibrator import source_files
     from postproc_export.files import check_folder, check_target
 
     listing = [images] if images is not None and images.is_file() else []

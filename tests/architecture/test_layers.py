@@ -24,8 +24,8 @@ ORDER = {
     """,
     "postproc_export.steps": "modules transforms decisions user user_export around",
     "postproc_export.calibration": """
-        table arrays boxes policies counting tally search statistics spool shards zarr ranks dask_cluster dask
-        calibrator sources model
+        table arrays policies counting tally search statistics shards zarr ranks dask
+        calibrator model
     """,
     "postproc_export.check": """
         inputs assumed attached_files attached ways reference chain report preserved preserved_files

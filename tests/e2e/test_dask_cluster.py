@@ -7,15 +7,17 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from postproc_export.calibration import COMPARED, Progress, calibrate, dask_cluster
+from postproc_export.calibration import COMPARED, Progress, calibrate
+from postproc_export.calibration import dask as dask_level
 from postproc_export.calibration.counting import Divide
-from postproc_export.calibration.dask import ShardTask
+from postproc_export.calibration.dask import answer_shards
 from postproc_export.calibration.shards import NpzShard
 from postproc_export.calibration.tally import Count
 from postproc_export.errors import CalibrationError, FileError
@@ -234,15 +236,16 @@ def test_progress_counts_values(shards: Path, cluster: str) -> None:
 
 def test_answers_hold_histograms_and_no_values(shards: Path) -> None:
     """What a part of a large source sends is its used bins; what it is sent is paths and bins."""
-    task = ShardTask("pixel", [NpzShard(shards / "1.npz")], {}, first=0, number=0, verify=True)
+    parts: dict[str, Any] = {"shards": [NpzShard(shards / "1.npz")], "states": {}, "first": 0, "number": 0}
+    task = partial(answer_shards, level="pixel", verify=True, **parts)
     assert len(pickle.dumps(task)) < 1000
-    answer = pickle.dumps(task.answer(Count("error", carried=0)).answer)
+    answer = pickle.dumps(task(Count("error", carried=0)).answer)
     count = pickle.loads(answer).counted()
     assert count.seen == 25 * 160 * 160
     assert len(answer) < 21 * len(count.table) + 2000 < count.seen / 10
     bins = np.arange(100, 110)
     divide = Divide.of(count.table, bins, bits=0)
-    finer = task.answer(divide).answer
+    finer = task(divide).answer
     held = int((count.table.normal + count.table.anomalous)[bins].sum())
     assert len(finer) <= held < count.seen / 50
     assert len(pickle.dumps(finer)) < 21 * held + 2000
@@ -304,12 +307,12 @@ def test_a_cluster_without_workers_or_with_other_software(
     monkeypatch: pytest.MonkeyPatch, addresses: tuple[str, str, str]
 ) -> None:
     """Both are said before anything is read."""
-    monkeypatch.setattr(dask_cluster, "__version__", "0.0.0")
+    monkeypatch.setattr(dask_level, "__version__", "0.0.0")
     text = (
         "the Dask scheduler is not the same software\n  found:   postproc-export .*\n  needed:  postproc-export 0.0.0"
     )
     with pytest.raises(CalibrationError, match=text):
         calibrate(DATA, dask=addresses[0])
-    monkeypatch.setattr(dask_cluster, "WAIT", 0.1)
+    monkeypatch.setattr(dask_level, "WAIT", 0.1)
     with pytest.raises(CalibrationError, match=rf"the Dask scheduler at {addresses[2]} has no worker"):
         calibrate(DATA, dask=addresses[2])

@@ -19,7 +19,8 @@ import dask.array as da
 import numpy as np
 from distributed import Client, LocalCluster
 
-from postproc_export.calibration import Progress, calibrate, dask_cluster
+from postproc_export.calibration import Progress, calibrate
+from postproc_export.calibration import dask as dask_level
 
 CHUNKS = 24
 VALUES = np.random.default_rng(3).gamma(2, size=(CHUNKS, 50000)).astype(np.float32)
@@ -64,11 +65,11 @@ class Cases:
 
     def other_software(self) -> Any:
         """The default client leads to another version."""
-        mine, dask_cluster.__version__ = dask_cluster.__version__, "0.0.0"  # type: ignore[misc]
+        mine, dask_level.__version__ = dask_level.__version__, "0.0.0"  # type: ignore[misc]
         try:
             return calibrated()
         finally:
-            dask_cluster.__version__ = mine  # type: ignore[misc]
+            dask_level.__version__ = mine  # type: ignore[misc]
 
     def one_dies(self) -> Any:
         """One of two workers goes in the middle of the first pass."""
@@ -113,12 +114,12 @@ def calibrated(progress: Callable[[Progress], None] | None = None) -> str:
 @contextmanager
 def patched(name: str, value: float) -> Iterator[None]:
     """Give a waiting time of the package another value."""
-    before = getattr(dask_cluster, name)
-    setattr(dask_cluster, name, value)
+    before = getattr(dask_level, name)
+    setattr(dask_level, name, value)
     try:
         yield
     finally:
-        setattr(dask_cluster, name, before)
+        setattr(dask_level, name, before)
 
 
 def result_of(case: Callable[[], Any]) -> Any:

@@ -19,7 +19,7 @@ import torch
 from calibration_cases import sample
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Subset
 
-from postproc_export.calibration import Calibrator, spool
+from postproc_export.calibration import Calibrator, tally
 from postproc_export.errors import UsageError
 from postproc_export.integrations.lightning import Package, calibration_callback, checkpoint_statistics
 
@@ -241,8 +241,8 @@ class Cases:
         calibration = self.callback()
         spools = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(spool, "IN_MEMORY", 0)
-            patch.setattr(spool, "BLOCK", 10)
+            patch.setattr(tally, "IN_MEMORY", 0)
+            patch.setattr(tally, "SPOOLED", 10)
             patch.setattr(Calibrator, "close", lambda self: (spools.append(on_disk(self)), self.reset()))
             with pytest.raises(RuntimeError, match="the validation step is broken"):
                 self.trainer("broken-step", calibration).validate(self.model(BrokenSteps), loader(13, batch_size=2))

@@ -5,11 +5,11 @@ import sys
 import time
 from typing import Any
 
-from postproc_export.calibration import spool
-from postproc_export.calibration.spool import Spool
+from postproc_export.calibration import tally
+from postproc_export.calibration.tally import Spool
 from postproc_export.cli import entrypoint
 
-spool.BLOCK, spool.IN_MEMORY = 16, 0  # every run of 16 values goes to the file
+tally.SPOOLED, tally.IN_MEMORY = 16, 0  # every run of 16 values goes to the file
 _append = Spool.append
 
 

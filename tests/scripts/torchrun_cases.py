@@ -20,7 +20,7 @@ from calibration_cases import computed, sharded_cases
 from postproc_export.calibration import CalibrationWarning, Calibrator, tally
 from postproc_export.calibration.arrays import Block
 from postproc_export.calibration.ranks import all_ranks
-from postproc_export.calibration.spool import Spool
+from postproc_export.calibration.tally import Spool
 from postproc_export.errors import FileError
 
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from postproc_export.calibration import COMPARED, Progress, calibrate, dask_cluster, tally
+from postproc_export.calibration import COMPARED, Progress, calibrate, tally
 from postproc_export.calibration import dask as dask_level
 from postproc_export.calibration.shards import NpzShard
 from postproc_export.errors import CalibrationError, UsageError
@@ -162,11 +162,11 @@ def test_a_part_that_is_given_up_is_an_error_of_the_cluster(
     """What Dask hands over in the place of a count is raised, not passed to the progress function."""
     client = SimpleNamespace(compute=lambda tasks: [SimpleNamespace(release=lambda: None) for _ in tasks], loop=None)
     completed = SimpleNamespace(as_completed=lambda *given, **options: SimpleNamespace(__anext__=None))
-    monkeypatch.setattr(dask_cluster, "require", lambda name, **why: completed if name == "distributed" else dask)
-    monkeypatch.setattr(dask_cluster, "watched", lambda client, start: (None, kind("scheduler-connection-lost")))
+    monkeypatch.setattr(dask_level, "require", lambda name, **why: completed if name == "distributed" else dask)
+    monkeypatch.setattr(dask_level, "watched", lambda client, start: (None, kind("scheduler-connection-lost")))
     heard: list[int] = []
     with pytest.raises(CalibrationError, match=r"found:   CancelledError: scheduler-connection-lost"):
-        dask_cluster.Cluster(client).run(lambda question: [dask.delayed(1)], object(), on_reply=heard.append)  # type: ignore[arg-type]
+        dask_level.Cluster(client).run(lambda question: [dask.delayed(1)], object(), on_reply=heard.append)  # type: ignore[arg-type]
     assert heard == []
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from postproc_export.calibration import Calibrator, Progress, arrays, calibrate, shards, tally
+from postproc_export.calibration.calibrator import source_files
 from postproc_export.calibration.shards import CsvShard, NpyShard
-from postproc_export.calibration.sources import source_files
 from postproc_export.errors import CalibrationError, FileError, UsageError
 
 RNG = np.random.default_rng(5)

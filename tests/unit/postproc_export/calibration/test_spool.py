@@ -50,8 +50,8 @@ def test_the_spool_has_no_name_and_is_closed(tiny_spool: None, tmp_path: Path) -
 KILLED = """
 import os, signal, sys
 import numpy as np
-from postproc_export.calibration import Calibrator, spool
-spool.IN_MEMORY = 0
+from postproc_export.calibration import Calibrator, tally
+tally.IN_MEMORY = 0
 calibrator = Calibrator(spool_dir=sys.argv[1])
 calibrator.update(np.arange(600_000.0), np.arange(600_000) % 2)
 assert calibrator._levels["image"].spool.on_disk
@@ -86,9 +86,9 @@ def test_a_full_disk_is_a_clear_error(tiny_spool: None, monkeypatch: pytest.Monk
 LIMITED = """
 import resource, sys
 import numpy as np
-from postproc_export.calibration import Calibrator, spool
+from postproc_export.calibration import Calibrator, tally
 from postproc_export.errors import FileError
-spool.IN_MEMORY = 0
+tally.IN_MEMORY = 0
 resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))
 first, second = (Calibrator(spool_dir=sys.argv[1], resamples=0) for _ in range(2))
 for calibrator in (first, second):

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from postproc_export.calibration import CalibrationWarning, Calibrator, Progress, boxes, calibrate, tally
+from postproc_export.calibration import CalibrationWarning, Calibrator, Progress, arrays, calibrate, tally
 from postproc_export.calibration import zarr as zarr_store
-from postproc_export.calibration.arrays import Pair, Place
-from postproc_export.calibration.boxes import box_blocks, grid_of
+from postproc_export.calibration.arrays import Pair, Place, box_blocks, boxes_of
 from postproc_export.errors import CalibrationError, FileError
 
 zarr = pytest.importorskip("zarr", reason="the extra 'zarr' is not installed")
@@ -32,8 +31,8 @@ BLOSC: dict[int, Any] = {
 def small_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every level is read more than once, in several boxes and blocks."""
     monkeypatch.setattr(tally, "SMALL", 0)
-    monkeypatch.setattr(boxes, "BLOCK", 700)
-    monkeypatch.setattr(boxes, "GROUPED", 2000)
+    monkeypatch.setattr(arrays, "BLOCK", 700)
+    monkeypatch.setattr(arrays, "GROUPED", 2000)
 
 
 def write(
@@ -97,7 +96,7 @@ def test_no_chunk_is_decoded_twice(chunks: tuple[int, ...], truth_chunks: tuple[
 
 def test_memory_goes_before_decoding_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the common boxes do not fit, boxes stay small and some chunks are decoded again."""
-    monkeypatch.setattr(boxes, "BUDGET", 40_000)
+    monkeypatch.setattr(arrays, "BUDGET", 40_000)
     values, truth = Counting(MAPS, (1, 1, 40, 36)), Counting(MASKS, (12, 4, 36))
     assert (
         sum(block.values.size for block in box_blocks(Pair(values, truth, Place("", "", "", MAPS.shape)))) == MAPS.size
@@ -108,7 +107,7 @@ def test_memory_goes_before_decoding_once(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_chunk_larger_than_the_budget_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """It stays decoded, while the other array is read in boxes within the budget beside it."""
-    monkeypatch.setattr(boxes, "BUDGET", 10_000)
+    monkeypatch.setattr(arrays, "BUDGET", 10_000)
     values, truth = Counting(MAPS, (1, 1, 40, 36)), Counting(MASKS, (12, 40, 36))
     blocks = list(box_blocks(Pair(values, truth, Place("here", "maps", "masks", MAPS.shape))))
     assert set(values.decoded.values()) == set(truth.decoded.values()) == {1}
@@ -117,17 +116,22 @@ def test_a_chunk_larger_than_the_budget_is_read_once(monkeypatch: pytest.MonkeyP
     np.testing.assert_array_equal(found, MASKS.reshape(-1))
 
 
-def test_runs_of_boxes_make_up_the_whole() -> None:
-    """Parts that workers read are disjoint and complete."""
-    grid = grid_of(Pair(Counting(MAPS, (5, 1, 13, 36)), Counting(MASKS, (4, 11, 36)), Place("", "", "", MAPS.shape)))
-    assert len(grid) == len(list(grid.boxes()))
-    small = boxes.Grid((7, 10), (3, 10), (2, 4))
-    met = np.zeros((7, 10), int)
-    for outer, inner in small.boxes():
+def test_runs_of_boxes_make_up_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts that workers read are disjoint and complete, also where inner and outer boxes do not fit each other."""
+    monkeypatch.setattr(arrays, "BUDGET", 10_000)
+    monkeypatch.setattr(arrays, "GROUPED", 1)
+    pair = Pair(Counting(MAPS, (5, 1, 40, 36)), Counting(MASKS, (2, 7, 36)), Place("", "", "", MAPS.shape))
+    boxes = list(boxes_of(pair))
+    met = np.zeros(MASKS.shape, int)
+    for outer, inner in boxes:
         met[inner] += 1
         assert all(o.start <= i.start < i.stop <= o.stop for o, i in zip(outer, inner, strict=True))
     assert (met == 1).all()
-    assert len(small) == len(list(small.boxes()))
+    assert {(inner[0].start, inner[0].stop) for _, inner in boxes} >= {(4, 5), (5, 6), (6, 8)}
+    cuts = [(0, 1), (1, 17), (17, len(boxes))]
+    found = [block for run in cuts for block in box_blocks(pair, run=run)]
+    places = np.concatenate([block.place.ranks(block.start + np.arange(block.values.size)) for block in found])
+    assert (np.sort(places) == np.arange(MAPS.size)).all()
 
 
 @pytest.mark.parametrize("version", [2, 3])
