@@ -15,7 +15,7 @@ from harness import Call, environment, interleaved, publish, ratio, summary
 from onnx import TensorProto, helper
 
 from graph_patterns.expr import Expr
-from graph_patterns.onnx.emit import OnnxTarget, emit
+from graph_patterns.onnx.graph import OnnxTarget, emit
 from graph_patterns.openvino import emit as emit_openvino
 from postproc_export.options import TailOptions
 from postproc_export.ports import Selection

@@ -309,7 +309,7 @@ def _doubted(report: LevelReport, misfits: Collection[str]) -> LevelReport:
 
 def _onnx_facts(model: onnx.ModelProto, path: Path) -> dict[str, Any]:
     """Return who wrote an ONNX file, its operator set, and where its weights are."""
-    from graph_patterns.onnx.view import default_opset
+    from graph_patterns.onnx.graph import default_opset
 
     producer = f"{model.producer_name} {model.producer_version}".strip()
     return {"producer": producer, "opset": default_opset(model) or None, "weights": _onnx_weights(model, path)}

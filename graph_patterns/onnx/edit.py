@@ -11,9 +11,8 @@ from onnx import numpy_helper
 
 from graph_patterns.expr import ModelFileError, SharedValueError
 from graph_patterns.match import Site, Value
-from graph_patterns.onnx.emit import INITIALIZERS_NEED_NO_INPUT_SINCE, constant_nodes
 from graph_patterns.onnx.file import OnnxFile
-from graph_patterns.onnx.view import OnnxView, default_opset
+from graph_patterns.onnx.graph import INITIALIZERS_NEED_NO_INPUT_SINCE, OnnxView, constant_nodes, default_opset
 
 # --- Take matched nodes out of an ONNX model, safely: nothing that is left may read what goes.
 

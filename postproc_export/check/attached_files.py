@@ -10,8 +10,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import onnx
 
 from graph_patterns.match import GraphView, Value
-from graph_patterns.onnx.emit import ELEMENT_TYPES, LOWERINGS
-from graph_patterns.onnx.view import OnnxView, default_opset
+from graph_patterns.onnx.graph import ELEMENT_TYPES, LOWERINGS, OnnxView, default_opset
 from graph_patterns.openvino import OpenVinoView
 from postproc_export.check.assumed import Assumed
 from postproc_export.detach import misfits

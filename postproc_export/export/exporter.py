@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from graph_patterns.onnx.view import default_opset
+from graph_patterns.onnx.graph import default_opset
 from postproc_export.errors import FileError, UnsupportedModelError, UsageError, require
 from postproc_export.formats.onnx import OnnxFormat
 from postproc_export.ports import RAW_NAMES, Selection

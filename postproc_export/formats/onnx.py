@@ -9,9 +9,15 @@ import onnx
 from graph_patterns.expr import ModelFileError, UnsupportedOpsetError
 from graph_patterns.match import Site, Value
 from graph_patterns.onnx.edit import Soundness, reads, remove, set_numbers
-from graph_patterns.onnx.emit import ELEMENT_TYPES, INITIALIZERS_NEED_NO_INPUT_SINCE, OnnxTarget, emit
 from graph_patterns.onnx.file import external_files, load_skeleton
-from graph_patterns.onnx.view import OnnxView, default_opset
+from graph_patterns.onnx.graph import (
+    ELEMENT_TYPES,
+    INITIALIZERS_NEED_NO_INPUT_SINCE,
+    OnnxTarget,
+    OnnxView,
+    default_opset,
+    emit,
+)
 from postproc_export.errors import FileError, UnsupportedModelError, UsageError
 from postproc_export.files import publishing
 from postproc_export.formats.base import (

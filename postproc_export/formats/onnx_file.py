@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import onnx
 
-from graph_patterns.onnx.emit import OLDEST_OPSET
+from graph_patterns.onnx.graph import OLDEST_OPSET
 from postproc_export.formats.base import illegal
 from postproc_export.runtimes import Axis, PortInfo
 

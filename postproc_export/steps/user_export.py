@@ -14,8 +14,7 @@ import onnx
 
 from graph_patterns.expr import free_name
 from graph_patterns.onnx.edit import reads
-from graph_patterns.onnx.emit import INITIALIZERS_NEED_NO_INPUT_SINCE, constant_nodes
-from graph_patterns.onnx.view import default_opset
+from graph_patterns.onnx.graph import INITIALIZERS_NEED_NO_INPUT_SINCE, constant_nodes, default_opset
 from postproc_export.errors import MissingDependencyError, PostprocError, UnsupportedModelError, require
 from postproc_export.formats.base import Format, Plan
 from postproc_export.formats.onnx_file import oldest_opset_of, subgraphs

@@ -3,7 +3,7 @@
 import pytest
 
 from graph_patterns import openvino as openvino_lowering
-from graph_patterns.onnx import emit as onnx_lowering
+from graph_patterns.onnx import graph as onnx_lowering
 
 BACKENDS = {"onnx": onnx_lowering.LOWERINGS, "openvino": openvino_lowering.LOWERINGS}
 OPS = sorted(set().union(*BACKENDS.values()))

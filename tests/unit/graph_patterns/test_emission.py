@@ -28,8 +28,7 @@ from graph_patterns.catalog import (
     packed,
 )
 from graph_patterns.expr import cast
-from graph_patterns.onnx.emit import OnnxTarget, emit
-from graph_patterns.onnx.view import OnnxView
+from graph_patterns.onnx.graph import OnnxTarget, OnnxView, emit
 from graph_patterns.openvino import OpenVinoView
 from graph_patterns.openvino import emit as emit_openvino
 

@@ -13,8 +13,7 @@ import pytest
 from graph_patterns import Expr, Input, UnsupportedOpsetError
 from graph_patterns import expr as build
 from graph_patterns.expr import Call, Const, Ints, Scalar
-from graph_patterns.onnx.emit import LOWERINGS, OnnxForm, OnnxTarget, emit
-from graph_patterns.onnx.view import OnnxView
+from graph_patterns.onnx.graph import LOWERINGS, OnnxForm, OnnxTarget, OnnxView, emit
 from graph_patterns.openvino import LOWERINGS as OPENVINO_LOWERINGS
 from graph_patterns.openvino import OpenVinoForm, OpenVinoView
 from graph_patterns.openvino import emit as emit_openvino

@@ -9,7 +9,7 @@ from onnx import parser
 from graph_patterns import Const, Input, Ints, Match, Mismatch, Pattern, Scalar, find
 from graph_patterns.catalog import AT_LEAST, UNIT_SCORE, centred_unit_score, fused_unit_score
 from graph_patterns.expr import add, clip, concat, logical_not, mul, reduce_max, reshape, sub, transpose, unsqueeze
-from graph_patterns.onnx.view import OnnxView
+from graph_patterns.onnx.graph import OnnxView
 
 OPSETS = '<ir_version: 8, opset_import: ["": 17]>'
 

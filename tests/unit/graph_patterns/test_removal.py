@@ -11,7 +11,7 @@ from graph_patterns import Const, Input, Match, Scalar, SharedValueError, find
 from graph_patterns.expr import add, clip, is_nan, mul, select
 from graph_patterns.match import Folded
 from graph_patterns.onnx import edit
-from graph_patterns.onnx.view import OnnxView
+from graph_patterns.onnx.graph import OnnxView
 from graph_patterns.openvino import OpenVinoView, remove
 
 SCALED = clip(add(mul(Input("x"), Scalar("s")), Scalar("o")), Const(0.0), Const(1.0))

@@ -11,7 +11,7 @@ import pytest
 from anomalib_files import EXPECTED, UNKNOWN, case_of, files, is_folded, tolerance
 
 from graph_patterns.match import Mismatch
-from graph_patterns.onnx.view import OnnxView
+from graph_patterns.onnx.graph import OnnxView
 from postproc_export.detach import detach_postprocessing
 from postproc_export.inspect import inspect_model
 from postproc_export.reading.found import find_anomalib_tail, sensitivity_of
