@@ -6,8 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from graph_patterns.expr import GraphPatternError
-from postproc_export.errors import MetadataError, PostprocError
 from postproc_export.files import default_target
 from postproc_export.formats.base import Detached, Format, format_of
 from postproc_export.options import FileOptions
@@ -125,21 +123,3 @@ def detach_model(form: Format, model: Any, *, where: str) -> Detached:
     before = form.take(model, "transform", where=where)
     own = [spec.text for record in (before, behind) if record is not None for spec in record.tails]
     return replace(detached, own=tuple(own))
-
-
-def misfits(form: Format, model: Any, *, where: str, is_touched: bool = False) -> tuple[str, ...]:
-    """Return what the records of a model say that does not fit it; the model is of no use any more then.
-
-    What another tool may have taken away is a misfit unless one has been over the file.
-    """
-    try:
-        form.take(model, "decision", where=where)
-        found = form.find(model, where=where)
-        if not found.misfits and found.tails and form.read(model, "transform", where=where) is not None:
-            form.detach(model, where=where)
-            form.take(model, "transform", where=where)
-    except MetadataError as error:
-        return (f"{error.what.removeprefix(f'{where}: ')}: {error.found}",)
-    except (PostprocError, GraphPatternError):
-        return ()  # the tail is not as it was attached, which other checks tell
-    return (*found.misfits, *(() if is_touched else found.doubts))

@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 import onnx
 
+from graph_patterns.expr import GraphPatternError
 from graph_patterns.match import GraphView, Value
 from graph_patterns.onnx.graph import ELEMENT_TYPES, LOWERINGS, OnnxView, default_opset
 from graph_patterns.openvino import OpenVinoView
 from postproc_export.check.assumed import Assumed
-from postproc_export.detach import misfits
-from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError
+from postproc_export.errors import MetadataError, PostprocError, UnsupportedModelError, UsageError
 from postproc_export.formats import base
 from postproc_export.formats.base import decoded_outputs, encoded_port, recorded_names
 from postproc_export.formats.onnx import OnnxFormat
@@ -104,9 +104,23 @@ class ModelFile(ABC):
 
     @property
     def misfits(self) -> tuple[str, ...]:
-        """What the record says that does not fit the file."""
+        """What the records say that does not fit the file.
+
+        What another tool may have taken away is a misfit unless one has been over the file.
+        """
+        form, model, where = self.form, self._copy(), self._where
+        try:
+            form.take(model, "decision", where=where)
+            found = form.find(model, where=where)
+            if not found.misfits and found.tails and form.read(model, "transform", where=where) is not None:
+                form.detach(model, where=where)
+                form.take(model, "transform", where=where)
+        except MetadataError as error:
+            return (f"{error.what.removeprefix(f'{where}: ')}: {error.found}",)
+        except (PostprocError, GraphPatternError):
+            return ()  # the tail is not as it was attached, which other checks tell
         is_touched = self.format == "onnx" and bool(self.remarks)
-        return misfits(self.form, self._copy(), where=self._where, is_touched=is_touched)
+        return (*found.misfits, *(() if is_touched else found.doubts))
 
     def layer(self, layer: Where) -> LayerRecord | None:
         """Return the record of what stands before the tail or behind it; None where nothing does."""

@@ -12,7 +12,7 @@ from graph_patterns.match import Match, Mismatch, find
 from postproc_export.check.attached import AttachedModel, guard_rule
 from postproc_export.check.contracts import CONTRACTS, check_contract
 from postproc_export.check.preserved_files import compare_files
-from postproc_export.check.report import Check, failed, sentences
+from postproc_export.check.report import Check, failed
 from postproc_export.errors import UnsupportedModelError
 from postproc_export.inspect import inspect_model
 from postproc_export.ports import is_one_value
@@ -321,3 +321,8 @@ def _constants(expr: Expr) -> Iterator[tuple[str, float]]:
 
 def _public_name(port: PortInfo, ours: Iterable[str]) -> str:
     return next((name for name in ours if port.answers_to(name)), port.name)
+
+
+def sentences(parts: Iterable[str]) -> str:
+    """Join findings into one line."""
+    return "; ".join(part for part in parts if part)

@@ -4,7 +4,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -264,11 +264,6 @@ class ParityReport:
 def failed(name: str, message: str, **details: Any) -> Check:
     """Return a check that could not be carried out, which is a miss."""
     return Check(name=name, passed=False, message=message, details=details)
-
-
-def sentences(parts: Iterable[str]) -> str:
-    """Join findings into one line."""
-    return "; ".join(part for part in parts if part)
 
 
 def _told(value: Any) -> str:
