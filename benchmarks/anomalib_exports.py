@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from postproc_export import CalibrationStats, LevelStats, PostProcessor, attach_postprocessing
-from postproc_export.decision import Comparison
 from postproc_export.runtimes import open_runner
+from postproc_export.stats import Comparison
 
 LABELS = {"pred_label": "pred_score", "pred_mask": "anomaly_map"}
 

@@ -29,8 +29,8 @@ from postproc_export import CalibrationStats, LevelStats, attach_postprocessing
 from postproc_export.check.attached import load_attached
 from postproc_export.check.report import Check
 from postproc_export.check.tail import ALL, check_exhaustively
-from postproc_export.decision import Comparison, decision_boundary
 from postproc_export.runtimes import RuntimeName
+from postproc_export.stats import Comparison, decision_boundary
 
 RESULTS = Path(__file__).parent / "results" / "exhaustive.json"
 RUNTIMES: tuple[RuntimeName, ...] = ("onnxruntime", "openvino")

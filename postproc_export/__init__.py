@@ -10,14 +10,13 @@ if TYPE_CHECKING:
     from postproc_export.attach import attach_postprocessing
     from postproc_export.calibration import Calibrator, calibrate
     from postproc_export.check import check_parity
-    from postproc_export.decision import decision_boundary
     from postproc_export.detach import detach_postprocessing
     from postproc_export.eager import PostProcessor
     from postproc_export.errors import PostprocError
     from postproc_export.export import export_model
     from postproc_export.inspect import inspect_model
     from postproc_export.integrations.memory import attach_to_onnx, attach_to_openvino
-    from postproc_export.stats import CalibrationStats, LevelStats
+    from postproc_export.stats import CalibrationStats, LevelStats, decision_boundary
     from postproc_export.update import update_postprocessing
 
 __all__ = [
@@ -52,7 +51,7 @@ _HOMES: Final = {
     "attach_to_openvino": "postproc_export.integrations.memory",
     "calibrate": "postproc_export.calibration",
     "check_parity": "postproc_export.check",
-    "decision_boundary": "postproc_export.decision",
+    "decision_boundary": "postproc_export.stats",
     "detach_postprocessing": "postproc_export.detach",
     "export_model": "postproc_export.export",
     "inspect_model": "postproc_export.inspect",

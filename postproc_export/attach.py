@@ -9,11 +9,11 @@ from typing import Any
 from postproc_export.files import default_target
 from postproc_export.float32 import rounded_to, shortest
 from postproc_export.formats.base import Attached, Format, Outputs, format_of
-from postproc_export.keywords import called_like
 from postproc_export.options import AttachOptions, TailOptions, changed_options, refuse_unused
 from postproc_export.record import TailSpec, parse_tails, recorded_tails
 from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.tail import Tail, calibrated_levels, place
+from postproc_export.validation import called_like
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,8 @@ from typing import Any, Final, Literal, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from postproc_export.decision import error_bound
 from postproc_export.float32 import LEAST_HALF_ULP, SIGNIFICAND, Half, rank_of
-from postproc_export.stats import LevelStats
+from postproc_export.stats import LevelStats, error_bound
 from postproc_export.tail import adjusted_error
 
 # --- Every tolerance of the project, each with its reason; what is not in this table is compared exactly.

@@ -10,16 +10,19 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import _register_namedtuple
 
-from postproc_export.decision import (
-    Comparison,
-    decision_boundary,
-)
 from postproc_export.errors import MetadataError, UsageError
 from postproc_export.float32 import HALVES, Half, narrowed
-from postproc_export.keywords import method_like
 from postproc_export.options import EagerOptions
 from postproc_export.ports import check_shapes
-from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
+from postproc_export.stats import (
+    LEVELS,
+    CalibrationStats,
+    Comparison,
+    Level,
+    LevelStats,
+    decision_boundary,
+)
+from postproc_export.validation import method_like
 
 STATISTICS: Final = ("threshold", "min", "max")
 SENSITIVITIES: Final = tuple(f"{level}_sensitivity" for level in LEVELS)

@@ -11,11 +11,10 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias
 
-from postproc_export.decision import Comparison, check_comparison, check_sensitivity
 from postproc_export.errors import UsageError
-from postproc_export.keywords import spelt
 from postproc_export.runtimes import Precision, RuntimeName
-from postproc_export.stats import CalibrationStats, Level
+from postproc_export.stats import CalibrationStats, Comparison, Level, check_comparison, check_sensitivity
+from postproc_export.validation import spelt
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,12 +10,20 @@ from typing import Final, Literal, TypeAlias, get_args
 
 from graph_patterns import catalog
 from graph_patterns.expr import Call, Expr, Input, Scalar, bind, cast, identity
-from postproc_export.decision import check_dtype, choose_form, decision_boundary, unit_constants
 from postproc_export.errors import MetadataError, UsageError
 from postproc_export.float32 import HALVES, Half, HostDtype, rounded_to, shortest
 from postproc_export.options import LabelDtype, TailOptions
 from postproc_export.ports import Axis, Guard, PortInfo, Selection, choose_guard, is_one_value
-from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
+from postproc_export.stats import (
+    LEVELS,
+    CalibrationStats,
+    Level,
+    LevelStats,
+    check_dtype,
+    choose_form,
+    decision_boundary,
+    unit_constants,
+)
 
 # --- The packed layout: one float32 output [N, H, W, 4] in place of four, docs/definition.md section 8.
 

@@ -9,20 +9,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from graph_patterns.match import Mismatch, Site
-from postproc_export.decision import check_sensitivity, decision_boundary
 from postproc_export.errors import UsageError
 from postproc_export.files import default_target
 from postproc_export.float32 import Half, rounded_to, to_float32
 from postproc_export.formats.base import Detached, Format, Outputs, format_of
-from postproc_export.keywords import called_like
 from postproc_export.options import TailOptions, UpdateOptions, refuse_unused
 from postproc_export.ports import LEAVE_OUT, Selected
 from postproc_export.reading.found import FoundTails, nothing_found, refuse_partial
 from postproc_export.reading.report import SWITCHED_OFF, report_level, rule_of, shown, stats_of
 from postproc_export.reading.tail import FoundTail
 from postproc_export.record import TailRecord
-from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
+from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats, check_sensitivity, decision_boundary
 from postproc_export.tail import Tail
+from postproc_export.validation import called_like
 
 # --- What a tail in a file decides, as statistics and options: what an update starts from, and what it changes of it.
 

@@ -31,10 +31,9 @@ from postproc_export.calibration.statistics import LevelOptions, level_stats
 from postproc_export.calibration.tally import Chunk, Count, Counted, LevelState, Spool, clean
 from postproc_export.calibration.zarr import ZarrShard, is_store
 from postproc_export.errors import CalibrationError, FileError, PostprocError, UsageError
-from postproc_export.keywords import called_like, method_like
 from postproc_export.options import CalibrationOptions, CalibratorOptions, Nonfinite, ShardOptions
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
-from postproc_export.validation import check_file
+from postproc_export.validation import called_like, check_file, method_like
 
 _KEPT: Final = 1 << 22  # values of a batch that are held as float32 beside it between checking and counting
 

@@ -14,7 +14,6 @@ from postproc_export.files import model_files, usual_weights
 from postproc_export.formats.base import Outputs, format_of
 from postproc_export.images import Batch, Preprocessing, Sample, find_samples, fit_mask, image_input, load_batches
 from postproc_export.images.samples import check_workers
-from postproc_export.keywords import method_like
 from postproc_export.options import ModelOptions
 from postproc_export.ports import RESULT_NAMES, Selection, select_outputs
 from postproc_export.process import temporary_folder
@@ -23,6 +22,7 @@ from postproc_export.runtimes import Array, PortInfo, Runner, as_float32, open_r
 from postproc_export.stats import CalibrationStats, Level
 from postproc_export.steps.around import put_before
 from postproc_export.steps.transforms import resolve_all, select_raw
+from postproc_export.validation import method_like
 
 if TYPE_CHECKING:
     from postproc_export.calibration.calibrator import Calibrator

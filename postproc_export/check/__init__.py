@@ -18,15 +18,14 @@ from postproc_export.check.synthetic import SyntheticCheck
 from postproc_export.check.tail import check_adjusted, check_exhaustively, check_tail, tail_configurations
 from postproc_export.check.ways import environment, has_nncf, installed_runtimes, usable_cores, whole_configurations
 from postproc_export.check.whole import WholeCheck
-from postproc_export.decision import check_comparison, check_sensitivity
 from postproc_export.errors import FileError, MissingDependencyError, UsageError
-from postproc_export.keywords import called_like
 from postproc_export.options import CheckOptions
 from postproc_export.process import temporary_folder
 from postproc_export.record import LayerRecord, TailSpec, parse_tails
 from postproc_export.runtimes import RuntimeName, open_runner
-from postproc_export.stats import CalibrationStats, Level
+from postproc_export.stats import CalibrationStats, Level, check_comparison, check_sensitivity
 from postproc_export.steps.around import is_same
+from postproc_export.validation import called_like
 
 if TYPE_CHECKING:
     from postproc_export.images import Preprocessing

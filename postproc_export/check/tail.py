@@ -31,11 +31,10 @@ from postproc_export.comparison import (
     narrow,
     together,
 )
-from postproc_export.decision import choose_form
 from postproc_export.errors import MetadataError, MissingDependencyError, PostprocError, UnsupportedModelError
 from postproc_export.float32 import LARGEST, half_ulp
 from postproc_export.runtimes import RUNTIMES, PortInfo, Runner, RuntimeName, as_float32, open_runner
-from postproc_export.stats import Level, LevelStats
+from postproc_export.stats import Level, LevelStats, choose_form
 from postproc_export.tail import TailOutput
 
 # --- What came of one way of running: a comparison of each output, added up over all runs, and the checks it makes.

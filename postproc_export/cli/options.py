@@ -16,7 +16,7 @@ from cyclopts.validators import Number
 
 from postproc_export.errors import UsageError
 from postproc_export.images import Preprocessing
-from postproc_export.keywords import descriptions
+from postproc_export.validation import descriptions
 
 OPTIONS: Final = Group("Options", sort_key=0)
 IMAGES: Final = Group("Images", sort_key=1)

@@ -44,12 +44,12 @@ from postproc_export.export.result import (
 )
 from postproc_export.export.verify import Probe, decision_checks, image_probes, raw_checks, size_probes, usual_probes
 from postproc_export.images import Preprocessing, find_samples
-from postproc_export.keywords import called_like
 from postproc_export.options import ExportOptions, TailOptions
 from postproc_export.record import parse_tail, parse_tails
 from postproc_export.runtimes import open_runner
 from postproc_export.stats import CalibrationStats
 from postproc_export.tail import calibrated_levels
+from postproc_export.validation import called_like
 
 if TYPE_CHECKING:
     import torch

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args
 import numpy as np
 
 from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError, require
-from postproc_export.keywords import spelt
 from postproc_export.runtimes import Array, PortInfo
+from postproc_export.validation import spelt
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,11 +8,11 @@ from postproc_export.attach import attach_model
 from postproc_export.eager import as_stats
 from postproc_export.errors import require
 from postproc_export.formats.base import Attached, Format, Outputs
-from postproc_export.keywords import called_like
 from postproc_export.options import AttachInMemoryOptions, TailOptions
 from postproc_export.record import parse_tails
 from postproc_export.runtimes.openvino import import_openvino
 from postproc_export.stats import CalibrationStats
+from postproc_export.validation import called_like
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,13 +8,12 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from graph_patterns.match import Mismatch
-from postproc_export.decision import Comparison, Form, choose_form, decision_boundary, unit_constants
 from postproc_export.errors import MetadataError
 from postproc_export.float32 import SIGNIFICAND, Half, narrow_readings, next_up, rounded_to, shortest, to_float32
 from postproc_export.options import Adjustable, Layout
 from postproc_export.reading.tail import HALF_PRECISION, BranchReading, FoundTail
 from postproc_export.record import TailRecord
-from postproc_export.stats import Level, LevelStats
+from postproc_export.stats import Comparison, Form, Level, LevelStats, choose_form, decision_boundary, unit_constants
 from postproc_export.tail import input_name, place
 
 TailKind: TypeAlias = Literal["postproc_export", "anomalib", "none"]

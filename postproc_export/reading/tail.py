@@ -43,11 +43,10 @@ from graph_patterns.expr import (
     sub,
 )
 from graph_patterns.match import Folded, GraphView, Match, Mismatch, Site, Value, find
-from postproc_export.decision import Comparison
 from postproc_export.float32 import to_float32
 from postproc_export.options import LABEL_DTYPES, Adjustable, LabelDtype, TailOptions
 from postproc_export.ports import GuardForm
-from postproc_export.stats import Level
+from postproc_export.stats import Comparison, Level
 from postproc_export.tail import OUTPUT_NAMES, PACKED_OUTPUT, PARTS, PREFIX, Adjusted, input_name
 
 RAW: Final = Input("raw")

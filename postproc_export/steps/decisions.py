@@ -9,14 +9,13 @@ from graph_patterns import catalog
 from graph_patterns.expr import Expr, Input, Pattern, bind, cast
 from graph_patterns.match import GraphView, Mismatch, Value, find
 from graph_patterns.transforms import gated
-from postproc_export.decision import check_sensitivity, decision_boundary
 from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError
 from postproc_export.float32 import shortest
 from postproc_export.formats.base import LayerOutput, Plan
 from postproc_export.options import TailOptions
 from postproc_export.record import BEHIND, TailSpec
 from postproc_export.runtimes import PortInfo
-from postproc_export.stats import LevelStats
+from postproc_export.stats import LevelStats, check_sensitivity, decision_boundary
 from postproc_export.tail import Tail, TailOutput, host_dtype
 
 DECIDED: Final = "values"

@@ -23,10 +23,9 @@ from postproc_export import (
     decision_boundary,
     update_postprocessing,
 )
-from postproc_export.decision import Comparison
 from postproc_export.float32 import half_ulp
 from postproc_export.runtimes import as_float32, open_runner
-from postproc_export.stats import LEVELS
+from postproc_export.stats import LEVELS, Comparison
 from postproc_export.tail import adjusted_error
 
 DATA = Path(__file__).parents[1] / "data" / "cases"

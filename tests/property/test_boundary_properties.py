@@ -9,18 +9,19 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from raw_values import adversarial, any32, around, comparisons, finite32, level_stats, sensitivities, stats
 
-from postproc_export.decision import (
+from postproc_export.eager import PostProcessor
+from postproc_export.errors import MetadataError
+from postproc_export.float32 import nearest, ranked, smallest_at_least
+from postproc_export.stats import (
+    CalibrationStats,
     Comparison,
+    LevelStats,
     choose_form,
     decision_boundary,
     error_bound,
     unit_constants,
     unit_scores,
 )
-from postproc_export.eager import PostProcessor
-from postproc_export.errors import MetadataError
-from postproc_export.float32 import nearest, ranked, smallest_at_least
-from postproc_export.stats import CalibrationStats, LevelStats
 
 RANKS = st.integers(-0x7F7FFFFE, 0x7F7FFFFF)  # of every finite float32 that has a finite one below
 RAW = st.lists(any32, max_size=20)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from narrow_hosts import DTYPES
 
 from postproc_export import CalibrationStats, Calibrator, attach_postprocessing, inspect_model, update_postprocessing
-from postproc_export.decision import decision_boundary
+from postproc_export.stats import decision_boundary
 from postproc_export.update import counts_at
 
 SCORES = st.lists(

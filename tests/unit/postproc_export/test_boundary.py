@@ -9,8 +9,11 @@ import torch
 from numpy.typing import NDArray
 from raw_values import SPECIAL, adversarial, around
 
-from postproc_export.decision import (
+from postproc_export.errors import MetadataError, UsageError
+from postproc_export.float32 import LARGEST, SMALLEST_NORMAL
+from postproc_export.stats import (
     Comparison,
+    LevelStats,
     UnitConstants,
     check_comparison,
     check_sensitivity,
@@ -20,9 +23,6 @@ from postproc_export.decision import (
     unit_constants,
     unit_scores,
 )
-from postproc_export.errors import MetadataError, UsageError
-from postproc_export.float32 import LARGEST, SMALLEST_NORMAL
-from postproc_export.stats import LevelStats
 
 INF = float("inf")
 TINY = 2.0**-149

@@ -10,10 +10,9 @@ import torch
 from eager_outputs import BOTH, IMAGE, INF, NAN, PIXEL, agree, maps, same
 from raw_values import SPECIAL
 
-from postproc_export.decision import unit_scores
 from postproc_export.eager import PostProcessor
 from postproc_export.errors import FileError, MetadataError, UnsupportedModelError, UsageError
-from postproc_export.stats import CalibrationStats, LevelStats
+from postproc_export.stats import CalibrationStats, LevelStats, unit_scores
 
 DATA = Path(__file__).parents[2] / "data"
 SWITCHES = ("enable_normalization", "enable_thresholding", "enable_threshold_matching", "nan_guard")

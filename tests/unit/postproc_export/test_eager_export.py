@@ -11,12 +11,11 @@ import pytest
 import torch
 from eager_outputs import BOTH, NAN, agree
 
-from postproc_export.decision import decision_boundary
 from postproc_export.eager import PostProcessed, PostProcessor
 from postproc_export.errors import UnsupportedModelError
 from postproc_export.process import quiet_logger
 from postproc_export.runtimes import open_runner
-from postproc_export.stats import CalibrationStats, LevelStats
+from postproc_export.stats import CalibrationStats, LevelStats, decision_boundary
 
 N, H, W = torch.export.Dim("n"), torch.export.Dim("h"), torch.export.Dim("w")
 GRAPHS = {

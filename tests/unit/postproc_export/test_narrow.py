@@ -25,9 +25,9 @@ from postproc_export import (
     update_postprocessing,
 )
 from postproc_export.comparison import largest_shown, narrow
-from postproc_export.decision import decision_boundary
 from postproc_export.errors import UsageError
 from postproc_export.float32 import HALVES, Half, as_bfloat16, half_ulp, narrow_readings, narrowed
+from postproc_export.stats import decision_boundary
 
 INF = float("inf")
 NORMAL = 2.0**-126

@@ -15,7 +15,6 @@ from cyclopts import App
 import postproc_export
 from postproc_export import CalibrationStats, LevelStats, attach_postprocessing
 from postproc_export.cli.options import command, options_of
-from postproc_export.keywords import called_like, descriptions
 from postproc_export.options import (
     AttachOptions,
     CheckOptions,
@@ -25,6 +24,7 @@ from postproc_export.options import (
     ShardOptions,
     UpdateOptions,
 )
+from postproc_export.validation import called_like, descriptions
 
 CLASSES = (AttachOptions, UpdateOptions, EagerOptions, ShardOptions, ModelOptions, CheckOptions, ExportOptions)
 OWN_PARAMETERS = 12

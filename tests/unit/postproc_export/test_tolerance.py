@@ -5,8 +5,7 @@ import pytest
 
 from postproc_export.check.inputs import raw_values
 from postproc_export.comparison import EXACT, TOLERANCES, fused
-from postproc_export.decision import choose_form, unit_constants, unit_scores
-from postproc_export.stats import LevelStats
+from postproc_export.stats import LevelStats, choose_form, unit_constants, unit_scores
 
 LEVELS = {
     "plain": LevelStats(threshold=2.5, min=-1.0, max=7.0),

@@ -10,12 +10,11 @@ import pytest
 from anomalib_files import EXPECTED, FOLDER, UNKNOWN, Case, case_of, files, is_folded
 
 from postproc_export.attach import attach_postprocessing
-from postproc_export.decision import decision_boundary, unit_scores
 from postproc_export.detach import detach_postprocessing
 from postproc_export.errors import FileError, MetadataError, UsageError
 from postproc_export.inspect import inspect_model
 from postproc_export.runtimes import open_runner
-from postproc_export.stats import CalibrationStats, LevelStats
+from postproc_export.stats import CalibrationStats, LevelStats, decision_boundary, unit_scores
 from postproc_export.update import update_postprocessing
 
 CURVE = {"threshold": [0.1, 0.2, 0.5, 0.7, 0.95], "tp": [2, 2, 2, 1, 1], "fp": [3, 2, 1, 0, 0]}

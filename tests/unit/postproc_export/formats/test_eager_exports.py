@@ -10,13 +10,12 @@ import pytest
 import torch
 from eager_exports import CASES, FORMS, IMAGES, OTHER_FORMS, PIXEL, STATS, Case, Model, write
 
-from postproc_export.decision import decision_boundary
 from postproc_export.detach import detach_postprocessing
 from postproc_export.errors import UsageError
 from postproc_export.inspect import inspect_model
 from postproc_export.reading.report import LevelReport, read_rule
 from postproc_export.runtimes import open_runner
-from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
+from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats, decision_boundary
 from postproc_export.update import update_postprocessing
 
 STEPS = {"IsNaN", "Where", "Select", "Less", "Not", "LogicalNot", "Clip", "Clamp", "ReduceLogicalOr"}

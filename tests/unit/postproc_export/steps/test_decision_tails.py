@@ -9,10 +9,9 @@ import onnx
 import pytest
 
 from postproc_export import CalibrationStats, detach_postprocessing
-from postproc_export.decision import decision_boundary
 from postproc_export.errors import UnsupportedModelError, UsageError
 from postproc_export.runtimes import open_runner
-from postproc_export.stats import LevelStats
+from postproc_export.stats import LevelStats, decision_boundary
 
 POLICIES = [{"policy": "recall=0.99", "threshold": -0.5}, {"policy": "fpr=0", "threshold": None}]
 IMAGE = LevelStats(threshold=0.25, min=-2.0, max=2.0, details={"policies": POLICIES})
