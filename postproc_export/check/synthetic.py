@@ -26,7 +26,7 @@ from postproc_export.check.reference import RawFile, Reference, without_tail
 from postproc_export.check.report import Check, FailureStore
 from postproc_export.check.steps import DecisionCheck
 from postproc_export.check.ways import Configuration
-from postproc_export.check.whole import Comparison, with_raw_file, with_taps
+from postproc_export.check.whole import BatchComparison, with_raw_file, with_taps
 from postproc_export.errors import MissingDependencyError, PostprocError
 from postproc_export.files import model_files
 from postproc_export.runtimes import PortInfo, Runner
@@ -279,7 +279,7 @@ class SyntheticCheck:
         self._reference, self._behind, self._seed = reference, behind, seed
         self._max_flips, self._failures = max_flips, failures
         self._plan = SyntheticPlan(reference.attached, raw_file, folder, seed=seed, threads=threads)
-        self._comparisons: dict[Configuration, dict[Model, list[Comparison]]] = {}
+        self._comparisons: dict[Configuration, dict[Model, list[BatchComparison]]] = {}
         self._misses: dict[tuple[str, Configuration], dict[str, str]] = {}
 
     def checks(self, ways: Sequence[Configuration]) -> Iterator[Check]:

@@ -45,7 +45,7 @@ from postproc_export.stats import Level
 
 
 @dataclass(slots=True)
-class Comparison:
+class BatchComparison:
     """One thing that the outputs of one way of running are compared with."""
 
     tally: CheckTally
@@ -61,17 +61,17 @@ class Comparison:
             failures.add_batch(f"{self.tally.name}/{self.tally.way}", runs.batch, is_seeded=is_seeded)
 
 
-def with_taps(reference: Reference, way: Configuration, part: str = "whole") -> Comparison:
+def with_taps(reference: Reference, way: Configuration, part: str = "whole") -> BatchComparison:
     """The reference on the raw value tapped in the same compiled model: nothing may differ but rounding."""
     compare = TailComparison(reference, is_whole=True)
 
     def of(runs: BatchRuns) -> Mapping[str, Difference]:
         return compare(runs.expected("tapped"), runs.outputs("tapped"), runs.raw("tapped"))
 
-    return Comparison(CheckTally(f"{part}/tapped", way.label, way.judged), of)
+    return BatchComparison(CheckTally(f"{part}/tapped", way.label, way.judged), of)
 
 
-def with_float32(reference: Reference, way: Configuration) -> Comparison:
+def with_float32(reference: Reference, way: Configuration) -> BatchComparison:
     """The same file at float32: what the machine's default precision does to the decisions. Shown, not judged.
 
     Distances from the boundary are those of the raw value at float32.
@@ -81,10 +81,10 @@ def with_float32(reference: Reference, way: Configuration) -> Comparison:
     def of(runs: BatchRuns) -> Mapping[str, Difference]:
         return compare(runs.outputs("exact"), runs.outputs("attached"), runs.raw("exact tapped"))
 
-    return Comparison(CheckTally("whole/float32", way.label, way.judged), of)
+    return BatchComparison(CheckTally("whole/float32", way.label, way.judged), of)
 
 
-def with_torch(reference: Reference, way: Configuration, max_flips: int) -> Comparison:
+def with_torch(reference: Reference, way: Configuration, max_flips: int) -> BatchComparison:
     """The reference on the PyTorch model's raw values: equal within what another float32 computation explains."""
     compare = TailComparison(reference, "exported", is_whole=True)
 
@@ -95,7 +95,7 @@ def with_torch(reference: Reference, way: Configuration, max_flips: int) -> Comp
                 expected[name] = values.reshape(outputs[name].shape)
         return compare(expected, outputs, runs.raw("torch"))
 
-    return Comparison(CheckTally("whole/torch", way.label, way.judged, max_flips), of)
+    return BatchComparison(CheckTally("whole/torch", way.label, way.judged, max_flips), of)
 
 
 def with_raw_file(
@@ -106,7 +106,7 @@ def with_raw_file(
     *,
     part: str = "whole",
     relative: float = 0.0,
-) -> list[Comparison]:
+) -> list[BatchComparison]:
     """The reference on the raw file's own outputs: exact in ONNX Runtime, in OpenVINO within another compilation.
 
     Outputs of no level that is post-processed are compared as they are. With `relative` raw values may be of any size,
@@ -146,12 +146,12 @@ def with_raw_file(
 
     judged = way.runtime == "onnxruntime"
     return [
-        Comparison(CheckTally(f"{part}/raw", way.label, way.judged, max_flips), of),
-        Comparison(CheckTally(f"{part}/raw", way.label, judged), others, is_saved=False),
+        BatchComparison(CheckTally(f"{part}/raw", way.label, way.judged, max_flips), of),
+        BatchComparison(CheckTally(f"{part}/raw", way.label, judged), others, is_saved=False),
     ]
 
 
-def with_transform(way: Configuration, transform: EagerTransform) -> Comparison:
+def with_transform(way: Configuration, transform: EagerTransform) -> BatchComparison:
     """The eager twin of a transform on the values that it reads in the same compiled model."""
 
     def of(runs: BatchRuns) -> Mapping[str, Difference]:
@@ -165,7 +165,7 @@ def with_transform(way: Configuration, transform: EagerTransform) -> Comparison:
             for level in transform.values
         }
 
-    return Comparison(CheckTally("whole/transform", way.label, way.judged), of)
+    return BatchComparison(CheckTally("whole/transform", way.label, way.judged), of)
 
 
 # --- What the chain found, as checks: where flips came in, and whether the export computes what PyTorch does.
@@ -291,7 +291,7 @@ class WholeCheck:
         if result is not None and way.judged:
             yield from raw_checks(result)
 
-    def _comparisons(self, way: Configuration, apart: Runner | None) -> Iterator[Comparison]:
+    def _comparisons(self, way: Configuration, apart: Runner | None) -> Iterator[BatchComparison]:
         yield with_taps(self._reference, way)
         if self._transform is not None:
             yield with_transform(way, self._transform)
@@ -358,7 +358,11 @@ class WholeCheck:
         self._from_torch = store
 
     def _run(
-        self, way: Configuration, plan: BatchPlan, runners: dict[ModelName, Runner], comparisons: Sequence[Comparison]
+        self,
+        way: Configuration,
+        plan: BatchPlan,
+        runners: dict[ModelName, Runner],
+        comparisons: Sequence[BatchComparison],
     ) -> WayResult | None:
         """Feed every batch to the comparisons and follow it through the chain."""
         stores: dict[Source, RawStore] = {} if self._from_torch is None else {"torch": self._from_torch}
