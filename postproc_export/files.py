@@ -1,7 +1,6 @@
 """Files that appear whole or not at all: targets, checks before writing, copies, publication."""
 
 import errno
-import fcntl
 import filecmp
 import os
 import shutil
@@ -11,34 +10,30 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import BinaryIO, Final
+from typing import Final
 
 from graph_patterns.expr import ExplainedError
 from graph_patterns.onnx.wire import ChangedFileError, FileSource, write_all
 from postproc_export.errors import FileError, PostprocError, UsageError
-from postproc_export.process import HeldSignals, Staging, Undoing, backup_of, digest, refuse_backups, staging_folder
+from postproc_export.process import Staging, Undoing, backup_of, digest, held_signals, refuse_backups, staging_folder
 
-# --- What a file must not be written to: found before the work that makes its content, not after it.
+if sys.platform == "linux":
+    import fcntl
 
 DEVICES: Final = Path("/dev")  # itself, and not folders such as /dev/shm
 _SYSTEM: Final = (Path("/proc"), Path("/sys"))
 _FIXES: Final = {
-    errno.EACCES: "choose a folder that you may write to",
-    errno.EPERM: "choose a folder that you may write to",
-    errno.EROFS: "choose a folder that you may write to",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a folder that you may write to"),
     errno.ENAMETOOLONG: "choose a shorter name",
-    errno.ENOSPC: "make room, or choose another disk",
-    errno.EDQUOT: "make room, or choose another disk",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, or choose another disk"),
     errno.EFBIG: "raise the limit on the size of a file, or choose another disk",
 }
 
 
 def check_target(target: Path, inputs: Sequence[Path] = ()) -> None:
-    """Refuse a file that could not be written in the end, or that would destroy what is read; nothing is written.
+    """Raise FileError for a file that could not be written in the end, or that would destroy what is read.
 
-    `target` is the file to be written, new or replaced, `inputs` are the files that are read; a folder stands for
-    everything in it. Raises FileError if the target is an input or lies in one, is a folder, a device, a pipe or of the
-    system, or its folder is not there or cannot be written.
+    Nothing is written. A folder among the inputs stands for everything in it.
     """
     with explained(target):
         refuse_unwritable(target)
@@ -48,10 +43,7 @@ def check_target(target: Path, inputs: Sequence[Path] = ()) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise FileError for a folder in which no file can be made: it is not there, is none, or cannot be written.
-
-    Nothing stays there.
-    """
+    """Raise FileError for a folder in which no file can be made; nothing stays there."""
     with explained(folder):
         if not folder.is_dir():
             found = "a file" if folder.exists() else "no such folder"
@@ -73,10 +65,7 @@ def refuse_inputs(targets: Sequence[Path], inputs: Sequence[Path], *, fix: str) 
 
 
 def refuse_unwritable(target: Path) -> None:
-    """Raise FileError for what no file can be moved to.
-
-    A missing folder, a folder, a device, a pipe, a path of the system.
-    """
+    """Raise FileError for a target that no file can be moved to."""
     if not target.parent.is_dir():
         raise FileError(f"cannot write {target}", found=f"no folder {target.parent}", fix="make the folder first")
     folder = Path(os.path.realpath(target.parent))
@@ -89,8 +78,7 @@ def refuse_unwritable(target: Path) -> None:
     elif folder == DEVICES or any(folder.is_relative_to(each) for each in _SYSTEM):
         found = f"a name of the system, in {folder}"
     if found is not None:
-        fix = "choose another path"
-        raise FileError(f"cannot write {target}", found=found, needed="the path of a file", fix=fix)
+        raise FileError(f"cannot write {target}", found=found, needed="the path of a file", fix="choose another path")
 
 
 @contextmanager
@@ -114,23 +102,19 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-# --- Copies of large files: shared blocks where the file system can, else copied in the kernel, else read and written.
-
-if sys.platform == "linux":
-    import fcntl
-
 _FICLONE: Final = 0x40049409  # Linux: share the blocks of another file until one of the two is written
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file's content to a new path, in no more memory than one chunk.
+    """Copy a file's content to a new path: shared blocks where the file system can, else in chunks.
 
-    Blocks are shared where the file system can do it. Raises FileError if the source changed meanwhile, and OSError if
-    it cannot be read or written.
+    Raises FileError if the source changed meanwhile, and OSError if it cannot be read or written.
     """
     with source.open("rb", buffering=0) as reading, target.open("xb", buffering=0) as writing:
-        if _share_blocks(reading, writing):
-            return
+        if sys.platform == "linux":
+            with suppress(OSError):  # most file systems cannot
+                fcntl.ioctl(writing.fileno(), _FICLONE, reading.fileno())
+                return
         content = FileSource(reading)
         try:
             content.copy(0, content.size, writing)
@@ -150,18 +134,6 @@ def _link(source: Path, target: Path) -> None:
             fix="let the weights be copied: leave out --link-weights",
         ) from error
 
-
-def _share_blocks(reading: BinaryIO, writing: BinaryIO) -> bool:
-    if sys.platform == "linux":
-        try:
-            fcntl.ioctl(writing.fileno(), _FICLONE, reading.fileno())
-        except OSError:  # most file systems cannot
-            return False
-        return True
-    return False
-
-
-# --- Which file a rewritten model goes to: by default beside the one that was read, with a mark in its name.
 
 FORMATS: Final = {".onnx": "an ONNX model", ".xml": "an OpenVINO IR"}
 
@@ -185,18 +157,15 @@ def usual_weights(model: Path) -> Path:
 def model_files(model: Path) -> list[Path]:
     """Return the model file and those that hold its weights, as far as they are there.
 
-    Of an ONNX model that cannot be read, and so does not tell where its weights are, the file of the usual name.
+    An ONNX model that cannot be read does not say where its weights are: the file of the usual name is taken.
     """
     usual = usual_weights(model)
     files = {model, *([usual] if usual.is_file() else [])}
     if model.suffix.lower() == ".onnx" and model.is_file():
         from graph_patterns.onnx.file import external_files, load_skeleton
 
-        try:
-            with load_skeleton(model) as file:
-                files |= set(external_files(file.model, model.parent).values())
-        except ExplainedError:  # whoever runs the model says what is wrong with it
-            pass
+        with suppress(ExplainedError), load_skeleton(model) as file:  # whoever runs the model says what is wrong
+            files |= set(external_files(file.model, model.parent).values())
     return sorted(files)
 
 
@@ -211,9 +180,8 @@ def default_target(
 ) -> Path:
     """Return the file to write: what was asked for, the source itself, or ``<name>.<mark>.<suffix>`` beside it.
 
-    What is read besides the source, such as statistics, is never to be written, in place or not: `read` may hold paths
-    and anything else. Raises UsageError if the source is no model file, or the output is of the other format, and
-    FileError if one of the files to be written is read besides the source.
+    `read` is what is read besides the source, paths and anything else; it must not be written, in place or not, or
+    FileError is raised. Raises UsageError if the source is no model file, or the output is of the other format.
     """
     check_suffix(source)
     target = source if in_place else source.with_suffix(f".{mark}{source.suffix}")
@@ -231,8 +199,6 @@ def default_target(
     refuse_inputs(written, files, fix="choose another path")
     return target
 
-
-# --- Files that appear whole or not at all: written in a temporary folder beside the target, then moved into place.
 
 _ANOTHER: Final = "choose another path, or replace the file with --in-place (in_place=True)"
 
@@ -254,7 +220,7 @@ def append_text(path: Path, text: str) -> None:
             with os.fdopen(descriptor, "wb", buffering=0) as file:
                 write_all(file, text.encode())
             return
-        with HeldSignals(), ExitStack() as undo:
+        with held_signals(), ExitStack() as undo:
             if not path.exists():
                 undo.callback(path.unlink, missing_ok=True)
             with path.open("ab", buffering=0) as file:
@@ -279,14 +245,10 @@ def _remove_empty(folder: Path) -> None:
 
 
 class Publication:
-    """Files on their way into one folder; `publishing` makes it and moves them into place.
-
-    `targets` are the final paths, all in one folder, `staging` is a temporary folder on the same file system.
-    """
+    """Files on their way from a staging folder into the folder of the targets; `publishing` makes it and moves them."""
 
     def __init__(self, targets: Sequence[Path], staging: Staging) -> None:
-        self._targets = targets
-        self._staging = staging
+        self._targets, self._staging = targets, staging
         self._brought: dict[Path, Path] = {}
 
     def temporary(self, target: Path) -> Path:
@@ -295,10 +257,9 @@ class Publication:
         return self._staging.files / target.name
 
     def bring_along(self, files: Mapping[Path, Path], *, link: bool = False) -> None:
-        """Put external data beside the targets, unless it is there already, as copies or hard links.
+        """Put external data, {path relative to the target folder: file}, beside the targets, as copies or hard links.
 
-        `files` is {path relative to the target folder: file to bring there}, such as `external_files` gives. Raises
-        FileError if a different file has that name already, or the file cannot be copied or linked.
+        A file that is there already stays. Raises FileError if a different one is, or it cannot be copied or linked.
         """
         for relative, file in files.items():
             final = self._targets[0].parent / relative
@@ -319,13 +280,13 @@ class Publication:
         if len(self._targets) > 1:  # they cannot move at once
             both = {each.name: (digest(each), digest(self.temporary(each))) for each in self._targets}
             self._staging.log(both)
-        with HeldSignals():
-            self._move_all()
-
-    def _move_all(self) -> None:
         undo = ExitStack()
-        try:
-            self._move_data(undo)
+        with held_signals(), self._all_or_nothing(undo):
+            for staged, final in self._brought.items():
+                _make_folders(final.parent, self._targets[0].parent, undo)
+                _refuse_occupied(final)
+                undo.callback(_take_back, staged, final)
+                staged.rename(final)
             self._back_up(undo)
             for target in reversed(self._targets):
                 staged = self.temporary(target)
@@ -334,6 +295,11 @@ class Publication:
                 else:
                     undo.callback(_take_back, staged, target)
                 staged.replace(target)
+
+    @contextmanager
+    def _all_or_nothing(self, undo: ExitStack) -> Iterator[None]:
+        try:
+            yield
         finally:
             # The last move decides, whatever interrupts: before it nothing may stay, after it everything has to.
             if self.temporary(self._targets[0]).exists():
@@ -341,13 +307,6 @@ class Publication:
             else:
                 for target in self._targets:
                     backup_of(target).unlink(missing_ok=True)
-
-    def _move_data(self, undo: ExitStack) -> None:
-        for staged, final in self._brought.items():
-            _make_folders(final.parent, self._targets[0].parent, undo)
-            _refuse_occupied(final)
-            undo.callback(_take_back, staged, final)
-            staged.rename(final)
 
     def _back_up(self, undo: ExitStack) -> None:
         """Keep what two or more moves will replace: they cannot happen at once."""
@@ -366,13 +325,11 @@ class Publication:
 def publishing(
     targets: Sequence[Path], *, inputs: Sequence[Path] = (), in_place: bool = False
 ) -> Iterator[Publication]:
-    """Write one or several files of one folder so that they appear whole or not at all.
+    """Write one or several files of one folder so that they appear whole or not at all, moved when the block ends.
 
-    `targets` are the final paths. A symbolic link there is replaced, what it points to stays. Several targets that
-    exist are kept as `*.postproc-backup` until all are replaced. `inputs` are the files that are being read; `in_place`
-    allows a target to be one. Everything is moved when the block ends: what has to hold of the written files is checked
-    at its end. Raises FileError if a target cannot be written, is written by another run, is an input without
-    `in_place` or a name of the system, or a backup of a run that was killed is there and cannot be put back.
+    A symbolic link at a target is replaced, what it points to stays. Several targets that exist are kept as
+    `*.postproc-backup` until all are replaced. `in_place` allows a target to be among the `inputs`. Raises FileError if
+    a target cannot be written, is written by another run, or a killed run left a backup that cannot be put back.
     """
     with explained(targets[0]):
         if not in_place:

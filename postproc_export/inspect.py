@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, Final
@@ -50,53 +51,39 @@ _GUARDS: Final[Mapping[NanTest, tuple[str, str]]] = {
 _UINT8: Final = "a boolean map costs OpenVINO ten times the rest of the tail"
 
 
-@dataclass(frozen=True, slots=True)
-class Defaults:
-    """What attaching with no options would do; made in memory, with made-up statistics."""
-
-    # One row per decision with "what", "chosen" and "why": given statistics of both levels; where that is refused, of
-    # the image level alone; none where that is refused, too.
-    choices: tuple[Mapping[str, str], ...]
-    refused: str | None = None  # why it would be refused, given both levels; None where it would not
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object."""
-        return {"possible": self.refused is None, "refused": self.refused, "choices": [*map(dict, self.choices)]}
-
-    def lines(self) -> Iterator[str]:
-        """Yield one line per choice, with its reason behind it."""
-        given = "both levels"
-        if self.refused is not None:
-            both = " for statistics of both levels" if self.choices else ""
-            yield f"  attach   would be refused{both}: {self.refused.replace(chr(10), chr(10) + ' ' * 11)}"
-            given = "the image level alone"
-        if self.choices:
-            yield f"  attach   with no options, given statistics of {given}:"
-        width = max((len(row["what"]) for row in self.choices), default=0)
-        yield from (f"    {row['what']:<{width}}  {row['chosen']} ({row['why']})" for row in self.choices)
-
-
-def _default_attachment(form: Format, path: Path) -> Defaults:
-    """Say what `attach_postprocessing` would do to a file with no options; nothing is written."""
-    refused = None
+def _default_attachment(form: Format, path: Path) -> dict[str, Any]:
+    """Say what `attach_postprocessing` would do to a file with no options, with made-up statistics, in memory."""
+    refused, choices = None, list[dict[str, str]]()
     for stats in (_BOTH, CalibrationStats(image=_ANY)):
         try:
             model = form.load(path, purpose=_PURPOSE)
             attached = form.attach(model, stats, TailOptions(), {})
-            rows = tuple(_choices(path, attached, form.outputs(model)))
+            rows = _choices(path, attached, form.outputs(model))
+            choices = [dict(zip(("what", "chosen", "why"), row, strict=True)) for row in rows]
+            break
         except ExplainedError as error:
             refused = refused or str(error)
-        else:
-            return Defaults(tuple(dict(zip(("what", "chosen", "why"), row, strict=True)) for row in rows), refused)
-    return Defaults((), refused)
+    return {"possible": refused is None, "refused": refused, "choices": choices}
+
+
+def _default_lines(refused: str | None, choices: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """Yield one line per choice, with its reason behind it."""
+    given = "both levels"
+    if refused is not None:
+        both = " for statistics of both levels" if choices else ""
+        yield f"  attach   would be refused{both}: {refused.replace(chr(10), chr(10) + ' ' * 11)}"
+        given = "the image level alone"
+    if choices:
+        yield f"  attach   with no options, given statistics of {given}:"
+    width = max((len(row["what"]) for row in choices), default=0)
+    yield from (f"    {row['what']:<{width}}  {row['chosen']} ({row['why']})" for row in choices)
 
 
 def _choices(path: Path, attached: Attached, outputs: list[PortInfo]) -> Iterator[tuple[str, str, str]]:
     """Yield what is decided, how, and why."""
     tail = attached.tail
-    found: dict[Level, FoundBy | None] = {"image": tail.selection.image_found, "pixel": tail.selection.pixel_found}
-    for level, rule in found.items():
-        port = tail.raw.get(level)
+    for level in LEVELS:
+        port, rule = tail.raw.get(level), tail.selection.found.get(level)
         chosen = _MISSING[level] if port is None or rule is None else (port.describe(), _RULES[rule])
         yield _OUTPUT_TITLES[level], *chosen
     ours = [port for port in outputs if any(port.answers_to(output.name) for output in tail.outputs)]
@@ -155,7 +142,9 @@ class InspectResult:
     stats
         The statistics of the record: what the decision means in validation samples.
     defaults
-        What attaching with no options would do; None unless that was asked for.
+        What attaching with no options would do; None unless that was asked for. ``possible`` and ``refused`` tell
+        whether and why it would be refused, given statistics of both levels. ``choices`` has one object per decision
+        with ``what``, ``chosen`` and ``why``: given both levels, else the image level alone where that is possible.
     """
 
     path: Path
@@ -171,7 +160,7 @@ class InspectResult:
     before: tuple[TailSpec, ...] = ()
     behind: tuple[TailSpec, ...] = ()
     stats: CalibrationStats | None = None
-    defaults: Defaults | None = None
+    defaults: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the machine-readable form of docs/definition.md section 9; what is not known is None."""
@@ -190,7 +179,7 @@ class InspectResult:
                 "behind": [spec.to_json() for spec in self.behind],
             },
             "levels": {level: report and self._level_json(level, report) for level, report in self.levels.items()},
-            **({} if self.defaults is None else {"defaults": self.defaults.to_json()}),
+            **({} if self.defaults is None else {"defaults": dict(self.defaults)}),
         }
 
     def _level_json(self, level: Level, report: LevelReport) -> dict[str, Any]:
@@ -225,9 +214,10 @@ class InspectResult:
             yield from _level_lines(level, report, self._counts(level, report))
         yield from (f"  behind   {spec.text}, on the decisions above" for spec in self.behind)
         if self.defaults is not None:
-            yield from self.defaults.lines()
+            yield from _default_lines(self.defaults["refused"], self.defaults["choices"])
 
 
+_RULES_SHOWN = {"ge": "raw >= boundary (ge)", "gt": "normalised > 1 - sensitivity (gt)", None: "no decision"}
 _TAIL_TITLES = {"postproc_export": "postproc-export's tail", "anomalib": "Anomalib's post-processing", "none": "raw"}
 
 
@@ -238,6 +228,7 @@ def _level_lines(level: Level, report: LevelReport, counts: Counts | None) -> It
         if report.tail == "none" and report.other_rule
         else _TAIL_TITLES[report.tail]
     )
+    rule = "another one, not known" if report.other_rule is not None else _RULES_SHOWN[report.comparison]
     yield f"  {level:<8} {title} at {' and '.join(report.places(level))}{sure}"
     if report.tail != "none":
         yield f"    {'':<12} {'raw':>14} {'normalised':>14}"
@@ -245,7 +236,7 @@ def _level_lines(level: Level, report: LevelReport, counts: Counts | None) -> It
             yield f"    {name:<12} {raw:>14.9g} {'-' if unit is None else f'{unit:.7g}':>14}"
         yield f"    {'span':<12} {_cell(report.span)}"
         yield f"    {'sensitivity':<12} {_cell(report.sensitivity)}"
-        yield f"    {'rule':<12} {_rule(report)}"
+        yield f"    {'rule':<12} {rule}"
     if report.narrow is not None:
         yield f"    {'host':<12} {report.narrow}: the boundary is the smallest float32 that rounds to where it decides"
     if counts is not None:
@@ -262,11 +253,6 @@ def _cell(value: float | None) -> str:
     return f"{'not known' if value is None else f'{value:.9g}':>14}"
 
 
-def _rule(report: LevelReport) -> str:
-    rules = {"ge": "raw >= boundary (ge)", "gt": "normalised > 1 - sensitivity (gt)", None: "no decision"}
-    return "another one, not known" if report.other_rule is not None else rules[report.comparison]
-
-
 def _port(port: PortInfo) -> dict[str, Any]:
     shape = None if port.shape is None else list(port.shape)
     return {"name": port.name, "dtype": port.dtype, "shape": shape, "names": list(port.aliases) or [port.name]}
@@ -279,25 +265,22 @@ def _report_levels(
 
     `rounded` are the levels whose constants were compressed.
     """
-    raw: dict[Level, str] = {}
-    try:
-        selection = select_outputs(tuple(outputs))
-    except PostprocError:
-        pass  # none, or several that could be it: then the list of outputs has to do
-    else:
-        ports: dict[Level, PortInfo | None] = {"image": selection.image, "pixel": selection.pixel}
-        raw = {level: port.name for level, port in ports.items() if port is not None}
+    raw: Mapping[Level, PortInfo] = {}
+    with suppress(PostprocError):  # none, or several that could be it: then the list of outputs has to do
+        raw = select_outputs(tuple(outputs)).raw
     recorded = frozenset[Level]() if found.record is None else found.record.levels
     gone = [f"it tells of a tail at the {level} level" for level in LEVELS if level in recorded & found.misses.keys()]
     reports: dict[Level, LevelReport | None] = {}
     for level in LEVELS:
         if level in found.tails:
-            report = report_level(level, found.tails[level], record=found.record, is_rounded=level in rounded)
-            reports[level] = _doubted(report, (*found.misfits, *found.doubts, *gone))
+            told = report_level(level, found.tails[level], record=found.record, is_rounded=level in rounded)
+            reports[level] = _doubted(told, (*found.misfits, *found.doubts, *gone))
         else:
             label = LABEL_OUTPUT[level] if LABEL_OUTPUT[level] in found.outputs else None
             miss = found.misses[level]
-            reports[level] = _doubted(report_miss(level, raw[level], miss, label=label), gone) if level in raw else None
+            reports[level] = (
+                _doubted(report_miss(level, raw[level].name, miss, label=label), gone) if level in raw else None
+            )
     return reports
 
 
@@ -398,7 +381,10 @@ def inspect_model(model_path: str | Path, *, defaults: bool = False) -> InspectR
     peel = form.read if form.was_converted(model, "decision") else form.take
     behind = peel(model, "decision", where=where)  # what it reads is what the levels decide
     found = form.find(model, where=where)  # which may name outputs that have no name
-    rounded = [] if form.name == "onnx" else _rounded_levels(form.view(model), found)
+    view: Any = None if form.name == "onnx" else form.view(model)
+    rounded = [  # the levels whose constants in an IR were compressed to fewer bits
+        level for level, tail in found.tails.items() if view is not None and any(map(view.is_rounded, tail.values))
+    ]
     return InspectResult(
         path=path,
         format=form.name,
@@ -413,8 +399,3 @@ def inspect_model(model_path: str | Path, *, defaults: bool = False) -> InspectR
         defaults=_default_attachment(form, path) if defaults else None,
         **facts,
     )
-
-
-def _rounded_levels(view: Any, found: FoundTails) -> list[Level]:
-    """Return the levels whose constants in an IR were compressed to fewer bits."""
-    return [level for level, tail in found.tails.items() if any(map(view.is_rounded, tail.values))]

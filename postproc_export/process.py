@@ -84,9 +84,7 @@ def quiet_exporter() -> Iterator[None]:
         yield
 
 
-# --- Signals that end a process: what was begun is taken back first, and what must not be cut in two is finished
-# first.
-#
+# A signal that ends the process takes back first what was begun, and finishes what must not be cut in two.
 # No handler of this module raises anything: an exception out of a handler may strike inside an extension, which turns
 # it into an error of its own or drops it.
 
@@ -120,7 +118,7 @@ class Undoing:
         _begun.append(self)
 
     def __exit__(self, *_: object) -> None:
-        with HeldSignals():
+        with held_signals():
             self._undo()
             _begun.remove(self)
 
@@ -130,42 +128,39 @@ class Undoing:
             self._undo()
 
 
-class OrderlyEnd:
-    """A block in which a program that leaves SIGTERM and SIGHUP to the system undoes what was begun, and ends by them.
+@contextmanager
+def orderly_end() -> Iterator[None]:
+    """Let a program that leaves SIGTERM and SIGHUP to the system undo what was begun in a block, and end by them.
 
     That is in the main thread only; a handler of the program's own is left alone.
     """
-
-    def __enter__(self) -> None:
-        self._handlers = ExitStack()
+    with ExitStack() as handlers:
         for number in ENDING if _in_main_thread() else ():
             if signal.getsignal(number) is signal.SIG_DFL:
-                self._handlers.callback(signal.signal, number, signal.SIG_DFL)
+                handlers.callback(signal.signal, number, signal.SIG_DFL)
                 signal.signal(number, _end_program)
-
-    def __exit__(self, *_: object) -> None:
-        self._handlers.close()
+        yield
 
 
-class HeldSignals:
-    """A block that no signal cuts in two: those that arrive in the main thread are delivered when it ends."""
+@contextmanager
+def held_signals() -> Iterator[None]:
+    """Let no signal cut a block in two: those that arrive in the main thread are delivered when it ends."""
+    seen: list[int] = []
 
-    def __enter__(self) -> None:
-        self._seen: list[int] = []
-        self._handlers = ExitStack()
-        for number in ENDING if _in_main_thread() else ():
-            handler: Any = signal.getsignal(number)
-            if handler not in (None, signal.SIG_IGN):
-                self._handlers.callback(signal.signal, number, handler)
-                signal.signal(number, self._note)
+    def note(number: int, _: FrameType | None) -> None:
+        seen.append(number)
 
-    def __exit__(self, *_: object) -> None:
-        self._handlers.close()
-        for number in dict.fromkeys(self._seen):
+    try:
+        with ExitStack() as handlers:
+            for number in ENDING if _in_main_thread() else ():
+                handler: Any = signal.getsignal(number)
+                if handler not in (None, signal.SIG_IGN):
+                    handlers.callback(signal.signal, number, handler)
+                    signal.signal(number, note)
+            yield
+    finally:
+        for number in dict.fromkeys(seen):
             signal.raise_signal(number)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        self._seen.append(number)
 
 
 def _in_main_thread() -> bool:
@@ -192,9 +187,7 @@ def _undo_everything() -> None:
         each.undo_here()
 
 
-# --- Temporary folders beside what is being written: locked while their run lives, cleared away by the next run if
-# not.
-#
+# Temporary folders stand beside what is being written: locked while their run lives, else cleared away by the next run.
 # A staging folder holds a lock (flock: it goes with its process, whatever ends that), the names of what its run
 # writes, and before several files are replaced, a journal of their old and new bytes. The next run in the folder
 # deletes what a killed run left, and puts a half-replaced set of files back from its backups. Not every file system
@@ -254,7 +247,7 @@ def turn(folder: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-_PREFIX, _SUFFIX = ".postproc-", ".tmp"
+_PREFIX, _SUFFIX, _JOURNAL = ".postproc-", ".tmp", "journal.json"
 _mine: dict[Path, int] = {}  # the staging folders of this process, with the thread of each
 
 Digests = Mapping[str, tuple[str | None, str | None]]
@@ -299,7 +292,7 @@ class Staging:
         """Write down what is written, with the bytes of each if they are known."""
         draft = self.path / "journal.new"
         draft.write_bytes(json.dumps(targets).encode())
-        draft.replace(_journal(self.path))
+        draft.replace(self.path / _JOURNAL)
 
     def remove(self) -> None:
         """Delete it with everything in it, and give the lock up."""
@@ -314,11 +307,11 @@ class Staging:
 def staging_folder(folder: Path, names: Sequence[str] = ()) -> Iterator[Staging]:
     """Make a staging folder that is gone after the block, whatever ends it; first clear away what killed runs left.
 
-    `folder` is where the files go, `names` is what they are called in it. Raises FileError if another run writes one of
-    them, or was killed while it replaced them and they were changed since; OSError if no folder can be made there.
+    Raises FileError if another run writes files of these names in the folder, or was killed while it replaced them and
+    they were changed since; OSError if no folder can be made there.
     """
-    with OrderlyEnd(), ExitStack() as stack:
-        with HeldSignals(), turn(folder):
+    with orderly_end(), ExitStack() as stack:
+        with held_signals(), turn(folder):
             staging = Staging.make(folder, names)
             stack.enter_context(Undoing(staging.remove))
             remarks = _clear(folder, names)
@@ -395,12 +388,20 @@ def _clear(folder: Path, names: Sequence[str]) -> list[str]:
     """Delete what killed runs left in a folder, put their targets back, and return what has to be said of it."""
     remarks = []
     for left in sorted(folder.glob(f"{_PREFIX}*{_SUFFIX}")):
-        if _mine.get(left) == threading.get_ident() or not _is_ours(left):
+        if _mine.get(left) == threading.get_ident():
             continue
         try:
+            status = left.lstat()
+            if not stat.S_ISDIR(status.st_mode) or (sys.platform != "win32" and status.st_uid != os.geteuid()):
+                continue  # not a folder of ours
             lock = locked(left)
         except BlockingIOError:
-            _refuse_second(folder, left, names)
+            if both := [name for name in names if name in _read(left)]:
+                raise FileError(
+                    f"cannot write {folder / both[0]}: another run is writing it",
+                    found=f"its temporary folder {left}, locked",
+                    fix="wait until it has ended, or choose another path",
+                ) from None
             continue
         except OSError:
             continue
@@ -449,35 +450,15 @@ def _put_back(folder: Path, moved: Digests) -> bool:
     return changed
 
 
-def _refuse_second(folder: Path, other: Path, names: Sequence[str]) -> None:
-    both = [name for name in names if name in _read(other)]
-    if both:
-        raise FileError(
-            f"cannot write {folder / both[0]}: another run is writing it",
-            found=f"its temporary folder {other}, locked",
-            fix="wait until it has ended, or choose another path",
-        )
-
-
 def _read(staging: Path) -> dict[str, tuple[str | None, str | None] | None]:
-    if not _journal(staging).is_file():  # or a pipe, which nobody writes to
+    journal = staging / _JOURNAL
+    if not journal.is_file():  # or a pipe, which nobody writes to
         return {}
     try:
-        found = json.loads(_journal(staging).read_text(encoding="utf-8"))
+        found = json.loads(journal.read_text(encoding="utf-8"))
         return {Path(name).name: None if both is None else (both[0], both[1]) for name, both in found.items()}
     except (OSError, ValueError, TypeError, AttributeError, LookupError):
         return {}  # it was killed before it had begun
-
-
-def _journal(staging: Path) -> Path:
-    return staging / "journal.json"
-
-
-def _is_ours(path: Path) -> bool:
-    with suppress(OSError):
-        status = path.lstat()
-        return stat.S_ISDIR(status.st_mode) and (sys.platform == "win32" or status.st_uid == os.geteuid())
-    return False
 
 
 def _delete(folder: Path) -> None:

@@ -4,8 +4,7 @@ import importlib
 import sys
 import traceback
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -22,22 +21,12 @@ _PURPOSE = "running a PyTorch module"
 _FORM = "MODULE:FACTORY, such as package.models:build_detector"
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedModule:
-    """A module on the CPU, in evaluation mode."""
+def load_module(spec: "str | torch.nn.Module") -> "tuple[torch.nn.Module, tuple[str, ...]]":
+    """Return a module on the CPU in evaluation mode, and one sentence for each thing that was changed of it.
 
-    spec: str  # how it was asked for: "package.module:factory"
-    module: "torch.nn.Module"
-    remarks: tuple[str, ...] = ()  # what was changed of it, one sentence each
-
-
-def load_module(spec: "str | torch.nn.Module") -> LoadedModule:
-    """Import ``MODULE``, call ``FACTORY()`` and return the module on the CPU and in evaluation mode.
-
-    `spec` is the module itself, or ``"package.module:factory"``: the factory is a function or a class without
-    arguments, or a module, and may be dotted (``Detector.pretrained``). Modules are found as ``python -m`` finds them:
-    the current folder comes first. Raises UsageError if the text is of another form, or the import or the call fails or
-    gives something else, with the reason; MissingDependencyError if torch is not installed.
+    `spec` is the module itself, or ``"package.module:factory"``: a function or a class without arguments, or a module;
+    it may be dotted (``Detector.pretrained``). Modules are found as ``python -m`` finds them: the current folder comes
+    first. Raises UsageError with the reason, and MissingDependencyError if torch is not installed.
     """
     torch = require("torch", extra="torch", purpose=_PURPOSE)
     if not isinstance(spec, str):
@@ -45,26 +34,35 @@ def load_module(spec: "str | torch.nn.Module") -> LoadedModule:
     name, _, factory = spec.partition(":")
     if not name or not all(part.isidentifier() for part in (*name.split("."), *factory.split("."))):
         raise UsageError(f"'{spec}' names no PyTorch module", needed=_FORM)
-    with _current_folder():
-        found = _attribute(_imported(name, spec), factory, spec)
-        made = found if isinstance(found, torch.nn.Module) else _called(found, spec)
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        made = _attribute(_imported(name, spec), factory, spec)
+        if not isinstance(made, torch.nn.Module):
+            made = _called(made, spec)
+    finally:
+        if folder in sys.path:  # what was imported may have changed the path, too
+            sys.path.remove(folder)
     if not isinstance(made, torch.nn.Module):
         raise UsageError(f"{spec} gives no torch.nn.Module", found=type(made).__name__, needed=_FORM)
     return _ready(made, spec)
 
 
+def _ready(module: "torch.nn.Module", name: str) -> "tuple[torch.nn.Module, tuple[str, ...]]":
+    is_training = any(part.training for part in module.modules())
+    remark = f"{name} was in training mode, and was put into evaluation mode"
+    return module.cpu().eval(), (remark,) if is_training else ()
+
+
 def named_tensors(outputs: Any) -> "dict[str, torch.Tensor]":
     """Return every tensor among what a forward call gave, in order, by its key, attribute or position.
 
-    A mapping, a named tuple, a dataclass or another object gives its own names, a tuple or list ``"0"``, ``"1"``; what
-    is nested gets dotted names, and a tensor alone is called ``"output"``. None and what is no tensor is left out.
+    What is nested gets dotted names, and a tensor alone is called ``"output"``. None and what is no tensor is left out.
     Nothing but the structure is looked at, so this works while a module is traced, too.
     """
     import torch
 
-    if isinstance(outputs, torch.Tensor):
-        return {"output": outputs}
-    return dict(_leaves(outputs, ""))
+    return {"output": outputs} if isinstance(outputs, torch.Tensor) else dict(_leaves(outputs, ""))
 
 
 def identify_outputs(
@@ -76,11 +74,9 @@ def identify_outputs(
 ) -> Selection:
     """Find the raw score and the raw map in what a forward call gave for an example, by the rules of `ports`.
 
-    An option is a key, attribute or index; ``"none"`` leaves the level out; None finds it by name, then by rank.
-    `calibrated` are the levels that statistics calibrate; None where there are none yet. The ports that are returned
-    bear the names of `named_tensors`; `raw_tensors` takes them out of every later call. Raises UsageError or
-    UnsupportedModelError if there is no score and no map, several could be one, or the module normalises and decides by
-    itself; the message lists what was found and names the option that decides.
+    The options are those of `select_outputs`. The ports that are returned bear the names of `named_tensors`;
+    `raw_tensors` takes them out of every later call. Raises UsageError or UnsupportedModelError if there is no score
+    and no map, several could be one, or the module normalises and decides by itself.
     """
     tensors = named_tensors(outputs)
     if not tensors:
@@ -96,8 +92,10 @@ def identify_outputs(
             needed="a module with raw outputs",
             fix="let the factory return the part of the module before its post-processing",
         )
+    # one call does not tell whether the batch size is fixed
+    shapes = {name: (None, *tensor.shape[1:]) if tensor.ndim else () for name, tensor in tensors.items()}
     return select_outputs(
-        [PortInfo(name, _dtype(tensor), _axes(tensor)) for name, tensor in tensors.items()],
+        [PortInfo(name, str(tensor.dtype).removeprefix("torch."), shapes[name]) for name, tensor in tensors.items()],
         image_output=image_output,
         pixel_output=pixel_output,
         calibrated=calibrated,
@@ -125,12 +123,6 @@ def reason_of(error: BaseException) -> str:
     where = f" (raised at {frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}{where}" if text else f"{type(error).__name__}{where}"
-
-
-def _ready(module: "torch.nn.Module", spec: str) -> LoadedModule:
-    is_training = any(part.training for part in module.modules())
-    remark = f"{spec} was in training mode, and was put into evaluation mode"
-    return LoadedModule(spec, module.cpu().eval(), (remark,) if is_training else ())
 
 
 def _imported(name: str, spec: str) -> ModuleType:
@@ -167,17 +159,6 @@ def _called(factory: Any, spec: str) -> Any:
         ) from error
 
 
-@contextmanager
-def _current_folder() -> Iterator[None]:
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        if folder in sys.path:  # what was imported may have changed the path, too
-            sys.path.remove(folder)
-
-
 def _leaves(value: Any, name: str) -> "Iterator[tuple[str, torch.Tensor]]":
     import torch
 
@@ -198,12 +179,3 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((field.name, getattr(value, field.name)) for field in fields(value))
     elif hasattr(value, "__dict__") and not callable(value):
         yield from vars(value).items()
-
-
-def _axes(tensor: "torch.Tensor") -> tuple[int | None, ...]:
-    """Return the shape with an open batch axis: what one call gives declares no batch size."""
-    return (None, *tensor.shape[1:]) if tensor.ndim else ()
-
-
-def _dtype(tensor: "torch.Tensor") -> str:
-    return str(tensor.dtype).removeprefix("torch.")

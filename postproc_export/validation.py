@@ -35,10 +35,9 @@ def shown(value: object) -> str:
 
 
 def check_file(path: Path, *, what: str = "", needed: str = "a file") -> None:
-    """Refuse a path that is no regular file before anything opens it: that of a pipe would wait for a writer.
+    """Raise FileError for a path that is no regular file before anything opens it: a pipe would wait for a writer.
 
-    `what` says what the file is, with an article, and `needed` what has to be there, for the message. Raises FileError
-    if it is not there, or is a folder, a pipe, a socket or a device.
+    `what` says for the message what the file is, with an article.
     """
     fix = None
     try:
@@ -60,10 +59,7 @@ def stated_twice(names: Iterable[str]) -> str | None:
 
 
 def read_json(path: Path, *, what: str) -> Any:
-    """Read a JSON file, which has to be UTF-8, as `parse_json` does; `what` names it.
-
-    Raises FileError if it cannot be read, and MetadataError if it is not JSON, or nested too deeply to be read.
-    """
+    """Read a UTF-8 file as `parse_json` does; `what` names it. Raises FileError if it cannot be read."""
     check_file(path, what=what)
     try:
         text = path.read_text(encoding="utf-8")
@@ -75,10 +71,7 @@ def read_json(path: Path, *, what: str) -> Any:
 
 
 def parse_json(text: str, *, title: str) -> Any:
-    """Read JSON as the standard has it: no NaN, no Infinity, no key twice in one object.
-
-    Raises MetadataError if it is something else, or nested too deeply; `title` says what it is.
-    """
+    """Read JSON as the standard has it: no NaN, no Infinity, no key twice; raises MetadataError for anything else."""
     try:
         document = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
     except RecursionError:

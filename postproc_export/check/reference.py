@@ -515,7 +515,8 @@ class TorchRunner:
         threads: int | None = None,
         transform: EagerTransform | None = None,
     ) -> None:
-        self.loaded = load_module(spec)
+        self.spec = spec if isinstance(spec, str) else type(spec).__name__
+        self._module, self._remarks = load_module(spec)
         self._attached, self._named, self._threads, self._transform = attached, outputs, threads, transform
         self._selection: Selection | None = None
 
@@ -525,8 +526,8 @@ class TorchRunner:
 
         found = {} if self._selection is None else {"outputs": self._selection.describe()}
         threads = torch.get_num_threads() if self._threads is None else self._threads
-        remarks = {"remarks": list(self.loaded.remarks)} if self.loaded.remarks else {}
-        return {"module": self.loaded.spec, "threads": threads, **found, **remarks}
+        remarks = {"remarks": list(self._remarks)} if self._remarks else {}
+        return {"module": self.spec, "threads": threads, **found, **remarks}
 
     def raw(self, batch: RealBatch) -> dict[Level, NDArray[np.float32]]:
         """Run the module on a batch and return its raw values, float32, without what came of the filling.
@@ -539,12 +540,12 @@ class TorchRunner:
                 self._selection = self._identify(outputs)
             found = raw_tensors(outputs, self._selection)
         except UnsupportedModelError as error:  # which would be a miss, were it the exported model's
-            what = f"{self.loaded.spec}: {error.what}"
+            what = f"{self.spec}: {error.what}"
             raise UsageError(what, found=error.found, needed=error.needed, fix=error.fix) from error
         for level, values in found.items():
             if values.ndim and len(values) != batch.size:
                 raise UsageError(
-                    f"{self.loaded.spec} gives a {_NOUNS[level]} with {len(values)} entries for {batch.size} samples",
+                    f"{self.spec} gives a {_NOUNS[level]} with {len(values)} entries for {batch.size} samples",
                     found=f"shape {list(values.shape)}",
                 )
         arrays = {level: values.float().numpy() for level, values in found.items()}
@@ -564,7 +565,7 @@ class TorchRunner:
         for level in levels:
             if ports[level] is None:
                 raise UsageError(
-                    f"{self.loaded.spec} has no output that is the raw {level} output of the exported model",
+                    f"{self.spec} has no output that is the raw {level} output of the exported model",
                     found=", ".join(f"{name} {list(tensor.shape)}" for name, tensor in names.items()),
                     needed=file.original_output(level).describe(),
                     fix=f"name it with --{level}-output",
@@ -582,11 +583,11 @@ class TorchRunner:
             tensors.append(tensor.view(torch.bfloat16) if is_bfloat16 else tensor)
         with torch_threads(self._threads), torch.no_grad():
             try:
-                return self.loaded.module(*tensors)
+                return self._module(*tensors)
             except Exception as error:
                 fed = ", ".join(f"{name}: {array.dtype.name} {list(array.shape)}" for name, array in feeds.items())
                 raise UsageError(
-                    f"{self.loaded.spec} failed on the inputs of the exported model, {fed}",
+                    f"{self.spec} failed on the inputs of the exported model, {fed}",
                     found=reason_of(error),
                     needed="a module that takes the same inputs, in the same order",
                 ) from error

@@ -56,11 +56,11 @@ def export(
 
     _refuse_unused(given)
     given["preprocessing"] = preprocessing_of(given)
-    loaded, example = load_example(module, shape, weights=weights, seed=given.get("seed", SEED))
+    built, remarks, example = load_example(module, shape, weights=weights, seed=given.get("seed", SEED))
     inputs = [] if weights is None else [weights]
     with warnings_to_stderr():
-        result = export_model(loaded.module, example, inputs=inputs, tell=lambda step: stderr().print(step), **given)
-    _show(replace(result, subject=module, remarks=(*loaded.remarks, *result.remarks)), as_json=as_json)
+        result = export_model(built, example, inputs=inputs, tell=lambda step: stderr().print(step), **given)
+    _show(replace(result, subject=module, remarks=(*remarks, *result.remarks)), as_json=as_json)
     return 0 if result else 1
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from postproc_export.errors import FileError, require
-from postproc_export.process import OrderlyEnd, Undoing, claimed
+from postproc_export.process import Undoing, claimed, orderly_end
 
 Gray: TypeAlias = npt.NDArray[np.uint8]
 Mask: TypeAlias = npt.NDArray[np.bool_]
@@ -266,7 +266,7 @@ def whole_or_nothing(folder: Path) -> Iterator[None]:
                 if not was_there:
                     folder.rmdir()
 
-    with claimed([folder]), OrderlyEnd(), Undoing(undo):
+    with claimed([folder]), orderly_end(), Undoing(undo):
         yield
         is_whole = True
 

@@ -17,7 +17,7 @@ from postproc_export.process import quiet_exporter
 from postproc_export.runtimes import Array, PortInfo, first_reason
 from postproc_export.runtimes.openvino import openvino_core, port_info, save_ir
 from postproc_export.stats import LEVELS, Level
-from postproc_export.torch_modules import LoadedModule, identify_outputs, load_module, raw_tensors, reason_of
+from postproc_export.torch_modules import identify_outputs, load_module, raw_tensors, reason_of
 from postproc_export.validation import check_file
 
 if TYPE_CHECKING:
@@ -179,19 +179,19 @@ def as_example(example: object) -> "torch.Tensor":
 
 def load_example(
     spec: str, shape: str, *, weights: Path | None = None, seed: int = 0
-) -> "tuple[LoadedModule, torch.Tensor]":
-    """Load the module that ``"package.module:factory"`` names, and its weights, and draw an example for it.
+) -> "tuple[torch.nn.Module, tuple[str, ...], torch.Tensor]":
+    """Load the module that ``"package.module:factory"`` names, and its weights; return it, remarks, and an example.
 
     The example has a shape such as ``"1,3,256,256"``, is float32 and uniform in [0, 1]. Raises UsageError, FileError or
     MissingDependencyError as `load_module`, `load_weights` and `parse_shape` do.
     """
     sizes = parse_shape(shape)
-    loaded = load_module(spec)
+    module, remarks = load_module(spec)
     if weights is not None:
-        load_weights(loaded.module, weights)
+        load_weights(module, weights)
     import torch
 
-    return loaded, torch.rand(sizes, generator=torch.Generator().manual_seed(seed))
+    return module, remarks, torch.rand(sizes, generator=torch.Generator().manual_seed(seed))
 
 
 def load_weights(module: "torch.nn.Module", path: Path) -> None:

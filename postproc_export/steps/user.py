@@ -98,7 +98,7 @@ def eager_own(spec: TailSpec) -> UserStep:
 
 def _built(name: str) -> "torch.nn.Module":
     try:
-        return load_module(name).module
+        return load_module(name)[0]
     except MissingDependencyError:
         raise
     except UsageError as error:

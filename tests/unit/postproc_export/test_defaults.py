@@ -1,7 +1,8 @@
 """`inspect --defaults`: what it says that attaching with no options would do is what attaching does."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import hosts
 import onnx
@@ -9,7 +10,6 @@ import pytest
 from tail_forms import STATS, attached
 
 from postproc_export import attach_postprocessing, inspect_model
-from postproc_export.inspect import Defaults
 from postproc_export.runtimes import open_runner
 
 CASES: dict[str, tuple[Callable[[], onnx.ModelProto], dict[str, str]]] = {
@@ -31,7 +31,7 @@ CASES: dict[str, tuple[Callable[[], onnx.ModelProto], dict[str, str]]] = {
 }
 
 
-def defaults_of(path: Path) -> Defaults:
+def defaults_of(path: Path) -> Mapping[str, Any]:
     """Return what is said of a file."""
     found = inspect_model(path, defaults=True).defaults
     assert found is not None
@@ -43,8 +43,8 @@ def test_the_choices_are_told_with_their_reasons(name: str, tmp_path: Path) -> N
     """By name or by rank, what is missing, what is cast, how NaN is found."""
     host, expected = CASES[name]
     found = defaults_of(hosts.write(host(), tmp_path / "model.onnx"))
-    assert found.refused is None
-    reasons = {item["what"]: item["why"] for item in found.choices}
+    assert found["refused"] is None
+    reasons = {item["what"]: item["why"] for item in found["choices"]}
     for what, why in expected.items():
         assert why in reasons[what]
 
@@ -56,7 +56,7 @@ def test_what_is_told_is_what_happens(name: str, ir: bool, tmp_path: Path) -> No
     host = CASES[name][0]()
     raw = hosts.raw_file(host, tmp_path, ir=ir)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    choices = defaults_of(raw).choices
+    choices = defaults_of(raw)["choices"]
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     result = attach_postprocessing(raw, STATS)
     told = {item["what"]: item["chosen"] for item in choices}
@@ -75,7 +75,7 @@ def test_other_outputs_are_told(tmp_path: Path) -> None:
     )
     found = defaults_of(hosts.write(model, tmp_path / "model.onnx"))
     assert {"kept": "features: float32 [N, 7]"}.items() <= {
-        item["what"]: item["chosen"] for item in found.choices
+        item["what"]: item["chosen"] for item in found["choices"]
     }.items()
 
 
@@ -83,10 +83,10 @@ def test_a_refusal_is_told(tmp_path: Path) -> None:
     """Two outputs that could be the score, or post-processing that is there: the reason in place of choices."""
     two = hosts.parse("g (float[N,1] x) => (float[N,1] a, float[N,1] b) { a = Neg(x) b = Identity(x) }")
     found = defaults_of(hosts.write(two, tmp_path / "two.onnx"))
-    assert found.choices == ()
-    assert found.refused is not None
-    assert found.refused.startswith("2 outputs could be the image score: a, b")
-    assert found.to_json()["possible"] is False
+    assert found["choices"] == []
+    assert found["refused"] is not None
+    assert found["refused"].startswith("2 outputs could be the image score: a, b")
+    assert found["possible"] is False
     _, path = attached(hosts.score_and_map(), tmp_path, ir=False)
     result = inspect_model(path, defaults=True)
     assert "attach   would be refused: the model has post-processing already" in result.summary()

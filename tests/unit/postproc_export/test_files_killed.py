@@ -18,7 +18,7 @@ from postproc_export import inspect_model
 from postproc_export.check.attached import load_attached
 from postproc_export.errors import FileError
 from postproc_export.files import publishing, write_text
-from postproc_export.process import HeldSignals, LeftoverWarning
+from postproc_export.process import LeftoverWarning, held_signals
 from postproc_export.runtimes import open_runner
 
 
@@ -214,7 +214,7 @@ def test_a_terminated_process_cleans_up(
 
 def interrupted_before_touching(path: Path) -> None:
     """Make a file in a block that no signal cuts in two."""
-    with HeldSignals():
+    with held_signals():
         signal.raise_signal(signal.SIGINT)
         path.touch()
 

@@ -469,9 +469,9 @@ def test_what_attaching_would_do_with_a_state_is_told(ir: bool, tmp_path: Path) 
     result = inspect_model(raw, defaults=True)
     defaults = result.defaults
     assert defaults is not None
-    assert defaults.refused is not None
-    assert "--no-nan-guard" in defaults.refused
-    told = {item["what"]: item for item in defaults.choices}
+    assert defaults["refused"] is not None
+    assert "--no-nan-guard" in defaults["refused"]
+    told = {item["what"]: item for item in defaults["choices"]}
     assert told["guard"]["chosen"] == "none"
     assert "hn" in told["kept"]["chosen"]
     assert "given statistics of the image level alone" in result.summary()
@@ -485,7 +485,7 @@ def test_the_defaults_name_the_map_that_guards(tmp_path: Path) -> None:
         raw = hosts.write(hosts.identity(score=score), tmp_path / "raw.onnx")
         defaults = inspect_model(raw, defaults=True).defaults
         assert defaults is not None
-        told = {item["what"]: item["chosen"] for item in defaults.choices}
+        told = {item["what"]: item["chosen"] for item in defaults["choices"]}
         assert told["guard"] == f"NaN, found by the sum of 'anomaly_map'{how}"
 
 
