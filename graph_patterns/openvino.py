@@ -350,27 +350,28 @@ def remove(model: Any, values: Iterable[Value], *, results: Iterable[Any] = (), 
 
     An operator that no result reaches is gone. `instead` are results to add first: a model without any drops all its
     operators. Raises SharedValueError, with nothing changed, if an operator or a result that stays reads one of the
-    values.
+    values. What was removed before may still be there, as a reader out of the model's reach: it does not count.
     """
     gone: list[Any] = list(values)
     results = list(results)
     going = {_key(value.get_node()) for value in gone} | {_key(result) for result in results}
+    there = {_key(node) for node in model.get_ops()}
     for value in gone:
         for output in value.get_node().outputs():
             for reader in output.get_target_inputs():
-                if _is_live(reader.get_node(), going):
+                if _is_live(reader.get_node(), going, there):
                     raise _shared(value.get_node(), reader.get_node())
     model.add_results(list(instead))
     for result in results:
         model.remove_result(result)
 
 
-def _is_live(node: Any, going: set[str]) -> bool:
-    """Whether anything that stays needs an operator: not where it leads to operators alone that go."""
+def _is_live(node: Any, going: set[str], there: set[str]) -> bool:
+    """Whether anything that is there and stays needs an operator: not where it leads to operators alone that go."""
     pending, seen = [node], set(going)
     while pending:
         current = pending.pop()
-        if _key(current) in seen:
+        if _key(current) in seen or _key(current) not in there:
             continue
         seen.add(_key(current))
         readers = [reader.get_node() for output in current.outputs() for reader in output.get_target_inputs()]

@@ -117,9 +117,12 @@ def detach_postprocessing(
 def detach_model(form: Format, model: Any, *, where: str) -> Detached:
     """Take the tail off a model in memory, with what stands around it; a falsy result's model is not to be written."""
     behind = form.take(model, "decision", where=where)
-    detached = form.detach(model, where=where)
+    detached = form.take(model, "tail", where=where)
     if not detached:
         return detached
     before = form.take(model, "transform", where=where)
-    own = [spec.text for record in (before, behind) if record is not None for spec in record.tails]
-    return replace(detached, own=tuple(own))
+    layers = (before, detached, behind)
+    notes = dict.fromkeys(note for layer in layers for note in layer.notes)
+    own = [spec.text for layer in layers if layer.record is not None for spec in layer.record.tails]
+    is_original = detached.is_original and not notes
+    return replace(detached, own=tuple(own), notes=tuple(notes), is_original=is_original)

@@ -378,8 +378,9 @@ def inspect_model(model_path: str | Path, *, defaults: bool = False) -> InspectR
     facts = (_onnx_facts if form.name == "onnx" else _openvino_facts)(model, path)
     outputs = tuple(form.outputs(model))
     before = form.read(model, "transform", where=where)
-    peel = form.read if form.was_converted(model, "decision") else form.take
-    behind = peel(model, "decision", where=where)  # what it reads is what the levels decide
+    behind = form.read(model, "decision", where=where)
+    if not form.was_converted(model, "decision"):
+        form.take(model, "decision", where=where)  # what it reads is what the levels decide
     found = form.find(model, where=where)  # which may name outputs that have no name
     view: Any = None if form.name == "onnx" else form.view(model)
     rounded = [  # the levels whose constants in an IR were compressed to fewer bits

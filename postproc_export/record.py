@@ -145,6 +145,11 @@ class LayerRecord:
         """The way back: {name in this file: name in the original}; `formats.base.recorded_names` checks it."""
         return {new: old for old, new in self.renamed.items()}
 
+    @property
+    def sources(self) -> frozenset[str]:
+        """The values that it reads."""
+        return frozenset(self.read.values())
+
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, without its versions."""
         return {
@@ -199,6 +204,11 @@ class TailRecord(LayerRecord):
         return frozenset(
             level for level, of_level in stats.items() if present[level] and of_level and of_level.is_calibrated
         )
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """The values that it reads."""
+        return frozenset(self.raw.values())
 
     @property
     def inputs(self) -> frozenset[str]:

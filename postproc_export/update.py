@@ -294,7 +294,7 @@ def _updated(
         )
     _refuse_unknown(tails, unknown)
     wanted = changes.apply(before)
-    detached = form.detach(model, where=str(where))
+    detached = form.take(model, "tail", where=str(where))
     tail = form.attach(model, wanted.stats, wanted.options, _outputs(found, detached)).tail
     after = State(tail.stats, tail.resolved_options, tail.narrow)
     notes = (*tail.notes, *_narrowed(found, after))
@@ -603,10 +603,10 @@ def update_model(form: Format, model: Any, changes: Changes, *, keep_dialect: bo
     behind = form.take(model, "decision", where=str(where))
     found = form.find(model, where=str(where))
     updated = _updated(form, model, found, changes, keep_dialect=keep_dialect, where=where)
-    if behind is not None and updated.tail is not None:
+    if behind.record is not None and updated.tail is not None:
         from postproc_export.steps.around import put_behind
 
-        put_behind(form, model, behind.tails, updated.tail)
+        put_behind(form, model, behind.record.tails, updated.tail)
     return updated
 
 

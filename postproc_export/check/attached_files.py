@@ -18,7 +18,7 @@ from postproc_export.errors import MetadataError, PostprocError, UnsupportedMode
 from postproc_export.formats import base
 from postproc_export.formats.base import decoded_outputs, encoded_port, recorded_names
 from postproc_export.formats.onnx import OnnxFormat
-from postproc_export.formats.openvino import OpenVinoFormat, raw_values
+from postproc_export.formats.openvino import OpenVinoFormat
 from postproc_export.formats.openvino_file import recorded_results, result_names, tensors_of, value_name
 from postproc_export.ports import FLOAT_TYPES
 from postproc_export.reading.found import FoundTails, raw_name
@@ -113,7 +113,7 @@ class ModelFile(ABC):
             form.take(model, "decision", where=where)
             found = form.find(model, where=where)
             if not found.misfits and found.tails and form.read(model, "transform", where=where) is not None:
-                form.detach(model, where=where)
+                form.take(model, "tail", where=where)
                 form.take(model, "transform", where=where)
         except MetadataError as error:
             return (f"{error.what.removeprefix(f'{where}: ')}: {error.found}",)
@@ -426,7 +426,7 @@ class _OpenVinoFile(ModelFile):
     def _native_record(self, record: TailRecord) -> TailRecord:
         """Return the record of an ONNX file in the terms of the IR that was made of it."""
         renamed, tensors = record.original.get("renamed", {}), tensors_of(self._model)
-        read = raw_values(self._model, record, is_converted=True)
+        read = {level: tensors[name] for level, name in record.raw.items() if name in tensors}
         values: dict[Level, Any] = {**read_values(self.tails), **read}
         for level in record.raw.keys() - values.keys():
             name = record.raw[level]

@@ -483,7 +483,7 @@ def without_tail(attached: AttachedModel, folder: Path) -> RawFile:
         detached, model = form.edited(
             attached.path,
             folder / "detached",
-            lambda model: form.detach(model, where=str(attached.path)),
+            lambda model: form.take(model, "tail", where=str(attached.path)),
             purpose="checking an OpenVINO IR",
         )
     except (PostprocError, GraphPatternError):

@@ -20,6 +20,7 @@ from postproc_export.files import check_suffix
 from postproc_export.options import FileOptions, LabelDtype, TailOptions
 from postproc_export.ports import OutputChoice, Selection, select_outputs
 from postproc_export.reading.found import (
+    FoundLayer,
     FoundTails,
     Tails,
     find_tails,
@@ -29,7 +30,7 @@ from postproc_export.reading.found import (
     refuse_partial,
     touched,
 )
-from postproc_export.record import METADATA_KEY, LayerRecord, TailRecord, TailSpec, Where, load_record
+from postproc_export.record import METADATA_KEY, LayerRecord, TailRecord, TailSpec, Where, load_record, refuse_misfit
 from postproc_export.runtimes import Axis, PortInfo, RuntimeName
 from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.tail import RAW_INPUTS, AdjustableInput, Tail, calibrated_levels
@@ -240,7 +241,8 @@ class Attached:
 class Detached:
     """What was taken out of a model in memory; falsy, with the reasons, where nothing was found."""
 
-    tails: Tails = field(default_factory=dict)  # what was removed
+    record: LayerRecord | None = None  # of the layer that was removed
+    tails: Tails = field(default_factory=dict)  # what was removed of the tail
     misses: Mapping[Level, Mismatch] = field(default_factory=dict)  # why nothing was found
     renamed: Mapping[str, str] = field(default_factory=dict)  # {name in the file: name in the original}
     notes: tuple[str, ...] = ()  # what could not be restored, and what a user should know
@@ -250,7 +252,7 @@ class Detached:
     outputs: frozenset[str] = frozenset()  # of a model without post-processing, by name
 
     def __bool__(self) -> bool:
-        return bool(self.tails)
+        return bool(self.tails) or self.record is not None
 
 
 # --- A format.
@@ -335,39 +337,42 @@ class Format(ABC):
     def build_tail(self, model: Any, stats: CalibrationStats, options: TailOptions, selection: Selection) -> Tail:
         """Return the tail for a model, in a form that the format can express."""
 
-    # What `find`, `take` and `detach` leave to a format.
+    # What `find` and `take` leave to a format.
 
     @abstractmethod
-    def _output_names(self, model: Any) -> Iterable[str]:
-        """Return all names of outputs."""
+    def _given(self, model: Any) -> Iterable[tuple[str, str]]:
+        """Return each name of an output, and the value that it is, as a record names it."""
 
     def _name_outputs(self, model: Any) -> Callable[[], None]:
         """Name the outputs of a model that leaves them without names; return what takes the names away again."""
         return lambda: None
 
     @abstractmethod
-    def _raw_values(self, model: Any, record: TailRecord) -> Mapping[Level, Value]:
-        """Return the raw values that a record names, as far as the model has them."""
+    def _values(self, model: Any, record: LayerRecord) -> Mapping[str, Value]:
+        """Return the values that the model has, by the names that a record gives them."""
 
     @abstractmethod
-    def _original(self, model: Any, record: LayerRecord, *, where: str) -> Collection[str]:
-        """Return the values that were outputs of the original; a MetadataError if the record has no legal ones."""
+    def _names(self, model: Any) -> Collection[str]:
+        """Return the names that may be given back: all that stand for a value."""
+
+    @abstractmethod
+    def _between(self, model: Any, record: LayerRecord) -> list[Value]:
+        """Return what the nodes of custom steps or decisions compute: those of its prefix, from made to read."""
+
+    @abstractmethod
+    def _original(self, model: Any, record: LayerRecord, *, where: str) -> Mapping[str, str]:
+        """Return the outputs of the original: for each value of this model, as the record names it, its name there.
+
+        Raises MetadataError if the record has no legal ones.
+        """
 
     @abstractmethod
     def _misfits(self, model: Any, record: TailRecord, tails: Tails, *, where: str) -> Iterator[str]:
         """Yield what a record says of the original that cannot be true of this model."""
 
     @abstractmethod
-    def _doubts(self, model: Any, record: TailRecord, tails: Tails, *, where: str) -> Iterator[str]:
-        """Yield what a record tells of and the model does not have."""
-
-    @abstractmethod
-    def _take_layer(self, model: Any, record: LayerRecord, *, where: str) -> None:
-        """Remove custom steps or decisions; a MetadataError if the record does not fit the model."""
-
-    @abstractmethod
-    def _take_tail(self, model: Any, found: FoundTails, *, where: str) -> Detached:
-        """Remove the tail."""
+    def _take(self, model: Any, found: FoundLayer, *, where: str) -> Detached:
+        """Remove a layer, and give back what its record keeps; what another tool changed stays so, and is told."""
 
     # What all formats do in the same way.
 
@@ -386,24 +391,6 @@ class Format(ABC):
         """Return the tail's record; None where there is none."""
         record = self.read(model, "tail", where=where)
         assert record is None or isinstance(record, TailRecord), "the tail has a record of its own"
-        return record
-
-    def take(self, model: Any, layer: Where, *, where: str) -> LayerRecord | None:
-        """Remove custom steps or decisions, and give outputs and names back; None where there are none.
-
-        Raises SharedValueError if something outside the layer reads one of its values, MetadataError if the record is
-        not legal or does not fit the model, and UnsupportedModelError if the model was converted since.
-        """
-        record = self.read(model, layer, where=where)
-        if record is None:
-            return None
-        if self.was_converted(model, layer):
-            raise UnsupportedModelError(
-                f"{where} was converted to OpenVINO with custom steps: they cannot be told from the rest",
-                found=", ".join(spec.text for spec in record.tails),
-                fix="take the ONNX file for this, and convert what comes out",
-            )
-        self._take_layer(model, record, where=where)
         return record
 
     def attach(
@@ -428,7 +415,8 @@ class Format(ABC):
         """Find the tails of a model, ours or Anomalib's, with the help of its record where that fits."""
         record = self.record(model, where=where)
         unname = self._name_outputs(model) if record is None else lambda: None
-        raw = {} if record is None else self._raw_values(model, record)
+        values = {} if record is None else self._values(model, record)
+        raw = {} if record is None else {level: values[name] for level, name in record.raw.items() if name in values}
         fits = record is not None and raw.keys() == record.raw.keys()
         is_usable = fits or not self.needs_raw
         tails, misses = find_tails(
@@ -436,20 +424,39 @@ class Format(ABC):
         )
         if not tails:  # the file is as it was
             unname()
-        outputs, is_converted = frozenset(self._output_names(model)), self.was_converted(model, "tail")
+        found = FoundTails(
+            tails=tails,
+            misses=misses,
+            values=tuple(value for tail in tails.values() for value in tail.values),
+            outputs=frozenset(name for name, _ in self._given(model) if name),
+        )
         if record is not None and not is_usable:
             lost = ", ".join(f"'{name}'" for level, name in record.raw.items() if level not in raw)
-            misfit = f"it names raw values that are not in the model: {lost}"
-            return FoundTails(tails, misses, None, misfits=(misfit,), outputs=outputs)
+            return replace(found, misfits=(f"it names raw values that are not in the model: {lost}",))
+        found = replace(found, record=record, is_converted=self.was_converted(model, "tail"))
         if record is None or not tails or record.levels & misses.keys():  # a level that is gone is told as such
-            return FoundTails(tails, misses, record, is_converted, outputs=outputs)
-        misfits = tuple(self._all_misfits(model, record, tails, where=where))
-        doubts: tuple[str, ...] = ()
-        if not (misfits or is_converted or touched(tails)):
-            doubts = tuple(self._doubts(model, record, tails, where=where))
-        return FoundTails(tails, misses, record, is_converted, misfits=misfits, doubts=doubts, outputs=outputs)
+            return found
+        found = replace(found, misfits=tuple(self._tail_misfits(model, record, tails, where=where)))
+        if found.misfits or found.is_converted or touched(tails):
+            return found
+        return replace(found, doubts=tuple(self._doubts(model, record, found.values, where=where)))
 
-    def _all_misfits(self, model: Any, record: TailRecord, tails: Tails, *, where: str) -> Iterator[str]:
+    def _found(self, model: Any, layer: Where, *, where: str) -> FoundLayer:
+        """Find custom steps or decisions, which nothing but their record tells of."""
+        record, is_converted = self.read(model, layer, where=where), self.was_converted(model, layer)
+        if record is None or is_converted:
+            return FoundLayer(where=layer, record=record, is_converted=is_converted)
+        values, ours = self._values(model, record), tuple(self._between(model, record))
+        made = {self.value_name(value) for value in ours}
+        misfits = (
+            *(f"the value '{name}' is not there" for name in record.read.values() if name not in values),
+            *(f"the layer has not taken the name '{old}'" for old in record.renamed if old not in record.made),
+            *(f"the output '{name}' is not the layer's" for name, value in record.made.items() if value not in made),
+            *self._doubts(model, record, ours, where=where),
+        )
+        return FoundLayer(where=layer, record=record, values=ours, misfits=misfits)
+
+    def _tail_misfits(self, model: Any, record: TailRecord, tails: Tails, *, where: str) -> Iterator[str]:
         yield from level_misfits(record, tails)
         try:
             original = self._original(model, record, where=where)
@@ -460,23 +467,46 @@ class Format(ABC):
         taken = {name for tail in tails.values() for name in tail.outputs} | record.inputs
         yield from (f"the tail has not taken the name '{old}'" for old in back.values() if old not in taken)
         for level, raw in record.raw.items():
-            if back.get(raw, raw) not in original:
+            if raw not in original:
                 yield f"the {level} level's raw value '{raw}' was no output of the original"
         yield from self._misfits(model, record, tails, where=where)
 
-    def detach(self, model: Any, *, where: str) -> Detached:
-        """Remove the tail; the model is as it was where there is none.
+    def _doubts(self, model: Any, record: LayerRecord, values: Collection[Value], *, where: str) -> Iterator[str]:
+        """Yield what a record tells of and the model without the values of the layer does not have."""
+        names = self._names(model)
+        yield from (f"the value '{name}' is not in the model" for name in record.back if name not in names)
+        left = self._values(model, record).keys() - {self.value_name(value) for value in values}
+        if record.where == "tail":  # it leaves outputs there or reads them; a step may replace what it does not read
+            left &= {value for _, value in self._given(model)} | record.sources
+        for value, name in self._original(model, record, where=where).items():
+            if value not in left:
+                yield f"the output '{name}' of the original is not in the model"
 
-        Raises SharedValueError if something outside the tail reads one of its values, and MetadataError or
-        UnsupportedModelError if the record is not legal, or the tail is not the one that it describes.
+    def take(self, model: Any, layer: Where, *, where: str) -> Detached:
+        """Remove a layer, and give outputs and names back; the model is as it was where there is none.
+
+        Raises SharedValueError if something outside the layer reads one of its values, MetadataError or
+        UnsupportedModelError if its record is not legal or is not that of this layer, and UnsupportedModelError if a
+        model with custom steps was converted since.
         """
-        found = self.find(model, where=where)
-        refuse_damaged(found, where=where)
-        refuse_partial(found)
-        if not found.tails:
-            return Detached(misses=found.misses, outputs=found.outputs)
-        detached = self._take_tail(model, found, where=where)
-        left, _ = find_tails(self.view(model))
+        found = self.find(model, where=where) if layer == "tail" else self._found(model, layer, where=where)
+        if isinstance(found, FoundTails):
+            refuse_damaged(found, where=where)
+            refuse_partial(found)
+            if not found.tails:
+                return Detached(misses=found.misses, outputs=found.outputs)
+        elif found.record is None:
+            return Detached()
+        elif found.is_converted:
+            raise UnsupportedModelError(
+                f"{where} was converted to OpenVINO with custom steps: they cannot be told from the rest",
+                found=", ".join(spec.text for spec in found.record.tails),
+                fix="take the ONNX file for this, and convert what comes out",
+            )
+        else:
+            refuse_misfit(layer, found.misfits, where=where)
+        detached = self._take(model, found, where=where)
+        left, _ = find_tails(self.view(model)) if layer == "tail" else ({}, {})
         if not left:
             return detached
         shown = " and ".join(name for tail in left.values() for name in tail.outputs)

@@ -50,7 +50,7 @@ from postproc_export.options import FileOptions, TailOptions
 from postproc_export.ports import Selection
 from postproc_export.process import claimed
 from postproc_export.reading.found import (
-    FoundTails,
+    FoundLayer,
     Tails,
     adjusted_values,
     notes_of,
@@ -61,9 +61,9 @@ from postproc_export.reading.found import (
     touched,
 )
 from postproc_export.reading.tail import SCORE_OUTPUT, FoundTail
-from postproc_export.record import KEYS, PREFIXES, LayerRecord, TailRecord, Where, refuse_misfit
+from postproc_export.record import KEYS, PREFIXES, LayerRecord, TailRecord, Where
 from postproc_export.runtimes import Axis, PortInfo
-from postproc_export.stats import CalibrationStats, Level
+from postproc_export.stats import CalibrationStats
 from postproc_export.tail import PACKED_OUTPUT, PARTS, PREFIX, NanTest, Tail, build_tail
 
 Make = Callable[[Mapping[str, str], Collection[str]], onnx.GraphProto]
@@ -233,17 +233,31 @@ class OnnxFormat(Format):
         model.metadata_props.add(key=KEYS[plan.where], value=record.dumps())
         return record
 
-    def _output_names(self, model: onnx.ModelProto) -> Iterator[str]:
-        return (item.name for item in model.graph.output)
+    def _given(self, model: onnx.ModelProto) -> Iterator[tuple[str, str]]:
+        return ((item.name, item.name) for item in model.graph.output)
 
-    def _raw_values(self, model: onnx.ModelProto, record: TailRecord) -> Mapping[Level, Value]:
-        view = OnnxView(model)
-        return {level: name for level, name in record.raw.items() if view.has(name)}
+    def _values(self, model: onnx.ModelProto, record: LayerRecord) -> Mapping[str, Value]:
+        return {name: name for name in computed_names(model.graph)}
 
-    def _original(self, model: onnx.ModelProto, record: LayerRecord, *, where: str) -> list[str]:
+    def _names(self, model: onnx.ModelProto) -> Collection[str]:
+        return value_names(model)
+
+    def _between(self, model: onnx.ModelProto, record: LayerRecord) -> list[Value]:
+        producers = {name: node for node in model.graph.node for name in node.output if name}
+        values: dict[Value, None] = {}
+        pending = [name for name in record.made.values() if name not in record.sources]
+        while pending:
+            node = producers.get(pending.pop())
+            if node is None or not node.name.startswith(PREFIXES[record.where]) or values.keys() & set(node.output):
+                continue
+            values |= dict.fromkeys(name for name in node.output if name)
+            pending += [name for name in reads(node) if name not in record.sources]
+        return list(values)
+
+    def _original(self, model: onnx.ModelProto, record: LayerRecord, *, where: str) -> dict[str, str]:
         names = [item.name for item in decoded_outputs(record.original, where=where)]
         added_import(record.original, where=where)
-        return names
+        return {record.renamed.get(name, name): name for name in names}
 
     def _misfits(self, model: onnx.ModelProto, record: TailRecord, tails: Tails, *, where: str) -> Iterator[str]:
         view, now, back = OnnxView(model), record.renamed, record.back
@@ -269,47 +283,29 @@ class OnnxFormat(Format):
             if name in now.values():
                 yield f"'{name}' is {kind}, which attaching does not rename"
 
-    def _doubts(self, model: onnx.ModelProto, record: TailRecord, tails: Tails, *, where: str) -> Iterator[str]:
-        names, values = value_names(model), computed_names(model.graph)
-        yield from (f"the value '{name}' is not in the model" for name in record.back if name not in names)
-        original = decoded_outputs(record.original, where=where)
-        gone = _gone_outputs(model, record, original)
-        for item in original:
-            if item.name in gone or record.renamed.get(item.name, item.name) not in values:
-                yield f"the output '{item.name}' of the original is not in the model"
-        tail = {str(value) for item in tails.values() for value in item.values}
-        yield from import_doubts(model, record.original, where=where, apart=tail)
+    def _doubts(
+        self, model: onnx.ModelProto, record: LayerRecord, values: Collection[Value], *, where: str
+    ) -> Iterator[str]:
+        yield from super()._doubts(model, record, values, where=where)
+        yield from import_doubts(model, record.original, where=where, apart=[str(value) for value in values])
 
-    def _take_layer(self, model: onnx.ModelProto, record: LayerRecord, *, where: str) -> None:
-        original = decoded_outputs(record.original, where=where)
-        outputs = [item.name for item in model.graph.output if item.name in record.made]
-        values = _values_between(model, record)
-        misfits = _layer_misfits(model, record, original, values)
-        refuse_misfit(record.where, list(misfits), where=where)
-        remove(model, values, outputs=outputs, keep=list(record.read.values()))
-        rename_values(model, record.back)
-        _set_outputs(model, original)
-        refuse_misfit(record.where, drop_added_import(model, record.original, where=where), where=where)
-        _drop_record(model, record.where)
-
-    def _take_tail(self, model: onnx.ModelProto, found: FoundTails, *, where: str) -> Detached:
-        """Give back what the record keeps; what another tool added or took away stays so, and is told."""
+    def _take(self, model: onnx.ModelProto, found: FoundLayer, *, where: str) -> Detached:
         tails, record = found.tails, found.record
         outputs = {item.name: _copied(item) for item in model.graph.output}
         remove(
             model,
-            [value for tail in tails.values() for value in tail.values],
-            outputs=[name for tail in tails.values() for name in tail.outputs],
+            found.values,
+            outputs=found.given,
             inputs=[str(value) for value in adjusted_values(tails)],
-            keep=[tail.raw for tail in tails.values()],
+            keep=[*(tail.raw for tail in tails.values()), *(record.read.values() if record is not None else ())],
         )
-        _drop_record(model, "tail")
+        _drop_record(model, found.where)
         if record is None:
             return _rebuilt(model, tails, outputs, where=where)
         original = decoded_outputs(record.original, where=where)
         back, notes, values = record.back, touched(tails), value_names(model)
         for tail in restored_tails(tails):
-            recorded, now = recorded_raw(record, tail) or str(tail.raw), str(tail.raw)
+            recorded, now = found.raw.get("pixel" if tail.from_map else tail.level, str(tail.raw)), str(tail.raw)
             if recorded not in values:
                 was = back.pop(recorded, recorded)
                 notes.append(f"'{now}' was '{was}': another tool took the value of that name away")
@@ -330,9 +326,10 @@ class OnnxFormat(Format):
         notes += drop_added_import(model, record.original, where=where)
         notes += [f"the output '{name}' of the original is not in the model any more" for name in lost]
         notes += [f"the output '{item.name}', which the original did not have, stays" for item in added]
-        raw = {level: record.back.get(name, name) for level, name in record.raw.items()}
+        raw = {level: record.back.get(name, name) for level, name in found.raw.items()}
         present = {item.name for item in final}
         return Detached(
+            record=record,
             tails=tails,
             renamed=renamed,
             notes=tuple(notes),
@@ -390,9 +387,11 @@ def _drop_record(model: onnx.ModelProto, layer: Where) -> None:
 # --- What a record says of the original, held against the model.
 
 
-def _gone_outputs(model: onnx.ModelProto, record: TailRecord, original: Collection[onnx.ValueInfoProto]) -> set[str]:
-    """Return the outputs of the original that no tail takes and that are gone: attaching leaves them there."""
-    there = {item.name for item in model.graph.output}.union(record.raw.values())
+def _gone_outputs(model: onnx.ModelProto, record: LayerRecord, original: Collection[onnx.ValueInfoProto]) -> set[str]:
+    """Return the outputs of the original that the tail does not take and that are gone: attaching leaves them there."""
+    if record.where != "tail":  # steps also take the place of outputs that they do not read
+        return set()
+    there = {item.name for item in model.graph.output} | record.sources
     return {item.name for item in original} - {record.back.get(name, name) for name in there}
 
 
@@ -416,37 +415,6 @@ def _is_cast(view: OnnxView, tail: FoundTail) -> bool:
     """Whether a tail converts its raw value first, as it does where that is not float32."""
     nodes = [view.node(value) for value in tail.values]
     return any(node is not None and node.op_type == "Cast" and node.input[0] == tail.raw for node in nodes)
-
-
-def _values_between(model: onnx.ModelProto, record: LayerRecord) -> set[str]:
-    """Return the values of a layer's nodes: those of its prefix between what it made and what it reads."""
-    producers = {name: node for node in model.graph.node for name in node.output if name}
-    stop = set(record.read.values())
-    values: set[str] = set()
-    pending = [name for name in record.made.values() if name not in stop]
-    while pending:
-        node = producers.get(pending.pop())
-        if node is None or not node.name.startswith(PREFIXES[record.where]) or not values.isdisjoint(node.output):
-            continue
-        values |= set(node.output) - {""}
-        pending += [name for name in reads(node) if name not in stop]
-    return values
-
-
-def _layer_misfits(
-    model: onnx.ModelProto, record: LayerRecord, original: Sequence[onnx.ValueInfoProto], gone: Collection[str]
-) -> Iterator[str]:
-    """Yield what a record says that cannot be true of the model without the layer."""
-    present, computed = value_names(model), computed_names(model.graph)
-    yield from (
-        f"the value '{name}' is not there" for name in (*record.read.values(), *record.back) if name not in present
-    )
-    yield from (f"the layer has not taken the name '{old}'" for old in record.renamed if old not in record.made)
-    yield from (f"the output '{name}' is not the layer's" for name in record.made if name not in gone)
-    for item in original:
-        name = record.renamed.get(item.name, item.name)
-        if name in gone or name not in computed:
-            yield f"the output '{item.name}' of the original is not in the model"
 
 
 # --- The names and the outputs of the original.

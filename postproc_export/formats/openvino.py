@@ -1,12 +1,11 @@
 """The OpenVINO format: layers and tails put on models, found in them and taken off, in place."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from graph_patterns.expr import SharedValueError
 from graph_patterns.match import Site, Value
 from graph_patterns.openvino import OpenVinoView, copied, emit, remove, set_numbers
 from postproc_export.files import publishing
@@ -30,7 +29,6 @@ from postproc_export.formats.openvino_file import (
     name_outputs,
     named_value,
     new_result,
-    outputs_of,
     pair_of,
     read_ir,
     recorded_results,
@@ -48,7 +46,7 @@ from postproc_export.options import FileOptions, TailOptions
 from postproc_export.ports import Selection
 from postproc_export.process import backup_of, claimed
 from postproc_export.reading.found import (
-    FoundTails,
+    FoundLayer,
     Tails,
     adjusted_values,
     is_exported,
@@ -60,7 +58,7 @@ from postproc_export.reading.found import (
     touched,
 )
 from postproc_export.reading.tail import SCORE_OUTPUT
-from postproc_export.record import KEYS, METADATA_KEY, PREFIXES, LayerRecord, TailRecord, Where, refuse_misfit
+from postproc_export.record import KEYS, PREFIXES, LayerRecord, TailRecord, Where
 from postproc_export.runtimes import PortInfo
 from postproc_export.runtimes.openvino import openvino_core, port_info, save_ir
 from postproc_export.stats import CalibrationStats, Level
@@ -193,8 +191,9 @@ class OpenVinoFormat(Format):
         model.set_rt_info(record.dumps(), KEYS[plan.where])
         return record
 
-    def _output_names(self, model: Any) -> Iterator[str]:
-        return (name for result in model.get_results() for name in result_names(result))
+    def _given(self, model: Any) -> Iterator[tuple[str, str]]:
+        for result in model.get_results():
+            yield from ((name, value_name(result.input_value(0))) for name in result_names(result) or {""})
 
     def _name_outputs(self, model: Any) -> Callable[[], None]:
         named = name_outputs(model)
@@ -205,13 +204,30 @@ class OpenVinoFormat(Format):
 
         return unname
 
-    def _raw_values(self, model: Any, record: TailRecord) -> Mapping[Level, Any]:
-        return raw_values(model, record, is_converted=self.was_converted(model, "tail"))
+    def _values(self, model: Any, record: LayerRecord) -> dict[str, Any]:
+        return recorded_values(model, is_converted=self.was_converted(model, record.where))
 
-    def _original(self, model: Any, record: LayerRecord, *, where: str) -> list[str]:
+    def _names(self, model: Any) -> Collection[str]:
+        return used_names(model)[0]
+
+    def _between(self, model: Any, record: LayerRecord) -> list[Any]:
+        values = self._values(model, record)
+        stop = _keys(values[name].get_node() for name in record.sources if name in values)
+        pending = [values[name].get_node() for name in record.made.values() if name in values]
+        nodes: dict[str, Any] = {}
+        while pending:
+            node = pending.pop()
+            key = str(node.get_name())
+            if key not in stop and key not in nodes and node.get_friendly_name().startswith(PREFIXES[record.where]):
+                nodes[key] = node
+                pending += [node.input_value(index).get_node() for index in range(node.get_input_size())]
+        return [output for node in nodes.values() for output in node.outputs()]
+
+    def _original(self, model: Any, record: LayerRecord, *, where: str) -> dict[str, str]:
         if self.was_converted(model, record.where):
-            return [item.name for item in decoded_outputs(record.original, where=where)]
-        return [f"{source}:{port}" for _, source, port in recorded_results(record.original, where=where)]
+            names = [item.name for item in decoded_outputs(record.original, where=where)]
+            return {record.renamed.get(name, name): name for name in names}
+        return {f"{source}:{port}": name for name, source, port in recorded_results(record.original, where=where)}
 
     def _misfits(self, model: Any, record: TailRecord, tails: Tails, *, where: str) -> Iterator[str]:
         if self.was_converted(model, "tail"):
@@ -227,50 +243,19 @@ class OpenVinoFormat(Format):
                 yield f"the {tail.level} level reads '{value_name(tail.raw)}', not '{recorded}'"
         yield from (f"several operators are called '{name}'" for name in ambiguous(model, (row[1] for row in results)))
 
-    def _doubts(self, model: Any, record: TailRecord, tails: Tails, *, where: str) -> Iterator[str]:
-        tensors, _ = used_names(model)
-        yield from (f"the tensor '{name}' is not in the model" for name in record.back if name not in tensors)
-        there = {value_name(result.input_value(0)) for result in model.get_results()}.union(record.raw.values())
-        for name, source, port in recorded_results(record.original, where=where):
-            if f"{source}:{port}" not in there:
-                yield f"the output '{name}' of the original is not in the model"
-
-    def _take_layer(self, model: Any, record: LayerRecord, *, where: str) -> None:
-        results = recorded_results(record.original, where=where)
-        values = _between(model, record)
-        refuse_misfit(record.where, list(_layer_misfits(model, record, results, values)), where=where)
-        nodes = {node.get_friendly_name(): node for node in model.get_ops() if node.get_type_name() != "Result"}
-        kept = {value_name(result.input_value(0)): result for result in model.get_results()}
-        gone = [result for result in kept.values() if not result_names(result).isdisjoint(record.made)]
-        final, fresh = [], []
-        for name, source, port in results:
-            result = kept.get(f"{source}:{port}")
-            if result is None:
-                result = new_result(nodes[source].output(port), name)
-                fresh.append(result)
-            final.append(result)
-        _refuse_readers(model, values, gone)
-        model.add_results(fresh)  # before any goes: a model without a result drops its operators
-        for result in gone:
-            model.remove_result(result)
-        _reorder(model, final)
-        rename_tensors(model, record.back)
-        del model.get_rt_info()[KEYS[record.where]]
-
-    def _take_tail(self, model: Any, found: FoundTails, *, where: str) -> Detached:
-        restorer = _Restorer(model, found.tails, where)
+    def _take(self, model: Any, found: FoundLayer, *, where: str) -> Detached:
+        restorer = _Restorer(model, found, where)
         if found.record is None:
-            return restorer.rebuild(found.misfits)
+            return restorer.rebuild()
         return (restorer.restore_converted if found.is_converted else restorer.restore)(found.record)
 
 
-def raw_values(model: Any, record: TailRecord, *, is_converted: bool) -> dict[Level, Any]:
-    """Return the raw values that a record names, as far as the model has them."""
-    values = tensors_of(model)
-    if not is_converted:
-        nodes = (node for node in model.get_ops() if node.get_type_name() != "Result")
-        values = {value_name(output): output for node in nodes for output in node.outputs()}
-    return {level: values[name] for level, name in record.raw.items() if name in values}
+def recorded_values(model: Any, *, is_converted: bool = False) -> dict[str, Any]:
+    """Return the outputs of all operators but results, by the names that a record gives them."""
+    if is_converted:
+        return tensors_of(model)
+    nodes = (node for node in model.get_ops() if node.get_type_name() != "Result")
+    return {value_name(output): output for node in nodes for output in node.outputs()}
 
 
 # --- Put operators behind the results.
@@ -353,101 +338,53 @@ def _remove_adjustable(model: Any, value: Value) -> None:
             model.remove_variable(variable)
 
 
-# --- Take custom steps and decisions off.
-
-
-def _between(model: Any, record: LayerRecord) -> set[str]:
-    """Return the operators of the layer: those of its prefix between what it made and what it reads."""
-    places = {value_name(output): output.get_node() for output in outputs_of(model)}
-    stop = {str(places[name].get_name()) for name in record.read.values() if name in places}
-    pending = [places[name] for name in record.made.values() if name in places]
-    values: set[str] = set()
-    while pending:
-        node = pending.pop()
-        key = str(node.get_name())
-        if key in stop or key in values or not node.get_friendly_name().startswith(PREFIXES[record.where]):
-            continue
-        values.add(key)
-        pending += [node.input_value(index).get_node() for index in range(node.get_input_size())]
-    return values
-
-
-def _layer_misfits(
-    model: Any, record: LayerRecord, results: Sequence[tuple[str, str, int]], gone: Collection[str]
-) -> Iterator[str]:
-    """Yield what a record says that cannot be true of the model without the layer."""
-    tensors, _ = used_names(model)
-    yield from (f"the value '{name}' is not there" for name in record.back if name not in tensors)
-    yield from (f"the layer has not taken the name '{old}'" for old in record.renamed if old not in record.made)
-    places = {value_name(output): output.get_node() for output in outputs_of(model)}
-    yield from (f"the value '{name}' is not there" for name in record.read.values() if name not in places)
-    for name, value in record.made.items():
-        if value not in places or str(places[value].get_name()) not in gone:
-            yield f"the output '{name}' is not the layer's"
-    for name, source, port in results:
-        node = places.get(f"{source}:{port}")
-        if node is None or node.get_type_name() == "Result" or str(node.get_name()) in gone:
-            yield f"the result '{name}' is of '{source}', which is not in the original"
-
-
-def _refuse_readers(model: Any, values: set[str], gone: Iterable[Any]) -> None:
-    """Look at the model's own operators alone: a tail that was just taken off may still be there, out of its reach."""
-    going = values | _keys(gone)
-    for node in model.get_ops():
-        if str(node.get_name()) in going:
-            continue
-        for index in range(node.get_input_size()):
-            source = node.input_value(index).get_node()
-            if str(source.get_name()) in values:
-                raise SharedValueError(
-                    f"'{source.get_friendly_name()}' has a reader outside what is to be removed",
-                    found=f"reader {node.get_friendly_name()}",
-                    needed="every value of it read only inside it",
-                    fix=f"remove {node.get_friendly_name()} first, or export the model again without it",
-                )
-
-
-# --- Take a tail off, and give the original's results and names back.
+# --- Take a layer off, and give the original's results and names back.
 
 
 class _Restorer:
-    def __init__(self, model: Any, tails: Tails, where: str) -> None:
+    def __init__(self, model: Any, found: FoundLayer, where: str) -> None:
         self._model = model
-        self._tails = tails
+        self._found = found
+        self._tails = found.tails
         self._where = where
-        names = {name for tail in tails.values() for name in tail.outputs}
+        names = found.given
         self._gone = [result for result in model.get_results() if not names.isdisjoint(result_names(result))]
 
-    def restore(self, record: TailRecord) -> Detached:
+    def restore(self, record: LayerRecord) -> Detached:
         """Give back the results and names that the record keeps."""
-        raw = raw_values(self._model, record, is_converted=False)
-        described = recorded_results(record.original, where=self._where)
-        kept = {_key(result): result for result in self._remaining()}
-        operators = (node for node in self._model.get_ops() if node.get_type_name() != "Result")
-        nodes = {node.get_friendly_name(): node for node in operators}
+        values, kept = recorded_values(self._model), dict[str, Any]()
+        remaining = self._remaining()
+        for result in remaining:
+            kept.setdefault(value_name(result.input_value(0)), result)
         final, made, notes = [], [], touched(self._tails)
-        for name, source, port in described:
-            result = kept.pop((name, source, port), None)
-            if result is None and f"{source}:{port}" in record.raw.values():
-                result = new_result(nodes[source].output(port), name)
+        for name, source, port in recorded_results(record.original, where=self._where):
+            place = f"{source}:{port}"
+            result = kept.get(place)
+            if result is not None:
+                result.set_friendly_name(name)
+            elif record.where != "tail" or place in record.sources:  # a step may replace what it does not read
+                result = new_result(values[place], name)
                 made.append(result)
-            if result is None:
-                notes.append(f"the output '{name}' of the original is not in the model any more")
             else:
-                final.append(result)
-        notes += [f"the output '{name}', which the original did not have, stays" for name, *_ in kept]
-        self._replace(made, [*final, *kept.values()])
+                notes.append(f"the output '{name}' of the original is not in the model any more")
+                continue
+            final.append(result)
+        known = _keys(final)
+        added = [result for result in remaining if str(result.get_name()) not in known]
+        notes += [f"the output '{item.get_friendly_name()}', which the original did not have, stays" for item in added]
+        self._replace(made, [*final, *added])
         back = self._rename(record.back)
         notes += [f"'{old}' is not called '{new}' again" for old, new in record.back.items() if old not in back]
         return Detached(
+            record=record,
             tails=self._tails,
             renamed=back,
             notes=tuple(notes),
             is_original=not notes,
-            raw_outputs=self._indices(raw),
+            raw_outputs=self._indices({level: values[name] for level, name in self._found.raw.items()}),
         )
 
-    def restore_converted(self, record: TailRecord) -> Detached:
+    def restore_converted(self, record: LayerRecord) -> Detached:
         """Give back the names and the order of an ONNX model's outputs in what OpenVINO made of it."""
         wanted = [item.name for item in decoded_outputs(record.original, where=self._where)]
         tensors = tensors_of(self._model)
@@ -457,17 +394,23 @@ class _Restorer:
             current = record.renamed.get(name, name)
             if current in results:
                 final.append(results[current])
-            elif current in tensors and current in record.raw.values():
+            elif current in tensors and current in record.sources:
                 made.append(new_result(tensors[current], f"{name}/result"))
                 final.append(made[-1])
             else:
                 notes.append(f"the output '{name}' of the original is not in the model any more")
-        raw = raw_values(self._model, record, is_converted=True)
+        raw = {level: tensors[name] for level, name in self._found.raw.items() if name in tensors}
         self._replace(made, final)
         renamed = self._rename(record.back)
-        return Detached(tails=self._tails, renamed=renamed, notes=tuple(notes), raw_outputs=self._indices(raw))
+        return Detached(
+            record=record,
+            tails=self._tails,
+            renamed=renamed,
+            notes=tuple(notes),
+            raw_outputs=self._indices(raw),
+        )
 
-    def rebuild(self, misfits: tuple[str, ...]) -> Detached:
+    def rebuild(self) -> Detached:
         """Name and order the raw outputs from the tail's own, where no record that fits says how they were."""
         made: dict[Level, Any] = {}
         wanted: dict[Level, set[str]] = {}
@@ -501,7 +444,7 @@ class _Restorer:
             for level, tail in self._tails.items()
             if not tail.from_map
         }
-        notes = (*(f"the record was left aside: {misfit}" for misfit in misfits), *notes_of(self._tails))
+        notes = (*(f"the record was left aside: {misfit}" for misfit in self._found.misfits), *notes_of(self._tails))
         return Detached(tails=self._tails, renamed=renamed, notes=notes, raw_outputs=self._indices(sources))
 
     def _remaining(self) -> list[Any]:
@@ -521,16 +464,11 @@ class _Restorer:
 
     def _replace(self, made: list[Any], final: list[Any]) -> None:
         refuse_no_outputs(final, where=self._where)
-        remove(
-            self._model,
-            [value for tail in self._tails.values() for value in tail.values],
-            results=self._gone,
-            instead=made,
-        )
+        remove(self._model, self._found.values, results=self._gone, instead=made)
         _reorder(self._model, final)
         for value in adjusted_values(self._tails):
             _remove_adjustable(self._model, value)
-        drop_record(self._model)
+        drop_record(self._model, self._found.where)
 
     def _rename(self, back: Mapping[str, str]) -> dict[str, str]:
         tensors, _ = used_names(self._model)
@@ -539,17 +477,17 @@ class _Restorer:
         return back
 
 
-def drop_record(model: Any) -> None:
-    """Remove the tail's record, wherever it stands in the rt_info."""
-    info = model.get_rt_info()
-    if model.has_rt_info([METADATA_KEY]):
-        del info[METADATA_KEY]
-    if model.has_rt_info([_FRAMEWORK, METADATA_KEY]):
-        others = [key for key in info[_FRAMEWORK] if key != METADATA_KEY]
-        kept = {key: str(model.get_rt_info([_FRAMEWORK, key]).value) for key in others}
+def drop_record(model: Any, layer: Where = "tail") -> None:
+    """Remove the record of a layer, wherever it stands in the rt_info."""
+    info, key = model.get_rt_info(), KEYS[layer]
+    if model.has_rt_info([key]):
+        del info[key]
+    if model.has_rt_info([_FRAMEWORK, key]):
+        others = [other for other in info[_FRAMEWORK] if other != key]
+        kept = {other: str(model.get_rt_info([_FRAMEWORK, other]).value) for other in others}
         del info[_FRAMEWORK]
-        for key, value in kept.items():
-            model.set_rt_info(value, [_FRAMEWORK, key])
+        for other, value in kept.items():
+            model.set_rt_info(value, [_FRAMEWORK, other])
 
 
 def _own_output(raw: Any, name: str) -> Any:
@@ -559,8 +497,3 @@ def _own_output(raw: Any, name: str) -> Any:
     copy = copied(raw, axes=f"{name}/same")
     copy.set_friendly_name(name)
     return copy.output(0)
-
-
-def _key(result: Any) -> tuple[str, str, int]:
-    source = result.input_value(0)
-    return result.get_friendly_name(), source.get_node().get_friendly_name(), source.get_index()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -29,7 +29,7 @@ from postproc_export.reading.tail import (
     known,
     read_chain,
 )
-from postproc_export.record import TailRecord, refuse_misfit
+from postproc_export.record import LayerRecord, TailRecord, Where, refuse_misfit
 from postproc_export.stats import LEVELS, Level
 from postproc_export.tail import OUTPUT_NAMES
 
@@ -179,17 +179,38 @@ STRIPPED: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class FoundTails:
-    """The tails of a model by level, why other levels have none, and the record where there is one."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundLayer:
+    """A layer that a model has, custom steps, the tail or decisions: what taking it off removes and gives back."""
 
-    tails: Tails
-    misses: Mapping[Level, Mismatch]
-    record: TailRecord | None
+    where: Where
+    record: LayerRecord | None = None  # what it gives back; None where there is no layer, or it was matched alone
     is_converted: bool = False  # the record is that of an ONNX model, from which this one was converted
     misfits: tuple[str, ...] = ()  # what the record says that does not fit the model: it is not to be acted on then
+    values: tuple[Value, ...] = ()  # what its nodes compute
+    tails: Tails = field(default_factory=dict)
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The outputs of the model that the layer gives, by name."""
+        names = [name for tail in self.tails.values() for name in tail.outputs]
+        return frozenset(names if self.tails or self.record is None else self.record.made)
+
+    @property
+    def raw(self) -> Mapping[Level, str]:
+        """The raw values that the record of a tail names."""
+        return self.record.raw if isinstance(self.record, TailRecord) else {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundTails(FoundLayer):
+    """The tails of a model by level, and why other levels have none."""
+
+    where: Where = "tail"
+    record: TailRecord | None = None
+    misses: Mapping[Level, Mismatch]
     doubts: tuple[str, ...] = ()  # what another tool may have taken away; without such a tool the record lies
-    outputs: frozenset[str] = frozenset()  # the names of all outputs
+    outputs: frozenset[str]  # the names of all outputs
 
     @property
     def unexplained(self) -> dict[str, str]:

@@ -89,7 +89,7 @@ class OnnxFormat:
 
     def detach(self, model: Any) -> Any:
         """Detach."""
-        return on_onnx.OnnxFormat().detach(model, where="the model")
+        return on_onnx.OnnxFormat().take(model, "tail", where="the model")
 
     def described(self, model: Any) -> Any:
         """Return everything that a model is; it is as sound as the original."""
@@ -120,7 +120,7 @@ class OpenVinoFormat:
 
     def detach(self, model: Any) -> Any:
         """Detach."""
-        return on_openvino.OpenVinoFormat().detach(model, where="the model")
+        return on_openvino.OpenVinoFormat().take(model, "tail", where="the model")
 
     def described(self, model: Any) -> Any:
         """Return the bytes of its files; it is legal, and every operator of a tail has a name of its own."""

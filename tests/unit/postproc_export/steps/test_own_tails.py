@@ -77,7 +77,7 @@ def test_onnx_gives_what_the_class_gives(opset: int, levels: str) -> None:
         for runtime in RUNTIMES:
             runner = open_runner(model.SerializeToString(), runtime=runtime)
             assert_equal_to_eager("Weighted", runner, feeds, raw)
-    assert OnnxFormat().take(model, "transform", where="the model") is not None
+    assert OnnxFormat().take(model, "transform", where="the model")
     assert model == host
 
 
@@ -106,7 +106,7 @@ def test_an_ir_gives_what_the_class_gives(
         raw = {port.get_any_name(): expected[port.get_any_name()] for port in host.outputs}
         assert_equal_to_eager(name, open_runner(written), feeds, raw)
     again = core.read_model(written)
-    assert OpenVinoFormat().take(again, "transform", where="the model") is not None
+    assert OpenVinoFormat().take(again, "transform", where="the model")
     restored, kept = _saved(again, tmp_path / "restored.xml"), _saved(host, tmp_path / "kept.xml")
     for suffix in (".xml", ".bin"):
         assert restored.with_suffix(suffix).read_bytes() == kept.with_suffix(suffix).read_bytes()
