@@ -363,7 +363,7 @@ class Format(ABC):
     def _original(self, model: Any, record: LayerRecord, *, where: str) -> Mapping[str, str]:
         """Return the outputs of the original: for each value of this model, as the record names it, its name there.
 
-        Raises MetadataError if the record has no legal ones.
+        Raises MetadataError if the record has no legal ones. The names that it keeps have to be legal.
         """
 
     @abstractmethod
@@ -383,8 +383,8 @@ class Format(ABC):
             return None
         record = load_record(text, layer, where=where)
         if layer != "tail":  # a tail is found without its record, too: `find` tells what is wrong with that
-            self._original(model, record, where=where)
             recorded_names(record.original, where=where)
+            self._original(model, record, where=where)
         return record
 
     def record(self, model: Any, *, where: str) -> TailRecord | None:
@@ -459,8 +459,8 @@ class Format(ABC):
     def _tail_misfits(self, model: Any, record: TailRecord, tails: Tails, *, where: str) -> Iterator[str]:
         yield from level_misfits(record, tails)
         try:
-            original = self._original(model, record, where=where)
             back = recorded_names(record.original, where=where)
+            original = self._original(model, record, where=where)
         except MetadataError as error:
             yield f"{error.what.removeprefix(f'{where}: ')} ({error.found})"
             return
