@@ -102,7 +102,7 @@ def named_tails(
 
 def usable_runtimes(model: AttachedModel) -> tuple[RuntimeName, ...]:
     """Return the installed runtimes that read the format of a file; refuse to check it with none."""
-    wanted: tuple[RuntimeName, ...] = ("onnxruntime", "openvino") if model.file.format == "onnx" else ("openvino",)
+    wanted = model.file.form.runtimes
     found = tuple(name for name in wanted if name in installed_runtimes())
     if not found:
         raise MissingDependencyError(
@@ -136,18 +136,17 @@ def real_inputs(
 
 def of_the_file(model: AttachedModel, runtimes: Sequence[RuntimeName]) -> Iterator[str]:
     """Yield what a file and the runtimes at hand leave open."""
-    if model.file.format == "onnx":
-        for name in ("onnxruntime", "openvino"):
-            if name not in runtimes:
-                yield f"{name}: it is not installed (pip install 'postproc-export[{name}]')"
-    else:
+    readers = model.file.form.runtimes
+    missing = [name for name in readers if name not in runtimes]
+    yield from (f"{name}: it is not installed (pip install 'postproc-export[{name}]')" for name in missing)
+    if "onnxruntime" not in readers:
         yield "ONNX Runtime: it does not read this format"
     for level in model.file.raw:
         if level not in model.levels:
             yield f"the {level} level: it is not calibrated, and '{model.file.raw[level].name}' stays as it is"
     if model.guard == "none" and "image" in model.levels and "image" not in model.file.raw:
         yield "the image score of a map that holds a NaN: the tail has no guard, so it is not defined"
-    if model.tail.adjustable and model.file.format == "onnx" and "openvino" in runtimes:
+    if model.tail.adjustable and readers[0] != "openvino" and "openvino" in runtimes:
         names = ", ".join(item.name for item in model.tail.adjustable)
         yield f"{names} in OpenVINO: reading an ONNX model makes constants of them"
     yield "other devices than the CPU"
@@ -248,7 +247,7 @@ def check_parity(**given: Any) -> ParityReport:
         checks += _parts(model, reference, transform, behind, runtimes, count=asked.count, seed=seed, threads=threads)
         if asked.exhaustive:
             checks += check_exhaustively(model, runtimes, progress=asked.progress)
-        ways = whole_configurations(model.file.format, runtimes, int8=asked.int8)
+        ways = whole_configurations(runtimes, int8=asked.int8)
         shared: dict[str, Any] = {"threads": threads, "max_flips": asked.max_flips, "failures": failures}
         whole: WholeCheck | None = None
         with temporary_folder() as folder, temporary_folder() as other:
@@ -301,7 +300,7 @@ def _parts(
     threads: int,
 ) -> Iterator[Check]:
     """Check the tail alone, and what stands before and behind it alone."""
-    ways = tail_configurations(model.file.format, runtimes)
+    ways = tail_configurations(runtimes)
     yield from check_tail(model, reference, ways, count=count, seed=seed, threads=threads)
     if transform is not None:
         yield from check_transform(reference, transform, ways, seed=seed, threads=threads)

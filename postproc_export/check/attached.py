@@ -248,7 +248,7 @@ def _built(file: ModelFile, options: TailOptions) -> Tail:
         options,
         _selection(file),
         nan_test=file.nan_test,
-        default_mask_dtype="bool" if file.format == "onnx" else "uint8",
+        default_mask_dtype=file.form.mask_dtype,
         guard=guard,
     )
 

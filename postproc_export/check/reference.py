@@ -389,7 +389,7 @@ class RawFile:
 
     def can_run(self, way: Configuration) -> bool:
         """Whether a runtime reads the format of the file."""
-        return way.runtime == "openvino" or self.path.suffix.lower() == ".onnx"
+        return way.runtime in format_of(self.path).runtimes
 
     def open(self, way: Configuration, *, threads: int | None) -> Runner:
         """Load the file, with the transform of the attached one behind it where that has one."""

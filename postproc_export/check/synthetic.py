@@ -311,7 +311,7 @@ class SyntheticCheck:
         """Whether a way loads the file; a miss where it loads the original alone."""
         runner = self._plan.open("attached", way)
         if isinstance(runner, str):
-            is_native = (way.runtime == "openvino") is (self._plan.attached.file.format == "openvino")
+            is_native = way.runtime == self._plan.attached.file.form.runtimes[0]
             has_original = not isinstance(self._plan.open("raw", way), str)
             if has_original or (is_native and self._plan.raw_file is None):
                 self._miss("run", way, "the file", runner)

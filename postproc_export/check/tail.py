@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from graph_patterns.match import Mismatch
 from postproc_export.check.attached import AttachedModel, RawFeeds, boundary_of, numpy_dtype, tail_cases
-from postproc_export.check.attached_files import Format, Shapes
+from postproc_export.check.attached_files import Shapes
 from postproc_export.check.record import computed_parts, decided_value
 from postproc_export.check.reference import LevelReference, Reference, torch_threads
 from postproc_export.check.report import Check, failed
@@ -33,7 +33,7 @@ from postproc_export.comparison import (
 )
 from postproc_export.errors import MetadataError, MissingDependencyError, PostprocError, UnsupportedModelError
 from postproc_export.float32 import LARGEST, half_ulp
-from postproc_export.runtimes import RUNTIMES, PortInfo, Runner, RuntimeName, as_float32, open_runner
+from postproc_export.runtimes import PortInfo, Runner, RuntimeName, as_float32, open_runner
 from postproc_export.stats import Level, LevelStats, choose_form
 from postproc_export.tail import TailOutput
 
@@ -252,10 +252,9 @@ _ONNX_RUNTIME = (Configuration(runtime="onnxruntime", optimize=False), Configura
 _OPENVINO = (Configuration(runtime="openvino"), Configuration(runtime="openvino", precision="default"))
 
 
-def tail_configurations(file_format: Format, runtimes: Sequence[RuntimeName]) -> list[Configuration]:
-    """Return every way to run a tail of a format on the runtimes at hand."""
-    ways = (*_ONNX_RUNTIME, *_OPENVINO) if file_format == "onnx" else _OPENVINO
-    return [way for way in ways if way.runtime in runtimes]
+def tail_configurations(runtimes: Sequence[RuntimeName]) -> list[Configuration]:
+    """Return every way to run a tail on some runtimes, which read the format of its file."""
+    return [way for way in (*_ONNX_RUNTIME, *_OPENVINO) if way.runtime in runtimes]
 
 
 def check_tail(
@@ -333,8 +332,7 @@ def check_adjusted(
     if not attached.tail.adjustable:
         return
     # OpenVINO makes constants of an ONNX model's inputs that adjust the tail.
-    is_ir = attached.file.format == "openvino"
-    ways = [way for way in ways if way.judged and (way.runtime == "openvino") is is_ir]
+    ways = [way for way in ways if way.judged and way.runtime == attached.file.form.runtimes[0]]
     options, runners = attached.tail.options, dict[Configuration, Runner]()
     for given, meant in _settings(attached):
         try:
@@ -406,8 +404,7 @@ def check_exhaustively(
     With the rule ``"gt"`` the reference itself is compared with Anomalib's formula written out in torch: on every value
     but NaN and, where nothing finite is anomalous, +inf, which Anomalib calls normal.
     """
-    readers = RUNTIMES if attached.file.format == "onnx" else ("openvino",)
-    ways = [way for way in _WAYS if way.runtime in runtimes and way.runtime in readers]
+    ways = [way for way in _WAYS if way.runtime in runtimes and way.runtime in attached.file.form.runtimes]
     sweeps = [_Sweep(attached, level, ways) for level in attached.levels]
     chunks = [sweep.chunks(start, stop) for sweep in sweeps]
     total, lock, done = sum(map(len, chunks)), Lock(), iter(range(1, sum(map(len, chunks)) + 1))

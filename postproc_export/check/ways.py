@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from postproc_export import __version__
 from postproc_export.check.attached import AttachedModel
-from postproc_export.check.attached_files import Format
 from postproc_export.check.inputs import RealInputs
 from postproc_export.errors import UnsupportedModelError, require
 from postproc_export.runtimes import RUNTIMES, Precision, Runner, RuntimeName, first_reason, open_runner
@@ -79,13 +78,10 @@ _WAYS: Final = (
 )
 
 
-def whole_configurations(
-    file_format: Format, runtimes: Sequence[RuntimeName], *, int8: bool | None = None
-) -> list[Configuration]:
-    """Return every way to run a whole file of a format on the runtimes at hand; INT8 by default where nncf is there."""
+def whole_configurations(runtimes: Sequence[RuntimeName], *, int8: bool | None = None) -> list[Configuration]:
+    """Return every way to run a whole file on some runtimes that read it; INT8 by default where nncf is there."""
     wants_int8 = has_nncf() if int8 is None else int8
-    readers = runtimes if file_format == "onnx" else [name for name in runtimes if name == "openvino"]
-    return [way for way in _WAYS if way.runtime in readers and (wants_int8 or way.weights != "int8")]
+    return [way for way in _WAYS if way.runtime in runtimes and (wants_int8 or way.weights != "int8")]
 
 
 # --- What it takes to run a check again: versions, processor, threads, seed; and which runtimes are installed.

@@ -38,6 +38,7 @@ from postproc_export.check.tail import CheckTally, TailComparison
 from postproc_export.check.ways import Configuration, tail_patterns, with_fp16_weights, with_int8
 from postproc_export.comparison import EXACT, TOLERANCES, Difference, compare_scores, transformed
 from postproc_export.errors import UnsupportedModelError
+from postproc_export.formats.base import format_of
 from postproc_export.runtimes import Runner, RuntimeName
 from postproc_export.stats import Level
 
@@ -260,7 +261,7 @@ class WholeCheck:
 
     def _failure(self, way: Configuration, error: UnsupportedModelError, apart: Runner | None) -> Iterator[Check]:
         """A miss, unless it is a foreign runtime that may know neither this file nor its original."""
-        is_native = (way.runtime == "openvino") is (self._attached.file.format == "openvino")
+        is_native = way.runtime == self._attached.file.form.runtimes[0]
         reason = " ".join(str(error).split())
         if is_native or apart is not None:
             yield CheckTally("whole", way.label, way.judged).check("run", False, reason)
@@ -403,7 +404,7 @@ class WholeCheck:
         try:
             return self._raw_file.open(way, threads=self._threads)
         except UnsupportedModelError as error:
-            if way.runtime == "openvino" and self._raw_file.path.suffix.lower() == ".onnx":
+            if way.runtime != format_of(self._raw_file.path).runtimes[0]:
                 self.not_checked.append(f"the raw file in {way.label}: {' '.join(str(error).split())}")
                 return None
             raise

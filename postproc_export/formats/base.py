@@ -272,7 +272,7 @@ class Format(ABC):
     name: ClassVar[str]
     entry: ClassVar[str]  # what it calls the place of a record
     needs_raw: ClassVar[bool]  # whether a record is of no use without the raw values that it names
-    runtimes: ClassVar[tuple[RuntimeName, ...]]  # what runs its files
+    runtimes: ClassVar[tuple[RuntimeName, ...]]  # what runs its files: its own runtime first, then what converts them
     mask_dtype: ClassVar[LabelDtype]  # of `pred_mask` where none is asked for
 
     # What a format has to say of a file and of a model.

@@ -16,15 +16,10 @@ OF_A_FORMAT = (
     "postproc_export.formats.openvino_file",
 )
 REASONS = {
-    "check/__init__.py": "an ONNX file is run by OpenVINO, too, and never the reverse",
-    "check/attached.py": "the default type of masks differs",
     "check/attached_files.py": "a tail is cut out of the file and tapped, which attaching never does",
     "check/contracts.py": "what Model API reads of a file stands in another place in each",
     "check/preserved_files.py": "the two models are compared part by part, and have parts of their own",
-    "check/reference.py": "an ONNX file is run by OpenVINO, too, and never the reverse",
-    "check/tail.py": "an ONNX file is run by OpenVINO, too, and never the reverse",
     "check/ways.py": "an ONNX file is run by OpenVINO, too, and never the reverse",
-    "check/whole.py": "an ONNX file is run by OpenVINO, too, and never the reverse",
     "export/exporter.py": "torch exports to ONNX, and an IR is made of that",
     "files.py": "an IR is two files; external data is moved with a model",
     "inspect.py": "what stands in a file besides the tail: producer, opset, weights",
