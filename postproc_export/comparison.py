@@ -11,14 +11,12 @@ from postproc_export.float32 import LEAST_HALF_ULP, SIGNIFICAND, Half, rank_of
 from postproc_export.stats import LevelStats, error_bound
 from postproc_export.tail import adjusted_error
 
-# --- Every tolerance of the project, each with its reason; what is not in this table is compared exactly.
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tolerance:
     """An absolute difference that is allowed, in the unit of what is compared.
 
-    Never a relative one, for ulps explode near 0.
+    Never a relative one, for ulps explode near 0. What has no tolerance in this file is compared exactly.
     """
 
     atol: float
@@ -105,9 +103,8 @@ def observed(low: float, high: float) -> Tolerance:
 def own(low: float, high: float, dtypes: Iterable[str] = ("float32",)) -> Tolerance:
     """Return how far a value behind a user's class may lie from its eager run on the same raw values.
 
-    `low` and `high` are the lowest and highest value behind the class, raw units, `dtypes` the element types of what it
-    is given, in which it computes. Nothing is known of such a class but that its operators are the same: 1e-5 of the
-    range, and 16 roundings of the largest value in the coarsest of the types.
+    `low` and `high` are the extremes behind the class, raw units, `dtypes` the types in which it computes. Nothing is
+    known of it but that its operators are the same: 1e-5 of the range, and 16 roundings in the coarsest type.
     """
     bits = min(_PRECISIONS.get(dtype, 24) for dtype in dtypes)
     return Tolerance(
@@ -372,8 +369,6 @@ def merged(first: Difference, second: Difference) -> Difference:
     assert isinstance(second, ScoreDifference), "an output has labels or scores, not both"
     return first.merge(second)
 
-
-# --- Compare what a runtime gave with what the reference gave: shape and dtype first, then values.
 
 AnyArray: TypeAlias = NDArray[Any]
 NanRule: TypeAlias = Literal["anomalous", "same"]

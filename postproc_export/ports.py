@@ -69,9 +69,6 @@ class PortInfo:
         return f"{self.name}: {self.dtype} [{axes}]"
 
 
-# --- Which shapes a raw score and a raw map may have: docs/definition.md section 1.
-
-
 def shape_problem(level: Level, axes: Sequence[Axis] | None) -> str | None:
     """Return why a raw value of a level cannot have a shape; None where it can, or where that is not known."""
     if axes is None:
@@ -121,8 +118,6 @@ def check_shapes(score: Sequence[int] | None, anomaly_map: Sequence[int] | None)
                 needed=f"shape of {maps} images",
             )
 
-
-# --- Which map makes its image's score count as NaN where it holds one, and how: docs/definition.md section 5.
 
 GuardForm: TypeAlias = Literal["image", "all"]
 """Over what a map is reduced: each image's own map, or all there is."""
@@ -277,9 +272,16 @@ def select_outputs(
         needed = calibrated if image is not None or calibrated is None else LEVELS  # its maximum is the score
         pixel, pixel_found = _by_rank(ports, "pixel", image, needed)
     if image is None and pixel is None:
-        raise _no_raw_output(ports)
-    _check("image", image)
-    _check("pixel", pixel)
+        turned = [port.name for port in ports if port.dtype in FLOAT_TYPES and is_channel_last(port.shape or ())]
+        advice = f"; '{turned[0]}' is channel-last, transpose it to [N, 1, H, W] if it is a map" if turned else ""
+        raise UnsupportedModelError(
+            "no output of the model can be an image score or an anomaly map",
+            found=list_ports(ports),
+            needed=f"a float output of shape {_SHAPES['image']} (score) or {_SHAPES['pixel']} (map)",
+            fix=f"say which it is with --image-output NAME or --pixel-output NAME (or an index){advice}",
+        )
+    for level, port in Selection(image, pixel).raw.items():
+        _check(level, port)
     if image is not None and pixel is not None and not batches_agree(image, pixel):
         raise UnsupportedModelError(
             f"output '{image.name}' is for {image.size(0) or 1} images and output '{pixel.name}' for {pixel.size(0)}",
@@ -372,20 +374,7 @@ def _looks_like(level: Level, port: PortInfo) -> bool:
     return port.rank not in (2, 4) or port.size(1) == 1
 
 
-def _no_raw_output(ports: Sequence[PortInfo]) -> UnsupportedModelError:
-    turned = [port.name for port in ports if port.dtype in FLOAT_TYPES and is_channel_last(port.shape or ())]
-    advice = f"; '{turned[0]}' is channel-last, transpose it to [N, 1, H, W] if it is a map" if turned else ""
-    return UnsupportedModelError(
-        "no output of the model can be an image score or an anomaly map",
-        found=list_ports(ports),
-        needed=f"a float output of shape {_SHAPES['image']} (score) or {_SHAPES['pixel']} (map)",
-        fix=f"say which it is with --image-output NAME or --pixel-output NAME (or an index){advice}",
-    )
-
-
-def _check(level: Level, port: PortInfo | None) -> None:
-    if port is None:
-        return
+def _check(level: Level, port: PortInfo) -> None:
     is_float = port.dtype in FLOAT_TYPES
     problem = shape_problem(level, port.shape) if is_float else "its values are not floating-point numbers"
     if problem is not None:

@@ -25,11 +25,9 @@ from postproc_export.stats import (
     unit_constants,
 )
 
-# --- The packed layout: one float32 output [N, H, W, 4] in place of four, docs/definition.md section 8.
-
 PACKED_OUTPUT: Final = "output"
 PARTS: Final = ("anomaly_map", "pred_score", "pred_label", "pred_mask")
-"""What ``output[..., 0]`` to ``output[..., 3]`` hold."""
+"""What ``output[..., 0]`` to ``output[..., 3]`` hold: docs/definition.md section 8."""
 
 
 def place(part: str) -> str:
@@ -59,8 +57,6 @@ def _refuse_unpackable(selection: Selection, calibrated: Collection[Level]) -> N
             fix="leave out --layout packed",
         )
 
-
-# --- Decisions that are adjusted at run time, as docs/definition.md section 4 defines it: inputs, defaults, exactness.
 
 Adjusted: TypeAlias = Literal["sensitivity", "boundary"]
 
@@ -95,7 +91,7 @@ INPUT_NAMES: Final = frozenset(input_name(level, what) for level in LEVELS for w
 def adjustable_inputs(
     stats: CalibrationStats, options: TailOptions, levels: Mapping[Level, HostDtype]
 ) -> Iterator[AdjustableInput]:
-    """Yield the inputs of a tail, of which `levels` has those that it decides about and the types of their raw values.
+    """Yield the inputs of a tail by docs/definition.md section 4; `levels` are those with labels, and their raw types.
 
     Raises MetadataError if a boundary is not legal, or the graph could overflow on the way to it.
     """
@@ -137,8 +133,6 @@ def adjusted_error(stats: LevelStats) -> float:
     assert stats.threshold is not None, "a level with labels has a threshold"
     return float(2.0**-22 * (abs(stats.threshold) + stats.span))
 
-
-# --- The parts of a tail as expressions: how a score, a label, a map and a mask are computed from the raw values.
 
 NanTest: TypeAlias = Literal["sum", "l1", "arithmetic"]
 
@@ -309,10 +303,9 @@ def build_tail(
 ) -> Tail:
     """Write down the tail for one model with these raw outputs.
 
-    `default_mask_dtype` is the format's element type of `pred_mask`; the guard of a file that is there already may be
-    given, else it is as `guard_of` says. Raises UsageError if the statistics calibrate no level that the model has, or
-    the packed layout cannot be had, UnsupportedModelError if the map cannot guard the score, as it has to, and
-    MetadataError if a boundary is subnormal, or no threshold is there to borrow.
+    The guard of a file that is there already may be given, else it is as `guard_of` says. Raises UsageError if the
+    statistics calibrate no level that the model has, or the packed layout cannot be had, UnsupportedModelError if the
+    map cannot guard the score, as it has to, and MetadataError if a boundary is subnormal, or none can be borrowed.
     """
     if options.match_thresholds:
         stats = stats.with_matched_thresholds()

@@ -16,7 +16,7 @@ from postproc_export.errors import UnsupportedModelError
 from postproc_export.options import TailOptions
 from postproc_export.ports import Guard as MapGuard
 from postproc_export.ports import Selection
-from postproc_export.reading.tail import FoundTail, Places, find_own_tail, find_places
+from postproc_export.reading.tail import FoundTail, find_own_tail, find_parts
 from postproc_export.runtimes import LoadedModel, PortInfo, Runner
 from postproc_export.stats import Level, LevelStats
 from postproc_export.tail import PACKED_OUTPUT, PARTS, Tail, TailOutput, build_tail, guard_of, place
@@ -144,7 +144,7 @@ class AttachedModel:
     path: Path
     file: ModelFile  # what its format knows of it
     tail: Tail  # built anew from the statistics and options of the record
-    places: Places | Mismatch  # of its parts in the graph; why not, where the packed output is not as the record says
+    places: Mapping[str, Value | Mismatch]  # the value of each part in the graph, or why it has none
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -160,10 +160,6 @@ class AttachedModel:
     def output_names(self) -> tuple[str, ...]:
         """The outputs of the tail, in order."""
         return tuple(output.name for output in self.tail.outputs)
-
-    def value_at(self, part: str) -> Value | Mismatch:
-        """Return the value of a part in the graph, or why it has none."""
-        return self.places if isinstance(self.places, Mismatch) else self.places.at(part)
 
     def parts_of(self, runner: Runner, values: Mapping[str, float] | None = None) -> Runner:
         """Return a runner of the file, or of its tail alone, that gives the parts apart; see `with_values`."""
@@ -230,7 +226,8 @@ def load_attached(path: Path, assumed: Assumed | None = None) -> AttachedModel:
     """
     file = open_file(path, assumed)
     tail = _built(file, file.record.options)
-    return AttachedModel(path, file, tail, find_places(file.view, is_packed=tail.options.is_packed))
+    places, _ = find_parts(file.view, is_packed=tail.options.is_packed)
+    return AttachedModel(path, file, tail, places)
 
 
 def guard_rule(file: ModelFile, options: TailOptions) -> MapGuard:

@@ -99,7 +99,7 @@ def decided_value(attached: AttachedModel, level: Level) -> str:
     found = []
     parts = computed_parts(attached, level)
     for part in parts:
-        at = attached.value_at(part.name)
+        at = attached.places[part.name]
         if isinstance(at, Mismatch):
             continue
         if part.name not in _SCORES:
@@ -190,7 +190,7 @@ def _port_problems(attached: AttachedModel) -> Iterator[str]:
 def _check_constants(attached: AttachedModel, output: TailOutput) -> Check:
     """Find the expression that the record asks for and compare its constants with the recomputed ones."""
     name = f"constants/{output.name}"
-    at = attached.value_at(output.name)
+    at = attached.places[output.name]
     if isinstance(at, Mismatch):
         return failed(name, f"the tail is not the one that the record describes: {at}")
     expected = dict(_constants(output.expr))
@@ -266,7 +266,7 @@ def _check_input(attached: AttachedModel, item: AdjustableInput) -> Check:
     """Find the input that adjusts a level: its name, and its default to the bit."""
     name = f"input/{item.name}"
     label = next(part.name for part in attached.tail.parts if part.level == item.level and part.name not in _SCORES)
-    at = attached.value_at(label)
+    at = attached.places[label]
     decision = at if isinstance(at, Mismatch) else find_decision(attached.file.view, item.level, at=at)
     if isinstance(decision, Mismatch) or decision.adjusted is None or decision.is_frozen:
         found = str(decision) if isinstance(decision, Mismatch) else "a constant"

@@ -451,7 +451,7 @@ class _Sweep:
         """Return the name by which a part can be cut out: that of its value where it has no output of its own."""
         if not self._attached.tail.options.is_packed:
             return part
-        at = self._attached.value_at(part)
+        at = self._attached.places[part]
         assert not isinstance(at, Mismatch), "a tail that is not as recorded is refused by `decided_value`"
         return self._attached.file.value_name(at)
 

@@ -228,33 +228,23 @@ LABEL_OUTPUT: Final[Mapping[Level, str]] = {"image": "pred_label", "pixel": "pre
 _PIECES: Final[Mapping[str, str]] = dict(zip(PARTS, ("maps", "score", "label", "mask"), strict=True))
 
 
-@dataclass(frozen=True, slots=True)
-class Places:
-    """The value of each part that a graph has, by name."""
+def find_parts(
+    view: GraphView, *, is_packed: bool | None = None
+) -> tuple[dict[str, Value | Mismatch], Match | Mismatch]:
+    """Find the value of each part of a tail, or why it is missing, and the steps that pack them into one output.
 
-    values: Mapping[str, Value]
-    packing: Match | None = None  # the steps that lay the parts into one output; None where each has its own
-
-    def at(self, part: str) -> Value | Mismatch:
-        """Return the value of a part, or that it is missing."""
-        return self.values[part] if part in self.values else Mismatch(f"no output {part!r}", part)
-
-    def outputs(self, *parts: str) -> tuple[str, ...]:
-        """Return the outputs that hold some parts."""
-        return (PACKED_OUTPUT,) if self.packing else tuple(part for part in parts if part in self.values)
-
-
-def find_places(view: GraphView, *, is_packed: bool | None = None) -> Places | Mismatch:
-    """Find the parts of a tail: at outputs of their own, or in the packed one. None leaves open which it is."""
+    Each part has an output of its own, or all are in the packed one; None leaves open which it is.
+    """
     at = None if is_packed is False else view.output(PACKED_OUTPUT)
     missing = Mismatch(f"no output {PACKED_OUTPUT!r}", PACKED_OUTPUT)
     packing = missing if at is None else find(catalog.PACKED, view, at=at)
     if isinstance(packing, Match):
-        return Places({part: packing.inputs[piece] for part, piece in _PIECES.items()}, packing)
+        return {part: packing.inputs[piece] for part, piece in _PIECES.items()}, packing
     if is_packed:
-        return packing
+        return dict.fromkeys(OUTPUT_NAMES, packing), packing
     outputs = {name: view.output(name) for name in OUTPUT_NAMES}
-    return Places({name: value for name, value in outputs.items() if value is not None})
+    missing_parts = {name: Mismatch(f"no output {name!r}", name) for name in OUTPUT_NAMES}
+    return {name: missing_parts[name] if value is None else value for name, value in outputs.items()}, packing
 
 
 _VALUES: Final = Input("values")
@@ -434,15 +424,15 @@ def find_own_tail(
     record: a tail of another form is none. Without a record, a cast or a maximum in front of the tail counts as the
     tail's only where its name says so, and so does a normalised score without a label, which may be the model's own.
     """
-    places = find_places(view, is_packed=None if options is None else options.is_packed)
-    if isinstance(places, Mismatch):
-        return places
-    parts = _find_parts(view, level, places, options)
+    places, packing = find_parts(view, is_packed=None if options is None else options.is_packed)
+    score, label = places[SCORE_OUTPUT[level]], places[LABEL_OUTPUT[level]]
+    parts = score if isinstance(score, Mismatch) else _steps_of_tail(view, level, score, label, options)
     if isinstance(parts, Mismatch):
         return parts
     chain, decision, scored, is_eager = parts
-    steps = (chain, None if decision is None else decision.match, places.packing)
-    matches = [match for match in steps if match is not None]
+    steps = (chain, None if decision is None else decision.match, packing)
+    matches = [match for match in steps if isinstance(match, Match)]
+    names = (SCORE_OUTPUT[level], LABEL_OUTPUT[level])
     scalars = {name: number for match in matches for name, number in match.scalars.items()}
     if is_eager and chain is not None and not chain.scalars:
         scalars["shift"] = 0.0  # a clip alone: x / 1 + 0
@@ -462,13 +452,15 @@ def find_own_tail(
     return FoundTail(
         kind="eager" if is_eager else "attached",
         level=level,
-        outputs=places.outputs(SCORE_OUTPUT[level], LABEL_OUTPUT[level]),
+        outputs=(PACKED_OUTPUT,)
+        if isinstance(packing, Match)
+        else tuple(name for name in names if not isinstance(places[name], Mismatch)),
         values=tuple(dict.fromkeys([*(value for match in matches for value in match.values), *values])),
         scalars=scalars,
         reading=reading,
         decides=decision is not None,
         is_as_emitted=all(is_emitted(match) for match in matches) and is_plain,
-        is_packed=places.packing is not None,
+        is_packed=isinstance(packing, Match),
         **adjusting,
         **below,
     )
@@ -486,10 +478,9 @@ def _reading(scalars: Mapping[str, float], *, is_eager: bool) -> BranchReading:
     return reading
 
 
-def _find_parts(view: GraphView, level: Level, places: Places, options: TailOptions | None) -> Parts | Mismatch:
-    score, label = places.at(SCORE_OUTPUT[level]), places.at(LABEL_OUTPUT[level])
-    if isinstance(score, Mismatch):
-        return score
+def _steps_of_tail(
+    view: GraphView, level: Level, score: Value, label: Value | Mismatch, options: TailOptions | None
+) -> Parts | Mismatch:
     unit = find(catalog.UNIT_SCORE, view, at=score)
     decision = label if isinstance(label, Mismatch) else find_decision(view, level, at=label)
     if isinstance(unit, Mismatch):
