@@ -3,6 +3,7 @@
 import base64
 import binascii
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -189,22 +190,41 @@ class Thresholds:
         return largest, 2 * ROUNDING * largest
 
 
-@dataclass(frozen=True, slots=True)
-class Gaussian:
-    """Smoothing of the map with Anomalib's kernel."""
+class _Numbers(ABC):
+    """A transform whose parameters are attributes of the same names: numbers, None for one that is not set."""
 
-    sigma: float
-    name: ClassVar[str] = "gaussian"
+    __slots__ = ()
+    name: ClassVar[str]
+    keys: ClassVar[tuple[str, ...]]
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Sigma in pixels."""
-        return {"sigma": self.sigma}
+        """The numbers that are set."""
+        return {key: getattr(self, key) for key in self.keys if getattr(self, key) is not None}
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> Self:
+        """Read parameters; one that the transform does not have is refused."""
+        refuse_unknown(cls.name, given, cls.keys)
+        return cls._read(given)
+
+    @classmethod
+    @abstractmethod
+    def _read(cls, given: Mapping[str, Any]) -> Self:
+        """Read the parameters that are there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gaussian(_Numbers):
+    """Smoothing of the map with Anomalib's kernel."""
+
+    sigma: float  # pixels
+    name: ClassVar[str] = "gaussian"
+    keys: ClassVar[tuple[str, ...]] = ("sigma",)
+
+    @classmethod
+    def _read(cls, given: Mapping[str, Any]) -> Self:
         """Read ``sigma``, pixels, in (0, 100]; default 4, Anomalib's."""
-        refuse_unknown(cls.name, given, ("sigma",))
         return cls(number(cls.name, "sigma", given.get("sigma", 4.0), low=0.05, high=100.0))
 
     def apply(self, values: Values) -> Values:
@@ -235,21 +255,16 @@ class Gaussian:
 
 
 @dataclass(frozen=True, slots=True)
-class TopK:
+class TopK(_Numbers):
     """The score as the mean of the highest pixels."""
 
-    k: int
+    k: int  # pixels
     name: ClassVar[str] = "top-k"
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """How many pixels."""
-        return {"k": self.k}
+    keys: ClassVar[tuple[str, ...]] = ("k",)
 
     @classmethod
-    def parse(cls, given: Mapping[str, Any]) -> Self:
+    def _read(cls, given: Mapping[str, Any]) -> Self:
         """Read ``k``, a number of pixels of at least 1."""
-        refuse_unknown(cls.name, given, ("k",))
         return cls(whole(cls.name, "k", given.get("k")))
 
     def apply(self, values: Values) -> Values:
@@ -282,25 +297,20 @@ class TopK:
 
 
 @dataclass(frozen=True, slots=True)
-class Resize:
+class Resize(_Numbers):
     """The map in the size of the model's input, or in a fixed one."""
 
-    height: int | None = None
+    height: int | None = None  # neither of the two where it is the input's
     width: int | None = None
     name: ClassVar[str] = "resize"
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The fixed size; nothing where it is the input's."""
-        return {} if self.height is None else {"height": self.height, "width": self.width}
+    keys: ClassVar[tuple[str, ...]] = ("height", "width")
 
     @classmethod
-    def parse(cls, given: Mapping[str, Any]) -> Self:
+    def _read(cls, given: Mapping[str, Any]) -> Self:
         """Read ``height`` and ``width``, pixels; neither for the size of the model's input."""
-        refuse_unknown(cls.name, given, ("height", "width"))
         if len(given) == 1:
             raise UsageError(f"the tail '{cls.name}' has one of height and width", needed="both, or neither")
-        return cls(*(whole(cls.name, key, given[key]) for key in ("height", "width"))) if given else cls()
+        return cls(*(whole(cls.name, key, given[key]) for key in cls.keys)) if given else cls()
 
     def apply(self, values: Values) -> Values:
         """Resize the map."""
