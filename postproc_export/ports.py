@@ -198,18 +198,12 @@ def batch_elsewhere(score: PortInfo, anomaly_map: PortInfo) -> str | None:
 # A level that nothing needs gets none where its rank does not make it clear.
 
 
-@dataclass(frozen=True, slots=True)
-class Selected:
-    """An output that was selected before, in place of an option; as it stands in a record, by the rule of that time.
+OutputChoice: TypeAlias = str | int | tuple[str | int, str | None] | None
+"""What says which output is a level's: an option, or an output that was selected before, and by which rule.
 
-    Where `found` is no rule of `FoundBy` it is not known what made it the level's, and its name tells.
-    """
-
-    output: str | int
-    found: str | None
-
-
-OutputChoice: TypeAlias = str | int | Selected | None
+The rule is that of the time, as it stands in a record. Where it is none of `FoundBy` it is not known what made the
+output the level's, and its name tells.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,10 +312,11 @@ def _refuse_repeated(ports: Sequence[PortInfo]) -> None:
 def _by_option_or_name(
     ports: Sequence[PortInfo], level: Level, option: OutputChoice
 ) -> tuple[PortInfo | None, FoundBy | None]:
-    if isinstance(option, Selected):
-        port = _resolve(ports, level, option.output)
-        if port is None or option.found in get_args(FoundBy):
-            return port, cast("FoundBy | None", option.found)
+    if isinstance(option, tuple):
+        output, found = option
+        port = _resolve(ports, level, output)
+        if port is None or found in get_args(FoundBy):
+            return port, cast("FoundBy | None", found)
         return port, "name" if port.answers_to(RAW_NAMES[level]) else "rank"
     if option is not None:
         port = _resolve(ports, level, option)

@@ -305,19 +305,6 @@ _HALF: Final = Fraction(1, 2)
 _UNIT_ROUNDOFF: Final = 2.0**-24
 
 
-@dataclass(frozen=True, slots=True)
-class UnitConstants:
-    """The constants of the exported normalised score ``max(0, min(1, alpha * x + beta))``, all float32.
-
-    alpha is in 1 / raw unit, beta in unit scores. The offset, raw units, is subtracted first (``x = raw - offset``);
-    where there is none, ``x`` is the raw value itself.
-    """
-
-    alpha: float
-    beta: float
-    offset: float | None = None
-
-
 def decision_boundary(
     level: LevelStats,
     *,
@@ -382,16 +369,17 @@ def unit_scores(raw: ArrayLike, level: LevelStats) -> NDArray[np.float32]:
     return np.asarray(np.clip(unclamped, np.float32(0.0), np.float32(1.0)))
 
 
-def unit_constants(level: LevelStats, form: Form) -> UnitConstants:
-    """Return the constants of the normalised score in one form, each rounded once from the exact rational.
+def unit_constants(level: LevelStats, form: Form) -> tuple[float, float, float]:
+    """Return alpha, beta and offset of the exported score ``max(0, min(1, alpha * (raw - offset) + beta))``, float32.
 
-    ``"fused"``: ``hard_sigmoid(raw; 1/span, 1/2 - threshold/span)``.
+    alpha is in 1 / raw unit, beta in unit scores, the offset in raw units; each is rounded once from the exact
+    rational. ``"fused"``: ``hard_sigmoid(raw; 1/span, 1/2 - threshold/span)``, which subtracts no offset, 0 here.
     ``"centred"``: ``hard_sigmoid(raw - threshold; 1/span, 1/2)``.
     """
     threshold, span = Fraction(_threshold(level)), Fraction(level.span)
     if form == "centred":
-        return UnitConstants(alpha=nearest(1 / span), beta=0.5, offset=float(threshold))
-    return UnitConstants(alpha=nearest(1 / span), beta=nearest(_HALF - threshold / span))
+        return nearest(1 / span), 0.5, float(threshold)
+    return nearest(1 / span), nearest(_HALF - threshold / span), 0.0
 
 
 def error_bound(level: LevelStats, form: Form) -> float:
@@ -416,7 +404,8 @@ def choose_form(level: LevelStats) -> Form:
 
     Nor where beta would be 0: OpenVINO's CPU plugin (2026.4.1) computes a HardSigmoid of beta 0 as one of 0.5.
     """
-    if unit_constants(level, "fused").beta == 0.0:
+    _, beta, _ = unit_constants(level, "fused")
+    if beta == 0.0:
         return "centred"
     return "fused" if error_bound(level, "fused") <= FUSED_LIMIT else "centred"
 

@@ -227,11 +227,10 @@ def host_dtype(raw: Mapping[Level, PortInfo], level: Level) -> HostDtype:
 
 def _unit(values: Expr, level: LevelStats) -> Expr:
     form = choose_form(level)
-    constants = unit_constants(level, form)
+    alpha, beta, offset = unit_constants(level, form)
     if form == "fused":
-        return bind(catalog.fused_unit_score(values), {"alpha": constants.alpha, "beta": constants.beta})
-    assert constants.offset is not None, "the centred form subtracts the threshold"
-    return bind(catalog.centred_unit_score(values), {"alpha": constants.alpha, "offset": constants.offset})
+        return bind(catalog.fused_unit_score(values), {"alpha": alpha, "beta": beta})
+    return bind(catalog.centred_unit_score(values), {"alpha": alpha, "offset": offset})
 
 
 OUTPUT_NAMES: Final = ("pred_score", "pred_label", "anomaly_map", "pred_mask")

@@ -14,7 +14,7 @@ from postproc_export.files import default_target
 from postproc_export.float32 import Half, rounded_to, to_float32
 from postproc_export.formats.base import Detached, Format, Outputs, format_of
 from postproc_export.options import TailOptions, UpdateOptions, refuse_unused
-from postproc_export.ports import LEAVE_OUT, Selected
+from postproc_export.ports import LEAVE_OUT
 from postproc_export.reading.found import FoundTails, nothing_found, refuse_partial
 from postproc_export.reading.report import SWITCHED_OFF, report_level, rule_of, shown, stats_of
 from postproc_export.reading.tail import FoundTail
@@ -353,7 +353,7 @@ def _outputs(found: FoundTails, detached: Detached) -> Outputs:
         tail = found.tails.get(level)
         if level in detached.raw_outputs:
             found_by = None if found.record is None else found.record.found.get(level)
-            outputs[f"{level}_output"] = Selected(detached.raw_outputs[level], found_by)
+            outputs[f"{level}_output"] = (detached.raw_outputs[level], found_by)
         elif found.record is not None or (tail is not None and tail.from_map):
             outputs[f"{level}_output"] = LEAVE_OUT
     return outputs

@@ -397,13 +397,12 @@ def _recorded(tail: FoundTail, record: TailRecord, stats: LevelStats) -> LevelRe
 
 def _contradictions(tail: FoundTail, stats: LevelStats, boundary: float | None, sensitivity: float | None) -> list[str]:
     form: Form = "centred" if "offset" in tail.scalars else "fused"
-    constants = unit_constants(stats, form)
+    alpha, beta, offset = unit_constants(stats, form)
     expected = {} if boundary is None or "boundary" not in tail.scalars else {"boundary": boundary}
     if tail.adjustable == "sensitivity":
         expected |= {"threshold": stats.threshold or 0.0, "span": stats.span, "attached": sensitivity or 0.0}
     if tail.is_normalised:
-        expected["alpha"] = constants.alpha
-        expected |= {"beta": constants.beta} if form == "fused" else {"offset": constants.offset or 0.0}
+        expected |= {"alpha": alpha, **({"beta": beta} if form == "fused" else {"offset": offset})}
     told = [
         f"{name} is {shown(tail.scalars[name])}, not {shown(value)}"
         for name, value in expected.items()

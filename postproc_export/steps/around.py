@@ -6,7 +6,7 @@ from typing import Any
 
 from postproc_export.errors import UsageError
 from postproc_export.formats.base import Format, Outputs
-from postproc_export.ports import LEAVE_OUT, RAW_NAMES, Selected, Selection
+from postproc_export.ports import LEAVE_OUT, RAW_NAMES, Selection
 from postproc_export.record import TailSpec, recorded_tails
 from postproc_export.runtimes import PortInfo
 from postproc_export.stats import CalibrationStats, Level
@@ -57,9 +57,7 @@ def _chosen(selection: Selection) -> Outputs:
     """Return the outputs that were selected, which keep their names behind a transform, and by which rule."""
     ports: dict[Level, PortInfo | None] = {"image": selection.image, "pixel": selection.pixel}
     return {
-        f"{level}_output": Selected(port.name, selection.found.get(level))
-        for level, port in ports.items()
-        if port is not None
+        f"{level}_output": (port.name, selection.found.get(level)) for level, port in ports.items() if port is not None
     }
 
 

@@ -98,12 +98,11 @@ def test_unit_score_keeps_order(scores: list[float], level: LevelStats) -> None:
 def test_exported_score_stays_within_its_bound(level: LevelStats, offsets: list[float], raw: list[float]) -> None:
     """The form that is chosen is within its bound of the reference, everywhere, and that bound within 1e-5."""
     form = choose_form(level)
-    constants = unit_constants(level, form)
+    alpha, beta, offset = unit_constants(level, form)
     with np.errstate(all="ignore"):
         inside = np.float32(level.threshold) + np.float32(offsets) * np.float32(level.span)
         scores = np.concatenate([inside, np.float32(raw), adversarial(level)])
-        values = scores if constants.offset is None else scores - np.float32(constants.offset)
-        exported = np.clip(np.float32(constants.alpha) * values + np.float32(constants.beta), 0, 1)
+        exported = np.clip(np.float32(alpha) * (scores - np.float32(offset)) + np.float32(beta), 0, 1)
     error = np.abs(exported.astype(np.float64) - unit_scores(scores, level))
     assert np.array_equal(np.isnan(error), np.isnan(scores))
     assert np.nanmax(error) <= error_bound(level, form) <= 1e-5

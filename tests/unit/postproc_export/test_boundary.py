@@ -14,7 +14,6 @@ from postproc_export.float32 import LARGEST, SMALLEST_NORMAL
 from postproc_export.stats import (
     Comparison,
     LevelStats,
-    UnitConstants,
     check_comparison,
     check_sensitivity,
     choose_form,
@@ -330,8 +329,8 @@ def test_unit_scores_leave_their_input_alone() -> None:
 def test_constants_by_hand() -> None:
     """alpha = 1/span, beta = 1/2 - threshold/span, or the threshold as offset and beta = 1/2."""
     level = LevelStats(threshold=3.0, min=1.0, max=5.0)
-    assert unit_constants(level, "fused") == UnitConstants(alpha=0.25, beta=-0.25, offset=None)
-    assert unit_constants(level, "centred") == UnitConstants(alpha=0.25, beta=0.5, offset=3.0)
+    assert unit_constants(level, "fused") == (0.25, -0.25, 0.0)
+    assert unit_constants(level, "centred") == (0.25, 0.5, 3.0)
 
 
 @levels
@@ -339,12 +338,12 @@ def test_constants_are_rounded_once(level: LevelStats) -> None:
     """No other float32 is nearer to the exact rational."""
     assert level.threshold is not None
     span = Fraction(level.span)
-    fused, centred = unit_constants(level, "fused"), unit_constants(level, "centred")
+    alpha, beta, _ = unit_constants(level, "fused")
     exact_beta = Fraction(1, 2) - Fraction(level.threshold) / span
-    for found, exact in ((fused.alpha, 1 / span), (centred.alpha, 1 / span), (fused.beta, exact_beta)):
+    for found, exact in ((alpha, 1 / span), (beta, exact_beta)):
         below, value, above = (Fraction(float(near)) for near in around(found, steps=1))
         assert abs(value - exact) <= min(abs(below - exact), abs(above - exact))
-    assert (fused.offset, centred.offset, centred.beta) == (None, level.threshold, 0.5)
+    assert unit_constants(level, "centred") == (alpha, 0.5, level.threshold)
 
 
 @pytest.mark.parametrize("form", ["fused", "centred"])
@@ -386,10 +385,10 @@ def test_error_stays_within_its_bound(form: Any, ratio: float) -> None:
         offsets = rng.uniform(-0.6, 0.6, 3000).astype(np.float32)
         raw = np.float32(level.threshold) + offsets * np.float32(level.span)
         reference = unit_scores(raw, level).astype(np.float64)
-        constants = unit_constants(level, form)
-        values = raw if constants.offset is None else raw - np.float32(constants.offset)
-        stepwise = np.float32(constants.alpha) * values + np.float32(constants.beta)
-        fma = (values.astype(np.float64) * constants.alpha + constants.beta).astype(np.float32)
+        alpha, beta, offset = unit_constants(level, form)
+        values = raw - np.float32(offset)
+        stepwise = np.float32(alpha) * values + np.float32(beta)
+        fma = (values.astype(np.float64) * alpha + beta).astype(np.float32)
         errors = [np.abs(np.clip(form_, 0, 1) - reference).max() for form_ in (stepwise, fma)]
         shares.append(max(errors) / error_bound(level, form))
     assert 0.15 <= max(shares) <= 1.0

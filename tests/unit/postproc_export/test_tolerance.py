@@ -41,10 +41,9 @@ def test_the_tolerance_of_the_chosen_form_holds(name: str) -> None:
     """Computed step by step in float32, the exported form stays within its tolerance on adversarial values."""
     level = LEVELS[name]
     form = choose_form(level)
-    constants = unit_constants(level, form)
+    alpha, beta, offset = unit_constants(level, form)
     values = raw_values(level, float(level.threshold or 0.0)).all
     with np.errstate(all="ignore"):
-        centred = values if constants.offset is None else values - np.float32(constants.offset)
-        exported = np.clip(centred * np.float32(constants.alpha) + np.float32(constants.beta), 0, 1)
+        exported = np.clip((values - np.float32(offset)) * np.float32(alpha) + np.float32(beta), 0, 1)
         error = np.abs(exported.astype(np.float64) - unit_scores(values, level))
     assert np.nanmax(error) <= TOLERANCES[form](level).atol
