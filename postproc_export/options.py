@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import KW_ONLY, dataclass, field, fields
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, get_args
 
 from postproc_export.errors import UsageError
 from postproc_export.runtimes import Precision, RuntimeName
@@ -29,10 +29,7 @@ Adjustable: TypeAlias = Literal["nothing", "sensitivity", "boundary"]
 Nonfinite: TypeAlias = Literal["error", "drop"]
 Source: TypeAlias = CalibrationStats | str | Path
 
-LABEL_DTYPES: Final[tuple[LabelDtype, ...]] = ("bool", "uint8", "float32")
-LAYOUTS: Final[tuple[Layout, ...]] = ("separate", "packed")
-LEVEL_CHOICES: Final[tuple[LevelChoice, ...]] = ("both", "image", "pixel")
-ADJUSTABLE: Final[tuple[Adjustable, ...]] = ("nothing", "sensitivity", "boundary")
+LABEL_DTYPES: Final[tuple[LabelDtype, ...]] = get_args(LabelDtype)
 
 SEED: Final = 20_240
 COUNT: Final = 100_000
@@ -47,6 +44,12 @@ _OF_LABELS: Final = (
     "as_parameters",
 )
 _DTYPES: Final = ("label_dtype", "mask_dtype")
+_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
+    **dict.fromkeys(_DTYPES, LABEL_DTYPES),
+    "layout": get_args(Layout),
+    "levels": get_args(LevelChoice),
+    "adjustable": get_args(Adjustable),
+}
 _ADJUSTABLE_FLAGS: Final = {
     "--runtime-sensitivity": ("sensitivity", "Let image_sensitivity and pixel_sensitivity be set at run time."),
     "--runtime-boundary": ("boundary", "Let image_boundary and pixel_boundary, raw, be set at run time."),
@@ -213,11 +216,10 @@ class TailOptions(DecisionOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_choice("label_dtype", self.label_dtype, LABEL_DTYPES)
-        _check_choice("mask_dtype", self.mask_dtype, (*LABEL_DTYPES, None))
-        _check_choice("layout", self.layout, LAYOUTS)
-        _check_choice("levels", self.levels, LEVEL_CHOICES)
-        _check_choice("adjustable", self.adjustable, ADJUSTABLE)
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices and not (name == "mask_dtype" and value is None):
+                raise UsageError(f"{name} {value!r} is not known", needed=", ".join(choices))
         if not (self.enable_normalization or self.enable_thresholding):
             raise UsageError(
                 "nothing to attach: neither normalised scores nor labels are wanted",
@@ -579,20 +581,7 @@ def changed_options(options: TailOptions) -> list[str]:
 
 
 def refuse_unused(options: TailOptions, given: Collection[str]) -> None:
-    """Refuse options that were given and would have no effect beside the others.
-
-    Parameters
-    ----------
-    options
-        All options.
-    given
-        The names of those that a user gave.
-
-    Raises
-    ------
-    UsageError
-        If there is one.
-    """
+    """Refuse options, by the names in `given`, that a user gave and that would have no effect beside the others."""
     for name in given:
         if name in _DTYPES and options.is_packed:
             raise _unused(name, "the packed layout is float32")
@@ -604,10 +593,3 @@ def refuse_unused(options: TailOptions, given: Collection[str]) -> None:
 
 def _unused(name: str, why: str, *, instead: str = "leave out what contradicts it") -> UsageError:
     return UsageError(f"{name} would have no effect", found=why, fix=f"leave out {name}, or {instead}")
-
-
-def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
-        raise UsageError(
-            f"{name} {value!r} is not known", needed=", ".join(str(choice) for choice in choices if choice is not None)
-        )

@@ -17,7 +17,7 @@ from postproc_export.options import TailOptions
 from postproc_export.ports import Guard as MapGuard
 from postproc_export.ports import Selection
 from postproc_export.reading.tail import FoundTail, find_own_tail, find_parts
-from postproc_export.runtimes import LoadedModel, PortInfo, Runner
+from postproc_export.runtimes import PortInfo, Runner
 from postproc_export.stats import Level, LevelStats
 from postproc_export.tail import PACKED_OUTPUT, PARTS, Tail, TailOutput, build_tail, guard_of, place
 
@@ -57,7 +57,7 @@ Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AdaptedRunner(LoadedModel):
+class AdaptedRunner(Runner):
     """A runner that feeds some inputs of another one itself, and makes something else of its outputs."""
 
     inner: Runner

@@ -45,12 +45,7 @@ def write(text: str) -> None:
 def progress(description: str, *, unit: str | None = None) -> Iterator[Advance]:
     """Show a progress bar on stderr while the block runs, on a terminal only; yields the function that moves it.
 
-    Parameters
-    ----------
-    description
-        What is done at first.
-    unit
-        What is counted, for a rate beside the bar; None shows none.
+    `unit` is what is counted, for a rate beside the bar; None shows none.
     """
     from postproc_export.cli.progress_bar import PhaseBar
 

@@ -61,20 +61,9 @@ def options_of(
 ) -> list[inspect.Parameter]:
     """Return the parameters of a command for the fields of an options class.
 
-    Parameters
-    ----------
-    options
-        The class.
-    only, without
-        The fields that the command has, or does not have.
-    group
-        The heading of the help under which they stand.
-    prefix
-        What the names of the parameters start with, where those of two classes are alike.
-    defaults
-        Whether the help shows defaults; not where what is not given stays as it is.
-    names
-        Other names for some options.
+    `only` or `without` choose the fields, `group` is their heading in the help. `prefix` tells the names of parameters
+    apart where those of two classes are alike, `names` are other spellings for some options. `defaults` is whether the
+    help shows defaults: not where an option that is not given stays as it is.
     """
     texts = descriptions(options)
     taken = [item for item in fields(options) if item.init and not item.metadata.get("only_python")]
@@ -139,13 +128,7 @@ def _kind_of(annotation: Any) -> Any:
 
 
 def _without_flags(given: Mapping[str, Any], spelling: Mapping[str, str]) -> dict[str, Any]:
-    """Return what was given, with the value that a flag stands for in the place of the flag.
-
-    Raises
-    ------
-    UsageError
-        If two flags stand for values of the same option.
-    """
+    """Put the value that a flag stands for in its place; raises UsageError for two flags of the same option."""
     options = {name: value for name, value in given.items() if "__" not in name}
     flags: dict[str, str] = {}
     for name in (name for name, value in given.items() if "__" in name and value):
@@ -157,8 +140,6 @@ def _without_flags(given: Mapping[str, Any], spelling: Mapping[str, str]) -> dic
     return options
 
 
-# --- How images are fed.
-
 _PREFIX: Final = "preprocessing_"
 
 
@@ -168,13 +149,7 @@ def image_options(**names: str) -> list[inspect.Parameter]:
 
 
 def preprocessing_of(given: dict[str, Any]) -> Preprocessing | None:
-    """Take the options of the pre-processing out of what was given; None where there is none.
-
-    Raises
-    ------
-    UsageError
-        If one of them is not legal.
-    """
+    """Take the options of the pre-processing out of what was given; None where there is none."""
     names = [item.name for item in fields(Preprocessing) if f"{_PREFIX}{item.name}" in given]
     taken: dict[str, Any] = {name: given.pop(f"{_PREFIX}{name}") for name in names}
     if not taken:

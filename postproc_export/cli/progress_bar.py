@@ -12,18 +12,9 @@ _IN_FULL: Final = 10_000  # numbers below it are not shortened
 
 
 class PhaseBar(Progress):
-    """One bar for work in several phases, such as passes over files.
+    """One bar for work in several phases, such as passes over files; nothing is shown unless on a terminal.
 
-    Parameters
-    ----------
-    description
-        What is done at first.
-    unit
-        What is counted, such as ``"values"``, for the rate; None shows none.
-    console
-        Where; nothing is shown unless it is a terminal.
-    clock
-        Seconds; None is the console's own.
+    `unit` is what is counted, for the rate; None shows none. `clock` gives seconds; None is the console's own.
     """
 
     def __init__(

@@ -8,21 +8,20 @@ Nothing is learned but mean and covariance of the features, so the fit takes a s
 It is a small honest detector, not a good one.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from postproc_export.demo.data import GOOD, Crop, Gray, Mask
-from postproc_export.runtimes import Runner
+from postproc_export.demo.data import GOOD, Crop, Gray
 
 if TYPE_CHECKING:
     import torch
 
 
 Float32Array: TypeAlias = npt.NDArray[np.float32]
+Outputs: TypeAlias = Mapping[str, npt.NDArray[Any]]
 
 BLOCK: Final = 4
 STRIDE: Final = 2
@@ -139,49 +138,15 @@ def fit_detector(normal: Float32Array) -> "torch.nn.Module":
     return texture_detector(*fit_gaussian(features.double().numpy()))
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """A crop and what the raw and the attached model say of it."""
+def evaluate(crops: Sequence[Crop], raw: Outputs, attached: Outputs) -> tuple[str, str]:
+    """Say how well the raw values separate the classes, and what the calibrated decisions make of it.
 
-    crop: Crop
-    raw_score: float
-    raw_map: Float32Array  # raw units, shape (96, 96)
-    unit_score: float  # normalised, 0 to 1, as the map
-    unit_map: Float32Array
-    label: bool  # what the attached model decided: True is anomalous
-    mask: Mask
-
-    @property
-    def is_right(self) -> bool:
-        """Whether the label is the true one."""
-        return self.label == (self.crop.kind != GOOD)
-
-
-def judge(crops: Sequence[Crop], *, raw: Runner, attached: Runner) -> tuple[Verdict, ...]:
-    """Run both models on the crops, all in one batch."""
-    images = as_input(crop.image for crop in crops)
-    before, after = raw.run({raw.inputs[0].name: images}), attached.run({attached.inputs[0].name: images})
-    return tuple(
-        Verdict(
-            crop=crop,
-            raw_score=float(before["pred_score"][index].item()),
-            raw_map=before["anomaly_map"][index, 0],
-            unit_score=float(after["pred_score"][index].item()),
-            unit_map=after["anomaly_map"][index, 0],
-            label=bool(after["pred_label"][index].item()),
-            mask=after["pred_mask"][index, 0].astype(np.bool_),
-        )
-        for index, crop in enumerate(crops)
-    )
-
-
-def evaluate(verdicts: Sequence[Verdict]) -> tuple[str, str]:
-    """Say how well the raw values separate the classes, and what the calibrated decisions make of it."""
-    anomalous = np.array([verdict.crop.kind != GOOD for verdict in verdicts])
-    labels = np.array([verdict.label for verdict in verdicts])
-    of_images = auroc(np.array([verdict.raw_score for verdict in verdicts], dtype=np.float32), anomalous)
-    maps, masks = [verdict.raw_map for verdict in verdicts], [verdict.crop.mask for verdict in verdicts]
-    of_pixels = auroc(np.stack(maps), np.stack(masks))
+    `raw` and `attached` are what the two models gave for all crops in one batch.
+    """
+    anomalous = np.array([crop.kind != GOOD for crop in crops])
+    labels = attached["pred_label"].reshape(-1)
+    of_images = auroc(raw["pred_score"].reshape(-1), anomalous)
+    of_pixels = auroc(raw["anomaly_map"][:, 0], np.stack([crop.mask for crop in crops]))
     return (
         f"AUROC {of_images:.3f} of images, {of_pixels:.3f} of pixels",
         f"{(labels & anomalous).sum()} of {anomalous.sum()} anomalous crops, "

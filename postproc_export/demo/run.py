@@ -29,9 +29,9 @@ from postproc_export.demo.data import (
     own_files,
     whole_or_nothing,
 )
-from postproc_export.demo.detector import Verdict, evaluate, judge
+from postproc_export.demo.detector import Outputs, as_input, evaluate
 from postproc_export.errors import require
-from postproc_export.export.exporter import RawModule, parse_axes, write_ir, write_onnx
+from postproc_export.export.exporter import INPUT, RawModule, parse_axes, write_ir, write_onnx
 from postproc_export.images import Preprocessing
 from postproc_export.process import quiet_logger
 from postproc_export.runtimes import open_runner
@@ -53,19 +53,21 @@ IMAGE_COLORS, RAW_COLORS, UNIT_COLORS = "gray", "viridis", "coolwarm"
 _RIGHT, _WRONG, _OUTLINE = "#1a7f37", "#c1121f", "#ff9f1c"
 
 
-def draw_picture(verdicts: Sequence[Verdict], path: Path, *, image: LevelStats, pixel: LevelStats) -> None:
-    """Write a PNG with a column for some verdicts of each kind, `CROPS_IN_PICTURE`, and the rows of `ROWS`.
+def draw_picture(
+    crops: Sequence[Crop], before: Outputs, after: Outputs, path: Path, *, image: LevelStats, pixel: LevelStats
+) -> None:
+    """Write a PNG with a column for some crops of each kind, `CROPS_IN_PICTURE`, and the rows of `ROWS`.
 
-    The calibrated levels give the thresholds and the range of the colors.
+    `before` and `after` are what the raw and the attached model gave for all crops in one batch. The calibrated levels
+    give the thresholds and the range of the colors.
     """
     # Where matplotlib is new, it says on its first import that it looks for fonts.
     with quiet_logger("matplotlib.font_manager"):
         from matplotlib.figure import Figure
 
-    by_kind = [
-        [each for each in verdicts if each.crop.kind == kind][:count] for kind, count in CROPS_IN_PICTURE.items()
-    ]
-    shown = [verdict for some in by_kind for verdict in some]
+    kinds = [crop.kind for crop in crops]
+    places = {kind: [index for index, each in enumerate(kinds) if each == kind] for kind in CROPS_IN_PICTURE}
+    shown = [index for kind, count in CROPS_IN_PICTURE.items() for index in places[kind][:count]]
     width, height = (len(shown) + 1.3) * INCH_PER_CROP, (len(ROWS) + 0.88) * INCH_PER_CROP
     figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH)
     grid = figure.subplots(len(ROWS), len(shown), squeeze=False)
@@ -77,8 +79,9 @@ def draw_picture(verdicts: Sequence[Verdict], path: Path, *, image: LevelStats, 
         wspace=0.04,
         hspace=0.04,
     )
-    for verdict, column in zip(shown, grid.T, strict=True):
-        raw, unit = _draw_column(verdict, column, pixel)
+    for index, column in zip(shown, grid.T, strict=True):
+        given, made = ({name: values[index] for name, values in outputs.items()} for outputs in (before, after))
+        raw, unit = _draw_column(crops[index], given, made, column, pixel)
     for row, label in enumerate(ROWS):
         grid[row, 0].set_ylabel(label, fontsize=11)
     assert pixel.threshold is not None, "a level with a mask has a threshold"
@@ -118,20 +121,23 @@ def _save(figure: "Figure", path: Path) -> None:
     pixels.quantize(palette=palette, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
-def _draw_column(verdict: Verdict, axes: Sequence["Axes"], pixel: LevelStats) -> tuple["AxesImage", "AxesImage"]:
-    """Draw one verdict from top to bottom; return the two images that need a scale of colors."""
-    label, mark = "anomalous" if verdict.label else "normal", "\N{CHECK MARK}" if verdict.is_right else "\N{BALLOT X}"
-    scores = f"{verdict.raw_score:.2f} \N{RIGHTWARDS ARROW} {verdict.unit_score:.3f}"
-    caption = f"{verdict.crop.kind}\n{scores}\n{label} {mark}"
-    axes[0].set_title(caption, fontsize=11, color=_RIGHT if verdict.is_right else _WRONG)
-    axes[0].imshow(verdict.crop.image, cmap=IMAGE_COLORS, vmin=0, vmax=255)
-    axes[1].imshow(verdict.crop.mask, cmap=IMAGE_COLORS, vmin=0, vmax=1)
-    raw = axes[2].imshow(verdict.raw_map, cmap=RAW_COLORS, vmin=pixel.min, vmax=pixel.max)
-    unit = axes[3].imshow(verdict.unit_map, cmap=UNIT_COLORS, vmin=0, vmax=1)
-    axes[4].imshow(verdict.mask, cmap=IMAGE_COLORS, vmin=0, vmax=1)
+def _draw_column(
+    crop: Crop, before: Outputs, after: Outputs, axes: Sequence["Axes"], pixel: LevelStats
+) -> tuple["AxesImage", "AxesImage"]:
+    """Draw one crop and its outputs from top to bottom; return the two images that need a scale of colors."""
+    is_anomalous = bool(after["pred_label"].item())
+    is_right = is_anomalous == (crop.kind != GOOD)
+    label, mark = "anomalous" if is_anomalous else "normal", "\N{CHECK MARK}" if is_right else "\N{BALLOT X}"
+    scores = f"{before['pred_score'].item():.2f} \N{RIGHTWARDS ARROW} {after['pred_score'].item():.3f}"
+    axes[0].set_title(f"{crop.kind}\n{scores}\n{label} {mark}", fontsize=11, color=_RIGHT if is_right else _WRONG)
+    axes[0].imshow(crop.image, cmap=IMAGE_COLORS, vmin=0, vmax=255)
+    axes[1].imshow(crop.mask, cmap=IMAGE_COLORS, vmin=0, vmax=1)
+    raw = axes[2].imshow(before["anomaly_map"][0], cmap=RAW_COLORS, vmin=pixel.min, vmax=pixel.max)
+    unit = axes[3].imshow(after["anomaly_map"][0], cmap=UNIT_COLORS, vmin=0, vmax=1)
+    axes[4].imshow(after["pred_mask"][0], cmap=IMAGE_COLORS, vmin=0, vmax=1)
     for row in axes[2:]:
-        if verdict.crop.mask.any():
-            row.contour(verdict.crop.mask, levels=[0.5], colors=_OUTLINE, linewidths=0.8)
+        if crop.mask.any():
+            row.contour(crop.mask, levels=[0.5], colors=_OUTLINE, linewidths=0.8)
     for row in axes:
         row.set(xticks=[], yticks=[])
     return raw, unit
@@ -206,10 +212,10 @@ def run_demo(folder: Path, *, tell: Tell) -> Sequence[ParityReport]:
             reports.append(check_parity(output, raw=folder / raw, torch=detector, images=images, int8=False))
             tell("check", reports[-1].verdict())
 
-        raw_runner, attached_runner = open_runner(folder / RAW_ONNX), open_runner(folder / ATTACHED_ONNX)
-        verdicts = judge(test_crops, raw=raw_runner, attached=attached_runner)
-        draw_picture(verdicts, folder / PICTURE, image=image, pixel=pixel)
-        separation, decisions = evaluate(verdicts)
+        fed = {INPUT: as_input(crop.image for crop in test_crops)}
+        before, after = (open_runner(folder / name).run(fed) for name in (RAW_ONNX, ATTACHED_ONNX))
+        draw_picture(test_crops, before, after, folder / PICTURE, image=image, pixel=pixel)
+        separation, decisions = evaluate(test_crops, before, after)
         tell("test", f"on the test crops, {separation}")
         tell("", f"{ATTACHED_ONNX} finds {decisions}")
     return reports

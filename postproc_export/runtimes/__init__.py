@@ -1,10 +1,11 @@
 """ONNX Runtime and OpenVINO behind one protocol, and the arrays that they are fed."""
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol, get_args
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -26,57 +27,26 @@ RUNTIMES: Final[tuple[RuntimeName, ...]] = ("onnxruntime", "openvino")
 PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "default")
 
 
-class Runner(Protocol):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runner(ABC):
     """A model that is loaded and ready to run on one runtime, in one precision."""
 
-    @property
-    def name(self) -> str:
-        """Runtime and device: ``"onnxruntime-cpu"`` or ``"openvino-cpu"``."""
+    label: str  # what errors call the model
+    name: str  # runtime and device: "onnxruntime-cpu" or "openvino-cpu"
+    version: str  # of the runtime
+    precision: Precision  # the one that was asked for; "default" is the machine's own
+    inference_precision: str  # what the runtime computes float32 operators in, such as "float32" or "bfloat16"
+    inputs: tuple[PortInfo, ...]  # those that have to be fed; all ports are in the model's order
+    optional: tuple[PortInfo, ...]  # inputs that need not be fed: with a default in ONNX, state variables of an IR
+    outputs: tuple[PortInfo, ...]
 
-    @property
-    def version(self) -> str:
-        """Version of the runtime."""
-
-    @property
-    def precision(self) -> Precision:
-        """The precision that was asked for: ``"float32"``, or ``"default"`` for the machine's own."""
-
-    @property
-    def inference_precision(self) -> str:
-        """What the runtime says it computes float32 operators in, such as ``"float32"`` or ``"bfloat16"``."""
-
-    @property
-    def inputs(self) -> tuple[PortInfo, ...]:
-        """The inputs that have to be fed, in the model's order."""
-
-    @property
-    def optional(self) -> tuple[PortInfo, ...]:
-        """The inputs that need not be fed: with a default in ONNX, state variables of an IR."""
-
-    @property
-    def outputs(self) -> tuple[PortInfo, ...]:
-        """The outputs, in the model's order."""
-
+    @abstractmethod
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model once and return its outputs by name, in the model's order, as copies that the caller owns.
 
         Feeds have the dtype and shape of their inputs; one that need not be fed may be left out. bfloat16 is
         `ml_dtypes.bfloat16`. Raises UnsupportedModelError if the runtime fails on these inputs.
         """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedModel:
-    """What the runners of both runtimes have; see `Runner`."""
-
-    label: str  # what errors call the model
-    name: str
-    version: str
-    precision: Precision
-    inference_precision: str
-    inputs: tuple[PortInfo, ...]
-    optional: tuple[PortInfo, ...]
-    outputs: tuple[PortInfo, ...]
 
 
 def as_float32(array: Array) -> npt.NDArray[np.float32]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from postproc_export.errors import PostprocError, UnsupportedModelError, require
 from postproc_export.process import quiet_natives
-from postproc_export.runtimes import Array, LoadedModel, PortInfo, Precision, cannot_load, cannot_run, checked_feeds
+from postproc_export.runtimes import Array, PortInfo, Precision, Runner, cannot_load, cannot_run, checked_feeds
 
 _BFLOAT16_CODE: Final = 16  # onnx.TensorProto.BFLOAT16
 _FATAL_ONLY: Final = 4  # what fails is raised; ONNX Runtime would print it to stderr as well
@@ -22,7 +22,7 @@ _PURPOSE: Final = "running an ONNX model"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OnnxRuntimeRunner(LoadedModel):
+class OnnxRuntimeRunner(Runner):
     """A model in ONNX Runtime's CPU provider, which computes every operator in the type that the graph says.
 
     ONNX Runtime reports an output of unknown rank like a scalar, so such a port has the shape ``()`` here. ONNX Runtime

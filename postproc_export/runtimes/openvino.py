@@ -16,9 +16,9 @@ from postproc_export.errors import FileError, require
 from postproc_export.process import quiet_natives
 from postproc_export.runtimes import (
     Array,
-    LoadedModel,
     PortInfo,
     Precision,
+    Runner,
     cannot_load,
     cannot_run,
     checked_feeds,
@@ -74,7 +74,7 @@ def _core(openvino: ModuleType) -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OpenVinoRunner(LoadedModel):
+class OpenVinoRunner(Runner):
     """A model compiled for OpenVINO's CPU plugin.
 
     ``precision="float32"`` sets INFERENCE_PRECISION_HINT=f32 and EXECUTION_MODE_HINT=ACCURACY; without them the plugin

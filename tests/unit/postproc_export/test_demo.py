@@ -14,7 +14,7 @@ from postproc_export.demo import data
 from postproc_export.demo import detector as evaluation
 from postproc_export.demo import run as run_module
 from postproc_export.demo.data import CROP_SIZE, DEFECTS, GOOD, NORMAL_PHOTO, REGIONS, Crop, Photos, Split
-from postproc_export.demo.detector import Verdict, as_input, dct_filters, direction_sums, fit_detector, fit_gaussian
+from postproc_export.demo.detector import Outputs, as_input, dct_filters, direction_sums, fit_detector, fit_gaussian
 from postproc_export.demo.factory import TRAINING_CROPS
 from postproc_export.demo.run import (
     CROPS_EACH_DEFECT,
@@ -322,19 +322,21 @@ def test_a_folder_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
         data.claim(tmp_path / "file" / "below", FIRST)
 
 
-def verdict(crop: Crop, *, label: bool) -> Verdict:
-    """Return what a model could say of a crop."""
-    unit = crop.image.astype(np.float32) / 255
-    return Verdict(crop, 7.0, unit * 10, 0.45, unit, label=label, mask=crop.mask)
+def outputs(crops: Sequence[Crop], labels: Sequence[bool]) -> tuple[Outputs, Outputs]:
+    """Return what a raw and an attached model could give for some crops."""
+    units = np.stack([crop.image[None] for crop in crops]).astype(np.float32) / 255
+    raw = {"pred_score": np.full((len(crops), 1), 7.0, np.float32), "anomaly_map": units * 10}
+    masks = np.stack([crop.mask[None] for crop in crops])
+    unit = {"pred_score": np.full((len(crops), 1), 0.45, np.float32), "anomaly_map": units}
+    return raw, {**unit, "pred_label": np.array(labels)[:, None], "pred_mask": masks}
 
 
 def test_evaluation_counts_both_kinds_of_mistake(photos: Photos) -> None:
     """Found anomalous crops and false alarms are counted apart."""
     good, scratch = (data.make_crops(photos, "test", good=2, each_defect=1)[index] for index in (0, 4))
     assert (good.kind, scratch.kind) == ("good", "scratch")
-    right, alarm, missed = verdict(scratch, label=True), verdict(good, label=True), verdict(scratch, label=False)
-    assert [each.is_right for each in (right, alarm, missed)] == [True, False, False]
-    separation, decisions = evaluation.evaluate([right, alarm, missed, verdict(good, label=False)])
+    crops = [scratch, good, scratch, good]
+    separation, decisions = evaluation.evaluate(crops, *outputs(crops, [True, True, False, False]))
     assert decisions == "1 of 2 anomalous crops, with 1 false alarms in 2"
     assert separation.startswith("AUROC 0.500 of images")
 
@@ -343,7 +345,8 @@ def test_the_picture_is_a_small_png(photos: Photos, tmp_path: Path) -> None:
     """A column per crop is drawn, of a normal crop without an outline, too."""
     crops = data.make_crops(photos, "test", good=1, each_defect=1)[:3]
     level = LevelStats(threshold=5.0, min=0.0, max=10.0)
-    draw_picture([verdict(crop, label=True) for crop in crops], tmp_path / "picture.png", image=level, pixel=level)
+    given = outputs(crops, [True] * len(crops))
+    draw_picture(crops, *given, tmp_path / "picture.png", image=level, pixel=level)
     content = (tmp_path / "picture.png").read_bytes()
     assert content.startswith(b"\x89PNG")
     assert len(content) < 300_000
