@@ -177,22 +177,9 @@ def spelt(
 ) -> dict[str, Any]:
     """Return how the command line spells an option, as the metadata of its field; by default ``--like-its-name``.
 
-    Parameters
-    ----------
-    names
-        Its names, such as ``"--output", "-o"``; of a switch, the second one switches it off.
-    metavar
-        What stands for its value in the help.
-    text
-        The type that a command takes, where the annotation does not say it.
-    least
-        The smallest value.
-    flags
-        In place of a value: flags, each with the value that it stands for and its help.
-    hidden
-        Whether the help leaves it out.
-    only_python
-        Whether no command has it.
+    Of a switch the second name switches it off. `metavar` stands for the value in the help, `text` is the type that a
+    command takes where the annotation does not say it, `least` the smallest value. `flags` stand in place of a value,
+    each with the value that it means and its help. The help leaves out what is `hidden`.
     """
     about = {"names": names, "metavar": metavar, "text": text, "least": least, "flags": flags or {}}
     return {**about, "hidden": hidden, "only_python": only_python}
