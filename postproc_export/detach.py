@@ -1,72 +1,13 @@
 """Remove post-processing from a model file."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from postproc_export.files import default_target
-from postproc_export.formats.base import Detached, Format, format_of
+from postproc_export.formats.base import DetachResult, Format, format_of
 from postproc_export.options import FileOptions
-from postproc_export.reading.found import nothing_found
-from postproc_export.stats import Level
-
-
-@dataclass(frozen=True, slots=True)
-class DetachResult:
-    """What was removed, and where the model without it was written; falsy where nothing was there to remove.
-
-    Parameters
-    ----------
-    source
-        The model that was read; for an IR the .xml.
-    output
-        The model that was written; None where there was nothing to remove, and so nothing was written.
-    detached
-        What was removed from which level, what could not be restored, or why nothing was found.
-    """
-
-    source: Path
-    output: Path | None
-    detached: Detached
-
-    def __bool__(self) -> bool:
-        return bool(self.detached)
-
-    @property
-    def is_original(self) -> bool:
-        """Whether the model that was attached to came back as it was, by the file's own record."""
-        return self.detached.is_original
-
-    @property
-    def renamed(self) -> Mapping[str, str]:
-        """Names that values got back: {name in the source: name in the output}."""
-        return self.detached.renamed
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What could not be restored, and what a user should know."""
-        return self.detached.notes
-
-    def summary(self) -> str:
-        """Return what was done, one fact a line."""
-        if not self:
-            return nothing_found(self.source, self.detached.misses, self.detached.outputs)
-        lines = [f"removed post-processing from {self.source}", f"  written  {self.output}"]
-        lines += [f"  {level:<8} {self._removed(level)}" for level in self.detached.tails]
-        lines += [f"  with     {text}" for text in self.detached.own]
-        lines += [f"  renamed  '{old}' is now '{new}'" for old, new in self.renamed.items()]
-        if self.is_original:
-            lines.append("  original its outputs, names and order are back as the file's record has them")
-        lines += [f"  note     {note}" for note in self.notes]
-        return "\n".join(lines)
-
-    def _removed(self, level: Level) -> str:
-        tail = self.detached.tails[level]
-        kind = "Anomalib's post-processing" if not tail.is_ours else "the tail"
-        count = len(set(tail.values))
-        return f"{' and '.join(tail.outputs)}: {kind}, {count} operator{'s' if count > 1 else ''}"
 
 
 def detach_postprocessing(
@@ -111,10 +52,10 @@ def detach_postprocessing(
     form = format_of(source)
     edit = partial(detach_model, form, where=str(source))
     detached = form.rewrite(source, target, edit, FileOptions(in_place=in_place, link_weights=link_weights))
-    return DetachResult(source, target if detached else None, detached)
+    return replace(detached, source=source, output=target if detached else None)
 
 
-def detach_model(form: Format, model: Any, *, where: str) -> Detached:
+def detach_model(form: Format, model: Any, *, where: str) -> DetachResult:
     """Take the tail off a model in memory, with what stands around it; a falsy result's model is not to be written."""
     behind = form.take(model, "decision", where=where)
     detached = form.take(model, "tail", where=where)

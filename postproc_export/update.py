@@ -12,11 +12,11 @@ from graph_patterns.match import Mismatch, Site
 from postproc_export.errors import UsageError
 from postproc_export.files import default_target
 from postproc_export.float32 import Half, rounded_to, to_float32
-from postproc_export.formats.base import Detached, Format, Outputs, format_of
+from postproc_export.formats.base import DetachResult, Format, Outputs, format_of
 from postproc_export.options import TailOptions, UpdateOptions, refuse_unused
 from postproc_export.ports import LEAVE_OUT
 from postproc_export.reading.found import FoundTails, nothing_found, refuse_partial
-from postproc_export.reading.report import SWITCHED_OFF, report_level, rule_of, shown, stats_of
+from postproc_export.reading.report import SWITCHED_OFF, LevelReport, report_level, rule_of, shown, stats_of
 from postproc_export.reading.tail import FoundTail
 from postproc_export.record import TailRecord
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats, check_sensitivity, decision_boundary
@@ -67,6 +67,14 @@ class Changes:
         """Return the new threshold of a level as it was given."""
         return self.image_threshold if level == "image" else self.pixel_threshold
 
+    def raw_threshold(self, level: Level, threshold: float | None, span: float | None) -> float | None:
+        """Return the new threshold of a level, which is given, in raw units; None without the range of its scores."""
+        given = self.threshold(level)
+        assert given is not None, "asked for a threshold that changes"
+        if not self.normalized:
+            return to_float32(given)
+        return None if threshold is None or span is None else to_float32(threshold + (given - 0.5) * span)
+
     def apply(self, state: State) -> State:
         """Return the changed state.
 
@@ -81,16 +89,12 @@ class Changes:
         return State(changed, options)
 
     def _level(self, level: Level, stats: LevelStats | None, current: LevelStats | None) -> LevelStats | None:
-        given = self.threshold(level)
-        if given is None:
+        if self.threshold(level) is None:
             return stats
-        if stats is None:
+        known = (None, None) if current is None else (current.threshold, current.span)
+        raw = self.raw_threshold(level, *known)
+        if stats is None or raw is None:
             raise no_range(level)
-        raw = to_float32(given)
-        if self.normalized:
-            if current is None or current.threshold is None:
-                raise no_range(level)
-            raw = to_float32(current.threshold + (given - 0.5) * current.span)
         if raw == stats.threshold:
             return stats
         details = {key: value for key, value in stats.details.items() if key not in _OF_THE_THRESHOLD}
@@ -110,46 +114,44 @@ def state_of(tails: Mapping[Level, FoundTail], record: TailRecord | None) -> Sta
     """Return what the tails of a file decide, from its record or read back from the graph."""
     if record is not None:
         return State(record.stats, record.options, record.narrow)
-    stats = {level: _stats(level, tail) for level, tail in tails.items()}
-    reports = {level: report_level(level, tail, record=None, is_rounded=False) for level, tail in tails.items()}
-    narrow = {level: report.narrow for level, report in reports.items() if report.narrow is not None}
+    stats: dict[Level, LevelStats | None] = {}
+    narrow: dict[Level, Half] = {}
+    options: dict[str, Any] = {}
+    for level, tail in tails.items():
+        report = report_level(level, tail, record=None, is_rounded=False)
+        stats[level] = _stats(tail, report)
+        options |= _options(level, tail, report)
+        narrow |= {} if report.narrow is None else {level: report.narrow}
+    if "image" in tails and tails["image"].is_ours:
+        options["nan_guard"] = tails["image"].guard is not None or "pixel" not in tails
     calibrated = CalibrationStats(image=stats.get("image"), pixel=stats.get("pixel"))
-    return State(calibrated, TailOptions(**_options(tails)), narrow)
+    return State(calibrated, TailOptions(**options), narrow)
 
 
-def _stats(level: Level, tail: FoundTail) -> LevelStats | None:
+def _stats(tail: FoundTail, report: LevelReport) -> LevelStats | None:
     if not tail.is_ours:
         return stats_of(tail.reading)
     rule = rule_of(tail)
     if rule is not None or (tail.is_eager and tail.decides):
         return None if rule is None else rule.stats
-    report = report_level(level, tail, record=None, is_rounded=False)
     if report.threshold is None or report.span is None:
         return None
     details = {"range_is_relative": True}
     return LevelStats(threshold=report.threshold, min=0.0, max=report.span, rule="read_back", details=details)
 
 
-def _options(tails: Mapping[Level, FoundTail]) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for level, tail in tails.items():
-        name = "label_dtype" if level == "image" else "mask_dtype"
-        if tail.is_ours:
-            report = report_level(level, tail, record=None, is_rounded=False)
-            sensitivity = report.sensitivity
-            options |= {"comparison": report.comparison} if tail.is_eager and report.comparison is not None else {}
-            if tail.is_normalised or tail.decides:  # a guard alone decides nothing
-                options |= {"enable_normalization": tail.is_normalised, "enable_thresholding": tail.decides}
-            options |= {"layout": "packed"} if tail.is_packed else {name: tail.label_dtype}
-            if tail.adjustable != "nothing":
-                options |= {"adjustable": tail.adjustable, "as_parameters": tail.default is None}
-            if level == "image":
-                options["nan_guard"] = tail.guard is not None or "pixel" not in tails
-        else:
-            sensitivity = tail.reading.sensitivity
-            options |= {name: "bool", "comparison": "gt"}
-        if sensitivity is not None:
-            options[f"{level}_sensitivity"] = sensitivity
+def _options(level: Level, tail: FoundTail, report: LevelReport) -> dict[str, Any]:
+    name = "label_dtype" if level == "image" else "mask_dtype"
+    sensitivity = report.sensitivity if tail.is_ours else tail.reading.sensitivity
+    options: dict[str, Any] = {} if sensitivity is None else {f"{level}_sensitivity": sensitivity}
+    if not tail.is_ours:
+        return options | {name: "bool", "comparison": "gt"}
+    options |= {"comparison": report.comparison} if tail.is_eager and report.comparison is not None else {}
+    if tail.is_normalised or tail.decides:  # a guard alone decides nothing
+        options |= {"enable_normalization": tail.is_normalised, "enable_thresholding": tail.decides}
+    options |= {"layout": "packed"} if tail.is_packed else {name: tail.label_dtype}
+    if tail.adjustable != "nothing":
+        options |= {"adjustable": tail.adjustable, "as_parameters": tail.default is None}
     return options
 
 
@@ -173,7 +175,7 @@ Edits = dict[Site, float]
 
 
 def edits_of(tails: Mapping[Level, FoundTail], changes: Changes, *, is_known: bool = True) -> Edits:
-    """Return the new numbers for Anomalib's constants; `is_known` tells that our tail could take their place.
+    """Return the numbers of Anomalib's constants that change; `is_known` tells that our tail could take their place.
 
     Raises UsageError if a tail is not Anomalib's, or an option has no constant in it.
     """
@@ -228,14 +230,18 @@ def _edits(level: Level, tail: FoundTail, changes: Changes) -> Edits:
             f"the {level} level's post-processing has no constant for {', '.join(missing)}",
             fix="let ours take its place: leave out --keep-dialect",
         )
-    return {site: number for name, number in wanted.items() for site in tail.sites[name]}
+    changed = {name: number for name, number in wanted.items() if number != tail.scalars[name]}
+    return {site: number for name, number in changed.items() for site in tail.sites[name]}
 
 
 def _constants(level: Level, tail: FoundTail, changes: Changes) -> dict[str, float]:
     """Return every constant of the normalised score that the new threshold and span decide."""
     reading, stats = tail.reading, changes.level_stats(level)
     span = reading.span if stats is None else stats.span
-    threshold = _threshold(level, tail, changes, stats)
+    if changes.threshold(level) is None:
+        threshold = reading.threshold if stats is None else stats.threshold
+    else:
+        threshold = changes.raw_threshold(level, reading.threshold, reading.span)
     if threshold is None or span is None:
         raise no_range(level)
     names = [name for name in ("threshold", "step_threshold", "step_threshold_below") if name in tail.sites]
@@ -250,17 +256,6 @@ def _constants(level: Level, tail: FoundTail, changes: Changes) -> dict[str, flo
         wanted |= {"scale": to_float32(1.0 / span)} if "scale" in tail.sites else {"span": span}
         wanted |= {name: getattr(stats, name) for name in ("min", "max") if name in tail.sites}
     return wanted or {"threshold": threshold}
-
-
-def _threshold(level: Level, tail: FoundTail, changes: Changes, stats: LevelStats | None) -> float | None:
-    given, reading = changes.threshold(level), tail.reading
-    if given is None:
-        return reading.threshold if stats is None else stats.threshold
-    if not changes.normalized:
-        return to_float32(given)
-    if reading.threshold is None or reading.span is None:
-        return None
-    return to_float32(reading.threshold + (given - 0.5) * reading.span)
 
 
 # --- The course of an update.
@@ -282,7 +277,7 @@ def _updated(
         for level, tail in tails.items()
     )  # what its constants decide is not in the file
     if keep_dialect or must_edit:
-        edits = _effective(tails, edits_of(tails, changes, is_known=not unknown))
+        edits = edits_of(tails, changes, is_known=not unknown)
         form.edit(model, edits)
         notes = (EDITED if keep_dialect else NOT_KNOWN, *told_edits(tails, before, edits)) if edits else ()
         return UpdateResult(
@@ -304,11 +299,13 @@ def _updated(
     if is_eager:
         notes = (*notes, REPLACED_EAGER)
     rewritten = (*_rewritten(found), *_other_guard(found, tail, changes))
+    differs = before.stats != after.stats or before.options != after.options
+    differs = differs or (after.options.enable_thresholding and before.narrow != after.narrow)
     return UpdateResult(
         source=where,
         before=before,
         after=after,
-        is_changed=is_foreign or is_eager or bool(rewritten) or _differ(before, after),
+        is_changed=is_foreign or is_eager or bool(rewritten) or differs,
         notes=(*notes, *rewritten),
         tail=tail,
     )
@@ -326,18 +323,6 @@ def _refuse_unknown(tails: Mapping[Level, FoundTail], unknown: Sequence[Level]) 
             )
 
 
-def _effective(tails: Mapping[Level, FoundTail], edits: Edits) -> Edits:
-    """Return the edits that change a number."""
-    numbers = {
-        site: tail.scalars[name]
-        for tail in tails.values()
-        if not tail.is_ours
-        for name, sites in tail.sites.items()
-        for site in sites
-    }
-    return {site: number for site, number in edits.items() if numbers[site] != number}
-
-
 def _after_editing(before: State, changes: Changes) -> State:
     """Return the changed state; a level without a range has no statistics, though its constant was edited."""
     stats = before.stats if changes.stats is None else changes.stats
@@ -346,7 +331,7 @@ def _after_editing(before: State, changes: Changes) -> State:
     return replace(changes, image_threshold=image, pixel_threshold=pixel).apply(before)
 
 
-def _outputs(found: FoundTails, detached: Detached) -> Outputs:
+def _outputs(found: FoundTails, detached: DetachResult) -> Outputs:
     """Say which outputs are the raw ones; a level that was left out of the tail stays out."""
     outputs: Outputs = {}
     for level in LEVELS:
@@ -366,12 +351,6 @@ def _other_guard(found: FoundTails, tail: Tail, changes: Changes) -> tuple[str, 
     if is_same or not tail.names("image") or "nan_guard" in changes.options or changes.stats is not None:
         return ()
     return (f"the NaN guard was another one and was written anew: {tail.describe_guard() or 'no output guards now'}",)
-
-
-def _differ(before: State, after: State) -> bool:
-    if before.stats != after.stats or (after.options.enable_thresholding and before.narrow != after.narrow):
-        return True
-    return any(getattr(before.options, item.name) != getattr(after.options, item.name) for item in fields(TailOptions))
 
 
 def _narrowed(found: FoundTails, after: State) -> Iterator[str]:

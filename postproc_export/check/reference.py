@@ -17,7 +17,7 @@ from postproc_export.check.ways import Configuration
 from postproc_export.comparison import Tolerance, narrow, own, transformed
 from postproc_export.errors import MetadataError, PostprocError, UnsupportedModelError, UsageError, require
 from postproc_export.float32 import HALVES
-from postproc_export.formats.base import Detached, format_of
+from postproc_export.formats.base import DetachResult, format_of
 from postproc_export.options import TailOptions
 from postproc_export.ports import LEAVE_OUT, Selection
 from postproc_export.record import BEFORE, BEHIND, LayerRecord, TailSpec
@@ -487,7 +487,7 @@ def without_tail(attached: AttachedModel, folder: Path) -> RawFile:
             purpose="checking an OpenVINO IR",
         )
     except (PostprocError, GraphPatternError):
-        detached = Detached()
+        detached = DetachResult()
     if detached:
         return RawFile(attached.path, attached, model=model, outputs=detached.raw_outputs)
     indices: dict[Level, str | int] = {level: index for index, level in enumerate(attached.file.raw)}

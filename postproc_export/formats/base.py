@@ -25,6 +25,7 @@ from postproc_export.reading.found import (
     Tails,
     find_tails,
     level_misfits,
+    nothing_found,
     refuse_attached,
     refuse_damaged,
     refuse_partial,
@@ -238,21 +239,65 @@ class Attached:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Detached:
-    """What was taken out of a model in memory; falsy, with the reasons, where nothing was found."""
+class DetachResult:
+    """What was removed, and where the model without it was written; falsy where nothing was there to remove.
 
-    record: LayerRecord | None = None  # of the layer that was removed
-    tails: Tails = field(default_factory=dict)  # what was removed of the tail
-    misses: Mapping[Level, Mismatch] = field(default_factory=dict)  # why nothing was found
-    renamed: Mapping[str, str] = field(default_factory=dict)  # {name in the file: name in the original}
-    notes: tuple[str, ...] = ()  # what could not be restored, and what a user should know
-    is_original: bool = False  # a record gave the original back as it was
-    raw_outputs: Mapping[Level, str | int] = field(default_factory=dict)  # by name in ONNX, by index in OpenVINO
-    own: tuple[str, ...] = ()  # the custom steps that went with it
-    outputs: frozenset[str] = frozenset()  # of a model without post-processing, by name
+    Parameters
+    ----------
+    source
+        The model that was read; for an IR the .xml.
+    output
+        The model that was written; None where there was nothing to remove, and so nothing was written.
+    tails
+        What was removed, by level.
+    own
+        The custom steps that went with it.
+    misses
+        Why nothing was found, by level.
+    renamed
+        Names that values got back: {name in the source: name in the output}.
+    notes
+        What could not be restored, and what a user should know.
+    is_original
+        Whether the model that was attached to came back as it was, by the file's own record.
+    raw_outputs
+        The raw output of each level: its name in an ONNX model, its index in an IR.
+    record
+        The record of what was removed.
+    outputs
+        The names of the outputs of a model without post-processing.
+    """
+
+    source: Path = Path()
+    output: Path | None = None
+    tails: Tails = field(default_factory=dict)
+    own: tuple[str, ...] = ()
+    misses: Mapping[Level, Mismatch] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    is_original: bool = False
+    raw_outputs: Mapping[Level, str | int] = field(default_factory=dict)
+    record: LayerRecord | None = None
+    outputs: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
         return bool(self.tails) or self.record is not None
+
+    def summary(self) -> str:
+        """Return what was done, one fact a line."""
+        if not self:
+            return nothing_found(self.source, self.misses, self.outputs)
+        lines = [f"removed post-processing from {self.source}", f"  written  {self.output}"]
+        for level, tail in self.tails.items():
+            kind, count = "the tail" if tail.is_ours else "Anomalib's post-processing", len(set(tail.values))
+            removed = f"{kind}, {count} operator{'s' if count > 1 else ''}"
+            lines.append(f"  {level:<8} {' and '.join(tail.outputs)}: {removed}")
+        lines += [f"  with     {text}" for text in self.own]
+        lines += [f"  renamed  '{old}' is now '{new}'" for old, new in self.renamed.items()]
+        if self.is_original:
+            lines.append("  original its outputs, names and order are back as the file's record has them")
+        lines += [f"  note     {note}" for note in self.notes]
+        return "\n".join(lines)
 
 
 # --- A format.
@@ -371,7 +416,7 @@ class Format(ABC):
         """Yield what a record says of the original that cannot be true of this model."""
 
     @abstractmethod
-    def _take(self, model: Any, found: FoundLayer, *, where: str) -> Detached:
+    def _take(self, model: Any, found: FoundLayer, *, where: str) -> DetachResult:
         """Remove a layer, and give back what its record keeps; what another tool changed stays so, and is told."""
 
     # What all formats do in the same way.
@@ -482,7 +527,7 @@ class Format(ABC):
             if value not in left:
                 yield f"the output '{name}' of the original is not in the model"
 
-    def take(self, model: Any, layer: Where, *, where: str) -> Detached:
+    def take(self, model: Any, layer: Where, *, where: str) -> DetachResult:
         """Remove a layer, and give outputs and names back; the model is as it was where there is none.
 
         Raises SharedValueError if something outside the layer reads one of its values, MetadataError or
@@ -494,9 +539,9 @@ class Format(ABC):
             refuse_damaged(found, where=where)
             refuse_partial(found)
             if not found.tails:
-                return Detached(misses=found.misses, outputs=found.outputs)
+                return DetachResult(misses=found.misses, outputs=found.outputs)
         elif found.record is None:
-            return Detached()
+            return DetachResult()
         elif found.is_converted:
             raise UnsupportedModelError(
                 f"{where} was converted to OpenVINO with custom steps: they cannot be told from the rest",

@@ -22,7 +22,7 @@ from postproc_export.errors import FileError, UnsupportedModelError, UsageError
 from postproc_export.files import publishing
 from postproc_export.formats.base import (
     PLAIN,
-    Detached,
+    DetachResult,
     Edit,
     Format,
     LayerOutput,
@@ -289,7 +289,7 @@ class OnnxFormat(Format):
         yield from super()._doubts(model, record, values, where=where)
         yield from import_doubts(model, record.original, where=where, apart=[str(value) for value in values])
 
-    def _take(self, model: onnx.ModelProto, found: FoundLayer, *, where: str) -> Detached:
+    def _take(self, model: onnx.ModelProto, found: FoundLayer, *, where: str) -> DetachResult:
         tails, record = found.tails, found.record
         outputs = {item.name: _copied(item) for item in model.graph.output}
         remove(
@@ -328,7 +328,7 @@ class OnnxFormat(Format):
         notes += [f"the output '{item.name}', which the original did not have, stays" for item in added]
         raw = {level: record.back.get(name, name) for level, name in found.raw.items()}
         present = {item.name for item in final}
-        return Detached(
+        return DetachResult(
             record=record,
             tails=tails,
             renamed=renamed,
@@ -441,7 +441,7 @@ def _rebuilt(
     outputs: Mapping[str, onnx.ValueInfoProto],
     *,
     where: str,
-) -> Detached:
+) -> DetachResult:
     """Name and order the raw outputs from the tail's own, where no record says how they were."""
     restored = {tail.level: tail for tail in restored_tails(tails)}
     infos = {level: _raw_info(model, tail, outputs[tail.outputs[0]]) for level, tail in restored.items()}
@@ -465,7 +465,7 @@ def _rebuilt(
         for level, tail in tails.items()
         if not tail.from_map
     }
-    return Detached(tails=tails, renamed=renamed, notes=notes_of(tails), raw_outputs=raw)
+    return DetachResult(tails=tails, renamed=renamed, notes=notes_of(tails), raw_outputs=raw)
 
 
 def _is_output(model: onnx.ModelProto, name: str) -> bool:

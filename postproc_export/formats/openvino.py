@@ -11,7 +11,7 @@ from graph_patterns.openvino import OpenVinoView, copied, emit, remove, set_numb
 from postproc_export.files import publishing
 from postproc_export.formats.base import (
     PLAIN,
-    Detached,
+    DetachResult,
     Edit,
     Format,
     LayerOutput,
@@ -243,7 +243,7 @@ class OpenVinoFormat(Format):
                 yield f"the {tail.level} level reads '{value_name(tail.raw)}', not '{recorded}'"
         yield from (f"several operators are called '{name}'" for name in ambiguous(model, (row[1] for row in results)))
 
-    def _take(self, model: Any, found: FoundLayer, *, where: str) -> Detached:
+    def _take(self, model: Any, found: FoundLayer, *, where: str) -> DetachResult:
         restorer = _Restorer(model, found, where)
         if found.record is None:
             return restorer.rebuild()
@@ -350,7 +350,7 @@ class _Restorer:
         names = found.given
         self._gone = [result for result in model.get_results() if not names.isdisjoint(result_names(result))]
 
-    def restore(self, record: LayerRecord) -> Detached:
+    def restore(self, record: LayerRecord) -> DetachResult:
         """Give back the results and names that the record keeps."""
         values, kept = recorded_values(self._model), dict[str, Any]()
         remaining = self._remaining()
@@ -375,7 +375,7 @@ class _Restorer:
         self._replace(made, [*final, *added])
         back = self._rename(record.back)
         notes += [f"'{old}' is not called '{new}' again" for old, new in record.back.items() if old not in back]
-        return Detached(
+        return DetachResult(
             record=record,
             tails=self._tails,
             renamed=back,
@@ -384,7 +384,7 @@ class _Restorer:
             raw_outputs=self._indices({level: values[name] for level, name in self._found.raw.items()}),
         )
 
-    def restore_converted(self, record: LayerRecord) -> Detached:
+    def restore_converted(self, record: LayerRecord) -> DetachResult:
         """Give back the names and the order of an ONNX model's outputs in what OpenVINO made of it."""
         wanted = [item.name for item in decoded_outputs(record.original, where=self._where)]
         tensors = tensors_of(self._model)
@@ -402,7 +402,7 @@ class _Restorer:
         raw = {level: tensors[name] for level, name in self._found.raw.items() if name in tensors}
         self._replace(made, final)
         renamed = self._rename(record.back)
-        return Detached(
+        return DetachResult(
             record=record,
             tails=self._tails,
             renamed=renamed,
@@ -410,7 +410,7 @@ class _Restorer:
             raw_outputs=self._indices(raw),
         )
 
-    def rebuild(self) -> Detached:
+    def rebuild(self) -> DetachResult:
         """Name and order the raw outputs from the tail's own, where no record that fits says how they were."""
         made: dict[Level, Any] = {}
         wanted: dict[Level, set[str]] = {}
@@ -445,7 +445,7 @@ class _Restorer:
             if not tail.from_map
         }
         notes = (*(f"the record was left aside: {misfit}" for misfit in self._found.misfits), *notes_of(self._tails))
-        return Detached(tails=self._tails, renamed=renamed, notes=notes, raw_outputs=self._indices(sources))
+        return DetachResult(tails=self._tails, renamed=renamed, notes=notes, raw_outputs=self._indices(sources))
 
     def _remaining(self) -> list[Any]:
         """Return the results that are not given up; 2025 makes an operator of `==` between two of them."""

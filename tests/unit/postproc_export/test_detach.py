@@ -13,8 +13,9 @@ import pytest
 
 from graph_patterns.expr import SharedValueError
 from postproc_export.attach import attach_postprocessing
-from postproc_export.detach import DetachResult, detach_postprocessing
+from postproc_export.detach import detach_postprocessing
 from postproc_export.errors import FileError, MetadataError, UnsupportedModelError
+from postproc_export.formats.base import DetachResult
 from postproc_export.runtimes import open_runner
 from postproc_export.stats import CalibrationStats, LevelStats
 from postproc_export.update import update_postprocessing
@@ -116,7 +117,7 @@ def test_a_level_that_was_left_alone_stays(stats: CalibrationStats, suffix: str,
     """Only what was attached goes."""
     original, model = attached(tmp_path, hosts.score_and_map(), suffix=suffix, stats=stats)
     result = detach_postprocessing(model, output=tmp_path / f"raw{suffix}")
-    assert list(result.detached.tails) == (["image"] if stats.image else ["pixel"])
+    assert list(result.tails) == (["image"] if stats.image else ["pixel"])
     assert (tmp_path / f"raw{suffix}").read_bytes() == original.read_bytes()
 
 

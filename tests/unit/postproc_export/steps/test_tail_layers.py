@@ -26,7 +26,7 @@ from postproc_export.formats.onnx import OnnxFormat
 from postproc_export.formats.openvino import OpenVinoFormat
 from postproc_export.record import parse_tails
 from postproc_export.runtimes import Array, open_runner
-from postproc_export.runtimes.openvino import openvino_core
+from postproc_export.runtimes.openvino import openvino_core, save_ir
 from postproc_export.steps.around import put_before
 
 EITHER: Outputs = {"image_output": None, "pixel_output": None}
@@ -117,6 +117,33 @@ def test_detach_gives_the_original_back(host: str, kind: str, tmp_path: Path) ->
     assert back.is_original
     assert "with     points:strict=0.3,loose=0.75" in back.summary()
     assert contents(back.output) == contents(source)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "xml"])
+def test_an_output_that_another_tool_added_stays_when_steps_go(kind: str, tmp_path: Path) -> None:
+    """As it does when the tail alone goes: it is told of, once, and the original is not claimed to be back."""
+    source = written(kind, tmp_path, hosts.score_and_map())
+    path = attach_postprocessing(source, stats_behind(EVERYTHING), tail=EVERYTHING).output
+    if kind == "onnx":
+        model = onnx.load(path)
+        name = str(model.graph.node[0].output[0])
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+        onnx.save(model, path)
+    else:
+        core = openvino_core(purpose="a test")
+        read = core.read_model(path)
+        body = next(node for node in read.get_ordered_ops() if node.get_type_name() not in ("Parameter", "Constant"))
+        added = read.add_outputs([(body.get_friendly_name(), 0)])[0]
+        name = added.get_node().get_friendly_name()
+        path = tmp_path / "added.xml"
+        save_ir(read, path, target=path)
+    back = detach_postprocessing(path, output=tmp_path / f"back.{kind}")
+    assert back.output is not None
+    assert not back.is_original
+    assert [note for note in back.notes if "stays" in note] == [
+        f"the output '{name}', which the original did not have, stays"
+    ]
+    assert len(open_runner(back.output).outputs) == len(open_runner(source).outputs) + 1
 
 
 @pytest.mark.parametrize("kind", ["onnx", "xml"])
