@@ -1,8 +1,8 @@
 """From the PyTorch model to the attached file: one chain of readings per way of running, and what each stage did."""
 
-import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
@@ -18,7 +18,6 @@ from postproc_export.comparison import (
     EXACT,
     TOLERANCES,
     Distances,
-    Flip,
     LabelDifference,
     ScoreDifference,
     Tolerance,
@@ -33,8 +32,6 @@ from postproc_export.errors import UsageError
 from postproc_export.runtimes import Runner, as_float32
 from postproc_export.stats import LEVELS, Level
 from postproc_export.tail import TailOutput
-
-# --- What the models of one way of running gave for one batch, each run once.
 
 Baseline: TypeAlias = Literal["torch", "raw", "attached"]
 """Whose raw values they are: the PyTorch model's, the raw file's, or those of the attached file's own body."""
@@ -69,11 +66,7 @@ class RawStore:
 
 
 class BatchRuns:
-    """One batch, and what every model of a way of running makes of it; a model runs when it is first asked for.
-
-    Everything that is compared is asked for here: raw values by their source, what the reference decides on them, and
-    the outputs of the models.
-    """
+    """One batch, and what every model of a way of running makes of it; a model runs when it is first asked for."""
 
     def __init__(
         self,
@@ -117,8 +110,6 @@ class BatchRuns:
             self._expected[source] = self._reference.outputs(self.raw(source))
         return self._expected[source]
 
-
-# --- A reading: raw values and what was decided on them, one row per sample.
 
 Rows: TypeAlias = NDArray[Any]
 Outputs: TypeAlias = Mapping[str, NDArray[Any]]
@@ -168,8 +159,11 @@ class Reader:
         span; and on the side of the boundary on which the label is.
         """
         values, asked, found = self._values(raw), self._labels(expected), self._labels(beside)
-        given = self._labels(outputs)
-        body = {level: given[level] ^ self._faults(level, raw, asked[level], found[level]) for level in given}
+        given, body = self._labels(outputs), {}
+        for level, labels in given.items():
+            excused = self.reference.excused(self._parts[LABELS[level]], raw)
+            faults = asked[level] ^ found[level]
+            body[level] = labels ^ (faults if excused is None else faults & ~(_rows(excused) & found[level]))
         scores, alone = self._scores(beside), self._scores(outputs)
         moved = {
             level: self._moved(level, each, scores[level], alone[level], asked.get(level), body.get(level))
@@ -192,11 +186,6 @@ class Reader:
         for side, limit in ((True, np.maximum(moved, np.float32(boundary))), (False, np.minimum(moved, below))):
             moved = np.where((others | (asked != decided)) & (decided == side), limit, moved)
         return moved
-
-    def _faults(self, level: Level, raw: RawFeeds, asked: Rows, found: Rows) -> Rows:
-        excused = self.reference.excused(self._parts[LABELS[level]], raw)
-        faults: Rows = asked ^ found
-        return faults if excused is None else faults & ~(_rows(excused) & found)
 
     def _values(self, raw: RawFeeds) -> dict[Level, Rows]:
         return {level: _rows(self.reference.decided_on(part, raw)) for level, part in self._of(SCORES)}
@@ -224,42 +213,14 @@ def level_numbers(attached: AttachedModel, level: Level) -> tuple[float, float, 
     return boundary, stats.span, stats.span if attached.tail.options.enable_normalization else 1.0
 
 
-# --- What the stages of a chain did, added up over batches.
-
 TORCH_RAW: Final = "torch -> raw"
 TORCH_ATTACHED: Final = "torch -> attached"
 RAW_ATTACHED: Final = "raw -> attached"
 TAIL: Final = "tail"
 SHOWN: Final = 10
 
+_NUMBERS: Final = ("flipped", "near", "nearest", "farthest")  # of a difference of labels, as they stand in a report
 _SHORT: Final = {"fp16": "fp16 weights", "int8": "int8"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TracedFlip:
-    """A decision that came out otherwise than at the start of the chain."""
-
-    flip: Flip  # its index is that of the sample, then row and column of a map; its raw value the first one
-    raw: float  # at the end of the chain, raw units
-    stage: str  # after which it stayed so
-    sample: str | None = None  # the name of what was fed
-
-    def describe(self) -> str:
-        """Return one line."""
-        name = "" if self.sample is None else f" ({self.sample})"
-        return f"{self.flip.describe()}{name}, then {self.raw:.9g}; by {self.stage}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object."""
-        flip = asdict(self.flip)
-        first = {key: flip[key] for key in ("index", "expected", "raw", "distance", "ulps")}
-        return {**first, "raw_at_the_end": self.raw, "stage": self.stage, "sample": self.sample}
-
-    @property
-    def rank(self) -> float:
-        """Lowest for the flips farthest from the boundary."""
-        distance = self.flip.distance
-        return -math.inf if distance is None or math.isnan(distance) else -abs(distance)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -273,11 +234,11 @@ class LevelTrace:
     scale: float = 1.0  # what scores are multiplied with to be in raw units
     errors: dict[str, ScoreDifference] = field(default_factory=dict)  # by stage; of the tail, those of its scores
     labels: dict[str, LabelDifference] = field(default_factory=dict)  # by stage: decisions that changed
-    whole: LabelDifference | None = None  # from the first reading to the labels that come out
+    decided: LabelDifference = field(default_factory=LabelDifference)  # from the first reading to the last
     largest: float = 0.0  # error of a raw value from start to end
     distances: Distances = field(default_factory=Distances)  # of raw values from the boundary
-    flips: list[TracedFlip] = field(default_factory=list)  # those farthest from the boundary, those first
-    counts: dict[str, int] = field(default_factory=dict)  # of flips by the stage after which they stayed so
+    flips: list[dict[str, Any]] = field(default_factory=list)  # JSON objects of those farthest from the boundary
+    brought_in: dict[str, int] = field(default_factory=dict)  # of flips by the stage after which they stayed so
 
     @classmethod
     def of(cls, attached: AttachedModel, level: Level) -> "LevelTrace":
@@ -288,16 +249,6 @@ class LevelTrace:
         rounded = EXACT if half is None else narrow(2 * largest_shown(stats), half)  # on both sides
         band = together(TOLERANCES["exported"](stats), rounded)
         return cls(level=level, boundary=boundary, span=span, scale=scale, band=band)
-
-    @property
-    def decided(self) -> LabelDifference:
-        """What became of the decisions."""
-        return LabelDifference() if self.whole is None else self.whole
-
-    @property
-    def brought_in(self) -> dict[str, int]:
-        """Of the flipped decisions, how many each stage brought in: after it they stayed so."""
-        return {stage: count for stage, count in self.counts.items() if count}
 
     @property
     def at_risk(self) -> tuple[float, int]:
@@ -313,16 +264,16 @@ class LevelTrace:
         """
         level = self.level
         for name, (before, after) in zip(names[:-1], pairwise(nodes[:-1]), strict=True):
-            self._add_errors(name, compare_scores(before.raw[level], after.raw[level], tolerance=self.band, nan="same"))
+            found = compare_scores(before.raw[level], after.raw[level], tolerance=self.band, nan="same")
+            self.errors[name] = self.errors[name].merge(found) if name in self.errors else found
         scores = (node.scores[level].astype(np.float64) * self.scale for node in nodes[-2:])
-        self._add_errors(TAIL, compare_scores(*scores, tolerance=self.band, dtype=None))
+        made = compare_scores(*scores, tolerance=self.band, dtype=None)
+        self.errors[TAIL] = self.errors[TAIL].merge(made) if TAIL in self.errors else made
         if level not in nodes[-1].labels:
             return
         for name, (before, after) in zip(names, pairwise(nodes), strict=True):
-            found = self._compared(before, after)
-            self.labels[name] = self.labels[name].merge(found) if name in self.labels else found
-        found = self._compared(nodes[0], nodes[-1])
-        self.whole = found if self.whole is None else self.whole.merge(found)
+            self.labels[name] = self.labels.get(name, LabelDifference()).merge(self._compared(before, after))
+        self.decided = self.decided.merge(self._compared(nodes[0], nodes[-1]))
         first, last = nodes[0].raw[level], nodes[-1].raw[level]
         with np.errstate(invalid="ignore"):
             self.largest = max(self.largest, float(np.nanmax(np.abs(first - last), initial=0.0)))
@@ -348,33 +299,30 @@ class LevelTrace:
         stages = np.zeros(len(rows), np.int64)
         for number in range(len(names)):
             stages[(labels[number] != labels[number + 1])[rows, columns]] = number
-        for number, name in enumerate(names):
-            self.counts[name] = self.counts.get(name, 0) + int((stages == number).sum())
+        counted = {name: int((stages == number).sum()) for number, name in enumerate(names)}
+        totals = {name: self.brought_in.get(name, 0) + count for name, count in counted.items()}
+        self.brought_in = {name: total for name, total in totals.items() if total}
         farthest = np.argsort(-np.nan_to_num(distances[rows, columns], nan=np.inf), kind="stable")[:SHOWN]
         for index in farthest:
             row, column = int(rows[index]), int(columns[index])
             raw = float(first[row, column])
-            flip = Flip(
-                index=(start + row, *(map(int, np.unravel_index(column, shape)) if shape else ())),
-                expected=bool(labels[0][row, column]),
-                raw=raw,
-                distance=raw - self.boundary,
-                ulps=ulps_between(raw, self.boundary),
-            )
-            stage = names[stages[index]]
-            traced = TracedFlip(flip=flip, raw=float(last[row, column]), stage=stage, sample=sample(start + row))
-            self.flips.append(traced)
-        self.flips = sorted(self.flips, key=lambda traced: traced.rank)[:SHOWN]
-
-    def _add_errors(self, stage: str, found: ScoreDifference) -> None:
-        self.errors[stage] = self.errors[stage].merge(found) if stage in self.errors else found
+            flip = {
+                "index": (start + row, *(map(int, np.unravel_index(column, shape)) if shape else ())),
+                "expected": bool(labels[0][row, column]),
+                "raw": raw,
+                "distance": raw - self.boundary,
+                "ulps": ulps_between(raw, self.boundary),
+                "raw_at_the_end": float(last[row, column]),
+                "stage": names[stages[index]],
+                "sample": sample(start + row),
+            }
+            self.flips.append(flip)
+        self.flips.sort(key=lambda flip: -np.nan_to_num(abs(flip["distance"]), nan=np.inf, posinf=np.inf))
+        del self.flips[SHOWN:]
 
     def _compared(self, before: Reading, after: Reading) -> LabelDifference:
-        level = self.level
-        band, boundary = self.band.atol, self.boundary
-        return compare_labels(
-            before.labels[level], after.labels[level], raw=before.raw[level], boundary=boundary, band=band, dtype="bool"
-        )
+        labels, raw = (before.labels[self.level], after.labels[self.level]), before.raw[self.level]
+        return compare_labels(*labels, raw=raw, boundary=self.boundary, band=self.band.atol, dtype="bool")
 
     def stage_json(self, stage: str) -> dict[str, Any]:
         """Return the numbers of a stage: errors in raw units and of the span, and the decisions that changed."""
@@ -386,7 +334,7 @@ class LevelTrace:
             "count": found.count,
             "error": errors,
             "error_of_span": {key: value / self.span for key, value in errors.items()},
-            **({} if labels is None else _numbers(labels)),
+            **({} if labels is None else {name: getattr(labels, name) for name in _NUMBERS}),
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -395,7 +343,7 @@ class LevelTrace:
         return {
             "level": self.level,
             "count": self.decided.count,
-            **_numbers(self.decided),
+            **{name: getattr(self.decided, name) for name in _NUMBERS},
             "boundary": self.boundary,
             "band": self.band.atol,
             "span": self.span,
@@ -403,12 +351,8 @@ class LevelTrace:
             "within": reached,
             "at_risk": at_risk,
             "brought_in": self.brought_in,
-            "flips": [flip.to_json() for flip in self.flips],
+            "flips": self.flips,
         }
-
-
-def _numbers(labels: LabelDifference) -> dict[str, Any]:
-    return {name: getattr(labels, name) for name in ("flipped", "near", "nearest", "farthest")}
 
 
 SampleName: TypeAlias = Callable[[int], str | None]
@@ -433,7 +377,7 @@ class WayResult:
     @property
     def outcomes(self) -> list[LevelTrace]:
         """Each level that has labels."""
-        return [trace for trace in self.levels.values() if trace.whole is not None]
+        return [trace for trace in self.levels.values() if trace.decided.count]
 
     @property
     def flipped(self) -> int:
@@ -443,11 +387,7 @@ class WayResult:
     @property
     def brought_in(self) -> dict[str, int]:
         """Of those, how many each stage brought in."""
-        counts: dict[str, int] = {}
-        for trace in self.outcomes:
-            for stage, count in trace.brought_in.items():
-                counts[stage] = counts.get(stage, 0) + count
-        return counts
+        return sum((Counter(trace.brought_in) for trace in self.outcomes), Counter[str]())
 
     @property
     def moved(self) -> int:
@@ -473,9 +413,6 @@ class WayResult:
             "levels": [trace.to_json() for trace in self.outcomes],
             "stages": [trace.stage_json(name) for name, trace in self.stages],
         }
-
-
-# --- The chain of one way of running, followed batch by batch.
 
 
 class Trace:

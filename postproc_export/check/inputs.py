@@ -18,8 +18,6 @@ from postproc_export.runtimes import PortInfo, Runner
 from postproc_export.stats import CalibrationStats, LevelStats
 from postproc_export.validation import check_file, stated_twice
 
-# --- Adversarial raw values: around every boundary, special values, and shapes that break reductions.
-
 FloatArray: TypeAlias = NDArray[np.floating[Any]]
 
 NEIGHBOURS: Final = 64
@@ -152,8 +150,6 @@ def _as_raw(values: FloatArray, dtype: str) -> FloatArray:
         return values.astype(dtype)
 
 
-# --- Real inputs: images of a folder or arrays of a file, in batches of the sizes that the model takes.
-
 Feeds: TypeAlias = dict[str, NDArray[Any]]
 
 _KNOWN_NAMES: Final = ("input", "images", "x")
@@ -211,6 +207,15 @@ class RealInputs:
                     for name, array in feeds.items()
                 }
             yield RealBatch({**filled, **self.shared}, size, valid, frozenset(self.shared))
+
+    def at_sizes(self, sizes: Sequence[int]) -> Iterator[RealBatch]:
+        """Yield every sample once: the first ones at the small sizes, the others at the largest."""
+        start = 0
+        for size in sizes[:-1]:
+            yield from self.batches(size, start=start, stop=min(start + size, self.count))
+            start += size
+        if start < self.count:
+            yield from self.batches(sizes[-1], start=start)
 
 
 def image_inputs(
@@ -324,78 +329,6 @@ def _of_type(array: NDArray[Any], port: PortInfo, where: str) -> NDArray[Any]:
     what = f"{where}: the array for '{port.name}' has another element type"
     raise UsageError(what, found=found, needed=port.describe())
 
-
-# --- At which batch sizes a model is run, and on which samples.
-
-BATCH: Final = 8
-_PROBES: Final = (1, 2)  # exporters trace at one of these, and some graphs then run at nothing else
-
-
-@dataclass(frozen=True, slots=True)
-class BatchPlan:
-    """The batch sizes that a file takes."""
-
-    sizes: tuple[int, ...]  # at which it runs; empty where it runs at none
-    misses: tuple[str, ...]  # at which only the raw file runs, with the reason
-    refusals: tuple[str, ...]  # at which it does not run, and no raw file shows that it should, with the reason
-    possible: tuple[int, ...]  # at which the model itself can run, as far as is known: all but the refused ones
-
-    def batches(self, inputs: RealInputs) -> Iterator[RealBatch]:
-        """Yield every sample once: the first ones at the small sizes, the others at the largest."""
-        start = 0
-        for size in self.sizes[:-1]:
-            yield from inputs.batches(size, start=start, stop=min(start + size, inputs.count))
-            start += size
-        if start < inputs.count:
-            yield from inputs.batches(self.sizes[-1], start=start)
-
-
-def plan_batches(
-    attached: tuple[Runner, Sequence[str]],
-    apart: tuple[Runner, Sequence[str]] | None,
-    inputs: RealInputs,
-    *,
-    allowed: tuple[int, ...] | None = None,
-) -> BatchPlan:
-    """Try sizes 1, 2 and 8, or the one that the file declares.
-
-    `attached` and `apart` are models with the names of their outputs that have one entry per sample: a size at which
-    the raw file runs is one at which the attached file has to run. `allowed` are the sizes that the model was found to
-    run at in another runtime.
-    """
-    shared = next(iter(inputs.batches(1, stop=1))).shared
-    batched = (port for port in attached[0].inputs if port.rank and not any(map(port.answers_to, shared)))
-    static = next((size for port in batched if (size := port.size(0)) is not None), None)
-    candidates = (static,) if static is not None else allowed or (*_PROBES, BATCH)
-    sizes, misses, refusals, refused = [], [], [], []
-    for size in candidates:
-        batch = next(iter(inputs.batches(size, stop=1)))
-        problem = _batch_problem(batch, *attached)
-        if problem is None:
-            sizes.append(size)
-        elif static is not None or (apart is not None and _batch_problem(batch, *apart) is None):
-            misses.append(f"it does not run at batch size {size}: {problem}")
-        else:
-            refusals.append(f"batch size {size}: {problem}")
-            refused.append(size)
-    possible = tuple(size for size in candidates if size not in refused)
-    return BatchPlan(tuple(sizes), tuple(misses), tuple(refusals), possible)
-
-
-def _batch_problem(batch: RealBatch, runner: Runner, names: Sequence[str]) -> str | None:
-    """Return why a model does not run on a batch; None where it does."""
-    try:
-        outputs = runner.run(batch.feeds)
-    except PostprocError as error:
-        return " ".join(str(error).split())
-    for port in runner.outputs:
-        values = outputs[port.name]
-        if values.ndim and len(values) != batch.size and any(map(port.answers_to, names)):
-            return f"output '{port.name}' has {len(values)} results for {batch.size} samples"
-    return None
-
-
-# --- Synthetic inputs: seeded values that look like images, at a batch size and at sizes of the axes that are open.
 
 Kind: TypeAlias = Literal["unit", "small", "bytes"]
 

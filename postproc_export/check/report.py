@@ -15,14 +15,12 @@ from numpy.typing import NDArray
 
 from postproc_export.check.chain import TAIL, TORCH_ATTACHED, TORCH_RAW, Baseline, LevelTrace, WayResult
 from postproc_export.check.inputs import RealBatch
+from postproc_export.comparison import Flip
 from postproc_export.files import folder_made_for, publishing
 from postproc_export.stats import Level
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-
-# --- JSON values of a report.
 
 
 def plain(value: Any) -> Any:
@@ -37,8 +35,6 @@ def plain(value: Any) -> Any:
         return value
     return plain(value.item()) if hasattr(value, "item") else str(value)
 
-
-# --- The report of a parity check: what ran, on which runtime and precision, what passed, and what was not checked.
 
 _STYLES: Final = {"passed": "green", "MISSED": "bold red", "shown": "yellow"}
 _CELLS: Final = {"passed": "ok {}", "MISSED": "MISS {}", "shown": "({})"}
@@ -274,8 +270,6 @@ def _listed(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in values.items())
 
 
-# --- Failing inputs, saved with the command that replays them.
-
 MOST: Final = 5
 
 
@@ -341,8 +335,6 @@ class FailureStore:
         self.saved.append({"file": str(path), "replay": command})
 
 
-# --- One sentence per way of running: does it decide as PyTorch, by how much not, and what prevents it.
-
 SHOWN_FLIPS: Final = 3
 _ROUNDING: Final = 1e-5  # the longest form of a tail stays below this at float32: docs/definition.md section 3
 
@@ -388,7 +380,10 @@ def worst_flips(result: WayResult) -> Iterator[str]:
     """Yield the flips farthest from the boundary, a line each, and how many more there are."""
     for trace in result.outcomes:
         for traced in trace.flips[:SHOWN_FLIPS]:
-            yield f"{_ONE[trace.level]}: {traced.describe()}"
+            flip = Flip(**{key: traced[key] for key in ("index", "expected", "raw", "distance", "ulps")})
+            name = "" if traced["sample"] is None else f" ({traced['sample']})"
+            where = f"{flip.describe()}{name}, then {traced['raw_at_the_end']:.9g}; by {traced['stage']}"
+            yield f"{_ONE[trace.level]}: {where}"
         rest = trace.decided.flipped - min(SHOWN_FLIPS, len(trace.flips))
         if rest:
             yield f"{rest:,} more {(_ONE if rest == 1 else _NOUNS)[trace.level]}, nearer to the boundary"
@@ -430,8 +425,6 @@ def _at_risk(result: WayResult) -> str:
 def _share(trace: LevelTrace, part: int) -> str:
     return f"{part:,} of {trace.decided.count:,} {_NOUNS[trace.level]}"
 
-
-# --- The stages as a table: for the terminal, where it fits into 80 columns, and in Markdown.
 
 HEADINGS: Final = (
     "stage",
@@ -486,8 +479,6 @@ def _stage_rows(result: WayResult) -> Iterator[tuple[int, tuple[str, ...]]]:
         )
         yield 0 if labels is None else labels.flipped, cells
 
-
-# --- A report for machines and job pages: JUnit XML and Markdown.
 
 _NOT_XML: Final = re.compile(r"[^\t\n\r\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")
 _SIGNS: Final = {"passed": "✅", "MISSED": "❌", "shown": "👁"}

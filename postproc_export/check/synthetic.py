@@ -32,8 +32,6 @@ from postproc_export.files import model_files
 from postproc_export.runtimes import PortInfo, Runner
 from postproc_export.stats import Level
 
-# --- What the whole file is fed on synthetic inputs: sizes at which its original runs, found by trying.
-
 BATCHES: Final = (1, 3)
 SECONDS: Final = 30.0
 """After so long nothing further is begun; what was left out is said."""

@@ -37,8 +37,6 @@ from postproc_export.runtimes import PortInfo, Runner, RuntimeName, as_float32, 
 from postproc_export.stats import Level, LevelStats, choose_form
 from postproc_export.tail import TailOutput
 
-# --- What came of one way of running: a comparison of each output, added up over all runs, and the checks it makes.
-
 LABELS: Final = ("pred_label", "pred_mask")
 TRANSFORMED: Final = "the transform before the tail, in another float32 computation"
 
@@ -123,101 +121,84 @@ def details_of(difference: Difference) -> dict[str, Any]:
     }
 
 
-# --- How the outputs of a tail are compared with the reference, or with another run of the file.
-
-
-@dataclass(frozen=True, slots=True)
-class TailComparison:
-    """How far the outputs of a tail may lie from what they are compared with.
+def compare_tail(
+    reference: Reference,
+    expected: Mapping[str, NDArray[Any]],
+    actual: Mapping[str, NDArray[Any]],
+    raw: RawFeeds,
+    *,
+    drift: str | None = None,
+    is_whole: bool = False,
+    moved: Mapping[Level, float] | None = None,
+) -> dict[str, Difference]:
+    """Compare the outputs of one run; where `expected` is another run of the file, it may miss some itself.
 
     `drift` is the entry of the tolerance table that says how far the raw values may have moved: flips so near to the
-    boundary are shown and not judged. None where they are the very same values.
+    boundary are shown and not judged. None where they are the very same values. With `is_whole`, not the tail alone,
+    the rounding of raw values to a narrow type may be dropped. `moved` is how far a transform before the tail may have
+    moved the raw values of a level besides, raw units.
     """
+    found: dict[str, Difference] = {}
+    attached, tail = reference.attached, reference.attached.tail
+    is_normalised = tail.options.enable_normalization
+    if attached.guard == "none" and any(part.level == "image" for part in tail.parts) and "image" not in raw:
+        expected = _without_nan_images(expected, actual, raw)
+    for output in tail.parts:
+        name, wanted = output.name, expected.get(output.name)
+        values = reference.decided_on(output, raw)
+        if wanted is None or wanted.size != values.size:
+            what = "the output is missing" if wanted is None else f"the output has the shape {list(wanted.shape)}"
+            found[name] = unknown(name, f"{what} for {values.size:,} raw values")
+            continue
+        level: Level = output.level if output.level in tail.raw else "pixel"
+        band = EXACT if drift is None else TOLERANCES[drift](_stats(attached, output))
+        band = together(band, Tolerance(atol=(moved or {}).get(level, 0.0), reason=TRANSFORMED))
+        excused, half = reference.excused(output, raw), tail.narrow.get(output.level)
+        if name in LABELS:
+            # A value that moved may be rounded to the next of its narrow type, so a flip may lie further away. So may
+            # one that is compared with a boundary that was computed at run time, which is no constant for the type.
+            further = 0.0 if drift is None or half is None else half_ulp(tail.boundary(output.level), half)
+            found[name] = compare_labels(
+                wanted,
+                actual.get(name),
+                raw=values,
+                boundary=boundary_of(attached, output.level),
+                excused=excused,
+                band=band.atol + further,
+                dtype=output.dtype,
+            )
+        else:
+            found[name] = compare_scores(
+                wanted if is_normalised else _saturated(wanted),
+                actual.get(name) if is_normalised or name not in actual else _saturated(actual[name]),
+                tolerance=_score_tolerance(attached, output, raw, band, is_whole=is_whole),
+                nan="anomalous" if is_normalised else "same",
+                excused=excused,
+                dtype=output.dtype,
+            )
+    return found
 
-    reference: Reference
-    drift: str | None = None
-    is_whole: bool = False  # not the tail alone: the rounding of raw values to a narrow type may be dropped
 
-    @property
-    def attached(self) -> AttachedModel:
-        """The attached file."""
-        return self.reference.attached
+def _saturated(scores: NDArray[Any]) -> NDArray[Any]:
+    """Return raw scores with infinities as the largest float32, as OpenVINO makes some."""
+    if scores.dtype == np.float32:
+        scores = np.clip(scores, np.float32(-LARGEST), np.float32(LARGEST))  # NumPy 1 widens a float
+    return scores
 
-    def __call__(
-        self,
-        expected: Mapping[str, NDArray[Any]],
-        actual: Mapping[str, NDArray[Any]],
-        raw: RawFeeds,
-        moved: Mapping[Level, float] | None = None,
-    ) -> dict[str, Difference]:
-        """Compare the outputs of one run; where `expected` is another run of the file, it may miss some itself.
 
-        `moved` is how far a transform before the tail may have moved the raw values of a level besides, raw units.
-        """
-        found: dict[str, Difference] = {}
-        tail = self.attached.tail
-        if self.attached.guard == "none" and any(part.level == "image" for part in tail.parts) and "image" not in raw:
-            expected = _without_nan_images(expected, actual, raw)
-        for output in tail.parts:
-            name, wanted = output.name, expected.get(output.name)
-            values = self.reference.decided_on(output, raw)
-            if wanted is None or wanted.size != values.size:
-                what = "the output is missing" if wanted is None else f"the output has the shape {list(wanted.shape)}"
-                found[name] = unknown(name, f"{what} for {values.size:,} raw values")
-                continue
-            band = self._band(output, moved or {})
-            if name in LABELS:
-                found[name] = compare_labels(
-                    wanted,
-                    actual.get(name),
-                    raw=values,
-                    boundary=boundary_of(self.attached, output.level),
-                    excused=self.reference.excused(output, raw),
-                    band=band.atol + self._half_ulp(output),
-                    dtype=output.dtype,
-                )
-            else:
-                found[name] = compare_scores(
-                    self._saturated(wanted),
-                    None if name not in actual else self._saturated(actual[name]),
-                    tolerance=self._tolerance(output, raw, band),
-                    nan="anomalous" if tail.options.enable_normalization else "same",
-                    excused=self.reference.excused(output, raw),
-                    dtype=output.dtype,
-                )
-        return found
-
-    def _band(self, output: TailOutput, moved: Mapping[Level, float]) -> Tolerance:
-        level: Level = output.level if output.level in self.attached.tail.raw else "pixel"
-        band = EXACT if self.drift is None else TOLERANCES[self.drift](_stats(self.attached, output))
-        return together(band, Tolerance(atol=moved.get(level, 0.0), reason=TRANSFORMED))
-
-    def _half_ulp(self, output: TailOutput) -> float:
-        """Return how much further a flip may lie: a value that moved may be rounded to the next of its narrow type.
-
-        So may one that is compared with a boundary that was computed at run time, which is no constant for the type.
-        """
-        half = self.attached.tail.narrow.get(output.level)
-        return 0.0 if self.drift is None or half is None else half_ulp(self.attached.tail.boundary(output.level), half)
-
-    def _tolerance(self, output: TailOutput, raw: RawFeeds, band: Tolerance) -> Tolerance:
-        """Add how far raw values may be from their rounding to a narrow type, as far as scores show it."""
-        stats, is_normalised = _stats(self.attached, output), self.attached.tail.options.enable_normalization
-        half = self.attached.tail.narrow.get(output.level)
-        if half is not None and self.is_whole:
-            values = as_float32(raw[output.level if output.level in raw else "pixel"])
-            finite = np.max(np.abs(values), where=np.isfinite(values), initial=0.0)
-            band = together(narrow(largest_shown(stats) if is_normalised else float(finite), half), band)
-        if is_normalised:
-            band = Tolerance(atol=band.atol / stats.span, reason=band.reason)
-        return together(rounding_tolerance(self.attached, output), band)
-
-    def _saturated(self, scores: NDArray[Any]) -> NDArray[Any]:
-        """Return raw scores with infinities as the largest float32, as OpenVINO makes some."""
-        if self.attached.tail.options.enable_normalization or scores.dtype != np.float32:
-            return scores
-        saturated: NDArray[Any] = np.clip(scores, np.float32(-LARGEST), np.float32(LARGEST))  # NumPy 1 widens a float
-        return saturated
+def _score_tolerance(
+    attached: AttachedModel, output: TailOutput, raw: RawFeeds, band: Tolerance, *, is_whole: bool
+) -> Tolerance:
+    """Add how far raw values may be from their rounding to a narrow type, as far as scores show it."""
+    stats, is_normalised = _stats(attached, output), attached.tail.options.enable_normalization
+    half = attached.tail.narrow.get(output.level)
+    if half is not None and is_whole:
+        values = as_float32(raw[output.level if output.level in raw else "pixel"])
+        finite = np.max(np.abs(values), where=np.isfinite(values), initial=0.0)
+        band = together(narrow(largest_shown(stats) if is_normalised else float(finite), half), band)
+    if is_normalised:
+        band = Tolerance(atol=band.atol / stats.span, reason=band.reason)
+    return together(rounding_tolerance(attached, output), band)
 
 
 def rounding_tolerance(attached: AttachedModel, output: TailOutput) -> Tolerance:
@@ -246,8 +227,6 @@ def _without_nan_images(
     return defined
 
 
-# --- The tail alone, on adversarial raw values, in every runtime, against the eager reference.
-
 _ONNX_RUNTIME = (Configuration(runtime="onnxruntime", optimize=False), Configuration(runtime="onnxruntime"))
 _OPENVINO = (Configuration(runtime="openvino"), Configuration(runtime="openvino", precision="default"))
 
@@ -271,7 +250,6 @@ def check_tail(
     The expected values of a case are computed once and compared with every configuration. A tail that cannot be cut
     out, loaded or run is a miss with the reason.
     """
-    compare = TailComparison(reference)
     tallies = {way: CheckTally("tail", way.label, way.judged) for way in configurations}
     shapes: Shapes | None = None
     runners: dict[Configuration, Runner] = {}
@@ -297,7 +275,7 @@ def check_tail(
             expected = reference.outputs(feeds)
             for way, runner in runners.items():
                 try:
-                    tallies[way].add(compare(expected, run_tail(attached, runner, feeds), feeds))
+                    tallies[way].add(compare_tail(reference, expected, run_tail(attached, runner, feeds), feeds))
                 except PostprocError as error:
                     tallies[way].fail(attached.names, f"{case.name}: {error}")
     for tally in tallies.values():
@@ -311,8 +289,6 @@ def run_tail(attached: AttachedModel, runner: Runner, raw: RawFeeds) -> dict[str
         {port.name: values for port in runner.inputs for name, values in fed.items() if port.answers_to(name)}
     )
 
-
-# --- The tail alone at other sensitivities or boundaries than the attached one, given at run time.
 
 COUNT: Final = 5_000
 """Raw values per level and sensitivity at the most: what is adjusted is one number."""
@@ -346,7 +322,7 @@ def check_adjusted(
             continue
         is_attached = all(options.sensitivity(item.level) == meant for item in attached.tail.adjustable)
         is_computed = options.adjustable == "sensitivity" and meant < 1.0 and not is_attached
-        compare = TailComparison(Reference(adjusted), "adjusted" if is_computed else None)
+        reference, drift = Reference(adjusted), "adjusted" if is_computed else None
         case = next(iter(tail_cases(adjusted, count=min(count, COUNT), seed=seed)))
         for way in ways:
             tally = CheckTally(f"adjusted/{given:g}", way.label, way.judged)
@@ -357,7 +333,7 @@ def check_adjusted(
                 tally.ran_on(runner)
                 for feeds in case.feeds:
                     actual = run_tail(adjusted, runner, feeds)
-                    tally.add(compare(compare.reference.outputs(feeds), actual, feeds))
+                    tally.add(compare_tail(reference, reference.outputs(feeds), actual, feeds, drift=drift))
             except PostprocError as error:
                 tally.fail(adjusted.names, f"{case.name}: {error}")
             yield from (check for check in tally.checks() if check.subject.rpartition("/")[2] in LABELS)
@@ -375,7 +351,7 @@ def _settings(attached: AttachedModel) -> Iterator[tuple[float, float]]:
         yield math.nan, 1.0
 
 
-# --- Every raw value there is through the tail of each level: all 2^32 float32, or all 2^16 of a half-precision type.
+# Every raw value there is through the tail of each level: all 2^32 float32, or all 2^16 of a half-precision type.
 #
 # float32 values go in where the level's comparison and its normalised score read them: behind the NaN guard and the
 # reductions over a map, which see whole maps and not single values, and whose test is `tail_check`.

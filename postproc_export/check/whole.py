@@ -1,9 +1,9 @@
 """The whole file on real inputs, compared with itself at float32, the raw file and PyTorch."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from postproc_export.check.chain import (
     Trace,
     WayResult,
 )
-from postproc_export.check.inputs import BatchPlan, RealInputs, plan_batches
+from postproc_export.check.inputs import RealBatch, RealInputs
 from postproc_export.check.reference import (
     READ_TAPS,
     READS,
@@ -34,42 +34,49 @@ from postproc_export.check.reference import (
 )
 from postproc_export.check.report import Check, FailureStore
 from postproc_export.check.steps import DecisionCheck
-from postproc_export.check.tail import CheckTally, TailComparison
+from postproc_export.check.tail import CheckTally, compare_tail
 from postproc_export.check.ways import Configuration, tail_patterns, with_fp16_weights, with_int8
 from postproc_export.comparison import EXACT, TOLERANCES, Difference, compare_scores, transformed
-from postproc_export.errors import UnsupportedModelError
+from postproc_export.errors import PostprocError, UnsupportedModelError
 from postproc_export.formats.base import format_of
 from postproc_export.runtimes import Runner, RuntimeName
-from postproc_export.stats import Level
 
-# --- What the outputs of a whole file are compared with, batch by batch.
+Compare: TypeAlias = Callable[[BatchRuns], Mapping[str, Difference]]
 
 
-@dataclass(slots=True)
 class BatchComparison:
-    """One thing that the outputs of one way of running are compared with."""
+    """One thing that the outputs of one way of running are compared with, and the tally of it."""
 
-    tally: CheckTally
-    compare: Callable[[BatchRuns], Mapping[str, Difference]]
-    is_saved: bool = True  # whether inputs on which something is missed are kept
+    def __init__(
+        self,
+        name: str,
+        way: Configuration,
+        compare: Compare,
+        max_flips: int = 0,
+        *,
+        is_shown: bool = False,
+        is_saved: bool = True,
+    ) -> None:
+        self.tally = CheckTally(name, way.label, way.judged and not is_shown, max_flips)
+        self._compare, self._is_saved = compare, is_saved  # whether inputs on which something is missed are kept
 
     def add(self, runs: BatchRuns, failures: FailureStore | None, *, is_seeded: bool = False) -> None:
         """Compare one batch, and save it where it brought a miss."""
         missed = self.tally.missed
         self.tally.ran_on(runs.runners["attached"])
-        self.tally.add(self.compare(runs))
-        if failures is not None and self.is_saved and self.tally.judged and self.tally.missed > missed:
+        self.tally.add(self._compare(runs))
+        if failures is not None and self._is_saved and self.tally.judged and self.tally.missed > missed:
             failures.add_batch(f"{self.tally.name}/{self.tally.way}", runs.batch, is_seeded=is_seeded)
 
 
 def with_taps(reference: Reference, way: Configuration, part: str = "whole") -> BatchComparison:
     """The reference on the raw value tapped in the same compiled model: nothing may differ but rounding."""
-    compare = TailComparison(reference, is_whole=True)
 
-    def of(runs: BatchRuns) -> Mapping[str, Difference]:
-        return compare(runs.expected("tapped"), runs.outputs("tapped"), runs.raw("tapped"))
+    def compare(runs: BatchRuns) -> Mapping[str, Difference]:
+        expected, raw = runs.expected("tapped"), runs.raw("tapped")
+        return compare_tail(reference, expected, runs.outputs("tapped"), raw, is_whole=True)
 
-    return BatchComparison(CheckTally(f"{part}/tapped", way.label, way.judged), of)
+    return BatchComparison(f"{part}/tapped", way, compare)
 
 
 def with_float32(reference: Reference, way: Configuration) -> BatchComparison:
@@ -77,26 +84,25 @@ def with_float32(reference: Reference, way: Configuration) -> BatchComparison:
 
     Distances from the boundary are those of the raw value at float32.
     """
-    compare = TailComparison(reference, is_whole=True)
 
-    def of(runs: BatchRuns) -> Mapping[str, Difference]:
-        return compare(runs.outputs("exact"), runs.outputs("attached"), runs.raw("exact tapped"))
+    def compare(runs: BatchRuns) -> Mapping[str, Difference]:
+        exact, raw = runs.outputs("exact"), runs.raw("exact tapped")
+        return compare_tail(reference, exact, runs.outputs("attached"), raw, is_whole=True)
 
-    return BatchComparison(CheckTally("whole/float32", way.label, way.judged), of)
+    return BatchComparison("whole/float32", way, compare)
 
 
 def with_torch(reference: Reference, way: Configuration, max_flips: int) -> BatchComparison:
     """The reference on the PyTorch model's raw values: equal within what another float32 computation explains."""
-    compare = TailComparison(reference, "exported", is_whole=True)
 
-    def of(runs: BatchRuns) -> Mapping[str, Difference]:
+    def compare(runs: BatchRuns) -> Mapping[str, Difference]:
         expected, outputs = dict(runs.expected("torch")), runs.outputs("attached")
         for name, values in expected.items():  # the module's own score may be [N], and the file's [N, 1]
             if name in outputs and outputs[name].size == values.size:
                 expected[name] = values.reshape(outputs[name].shape)
-        return compare(expected, outputs, runs.raw("torch"))
+        return compare_tail(reference, expected, outputs, runs.raw("torch"), drift="exported", is_whole=True)
 
-    return BatchComparison(CheckTally("whole/torch", way.label, way.judged, max_flips), of)
+    return BatchComparison("whole/torch", way, compare, max_flips)
 
 
 def with_raw_file(
@@ -114,18 +120,14 @@ def with_raw_file(
     and move by so much of the largest.
     """
     drift = "recompiled" if way.runtime == "openvino" else None
-    compare = TailComparison(reference, drift, is_whole=True)
 
-    def moved(runs: BatchRuns) -> Mapping[Level, float]:
-        bounds = raw_file.bounds(runs.runners["raw"])
-        if not (relative and drift):
-            return bounds
-        raw = runs.raw("raw")
-        largest = {level: np.abs(values[np.isfinite(values)]).max(initial=0.0) for level, values in raw.items()}
-        return {level: bounds.get(level, 0.0) + relative * float(size) for level, size in largest.items()}
-
-    def of(runs: BatchRuns) -> Mapping[str, Difference]:
-        return compare(runs.expected("raw"), runs.outputs("attached"), runs.raw("raw"), moved(runs))
+    def compare(runs: BatchRuns) -> Mapping[str, Difference]:
+        raw, moved = runs.raw("raw"), dict(raw_file.bounds(runs.runners["raw"]))
+        for level, values in raw.items() if relative and drift else ():
+            largest = np.abs(values[np.isfinite(values)]).max(initial=0.0)
+            moved[level] = moved.get(level, 0.0) + relative * float(largest)
+        expected, outputs = runs.expected("raw"), runs.outputs("attached")
+        return compare_tail(reference, expected, outputs, raw, drift=drift, is_whole=True, moved=moved)
 
     def others(runs: BatchRuns) -> Mapping[str, Difference]:
         apart, runner, outputs = runs.outputs("raw"), runs.runners["raw"], runs.outputs("attached")
@@ -145,17 +147,16 @@ def with_raw_file(
             )
         return found
 
-    judged = way.runtime == "onnxruntime"
     return [
-        BatchComparison(CheckTally(f"{part}/raw", way.label, way.judged, max_flips), of),
-        BatchComparison(CheckTally(f"{part}/raw", way.label, judged), others, is_saved=False),
+        BatchComparison(f"{part}/raw", way, compare, max_flips),
+        BatchComparison(f"{part}/raw", way, others, is_saved=False, is_shown=drift is not None),
     ]
 
 
 def with_transform(way: Configuration, transform: EagerTransform) -> BatchComparison:
     """The eager twin of a transform on the values that it reads in the same compiled model."""
 
-    def of(runs: BatchRuns) -> Mapping[str, Difference]:
+    def compare(runs: BatchRuns) -> Mapping[str, Difference]:
         outputs, runner = runs.outputs("tapped"), runs.runners["tapped"]
         taps = {level: named_output(READ_TAPS[name], outputs, runner) for name, level in READS.items()}
         read = {level: values for level, values in taps.items() if values is not None}
@@ -166,11 +167,10 @@ def with_transform(way: Configuration, transform: EagerTransform) -> BatchCompar
             for level in transform.values
         }
 
-    return BatchComparison(CheckTally("whole/transform", way.label, way.judged), of)
+    return BatchComparison("whole/transform", way, compare)
 
 
-# --- What the chain found, as checks: where flips came in, and whether the export computes what PyTorch does.
-
+_BATCHES: Final = (1, 2, 8)  # exporters trace at 1 or 2, and some graphs then run at nothing else
 _NAMES = {"image": "raw_score", "pixel": "raw_map"}
 _HINT = "the usual reasons are channel order, scale, mean and std, size, and other weights"
 
@@ -199,9 +199,6 @@ def raw_checks(result: WayResult) -> Iterator[Check]:
         stage = stages[check.subject.rpartition("/")[2]][0]
         message = check.message if check else f"{stage}: {check.message}: {_HINT}"
         yield replace(check, message=message, details={**check.details, "stage": stage})
-
-
-# --- The whole file on real inputs, in every way of running.
 
 
 class WholeCheck:
@@ -269,11 +266,11 @@ class WholeCheck:
             self.not_checked.append(f"the whole file in {way.label}: {reason}")
 
     def _checks_of(self, way: Configuration, runner: Runner, apart: Runner | None, tapped: Any) -> Iterator[Check]:
-        plan = self._plan(way, runner, apart if way.judged else None)
+        sizes, misses = self._fitting_sizes(way, runner, apart if way.judged else None)
         frozen = () if apart is None or self._raw_file is None else self._raw_file.frozen_axes(apart, runner)
-        for sentence in (*plan.misses, *frozen, *(() if plan.sizes else ("it runs at none of the batch sizes",))):
+        for sentence in (*misses, *frozen, *(() if sizes else ("it runs at none of the batch sizes",))):
             yield CheckTally("whole", way.label, way.judged).check("batch", False, " ".join(sentence.split()))
-        if not plan.sizes:
+        if not sizes:
             return
         runners: dict[ModelName, Runner] = {"attached": runner, "tapped": self._open(tapped, way)}
         if apart is not None:
@@ -281,9 +278,9 @@ class WholeCheck:
         if not way.judged:
             runners["exact"] = self._open(self._attached.path, way.exact)
             runners["exact tapped"] = self._open(tapped, way.exact)
-        self._run_torch(plan)
+        self._run_torch(sizes)
         comparisons = list(self._comparisons(way, apart))
-        result = self._run(way, plan, runners, comparisons)
+        result = self._run(way, sizes, runners, comparisons)
         for each in comparisons:
             checks = each.tally.checks()
             if result is not None and each.tally.name == "whole/torch":
@@ -311,9 +308,9 @@ class WholeCheck:
         except UnsupportedModelError as error:
             self.not_checked.append(f"the whole file in {way.label}: {' '.join(str(error).split())}")
             return
-        plan = self._plan(way, runners["attached"], None)
-        if plan.sizes:
-            self._run(way, plan, runners, ())
+        sizes, _ = self._fitting_sizes(way, runners["attached"], None)
+        if sizes:
+            self._run(way, sizes, runners, ())
 
     def _variant_runners(self, way: Configuration, tapped: Any) -> dict[ModelName, Runner]:
         if way.weights == "int8":
@@ -337,23 +334,39 @@ class WholeCheck:
             runners["raw"] = self._raw_file.behind_transform(opened(self._raw_file.path, "raw"))
         return runners
 
-    def _plan(self, way: Configuration, runner: Runner, apart: Runner | None) -> BatchPlan:
-        plan = plan_batches(
-            (runner, self._attached.names),
-            None if apart is None or self._raw_file is None else (apart, self._raw_file.level_names),
-            self._inputs,
-            allowed=self._sizes,
-        )
-        self._sizes = self._sizes or plan.possible or None
-        self.not_checked += [f"{way.label}, {refusal}" for refusal in plan.refusals]
-        return plan
+    def _fitting_sizes(
+        self, way: Configuration, runner: Runner, apart: Runner | None
+    ) -> tuple[tuple[int, ...], list[str]]:
+        """Try batch sizes 1, 2 and 8, or the one that the file declares: those at which it runs, and the misses.
 
-    def _run_torch(self, plan: BatchPlan) -> None:
+        A size at which the raw file runs is one at which the attached file has to run. Where no raw file shows that it
+        should, the size is not checked, and not tried in other runtimes.
+        """
+        shared = next(iter(self._inputs.batches(1, stop=1))).shared
+        batched = (port for port in runner.inputs if port.rank and not any(map(port.answers_to, shared)))
+        static = next((size for port in batched if (size := port.size(0)) is not None), None)
+        candidates = (static,) if static is not None else self._sizes or _BATCHES
+        sizes, misses, refused = [], [], []
+        for size in candidates:
+            batch = next(iter(self._inputs.batches(size, stop=1)))
+            problem = _batch_problem(batch, runner, self._attached.names)
+            names = () if self._raw_file is None else self._raw_file.level_names
+            if problem is None:
+                sizes.append(size)
+            elif static is not None or (apart is not None and _batch_problem(batch, apart, names) is None):
+                misses.append(f"it does not run at batch size {size}: {problem}")
+            else:
+                self.not_checked.append(f"{way.label}, batch size {size}: {problem}")
+                refused.append(size)
+        self._sizes = self._sizes or tuple(size for size in candidates if size not in refused) or None
+        return tuple(sizes), misses
+
+    def _run_torch(self, sizes: Sequence[int]) -> None:
         if self._torch is None or self._from_torch is not None:
             return
         store = RawStore(self._folder, "torch", self._inputs.count, "torch")
         start = 0
-        for batch in plan.batches(self._inputs):
+        for batch in self._inputs.at_sizes(sizes):
             store.put(start, self._torch.raw(batch))
             start += batch.valid
         self._from_torch = store
@@ -361,7 +374,7 @@ class WholeCheck:
     def _run(
         self,
         way: Configuration,
-        plan: BatchPlan,
+        sizes: Sequence[int],
         runners: dict[ModelName, Runner],
         comparisons: Sequence[BatchComparison],
     ) -> WayResult | None:
@@ -375,7 +388,7 @@ class WholeCheck:
         name = self._inputs.sample_name
         trace = Trace(Reader(self._reference), way, name, stores, has_raw=has_raw, keep=keep)
         start = 0
-        for batch in plan.batches(self._inputs):
+        for batch in self._inputs.at_sizes(sizes):
             runs = BatchRuns(batch, start, runners, self._reference, self._raw_file, stores)
             trace.add(runs)
             for comparison in comparisons:
@@ -408,3 +421,16 @@ class WholeCheck:
                 self.not_checked.append(f"the raw file in {way.label}: {' '.join(str(error).split())}")
                 return None
             raise
+
+
+def _batch_problem(batch: RealBatch, runner: Runner, names: Sequence[str]) -> str | None:
+    """Return why a model does not run on a batch; None where it does."""
+    try:
+        outputs = runner.run(batch.feeds)
+    except PostprocError as error:
+        return " ".join(str(error).split())
+    for port in runner.outputs:
+        values = outputs[port.name]
+        if values.ndim and len(values) != batch.size and any(map(port.answers_to, names)):
+            return f"output '{port.name}' has {len(values)} results for {batch.size} samples"
+    return None

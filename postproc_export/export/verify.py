@@ -11,7 +11,7 @@ from postproc_export.check.attached import AttachedModel
 from postproc_export.check.inputs import image_inputs
 from postproc_export.check.reference import EagerTransform, Reference, image_size
 from postproc_export.check.report import Check
-from postproc_export.check.tail import CheckTally, TailComparison
+from postproc_export.check.tail import CheckTally, compare_tail
 from postproc_export.check.ways import Configuration
 from postproc_export.comparison import Tolerance, compare_scores, observed
 from postproc_export.errors import UnsupportedModelError
@@ -158,13 +158,13 @@ def decision_checks(
     raw values beside the boundary are shown and not judged (`comparison.exported`).
     """
     reference, runner = Reference(attached), attached.parts_of(way.open(attached.path, threads=None))
-    compare = TailComparison(reference, "exported", is_whole=True)
     tally = CheckTally("module", way.label, way.judged)
     tally.ran_on(runner)
     transform = EagerTransform.load(attached, named)
     for probe in probes:
         raw = probe.raw if transform is None else transform(probe.raw, size=image_size({INPUT: probe.images}))
-        tally.add(compare(reference.outputs(raw), runner.run({INPUT: probe.images}), raw))
+        outputs = runner.run({INPUT: probe.images})
+        tally.add(compare_tail(reference, reference.outputs(raw), outputs, raw, drift="exported", is_whole=True))
     yield from tally.checks()
 
 

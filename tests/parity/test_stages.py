@@ -181,7 +181,7 @@ def test_flips_beside_the_boundary_are_listed_and_forgiven(tmp_path: Path) -> No
     assert report, report.describe()
     found = outcome(report, "openvino")
     assert (found.decided.flipped, found.decided.near) == (1, 1)
-    assert found.flips[0].flip.index == (0, 0, 0)
+    assert found.flips[0]["index"] == (0, 0, 0)
     assert "but for 1 of 128 mask pixels" in verdict(report.whole[0])
     far = check(path, raw, torch=shifted(-1e-3), inputs={"input": images})
     assert "whole/torch/pred_mask/openvino" in {check.name for check in far.missed}
@@ -483,7 +483,7 @@ def test_a_result_without_flips_is_at_risk_by_its_error() -> None:
         boundary=0.5,
         span=1.0,
         band=EXACT,
-        whole=LabelDifference(count=131072),
+        decided=LabelDifference(count=131072),
         largest=1e-6,
         distances=distances([0.0, 0.0, 1e-6, 1e-3]),
     )
