@@ -15,7 +15,7 @@ from postproc_export.check.reference import EagerTransform, RawFile, Reference, 
 from postproc_export.check.report import Check, FailureStore, ParityReport
 from postproc_export.check.steps import DecisionCheck, check_transform, unfit_layer, without_decisions
 from postproc_export.check.synthetic import SyntheticCheck
-from postproc_export.check.tail import check_adjusted, check_exhaustively, check_tail, tail_configurations
+from postproc_export.check.tail import check_adjusted, check_exhaustively, check_tail
 from postproc_export.check.ways import environment, has_nncf, installed_runtimes, usable_cores, whole_configurations
 from postproc_export.check.whole import WholeCheck
 from postproc_export.errors import FileError, MissingDependencyError, UsageError
@@ -300,7 +300,7 @@ def _parts(
     threads: int,
 ) -> Iterator[Check]:
     """Check the tail alone, and what stands before and behind it alone."""
-    ways = tail_configurations(runtimes)
+    ways = [way for way in whole_configurations(runtimes) if way.weights == "stored"]
     yield from check_tail(model, reference, ways, count=count, seed=seed, threads=threads)
     if transform is not None:
         yield from check_transform(reference, transform, ways, seed=seed, threads=threads)
@@ -355,12 +355,8 @@ def _store(
         return None
     return FailureStore(
         Path(asked.save_failures),
-        Path(asked.attached),
-        seed=asked.seed,
-        raw=asked.raw,
-        torch=asked.torch if isinstance(asked.torch, str) else None,
-        threads=threads,
-        max_flips=asked.max_flips,
+        asked,
+        threads,
         code=[spec.name for spec in named if spec.is_code],
         assumed=() if assumed is None else assumed.arguments,
     )

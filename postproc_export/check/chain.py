@@ -33,14 +33,12 @@ from postproc_export.runtimes import Runner, as_float32
 from postproc_export.stats import LEVELS, Level
 from postproc_export.tail import TailOutput
 
+# Whose raw values they are: the PyTorch model's, the raw file's, or those of the attached file's own body.
 Baseline: TypeAlias = Literal["torch", "raw", "attached"]
-"""Whose raw values they are: the PyTorch model's, the raw file's, or those of the attached file's own body."""
-
+# Where raw values come from: PyTorch, the same runtime at float32 (kept from an earlier run), models of this run.
 Source: TypeAlias = Literal["torch", "kept", "raw", "tapped", "exact tapped"]
-"""Where raw values come from: PyTorch, the same runtime at float32 (kept from an earlier run), models of this run."""
-
+# The attached file; itself with taps; the raw file; the first two at float32.
 ModelName: TypeAlias = Literal["attached", "tapped", "raw", "exact", "exact tapped"]
-"""The attached file; itself with taps; the raw file; the first two at float32."""
 
 
 class RawStore:
@@ -433,7 +431,7 @@ class Trace:
         keep: RawStore | None = None,
     ) -> None:
         self.problem: str | None = None
-        self._result: WayResult | None = None
+        self.result: WayResult | None = None
         self._reader, self._way, self._sample = reader, way, sample
         self._stores, self._has_raw, self._keep = stores, has_raw, keep
 
@@ -455,20 +453,15 @@ class Trace:
             self._compare_sizes(source, reading, tapped[0])
         if self.problem is not None:
             return
-        if self._result is None:
-            self._result = self._begun(runs.runners["attached"])
+        if self.result is None:
+            self.result = self._begun(runs.runners["attached"])
         shape = body["pixel"].shape[-2:] if "pixel" in body else ()
         for level in tapped[0].raw:
-            if level not in self._result.levels:
-                self._result.levels[level] = LevelTrace.of(self._reader.attached, level)
+            if level not in self.result.levels:
+                self.result.levels[level] = LevelTrace.of(self._reader.attached, level)
             of_level = shape if level == "pixel" else ()
-            trace = self._result.levels[level]
-            trace.add(self._result.names, [*before, *tapped], of_level, runs.start, self._sample)
-
-    @property
-    def result(self) -> WayResult | None:
-        """What came of it; None where nothing could be compared."""
-        return None if self.problem is not None else self._result
+            trace = self.result.levels[level]
+            trace.add(self.result.names, [*before, *tapped], of_level, runs.start, self._sample)
 
     def _begun(self, runner: Runner) -> WayResult:
         kept = self._stores.get("kept")

@@ -23,25 +23,12 @@ FloatArray: TypeAlias = NDArray[np.floating[Any]]
 NEIGHBOURS: Final = 64
 MODERATE: Final = 1e30  # a map of values below this does not overflow when it is summed
 
-_BITS: Final = {
-    "quiet NaN": 0x7FC00000,
-    "negative NaN": 0xFFC00000,
-    "NaN with a payload": 0x7FC12345,
-    "signalling NaN": 0x7F800001,
-    "inf": 0x7F800000,
-    "-inf": 0xFF800000,
-    "largest": 0x7F7FFFFF,
-    "-largest": 0xFF7FFFFF,
-    "0": 0x00000000,
-    "-0": 0x80000000,
-    "smallest subnormal": 0x00000001,
-    "-smallest subnormal": 0x80000001,
-    "largest subnormal": 0x007FFFFF,
-    "-largest subnormal": 0x807FFFFF,
-    "smallest normal": 0x00800000,
-    "-smallest normal": 0x80800000,
-}
-SPECIAL: Final = np.array(list(_BITS.values()), np.uint32).view(np.float32)
+_NAN: Final = (0x7FC00000, 0xFFC00000, 0x7FC12345, 0x7F800001)  # quiet, negative, with a payload, signalling
+_EXTREME: Final = (0x7F800000, 0x7F7FFFFF, 0x00000000, 0x00000001, 0x007FFFFF, 0x00800000)
+# Infinity, the largest number, 0, the smallest and largest subnormal and the smallest normal, of either sign.
+SPECIAL: Final = np.array([*_NAN, *(bits | sign for bits in _EXTREME for sign in (0, 0x80000000))], np.uint32).view(
+    np.float32
+)
 SPECIAL.flags.writeable = False
 
 
@@ -332,12 +319,10 @@ def _of_type(array: NDArray[Any], port: PortInfo, where: str) -> NDArray[Any]:
 
 Kind: TypeAlias = Literal["unit", "small", "bytes"]
 
+# Floats in [0, 1], [-2, 2], [0, 255]; integers below 256, 2, 256.
 KINDS: Final[tuple[Kind, ...]] = ("unit", "small", "bytes")
-"""Floats in [0, 1], [-2, 2], [0, 255]; integers below 256, 2, 256."""
-
+# Sizes of open axes but the last, and of that one; None: each as large as the batch.
 PAIRS: Final = ((64, 96), (128, 64), (224, 224), (256, 256), (32, 32), (512, 512), (16, 16), None)
-"""Sizes of open axes but the last, and of that one; None: each as large as the batch."""
-
 CHANNELS: Final = (3, 1)
 _FEW: Final = (1, 3, 4)
 _BLOCK: Final = 8

@@ -17,6 +17,7 @@ from postproc_export.check.chain import TAIL, TORCH_ATTACHED, TORCH_RAW, Baselin
 from postproc_export.check.inputs import RealBatch
 from postproc_export.comparison import Flip
 from postproc_export.files import folder_made_for, publishing
+from postproc_export.options import CheckOptions
 from postproc_export.stats import Level
 
 if TYPE_CHECKING:
@@ -38,6 +39,16 @@ def plain(value: Any) -> Any:
 
 _STYLES: Final = {"passed": "green", "MISSED": "bold red", "shown": "yellow"}
 _CELLS: Final = {"passed": "ok {}", "MISSED": "MISS {}", "shown": "({})"}
+_TOLD: Final = {  # entries of the environment, as the remarks of a report call them
+    "processor": "processor",
+    "processor_features": "processor features",
+    "seed": "seed",
+    "threads": "threads",
+    "torch": "PyTorch",
+    "file": "file",
+    "inputs": "fed",
+    "synthetic": "fed",
+}
 _LEGEND: Final = (
     "labels: how many are equal, or flipped / all; scores: largest error; in brackets: shown, decides nothing"
 )
@@ -211,23 +222,18 @@ class ParityReport:
             for check in self.checks
             if check.runtime is not None
         )
-        keys = ("processor", "processor_features", "seed", "threads")
-        machine = [
-            f"{key.replace('_', ' ')}: {_told(self.environment[key])}" for key in keys if key in self.environment
-        ]
-        torch = [f"PyTorch: {_listed(self.environment['torch'])}"] if "torch" in self.environment else []
-        fed = [f"fed: {self.environment[key]}" for key in ("inputs", "synthetic") if key in self.environment]
-        file = [f"file: {self.environment['file']}"] if "file" in self.environment else []
-        saved = [f"replay: {item['replay']}" for item in self.environment.get("failures", ())]
-        misses = [f"MISSED {check.name}: {check.message}" for check in self.missed]
+        told = []
+        for key, noun in _TOLD.items():
+            value = self.environment.get(key)
+            if isinstance(value, Mapping):
+                value = ", ".join(f"{name} {each}" for name, each in value.items())
+            if key in self.environment:
+                told.append(f"{noun}: {', '.join(value) if isinstance(value, list) else value}")
         return [
             *ran,
-            *machine,
-            *torch,
-            *file,
-            *fed,
-            *misses,
-            *saved,
+            *told,
+            *(f"MISSED {check.name}: {check.message}" for check in self.missed),
+            *(f"replay: {item['replay']}" for item in self.environment.get("failures", ())),
             *self.verdicts(),
             *(f"not checked: {item}" for item in self.not_checked),
             self.verdict(),
@@ -262,14 +268,6 @@ def failed(name: str, message: str, **details: Any) -> Check:
     return Check(name=name, passed=False, message=message, details=details)
 
 
-def _told(value: Any) -> str:
-    return ", ".join(value) if isinstance(value, list) else str(value)
-
-
-def _listed(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in values.items())
-
-
 MOST: Final = 5
 
 
@@ -281,24 +279,15 @@ class FailureStore:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        attached: Path,
-        *,
-        seed: int,
-        raw: str | Path | None,
-        torch: str | None,
-        threads: int | None,
-        max_flips: int,
-        code: Sequence[str],
-        assumed: Sequence[str],
+        self, folder: Path, asked: CheckOptions, threads: int | None, *, code: Sequence[str], assumed: Sequence[str]
     ) -> None:
         self.saved: list[dict[str, str]] = []  # each file and its command, in order
-        self._folder, self._seed = folder, ["--seed", str(seed)]
-        self._command = [str(attached), *assumed, *(word for name in code for word in ("--step", name))]
-        self._raw = [] if raw is None else ["--raw", str(Path(raw))]
-        self._torch = [] if torch is None else ["--torch", torch]
-        self._budget = ["--max-flips", str(max_flips)] if max_flips else []
+        self._folder, self._seed = folder, ["--seed", str(asked.seed)]
+        steps = (word for name in code for word in ("--step", name))
+        self._command = [str(Path(asked.attached)), *assumed, *steps]
+        self._raw = [] if asked.raw is None else ["--raw", str(Path(asked.raw))]
+        self._torch = ["--torch", asked.torch] if isinstance(asked.torch, str) else []
+        self._budget = ["--max-flips", str(asked.max_flips)] if asked.max_flips else []
         self._threads = [] if threads is None else ["--threads", str(threads)]
         self._counts: dict[str, int] = {}
 
@@ -499,7 +488,13 @@ def junit(report: ParityReport) -> str:
     for name, value in report.environment.items():
         ElementTree.SubElement(properties, "property", name=name, value=_text(str(value)))
     for check in report.checks:
-        _add_case(suite, check)
+        case = ElementTree.SubElement(suite, "testcase", classname=_text(check.subject), name=_text(check.name))
+        if not check.judged:
+            ElementTree.SubElement(case, "skipped", message=_text(f"shown, decides nothing: {check.message}"))
+        elif not check.passed:
+            ElementTree.SubElement(case, "failure", message=_text(check.message)).text = _text(str(check.to_json()))
+        else:
+            ElementTree.SubElement(case, "system-out").text = _text(check.message)
     for sentence in report.not_checked:
         case = ElementTree.SubElement(suite, "testcase", classname="not checked", name=_text(sentence))
         ElementTree.SubElement(case, "skipped", message="not checked")
@@ -526,16 +521,6 @@ def markdown(report: ParityReport) -> str:
     lines += [f"- not checked: {_cell(sentence)}" for sentence in report.not_checked]
     lines += [f"- {key}: {_cell(str(value))}" for key, value in report.environment.items()]
     return "\n".join(lines) + "\n"
-
-
-def _add_case(suite: ElementTree.Element, check: Check) -> None:
-    case = ElementTree.SubElement(suite, "testcase", classname=_text(check.subject), name=_text(check.name))
-    if not check.judged:
-        ElementTree.SubElement(case, "skipped", message=_text(f"shown, decides nothing: {check.message}"))
-    elif not check.passed:
-        ElementTree.SubElement(case, "failure", message=_text(check.message)).text = _text(str(check.to_json()))
-    else:
-        ElementTree.SubElement(case, "system-out").text = _text(check.message)
 
 
 def _text(text: str) -> str:

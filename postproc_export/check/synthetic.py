@@ -33,14 +33,9 @@ from postproc_export.runtimes import PortInfo, Runner
 from postproc_export.stats import Level
 
 BATCHES: Final = (1, 3)
-SECONDS: Final = 30.0
-"""After so long nothing further is begun; what was left out is said."""
-
-MOST_ELEMENTS: Final = 1 << 24
-"""Larger inputs are fed at one batch size and one size only."""
-
+SECONDS: Final = 30.0  # after so long nothing further is begun; what was left out is said
+MOST_ELEMENTS: Final = 1 << 24  # larger inputs are fed at one batch size and one size only
 WHOLE: Final = "the whole file on synthetic inputs"
-
 _OTHER_BATCHES: Final = (2, 8)  # for models that run at neither 1 nor 3
 _LARGE: Final = 1 << 28  # bytes of a model that is loaded for one way at a time
 
@@ -163,7 +158,9 @@ class SyntheticPlan:
         if model == "attached" or self.raw_file is None or not self.attached.tail.options.is_packed:
             return None
         raw = self.raw_file.levels(outputs, runner)
-        many = [level for level, values in raw.items() if _has_channels(level, values)]
+        # An open axis that counts as 1 became more: what is packed has no place for such raw values.
+        ranks: dict[Level, int] = {"image": 2, "pixel": 4}
+        many = [level for level, values in raw.items() if values.ndim == ranks[level] and values.shape[1] > 1]
         return f"its {many[0]} level then has channels: {raw[many[0]].shape}" if many else None
 
     def batch(self, inputs: SyntheticInputs, size: int) -> RealBatch:
@@ -185,7 +182,7 @@ class SyntheticPlan:
 
     def order(self, ways: Sequence[Configuration], plan: Sequence[Fed]) -> Iterator[tuple[Configuration, Fed]]:
         """Yield every way with all that it is fed; a small file is tried every way first."""
-        is_large = self._is_large()
+        is_large = sum(path.stat().st_size for path in model_files(self.attached.path)) > _LARGE
         if is_large:
             self._opened.clear()
         first = [] if is_large else [(way, fed) for way in ways for fed in plan[:1]]
@@ -194,26 +191,21 @@ class SyntheticPlan:
             yield from ((way, fed) for fed in plan[len(plan[:1]) if first else 0 :])
             self._opened = {key: runner for key, runner in self._opened.items() if key[1] != way}
 
-    def _is_large(self) -> bool:
-        return sum(path.stat().st_size for path in model_files(self.attached.path)) > _LARGE
-
     def open(self, model: Model, way: Configuration) -> Runner | str:
         """Load a model, once for each way, or return why it cannot be."""
         if (model, way) not in self._opened:
-            self._opened[model, way] = self._loaded(model, way)
+            self._opened[model, way] = "there is no original that it reads"
+            try:
+                if model != "raw":
+                    opened = way.open(self._models[model], threads=self.threads)
+                    self._opened[model, way] = self.attached.parts_of(opened)
+                elif self.raw_file is not None and self.raw_file.can_run(way):
+                    self._opened[model, way] = self.raw_file.open(way, threads=self.threads)
+            except MissingDependencyError:
+                raise
+            except PostprocError as error:
+                self._opened[model, way] = one_line(error)
         return self._opened[model, way]
-
-    def _loaded(self, model: Model, way: Configuration) -> Runner | str:
-        try:
-            if model != "raw":
-                return self.attached.parts_of(way.open(self._models[model], threads=self.threads))
-            if self.raw_file is None or not self.raw_file.can_run(way):
-                return "there is no original that it reads"
-            return self.raw_file.open(way, threads=self.threads)
-        except MissingDependencyError:
-            raise
-        except PostprocError as error:
-            return one_line(error)
 
     def is_late(self) -> bool:
         """Whether the time is up."""
@@ -222,11 +214,6 @@ class SyntheticPlan:
     def say(self, what: str, why: str) -> None:
         """Keep what could not be tried."""
         self.said.setdefault(what, []).append(why)
-
-
-def _has_channels(level: Level, values: NDArray[Any]) -> bool:
-    """Whether an open axis that counts as 1 became more: what is packed has no place for such raw values."""
-    return values.ndim == (4 if level == "pixel" else 2) and values.shape[1] > 1
 
 
 def _static_batch(ports: Sequence[PortInfo]) -> int | None:
@@ -312,7 +299,7 @@ class SyntheticCheck:
             is_native = way.runtime == self._plan.attached.file.form.runtimes[0]
             has_original = not isinstance(self._plan.open("raw", way), str)
             if has_original or (is_native and self._plan.raw_file is None):
-                self._miss("run", way, "the file", runner)
+                self._misses.setdefault(("run", way), {}).setdefault("the file", runner)
             else:
                 self._plan.say(WHOLE, f"{way.label} can load neither it nor the original: {runner}")
         return not isinstance(runner, str)
@@ -333,7 +320,7 @@ class SyntheticCheck:
             self._compare(way, runs, has_raw=problems["raw"] is None)
         elif problems["raw"] is None or problems["attached"] is None:
             reason = problems["attached"] or problems["tapped"]
-            self._miss("batch", way, shown, str(reason))
+            self._misses.setdefault(("batch", way), {}).setdefault(shown, str(reason))
             if self._failures is not None:
                 self._failures.add_batch(f"{_PART}/batch/{way.label}", batch, is_seeded=True)
         else:
@@ -349,9 +336,6 @@ class SyntheticCheck:
         for model, comparisons in found.items():
             for comparison in comparisons if has_raw or model != "raw" else ():
                 comparison.add(runs, self._failures, is_seeded=True)
-
-    def _miss(self, name: str, way: Configuration, where: str, reason: str) -> None:
-        self._misses.setdefault((name, way), {}).setdefault(where, reason)
 
 
 def _problem_of(runs: BatchRuns, model: ModelName) -> str | None:

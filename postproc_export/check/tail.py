@@ -16,7 +16,7 @@ from postproc_export.check.attached_files import Shapes
 from postproc_export.check.record import computed_parts, decided_value
 from postproc_export.check.reference import LevelReference, Reference, torch_threads
 from postproc_export.check.report import Check, failed
-from postproc_export.check.ways import Configuration
+from postproc_export.check.ways import Configuration, whole_configurations
 from postproc_export.comparison import (
     EXACT,
     TOLERANCES,
@@ -80,7 +80,7 @@ class CheckTally:
             passed = bool(found)
             if isinstance(found, LabelDifference) and found.reason is None and found.count:
                 passed = found.flipped - found.near <= self.max_flips
-            yield self.check(name, passed, found.describe(), brief=found.brief(), details=details_of(found))
+            yield self.check(name, passed, found.describe(), brief=found.brief(), details=_details(found))
 
     def check(self, name: str, passed: bool, message: str, **more: Any) -> Check:
         """Return a check that decides where this way is judged."""
@@ -101,7 +101,7 @@ def unknown(name: str, reason: str) -> Difference:
     return LabelDifference(reason=reason) if name.startswith(LABELS) else ScoreDifference(reason=reason)
 
 
-def details_of(difference: Difference) -> dict[str, Any]:
+def _details(difference: Difference) -> dict[str, Any]:
     """Return the numbers of a comparison for the JSON report."""
     if isinstance(difference, LabelDifference):
         shown = asdict(difference)
@@ -227,15 +227,6 @@ def _without_nan_images(
     return defined
 
 
-_ONNX_RUNTIME = (Configuration(runtime="onnxruntime", optimize=False), Configuration(runtime="onnxruntime"))
-_OPENVINO = (Configuration(runtime="openvino"), Configuration(runtime="openvino", precision="default"))
-
-
-def tail_configurations(runtimes: Sequence[RuntimeName]) -> list[Configuration]:
-    """Return every way to run a tail on some runtimes, which read the format of its file."""
-    return [way for way in (*_ONNX_RUNTIME, *_OPENVINO) if way.runtime in runtimes]
-
-
 def check_tail(
     attached: AttachedModel,
     reference: Reference,
@@ -290,9 +281,7 @@ def run_tail(attached: AttachedModel, runner: Runner, raw: RawFeeds) -> dict[str
     )
 
 
-COUNT: Final = 5_000
-"""Raw values per level and sensitivity at the most: what is adjusted is one number."""
-
+COUNT: Final = 5_000  # raw values per level and sensitivity at the most: what is adjusted is one number
 _SENSITIVITIES: Final = (0.0, 0.3, 0.85, 1.0)
 _BEYOND: Final = ((-0.5, 0.0), (1.5, 1.0), (math.nan, 1.0))
 
@@ -361,7 +350,6 @@ Progress: TypeAlias = Callable[[int, int], None]
 CHUNK: Final = 1 << 20  # 4 MiB: what runs over it stays in the cache
 ALL: Final = 1 << 32
 _HALVES: Final = ("float16", "bfloat16")
-_WAYS: Final = (Configuration(runtime="onnxruntime"), Configuration(runtime="openvino"))
 _FORMULA: Final = "anomalib-formula"
 
 
@@ -380,14 +368,15 @@ def check_exhaustively(
     With the rule ``"gt"`` the reference itself is compared with Anomalib's formula written out in torch: on every value
     but NaN and, where nothing finite is anomalous, +inf, which Anomalib calls normal.
     """
-    ways = [way for way in _WAYS if way.runtime in runtimes and way.runtime in attached.file.form.runtimes]
+    readable = [name for name in runtimes if name in attached.file.form.runtimes]
+    ways = [way for way in whole_configurations(readable) if way == way.exact]
     sweeps = [_Sweep(attached, level, ways) for level in attached.levels]
     chunks = [sweep.chunks(start, stop) for sweep in sweeps]
     total, lock, done = sum(map(len, chunks)), Lock(), iter(range(1, sum(map(len, chunks)) + 1))
 
     def run(sweep: _Sweep, chunks: range) -> None:
         for first in chunks:
-            sweep.add(_swept_values(first, min(first + CHUNK, chunks.stop), sweep.dtype))
+            sweep.add(first, min(first + CHUNK, chunks.stop))
             with lock:
                 number = next(done)
                 if progress is not None:
@@ -396,8 +385,8 @@ def check_exhaustively(
     with torch_threads(1), ThreadPoolExecutor(max(1, len(sweeps))) as pool:
         for part in [pool.submit(run, *each) for each in zip(sweeps, chunks, strict=True)]:
             part.result()
-    for sweep in sweeps:
-        yield from sweep.checks()
+    for tally in (each for sweep in sweeps for each in sweep.tallies):
+        yield from tally.checks()
 
 
 class _Sweep:
@@ -405,7 +394,6 @@ class _Sweep:
 
     def __init__(self, attached: AttachedModel, level: Level, ways: Sequence[Configuration]) -> None:
         self._attached = attached
-        self._level = level
         self._boundary = boundary_of(attached, level)
         self._outputs = {self._value_name(part.name): part for part in computed_parts(attached, level)}
         self._fed: Level = level if level in attached.file.raw else "pixel"
@@ -413,11 +401,17 @@ class _Sweep:
         self._reference = LevelReference(attached, level)
         self._formula = CheckTally("exhaustive", _FORMULA)
         self._runs: list[tuple[Runner, CheckTally]] = []
+        if self.dtype in _HALVES:
+            raw = attached.file.raw.values()
+            inputs = tuple(replace(port, shape=(None,) * max(1, port.rank or 1)) for port in raw)
+        else:
+            inputs = (PortInfo(decided_value(attached, level), "float32", (None,)),)
         for way in ways:
-            model = attached.file.cut(tuple(self._outputs), self._inputs())
+            model = attached.file.cut(tuple(self._outputs), inputs)
             runner = attached.with_values(open_runner(model, runtime=way.runtime, optimize=way.optimize, threads=1))
             self._runs.append((runner, CheckTally("exhaustive", way.label)))
             self._runs[-1][1].ran_on(runner)
+        self.tallies = [self._formula, *(tally for _, tally in self._runs)]
 
     def chunks(self, start: int, stop: int) -> range:
         """Return where the chunks begin."""
@@ -431,14 +425,11 @@ class _Sweep:
         assert not isinstance(at, Mismatch), "a tail that is not as recorded is refused by `decided_value`"
         return self._attached.file.value_name(at)
 
-    def _inputs(self) -> tuple[PortInfo, ...]:
-        raw = self._attached.file.raw
-        if self.dtype in _HALVES:
-            return tuple(replace(port, shape=(None,) * max(1, port.rank or 1)) for port in raw.values())
-        return (PortInfo(decided_value(self._attached, self._level), "float32", (None,)),)
-
-    def add(self, values: NDArray[Any]) -> None:
-        """Run one chunk everywhere."""
+    def add(self, start: int, stop: int) -> None:
+        """Run one chunk everywhere: the values whose bit patterns lie in a range."""
+        fed = self._attached.file.raw[self._fed]
+        bits, dtype = (np.uint16, numpy_dtype(fed)) if self.dtype in _HALVES else (np.uint32, np.dtype(np.float32))
+        values = np.arange(start, stop, dtype=bits).view(dtype)
         with np.errstate(invalid="ignore", over="ignore"):  # a cast of a signalling NaN
             raw = values.astype(np.float32, copy=False)
         scores, labels = self._reference(raw)
@@ -456,12 +447,6 @@ class _Sweep:
                 else:
                     allowed = rounding_tolerance(self._attached, part)
                     tally.add({part.name: _score_difference(scores, actual, allowed)})
-
-    def checks(self) -> Iterator[Check]:
-        """Yield one check per output and runtime."""
-        yield from self._formula.checks()
-        for _, tally in self._runs:
-            yield from tally.checks()
 
     def _feeds(self, runner: Runner, values: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Half-precision values go in as images and maps of their own; the level that is not meant gets zeros."""
@@ -498,14 +483,3 @@ def _score_difference(expected: NDArray[Any], actual: NDArray[Any], tolerance: T
         expected=float(expected[worst]),
         actual=float(actual[worst]),
     )
-
-
-def _swept_values(start: int, stop: int, dtype: str) -> NDArray[Any]:
-    """Return the values whose bit patterns lie in a range."""
-    if dtype == "float16":
-        return np.arange(start, stop, dtype=np.uint16).view(np.float16)
-    if dtype == "bfloat16":
-        import ml_dtypes
-
-        return np.arange(start, stop, dtype=np.uint16).view(ml_dtypes.bfloat16)
-    return np.arange(start, stop, dtype=np.uint32).view(np.float32)

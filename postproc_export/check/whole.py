@@ -398,6 +398,7 @@ class WholeCheck:
             self._exact[way.runtime] = keep
         if trace.problem is not None:
             self.not_checked.append(f"{way.label}, stage by stage: {trace.problem}")
+            return None
         self.results += [] if trace.result is None else [trace.result]
         return trace.result
 

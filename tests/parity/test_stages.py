@@ -402,7 +402,7 @@ def test_no_stage_flips_decisions_without_an_error(tmp_path: Path, taps_that_mov
     assert labels.flipped > 0
     assert labels.farthest is not None
     assert errors.largest >= labels.farthest * (1 - 1e-6) > 0
-    assert all((flip.raw >= found.boundary) is not flip.flip.expected for flip in found.flips)
+    assert all((flip["raw_at_the_end"] >= found.boundary) is not flip["expected"] for flip in found.flips)
     assert found.labels["tail"].flipped == 0
 
 
