@@ -368,7 +368,7 @@ class OnnxView:
         params: dict[str, Param] = {}
         defaults = _ATTRIBUTE_DEFAULTS.get(node.op_type, {})
         given = (attributes[name] if name in attributes else defaults[name] for name in form.attributes)
-        operands += [Number(_as_number(setting)) for setting in given]
+        operands += [Number(float(setting) if isinstance(setting, (float, int)) else math.nan) for setting in given]
         if form.axes is not None:
             params.update(self._axes(op, form, attributes, operands))
         for key in ("axis", "perm"):
@@ -406,10 +406,6 @@ def _setting(attribute: onnx.AttributeProto) -> float | int | list[int] | None:
             return None
 
 
-def _as_number(setting: float | int | list[int] | None) -> float:
-    return float(setting) if isinstance(setting, (float, int)) else math.nan
-
-
 def _single(tensor: onnx.TensorProto) -> float | None:
     """Return the number of a tensor of one element; None for every other, and for one that is not in the file."""
     if any(size != 1 for size in tensor.dims) or tensor.external_data:
@@ -426,11 +422,9 @@ def _values(tensor: onnx.TensorProto) -> npt.NDArray[Any] | None:
         values = numpy_helper.to_array(tensor).reshape(-1)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None
-    return values if values.dtype.kind in "biuf" else values.astype(np.float32) if _is_narrow(tensor) else None
-
-
-def _is_narrow(tensor: onnx.TensorProto) -> bool:
-    return tensor.data_type == onnx.TensorProto.BFLOAT16
+    if values.dtype.kind in "biuf":
+        return values
+    return values.astype(np.float32) if tensor.data_type == onnx.TensorProto.BFLOAT16 else None
 
 
 def default_opset(model: onnx.ModelProto) -> int:
