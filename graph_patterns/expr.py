@@ -246,9 +246,6 @@ class Pattern:
         return iter((self.body, *self.spellings))
 
 
-# --- What the emission of expressions has in common in every format: names, and whose value is whose.
-
-
 def owners(outputs: Mapping[str, Expr]) -> dict[Expr, str]:
     """Return the output that bears the value of each expression; of several with the same one the first."""
     return {expr: name for name, expr in reversed(list(outputs.items()))}

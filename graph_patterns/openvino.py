@@ -13,7 +13,7 @@ import numpy as np
 from graph_patterns.expr import Builder, Call, Const, Expr, Names, Param, SharedValueError, free_name, owners
 from graph_patterns.match import NodeView, Number, Site, Value
 
-# --- OpenVINO forms of the operators that stand before a tail; they are emitted and never matched.
+# OpenVINO forms of the operators that stand before a tail; they are emitted and never matched.
 #
 # Each is a function of the opset module, the canonical call and its operands. Settings that OpenVINO takes as
 # operands become constants without a name of their own here, so that emission names the operator alone.
@@ -201,8 +201,6 @@ def _number(expr: Expr) -> float:
     return expr.value
 
 
-# --- A model as the matcher sees it.
-
 _OPS_BY_TYPE: Final = {form.type_name: op for op, form in LOWERINGS.items()}
 _ON_BOOLEANS: Final = {"BitwiseNot": "logical_not", "BitwiseAnd": "logical_and", "BitwiseOr": "logical_or"}
 _LAST_OPERANDS: Final = {"transpose": "perm", "unsqueeze": "axes"}  # the setting that is the last operand
@@ -318,8 +316,6 @@ def _node(value: Any) -> Any:
     return value.get_node()
 
 
-# --- Take matched operators out of an OpenVINO model, safely: nothing that is left may read what goes.
-
 _SINKS: Final = ("Result", "Assign")
 
 
@@ -371,9 +367,6 @@ def _shared(node: Any, reader: Any) -> SharedValueError:
         needed="every value of it read only inside it",
         fix=f"remove {name} first, or export the model again without it",
     )
-
-
-# --- Change numbers of an OpenVINO model where they are read; other readers of the same constant keep theirs.
 
 
 def set_numbers(model: Any, numbers: Mapping[Site, float], *, prefix: str) -> None:

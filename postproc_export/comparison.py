@@ -164,7 +164,7 @@ TOLERANCES: Final[Mapping[str, Callable[[LevelStats], Tolerance]]] = {
 }
 
 
-# --- What a comparison found: falsy where it failed, with a reason and the worst element.
+# What a comparison found: falsy where it failed, with a reason and the worst element.
 #
 # Parts of a stream merge. A comparison of nothing is a failure.
 

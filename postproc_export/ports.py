@@ -193,7 +193,7 @@ def batch_elsewhere(score: PortInfo, anomaly_map: PortInfo) -> str | None:
     return None
 
 
-# --- Which output of a model is the raw score, and which the raw anomaly map: see the top of this file.
+# Which output of a model is the raw score, and which the raw anomaly map: see the top of this file.
 #
 # A level that nothing needs gets none where its rank does not make it clear.
 

@@ -292,8 +292,6 @@ def _check_details(details: Iterable[str], *, reserved: Collection[str]) -> None
         raise MetadataError("a detail bears the name of a field", found=", ".join(map(repr, clash)))
 
 
-# --- The numbers of a decision.
-
 Comparison = Literal["ge", "gt"]
 Form = Literal["fused", "centred"]
 

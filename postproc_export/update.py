@@ -23,8 +23,6 @@ from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats, c
 from postproc_export.tail import Tail
 from postproc_export.validation import called_like
 
-# --- What a tail in a file decides, as statistics and options: what an update starts from, and what it changes of it.
-
 _OF_THE_THRESHOLD: Final = ("at_threshold", "policies", "threshold_interval", "exact", "f1_gap")
 
 
@@ -155,8 +153,6 @@ def _options(level: Level, tail: FoundTail, report: LevelReport) -> dict[str, An
     return options
 
 
-# --- Anomalib's constants, edited in place.
-
 REPLACED: Final = "Anomalib's post-processing was replaced by ours, which decides as it did but for what changes here"
 REPLACED_EAGER: Final = (
     "our exported eager module was replaced by our tail, which decides as it did but for what changes here"
@@ -256,9 +252,6 @@ def _constants(level: Level, tail: FoundTail, changes: Changes) -> dict[str, flo
         wanted |= {"scale": to_float32(1.0 / span)} if "scale" in tail.sites else {"span": span}
         wanted |= {name: getattr(stats, name) for name in ("min", "max") if name in tail.sites}
     return wanted or {"threshold": threshold}
-
-
-# --- The course of an update.
 
 
 def _updated(
@@ -371,8 +364,6 @@ def _rewritten(found: FoundTails) -> tuple[str, ...]:
     return tuple(f"{note}; they were written anew" for note in notes)
 
 
-# --- What a boundary means in numbers: how many validation samples it calls anomalous, counted in float32.
-
 _SAMPLES: Final = {"image": "images", "pixel": "pixels"}
 _COMPLETE: Final = 1_999
 """The curve of so many samples leaves none out; that of more is thinned."""
@@ -450,8 +441,6 @@ def _curve(document: Any) -> tuple[list[float], list[int], list[int]] | None:
         return None
     return rounded, tp, fp
 
-
-# --- The update of a file.
 
 _SHOWN_OPTIONS: Final = {
     "rule": "comparison",

@@ -14,8 +14,6 @@ from graph_patterns.match import Site, Value
 from graph_patterns.onnx.file import OnnxFile
 from graph_patterns.onnx.graph import INITIALIZERS_NEED_NO_INPUT_SINCE, OnnxView, constant_nodes, default_opset
 
-# --- Take matched nodes out of an ONNX model, safely: nothing that is left may read what goes.
-
 
 def remove(
     model: onnx.ModelProto,
@@ -143,9 +141,6 @@ def _keep(items: MutableSequence[Any], wanted: Any) -> None:
             del items[index]
 
 
-# --- Change numbers of an ONNX model where they are read; a constant with other readers is cloned first.
-
-
 def set_numbers(model: onnx.ModelProto, numbers: Mapping[Site, float], *, prefix: str) -> None:
     """Set numbers at sites of a `Match`, in place; `prefix` is put before the names of cloned constants.
 
@@ -228,8 +223,6 @@ def _filled(like: onnx.TensorProto, number: float, name: str) -> onnx.TensorProt
     tensor: onnx.TensorProto = numpy_helper.from_array(np.full(list(like.dims), number, dtype=dtype), name)
     return tensor
 
-
-# --- Whether an edited model is as sound as it was: what the format's checker says, and what it does not look at.
 
 _FAULTS: Final = {
     "output": "outputs that nothing computes",

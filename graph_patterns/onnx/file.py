@@ -38,8 +38,6 @@ from graph_patterns.onnx.wire import (
     write_all,
 )
 
-# --- What makes bytes an ONNX model, and what is said about bytes that are none.
-
 LARGEST: Final = 2**31 - 1  # bytes; protobuf's limit for a message
 _NEEDED: Final = "a serialised onnx.ModelProto with a graph"
 _SIGNATURES: Final = {
@@ -102,8 +100,6 @@ def too_large(what: str, size: int | None) -> ModelFileError:
         fix="store the weights beside the model, as external data: onnx.save(model, path, save_as_external_data=True)",
     )
 
-
-# --- External data: which files a model's tensors lie in, and whether these may be touched.
 
 _EXTERNAL: Final = varint(14 << 3) + varint(onnx.TensorProto.EXTERNAL)  # data_location, as protobuf serialises it
 

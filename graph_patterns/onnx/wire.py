@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, BinaryIO, Final, Protocol, TypeAlias
 if TYPE_CHECKING:
     import onnx
 
-# --- Bytes at positions, read without loading the rest: an open file or a message in memory, and copying out of
-# either.
 
 CHUNK: Final = 1024 * 1024
 
@@ -125,7 +123,7 @@ def copy_in_kernel(source: int, target: int, start: int, length: int) -> int:
     return done
 
 
-# --- The protobuf wire format: the records of a message, read through small windows.
+# The protobuf wire format: the records of a message, read through small windows.
 #
 # A record is a tag, for most types a length, and a body. No length is believed before it was held against the end of
 # the message around it.
@@ -229,7 +227,7 @@ def positions(haystack: bytes, needle: bytes) -> list[int]:
     return found
 
 
-# --- The tensors of a serialised model: found at any depth, cut out, marked by placeholders, put back.
+# The tensors of a serialised model: found at any depth, cut out, marked by placeholders, put back.
 #
 # The search descends along the fields that can lead to a TensorProto and along no others, so a graph of many small
 # nodes costs one step a node.

@@ -239,8 +239,6 @@ def check_labelled(before: bool | None, now: bool, *, place: Place, earlier: Pla
         )
 
 
-# --- Boxes of chunked arrays: values and ground truth read so that no chunk is decoded twice where memory allows it.
-
 BUDGET: Final = 32 << 20  # bytes of values and ground truth in a box; decoding takes as much again, and more
 GROUPED: Final = 1 << 20  # values that small chunks are grouped to: reading a box costs a fraction of a millisecond
 

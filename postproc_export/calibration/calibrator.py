@@ -219,8 +219,6 @@ def _whole(levels: Mapping[Level, LevelStats | None]) -> CalibrationStats:
     return CalibrationStats(image=levels.get("image"), pixel=levels.get("pixel"))
 
 
-# --- From what a user gives to `calibrate`: files, folders of them, stores, mappings, lists.
-
 Source = str | Path | Mapping[str, Any] | Sequence[str | Path | Mapping[str, Any]]
 
 _KEY_AT_END: Final = re.compile(r"^(?P<stem>.*?)[-_.]?(?P<key>" + "|".join(MEANING) + r")$")

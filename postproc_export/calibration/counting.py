@@ -70,8 +70,6 @@ def pick(values: Floats, flags: Flags) -> Floats:
     return values[np.flatnonzero(flags) if np.count_nonzero(flags) < flags.size >> 3 else flags]
 
 
-# --- The first pass: counts over the upper 16 bits of the ordered values.
-
 COARSE_WIDTH: Final = 16
 BUCKETS: Final = 1 << 16
 _NEGATIVE_ZERO_BUCKET: Final = 1 << 15  # of the raw bits
@@ -175,9 +173,6 @@ def _bucket_counts(values: Floats) -> Counts:
         counts[_NEGATIVE_ZERO_BUCKET] -= zeros
         counts[0] += zeros
     return counts
-
-
-# --- Later passes: chosen bins divided, or their values collected.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

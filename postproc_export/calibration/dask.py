@@ -37,7 +37,6 @@ from postproc_export.stats import Level
 
 _PURPOSE: Final = "calibrating with Dask"
 
-# --- Waiting for a Dask cluster, but not for ever: for its workers, for an answer of each, and for the end of a task.
 
 WAIT: Final = 30.0  # seconds that a cluster may have no worker, and for an answer of each
 _LOOK: Final = 1.0  # seconds between two looks at the workers
@@ -289,9 +288,6 @@ def _checked(client: Any) -> Cluster:
                     fix=f"pip install postproc-export=={__version__} where the scheduler and the workers run",
                 )
     return Cluster(client)
-
-
-# --- Some of the shards, as the tasks of a pass.
 
 
 class _Source:

@@ -18,7 +18,7 @@ from postproc_export.calibration.tally import Counted, LevelState, Tally
 from postproc_export.errors import CalibrationError, PostprocError, UsageError, require
 from postproc_export.stats import LEVELS, Level, LevelStats
 
-# --- Meetings of the ranks of a process group: no rank waits for one that has failed, and every rank learns why.
+# Meetings of the ranks of a process group: no rank waits for one that has failed, and every rank learns why.
 #
 # Every exchange opens with a meeting in which each rank says whether it has failed and how much it sends. A rank that
 # fails between two meetings says so at the next one, so the others never wait for its share.
@@ -181,7 +181,7 @@ def _as_bytes(document: object) -> AnyArray:
     return np.frombuffer(json.dumps(document).encode(), dtype=np.uint8).copy()
 
 
-# --- One calibration over the ranks of a process group: the counts of all, the same statistics on each, bit for bit.
+# One calibration over the ranks of a process group: the counts of all, the same statistics on each, bit for bit.
 #
 # What moves: a short report of every rank; 1 MB per level in one all-reduce (or, for a million values or fewer, the
 # distinct ones); then per pass an all-reduce of up to 16 MB, or the few values that are left, 12 bytes each. What

@@ -16,7 +16,7 @@ from postproc_export.calibration.table import Counts, Flags, Table, key_of, valu
 from postproc_export.errors import CalibrationError
 from postproc_export.float32 import LARGEST, nearest, next_up
 
-# --- Where the threshold of a policy lies in a table: found, or which bins have to be looked into.
+# Where the threshold of a policy lies in a table: found, or which bins have to be looked into.
 #
 # A search is a pure function of a table. It returns `Found` when the bins that matter hold one value each, the indices
 # of the bins to divide (the most promising first), or None where no threshold keeps to the policy. Floats only rule
@@ -229,7 +229,7 @@ def fixed_threshold(policy: Policy, *, low: float, high: float) -> float:
     return nearest(exact)
 
 
-# --- Driving the searches: the fewest passes over the source in bounded memory.
+# Driving the searches: the fewest passes over the source in bounded memory.
 #
 # All searches share one table. A pass divides the bins that they want: fully where they are few, else by 8 bits.
 # Where the table would outgrow its limit (scores that all reach nearly the same ratio), what is left is settled in

@@ -173,8 +173,6 @@ def _stored_member(path: Path, info: zipfile.ZipInfo) -> IO[bytes]:
     return stream
 
 
-# --- Values and ground truth of a level, met together in the order that costs least: as they are stored.
-
 WHOLE: Final = 1 << 24  # values that are loaded to turn them from Fortran into C order
 
 

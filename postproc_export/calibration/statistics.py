@@ -29,8 +29,6 @@ from postproc_export.errors import CalibrationError, MetadataError
 from postproc_export.float32 import LARGEST, shortest
 from postproc_export.stats import Level, LevelStats
 
-# --- What a user should know of a threshold: counts and rates there, the areas under both curves, a curve to plot.
-
 CURVE_POINTS: Final = 2000
 _ROUNDING: Final = 1e-12  # float64 sums of up to 10^6 terms in [0, 1], each within 2^-50
 

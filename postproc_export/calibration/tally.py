@@ -313,8 +313,6 @@ class Count:
         return total
 
 
-# --- The values of a one-shot stream, to be read again: in memory while they are few, then in an unlinked file.
-
 SPOOLED: Final = 1 << 18  # values that are kept together
 IN_MEMORY: Final = 1 << 24  # bytes of values that stay in memory
 

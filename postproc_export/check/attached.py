@@ -51,8 +51,6 @@ def excused_images(maps: FloatArray, guard: Guard) -> NDArray[np.bool_]:
     return excused
 
 
-# --- A runner around another one, to change some of what it takes or gives.
-
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
 
@@ -254,8 +252,6 @@ def _selection(file: ModelFile) -> Selection:
     is_by_rank = file.record.found.get("pixel") == "rank"
     return Selection(file.raw.get("image"), file.raw.get("pixel"), pixel_found="rank" if is_by_rank else None)
 
-
-# --- What the tail alone is fed: every value in a map of its own, maps of the declared size, and nothing at all.
 
 RawFeeds: TypeAlias = Mapping[Level, NDArray[Any]]
 

@@ -214,9 +214,6 @@ def read_values(tails: Mapping[Level, FoundTail]) -> dict[Level, Value]:
     return {level: found[0] for level, found in values.items() if found}
 
 
-# --- ONNX: the record in metadata_props, the tail as a small model of its own, taps as outputs.
-
-
 class _OnnxFile(ModelFile):
     format, form = "onnx", OnnxFormat()
     view: OnnxView
@@ -398,9 +395,6 @@ def _with_outputs(
     for item in outputs:
         made.graph.output.add(name=now.get(item.name, item.name), type=item.type)
     return made
-
-
-# --- OpenVINO: the record in rt_info, the tail as a small model of its own, taps as results.
 
 
 class _OpenVinoFile(ModelFile):

@@ -71,9 +71,6 @@ class Preservation:
         }
 
 
-# --- What is compared, whatever the format: parts that have fields, and parts inside.
-
-
 class ModelPart:
     """A part of a model: a node, an attribute, a declared value, a nested graph. The key tells it from its siblings."""
 

@@ -82,7 +82,7 @@ def compare_models(raw: Any, attached: Any, *, where: str = "the attached model"
     return _OpenVinoComparison(raw, attached, where).compared()
 
 
-# --- ONNX: every field of a message but the payload of tensors, which skeletons do not hold.
+# ONNX: every field of a message but the payload of tensors, which skeletons do not hold.
 #
 # Fields are taken from the messages' own descriptors, so that none is forgotten when ONNX gets a new one.
 
@@ -329,8 +329,6 @@ def _first_difference(before: Path, after: Path) -> int | None:
                 return None
             at += len(one)
 
-
-# --- OpenVINO: every operator with its attributes, operands and tensors, results, bodies and rt_info.
 
 _BODIES: Final[Mapping[str, tuple[str, ...]]] = {
     "If": ("get_then_body", "get_else_body"),

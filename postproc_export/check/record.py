@@ -67,8 +67,6 @@ def record_is_missing(attached: Path) -> Check | None:
     )
 
 
-# --- The file against its record: outputs by name, order, type and shape; constants bit for bit.
-
 _SCORES: Final = ("pred_score", "anomaly_map")
 _CONSTANTS: Final = frozenset({"alpha", "beta", "offset", "boundary", "threshold", "span", "attached"})
 _COMPRESSED: Final = (

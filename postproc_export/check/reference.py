@@ -68,9 +68,6 @@ def _readable(values: NDArray[Any]) -> NDArray[Any]:
     return values.astype(np.float32) if values.dtype.name == "bfloat16" else values
 
 
-# --- The tail: `PostProcessor` on raw values; and Anomalib's rule written out.
-
-
 class Reference:
     """What the outputs of an attached file have to be, by the statistics and options of its record."""
 
@@ -181,8 +178,6 @@ def _eager_module(stats: CalibrationStats, options: TailOptions) -> "PostProcess
     )
 
 
-# --- What stands before the tail: the eager twin of a transform, on the raw values of a model.
-
 READS: Final[Mapping[str, Level]] = {"score": "image", "map": "pixel"}
 READ_TAPS: Final[Mapping[str, str]] = {"score": "postproc-check/read_score", "map": "postproc-check/read_map"}
 
@@ -292,8 +287,6 @@ def _range(values: RawFeeds) -> tuple[float, float]:
     return low, max((float(array.max()) for array in finite if array.size), default=0.0)
 
 
-# --- What stands behind the decision: a gated mask, and the labels of named operating points.
-
 GATED: Final = "pred_mask"
 
 
@@ -343,9 +336,6 @@ class EagerDecisions:
             with np.errstate(invalid="ignore"):
                 made[name] = np.logical_not(as_float32(given[DECIDED]) < np.float32(boundary))
         return made
-
-
-# --- The original file with raw outputs, run apart from the attached one.
 
 
 @dataclass(frozen=True, slots=True)
@@ -493,8 +483,6 @@ def without_tail(attached: AttachedModel, folder: Path) -> RawFile:
     indices: dict[Level, str | int] = {level: index for index, level in enumerate(attached.file.raw)}
     return RawFile(attached.path, attached, model=attached.file.host(folder), outputs=indices, is_cut=True)
 
-
-# --- The PyTorch model on the same inputs as the exported one: its raw values, which later stages are compared with.
 
 _NOUNS: Final[Mapping[Level, str]] = {"image": "score", "pixel": "map"}
 

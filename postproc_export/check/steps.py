@@ -56,8 +56,6 @@ def _fed(runner: Runner, ports: Mapping[str, PortInfo], feeds: Feeds) -> dict[st
     return runner.run({port.name: given[port.name] for port in runner.inputs})
 
 
-# --- The transform before the tail: alone, and with the tail behind it where a value is NaN.
-
 SIZES: Final = ((33, 40), (7, 5), (1, 1))
 """Sizes of a dynamic map: larger than a common kernel, smaller than most, and the smallest there is."""
 
@@ -192,8 +190,6 @@ def _compare_nan(
     missed = {name: int((values & ~found[name].astype(bool)).sum()) for name, values in nan.items()}
     return count, [f"{of} of {name} normal though a NaN came in, fed {shape}" for name, of in missed.items() if of]
 
-
-# --- What stands behind the decision: alone on every kind of value, and in the whole file on real inputs.
 
 _TAPS: Final[Mapping[str, str]] = {name: f"postproc-check/read_{name}" for name in ("mask", "label", DECIDED)}
 _COUNT: Final = 2_000

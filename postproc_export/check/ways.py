@@ -84,8 +84,6 @@ def whole_configurations(runtimes: Sequence[RuntimeName], *, int8: bool | None =
     return [way for way in _WAYS if way.runtime in runtimes and (wants_int8 or way.weights != "int8")]
 
 
-# --- What it takes to run a check again: versions, processor, threads, seed; and which runtimes are installed.
-
 _PACKAGES: Final = ("numpy", "torch", "onnx", "onnxruntime", "openvino", "nncf")
 # The features of a processor that decide how floats are computed.
 _FEATURES: Final = (
@@ -135,8 +133,6 @@ def installed_runtimes() -> tuple[RuntimeName, ...]:
     """Return the runtimes that can be imported."""
     return tuple(name for name in RUNTIMES if find_spec(name) is not None)
 
-
-# --- A model with other weights than its file's: rounded to float16 as OpenVINO's converter does, or INT8 by nncf.
 
 MOST_SAMPLES: Final = 300
 """How many samples nncf takes its statistics from at most: its own default."""

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from postproc_export.stats import CalibrationStats, LevelStats
 
 
-# --- The result of `calibrate` as tables.
-
 _RATES: Final = ("f1", "precision", "recall", "fpr")
 
 
@@ -113,9 +111,6 @@ def _interval(interval: Mapping[str, float] | None) -> str:
     return f"{low:.4f}" if f"{low:.4f}" == f"{high:.4f}" else f"{low:.4f} to {high:.4f}"
 
 
-# --- What `postproc-export calibrate` does: what can fail is refused first, then it runs, and no result is lost.
-
-
 def _check_before(source: Sequence[Path], images: Path | None, output: Path, spool_dir: Path | None) -> None:
     """Refuse an output that is read or cannot be written, and a folder for the spool in which nothing can be.
 
@@ -180,8 +175,6 @@ def _show(stats: CalibrationStats, *, as_json: bool) -> None:
     else:
         stdout().print(statistics_view(stats))
 
-
-# --- `postproc-export calibrate`.
 
 _MODEL_SUFFIXES: Final = (".onnx", ".xml")
 _OF_CALIBRATION: Final = options_of(CalibratorOptions)

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from postproc_export.check import ParityReport
 
 
-# --- The files that `postproc-export check` writes besides its result: refused before the check, written after it.
-
-
 def _check_before(
     read: Sequence[Path], images: Path | None, *, junit: Path | None, markdown: Path | None, save_failures: Path | None
 ) -> None:
@@ -80,8 +77,6 @@ def _files_of(path: Path) -> list[Path]:
 
     return model_files(path) if path.suffix in FORMATS else [path]
 
-
-# --- `postproc-export check`.
 
 _OF_IMAGES: Final = image_options()
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from postproc_export.export import ExportResult
 
 
-# --- `postproc-export export`.
-
 _OPTIONS: Final = options_of(ExportOptions, without=["module", "example_input"])
 _OF_IMAGES: Final = image_options(layout="--image-layout")  # of the two, --layout is that of the outputs
 
@@ -83,9 +81,6 @@ def _refuse_unused(given: Mapping[str, Any]) -> None:
         unused = [option for name, option in names.items() if name in given]
         if unused and not any(source in given for source in sources):
             raise UsageError(f"{unused[0]} would have no effect", needed=needed, fix="leave it out, or give the images")
-
-
-# --- `postproc-export demo`.
 
 
 @command()

@@ -39,7 +39,6 @@ from postproc_export.tail import RAW_INPUTS, AdjustableInput, Tail, calibrated_l
 if TYPE_CHECKING:
     import onnx
 
-# --- A layer before it is put on a model.
 
 _MOVED: Final[Mapping[Where, str]] = {
     "transform": "_before_transform",
@@ -165,9 +164,6 @@ _RENAME: Final = {
 def name_is_taken(name: str, *, by: str) -> UnsupportedModelError:
     """Return the error for a name of ours that cannot be freed."""
     return UnsupportedModelError(f"the name '{name}' is taken", found=f"{by} of that name", fix=_RENAME[by])
-
-
-# --- What a record keeps of the original: its outputs as ONNX ports or as results, and names that had to move.
 
 
 def encoded_port(item: onnx.ValueInfoProto) -> str:
@@ -299,8 +295,6 @@ class DetachResult:
         lines += [f"  note     {note}" for note in self.notes]
         return "\n".join(lines)
 
-
-# --- A format.
 
 Result = TypeVar("Result")
 Edit: TypeAlias = Callable[[Any], Result]  # changes a model in place; large weights may be placeholders in it

@@ -384,9 +384,6 @@ def _drop_record(model: onnx.ModelProto, layer: Where) -> None:
             del entries[index]
 
 
-# --- What a record says of the original, held against the model.
-
-
 def _gone_outputs(model: onnx.ModelProto, record: LayerRecord, original: Collection[onnx.ValueInfoProto]) -> set[str]:
     """Return the outputs of the original that the tail does not take and that are gone: attaching leaves them there."""
     if record.where != "tail":  # steps also take the place of outputs that they do not read
@@ -415,9 +412,6 @@ def _is_cast(view: OnnxView, tail: FoundTail) -> bool:
     """Whether a tail converts its raw value first, as it does where that is not float32."""
     nodes = [view.node(value) for value in tail.values]
     return any(node is not None and node.op_type == "Cast" and node.input[0] == tail.raw for node in nodes)
-
-
-# --- The names and the outputs of the original.
 
 
 def _give_names_back(model: onnx.ModelProto, back: Mapping[str, str]) -> dict[str, str]:

@@ -258,9 +258,6 @@ def recorded_values(model: Any, *, is_converted: bool = False) -> dict[str, Any]
     return {value_name(output): output for node in nodes for output in node.outputs()}
 
 
-# --- Put operators behind the results.
-
-
 def _replace_results(
     model: Any, plan: Plan, results: Mapping[str, Any], outputs: Mapping[str, Any], used: set[str]
 ) -> None:
@@ -336,9 +333,6 @@ def _remove_adjustable(model: Any, value: Value) -> None:
             model.remove_sink(sink)
         for variable in [variable for variable in model.get_variables() if variable.info.variable_id == name]:
             model.remove_variable(variable)
-
-
-# --- Take a layer off, and give the original's results and names back.
 
 
 class _Restorer:

@@ -236,8 +236,6 @@ def recorded_results(original: Mapping[str, Any], *, where: str) -> list[tuple[s
     return rows
 
 
-# --- What an IR must not hold before anything parses it: references to other files, and sizes that no model has.
-
 LARGEST: Final = 512 * 1024 * 1024  # bytes of an .xml; that of a model of 50,000 operators has about 100 MB
 LONGEST_RANGE: Final = 2**23  # elements of a constant range: OpenVINO computes it while it reads the file
 _FIX: Final = "convert the model to an IR again, with OpenVINO itself"

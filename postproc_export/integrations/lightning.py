@@ -66,7 +66,7 @@ def _described(source: Any) -> str:
     return f"a {type(source).__name__}"
 
 
-# --- Which samples of a validation batch another process has seen too: what a distributed sampler repeats to fill up.
+# Which samples of a validation batch another process has seen too: what a distributed sampler repeats to fill up.
 #
 # `DistributedSampler` puts all samples in one order, repeats some at its end so that every process gets equally many,
 # and deals them out in turn. So the k-th sample of process r of R stands at position k R + r of that order, and is a

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     import torch
 
 
-# --- Attaching to a model that another program holds in memory: a step of its own compiler pipeline.
-
-
 @called_like(AttachInMemoryOptions)
 def attach_to_onnx(**given: Any) -> Attached:
     """Append normalised scores, labels and masks to an ONNX model in memory, in place.
@@ -80,8 +77,6 @@ def _attach_to(model: Any, form: Format, asked: AttachInMemoryOptions) -> Attach
     outputs: Outputs = {"image_output": asked.image_output, "pixel_output": asked.pixel_output}
     return attach_model(form, model, stats, TailOptions.of(asked), steps, outputs)
 
-
-# --- Attaching as a pass of onnx_ir, the library that torch's exporter and onnxscript work with.
 
 _INLINE: Final = 1024  # bytes; smaller tensors may be shapes and axes, which the rewriter has to be able to read
 
@@ -160,9 +155,6 @@ def _left_out(ir: Any, model: Any, weights: dict[str, Any]) -> Iterator[None]:
             values[name].const_value = tensor
 
 
-# --- Attaching to what `torch.onnx.export(dynamo=True)` returns, before it is saved.
-
-
 def attach_to_onnx_program(
     program: "torch.onnx.ONNXProgram", stats: "CalibrationStats | str | Path", **options: Any
 ) -> Attached:
@@ -193,9 +185,6 @@ def attach_to_onnx_program(
     program.release()  # a session that was opened for the model as it was
     attached: Attached = step.attached
     return attached
-
-
-# --- Attaching as a pass of OpenVINO's pass manager.
 
 
 def openvino_pass(stats: "CalibrationStats | str | Path", **options: Any) -> Any:
