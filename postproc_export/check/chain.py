@@ -69,13 +69,12 @@ class BatchRuns:
     def __init__(
         self,
         batch: RealBatch,
-        start: int,
         runners: Mapping[ModelName, Runner],
         reference: Reference,
         raw_file: RawFile | None = None,
         stores: Mapping[Source, RawStore] | None = None,
     ) -> None:
-        self.batch, self.start, self.runners = batch, start, runners
+        self.batch, self.runners = batch, runners
         self._reference, self._raw_file, self._stores = reference, raw_file, stores or {}
         self._outputs: dict[int, dict[str, NDArray[Any]]] = {}
         self._raw: dict[Source, RawFeeds] = {}
@@ -92,7 +91,7 @@ class BatchRuns:
         """Return raw values in the shapes in which the models give them."""
         if source not in self._raw:
             if source == "torch" or source == "kept":
-                self._raw[source] = self._stores[source].get(self.start, self.start + self.batch.valid)
+                self._raw[source] = self._stores[source].get(self.batch.start, self.batch.start + self.batch.valid)
             elif source == "raw":
                 assert self._raw_file is not None, "the raw file runs, so it was given"
                 self._raw[source] = self._raw_file.levels(self.outputs(source), self.runners[source])
@@ -417,7 +416,7 @@ class Trace:
     """Follows batches through the stages of one way of running.
 
     `stores` are the values of PyTorch and of the same runtime at float32, `has_raw` says whether the raw file is run
-    this way, too, and `keep` where the values in front of the tail are kept, for other ways to be compared with.
+    this way, too. `problem` says why nothing can be compared.
     """
 
     def __init__(
@@ -428,21 +427,17 @@ class Trace:
         stores: Mapping[Source, RawStore],
         *,
         has_raw: bool,
-        keep: RawStore | None = None,
     ) -> None:
         self.problem: str | None = None
         self.result: WayResult | None = None
         self._reader, self._way, self._sample = reader, way, sample
-        self._stores, self._has_raw, self._keep = stores, has_raw, keep
+        self._stores, self._has_raw = stores, has_raw
 
     def add(self, runs: BatchRuns) -> None:
         """Follow one batch; UsageError if the PyTorch model's outputs are of another size than the exported model's."""
-        body = runs.raw("tapped")
-        if self._keep is not None:
-            self._keep.put(runs.start, runs.raw("raw") if self._has_raw else body)
         if self.problem is not None:
             return
-        beside, outputs = runs.outputs("tapped"), runs.outputs("attached")
+        body, beside, outputs = runs.raw("tapped"), runs.outputs("tapped"), runs.outputs("attached")
         self.problem = self._reader.misfit(body, beside) or self._reader.misfit(body, outputs)
         if self.problem is not None:
             return
@@ -461,7 +456,7 @@ class Trace:
                 self.result.levels[level] = LevelTrace.of(self._reader.attached, level)
             of_level = shape if level == "pixel" else ()
             trace = self.result.levels[level]
-            trace.add(self.result.names, [*before, *tapped], of_level, runs.start, self._sample)
+            trace.add(self.result.names, [*before, *tapped], of_level, runs.batch.start, self._sample)
 
     def _begun(self, runner: Runner) -> WayResult:
         kept = self._stores.get("kept")

@@ -150,6 +150,7 @@ class RealBatch:
     size: int
     valid: int  # how many of the samples are real
     shared: frozenset[str] = frozenset()  # inputs that have no entry per sample, and are fed as they are
+    start: int = 0  # the number of the first sample
 
     def samples(self) -> Feeds:
         """Return what is fed without the filling."""
@@ -185,7 +186,7 @@ class RealInputs:
 
     def batches(self, size: int, *, start: int = 0, stop: int | None = None) -> Iterator[RealBatch]:
         """Yield batches of exactly `size` samples; the last one is filled up with its own last sample."""
-        for feeds in self.load(start, self.count if stop is None else min(stop, self.count), size):
+        for number, feeds in enumerate(self.load(start, self.count if stop is None else min(stop, self.count), size)):
             valid = len(next(iter(feeds.values())))
             filled = feeds
             if valid < size:
@@ -193,7 +194,7 @@ class RealInputs:
                     name: np.concatenate([array, np.repeat(array[-1:], size - valid, axis=0)])
                     for name, array in feeds.items()
                 }
-            yield RealBatch({**filled, **self.shared}, size, valid, frozenset(self.shared))
+            yield RealBatch({**filled, **self.shared}, size, valid, frozenset(self.shared), start + number * size)
 
     def at_sizes(self, sizes: Sequence[int]) -> Iterator[RealBatch]:
         """Yield every sample once: the first ones at the small sizes, the others at the largest."""

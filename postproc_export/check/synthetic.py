@@ -314,7 +314,7 @@ class SyntheticCheck:
         batch = plan.batch(inputs, size)
         opened = {name: plan.open(name, way) for name in _MODELS}
         runners: dict[ModelName, Runner] = {name: each for name, each in opened.items() if not isinstance(each, str)}
-        runs = BatchRuns(batch, 0, runners, self._reference, plan.raw_file)
+        runs = BatchRuns(batch, runners, self._reference, plan.raw_file)
         problems = {name: _problem_of(runs, name) if name in runners else str(opened[name]) for name in _MODELS}
         if problems["attached"] is None and problems["tapped"] is None:
             self._compare(way, runs, has_raw=problems["raw"] is None)

@@ -365,10 +365,8 @@ class WholeCheck:
         if self._torch is None or self._from_torch is not None:
             return
         store = RawStore(self._folder, "torch", self._inputs.count, "torch")
-        start = 0
         for batch in self._inputs.at_sizes(sizes):
-            store.put(start, self._torch.raw(batch))
-            start += batch.valid
+            store.put(batch.start, self._torch.raw(batch))
         self._from_torch = store
 
     def _run(
@@ -385,15 +383,14 @@ class WholeCheck:
         has_raw, keep = "raw" in runners, None
         if way == way.exact and way.runtime == "openvino":
             keep = RawStore(self._folder, way.label, self._inputs.count, "raw" if has_raw else "attached")
-        name = self._inputs.sample_name
-        trace = Trace(Reader(self._reference), way, name, stores, has_raw=has_raw, keep=keep)
-        start = 0
+        trace = Trace(Reader(self._reference), way, self._inputs.sample_name, stores, has_raw=has_raw)
         for batch in self._inputs.at_sizes(sizes):
-            runs = BatchRuns(batch, start, runners, self._reference, self._raw_file, stores)
+            runs = BatchRuns(batch, runners, self._reference, self._raw_file, stores)
+            if keep is not None:
+                keep.put(batch.start, runs.raw("raw" if has_raw else "tapped"))
             trace.add(runs)
             for comparison in comparisons:
                 comparison.add(runs, self._failures)
-            start += batch.valid
         if keep is not None:
             self._exact[way.runtime] = keep
         if trace.problem is not None:
