@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 from graph_patterns.expr import ExplainedError, ModelFileError
 from postproc_export.errors import PostprocError
 from postproc_export.files import default_target
-from postproc_export.formats.base import Attached, Format, format_of
+from postproc_export.formats.base import Format, format_of
 from postproc_export.options import TailOptions
 from postproc_export.ports import FoundBy, PortInfo, select_outputs
 from postproc_export.reading.found import FoundTails
 from postproc_export.reading.report import LevelReport, report_level, report_miss
 from postproc_export.reading.tail import LABEL_OUTPUT
-from postproc_export.record import TailSpec
+from postproc_export.record import AttachResult, TailSpec
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
 from postproc_export.tail import NanTest
 from postproc_export.update import Counts, counts_at
@@ -79,7 +79,7 @@ def _default_lines(refused: str | None, choices: Sequence[Mapping[str, str]]) ->
     yield from (f"    {row['what']:<{width}}  {row['chosen']} ({row['why']})" for row in choices)
 
 
-def _choices(path: Path, attached: Attached, outputs: list[PortInfo]) -> Iterator[tuple[str, str, str]]:
+def _choices(path: Path, attached: AttachResult, outputs: list[PortInfo]) -> Iterator[tuple[str, str, str]]:
     """Yield what is decided, how, and why."""
     tail = attached.tail
     for level in LEVELS:

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeAlias
 
 from postproc_export.errors import MetadataError, UsageError
-from postproc_export.float32 import HALVES, Half, shortest
+from postproc_export.float32 import HALVES, Half, rounded_to, shortest
 from postproc_export.options import TailOptions
 from postproc_export.stats import LEVELS, CalibrationStats, Level
-from postproc_export.tail import PREFIX, input_name
+from postproc_export.tail import PREFIX, Tail, input_name, place
 from postproc_export.validation import parse_json
 
 Where: TypeAlias = Literal["transform", "tail", "decision"]
@@ -321,3 +322,77 @@ def recorded_tails(stats: CalibrationStats) -> tuple[TailSpec, ...]:
     if not isinstance(found, (list, tuple)):
         raise MetadataError(f"the statistics have no legal '{STATISTICS_KEY}'", found=repr(found)[:60])
     return tuple(TailSpec.from_json(item, where="the statistics") for item in found)
+
+
+@dataclass(frozen=True, slots=True)
+class AttachResult:
+    """What was attached, and where it was written.
+
+    Parameters
+    ----------
+    tail
+        The outputs, statistics and options of the tail, and notes on levels that were left as they are.
+    record
+        The record that is now in the model's metadata.
+    source, output
+        The model that was read and the one that was written, for an IR the .xml; None for a model in memory.
+    own
+        The custom steps around it, as they were asked for.
+    """
+
+    tail: Tail
+    record: TailRecord
+    source: Path | None = None
+    output: Path | None = None
+    own: tuple[str, ...] = ()
+
+    @property
+    def renamed(self) -> Mapping[str, str]:
+        """New name of each value of the model that had to give up the name of an output."""
+        return self.record.renamed
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The names of the outputs that were added, in order."""
+        return tuple(output.name for output in self.tail.outputs)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know about levels that were left as they are."""
+        return self.tail.notes
+
+    def boundary(self, level: Level) -> float:
+        """Return the raw value from which on the file calls a score anomalous, as it stands in the file."""
+        return self.tail.boundary(level)
+
+    def summary(self) -> str:
+        """Return what was done, one fact a line."""
+        lines = [f"attached post-processing to {self.source or 'a model in memory'}"]
+        lines += [f"  written  {self.output}"] if self.output else []
+        lines += [f"  {level:<8} {self._decision(level)}" for level in LEVELS if self.tail.names(level)]
+        lines += [f"  guard    {text}" for text in (self.tail.describe_guard(),) if text]
+        lines += [f"  with     {text}" for text in self.own]
+        lines += [f"  adjusted at run time by {item.describe()}" for item in self.tail.adjustable]
+        lines += [f"  renamed  '{old}' is now '{new}' inside the model" for old, new in self.renamed.items()]
+        lines += [f"  note     {note}" for note in self.notes]
+        return "\n".join(lines)
+
+    def _decision(self, level: Level) -> str:
+        stats, options = self.tail.stats.level(level), self.tail.options
+        assert stats is not None, "a level with outputs has statistics"
+        assert stats.threshold is not None, "a level with outputs has a threshold"
+        names = [place(name) if options.is_packed else name for name in self.tail.names(level)]
+        calibrated = f"threshold {_shown(stats.threshold)}, range {_shown(stats.min)} to {_shown(stats.max)}"
+        if not options.enable_thresholding:
+            return f"{names[0]}: normalised, without a label ({calibrated})"
+        raw = "" if options.enable_normalization else f", {names[0]} raw"
+        boundary, half = self.boundary(level), self.tail.narrow.get(level)
+        narrow = "" if half is None else f"in {half} from {_shown(rounded_to(boundary, half))}, "
+        return (
+            f"{' and '.join(names)}: anomalous from raw {_shown(boundary)} on ({narrow}{calibrated}, "
+            f"sensitivity {shortest(options.sensitivity(level))}, rule {options.comparison}{raw})"
+        )
+
+
+def _shown(value: float) -> str:
+    return str(value) if value in (float("inf"), float("-inf")) else str(shortest(value))

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 from graph_patterns.expr import ExplainedError
-from postproc_export.attach import AttachResult
 from postproc_export.check.report import ParityReport
 from postproc_export.errors import FileError, UsageError
 from postproc_export.files import explained, folder_made_for, publishing, refuse_inputs
 from postproc_export.process import staging_folder
+from postproc_export.record import AttachResult
 from postproc_export.runtimes import PortInfo
 from postproc_export.stats import CalibrationStats
 

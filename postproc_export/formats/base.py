@@ -31,7 +31,16 @@ from postproc_export.reading.found import (
     refuse_partial,
     touched,
 )
-from postproc_export.record import METADATA_KEY, LayerRecord, TailRecord, TailSpec, Where, load_record, refuse_misfit
+from postproc_export.record import (
+    METADATA_KEY,
+    AttachResult,
+    LayerRecord,
+    TailRecord,
+    TailSpec,
+    Where,
+    load_record,
+    refuse_misfit,
+)
 from postproc_export.runtimes import Axis, PortInfo, RuntimeName
 from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.tail import RAW_INPUTS, AdjustableInput, Tail, calibrated_levels
@@ -223,15 +232,6 @@ def illegal(what: str, found: str, *, where: str) -> MetadataError:
         needed="what attaching wrote of the original",
         fix="attach to the original again",
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Attached:
-    """What was done to a model in memory: the tail, the record in it, and the new names of values that had to move."""
-
-    tail: Tail
-    record: TailRecord
-    renamed: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -434,7 +434,7 @@ class Format(ABC):
 
     def attach(
         self, model: Any, stats: CalibrationStats, options: TailOptions, outputs: Outputs | None = None
-    ) -> Attached:
+    ) -> AttachResult:
         """Append the tail.
 
         Raises UnsupportedModelError if there is one already or the outputs cannot be post-processed, and UsageError or
@@ -448,7 +448,7 @@ class Format(ABC):
         tail = self.build_tail(model, stats, options, selection)
         record = self.put(model, plan_tail(tail, [port.name for port in ports]))
         assert isinstance(record, TailRecord), "the tail has a record of its own"
-        return Attached(tail, record, record.renamed)
+        return AttachResult(tail, record)
 
     def find(self, model: Any, *, where: str) -> FoundTails:
         """Find the tails of a model, ours or Anomalib's, with the help of its record where that fits."""

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 from postproc_export.attach import attach_model
 from postproc_export.eager import as_stats
 from postproc_export.errors import require
-from postproc_export.formats.base import Attached, Format, Outputs
+from postproc_export.formats.base import Format, Outputs
 from postproc_export.options import AttachInMemoryOptions, TailOptions
-from postproc_export.record import parse_tails
+from postproc_export.record import AttachResult, parse_tails
 from postproc_export.runtimes.openvino import import_openvino
 from postproc_export.stats import CalibrationStats
 from postproc_export.validation import called_like
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 @called_like(AttachInMemoryOptions)
-def attach_to_onnx(**given: Any) -> Attached:
+def attach_to_onnx(**given: Any) -> AttachResult:
     """Append normalised scores, labels and masks to an ONNX model in memory, in place.
 
     Returns
     -------
-    Attached
+    AttachResult
         The tail, the record that is now in the model's metadata, and the values that had to be renamed.
 
     Raises
@@ -50,7 +50,7 @@ def attach_to_onnx(**given: Any) -> Attached:
 
 
 @called_like(AttachInMemoryOptions)
-def attach_to_openvino(**given: Any) -> Attached:
+def attach_to_openvino(**given: Any) -> AttachResult:
     """Append normalised scores, labels and masks to an `openvino.Model` in memory, in place.
 
     Raises
@@ -72,7 +72,7 @@ def attach_to_openvino(**given: Any) -> Attached:
     return attached
 
 
-def _attach_to(model: Any, form: Format, asked: AttachInMemoryOptions) -> Attached:
+def _attach_to(model: Any, form: Format, asked: AttachInMemoryOptions) -> AttachResult:
     stats, steps = as_stats(asked.stats), parse_tails(asked.steps)
     outputs: Outputs = {"image_output": asked.image_output, "pixel_output": asked.pixel_output}
     return attach_model(form, model, stats, TailOptions.of(asked), steps, outputs)
@@ -157,7 +157,7 @@ def _left_out(ir: Any, model: Any, weights: dict[str, Any]) -> Iterator[None]:
 
 def attach_to_onnx_program(
     program: "torch.onnx.ONNXProgram", stats: "CalibrationStats | str | Path", **options: Any
-) -> Attached:
+) -> AttachResult:
     """Append normalised scores, labels and masks to a `torch.onnx.ONNXProgram`, in place.
 
     Parameters
@@ -183,7 +183,7 @@ def attach_to_onnx_program(
     step = onnx_ir_pass(stats, **options)
     program.model = step(program.model).model
     program.release()  # a session that was opened for the model as it was
-    attached: Attached = step.attached
+    attached: AttachResult = step.attached
     return attached
 
 

@@ -15,11 +15,11 @@ from graph_patterns.openvino import copied
 from postproc_export.check.preserved_files import compare_models
 from postproc_export.detach import detach_postprocessing
 from postproc_export.errors import UnsupportedModelError
-from postproc_export.formats.base import Attached
 from postproc_export.formats.openvino import OpenVinoFormat
 from postproc_export.formats.openvino_file import tail_constants
 from postproc_export.inspect import inspect_model
 from postproc_export.options import TailOptions
+from postproc_export.record import AttachResult
 from postproc_export.runtimes.openvino import openvino_core
 from postproc_export.stats import CalibrationStats, LevelStats
 
@@ -53,7 +53,7 @@ def saved(model: Any, folder: Path, name: str = "m.xml") -> Any:
     return CORE.read_model(folder / name)
 
 
-def attach(model: Any, stats: CalibrationStats = STATS, **options: Any) -> Attached:
+def attach(model: Any, stats: CalibrationStats = STATS, **options: Any) -> AttachResult:
     """Attach in place."""
     outputs = {key: options.pop(key) for key in ("image_output", "pixel_output") if key in options}
     return OpenVinoFormat().attach(model, stats, TailOptions(**options), outputs)
