@@ -19,7 +19,7 @@ from postproc_export.eager import as_stats
 from postproc_export.errors import UsageError
 from postproc_export.export.exporter import (
     INPUT,
-    DynamicAxis,
+    Axes,
     RawModule,
     as_example,
     evaluation_mode,
@@ -103,7 +103,7 @@ class Job:
     formats: tuple[Format, ...]
     raw: RawModule
     example: "torch.Tensor"  # what the module is traced with
-    axes: tuple[DynamicAxis, ...]  # those that stay open
+    axes: Axes  # those that stay open
     folder: Path
     probes: list[Probe] = field(default_factory=list)
     _raw_checks: dict[Format, list[Check]] = field(default_factory=dict, init=False)

@@ -5,14 +5,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
 from graph_patterns.onnx.graph import default_opset
 from postproc_export.errors import FileError, UnsupportedModelError, UsageError, require
 from postproc_export.formats.onnx import OnnxFormat
-from postproc_export.ports import RAW_NAMES, Selection
+from postproc_export.ports import RAW_NAMES
 from postproc_export.process import quiet_exporter
 from postproc_export.runtimes import Array, PortInfo, first_reason
 from postproc_export.runtimes.openvino import openvino_core, port_info, save_ir
@@ -27,19 +27,8 @@ if TYPE_CHECKING:
 NAMED: Final = {"batch": 0, "height": -2, "width": -1}
 FORM: Final = "batch, height, width, or NAME=INDEX such as height=1"
 
-_STEPS: Final = (32, 64)  # multiples of the strides that networks have, so that the module itself takes most of them
-
-
-@dataclass(frozen=True, slots=True)
-class DynamicAxis:
-    """An axis of the input whose size is to be left open: what the exported file calls it, and its place."""
-
-    name: str
-    index: int
-
-    def describe(self) -> str:
-        """Return name and place."""
-        return f"'{self.name}' (axis {self.index} of the input)"
+Axes: TypeAlias = Mapping[str, int]
+"""The axes of the input whose size is to be left open: what the exported file calls each, and its place."""
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
@@ -50,14 +39,14 @@ def parse_shape(text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-def parse_axes(asked: str | Iterable[str], shape: Sequence[int]) -> tuple[DynamicAxis, ...]:
+def parse_axes(asked: str | Iterable[str], shape: Sequence[int]) -> Axes:
     """Return the axes that are to be dynamic, of an example of this shape.
 
     They are asked for as ``"batch,height,width"``, or as a list of such names: batch is the first axis, height and
     width are the last two. Any other name, and another layout, takes an index: ``"height=1,width=2"``. Raises
     UsageError if a name is not known and has no index, an index is not one of the shape's, or two are the same.
     """
-    rank, axes = len(shape), []
+    rank, axes = len(shape), dict[str, int]()
     for text in map(str.strip, asked.split(",") if isinstance(asked, str) else asked):
         if not text:
             continue
@@ -71,25 +60,16 @@ def parse_axes(asked: str | Iterable[str], shape: Sequence[int]) -> tuple[Dynami
         place = int(index) if given else NAMED[name] % rank
         if place >= rank:
             raise UsageError(f"--dynamic {text}: the input has {rank} axes", needed=f"an index from 0 to {rank - 1}")
-        axes.append(DynamicAxis(name, place))
-    for kind, values in (("name", [axis.name for axis in axes]), ("axis", [str(axis.index) for axis in axes])):
-        twice = sorted({value for value in values if values.count(value) > 1})
+        twice = f"name {name}" if name in axes else f"axis {place}" if place in axes.values() else None
         if twice:
-            raise UsageError(f"{kind} {twice[0]} is asked to be dynamic twice", needed=f"each once: {FORM}")
-    return tuple(axes)
+            raise UsageError(f"{twice} is asked to be dynamic twice", needed=f"each once: {FORM}")
+        axes[name] = place
+    return axes
 
 
-def trace_shape(shape: Sequence[int], axes: Iterable[DynamicAxis]) -> tuple[int, ...]:
+def trace_shape(shape: Sequence[int], axes: Axes) -> tuple[int, ...]:
     """Return the shape to export with: exporters take a dynamic axis of size 1 for a constant, so those get size 2."""
-    dynamic = {axis.index for axis in axes}
-    return tuple(max(size, 2) if index in dynamic else size for index, size in enumerate(shape))
-
-
-def other_sizes(axis: DynamicAxis, size: int) -> list[int]:
-    """Return sizes of an axis other than the exported one, likely ones first."""
-    if axis.name == "batch":
-        return [1, size + 1]
-    return [*(size + step for step in _STEPS), 2 * size, *([size // 2] if size > 1 else [])]
+    return tuple(max(size, 2) if index in axes.values() else size for index, size in enumerate(shape))
 
 
 PURPOSE = "exporting a PyTorch module"
@@ -136,7 +116,20 @@ class RawModule:
             remarks = (_UNKNOWN_MAP.format(name=selection.pixel.name),)
             selection = replace(selection, pixel=None, pixel_found=None)
         levels = tuple(level for level in LEVELS if level in selection.raw)
-        return cls(_wrapper(module, selection, levels), levels, remarks)
+        import torch
+
+        class RawOutputs(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.inner = module
+
+            def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+                found = raw_tensors(self.inner(image), selection)
+                return tuple(found[level] for level in levels)
+
+        wrapper = RawOutputs()
+        wrapper.training = module.training
+        return cls(wrapper, levels, remarks)
 
     @property
     def names(self) -> list[str]:
@@ -218,8 +211,11 @@ def load_weights(module: "torch.nn.Module", path: Path) -> None:
     except RuntimeError as error:  # shapes
         raise UsageError(f"the weights {path} do not fit the module", found=" ".join(str(error).split())) from error
     if missing or unexpected:
-        lists = {"not in the file": missing, "not in the module": unexpected}
-        found = "; ".join(f"{where}: {_shown(names)}" for where, names in lists.items() if names)
+        found = "; ".join(
+            f"{where}: {', '.join(names[:_SHOWN])}" + (f" and {len(names) - _SHOWN} more" if names[_SHOWN:] else "")
+            for where, names in (("not in the file", missing), ("not in the module", unexpected))
+            if names
+        )
         raise UsageError(f"the weights {path} are not this module's", found=found, needed="the same names in both")
 
 
@@ -228,33 +224,13 @@ def evaluation_mode(module: "torch.nn.Module") -> Iterator[tuple[str, ...]]:
     """Put the module into evaluation mode while the block runs; yields a remark where it was not."""
     training = {part: part.training for part in module.modules()}
     names = [name or "the module itself" for name, part in module.named_modules() if part.training]
-    remarks: tuple[str, ...] = ()
-    if names:
-        parts = f"{len(names)} of {len(training)} parts, the first is {names[0]}"
-        remarks = (f"the module was in training mode ({parts}): it was exported in evaluation mode",)
+    parts = f"{len(names)} of {len(training)} parts, the first is {names[0]}" if names else ""
     module.eval()
     try:
-        yield remarks
+        yield (f"the module was in training mode ({parts}): it was exported in evaluation mode",) if names else ()
     finally:
         for part, was_training in training.items():
             part.training = was_training
-
-
-def _wrapper(module: "torch.nn.Module", selection: Selection, levels: Sequence[Level]) -> "torch.nn.Module":
-    import torch
-
-    class RawOutputs(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = module
-
-        def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            found = raw_tensors(self.inner(image), selection)
-            return tuple(found[level] for level in levels)
-
-    wrapper = RawOutputs()
-    wrapper.training = module.training
-    return wrapper
 
 
 def _called(module: "torch.nn.Module", images: "torch.Tensor") -> Any:
@@ -275,21 +251,12 @@ def _called(module: "torch.nn.Module", images: "torch.Tensor") -> Any:
         ) from error
 
 
-def _shown(names: list[str]) -> str:
-    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + rest
-
-
-# The conversions: what they were asked for is read back from what they wrote.
-
 INPUT: Final = "input"
 _LONGEST: Final = 500  # characters of somebody else's error
 ONE_FILE: Final = 1 << 30  # bytes of weights; above it they go beside the graph, which protobuf limits to 2 GiB
 
 
-def write_onnx(
-    raw: RawModule, example: "torch.Tensor", path: Path, *, axes: Sequence[DynamicAxis], opset: int | None = None
-) -> int:
+def write_onnx(raw: RawModule, example: "torch.Tensor", path: Path, *, axes: Axes, opset: int | None = None) -> int:
     """Export the module to an ONNX file and return the opset that came out; large weights go into ``<path>.data``.
 
     `axes` have to be symbolic in the file; one of size 1 in the example would be taken for a constant. The exporter
@@ -315,7 +282,7 @@ def write_onnx(
     return found
 
 
-def write_ir(onnx_path: Path, path: Path, *, axes: Sequence[DynamicAxis]) -> None:
+def write_ir(onnx_path: Path, path: Path, *, axes: Axes) -> None:
     """Convert an ONNX file to an uncompressed IR; raises UnsupportedModelError if OpenVINO cannot, or fixes an axis.
 
     From the ONNX file, not from the module: OpenVINO's own conversion of PyTorch modules loses the names of outputs.
@@ -328,7 +295,7 @@ def write_ir(onnx_path: Path, path: Path, *, axes: Sequence[DynamicAxis]) -> Non
     save_ir(model, path)
 
 
-def refuse_fixed(axes: Sequence[DynamicAxis], inputs: Sequence[PortInfo], *, in_what: str) -> None:
+def refuse_fixed(axes: Axes, inputs: Sequence[PortInfo], *, in_what: str) -> None:
     """Refuse a file whose input has a fixed size, or one symbol twice, where axes were asked to be dynamic.
 
     Raises UnsupportedModelError, which names the first such axis.
@@ -337,30 +304,29 @@ def refuse_fixed(axes: Sequence[DynamicAxis], inputs: Sequence[PortInfo], *, in_
     if port is None:
         found = "; ".join(port.describe() for port in inputs) or "no input"
         raise UnsupportedModelError(f"{in_what} has no input '{INPUT}'", found=found, needed="the example's")
-    symbols: dict[str, DynamicAxis] = {}
+    symbols: dict[str, str] = {}
     if port.shape is None:
         return
-    for axis in axes:
-        size = port.shape[axis.index]
+    for name, index in axes.items():
+        size = port.shape[index]
         if isinstance(size, int):
-            raise fixed_axis(axis, f"{in_what} fixes it to {size}: {port.describe()}")
+            raise fixed_axis(name, index, f"{in_what} fixes it to {size}: {port.describe()}")
         if size in symbols:
-            other = symbols[size].name
-            raise fixed_axis(axis, f"{in_what} makes it the same as '{other}': {port.describe()}")
+            raise fixed_axis(name, index, f"{in_what} makes it the same as '{symbols[size]}': {port.describe()}")
         if size is not None:
-            symbols[size] = axis
+            symbols[size] = name
 
 
-def fixed_axis(axis: DynamicAxis, found: str) -> UnsupportedModelError:
+def fixed_axis(name: str, index: int, found: str) -> UnsupportedModelError:
     """Return the error for an axis that is not dynamic though it was asked to be."""
     return UnsupportedModelError(
-        f"{axis.describe()} was to be dynamic and is not",
+        f"'{name}' (axis {index} of the input) was to be dynamic and is not",
         found=found,
-        fix=f"leave {axis.name} out of --dynamic, or mend the module: a size that becomes a Python number is fixed",
+        fix=f"leave {name} out of --dynamic, or mend the module: a size that becomes a Python number is fixed",
     )
 
 
-def _program(raw: RawModule, example: "torch.Tensor", axes: Sequence[DynamicAxis], opset: int | None) -> Any:
+def _program(raw: RawModule, example: "torch.Tensor", axes: Axes, opset: int | None) -> Any:
     import torch
 
     try:
@@ -373,13 +339,15 @@ def _program(raw: RawModule, example: "torch.Tensor", axes: Sequence[DynamicAxis
                 dynamo=True,
                 input_names=[INPUT],
                 output_names=raw.names,
-                dynamic_shapes=({axis.index: axis.name for axis in axes},) if axes else None,
+                dynamic_shapes=({index: name for name, index in axes.items()},) if axes else None,
                 opset_version=opset,
                 verbose=False,
             )
     except Exception as error:  # all that the exporter, torch.export and the module's own code may raise
-        for axis, size in _sizes_that_it_fixes(raw, example, axes):
-            raise fixed_axis(axis, f"torch.export fixes it to {size}, for the module computes with it") from error
+        for name, size in _sizes_that_it_fixes(raw, example, axes).items():
+            raise fixed_axis(
+                name, axes[name], f"torch.export fixes it to {size}, for the module computes with it"
+            ) from error
         reason = error.__cause__ or error
         raise UnsupportedModelError(
             "torch.onnx.export cannot export the module",
@@ -388,21 +356,19 @@ def _program(raw: RawModule, example: "torch.Tensor", axes: Sequence[DynamicAxis
         ) from error
 
 
-def _sizes_that_it_fixes(
-    raw: RawModule, example: "torch.Tensor", axes: Sequence[DynamicAxis]
-) -> list[tuple[DynamicAxis, int]]:
+def _sizes_that_it_fixes(raw: RawModule, example: "torch.Tensor", axes: Axes) -> dict[str, int]:
     """Return the axes that become constants where torch.export may choose; none where it fails even so."""
     import torch
 
     if not axes:
-        return []
-    free = ({axis.index: torch.export.Dim.AUTO for axis in axes},)
+        return {}
+    free = (dict.fromkeys(axes.values(), torch.export.Dim.AUTO),)
     try:
         with quiet_exporter(), torch.no_grad():
             exported = torch.export.export(raw.wrapper, (example,), dynamic_shapes=free, strict=False)
     except Exception:  # then the first error says what is wrong
-        return []
+        return {}
     (name,) = exported.graph_signature.user_inputs
     shape = next(node.meta["val"].shape for node in exported.graph.nodes if node.name == name)
-    sizes = {axis: str(shape[axis.index]) for axis in axes}  # a symbol that became a number is still no int
-    return [(axis, int(size)) for axis, size in sizes.items() if size.isdecimal()]
+    sizes = {axis: str(shape[index]) for axis, index in axes.items()}  # a symbol that became a number is still no int
+    return {axis: int(size) for axis, size in sizes.items() if size.isdecimal()}

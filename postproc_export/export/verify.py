@@ -1,7 +1,7 @@
 """Whether exported files give what the module gives, for the example, random inputs, real images, other sizes."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -15,7 +15,7 @@ from postproc_export.check.tail import CheckTally, compare_tail
 from postproc_export.check.ways import Configuration
 from postproc_export.comparison import Tolerance, compare_scores, observed
 from postproc_export.errors import UnsupportedModelError
-from postproc_export.export.exporter import INPUT, DynamicAxis, RawModule, fixed_axis, other_sizes
+from postproc_export.export.exporter import INPUT, Axes, RawModule, fixed_axis
 from postproc_export.ports import RAW_NAMES
 from postproc_export.record import TailSpec
 from postproc_export.runtimes import Array, PortInfo, as_float32
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 RANDOM: Final = 2
 IMAGES: Final = 16
+_STEPS: Final = (32, 64)  # multiples of the strides that networks have, so that the module itself takes most of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Probe:
     label: str  # what it is
     images: Array
     raw: dict[Level, Array]  # float32
-    axes: tuple[DynamicAxis, ...] = ()  # those whose size is another one than in the export
+    axes: Axes = field(default_factory=dict)  # those whose size is another one than in the export
 
 
 def usual_probes(raw: RawModule, example: "torch.Tensor", *, seed: int) -> Iterator[Probe]:
@@ -62,21 +63,27 @@ def image_probes(
         yield _probe(raw, f"images of {source}", batch.feeds[port.name])
 
 
-def size_probes(raw: RawModule, example: "torch.Tensor", axes: Sequence[DynamicAxis], *, seed: int) -> Iterator[Probe]:
+def size_probes(raw: RawModule, example: "torch.Tensor", axes: Axes, *, seed: int) -> Iterator[Probe]:
     """Yield inputs of other sizes: of every axis alone, then of all at once.
 
     Raises UnsupportedModelError if the module itself runs at no other size of an axis, or not at all sizes at once.
     """
     values = example.cpu().numpy()
     sizes = list(values.shape)
-    for axis in axes:
-        probes = list(_resized(raw, values, axis, seed=seed))
+    for name, index in axes.items():
+        probes = list(_resized(raw, values, name, index, seed=seed))
         yield from probes
-        sizes[axis.index] = probes[-1].images.shape[axis.index]
+        sizes[index] = probes[-1].images.shape[index]
     if len(axes) > 1:
-        label = " x ".join(f"{axis.name} {sizes[axis.index]}" for axis in axes)
-        probe = _probe(raw, label, random_like(values, seed=seed, shape=sizes))
-        yield replace(probe, axes=tuple(axes))
+        label = " x ".join(f"{name} {sizes[index]}" for name, index in axes.items())
+        yield replace(_probe(raw, label, random_like(values, seed=seed, shape=sizes)), axes=axes)
+
+
+def other_sizes(name: str, size: int) -> list[int]:
+    """Return sizes of an axis other than the exported one, likely ones first."""
+    if name == "batch":
+        return [1, size + 1]
+    return [*(size + step for step in _STEPS), 2 * size, *([size // 2] if size > 1 else [])]
 
 
 def random_like(example: Array, *, seed: int, shape: Sequence[int] | None = None) -> Array:
@@ -90,28 +97,26 @@ def random_like(example: Array, *, seed: int, shape: Sequence[int] | None = None
     return (low + (high - low) * rng.random(shape)).astype(example.dtype)
 
 
-def _resized(raw: RawModule, example: Array, axis: DynamicAxis, *, seed: int) -> Iterator[Probe]:
+def _resized(raw: RawModule, example: Array, name: str, index: int, *, seed: int) -> Iterator[Probe]:
     """Yield the first other size that the module takes; of a batch every one."""
-    problem: UnsupportedModelError | None = None
-    found = False
-    for size in other_sizes(axis, example.shape[axis.index]):
-        shape = [*example.shape[: axis.index], size, *example.shape[axis.index + 1 :]]
+    problems: list[UnsupportedModelError] = []
+    sizes = other_sizes(name, example.shape[index])
+    for size in sizes:
+        shape = [*example.shape[:index], size, *example.shape[index + 1 :]]
         try:
-            probe = _probe(raw, f"{axis.name} {size}", random_like(example, seed=seed, shape=shape))
+            probe = _probe(raw, f"{name} {size}", random_like(example, seed=seed, shape=shape))
         except UnsupportedModelError as error:
-            problem = problem or error
+            problems.append(error)
             continue
-        found = True
-        yield replace(probe, axes=(axis,))
-        if axis.name != "batch":
+        yield replace(probe, axes={name: index})
+        if name != "batch":
             return
-    if not found:
-        assert problem is not None, "there are other sizes of every axis"
+    if len(problems) == len(sizes):
         raise UnsupportedModelError(
-            f"{axis.describe()} was to be dynamic, and the module itself takes no other size of it",
-            found=f"{problem.what}: {problem.found}",
-            fix=f"leave {axis.name} out of --dynamic",
-        ) from problem
+            f"'{name}' (axis {index} of the input) was to be dynamic, and the module itself takes no other size of it",
+            found=f"{problems[0].what}: {problems[0].found}",
+            fix=f"leave {name} out of --dynamic",
+        ) from problems[0]
 
 
 def _probe(raw: RawModule, label: str, images: Array) -> Probe:
@@ -138,13 +143,13 @@ def raw_checks(path: Path, way: Configuration, probes: Sequence[Probe]) -> list[
             if not probe.axes:
                 raise
             reason = " ".join(f"{error.what} {error.found or ''}".split())
-            raise fixed_axis(probe.axes[0], f"{where}: {reason}") from error
+            raise fixed_axis(*next(iter(probe.axes.items())), f"{where}: {reason}") from error
         for level, expected in probe.raw.items():
             name = RAW_NAMES[level]
             values = as_float32(outputs[name]) if name in outputs else None
             difference = compare_scores(expected, values, tolerance=tolerances[level], nan="same")
             if probe.axes and not difference:
-                raise fixed_axis(probe.axes[0], f"{where}: {name}: {difference.describe()}")
+                raise fixed_axis(*next(iter(probe.axes.items())), f"{where}: {name}: {difference.describe()}")
             tally.add({name: difference})
     return list(tally.checks())
 

@@ -3,7 +3,8 @@
 import pytest
 
 from postproc_export.errors import UsageError
-from postproc_export.export.exporter import DynamicAxis, other_sizes, parse_axes, parse_shape, trace_shape
+from postproc_export.export.exporter import parse_axes, parse_shape, trace_shape
+from postproc_export.export.verify import other_sizes
 
 SHAPE = (1, 3, 64, 96)
 
@@ -35,7 +36,7 @@ def test_what_is_no_shape_is_refused(text: str) -> None:
 )
 def test_axes_are_named(asked: str | list[str], axes: dict[str, int]) -> None:
     """Batch is the first axis, height and width are the last two; an index says otherwise."""
-    assert parse_axes(asked, SHAPE) == tuple(DynamicAxis(name, index) for name, index in axes.items())
+    assert parse_axes(asked, SHAPE) == axes
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_a_dynamic_axis_of_size_one_is_traced_at_two() -> None:
 @pytest.mark.parametrize("size", [1, 2, 64])
 def test_other_sizes_are_others(name: str, size: int) -> None:
     """No candidate is the size of the export itself, but a batch of 1, which is always tried."""
-    sizes = list(other_sizes(DynamicAxis(name, 0), max(size, 2)))
+    sizes = list(other_sizes(name, max(size, 2)))
     assert max(size, 2) not in sizes
     assert all(each > 0 for each in sizes)
     assert (1 in sizes) or name != "batch"

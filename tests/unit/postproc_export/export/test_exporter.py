@@ -11,13 +11,13 @@ import torch
 
 from postproc_export.errors import UnsupportedModelError
 from postproc_export.export import WAYS
-from postproc_export.export.exporter import DynamicAxis, RawModule, parse_axes, refuse_fixed, write_ir, write_onnx
+from postproc_export.export.exporter import RawModule, parse_axes, refuse_fixed, write_ir, write_onnx
 from postproc_export.export.verify import Probe, random_like, raw_checks, size_probes, usual_probes
 from postproc_export.runtimes import PortInfo, open_runner
 
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 16 * 16).reshape(2, 3, 16, 16)
-HEIGHT = DynamicAxis("height", 2)
-WIDTH = DynamicAxis("width", 3)
+HEIGHT = {"height": 2}
+SIZES = {**HEIGHT, "width": 3}
 
 
 def test_a_dataclass_is_exported_with_fixed_names(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_an_opset_that_the_exporter_does_not_give_is_refused(tmp_path: Path) -> 
     """The opset is read back; where it is another one, both are named."""
     raw = RawModule.wrap(export_modules.detector(), IMAGES)
     with pytest.raises(UnsupportedModelError, match="wrote opset 18 where opset 11 was asked for"):
-        write_onnx(raw, IMAGES, tmp_path / "model.onnx", axes=(), opset=11)
+        write_onnx(raw, IMAGES, tmp_path / "model.onnx", axes={}, opset=11)
 
 
 def test_a_size_that_the_module_makes_a_number_of_is_named(tmp_path: Path) -> None:
@@ -64,13 +64,13 @@ def test_a_size_that_the_module_makes_a_number_of_is_named(tmp_path: Path) -> No
 def test_an_axis_that_is_not_symbolic_in_a_file_is_refused(shape: tuple[int | str, ...], message: str) -> None:
     """Exporters fix an axis, or tie two together, without an error."""
     with pytest.raises(UnsupportedModelError, match=message):
-        refuse_fixed([HEIGHT, WIDTH], [PortInfo("input", "float32", shape)], in_what="the ONNX export")
+        refuse_fixed(SIZES, [PortInfo("input", "float32", shape)], in_what="the ONNX export")
 
 
 @pytest.mark.parametrize("shape", [("batch", 3, "height", "width"), (None, 3, None, None), None])
 def test_symbolic_axes_pass(shape: tuple[int | str | None, ...] | None) -> None:
     """Named ones, an IR's, which have no names, and an input of unknown rank."""
-    refuse_fixed([HEIGHT, WIDTH], [PortInfo("input", "float32", shape)], in_what="the ONNX export")
+    refuse_fixed(SIZES, [PortInfo("input", "float32", shape)], in_what="the ONNX export")
 
 
 def probes_of_the_host() -> list[Probe]:
@@ -83,7 +83,7 @@ def probes_of_the_host() -> list[Probe]:
             return {"pred_score": anomaly_map.amax(dim=(2, 3)), "anomaly_map": anomaly_map}
 
     raw = RawModule.wrap(Same(), IMAGES)
-    return [*usual_probes(raw, IMAGES, seed=1), *size_probes(raw, IMAGES, [HEIGHT], seed=1)]
+    return [*usual_probes(raw, IMAGES, seed=1), *size_probes(raw, IMAGES, HEIGHT, seed=1)]
 
 
 def test_a_file_that_gives_what_the_module_gives_passes(tmp_path: Path) -> None:
