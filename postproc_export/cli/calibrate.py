@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from postproc_export.stats import CalibrationStats, LevelStats
 
 
-_RATES: Final = ("f1", "precision", "recall", "fpr")
+_RATES: Final = {"f1": "F1", "precision": "precision", "recall": "recall", "fpr": "FPR"}
 
 
 def statistics_view(stats: CalibrationStats) -> RenderableType:
@@ -38,12 +38,8 @@ def statistics_view(stats: CalibrationStats) -> RenderableType:
     columns = [_cells(found) for found in levels.values()]
     for name in columns[0]:
         table.add_row(name, *(cells[name] for cells in columns))
-    compared = [_policies_view(level, found.details["policies"]) for level, found in levels.items() if _compared(found)]
-    return Group(table, *compared)
-
-
-def _compared(level: LevelStats) -> bool:
-    return bool(level.details.get("policies"))
+    policies = {level: rows for level, found in levels.items() if (rows := found.details.get("policies"))}
+    return Group(table, *(_policies_view(level, rows) for level, rows in policies.items()))
 
 
 def _cells(level: LevelStats) -> dict[str, str]:
@@ -57,7 +53,7 @@ def _cells(level: LevelStats) -> dict[str, str]:
         "policy": level.policy or "-",
         "decided by": level.rule or "-",
         **{name: "-" if count is None else f"{count:,}" for name, count in counts.items()},
-        **{_label(name): _rate(rates.get(name)) for name in _RATES},
+        **{label: _rate(rates.get(name)) for name, label in _RATES.items()},
         "AUROC": _interval(level.details.get("auroc")),
         "average precision": _interval(level.details.get("average_precision")),
     }
@@ -66,9 +62,7 @@ def _cells(level: LevelStats) -> dict[str, str]:
 def _policies_view(level: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     from rich.table import Table
 
-    table = Table(
-        "policy", "threshold", *map(_label, _RATES), title=f"other policies, {level} level", title_justify="left"
-    )
+    table = Table("policy", "threshold", *_RATES.values(), title=f"other policies, {level} level", title_justify="left")
     for row in rows:
         threshold = _unreachable(row) if row.get("threshold") is None else _number(row["threshold"])
         table.add_row(str(row["policy"]), threshold, *(_rate(row.get(name)) for name in _RATES))
@@ -88,10 +82,6 @@ def _unreachable(row: Mapping[str, Any]) -> str:
         return "not reachable"
     # Rounded down: a precision of 1.0000 that is none cannot be asked for.
     return f"not reachable (precision {floor(best['precision'] * 1e4) / 1e4:.4f} at {_number(best['threshold'])})"
-
-
-def _label(rate: str) -> str:
-    return rate.upper() if rate in ("f1", "fpr") else rate
 
 
 def _rate(value: float | None) -> str:

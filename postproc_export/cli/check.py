@@ -21,12 +21,13 @@ def _check_before(
     read: Sequence[Path], images: Path | None, *, junit: Path | None, markdown: Path | None, save_failures: Path | None
 ) -> None:
     """Refuse reports that are read, and what cannot be written; nothing is made."""
-    from postproc_export.files import check_folder
+    from postproc_export.files import FORMATS, check_folder, model_files
     from postproc_export.images import find_samples
 
     reports = [path for path in (junit, markdown) if path is not None]
     if reports:
-        files = [each for path in read if not path.is_dir() for each in _files_of(path)]
+        paths = [path for path in read if not path.is_dir()]
+        files = [each for path in paths for each in (model_files(path) if path.suffix in FORMATS else [path])]
         samples = [] if images is None else find_samples(images, labels=False)
         files += [path for sample in samples for path in (sample.image, sample.mask) if path is not None]
         _check_reports(junit, markdown, files)
@@ -72,12 +73,6 @@ def _check_new(path: Path) -> None:
     check_folder(nearest)
 
 
-def _files_of(path: Path) -> list[Path]:
-    from postproc_export.files import FORMATS, model_files
-
-    return model_files(path) if path.suffix in FORMATS else [path]
-
-
 _OF_IMAGES: Final = image_options()
 
 
@@ -100,6 +95,7 @@ def check(
     Example: postproc-export check model.post.onnx --raw model.onnx --images bottle/test
     """
     from postproc_export.check import check_parity, check_paths
+    from postproc_export.check.report import stage_table
 
     images, save_failures = given.get("images"), given.get("save_failures")
     unused = [option for name, option in spelling_of(_OF_IMAGES).items() if name in given]
@@ -114,17 +110,11 @@ def check(
     if as_json:
         write(report.dumps())
     else:
-        _show(report)
+        console = stdout()
+        console.print(report.table())
+        if report.whole:
+            console.print(stage_table(report.whole))
+        for line in report.remarks():
+            console.print(line)
     _write_reports(report, junit=junit, markdown=markdown)
     return 0 if report else 1
-
-
-def _show(report: ParityReport) -> None:
-    console = stdout()
-    console.print(report.table())
-    if report.whole:
-        from postproc_export.check.report import stage_table
-
-        console.print(stage_table(report.whole))
-    for line in report.remarks():
-        console.print(line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 from cyclopts import Parameter
 
@@ -13,10 +13,6 @@ from postproc_export.cli.console import stderr, stdout, warnings_to_stderr, writ
 from postproc_export.cli.options import command, image_options, options_of, preprocessing_of, spelling_of
 from postproc_export.errors import UsageError
 from postproc_export.options import SEED, CalibrationOptions, ExportOptions
-
-if TYPE_CHECKING:
-    from postproc_export.export import ExportResult
-
 
 _OPTIONS: Final = options_of(ExportOptions, without=["module", "example_input"])
 _OF_IMAGES: Final = image_options(layout="--image-layout")  # of the two, --layout is that of the outputs
@@ -58,18 +54,14 @@ def export(
     inputs = [] if weights is None else [weights]
     with warnings_to_stderr():
         result = export_model(built, example, inputs=inputs, tell=lambda step: stderr().print(step), **given)
-    _show(replace(result, subject=module, remarks=(*remarks, *result.remarks)), as_json=as_json)
-    return 0 if result else 1
-
-
-def _show(result: ExportResult, *, as_json: bool) -> None:
     if as_json:
         write(result.dumps())
-        return
-    write(result.summary())
-    for file in result.files:
-        for check in file.report.missed:
-            write(f"MISSED {file.path.name}: {check.name}: {check.message}")
+    else:
+        write(replace(result, subject=module, remarks=(*remarks, *result.remarks)).summary())
+        for file in result.files:
+            for check in file.report.missed:
+                write(f"MISSED {file.path.name}: {check.name}: {check.message}")
+    return 0 if result else 1
 
 
 def _refuse_unused(given: Mapping[str, Any]) -> None:

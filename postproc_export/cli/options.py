@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import re
 import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
@@ -37,7 +37,7 @@ def command(*options: Sequence[inspect.Parameter]) -> Callable[[Callable[..., in
         signature = inspect.Signature([*positional, *named])
         spelling, first = spelling_of(named), [each.name for each in own if each.kind == each.POSITIONAL_ONLY]
 
-        @functools.wraps(function)
+        @wraps(function)
         def run(*args: Any, **keywords: Any) -> int:
             given = _without_flags(signature.bind(*args, **keywords).arguments, spelling)
             placed = [given.pop(name) for name in first]
@@ -85,10 +85,10 @@ def _parameters(
     item: Field[Any], text: str, names: Sequence[str], group: Group, *, show_default: bool
 ) -> Iterator[inspect.Parameter]:
     """Yield the parameter for a field, or a switch for each of its flags."""
-    about = item.metadata
+    about, keyword = item.metadata, partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
     for flag, (value, meaning) in about.get("flags", {}).items():
         switch = Parameter(name=flag, help=meaning, group=group, show_default=False)
-        yield _keyword(f"{item.name}__{value}", False, Annotated[bool, switch])
+        yield keyword(f"{item.name}__{value}", default=False, annotation=Annotated[bool, switch])
     if about.get("flags"):
         return
     kind = about.get("text") or _kind_of(item.type)
@@ -108,13 +108,9 @@ def _parameters(
         parameter = Parameter(help=parameter.help)
         yield inspect.Parameter(item.name, inspect.Parameter.POSITIONAL_ONLY, annotation=Annotated[kind, parameter])
     elif item.default is MISSING:
-        yield _keyword(item.name, inspect.Parameter.empty, Annotated[kind, parameter])
+        yield keyword(item.name, annotation=Annotated[kind, parameter])
     else:
-        yield _keyword(item.name, item.default, Annotated[kind | None, parameter])
-
-
-def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        yield keyword(item.name, default=item.default, annotation=Annotated[kind | None, parameter])
 
 
 def _kind_of(annotation: Any) -> Any:

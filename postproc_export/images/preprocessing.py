@@ -140,23 +140,24 @@ class Preprocessing:
         if not isinstance(document, Mapping):
             raise MetadataError("the recorded pre-processing is not a JSON object", found=repr(document)[:60])
         known = {item.name for item in fields(cls)}
-        values: dict[str, Any] = {key: _tupled(document[key]) for key in known if key in document}
+        values: dict[str, Any] = {key: document[key] for key in known if key in document}
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         try:
             return cls(**values)
         except (TypeError, UsageError) as error:
             raise MetadataError("the recorded pre-processing is not legal", found=str(error).splitlines()[0]) from error
 
     def _arranged(self, pixels: Array) -> Array:
-        values = pixels if self.dtype == "uint8" else self._normalised(pixels)
+        values = pixels
+        if self.dtype != "uint8":
+            mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+            values = pixels.astype(np.float32) / np.float32(255.0 if self.scale is None else self.scale)
+            values = (values - mean) / std
+            dtype: Any = self.dtype or "float32"
+            if dtype == "bfloat16":
+                dtype = require("ml_dtypes", extra="images", purpose="feeding a bfloat16 input").bfloat16
+            values = values.astype(dtype, copy=False)
         return np.ascontiguousarray(values.transpose(2, 0, 1) if self.layout == "nchw" else values)
-
-    def _normalised(self, pixels: Array) -> Array:
-        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
-        values: Array = pixels.astype(np.float32) / np.float32(255.0 if self.scale is None else self.scale)
-        values = (values - mean) / std
-        if self.dtype == "bfloat16":
-            return values.astype(require("ml_dtypes", extra="images", purpose="feeding a bfloat16 input").bfloat16)
-        return values.astype(self.dtype or "float32", copy=False)
 
 
 def image_input(ports: Sequence[PortInfo]) -> PortInfo:
@@ -191,10 +192,6 @@ def _sizes(port: PortInfo, wanted: Preprocessing) -> tuple[int | None, int | Non
             fix="choose --layout (nchw, nhwc) and --channel-order (rgb, bgr, gray)",
         )
     return port.size(height_axis), port.size(width_axis)
-
-
-def _tupled(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _listed(values: Sequence[float]) -> str:

@@ -177,33 +177,24 @@ def by_level(name: str, result: Any) -> Tensors:
     """Return the score and the map in what a forward gave; what is None is left out."""
     import torch
 
-    values = _named(name, result)
-    found: Tensors = {}
-    for level in LEVELS:
-        value = values.get(RAW_NAMES[level])
-        if isinstance(value, torch.Tensor):
-            found[level] = value
-        elif value is not None:
-            raise _unfit(name, f"gives a {RAW_NAMES[level]} that is no tensor", type(value).__name__, _RESULT)
-    return found
-
-
-def _named(name: str, result: Any) -> Mapping[str, Any]:
-    if isinstance(result, Mapping):
-        values = dict(result)
-    elif hasattr(result, "_asdict"):
-        values = result._asdict()
+    names = [RAW_NAMES[level] for level in LEVELS]
+    if isinstance(result, Mapping) or hasattr(result, "_asdict"):
+        values = dict(result if isinstance(result, Mapping) else result._asdict())
     elif isinstance(result, (tuple, list)):
         if len(result) != len(LEVELS):
             raise _unfit(name, "gives another number of results", f"{len(result)} of them", _RESULT)
-        values = dict(zip((RAW_NAMES[level] for level in LEVELS), result, strict=True))
-    elif any(hasattr(result, key) for key in RAW_NAMES.values()):
-        return {key: getattr(result, key, None) for key in RAW_NAMES.values()}
+        values = dict(zip(names, result, strict=True))
+    elif any(hasattr(result, key) for key in names):
+        values = {key: getattr(result, key, None) for key in names}
     else:
         raise _unfit(name, "gives something else than a score and a map", type(result).__name__, _RESULT)
-    if unknown := [str(key) for key, value in values.items() if key not in RAW_NAMES.values() and value is not None]:
+    if unknown := [str(key) for key, value in values.items() if key not in names and value is not None]:
         raise _unfit(name, f"gives '{unknown[0]}'", ", ".join(map(str, values)), _RESULT)
-    return values
+    found = {level: value for level in LEVELS if (value := values.get(RAW_NAMES[level])) is not None}
+    for level, value in found.items():
+        if not isinstance(value, torch.Tensor):
+            raise _unfit(name, f"gives a {RAW_NAMES[level]} that is no tensor", type(value).__name__, _RESULT)
+    return found
 
 
 # What a class is exported with: tensors of the form of its host, and what it makes of them.
@@ -230,6 +221,11 @@ class StepAtHost:
     ports: Mapping[Level, PortInfo]  # the raw outputs of the host
     probes: tuple[Probe, ...]  # the export traces the first; the others are of other sizes where the host is dynamic
     made: tuple[Level, ...]  # the levels whose values it makes; one that it hands on as it is needs no graph
+
+    @property
+    def example(self) -> "tuple[torch.Tensor, ...]":
+        """What the export traces, one tensor per level."""
+        return tuple(self.probes[0][0][level] for level in self.ports)
 
     @property
     def dynamic(self) -> dict[Level, dict[int, str]]:

@@ -64,7 +64,7 @@ def _export(form: StepAtHost, *, opset: int, runtime: RuntimeName, whose: str) -
             return model
         tried[name] = str(problem)
     is_newer = any(problem.startswith(_OTHER_OPSET) for problem in tried.values())
-    types = advice(tensor.dtype for tensor in form.probes[0][0].values())
+    types = advice(tensor.dtype for tensor in form.example)
     raise UnsupportedModelError(
         f"the tail '{form.step.spec.name}' cannot be exported at opset {opset}, {whose}",
         found="; ".join(f"by {name}: {problem}" for name, problem in tried.items()),
@@ -75,14 +75,16 @@ def _export(form: StepAtHost, *, opset: int, runtime: RuntimeName, whose: str) -
 
 
 def _attempt(
-    export: "Callable[[StepAtHost, torch.nn.Module, int], onnx.ModelProto]",
+    export: "Callable[[StepAtHost, torch.nn.Module, Mapping[str, Any]], onnx.ModelProto]",
     form: StepAtHost,
     opset: int,
     runtime: RuntimeName,
 ) -> tuple[onnx.ModelProto | None, str | None]:
+    names = {"input_names": [INPUTS[level] for level in form.ports], "output_names": exported_names(form.made)}
+    asked = {**names, "opset_version": opset, "verbose": False}
     try:
         with _quiet():
-            model = inlined(export(form, _wrapper(form.step, tuple(form.ports), form.made), opset))
+            model = inlined(export(form, _wrapper(form.step, tuple(form.ports), form.made), asked))
     except Exception as error:  # all that an exporter and the class itself may raise
         reason = error.__cause__ or error
         return None, reason_of(reason)[:_LONGEST] if not isinstance(error, PostprocError) else error.what
@@ -95,45 +97,26 @@ def _attempt(
     return model, _disagreement(model, form, runtime)
 
 
-def _by_dynamo(form: StepAtHost, wrapper: "torch.nn.Module", opset: int) -> onnx.ModelProto:
+def _by_dynamo(form: StepAtHost, wrapper: "torch.nn.Module", asked: Mapping[str, Any]) -> onnx.ModelProto:
     import torch
 
     require("onnxscript", extra="export", purpose=PURPOSE)
     dynamic = tuple(form.dynamic[level] for level in form.ports)
     # Names, not `Dim` objects: a size that the class fixes is an error then; a `Dim` is given up in silence.
-    program: Any = torch.onnx.export(
-        wrapper,
-        tuple(form.probes[0][0][level] for level in form.ports),
-        None,
-        dynamo=True,
-        input_names=[INPUTS[level] for level in form.ports],
-        output_names=exported_names(form.made),
-        dynamic_shapes=dynamic if any(dynamic) else None,
-        opset_version=opset,
-        verbose=False,
-    )
+    shapes = dynamic if any(dynamic) else None
+    program: Any = torch.onnx.export(wrapper, form.example, None, dynamo=True, dynamic_shapes=shapes, **asked)
     model: onnx.ModelProto = program.model_proto
     return model
 
 
-def _by_torchscript(form: StepAtHost, wrapper: "torch.nn.Module", opset: int) -> onnx.ModelProto:
+def _by_torchscript(form: StepAtHost, wrapper: "torch.nn.Module", asked: Mapping[str, Any]) -> onnx.ModelProto:
     import torch
 
+    axes = {INPUTS[level]: axes for level, axes in form.dynamic.items() if axes}
     with temporary_folder() as folder, _without_graphs(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        path = folder / "tail.onnx"
-        torch.onnx.export(
-            wrapper,
-            tuple(form.probes[0][0][level] for level in form.ports),
-            path,
-            dynamo=False,
-            input_names=[INPUTS[level] for level in form.ports],
-            output_names=exported_names(form.made),
-            dynamic_axes={INPUTS[level]: axes for level, axes in form.dynamic.items() if axes},
-            opset_version=opset,
-            verbose=False,
-        )
-        model = onnx.load(path)
+        torch.onnx.export(wrapper, form.example, folder / "tail.onnx", dynamo=False, dynamic_axes=axes, **asked)
+        model = onnx.load(folder / "tail.onnx")
     for warning in caught:
         # A branch that was taken once, or a size that was read, however well it does at the sizes that are tried.
         if issubclass(warning.category, torch.jit.TracerWarning):  # type: ignore[attr-defined]
@@ -284,8 +267,10 @@ def fragment_of(
     outputs = [item.name for item in graph.output]
     _end_in_nodes(graph, outputs)
     names, used = dict(fixed), set(taken)
-    for name in [name for name in _defined(graph) if name not in fixed]:
-        names[name] = names.get(name) or _unused(name, used)
+    for scope in subgraphs(graph):
+        made = (name for node in scope.node for name in node.output if name)
+        for name in (*(item.name for item in (*scope.input, *scope.initializer)), *made):
+            names[name] = names.get(name) or _unused(name, used)
     read = {name for node in graph.node for name in reads(node)}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
         graph.initializer.remove(tensor)
@@ -311,14 +296,6 @@ def _end_in_nodes(graph: onnx.GraphProto, outputs: Sequence[str]) -> None:
             for node in graph.node:
                 _rename(node, {name: source})
             graph.node.append(onnx.helper.make_node("Identity", [source], [name]))
-
-
-def _defined(graph: onnx.GraphProto) -> Iterator[str]:
-    for scope in subgraphs(graph):
-        yield from (item.name for item in scope.input)
-        yield from (tensor.name for tensor in scope.initializer)
-        for node in scope.node:
-            yield from (name for name in node.output if name)
 
 
 def _name_nodes(graph: onnx.GraphProto, used: set[str]) -> None:
@@ -367,14 +344,13 @@ def _anchored(outputs: Mapping[str, Any], plan: Plan, read: Mapping[str, Any]) -
         if node.get_name() not in reached:
             reached.add(node.get_name())
             pending += [node.input_value(index).get_node() for index in range(node.get_input_size())]
-    sources = {port.name: read[name] for name, port in plan.inputs.items()}
-    loose = {name for name in outputs if name in sources and sources[name].get_node().get_name() not in reached}
-    return {name: _beside(output, sources[name]) if name in loose else output for name, output in outputs.items()}
-
-
-def _beside(output: Any, source: Any) -> Any:
-    """Reshape a value to its own shape, with that of another of the same rank times zero added."""
     import openvino.opset13 as opset
 
-    nothing = opset.multiply(opset.shape_of(source), np.int64(0))
-    return opset.reshape(output, opset.add(opset.shape_of(output), nothing), special_zero=False).output(0)
+    sources = {port.name: read[name] for name, port in plan.inputs.items()}
+    loose = {name for name in outputs if name in sources and sources[name].get_node().get_name() not in reached}
+    anchored = dict(outputs)
+    for name in loose:  # reshaped to its own shape, with that of the raw one, of the same rank, times zero added
+        nothing = opset.multiply(opset.shape_of(sources[name]), np.int64(0))
+        shape = opset.add(opset.shape_of(outputs[name]), nothing)
+        anchored[name] = opset.reshape(outputs[name], shape, special_zero=False).output(0)
+    return anchored
