@@ -301,7 +301,7 @@ def _onnx_facts(model: onnx.ModelProto, path: Path) -> dict[str, Any]:
 def _onnx_weights(model: onnx.ModelProto, path: Path) -> dict[str, Any]:
     from graph_patterns.onnx.file import external_data_locations, external_files
 
-    locations = list(dict.fromkeys(data.location for data in external_data_locations(model)))
+    locations = list(dict.fromkeys(location for _, location, _ in external_data_locations(model)))
     if not locations:
         return {"location": "inline", "size": _inline_bytes(model), "files": [], "missing": []}
     missing = [name for name in locations if _is_harmless(name) and not os.path.lexists(path.parent / name)]

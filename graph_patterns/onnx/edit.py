@@ -2,8 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, MutableSequence
-from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -231,43 +230,34 @@ _FAULTS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
 class Soundness:
-    """What is wrong with a model, its weights left out."""
+    """What is wrong with the model of a file as it is now, its weights left out.
 
-    complaint: str | None  # what the checker of ONNX says of the graph; None where it is content
-    inferred: str | None
-    """What it says when it infers types and shapes as well. Declared shapes of inner values are left out: a host may
-    have wrong ones, which runtimes pass over, and what reads such a value is not to be blamed for it."""
-    faults: Counter[str]
-    """How many outputs, definitions and reads are wrong. The checker does not look at all of them, and says no more
-    than the first thing that it finds."""
+    `opset` is the version of the default operator set that counts where the model imports none; 0 for none.
+    """
 
-    @classmethod
-    def of(cls, file: OnnxFile, *, opset: int = 0) -> Self:
-        """Look at the model of a file as it is now.
-
-        `opset` is the version of the default operator set that counts where the model imports none, as some do; 0 for
-        none.
-        """
+    def __init__(self, file: OnnxFile, *, opset: int = 0) -> None:
         serialised = file.without_payloads()
         if opset and not default_opset(file.model):
             assumed = onnx.ModelProto(opset_import=[onnx.helper.make_opsetid("", opset)])
             serialised += assumed.SerializeToString()  # protobuf joins the lists of two messages
-        complaint = _complaint(serialised, full=False)
-        if complaint is None:
+        self._complaint = _complaint(serialised, full=False)  # of the graph; None where the checker is content
+        if self._complaint is None:
+            # A host may declare wrong shapes of inner values, which runtimes pass over: what reads one is not to blame.
             undeclared = onnx.ModelProto.FromString(serialised)
             undeclared.graph.ClearField("value_info")
             serialised = undeclared.SerializeToString()
-        return cls(complaint, _complaint(serialised, full=True), Counter(_faults(file.model.graph)))
+        self._inferred = _complaint(serialised, full=True)  # with inferred types and shapes
+        # The checker does not look at all outputs, definitions and reads, and names the first wrong one alone.
+        self._faults = Counter(_faults(file.model.graph))
 
     def refuse_worse(self, after: "Soundness", *, where: str) -> None:
         """Raise ModelFileError if something is wrong with an edited model that was not before."""
-        found = [text for kind, text in _FAULTS.items() if after.faults[kind] > self.faults[kind]]
-        if self.complaint is None and after.complaint is not None:
-            found.append(after.complaint)
-        elif self.inferred is None and after.inferred is not None:
-            found.append(after.inferred)
+        found = [text for kind, text in _FAULTS.items() if after._faults[kind] > self._faults[kind]]
+        if self._complaint is None and after._complaint is not None:
+            found.append(after._complaint)
+        elif self._inferred is None and after._inferred is not None:
+            found.append(after._inferred)
         if found:
             raise ModelFileError(
                 f"{where} is not written: it would be less sound than the model that it is made of",

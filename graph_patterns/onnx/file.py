@@ -7,7 +7,6 @@ payload bytes back. Tensors may be renamed, moved, copied and deleted in between
 
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import TracebackType
@@ -31,6 +30,7 @@ from graph_patterns.onnx.wire import (
     Placeholders,
     UnusualError,
     Walk,
+    growth_of,
     length_of,
     positions,
     special_kind,
@@ -104,29 +104,23 @@ def too_large(what: str, size: int | None) -> ModelFileError:
 _EXTERNAL: Final = varint(14 << 3) + varint(onnx.TensorProto.EXTERNAL)  # data_location, as protobuf serialises it
 
 
-@dataclass(frozen=True, slots=True)
-class ExternalData:
-    """Where the payload of one tensor lies."""
+def external_data_locations(model: onnx.ModelProto) -> tuple[tuple[str, str, int], ...]:
+    """Return name, location and end of the external data of all tensors of a model, at any depth.
 
-    tensor: str  # its name; empty where it has none, as in attributes
-    location: str  # the file, relative to the model's folder
-    offset: int  # bytes
-    length: int | None  # bytes; None where the model does not say
-
-
-def external_data_locations(model: onnx.ModelProto) -> tuple[ExternalData, ...]:
-    """Return the external data of all tensors of a model, at any depth.
-
-    Raises ModelFileError if an offset or a length is no number.
+    The name is empty where a tensor has none, as in attributes; the location is relative to the model's folder. The
+    end is the byte where the data ends, or where it starts if the model gives no length. Raises ModelFileError if an
+    offset or a length is no number.
     """
     serialised = model.SerializeToString()
     marks = positions(serialised, _EXTERNAL)
-    found: list[ExternalData] = []
+    found: list[tuple[str, str, int]] = []
 
     def visit(start: int, end: int) -> Sequence[Edit]:
         tensor = onnx.TensorProto.FromString(serialised[start:end])
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            found.append(_reference(tensor))
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            end = sum(_external_bytes(tensor.name, key, entries.get(key, "")) for key in ("offset", "length"))
+            found.append((tensor.name, entries.get("location", ""), end))
         return ()
 
     if marks:
@@ -140,65 +134,52 @@ def external_files(model: onnx.ModelProto, folder: Path) -> dict[Path, Path]:
     Raises ModelFileError if a location leads out of the folder, by its text or by a link, or to no regular file, or if
     the file is too short for the tensor.
     """
-    files: dict[Path, Path] = {}
-    for data in external_data_locations(model):
-        files[Path(data.location)] = _checked_file(data, folder)
-    return files
+    return {
+        Path(location): _checked_file(tensor, location, end, folder)
+        for tensor, location, end in external_data_locations(model)
+    }
 
 
-def _reference(tensor: onnx.TensorProto) -> ExternalData:
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    numbers = {}
-    for key in ("offset", "length"):
-        text = entries.get(key)
-        if text and not (text.isascii() and text.isdecimal() and len(text) < 20):
-            raise ModelFileError(
-                f"{_title(tensor.name)} has external data with the {key} {text[:40]!r}", needed="a number of bytes"
-            )
-        numbers[key] = int(text) if text else None
-    return ExternalData(tensor.name, entries.get("location", ""), numbers["offset"] or 0, numbers["length"])
+def _external_bytes(tensor: str, key: str, text: str) -> int:
+    if text and not (text.isascii() and text.isdecimal() and len(text) < 20):
+        raise ModelFileError(
+            f"{_title(tensor)} has external data with the {key} {text[:40]!r}", needed="a number of bytes"
+        )
+    return int(text or 0)
 
 
 def _title(tensor: str) -> str:
     return f"the tensor '{tensor}'" if tensor else "a tensor without a name"
 
 
-def _checked_file(data: ExternalData, folder: Path) -> Path:
-    reason = next(_objections(data.location), None)
-    if reason is not None:
-        raise _refused(data, reason)
+def _checked_file(tensor: str, location: str, end: int, folder: Path) -> Path:
+    def refused(reason: str) -> ModelFileError:
+        return ModelFileError(
+            f"{_title(tensor)} has its data in {location!r}, which is refused",
+            found=reason,
+            needed="a regular file in the model's folder or below it, long enough for the tensor",
+            fix="copy the weights, as files and not as links, to where the model looks for them, or export it again",
+        )
+
+    # any system that the model may be used on counts
+    for path in (PurePosixPath(location), PureWindowsPath(location)):
+        if path.anchor:
+            raise refused("an absolute path")
+        if ".." in path.parts:
+            raise refused("a path with '..' in it")
     try:
-        file = (folder / data.location).resolve(strict=True)
+        file = (folder / location).resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a circle of links; ValueError: a null byte
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise _refused(data, f"a file that cannot be found: {reason}") from error
+        raise refused(f"a file that cannot be found: {reason}") from error
     if not file.is_relative_to(folder.resolve()):
-        raise _refused(data, f"a link that leads out of the model's folder, to {file}")
+        raise refused(f"a link that leads out of the model's folder, to {file}")
     if not file.is_file():
-        raise _refused(data, "no regular file")
+        raise refused("no regular file")
     size = file.stat().st_size
-    if size < data.offset + (data.length or 0):
-        raise _refused(data, f"a file of {size:,} bytes, but the tensor ends at {data.offset + (data.length or 0):,}")
+    if size < end:
+        raise refused(f"a file of {size:,} bytes, but the tensor ends at {end:,}")
     return file
-
-
-def _objections(location: str) -> Iterator[str]:
-    """Yield what is wrong with a location as text, on any system that the model may be used on."""
-    for flavour in (PurePosixPath, PureWindowsPath):
-        path = flavour(location)
-        if path.anchor:
-            yield "an absolute path"
-        if ".." in path.parts:
-            yield "a path with '..' in it"
-
-
-def _refused(data: ExternalData, reason: str) -> ModelFileError:
-    return ModelFileError(
-        f"{_title(data.tensor)} has its data in {data.location!r}, which is refused",
-        found=reason,
-        needed="a regular file in the model's folder or below it, long enough for the tensor",
-        fix="copy the weights, as files and not as links, to where the model looks for them, or export it again",
-    )
 
 
 class OnnxFile:
@@ -343,7 +324,7 @@ class OnnxFile:
             raise too_large(f"cannot write {self._name}", None) from error
         source = MemorySource(skeleton)
         edits = self._placeholders.restorations(source, skeleton)
-        size = len(skeleton) + sum(edit.growth for edit in edits)
+        size = len(skeleton) + sum(map(growth_of, edits))
         if size > LARGEST:
             raise too_large(f"cannot write {self._name}", size)
         return _spliced(source, len(skeleton), edits)
@@ -366,11 +347,11 @@ class OnnxFile:
 def _spliced(source: FileSource | MemorySource, size: int, edits: Sequence[Edit]) -> Iterator[bytes | Payload]:
     """Yield the parts of an edited message."""
     at = 0
-    for edit in edits:
-        if edit.start > at:
-            yield source.read(at, edit.start - at)
-        yield edit.insert
-        at = edit.end
+    for start, end, insert in edits:
+        if start > at:
+            yield source.read(at, start - at)
+        yield insert
+        at = end
     if size > at:
         yield source.read(at, size - at)
 

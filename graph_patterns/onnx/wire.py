@@ -6,7 +6,6 @@ import secrets
 import stat
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, Protocol, TypeAlias
@@ -247,6 +246,8 @@ _TOO_LONG: Final = re.compile(rb"[\x80-\xff]{10}")
 
 Payload: TypeAlias = tuple[tuple[int, int], ...]
 """Start and end of each stretch of a file that holds payload fields of one tensor, tags and lengths included."""
+Edit: TypeAlias = tuple[int, int, bytes | Payload]
+"""Start and end of some bytes, and what stands there instead."""
 
 
 class UnusualError(Exception):
@@ -258,18 +259,10 @@ def length_of(content: bytes | Payload) -> int:
     return len(content) if isinstance(content, bytes) else sum(end - start for start, end in content)
 
 
-@dataclass(frozen=True, slots=True)
-class Edit:
-    """`insert` stands where the bytes from `start` to `end` stood."""
-
-    start: int
-    end: int
-    insert: bytes | Payload
-
-    @property
-    def growth(self) -> int:
-        """By how many bytes the edit lengthens its message."""
-        return length_of(self.insert) - (self.end - self.start)
+def growth_of(edit: Edit) -> int:
+    """Return by how many bytes an edit lengthens its message."""
+    start, end, insert = edit
+    return length_of(insert) - (end - start)
 
 
 @cache
@@ -323,7 +316,7 @@ class Walk:
     def edits(self, end: int) -> list[Edit]:
         """Return the edits of all tensors and of the lengths around them, in order."""
         self._message("ModelProto", 0, end, DEEPEST)
-        return sorted(self._found, key=lambda edit: edit.start)
+        return sorted(self._found, key=lambda edit: edit[0])
 
     def _message(self, kind: str, start: int, end: int, levels: int) -> int:
         """Collect the edits inside a message and return its growth."""
@@ -332,7 +325,7 @@ class Walk:
         if kind == _TENSOR:
             edits = self._visit(start, end)
             self._found += edits
-            return sum(edit.growth for edit in edits)
+            return sum(map(growth_of, edits))
         growth = 0
         kinds, merged = self._kinds[kind], self._merged[kind]
         seen = set()
@@ -346,9 +339,9 @@ class Walk:
                 continue
             inner = self._message(kinds[tag], body, stop, levels - 1)
             if inner:
-                header = Edit(begin, body, varint(tag) + varint(stop - body + inner))
+                header = (begin, body, varint(tag) + varint(stop - body + inner))
                 self._found.append(header)
-                growth += inner + header.growth
+                growth += inner + growth_of(header)
         return growth
 
     def _is_marked(self, start: int, end: int) -> bool:
@@ -389,8 +382,8 @@ class Placeholders:
         mark = self._magic + len(self.payloads).to_bytes(4, "little")
         self.payloads.append(tuple(spans))
         return [
-            Edit(*spans[0], varint(RAW_DATA) + varint(len(mark)) + mark),
-            *(Edit(begin, stop, b"") for begin, stop in spans[1:]),
+            (*spans[0], varint(RAW_DATA) + varint(len(mark)) + mark),
+            *((begin, stop, b"") for begin, stop in spans[1:]),
         ]
 
     def _check(self, tag: int, start: int, end: int) -> None:
@@ -419,7 +412,7 @@ class Placeholders:
     def restorations(self, skeleton: Source, serialised: bytes) -> list[Edit]:
         """Return the edits that put the payloads back into a serialised, edited skeleton."""
         edits = self._replaced(skeleton, serialised, lambda payload: payload)
-        restored = sum(isinstance(edit.insert, tuple) for edit in edits)
+        restored = sum(isinstance(insert, tuple) for _, _, insert in edits)
         marked = len(positions(serialised, self._magic)) if self.payloads else 0
         assert restored == marked, "a placeholder was moved to a place that is not a tensor's raw_data"
         return edits
@@ -441,7 +434,7 @@ class Placeholders:
 
         def replace(start: int, end: int) -> Sequence[Edit]:
             return [
-                Edit(begin, stop, insert(payload))
+                (begin, stop, insert(payload))
                 for tag, begin, body, stop in records(skeleton, start, end)
                 if tag == RAW_DATA and (payload := self.find(serialised[body:stop])) is not None
             ]

@@ -103,13 +103,13 @@ class OnnxFormat(Format):
         """
         with claimed([target]), load_skeleton(source) as file:
             weights = external_files(file.model, source.parent)
-            before = Soundness.of(file) if is_checked else None
+            before = Soundness(file) if is_checked else None
             opset = default_opset(file.model)
             result = edit(file.model)
             if not result:
                 return result
             if before is not None:
-                before.refuse_worse(Soundness.of(file, opset=opset), where=str(target))
+                before.refuse_worse(Soundness(file, opset=opset), where=str(target))
             with publishing([target], inputs=[source, *weights.values()], in_place=options.in_place) as publication:
                 publication.bring_along(weights, link=options.link_weights)
                 try:

@@ -164,6 +164,6 @@ def _external_data(path: Path) -> list[Path]:
 
     try:
         with load_skeleton(path) as file:
-            return [path.parent / data.location for data in external_data_locations(file.model)]
+            return [path.parent / location for _, location, _ in external_data_locations(file.model)]
     except ExplainedError:  # the runtime says what is wrong with it
         return []

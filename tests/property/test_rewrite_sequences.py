@@ -94,7 +94,7 @@ class OnnxFormat:
     def described(self, model: Any) -> Any:
         """Return everything that a model is; it is as sound as the original."""
         serialised = model.SerializeToString(deterministic=True)
-        soundness = Soundness.of(load_skeleton_from_bytes(serialised))
+        soundness = Soundness(load_skeleton_from_bytes(serialised))
         self._original = self._original or soundness
         self._original.refuse_worse(soundness, where="the model")
         return serialised
