@@ -43,14 +43,7 @@ _PURPOSE: Final = "reading a model as its users do"
 class ModelReading:
     """A file as OpenVINO shows it to a program: ports with all their names, layouts, settings for wrappers, record.
 
-    Raises
-    ------
-    FileError, UnsupportedModelError
-        If the file cannot be read.
-    MetadataError
-        If its record is not legal.
-    MissingDependencyError
-        If OpenVINO is not installed.
+    `FileError` or `UnsupportedModelError` where it cannot be read, `MetadataError` where its record is not legal.
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,20 +59,22 @@ class ModelReading:
                 raise cannot_load(path.name, "OpenVINO", error) from error
             with load_skeleton(path) as file:
                 entries = {item.key: item.value for item in file.model.metadata_props}
-            info = {key.split()[-1]: value for key, value in entries.items() if MODEL_INFO in key.split()[:-1]}
-            text = entries.get(METADATA_KEY)
+            found = {key.split()[-1]: value for key, value in entries.items() if MODEL_INFO in key.split()[:-1]}
         else:
             self._model = read_ir(core, path)
             entries = flattened(self._model.get_rt_info())
             prefix = f"{MODEL_INFO}/"
-            info = {key.removeprefix(prefix): value for key, value in entries.items() if key.startswith(prefix)}
-            text = entries.get(METADATA_KEY)
-        self.model_info: Mapping[str, str] = info
+            found = {key.removeprefix(prefix): value for key, value in entries.items() if key.startswith(prefix)}
+        self.model_info: Mapping[str, str] = found
+        text = entries.get(METADATA_KEY)
+        self.record = None if text is None else TailRecord.loads(text, where=str(path))
+        recorded = None if self.record is None else self.record.stats.details.get("preprocessing")
+        # How the images were fed in calibration; None where the record does not say.
+        self.preprocessing = None if recorded is None else Preprocessing.from_json(recorded)
         self.inputs = tuple(port_info(port, "") for port in self._model.inputs)
         self.outputs = tuple(port_info(port, "") for port in self._model.outputs)
         layouts = (parameter.get_layout() for parameter in self._model.get_parameters())
         self.layouts = ["" if item.empty else str(item.to_string()).strip("[]").replace(",", "") for item in layouts]
-        self.record = None if text is None else TailRecord.loads(text, where=str(path))
 
     def compiled_names(self) -> list[frozenset[str]]:
         """Return the names of each output after compiling for the CPU, which may join those of several values."""
@@ -88,12 +83,6 @@ class ModelReading:
         except RuntimeError as error:
             raise cannot_load("the model", "OpenVINO", error) from error
         return [frozenset(port.get_names()) for port in compiled.outputs]
-
-    @property
-    def preprocessing(self) -> Preprocessing | None:
-        """How the images were fed in calibration; None where the record does not say."""
-        recorded = None if self.record is None else self.record.stats.details.get("preprocessing")
-        return None if recorded is None else Preprocessing.from_json(recorded)
 
     @property
     def fed(self) -> str:
@@ -117,40 +106,34 @@ class ModelReading:
 
 # What both programs require.
 
-EXPORT_AGAIN: Final = "export the model again with such an input"
-EXPORT_WHOLE: Final = "export the model with its pre-processing, and calibrate again"
+_EXPORT_AGAIN: Final = "export the model again with such an input"
+_EXPORT_WHOLE: Final = "export the model with its pre-processing, and calibrate again"
 _RANKS: Final = {"pred_score": (1, 2), "pred_label": (1, 2), "anomaly_map": (3, 4), "pred_mask": (3, 4)}
 
 
-def _one_input(reading: ModelReading) -> Requirement:
-    needed, fix = "one input, the image", "make the other inputs constants when exporting"
-    return Requirement("inputs", len(reading.inputs) == 1, _listed(reading.inputs), needed, fix)
+def _of_the_input(reading: ModelReading) -> Iterator[Requirement]:
+    fix = "make the other inputs constants when exporting"
+    yield Requirement("inputs", len(reading.inputs) == 1, _listed(reading.inputs), "one input, the image", fix)
+    for port in reading.inputs[:1]:
+        batch = None if port.rank is None else port.size(0) in (None, 1)
+        needed = "a batch of 1, or a dynamic one: images are fed one at a time"
+        yield Requirement("input batch", batch, port.describe(), needed, _EXPORT_AGAIN)
+        needed = "float32: numbers from 0 to 1 are fed, of which an integer input makes 0"
+        yield Requirement("input type", port.dtype == "float32", port.dtype, needed, _EXPORT_AGAIN)
 
 
-def _batch_and_type(port: PortInfo) -> Iterator[Requirement]:
-    batch = None if port.rank is None else port.size(0) in (None, 1)
-    needed = "a batch of 1, or a dynamic one: images are fed one at a time"
-    yield Requirement("input batch", batch, port.describe(), needed, EXPORT_AGAIN)
-    needed = "float32: numbers from 0 to 1 are fed, of which an integer input makes 0"
-    yield Requirement("input type", port.dtype == "float32", port.dtype, needed, EXPORT_AGAIN)
-
-
-def _single_names(names: Iterable[Collection[str]], fix: str) -> Requirement:
-    """Programs take any one of a tensor's names, in an order that no one sets."""
+def _of_the_outputs(reading: ModelReading, names: Iterable[Collection[str]], fix: str) -> Iterator[Requirement]:
+    """Programs take any one of a tensor's names, in an order that no one sets; `fix` mends that."""
     wrong = [sorted(found) for found in names if len(found) != 1]
     found = "; ".join(" and ".join(found) or "no name" for found in wrong) or "one name each"
-    return Requirement(
-        "output names", not wrong, found, "one name on each output: of several any one may be taken", fix
-    )
-
-
-def _ranks(outputs: Collection[PortInfo]) -> Iterator[Requirement]:
-    fix = "give the raw output of the exported model a batch axis"
-    for port in outputs:
+    needed = "one name on each output: of several any one may be taken"
+    yield Requirement("output names", not wrong, found, needed, fix)
+    for port in reading.outputs:
         name = next((alias for alias in port.aliases if alias in OUTPUT_NAMES), None)
         if name is not None:
             holds = None if port.rank is None else port.rank in _RANKS[name]
             needed = " or ".join(f"{rank} axes" for rank in _RANKS[name])
+            fix = "give the raw output of the exported model a batch axis"
             yield Requirement(f"{name} axes", holds, port.describe(), needed, fix)
 
 
@@ -170,22 +153,21 @@ _CHANNELS: Final = 3
 
 
 def _anomalib(reading: ModelReading) -> Iterator[Requirement]:
-    yield _one_input(reading)
+    yield from _of_the_input(reading)
     if not reading.inputs:
         return
     port, layout = reading.inputs[0], reading.layouts[0]
     found, needed = ", ".join(port.aliases) or "no name", "a name: the image is fed by it"
-    yield Requirement("input name", bool(port.aliases), found, needed, EXPORT_AGAIN)
+    yield Requirement("input name", bool(port.aliases), found, needed, _EXPORT_AGAIN)
     fits: bool | None = port.rank == 4 and port.size(1) in (None, _CHANNELS) and layout in ("", "NCHW")
     found = port.describe() + (f", layout {layout}" if layout else "")
     needed = "[N, 3, H, W]: RGB images are fed channels first, in their own size"
-    yield Requirement("input layout", None if port.rank is None else fits, found, needed, EXPORT_AGAIN)
-    yield from _batch_and_type(port)
+    yield Requirement("input layout", None if port.rank is None else fits, found, needed, _EXPORT_AGAIN)
     fed, fits = reading.preprocessing, reading.is_fed(scale=255.0, mean=0.0)
     if fits and fed is not None:
         fits = fed.channel_order == "rgb" and fed.layout == "nchw"
     needed = "RGB from 0 to 1 without mean and standard deviation: normalising belongs into the exported graph"
-    yield Requirement("input values", fits, reading.fed, needed, EXPORT_WHOLE)
+    yield Requirement("input values", fits, reading.fed, needed, _EXPORT_WHOLE)
     names = [name for port in reading.outputs for name in (port.aliases or ("an output without a name",))]
     lacking = [name for name in ("pred_score", "pred_label") if name not in names]
     yield Requirement(
@@ -195,11 +177,8 @@ def _anomalib(reading: ModelReading) -> Iterator[Requirement]:
         f"pred_score and pred_label, of {', '.join(OUTPUT_NAMES)}; another output ends in a TypeError",
         "attach both levels with labels, without --keep-raw or --layout packed, to a model without further outputs",
     )
-    yield _single_names(
-        reading.compiled_names(),
-        "attach both levels, normalised, with labels of bool, so that no output is a mere copy or conversion",
-    )
-    yield from _ranks(reading.outputs)
+    fix = "attach both levels, normalised, with labels of bool, so that no output is a mere copy or conversion"
+    yield from _of_the_outputs(reading, reading.compiled_names(), fix)
 
 
 # OpenVINO Model API's `AnomalyDetection` wrapper: what it asks of a file, read from the code of version 0.4.7.
@@ -221,7 +200,7 @@ def _model_api(reading: ModelReading) -> Iterator[Requirement]:
         f"model_type {_WRAPPER} in the file's model_info, or none",
         f"create the wrapper with model_type='{_WRAPPER}'",
     )
-    yield _one_input(reading)
+    yield from _of_the_input(reading)
     if not reading.inputs:
         return
     port = reading.inputs[0]
@@ -232,20 +211,19 @@ def _model_api(reading: ModelReading) -> Iterator[Requirement]:
         None if port.rank is None else port.rank == 4 and port.size(1 if taken == "NCHW" else 3) == _CHANNELS,
         f"{port.describe()}, taken for {taken}",
         "four axes with a fixed number of 3 channels, second or last: it tells the layout",
-        EXPORT_AGAIN,
+        _EXPORT_AGAIN,
     )
-    yield from _batch_and_type(port)
     yield _model_api_range(reading, port)
-    names = {name for port in reading.outputs for name in port.aliases}
+    named = {name for port in reading.outputs for name in port.aliases}
     yield Requirement(
         "outputs",
-        len(reading.outputs) == 4 and set(OUTPUT_NAMES) <= names,
+        len(reading.outputs) == 4 and set(OUTPUT_NAMES) <= named,
         _listed(reading.outputs),
         f"these four and no other: {', '.join(OUTPUT_NAMES)}",
         "attach both levels, without --keep-raw or --layout packed, to a model with a map and no further outputs",
     )
-    yield _single_names((port.aliases for port in reading.outputs), "give the raw output of the model one name")
-    yield from _ranks(reading.outputs)
+    names = (port.aliases for port in reading.outputs)
+    yield from _of_the_outputs(reading, names, "give the raw output of the model one name")
     label = next((port for port in reading.outputs if "pred_label" in port.aliases), None)
     if label is not None:
         needed = "bool: the label is handed on as text, 'True' or 'False'"
@@ -260,7 +238,7 @@ def _model_api_range(reading: ModelReading, port: PortInfo) -> Requirement:
     if port.rank != 4 or None in (port.size(1), port.size(2), port.size(3)):
         fits, found = reading.is_fed(scale=_BYTE, mean=0.0), reading.fed
         needed = "values from 0 to 1 without mean and standard deviation: bytes are divided by 255"
-        return Requirement("input values", fits, found, needed, EXPORT_WHOLE)
+        return Requirement("input values", fits, found, needed, _EXPORT_WHOLE)
     scale, mean = _setting(reading, "scale_values", 1.0), _setting(reading, "mean_values", 0.0)
     if reading.model_info.get("intensity_mode") == "scale_to_unit":
         scale, mean = _BYTE, 0.0
@@ -277,10 +255,10 @@ def _model_api_range(reading: ModelReading, port: PortInfo) -> Requirement:
 def _setting(reading: ModelReading, key: str, default: float) -> float:
     """Return a number that the file sets for all channels; NaN where they differ, or one is no number."""
     try:
-        numbers = {float(item) for item in reading.model_info.get(key, "").split()}
+        numbers = {float(item) for item in reading.model_info.get(key, str(default)).split()} or {default}
     except ValueError:
         return math.nan
-    return default if not numbers else numbers.pop() if len(numbers) == 1 else math.nan
+    return numbers.pop() if len(numbers) == 1 else math.nan
 
 
 CONTRACTS: Final[Mapping[str, tuple[str, Callable[[ModelReading], Iterator[Requirement]]]]] = {
@@ -293,21 +271,7 @@ CONTRACTS: Final[Mapping[str, tuple[str, Callable[[ModelReading], Iterator[Requi
 def check_contract(path: str | Path, contract: str) -> list[Requirement]:
     """Check a file against what a program asks of it, without feeding it anything.
 
-    Parameters
-    ----------
-    path
-        An ``.onnx`` or ``.xml`` file.
-    contract
-        ``"anomalib"`` for Anomalib's `OpenVINOInferencer`, ``"model-api"`` for OpenVINO Model API's `AnomalyDetection`.
-
-    Raises
-    ------
-    UsageError
-        If the contract is not known.
-    FileError, UnsupportedModelError
-        If the file cannot be read.
-    MissingDependencyError
-        If OpenVINO, which both programs read files with, is not installed.
+    `contract` is one of `CONTRACTS`. Errors are those of `ModelReading`, and `MissingDependencyError` without OpenVINO.
     """
     if contract not in CONTRACTS:
         raise UsageError(f"the contract '{contract}' is not known", needed=" or ".join(CONTRACTS))
