@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, TypeAlias
 
 from postproc_export.formats.base import Format, recorded_names
@@ -27,12 +27,13 @@ class Change:
     attached: str | None  # None where it is gone
 
     def __str__(self) -> str:
-        if self.raw is None and self.attached is None:
-            return f"{self.where} differ"
-        if self.attached is None:
-            return f"{self.where} is gone"
-        if self.raw is None:
-            return f"{self.where} was added"
+        match self.raw, self.attached:
+            case None, None:
+                return f"{self.where} differ"
+            case None, _:
+                return f"{self.where} was added"
+            case _, None:
+                return f"{self.where} is gone"
         return f"{self.where} was {self.raw}, is {self.attached}"
 
 
@@ -54,17 +55,14 @@ class Preservation:
             first = "; ".join(str(change) for change in self.changes[:SHOWN])
             rest = len(self.changes) - SHOWN
             return f"{len(self.changes)} changed: {first}" + (f"; and {rest} more" if rest > 0 else "")
-        parts = ", ".join(
-            f"{count} {kind}{'' if count == 1 else 's'}" for kind, count in self.compared.items() if count
-        )
+        counts = self.compared.items()
+        parts = ", ".join(f"{count} {kind}{'' if count == 1 else 's'}" for kind, count in counts if count)
         return f"nothing but the tail of {self.tail} operators was added: {parts} as in the raw file"
 
     def to_json(self) -> dict[str, Any]:
         """Return the details of the JSON report."""
         return {
-            "changes": [
-                {"where": change.where, "raw": change.raw, "attached": change.attached} for change in self.changes
-            ],
+            "changes": [asdict(change) for change in self.changes],
             "compared": dict(self.compared),
             "tail_operators": self.tail,
             "not_judged": list(self.not_judged),
@@ -247,12 +245,9 @@ def _merged(record: TailRecord, layer: LayerRecord, hosts: Mapping[str, str | No
     now = {renamed.get(made, made): host for made, host in hosts.items()}
     raw = {level: now.get(name, name) for level, name in record.raw.items()}
     own = {old: new for old, new in renamed.items() if old not in layer.made}
-    return replace(
-        record,
-        raw={level: name for level, name in raw.items() if name is not None},
-        original={
-            **layer.original,
-            "renamed": {**own, **layer.renamed},
-            TRANSFORMED: [level for level, name in record.raw.items() if name in now],
-        },
-    )
+    original = {
+        **layer.original,
+        "renamed": {**own, **layer.renamed},
+        TRANSFORMED: [level for level, name in record.raw.items() if name in now],
+    }
+    return replace(record, raw={level: name for level, name in raw.items() if name is not None}, original=original)

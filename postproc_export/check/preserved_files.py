@@ -4,7 +4,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 from xml.etree import ElementTree
@@ -58,25 +58,15 @@ def compare_files(raw: str | Path, attached: str | Path) -> Preservation:
         found = compare_models(read_ir(core, before), read_ir(core, after), where=str(after))
         return replace(found, changes=(*found.changes, *_mark_changes(before, after)))
     with load_skeleton(before) as original, load_skeleton(after) as file:
-
-        def same_payload(one: onnx.TensorProto, other: onnx.TensorProto) -> bool:
-            return _same_payload(original, one, file, other)
-
+        same_payload = partial(_same_payload, original, file)
         found = _OnnxComparison(original.model, file.model, str(after), same_payload).compared()
-        external = _external_changes(
-            external_files(original.model, before.parent), external_files(file.model, after.parent)
-        )
+        pairs = ((original.model, before), (file.model, after))
+        external = _external_changes(*(external_files(model, path.parent) for model, path in pairs))
         return replace(found, changes=(*found.changes, *external))
 
 
 def compare_models(raw: Any, attached: Any, *, where: str = "the attached model") -> Preservation:
-    """Return what differs besides the tail between two models in memory, which stay as they are.
-
-    Raises
-    ------
-    MetadataError
-        If the record of the attached model is not legal.
-    """
+    """Return what differs besides the tail between two models in memory; see `compare_files`."""
     if isinstance(raw, onnx.ModelProto):
         return _OnnxComparison(raw, attached, where, _equal_payloads).compared()
     return _OpenVinoComparison(raw, attached, where).compared()
@@ -180,7 +170,7 @@ class _Message(ModelPart):
         match self._kind:
             case "NodeProto":
                 named = f"'{item.name}'" if item.name else f"that computes '{', '.join(item.output)}'"
-                computes = tuple(self._now(name) for name in item.output)
+                computes = tuple(self._names.get(name, name) for name in item.output)
                 return computes or (item.name, item.op_type), f"{item.op_type} node {named}"
             case "OperatorSetIdProto":
                 return str(item.domain), f"{noun} '{item.domain or 'ai.onnx'}'"
@@ -215,23 +205,23 @@ class _OnnxComparison(Comparison):
     def __init__(self, raw: onnx.ModelProto, attached: onnx.ModelProto, where: str, same_payload: SamePayload) -> None:
         self._same_payload = same_payload
         super().__init__(raw, _copy(attached), where)
-        known = {node.name for node in raw.graph.node}  # the tail's nodes bear no name of these
+        known = {node.name for node in raw.graph.node}
         graph = self.attached.graph
         tail = [node for node in graph.node if node.name.startswith(PREFIX) and node.name not in known]
         computed = {name for node in tail for name in node.output}
         self._tail, self._others = len(tail), [item for item in graph.output if item.name not in computed]
-        self._body = self._without_tail(known)
-        self.set_names(value_names(_without_outputs(raw)), value_names(self._body))
+        self._body = self._without_tail()
+        self.set_names(value_names(_copy(raw, without_outputs=True)), value_names(self._body))
 
-    def _without_tail(self, known: set[str]) -> onnx.ModelProto:
-        body, before = _without_outputs(self.attached), self.raw.graph
-        _keep(body.graph.node, lambda node: not node.name.startswith(PREFIX) or node.name in known)
+    def _without_tail(self) -> onnx.ModelProto:
+        body, before = _copy(self.attached, without_outputs=True), self.raw.graph
+        known = {node.name for node in before.node}  # no node of the tail bears one of these names
         weights = {tensor.name for tensor in before.initializer}
         inputs = INPUT_NAMES if self.record is None else self.record.inputs
-        added = inputs - weights
+        _keep(body.graph.node, lambda node: not node.name.startswith(PREFIX) or node.name in known)
         _keep(
             body.graph.initializer,
-            lambda item: (not item.name.startswith(PREFIX) or item.name in weights) and item.name not in added,
+            lambda item: item.name in weights or not (item.name.startswith(PREFIX) or item.name in inputs),
         )
         ports = inputs - {item.name for item in before.input}
         _keep(body.graph.input, lambda item: item.name not in ports)
@@ -246,7 +236,7 @@ class _OnnxComparison(Comparison):
         return {name: replaced.get(name, name) for name in layer.made}
 
     def bodies(self) -> tuple[ModelPart, ModelPart]:
-        raw = _Message(_without_outputs(self.raw), self.names, self._same_payload)
+        raw = _Message(_copy(self.raw, without_outputs=True), self.names, self._same_payload)
         return raw, _Message(self._body, {}, self._same_payload)
 
     def outputs(self, names: Names) -> list[tuple[str, ModelPart]]:
@@ -277,15 +267,11 @@ def _keep(items: Any, wanted: Callable[[Any], bool]) -> None:
         del items[index]
 
 
-def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
+def _copy(model: onnx.ModelProto, *, without_outputs: bool = False) -> onnx.ModelProto:
     made = onnx.ModelProto()
     made.CopyFrom(model)
-    return made
-
-
-def _without_outputs(model: onnx.ModelProto) -> onnx.ModelProto:
-    made = _copy(model)
-    del made.graph.output[:]
+    if without_outputs:
+        del made.graph.output[:]
     return made
 
 
@@ -293,7 +279,7 @@ def _equal_payloads(raw: onnx.TensorProto, attached: onnx.TensorProto) -> bool:
     return all(getattr(raw, field) == getattr(attached, field) for field in PAYLOADS)
 
 
-def _same_payload(original: OnnxFile, before: onnx.TensorProto, file: OnnxFile, after: onnx.TensorProto) -> bool:
+def _same_payload(original: OnnxFile, file: OnnxFile, before: onnx.TensorProto, after: onnx.TensorProto) -> bool:
     pairs = ((original, before), (file, after))
     digests = [hashlib.blake2b(), hashlib.blake2b()]
     for digest, (source, tensor) in zip(digests, pairs, strict=True):
@@ -357,15 +343,14 @@ class _Operator(ModelPart):
             found[f"names of output {at}"] = sorted(self._names.get(name, name) for name in output.get_names())
             found[f"element type of output {at}"] = output.get_element_type().get_type_name()
             found[f"shape of output {at}"] = str(output.get_partial_shape())
-        methods = [getattr(node, name) for name in ("get_input_descriptions", "get_output_descriptions") if getters]
-        found["its wiring"] = [
-            _wire(item)
-            for of_body in range(len(getters))
-            for method in methods
-            for item in (method(of_body) if kind == "If" else method())
-        ]
-        found["bodies"] = Parts(_body(getattr(node, getter)(), getter, self._names) for getter in getters)
-        return found
+        wiring, bodies = [], []
+        for index, getter in enumerate(getters):
+            for method in (node.get_input_descriptions, node.get_output_descriptions):
+                wiring += [_wire(item) for item in (method(index) if kind == "If" else method())]
+            body = getattr(node, getter)()
+            results = {"results": [node.get_friendly_name() for node in body.get_results()]}
+            bodies.append(ModelPart(getter, getter.removeprefix("get_"), {**_scope(body, self._names), **results}))
+        return {**found, "its wiring": wiring, "bodies": Parts(bodies)}
 
     def hidden_differences(self, other: Any) -> Iterator[str]:
         if self.node.get_type_name() == other.node.get_type_name() == "Constant":
@@ -375,11 +360,6 @@ class _Operator(ModelPart):
                 np.array_equal(before[at : at + _PIECE], after[at : at + _PIECE]) for at in pieces
             ):
                 yield "values"
-
-
-def _body(model: Any, getter: str, names: Names) -> ModelPart:
-    results = [node.get_friendly_name() for node in model.get_results()]
-    return ModelPart(getter, getter.removeprefix("get_"), {**_scope(model, names), "results": results})
 
 
 def _scope(model: Any, names: Names) -> dict[str, Any]:
