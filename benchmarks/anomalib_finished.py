@@ -21,7 +21,8 @@ import torch
 from anomalib_exports import LABELS, outputs, statistics
 
 from postproc_export import PostProcessor, detach_postprocessing, update_postprocessing
-from postproc_export.check.attached import TAPS, load_attached
+from postproc_export.check.attached import TAPS
+from postproc_export.check.attached_files import load_attached
 
 SENSITIVITY = {"image_sensitivity": 0.3, "pixel_sensitivity": 0.7}
 
@@ -52,10 +53,10 @@ def updated(folder: Path, finished: str, images: Any) -> dict[str, object]:
         target = Path(temporary) / finished
         update_postprocessing(folder / finished, output=target, **SENSITIVITY)
         model = load_attached(target)
-        together = outputs(model.file.tapped(Path(temporary)), images)
+        together = outputs(model.tapped(Path(temporary)), images)
         raw = {"pred_score": together[TAPS["image"]], "anomaly_map": together[TAPS["pixel"]]}
         stats = statistics(folder)
-        for origin, used in (("the file's", model.file.record.stats), ("Anomalib's", stats)):
+        for origin, used in (("the file's", model.record.stats), ("Anomalib's", stats)):
             reference = PostProcessor(used, **SENSITIVITY)(**{name: torch.from_numpy(raw[name]) for name in raw})
             for label in LABELS:
                 flipped = together[label].astype(bool) != getattr(reference, label).numpy()

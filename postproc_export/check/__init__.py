@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from postproc_export.check.assumed import Assumed
-from postproc_export.check.attached import AttachedModel, load_attached
+from postproc_export.check.attached import AttachedModel
+from postproc_export.check.attached_files import load_attached
 from postproc_export.check.chain import WayResult
 from postproc_export.check.inputs import RealInputs, array_inputs, image_inputs
 from postproc_export.check.record import check_record, file_checks, record_is_missing
@@ -21,7 +22,7 @@ from postproc_export.check.whole import WholeCheck
 from postproc_export.errors import FileError, MissingDependencyError, UsageError
 from postproc_export.options import CheckOptions
 from postproc_export.process import temporary_folder
-from postproc_export.record import LayerRecord, TailSpec, parse_tails
+from postproc_export.record import TailSpec, parse_tails
 from postproc_export.runtimes import RuntimeName, open_runner
 from postproc_export.stats import CalibrationStats, Level, check_comparison, check_sensitivity
 from postproc_export.steps.around import is_same
@@ -80,13 +81,14 @@ def check_options(asked: CheckOptions) -> None:
 
 
 def named_tails(
-    texts: str | Sequence[str], attached: AttachedModel, decisions: LayerRecord | None
+    texts: str | Sequence[str], attached: AttachedModel, entire: AttachedModel | None
 ) -> tuple[TailSpec, ...]:
     """Return the custom steps and decisions that a caller names, each of which has to be in the record of the file.
 
-    `decisions` is the record of what stands behind its decision.
+    `entire` is the file with what stands behind its decision.
     """
-    records = [record for record in (attached.file.layer("transform"), decisions) if record is not None]
+    layers = (attached.layer("transform"), None if entire is None else entire.layer("decision"))
+    records = [record for record in layers if record is not None]
     recorded = [spec for record in records for spec in record.tails]
     named = parse_tails(texts)
     for spec in named:
@@ -102,7 +104,7 @@ def named_tails(
 
 def usable_runtimes(model: AttachedModel) -> tuple[RuntimeName, ...]:
     """Return the installed runtimes that read the format of a file; refuse to check it with none."""
-    wanted = model.file.form.runtimes
+    wanted = model.form.runtimes
     found = tuple(name for name in wanted if name in installed_runtimes())
     if not found:
         raise MissingDependencyError(
@@ -126,7 +128,7 @@ def real_inputs(
         return None
     ports = model.with_values(open_runner(model.path, runtime=runtimes[0])).inputs
     if images is not None:
-        return image_inputs(images, ports, model.file.record.stats, preprocessing, limit=limit)
+        return image_inputs(images, ports, model.record.stats, preprocessing, limit=limit)
     assert inputs is not None, "without images there are inputs"
     return array_inputs(inputs, ports, limit=limit)
 
@@ -136,15 +138,15 @@ def real_inputs(
 
 def of_the_file(model: AttachedModel, runtimes: Sequence[RuntimeName]) -> Iterator[str]:
     """Yield what a file and the runtimes at hand leave open."""
-    readers = model.file.form.runtimes
+    readers = model.form.runtimes
     missing = [name for name in readers if name not in runtimes]
     yield from (f"{name}: it is not installed (pip install 'postproc-export[{name}]')" for name in missing)
     if "onnxruntime" not in readers:
         yield "ONNX Runtime: it does not read this format"
-    for level in model.file.raw:
+    for level in model.raw:
         if level not in model.levels:
-            yield f"the {level} level: it is not calibrated, and '{model.file.raw[level].name}' stays as it is"
-    if model.guard == "none" and "image" in model.levels and "image" not in model.file.raw:
+            yield f"the {level} level: it is not calibrated, and '{model.raw[level].name}' stays as it is"
+    if model.guard == "none" and "image" in model.levels and "image" not in model.raw:
         yield "the image score of a map that holds a NaN: the tail has no guard, so it is not defined"
     if model.tail.adjustable and readers[0] != "openvino" and "openvino" in runtimes:
         names = ", ".join(item.name for item in model.tail.adjustable)
@@ -224,10 +226,10 @@ def check_parity(**given: Any) -> ParityReport:
     missing = unfit_layer(attached, assumed) if missing is None else missing
     if missing is not None:  # what needs no record is told all the same
         return _report_of(attached, [missing, *of_file], not_checked, seed, threads)
-    with without_decisions(attached, assumed) as (path, decisions):
+    with without_decisions(attached, assumed) as (path, entire):
         model = load_attached(path, assumed)
         runtimes = usable_runtimes(model)
-        named = named_tails(asked.steps, model, decisions)
+        named = named_tails(asked.steps, model, entire)
         reference, transform = Reference(model), EagerTransform.load(model, named)
         unnamed = unnamed_code(model, named)
         raw_file = None if asked.raw is None or unnamed is not None else RawFile.of(Path(asked.raw), model, transform)
@@ -240,9 +242,7 @@ def check_parity(**given: Any) -> ParityReport:
         not_checked += [*of_the_code(unnamed, **originals), *of_the_file(model, runtimes)]
         not_checked += of_the_options(**originals, real=real is not None, int8=asked.int8)
         failures = _store(asked, threads, named, assumed)
-        behind = None
-        if decisions is not None:
-            behind = DecisionCheck(attached, decisions, model, seed=seed, threads=threads)
+        behind = None if entire is None else DecisionCheck(entire, model, seed=seed, threads=threads)
         checks = [*check_record(model), *of_file]
         checks += _parts(model, reference, transform, behind, runtimes, count=asked.count, seed=seed, threads=threads)
         if asked.exhaustive:
@@ -276,7 +276,7 @@ def _described(
 ) -> dict[str, Any]:
     """Return what the report tells of the file, of what it was fed and of what was saved."""
     told = {
-        "file": "; ".join(model.file.remarks) or None,
+        "file": "; ".join(model.remarks) or None,
         "inputs": None if real is None else real.description,
         "synthetic": synthetic.ran,
         "torch": None if exported is None else exported.describe(),

@@ -1,25 +1,38 @@
 """An attached model as its checks see it: what its tail is, which values may be off, and the cases it is tried on."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal, Self, TypeAlias
+from typing import Any, ClassVar, Final, Literal, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from graph_patterns.match import Mismatch, Value
+from graph_patterns.expr import GraphPatternError
+from graph_patterns.match import GraphView, Mismatch, Value
 from postproc_export.check.assumed import Assumed
-from postproc_export.check.attached_files import ModelFile, Shapes, open_file
 from postproc_export.check.inputs import MODERATE, SPECIAL, FloatArray, RawValues, maps_of, raw_values
-from postproc_export.errors import UnsupportedModelError
+from postproc_export.errors import MetadataError, PostprocError, UnsupportedModelError
+from postproc_export.formats import base
+from postproc_export.formats.base import recorded_names
 from postproc_export.options import TailOptions
 from postproc_export.ports import Guard as MapGuard
 from postproc_export.ports import Selection
+from postproc_export.reading.found import FoundTails
 from postproc_export.reading.tail import FoundTail, find_own_tail, find_parts
+from postproc_export.record import LayerRecord, TailRecord, Where
 from postproc_export.runtimes import PortInfo, Runner
 from postproc_export.stats import Level, LevelStats
 from postproc_export.tail import PACKED_OUTPUT, PARTS, Tail, TailOutput, build_tail, guard_of, place
+
+PURPOSE: Final = "checking an OpenVINO IR"
+_FOLDED: Final = "another tool has been over it since it was attached: the form of the tail is a folded one"
+
+Format: TypeAlias = Literal["onnx", "openvino"]
+RawFeeds: TypeAlias = Mapping[Level, NDArray[Any]]
+Shapes: TypeAlias = Mapping[Level, tuple[int | None, ...]]
 
 Guard: TypeAlias = Literal["l1", "sum", "arithmetic", "none"]
 """How the image level is guarded against a NaN in its map, and which maps may make an image anomalous though none of
@@ -135,14 +148,145 @@ def _part(part: TailOutput, values: NDArray[Any]) -> NDArray[Any]:
 TAPS: Final[Mapping[Level, str]] = {"image": "postproc-check/raw_score", "pixel": "postproc-check/raw_map"}
 
 
-@dataclass(frozen=True, slots=True)
-class AttachedModel:
-    """An attached file, and the tail that its record says it has."""
+class AttachedModel(ABC):
+    """An attached file of either format, what the format has to know of it, and the tail by its record."""
 
+    format: ClassVar[Format]
+    form: ClassVar[base.Format]
     path: Path
-    file: ModelFile  # what its format knows of it
+    record: TailRecord  # that attaching left, or that is assumed
+    raw: Mapping[Level, PortInfo]  # the raw outputs as the original declared them, under the names of their values here
+    inputs: tuple[PortInfo, ...]  # that this file declares, in order
+    outputs: tuple[PortInfo, ...]
+    tails: Mapping[Level, FoundTail]  # that were found in the graph, in whatever form
+    remarks: tuple[str, ...]  # what became of the file since it was attached, and what was assumed; a sentence each
+    view: GraphView  # the graph, for the matcher
     tail: Tail  # built anew from the statistics and options of the record
     places: Mapping[str, Value | Mismatch]  # the value of each part in the graph, or why it has none
+
+    def __init__(self, path: Path, assumed: Assumed | None) -> None:
+        self.path, self._where = path, str(path)
+        self._model: Any = self.form.load(path, purpose=PURPOSE)
+        record = self.form.record(self._model, where=self._where)
+        is_converted = self.form.was_converted(self._model, "tail")
+        if is_converted or record is None:
+            self._refuse_converted_layers()
+        found = self.form.find(self._model, where=self._where)
+        self.tails = {level: tail for level, tail in found.tails.items() if tail.is_ours}
+        self.view, is_assumed = self.form.view(self._model), record is None
+        remarks = [] if all(tail.is_as_emitted for tail in self.tails.values()) else [_FOLDED]
+        if record is None:
+            assumed = assumed or Assumed()
+            record = self._assumed_record(found, assumed)
+            remarks.append(assumed.describe(record))
+        else:
+            if assumed is not None:
+                assumed.refuse_contradiction(record, where=path)
+            recorded_names(record.original, where=self._where)
+        self.record = record
+        remarks = self._settle_record(remarks, is_assumed=is_assumed, is_converted=is_converted)
+        self.inputs = tuple(self.form.inputs(self._model))
+        self.outputs = tuple(self.form.outputs(self._model))
+        self.remarks = tuple(remarks)
+        self.tail = self._built(self.record.options)
+        self.places, _ = find_parts(self.view, is_packed=self.tail.options.is_packed)
+
+    def _refuse_converted_layers(self) -> None:
+        """Refuse a converted file with custom steps around the tail: their records are those of the ONNX file."""
+        layers: tuple[Where, ...] = ("transform", "decision")
+        for layer in layers:
+            record = self.layer(layer)
+            if record is not None and self.form.was_converted(self._model, layer):
+                raise UnsupportedModelError(
+                    f"{self.path} was converted to OpenVINO with custom steps: they cannot be told from the rest",
+                    found=", ".join(spec.text for spec in record.tails),
+                    fix="check the ONNX file, or attach to the converted raw model",
+                )
+
+    @abstractmethod
+    def _assumed_record(self, found: FoundTails, assumed: Assumed) -> TailRecord:
+        """Return a record for a file that has none: its raw outputs are what the tails read."""
+
+    @abstractmethod
+    def _settle_record(self, remarks: list[str], *, is_assumed: bool, is_converted: bool) -> list[str]:
+        """Take the raw outputs from the record, which becomes that of this very file; return the remarks to keep."""
+
+    @abstractmethod
+    def _copy(self) -> Any:
+        """Return a copy of the model."""
+
+    @property
+    def misfits(self) -> tuple[str, ...]:
+        """What the records say that does not fit the file.
+
+        What another tool may have taken away is a misfit unless one has been over the file.
+        """
+        form, model, where = self.form, self._copy(), self._where
+        try:
+            form.take(model, "decision", where=where)
+            found = form.find(model, where=where)
+            if not found.misfits and found.tails and form.read(model, "transform", where=where) is not None:
+                form.take(model, "tail", where=where)
+                form.take(model, "transform", where=where)
+        except MetadataError as error:
+            return (f"{error.what.removeprefix(f'{where}: ')}: {error.found}",)
+        except (PostprocError, GraphPatternError):
+            return ()  # the tail is not as it was attached, which other checks tell
+        is_touched = self.format == "onnx" and bool(self.remarks)
+        return (*found.misfits, *(() if is_touched else found.doubts))
+
+    def layer(self, layer: Where) -> LayerRecord | None:
+        """Return the record of what stands before the tail or behind it; None where nothing does."""
+        return self.form.read(self._model, layer, where=self._where)
+
+    @property
+    @abstractmethod
+    def nan_test(self) -> Literal["sum", "l1", "arithmetic"]:
+        """How a tail in this format, at this opset, finds out that a map holds a NaN."""
+
+    @abstractmethod
+    def names_in(self, original: Mapping[str, Any]) -> list[tuple[str, ...]]:
+        """Return the names of each output that a record keeps of an original; a tensor of an IR may have none."""
+
+    @abstractmethod
+    def original_output(self, level: Level) -> PortInfo:
+        """Return a raw output under the names that it had in the original."""
+
+    @abstractmethod
+    def is_raw(self, level: Level, value: Value) -> bool:
+        """Whether a value of the graph is the raw value of a level."""
+
+    def is_rounded(self, value: Value) -> bool:
+        """Whether a node of the graph reads a constant that was compressed to fewer bits; no ONNX converter does so."""
+        return False
+
+    @abstractmethod
+    def cut(self, names: tuple[str, ...], inputs: Sequence[PortInfo]) -> Any:
+        """Return a model that computes outputs from some values alone: bytes of ONNX, or an `openvino.Model`.
+
+        Names are outputs of the tail, or values inside it as `form.value_name` gives them, which are float32 then.
+        Inputs give name, element type and shape of each value that becomes one; one that is not read is left out.
+        Raises `UnsupportedModelError` if an output depends on more than these.
+        """
+
+    @abstractmethod
+    def tapped(self, folder: Path, taps: Mapping[str, PortInfo]) -> Any:
+        """Return this model with some values, by the names of their outputs, as additional float32 outputs.
+
+        Files go into the folder, which is empty.
+        """
+
+    @abstractmethod
+    def host(self, folder: Path) -> Any:
+        """Return this model cut off in front of its tail: the raw values alone, in the order of `raw`, as outputs."""
+
+    @abstractmethod
+    def layer_inputs(self, record: LayerRecord) -> Mapping[str, PortInfo]:
+        """Return what a layer reads, by its own names, each under the name that `cut` and `tapped` know."""
+
+    def layer_values(self, record: LayerRecord) -> Mapping[str, str]:
+        """Return what a layer makes, by output, each under the name that `cut` and the record of the tail know."""
+        return record.made
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -179,81 +323,70 @@ class AttachedModel:
 
     def at_sensitivity(self, sensitivity: float) -> Self:
         """Return the same file as if both levels had been attached with a sensitivity."""
-        options = replace(
-            self.tail.options, image_sensitivity=sensitivity, pixel_sensitivity=sensitivity, adjustable="nothing"
-        )
-        return replace(self, tail=_built(self.file, options))
+        made = copy(self)
+        options = replace(self.tail.options, image_sensitivity=sensitivity, pixel_sensitivity=sensitivity)
+        made.tail = self._built(replace(options, adjustable="nothing"))
+        return made
 
     def tail_alone(self, shapes: Shapes) -> Any:
         """Return a model of the tail alone, with raw inputs of these shapes; None is a dynamic axis."""
-        ports = [PortInfo(port.name, port.dtype, shapes[level]) for level, port in self.file.raw.items()]
-        return self.file.cut(self.output_names, ports)
+        ports = [PortInfo(port.name, port.dtype, shapes[level]) for level, port in self.raw.items()]
+        return self.cut(self.output_names, ports)
 
     @property
     def host_levels(self) -> tuple[Level, ...]:
         """The levels that the model itself has a raw output for; a transform may have made others."""
-        names = self.file.host_names
-        ports = {level: self.file.original_output(level) for level in self.file.raw}
-        return tuple(
-            level for level, port in ports.items() if names is None or not names.isdisjoint((port.name, *port.aliases))
-        )
+        record = self.layer("transform")
+        if record is None:
+            return tuple(self.raw)
+        rows = enumerate(self.names_in(record.original))
+        known = {name for index, names in rows for name in names or (f"output_{index}",)}
+        ports = {level: self.original_output(level) for level in self.raw}
+        return tuple(level for level, port in ports.items() if not known.isdisjoint((port.name, *port.aliases)))
 
     @property
     def taps(self) -> dict[str, PortInfo]:
         """The raw values that the tail reads, by the names of `TAPS`."""
-        return {TAPS[level]: port for level, port in self.file.raw.items()}
+        return {TAPS[level]: port for level, port in self.raw.items()}
 
     @property
     def is_as_emitted(self) -> bool:
         """Whether no other tool changed the form of the tail."""
-        return all(tail.is_as_emitted for tail in self.file.tails.values())
+        return all(tail.is_as_emitted for tail in self.tails.values())
 
     @property
     def guard(self) -> Guard:
         """How the tail guards the image level against a NaN in the map."""
-        return "none" if self.tail.guard.form is None else self.file.nan_test
+        return "none" if self.tail.guard.form is None else self.nan_test
 
+    @property
+    def wanted_guard(self) -> MapGuard:
+        """How the image level should be guarded, by the outputs that the original declared."""
+        return guard_of(self._selection, self.record.stats, self.tail.options, may_refuse=False)
 
-def load_attached(path: Path, assumed: Assumed | None = None) -> AttachedModel:
-    """Read an attached file and build the tail anew that its record describes.
+    def boundary(self, level: Level) -> float | None:
+        """Return the decision boundary of a level by the record, raw units; None where it is not post-processed."""
+        return self.tail.boundary(level) if self.tail.names(level) else None
 
-    `assumed` stands in for the record where that is gone, and has to agree with it where it is there. Raises
-    `FileError` for a file that cannot be read, `MetadataError` for an illegal record, `UnsupportedModelError` where
-    there is none and nothing in its place, `UsageError` where what is given contradicts it or does not calibrate what
-    the file decides.
-    """
-    file = open_file(path, assumed)
-    tail = _built(file, file.record.options)
-    places, _ = find_parts(file.view, is_packed=tail.options.is_packed)
-    return AttachedModel(path, file, tail, places)
+    @property
+    def _selection(self) -> Selection:
+        is_by_rank = self.record.found.get("pixel") == "rank"
+        return Selection(self.raw.get("image"), self.raw.get("pixel"), pixel_found="rank" if is_by_rank else None)
 
+    def _built(self, options: TailOptions) -> Tail:
+        guard = guard_of(self._selection, self.record.stats, options, may_refuse=False)
+        found = find_own_tail(self.view, "image", options=options)
+        if options.nan_guard and isinstance(found, FoundTail) and found.guard not in (None, guard.form):
+            guard = MapGuard(found.guard)  # `check_record` says what is wrong with it
+        return build_tail(
+            self.record.stats,
+            options,
+            self._selection,
+            nan_test=self.nan_test,
+            default_mask_dtype=self.form.mask_dtype,
+            guard=guard,
+        )
 
-def guard_rule(file: ModelFile, options: TailOptions) -> MapGuard:
-    """Return how the image level of a file should be guarded, by the outputs that its original declared."""
-    return guard_of(_selection(file), file.record.stats, options, may_refuse=False)
-
-
-def _built(file: ModelFile, options: TailOptions) -> Tail:
-    guard = guard_rule(file, options)
-    found = find_own_tail(file.view, "image", options=options)
-    if options.nan_guard and isinstance(found, FoundTail) and found.guard not in (None, guard.form):
-        guard = MapGuard(found.guard)  # `check_record` says what is wrong with it
-    return build_tail(
-        file.record.stats,
-        options,
-        _selection(file),
-        nan_test=file.nan_test,
-        default_mask_dtype=file.form.mask_dtype,
-        guard=guard,
-    )
-
-
-def _selection(file: ModelFile) -> Selection:
-    is_by_rank = file.record.found.get("pixel") == "rank"
-    return Selection(file.raw.get("image"), file.raw.get("pixel"), pixel_found="rank" if is_by_rank else None)
-
-
-RawFeeds: TypeAlias = Mapping[Level, NDArray[Any]]
 
 SIZES: Final = ((16, 16), (7, 5))
 _SMALL: Final = 256  # pixels; smaller maps get the critical values only,
@@ -280,30 +413,25 @@ def tail_cases(attached: AttachedModel, *, count: int, seed: int) -> Iterator[Ca
     value decides alone on both levels; a tail whose fixed shapes another tool made constants of takes no other batch.
     The second keeps to the declared shapes, with maps of many values.
     """
-    values = {level: _values(attached, level, count=count, seed=seed) for level in attached.file.raw}
-    axes = {level: axes_of(port) for level, port in attached.file.raw.items()}
+    values = {level: _values(attached, level, count=count, seed=seed) for level in attached.raw}
+    axes = {level: axes_of(port) for level, port in attached.raw.items()}
     if attached.is_as_emitted or _batch(attached) is None:
         loose = {level: (None,) * max(1, len(of_level)) for level, of_level in axes.items()}
         yield Case("one value per map", loose, tuple(_apart(attached, _singly(attached, values))))
     yield Case("declared shapes", axes, tuple(_declared(attached, values)))
     if all(of_level[:1] == (None,) for of_level in axes.values()):
-        ports = attached.file.raw
+        ports = attached.raw
         size = _sizes(ports["pixel"])[0] if "pixel" in ports else (1, 1)
         empty = {level: np.zeros((0, *size) if level == "pixel" else 0) for level in ports}
         nothing = {level: _shaped(array, ports[level], size) for level, array in empty.items()}
         yield Case("empty batch", axes, (nothing,))
 
 
-def boundary_of(attached: AttachedModel, level: Level) -> float | None:
-    """Return the decision boundary of a level by the record, raw units; None where it is not post-processed."""
-    return attached.tail.boundary(level) if attached.tail.names(level) else None
-
-
 def _values(attached: AttachedModel, level: Level, *, count: int, seed: int) -> RawValues:
     """Return adversarial raw values; a map without a tail of its own is fed what troubles the image level."""
     source: Level = level if attached.tail.names(level) else "image"
-    stats, boundary = attached.tail.stats.level(source), boundary_of(attached, source)
-    dtype = attached.file.raw[level].dtype
+    stats, boundary = attached.tail.stats.level(source), attached.boundary(source)
+    dtype = attached.raw[level].dtype
     if stats is None or boundary is None:
         return raw_values(_PLAIN, 0.5, dtype=dtype, count=count, seed=seed)
     return raw_values(stats, boundary, dtype=dtype, count=count, seed=seed + (level == "pixel"))
@@ -317,7 +445,7 @@ def _singly(attached: AttachedModel, values: Mapping[Level, RawValues]) -> RawFe
         fill = np.resize(of_level.critical, length - len(of_level.all))
         column = np.concatenate([of_level.all, fill])
         column = column[::-1] if level == "pixel" else column
-        port = attached.file.raw[level]
+        port = attached.raw[level]
         feeds[level] = column.reshape(-1, *[1] * (max(1, len(axes_of(port))) - 1)).astype(numpy_dtype(port))
     return feeds
 
@@ -338,7 +466,7 @@ def _apart(attached: AttachedModel, feeds: RawFeeds) -> Iterator[RawFeeds]:
 
 
 def _declared(attached: AttachedModel, values: Mapping[Level, RawValues]) -> Iterator[RawFeeds]:
-    ports, fixed = attached.file.raw, _batch(attached)
+    ports, fixed = attached.raw, _batch(attached)
     if "pixel" not in ports:
         few = values["image"].few
         per_run = fixed or len(few)
@@ -382,7 +510,7 @@ def _sizes(port: PortInfo) -> list[tuple[int, int]]:
 
 def _batch(attached: AttachedModel) -> int | None:
     """Return the static batch size; 1 for a scalar score."""
-    dims = [axes_of(port) for port in attached.file.raw.values()]
+    dims = [axes_of(port) for port in attached.raw.values()]
     return next((axes[0] if axes else 1 for axes in dims if not axes or axes[0] is not None), None)
 
 

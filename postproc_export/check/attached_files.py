@@ -1,200 +1,45 @@
 """Read attached files of both formats for checking: the body, the tail alone, and what the record says."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, Literal
 
 import onnx
 
-from graph_patterns.expr import GraphPatternError
-from graph_patterns.match import GraphView, Value
+from graph_patterns.match import Value
 from graph_patterns.onnx.graph import ELEMENT_TYPES, LOWERINGS, OnnxView, default_opset
 from graph_patterns.openvino import OpenVinoView
 from postproc_export.check.assumed import Assumed
-from postproc_export.errors import MetadataError, PostprocError, UnsupportedModelError, UsageError
-from postproc_export.formats import base
-from postproc_export.formats.base import decoded_outputs, encoded_port, recorded_names
+from postproc_export.check.attached import PURPOSE, AttachedModel
+from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError
+from postproc_export.formats.base import decoded_outputs, encoded_port
 from postproc_export.formats.onnx import OnnxFormat
 from postproc_export.formats.openvino import OpenVinoFormat
 from postproc_export.formats.openvino_file import recorded_results, result_names, tensors_of, value_name
 from postproc_export.ports import FLOAT_TYPES
 from postproc_export.reading.found import FoundTails, raw_name
 from postproc_export.reading.tail import FoundTail
-from postproc_export.record import LayerRecord, TailRecord, Where, refuse_misfit
+from postproc_export.record import LayerRecord, TailRecord, refuse_misfit
 from postproc_export.runtimes import PortInfo, first_reason
 from postproc_export.runtimes.openvino import import_openvino, port_info
 from postproc_export.stats import Level
 from postproc_export.tail import INPUT_NAMES
 from postproc_export.validation import check_file
 
-_PURPOSE = "checking an OpenVINO IR"
-_FOLDED = "another tool has been over it since it was attached: the form of the tail is a folded one"
 _FROZEN = "what adjusts the decision is a constant in this file, as conversions make of it"
 _CONVERTED = "it was converted from ONNX after it was attached: the form of the tail is a folded one"
 
-Format: TypeAlias = Literal["onnx", "openvino"]
-Shapes: TypeAlias = Mapping[Level, tuple[int | None, ...]]
 
+def load_attached(path: Path, assumed: Assumed | None = None) -> AttachedModel:
+    """Read an attached file and build the tail anew that its record describes.
 
-class ModelFile(ABC):
-    """An attached file, and what its format has to know of it."""
-
-    format: ClassVar[Format]
-    form: ClassVar[base.Format]
-    path: Path
-    record: TailRecord  # that attaching left, or that is assumed
-    raw: Mapping[Level, PortInfo]  # the raw outputs as the original declared them, under the names of their values here
-    inputs: tuple[PortInfo, ...]  # that this file declares, in order
-    outputs: tuple[PortInfo, ...]
-    tails: Mapping[Level, FoundTail]  # that were found in the graph, in whatever form
-    remarks: tuple[str, ...]  # what became of the file since it was attached, and what was assumed; a sentence each
-    view: GraphView  # the graph, for the matcher
-
-    def __init__(self, path: Path, assumed: Assumed | None) -> None:
-        self.path, self._where = path, str(path)
-        self._model: Any = self.form.load(path, purpose=_PURPOSE)
-        record = self.form.record(self._model, where=self._where)
-        is_converted = self.form.was_converted(self._model, "tail")
-        if is_converted or record is None:
-            self._refuse_converted_layers()
-        found = self.form.find(self._model, where=self._where)
-        self.tails = {level: tail for level, tail in found.tails.items() if tail.is_ours}
-        self.view, is_assumed = self.form.view(self._model), record is None
-        remarks = [] if all(tail.is_as_emitted for tail in self.tails.values()) else [_FOLDED]
-        if record is None:
-            assumed = assumed or Assumed()
-            record = self._assumed_record(found, assumed)
-            remarks.append(assumed.describe(record))
-        else:
-            if assumed is not None:
-                assumed.refuse_contradiction(record, where=path)
-            recorded_names(record.original, where=self._where)
-        self.record = record
-        remarks = self._settle_record(remarks, is_assumed=is_assumed, is_converted=is_converted)
-        self.inputs = tuple(self.form.inputs(self._model))
-        self.outputs = tuple(self.form.outputs(self._model))
-        self.remarks = tuple(remarks)
-
-    def _refuse_converted_layers(self) -> None:
-        """Refuse a converted file with custom steps around the tail: their records are those of the ONNX file."""
-        layers: tuple[Where, ...] = ("transform", "decision")
-        for layer in layers:
-            record = self.layer(layer)
-            if record is not None and self.form.was_converted(self._model, layer):
-                raise UnsupportedModelError(
-                    f"{self.path} was converted to OpenVINO with custom steps: they cannot be told from the rest",
-                    found=", ".join(spec.text for spec in record.tails),
-                    fix="check the ONNX file, or attach to the converted raw model",
-                )
-
-    @abstractmethod
-    def _assumed_record(self, found: FoundTails, assumed: Assumed) -> TailRecord:
-        """Return a record for a file that has none: its raw outputs are what the tails read."""
-
-    @abstractmethod
-    def _settle_record(self, remarks: list[str], *, is_assumed: bool, is_converted: bool) -> list[str]:
-        """Take the raw outputs from the record, which becomes that of this very file; return the remarks to keep."""
-
-    @abstractmethod
-    def _copy(self) -> Any:
-        """Return a copy of the model."""
-
-    @property
-    def misfits(self) -> tuple[str, ...]:
-        """What the records say that does not fit the file.
-
-        What another tool may have taken away is a misfit unless one has been over the file.
-        """
-        form, model, where = self.form, self._copy(), self._where
-        try:
-            form.take(model, "decision", where=where)
-            found = form.find(model, where=where)
-            if not found.misfits and found.tails and form.read(model, "transform", where=where) is not None:
-                form.take(model, "tail", where=where)
-                form.take(model, "transform", where=where)
-        except MetadataError as error:
-            return (f"{error.what.removeprefix(f'{where}: ')}: {error.found}",)
-        except (PostprocError, GraphPatternError):
-            return ()  # the tail is not as it was attached, which other checks tell
-        is_touched = self.format == "onnx" and bool(self.remarks)
-        return (*found.misfits, *(() if is_touched else found.doubts))
-
-    def layer(self, layer: Where) -> LayerRecord | None:
-        """Return the record of what stands before the tail or behind it; None where nothing does."""
-        return self.form.read(self._model, layer, where=self._where)
-
-    def value_name(self, value: Value) -> str:
-        """Return the name by which `cut` knows a value of the graph."""
-        return self.form.value_name(value)
-
-    @property
-    @abstractmethod
-    def nan_test(self) -> Literal["sum", "l1", "arithmetic"]:
-        """How a tail in this format, at this opset, finds out that a map holds a NaN."""
-
-    @abstractmethod
-    def _names(self, original: Mapping[str, Any]) -> list[tuple[str, ...]]:
-        """Return the names of each output that a record keeps of an original; a tensor of an IR may have none."""
-
-    @property
-    def original_names(self) -> list[tuple[str, ...]]:
-        """The names of each output of the original, in order; a tensor of an IR may have several or none."""
-        return self._names(self.record.original)
-
-    @property
-    def host_names(self) -> frozenset[str] | None:
-        """The names of the outputs of the model before its transform; None where it has none."""
-        record = self.layer("transform")
-        rows = [] if record is None else self._names(record.original)
-        found = frozenset(name for index, names in enumerate(rows) for name in names or (f"output_{index}",))
-        return None if record is None else found
-
-    @abstractmethod
-    def original_output(self, level: Level) -> PortInfo:
-        """Return a raw output under the names that it had in the original."""
-
-    @abstractmethod
-    def is_raw(self, level: Level, value: Value) -> bool:
-        """Whether a value of the graph is the raw value of a level."""
-
-    def is_rounded(self, value: Value) -> bool:
-        """Whether a node of the graph reads a constant that was compressed to fewer bits; no ONNX converter does so."""
-        return False
-
-    @abstractmethod
-    def cut(self, names: tuple[str, ...], inputs: Sequence[PortInfo]) -> Any:
-        """Return a model that computes outputs from some values alone: bytes of ONNX, or an `openvino.Model`.
-
-        Names are outputs of the tail, or values inside it as `value_name` gives them, which are float32 then. Inputs
-        give name, element type and shape of each value that becomes one; one that is not read is left out. Raises
-        `UnsupportedModelError` if an output depends on more than these.
-        """
-
-    @abstractmethod
-    def tapped(self, folder: Path, taps: Mapping[str, PortInfo]) -> Any:
-        """Return this model with some values, by the names of their outputs, as additional float32 outputs.
-
-        Files go into the folder, which is empty.
-        """
-
-    @abstractmethod
-    def host(self, folder: Path) -> Any:
-        """Return this model cut off in front of its tail: the raw values alone, in the order of `raw`, as outputs."""
-
-    @abstractmethod
-    def layer_inputs(self, record: LayerRecord) -> Mapping[str, PortInfo]:
-        """Return what a layer reads, by its own names, each under the name that `cut` and `tapped` know."""
-
-    def layer_values(self, record: LayerRecord) -> Mapping[str, str]:
-        """Return what a layer makes, by output, each under the name that `cut` and the record of the tail know."""
-        return record.made
-
-
-def open_file(path: Path, assumed: Assumed | None = None) -> ModelFile:
-    """Read an attached file of either format; for the errors see `load_attached`."""
+    `assumed` stands in for the record where that is gone, and has to agree with it where it is there. Raises
+    `FileError` for a file that cannot be read, `MetadataError` for an illegal record, `UnsupportedModelError` where
+    there is none and nothing in its place, `UsageError` where what is given contradicts it or does not calibrate what
+    the file decides.
+    """
     check_file(path, what="the model")
     match path.suffix.lower():
         case ".onnx":
@@ -214,7 +59,7 @@ def read_values(tails: Mapping[Level, FoundTail]) -> dict[Level, Value]:
     return {level: found[0] for level, found in values.items() if found}
 
 
-class _OnnxFile(ModelFile):
+class _OnnxFile(AttachedModel):
     format, form = "onnx", OnnxFormat()
     view: OnnxView
 
@@ -275,7 +120,7 @@ class _OnnxFile(ModelFile):
         known = all(LOWERINGS[op][0].since <= opset for op in ("is_nan", "select"))
         return "sum" if known else "arithmetic"
 
-    def _names(self, original: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    def names_in(self, original: Mapping[str, Any]) -> list[tuple[str, ...]]:
         return [(item.name,) for item in decoded_outputs(original, where=self._where)]
 
     def original_output(self, level: Level) -> PortInfo:
@@ -339,7 +184,7 @@ class _OnnxFile(ModelFile):
 
     def _edited(self, folder: Path, edit: Callable[[onnx.ModelProto], bool]) -> Path:
         folder.mkdir(exist_ok=True)
-        return self.form.edited(self.path, folder, edit, purpose=_PURPOSE, is_checked=False)[1]
+        return self.form.edited(self.path, folder, edit, purpose=PURPOSE, is_checked=False)[1]
 
     def layer_inputs(self, record: LayerRecord) -> Mapping[str, PortInfo]:
         """Return them with the types and shapes of the outputs that there were before the layer."""
@@ -397,7 +242,7 @@ def _with_outputs(
     return made
 
 
-class _OpenVinoFile(ModelFile):
+class _OpenVinoFile(AttachedModel):
     """Cutting a model changes it, so every cut starts from the file again; reading maps the weights and is quick."""
 
     format, form = "openvino", OpenVinoFormat()
@@ -457,7 +302,7 @@ class _OpenVinoFile(ModelFile):
         kinds = {str(value.get_node().get_type_name()) for value in values}
         return "l1" if "ReduceL1" in kinds else "sum" if "IsNaN" in kinds else "arithmetic"
 
-    def _names(self, original: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    def names_in(self, original: Mapping[str, Any]) -> list[tuple[str, ...]]:
         return [tuple(item.get("tensor_names", ())) for item in original.get("results", [])]
 
     def original_output(self, level: Level) -> PortInfo:
@@ -474,8 +319,8 @@ class _OpenVinoFile(ModelFile):
         return self.view.is_rounded(value)
 
     def cut(self, names: tuple[str, ...], inputs: Sequence[PortInfo]) -> Any:
-        openvino = import_openvino(purpose=_PURPOSE)
-        model = self.form.load(self.path, purpose=_PURPOSE)
+        openvino = import_openvino(purpose=PURPOSE)
+        model = self.form.load(self.path, purpose=PURPOSE)
         results = [result for result in model.get_results() if not result_names(result).isdisjoint(names)]
         found = {name for result in results for name in result_names(result)}
         results += [self._inner_result(model, name) for name in names if name not in found]
@@ -507,8 +352,8 @@ class _OpenVinoFile(ModelFile):
             ) from error
 
     def tapped(self, folder: Path, taps: Mapping[str, PortInfo]) -> Any:
-        openvino = import_openvino(purpose=_PURPOSE)
-        model = self.form.load(self.path, purpose=_PURPOSE)
+        openvino = import_openvino(purpose=PURPOSE)
+        model = self.form.load(self.path, purpose=PURPOSE)
         for tap, port in taps.items():
             source = self._source(model, port.name)
             if source.get_element_type() != openvino.Type.f32:
@@ -518,8 +363,8 @@ class _OpenVinoFile(ModelFile):
         return model
 
     def host(self, folder: Path) -> Any:
-        openvino = import_openvino(purpose=_PURPOSE)
-        model = self.form.load(self.path, purpose=_PURPOSE)
+        openvino = import_openvino(purpose=PURPOSE)
+        model = self.form.load(self.path, purpose=PURPOSE)
         results = [self._inner_result(model, port.name) for port in self.raw.values()]
         sinks = [sink for sink in model.get_sinks() if _variable(sink) not in INPUT_NAMES]
         reached = _above([*results, *sinks])
@@ -550,7 +395,7 @@ class _OpenVinoFile(ModelFile):
                 f"{self.path} has no output '{name}'", found=found, needed="the tail's outputs"
             ) from error
         source.add_names({name})
-        return import_openvino(purpose=_PURPOSE).opset13.result(source)
+        return import_openvino(purpose=PURPOSE).opset13.result(source)
 
 
 def _described(name: str, value: Any, names: tuple[str, ...]) -> dict[str, Any]:

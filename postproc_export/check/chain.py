@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from postproc_export.check.attached import TAPS, AttachedModel, RawFeeds, boundary_of
+from postproc_export.check.attached import TAPS, AttachedModel, RawFeeds
 from postproc_export.check.inputs import RealBatch
 from postproc_export.check.reference import RawFile, Reference, named_output
 from postproc_export.check.ways import Configuration
@@ -137,7 +137,7 @@ class Reader:
 
     def misfit(self, raw: RawFeeds, outputs: Outputs) -> str | None:
         """Return why the outputs of a file are not those of its raw values; None where they are."""
-        if lost := [level for level in self.attached.file.raw if level not in raw]:
+        if lost := [level for level in self.attached.raw if level not in raw]:
             return f"the raw value of the {lost[0]} level is no output any more where it is tapped"
         sizes = {level: values.size for level, values in self._values(raw).items()}
         for part in self.attached.tail.parts:
@@ -204,7 +204,7 @@ def _rows(values: NDArray[Any]) -> Rows:
 
 def level_numbers(attached: AttachedModel, level: Level) -> tuple[float, float, float]:
     """Return boundary and span of a level that the tail reads, and how many raw units its scores count as 1."""
-    stats, boundary = attached.tail.stats.level(level), boundary_of(attached, level)
+    stats, boundary = attached.tail.stats.level(level), attached.boundary(level)
     assert stats is not None, "a level that is read is calibrated"
     assert boundary is not None, "a level that is read is post-processed"
     return boundary, stats.span, stats.span if attached.tail.options.enable_normalization else 1.0

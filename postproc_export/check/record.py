@@ -9,7 +9,7 @@ import numpy as np
 from graph_patterns.catalog import UNIT_SCORE
 from graph_patterns.expr import Call, Const, Expr, Scalar
 from graph_patterns.match import Match, Mismatch, find
-from postproc_export.check.attached import AttachedModel, guard_rule
+from postproc_export.check.attached import AttachedModel
 from postproc_export.check.contracts import CONTRACTS, check_contract
 from postproc_export.check.preserved_files import compare_files
 from postproc_export.check.report import Check, failed
@@ -76,7 +76,7 @@ _COMPRESSED: Final = (
 
 def check_record(attached: AttachedModel) -> Iterator[Check]:
     """Check what can be read from the file without running it."""
-    misfits = attached.file.misfits
+    misfits = attached.misfits
     if misfits:
         yield failed("record", f"it does not fit the file: {sentences(misfits)}")
     yield check_outputs(attached)
@@ -84,7 +84,7 @@ def check_record(attached: AttachedModel) -> Iterator[Check]:
         yield _check_constants(attached, part)
     for item in attached.tail.adjustable:
         yield _check_input(attached, item)
-    if "image" in attached.levels and "pixel" in attached.file.raw:
+    if "image" in attached.levels and "pixel" in attached.raw:
         yield _check_guard(attached)
 
 
@@ -93,7 +93,7 @@ def decided_value(attached: AttachedModel, level: Level) -> str:
 
     Raises `UnsupportedModelError` if there is no such value: the tail is not the one that the record describes.
     """
-    view = attached.file.view
+    view = attached.view
     found = []
     parts = computed_parts(attached, level)
     for part in parts:
@@ -110,7 +110,7 @@ def decided_value(attached: AttachedModel, level: Level) -> str:
             f"{attached.path}: score and label of the {level} level are not computed from one value",
             fix="run the check without --exhaustive: it says what is wrong with the tail",
         )
-    return attached.file.value_name(found[0])
+    return attached.form.value_name(found[0])
 
 
 def computed_parts(attached: AttachedModel, level: Level) -> list[TailOutput]:
@@ -121,7 +121,7 @@ def computed_parts(attached: AttachedModel, level: Level) -> list[TailOutput]:
 
 def check_outputs(attached: AttachedModel, *, added: Iterable[str] = ()) -> Check:
     """Check names, order, types and shapes of the outputs; `added` are those of what stands behind the decision."""
-    declared = attached.file.outputs
+    declared = attached.outputs
     lost = (f"output '{name}' is missing" for name in added if not any(port.answers_to(name) for port in declared))
     problems = sentences(
         dict.fromkeys([*_order_problems(attached), *_port_problems(attached), *_lost_outputs(attached), *lost])
@@ -134,7 +134,7 @@ def check_outputs(attached: AttachedModel, *, added: Iterable[str] = ()) -> Chec
 def _order_problems(attached: AttachedModel) -> Iterator[str]:
     """Names and order of docs/definition.md section 1."""
     wanted = (PACKED_OUTPUT,) if attached.tail.options.is_packed else OUTPUT_NAMES
-    names = [_public_name(port, wanted) for port in attached.file.outputs]
+    names = [_public_name(port, wanted) for port in attached.outputs]
     for name in attached.output_names:
         if name not in names:
             yield f"output '{name}' is missing"
@@ -144,8 +144,8 @@ def _order_problems(attached: AttachedModel) -> Iterator[str]:
     if ours != [name for name in wanted if name in ours]:
         yield f"the outputs are in the order {', '.join(ours)}"
     last = max((names.index(name) for name in ours), default=-1)
-    kept = [attached.file.original_output(level) for level in attached.file.raw if level not in attached.levels]
-    if not attached.file.record.version:
+    kept = [attached.original_output(level) for level in attached.raw if level not in attached.levels]
+    if not attached.record.version:
         return  # without a record nobody knows where the other outputs were
     strangers = [name for name in names[:last] if name not in ours and not any(port.answers_to(name) for port in kept)]
     if strangers:
@@ -154,20 +154,20 @@ def _order_problems(attached: AttachedModel) -> Iterator[str]:
 
 def _lost_outputs(attached: AttachedModel) -> Iterator[str]:
     """Every output of the original is still there, but for the raw ones that ours took the place of."""
-    levels = [level for level in attached.levels if level in attached.file.raw]
-    replaced = [] if attached.tail.options.keep_raw else [attached.file.original_output(level) for level in levels]
-    renamed = attached.file.record.original.get("renamed", {})
-    for names in attached.file.original_names:
+    levels = [level for level in attached.levels if level in attached.raw]
+    replaced = [] if attached.tail.options.keep_raw else [attached.original_output(level) for level in levels]
+    renamed = attached.record.original.get("renamed", {})
+    for names in attached.names_in(attached.record.original):
         here = [renamed.get(name, name) for name in names]
         was_replaced = any(port.answers_to(name) for port in replaced for name in names)
-        is_there = any(port.answers_to(name) for port in attached.file.outputs for name in here)
+        is_there = any(port.answers_to(name) for port in attached.outputs for name in here)
         if names and not was_replaced and not is_there:
             yield f"output '{names[0]}' of the original is gone"
 
 
 def _port_problems(attached: AttachedModel) -> Iterator[str]:
     """Element types by the record's options, shapes by the raw outputs."""
-    declared = {_public_name(port, attached.output_names): port for port in attached.file.outputs}
+    declared = {_public_name(port, attached.output_names): port for port in attached.outputs}
     for output in attached.tail.outputs:
         port = declared.get(output.name)
         if port is None:
@@ -192,7 +192,7 @@ def _check_constants(attached: AttachedModel, output: TailOutput) -> Check:
     if isinstance(at, Mismatch):
         return failed(name, f"the tail is not the one that the record describes: {at}")
     expected = dict(_constants(output.expr))
-    found = find(_open(output.expr), attached.file.view, at=at)
+    found = find(_open(output.expr), attached.view, at=at)
     tail: Match | FoundTail | None = found if isinstance(found, Match) else _folded(attached, output, expected)
     if tail is None:
         return failed(name, f"the tail is not the one that the record describes: {found}")
@@ -204,16 +204,16 @@ def _check_constants(attached: AttachedModel, output: TailOutput) -> Check:
     if isinstance(found, Match):
         for level in LEVELS:
             value = found.inputs.get(RAW_INPUTS[level])
-            if value is not None and not attached.file.is_raw(level, value):
-                where = attached.file.view.describe(value)
-                wrong.append(f"it reads '{where}' in place of the raw value '{attached.file.raw[level].name}'")
+            if value is not None and not attached.is_raw(level, value):
+                where = attached.view.describe(value)
+                wrong.append(f"it reads '{where}' in place of the raw value '{attached.raw[level].name}'")
     if output.name not in _SCORES:  # the type of a narrow host may be recorded otherwise than it was declared
-        recorded = attached.file.record.narrow.get(output.level)
+        recorded = attached.record.narrow.get(output.level)
         declared = host_dtype(attached.tail.raw, output.level)
         if recorded not in (None, declared):
             wrong.append(f"its raw value is {recorded} by the record, and {declared} in the model")
     wrong += _outdated(attached, output.level, tail.scalars.get("boundary")) if wrong else ()
-    if wrong and any(attached.file.is_rounded(value) for value in tail.values):
+    if wrong and any(attached.is_rounded(value) for value in tail.values):
         wrong.append(_COMPRESSED)
     shown = ", ".join(f"{key} {value:.9g}" for key, value in expected.items()) or "no constants of its own"
     is_folded = not isinstance(found, Match)
@@ -229,17 +229,17 @@ def _check_constants(attached: AttachedModel, output: TailOutput) -> Check:
 def _folded(attached: AttachedModel, output: TailOutput, expected: Mapping[str, float]) -> FoundTail | None:
     """Return the tail of a level in a form that other tools give it, where that is all it differs by."""
     level = output.level
-    tail = attached.file.tails.get(level)
+    tail = attached.tails.get(level)
     if tail is None or tail.is_as_emitted or not expected.keys() <= tail.scalars.keys():
         return None
-    from_map = level == "image" and "image" not in attached.file.raw
+    from_map = level == "image" and "image" not in attached.raw
     reads: Level = "pixel" if from_map else level
     guarded = level == "image" and attached.guard != "none"
     is_same = (
         tail.from_map == from_map
         and (tail.guard is not None) == guarded
-        and attached.file.is_raw(reads, tail.raw)
-        and (tail.guard_maps is None or attached.file.is_raw("pixel", tail.guard_maps))
+        and attached.is_raw(reads, tail.raw)
+        and (tail.guard_maps is None or attached.is_raw("pixel", tail.guard_maps))
         and tail.is_packed == attached.tail.options.is_packed
     )
     return tail if is_same else None
@@ -247,8 +247,8 @@ def _folded(attached: AttachedModel, output: TailOutput, expected: Mapping[str, 
 
 def _check_guard(attached: AttachedModel) -> Check:
     """Compare over what the file's guard reduces the map with what docs/definition.md section 5 says."""
-    found, wanted = attached.tail.guard, guard_rule(attached.file, attached.tail.options)
-    score, anomaly_map = attached.file.raw.get("image"), attached.file.raw["pixel"]
+    found, wanted = attached.tail.guard, attached.wanted_guard
+    score, anomaly_map = attached.raw.get("image"), attached.raw["pixel"]
     are_equal = found.form == wanted.form
     if not are_equal and score is not None:  # each image's own map, where there is one image
         are_equal = {found.form, wanted.form} == {"image", "all"} and is_one_value(score) and anomaly_map.size(0) == 1
@@ -265,11 +265,11 @@ def _check_input(attached: AttachedModel, item: AdjustableInput) -> Check:
     name = f"input/{item.name}"
     label = next(part.name for part in attached.tail.parts if part.level == item.level and part.name not in _SCORES)
     at = attached.places[label]
-    decision = at if isinstance(at, Mismatch) else find_decision(attached.file.view, item.level, at=at)
+    decision = at if isinstance(at, Mismatch) else find_decision(attached.view, item.level, at=at)
     if isinstance(decision, Mismatch) or decision.adjusted is None or decision.is_frozen:
         found = str(decision) if isinstance(decision, Mismatch) else "a constant"
         return failed(name, f"nothing adjusts '{label}' at run time: {found}")
-    bearer = attached.file.view.describe(decision.adjusted).removeprefix(PREFIX)
+    bearer = attached.view.describe(decision.adjusted).removeprefix(PREFIX)
     if bearer != item.name:
         return failed(name, f"'{label}' is adjusted by '{bearer}'")
     wanted = None if attached.tail.options.as_parameters else item.default
@@ -283,7 +283,7 @@ def _check_input(attached: AttachedModel, item: AdjustableInput) -> Check:
 def _outdated(attached: AttachedModel, level: Level, found: float | None) -> Iterator[str]:
     """Say what mends a boundary from before there were constants for narrow hosts."""
     half = attached.tail.narrow.get(level)
-    if half is None or level in attached.file.record.narrow:
+    if half is None or level in attached.record.narrow:
         return
     if _same(found, attached.tail.boundary(level, "float32")):
         yield (

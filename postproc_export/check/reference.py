@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from graph_patterns.expr import GraphPatternError
 from postproc_export.check.attached import AdaptedRunner, AttachedModel, RawFeeds, excused_images
-from postproc_export.check.attached_files import ModelFile
 from postproc_export.check.inputs import RealBatch
 from postproc_export.check.ways import Configuration
 from postproc_export.comparison import Tolerance, narrow, own, transformed
@@ -188,7 +187,7 @@ class EagerTransform:
 
     record: LayerRecord
     ports: Mapping[str, PortInfo]  # what it reads, by `READS` and "image", under the names in the file
-    values: Mapping[Level, str]  # what it makes for each level, under the names that `ModelFile.cut` knows
+    values: Mapping[Level, str]  # what it makes for each level, under the names that `AttachedModel.cut` knows
     module: Any  # raw score and map in, raw score and map out
     steps: tuple[Transform, ...]  # the shipped transforms that it is made of; none for a class of the user's
     size: Size | None = None  # of the model's input, where it is fixed
@@ -200,12 +199,12 @@ class EagerTransform:
         Code that a file alone names is not imported. Raises `UsageError` where a class cannot be imported or a
         parameter in the record is not legal, `MetadataError` where the record names what cannot stand there.
         """
-        record = attached.file.layer("transform")
+        record = attached.layer("transform")
         if record is None or unnamed_code(attached, named) is not None:
             return None
-        made = attached.file.layer_values(record).values()
-        levels = {level: port.name for level, port in attached.file.raw.items() if port.name in made}
-        ports = attached.file.layer_inputs(record)
+        made = attached.layer_values(record).values()
+        levels = {level: port.name for level, port in attached.raw.items() if port.name in made}
+        ports = attached.layer_inputs(record)
         if any(spec.is_code for spec in record.tails):
             from postproc_export.steps.user import eager_own
 
@@ -214,7 +213,7 @@ class EagerTransform:
         from postproc_export.steps.modules import Chain
 
         steps = resolve_all(record.tails)
-        images = [port for port in attached.file.inputs if port.rank == 4]
+        images = [port for port in attached.inputs if port.rank == 4]
         height, width = (images[0].size(2), images[0].size(3)) if len(images) == 1 else (None, None)
         size = None if height is None or width is None else (height, width)
         return cls(record, ports, levels, Chain([step.module() for step in steps]).eval(), steps, size)
@@ -269,7 +268,7 @@ def unnamed_code(attached: AttachedModel, named: Sequence[TailSpec]) -> TailSpec
 
     Raises `MetadataError` if the record names what cannot stand there.
     """
-    record = attached.file.layer("transform")
+    record = attached.layer("transform")
     tails = () if record is None else record.tails
     known = [spec.is_code or (spec.is_shipped and spec.changes_values) for spec in tails]
     if not all(known) or (len(tails) > 1 and any(spec.is_code for spec in tails)):
@@ -298,7 +297,9 @@ class EagerDecisions:
     output. `UsageError` or `MetadataError` where the record names what cannot stand there.
     """
 
-    def __init__(self, file: ModelFile, record: LayerRecord, tail: Tail) -> None:
+    def __init__(self, attached: AttachedModel, tail: Tail) -> None:
+        record = attached.layer("decision")
+        assert record is not None, "something stands behind the decision"
         if unknown := [spec.text for spec in record.tails if spec.name not in BEHIND]:
             raise MetadataError(
                 "the record names what cannot stand behind a decision", found=unknown[0], needed=" or ".join(BEHIND)
@@ -313,7 +314,7 @@ class EagerDecisions:
         self.label = PortInfo("pred_label", parts["pred_label"].dtype, parts["pred_label"].shape)
         self._dtypes = {name: part.dtype for name, part in parts.items()}
         self.ports: dict[str, PortInfo] = {}
-        for key, port in file.layer_inputs(record).items():
+        for key, port in attached.layer_inputs(record).items():
             part = self.label if key == DECIDED else parts[f"pred_{key}"]
             self.ports[key] = PortInfo(port.name, port.dtype if key == DECIDED else part.dtype, part.shape)
 
@@ -352,7 +353,7 @@ class RawFile:
     @property
     def level_names(self) -> tuple[str, ...]:
         """The names of the raw outputs in this file."""
-        return tuple(self.attached.file.original_output(level).name for level in self.attached.file.raw)
+        return tuple(self.attached.original_output(level).name for level in self.attached.raw)
 
     def describe(self) -> str:
         """Return what it is, for people."""
@@ -395,7 +396,7 @@ class RawFile:
             return runner
         transform, made, bounds = self.transform, dict[Level, str](), dict[Level, float]()
         for level in transform.values:
-            made[level] = names.get(level) or self.attached.file.original_output(level).name
+            made[level] = names.get(level) or self.attached.original_output(level).name
 
         def change(feeds: Mapping[str, NDArray[Any]], outputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
             raw = {level: outputs[name] for level, name in names.items()}
@@ -415,11 +416,11 @@ class RawFile:
 
     def levels(self, outputs: Mapping[str, NDArray[Any]], runner: Runner) -> dict[Level, NDArray[Any]]:
         """Return the raw values of each level among the outputs of a run."""
-        return {level: outputs[self._port(level, runner.outputs).name] for level in self.attached.file.raw}
+        return {level: outputs[self._port(level, runner.outputs).name] for level in self.attached.raw}
 
     def others(self, runner: Runner) -> list[PortInfo]:
         """Return the outputs that attaching had to leave alone: those of no level that is post-processed."""
-        levels = (level for level in self.attached.levels if level in self.attached.file.raw)
+        levels = (level for level in self.attached.levels if level in self.attached.raw)
         taken = {self._port(level, runner.outputs).name for level in levels}
         return [port for port in runner.outputs if port.name not in taken]
 
@@ -444,7 +445,7 @@ class RawFile:
             return ports[known]
         if known is not None:
             return next(port for port in ports if port.answers_to(known))
-        wanted = self.attached.file.original_output(level)
+        wanted = self.attached.original_output(level)
         found = [port for port in ports if any(port.answers_to(name) for name in (wanted.name, *wanted.aliases))]
         if not found:
             raise UnsupportedModelError(
@@ -480,8 +481,8 @@ def without_tail(attached: AttachedModel, folder: Path) -> RawFile:
         detached = DetachResult()
     if detached:
         return RawFile(attached.path, attached, model=model, outputs=detached.raw_outputs)
-    indices: dict[Level, str | int] = {level: index for index, level in enumerate(attached.file.raw)}
-    return RawFile(attached.path, attached, model=attached.file.host(folder), outputs=indices, is_cut=True)
+    indices: dict[Level, str | int] = {level: index for index, level in enumerate(attached.raw)}
+    return RawFile(attached.path, attached, model=attached.host(folder), outputs=indices, is_cut=True)
 
 
 _NOUNS: Final[Mapping[Level, str]] = {"image": "score", "pixel": "map"}
@@ -542,10 +543,10 @@ class TorchRunner:
         return {level: values[: batch.valid] if values.ndim else values for level, values in arrays.items()}
 
     def _identify(self, outputs: Any) -> Selection:
-        names, file, levels = named_tensors(outputs), self._attached.file, self._attached.host_levels
+        names, attached, levels = named_tensors(outputs), self._attached, self._attached.host_levels
         chosen: dict[Level, str | int | None] = dict.fromkeys(LEVELS, LEAVE_OUT)
         for level in levels:
-            original = file.original_output(level)
+            original = attached.original_output(level)
             same = next((name for name in (original.name, *original.aliases) if name in names), None)
             chosen[level] = same if self._named.get(level) is None else self._named[level]
         selection = identify_outputs(outputs, image_output=chosen["image"], pixel_output=chosen["pixel"])
@@ -555,7 +556,7 @@ class TorchRunner:
                 raise UsageError(
                     f"{self.spec} has no output that is the raw {level} output of the exported model",
                     found=", ".join(f"{name} {list(tensor.shape)}" for name, tensor in names.items()),
-                    needed=file.original_output(level).describe(),
+                    needed=attached.original_output(level).describe(),
                     fix=f"name it with --{level}-output",
                 )
         return selection

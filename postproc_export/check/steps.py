@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from graph_patterns.expr import GraphPatternError
 from postproc_export.check.assumed import Assumed
-from postproc_export.check.attached import AttachedModel, RawFeeds, axes_of, load_attached, numpy_dtype
-from postproc_export.check.attached_files import ModelFile, open_file
+from postproc_export.check.attached import PURPOSE, AttachedModel, RawFeeds, axes_of, numpy_dtype
+from postproc_export.check.attached_files import load_attached
 from postproc_export.check.chain import SCORES
 from postproc_export.check.inputs import RealInputs, SyntheticInputs, raw_values
 from postproc_export.check.record import check_outputs
@@ -22,9 +22,7 @@ from postproc_export.check.tail import CheckTally
 from postproc_export.check.ways import Configuration
 from postproc_export.comparison import Difference, compare_labels, compare_scores
 from postproc_export.errors import MissingDependencyError, PostprocError, UnsupportedModelError
-from postproc_export.formats.base import format_of
 from postproc_export.process import temporary_folder
-from postproc_export.record import LayerRecord
 from postproc_export.runtimes import PortInfo, Runner
 from postproc_export.stats import Level
 from postproc_export.steps.decisions import DECIDED
@@ -71,7 +69,7 @@ def check_transform(
     class of the user's that does not take the smallest maps is not fed them.
     """
     attached = reference.attached
-    file, raw = attached.file, attached.file.raw
+    raw = attached.raw
     others = {name: raw[level] for name, level in READS.items() if level in raw and level not in transform.values}
     ports = {**others, **transform.ports}  # what the transform reads, and what the tail reads besides
     stats = attached.tail.stats.pixel or attached.tail.stats.image
@@ -85,9 +83,9 @@ def check_transform(
         alone: Runner | None = None
         tail: Runner | None = None
         with _counted(tally, names):
-            model = file.cut(tuple(transform.values.values()), list(transform.ports.values()))
+            model = attached.cut(tuple(transform.values.values()), list(transform.ports.values()))
             alone = _opened(way, model, tally, threads)
-            model = file.cut(attached.output_names, list(ports.values()))
+            model = attached.cut(attached.output_names, list(ports.values()))
             tail = attached.parts_of(_opened(way, model, tally, threads))
         for feeds, made in cases:
             with _counted(tally, names):
@@ -179,7 +177,7 @@ def _compare_nan(
     nan: dict[str, NDArray[np.bool_]] = {}
     count = 0
     there = [name for name in wanted if name in found and found[name].shape == wanted[name].shape]
-    if "pred_label" in there and (attached.guard != "none" or "pixel" not in attached.file.raw):
+    if "pred_label" in there and (attached.guard != "none" or "pixel" not in attached.raw):
         rows = [np.isnan(array).reshape(max(1, len(np.atleast_1d(array))), -1).any(axis=1) for array in made.values()]
         label = wanted["pred_label"].astype(bool)
         nan["pred_label"] = label & np.logical_or.reduce(rows).reshape(label.shape)
@@ -197,20 +195,21 @@ _SIZE: Final = (5, 7)
 
 
 @contextmanager
-def without_decisions(path: Path, assumed: Assumed | None = None) -> Iterator[tuple[Path, LayerRecord | None]]:
-    """Yield the file whose tail is the last there is, and the record of what stands behind it in the one given.
+def without_decisions(path: Path, assumed: Assumed | None = None) -> Iterator[tuple[Path, AttachedModel | None]]:
+    """Yield the file whose tail is the last there is, and the one given where something stands behind its decision.
 
-    Where nothing stands behind the tail that is the file itself; else a copy for as long as the block runs.
+    Where nothing does the first is the file itself; else a copy for as long as the block runs.
     """
-    record = open_file(path, assumed).layer("decision")
-    if record is None:
+    whole = load_attached(path, assumed)
+    if whole.layer("decision") is None:
         yield path, None
         return
     with temporary_folder() as folder:
         target = folder / path.name
-        form = format_of(path)
-        form.rewrite(path, target, lambda model: form.take(model, "decision", where=str(path)), is_checked=False)
-        yield target, record
+        whole.form.rewrite(
+            path, target, lambda model: whole.form.take(model, "decision", where=str(path)), is_checked=False
+        )
+        yield target, whole
 
 
 def unfit_layer(path: Path, assumed: Assumed | None = None) -> Check | None:
@@ -218,48 +217,37 @@ def unfit_layer(path: Path, assumed: Assumed | None = None) -> Check | None:
 
     Its outputs were renamed or removed since, so that nothing before them can be looked at apart.
     """
-    if open_file(path, assumed).layer("decision") is None:
+    whole = load_attached(path, assumed)
+    if whole.layer("decision") is None:
         return None
     try:
-        lost = _lost_without(path)
+        model = whole.form.load(path, purpose=PURPOSE)
+        whole.form.take(model, "decision", where=str(path))
+        lost = [f"nothing computes '{name}'" for name in whole.form.uncomputed(model)]
     except (PostprocError, GraphPatternError) as error:
-        reason = " ".join(str(error).split())
-    else:
-        reason = f"nothing computes '{lost[0]}'" if lost else ""
-    if not reason:
+        lost = [" ".join(str(error).split())]
+    if not lost:
         return None
-    outputs = _check_layer_outputs(path)
+    outputs = _check_layer_outputs(whole)
     found = "" if outputs else f"{outputs.message}; "
-    return replace(outputs, passed=False, message=f"{found}the rest cannot be checked without it: {reason}")
+    return replace(outputs, passed=False, message=f"{found}the rest cannot be checked without it: {lost[0]}")
 
 
-def _check_layer_outputs(path: Path) -> Check:
-    attached = load_attached(path)
-    record = attached.file.layer("decision")
-    return replace(check_outputs(attached, added=record.made if record else ()), name="decision/outputs")
-
-
-def _lost_without(path: Path) -> list[str]:
-    """Take the layer off in memory; return the outputs before it that nothing computes."""
-    form = format_of(path)
-    model = form.load(path, purpose="checking an OpenVINO IR")
-    form.take(model, "decision", where=str(path))
-    return form.uncomputed(model)
+def _check_layer_outputs(whole: AttachedModel) -> Check:
+    record = whole.layer("decision")
+    return replace(check_outputs(whole, added=record.made if record else ()), name="decision/outputs")
 
 
 class DecisionCheck:
     """The check of what stands behind the decision of one file, which is `attached` without it."""
 
-    def __init__(
-        self, path: Path, record: LayerRecord, attached: AttachedModel, *, seed: int, threads: int | None
-    ) -> None:
-        self._path, self._attached, self._seed, self._threads = path, attached, seed, threads
-        self._file: ModelFile = open_file(path)
-        self._eager = EagerDecisions(self._file, record, attached.tail)
+    def __init__(self, whole: AttachedModel, attached: AttachedModel, *, seed: int, threads: int | None) -> None:
+        self._file, self._attached, self._seed, self._threads = whole, attached, seed, threads
+        self._eager = EagerDecisions(whole, attached.tail)
 
     def alone(self, ways: Sequence[Configuration]) -> Iterator[Check]:
         """Look at the file's outputs; cut the layer out and feed it every mask and label, and values around points."""
-        yield _check_layer_outputs(self._path)
+        yield _check_layer_outputs(self._file)
         for way in ways:
             tally = CheckTally("decision", way.label, way.judged)
             with _counted(tally, self._eager.outputs):

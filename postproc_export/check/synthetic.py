@@ -68,7 +68,7 @@ class SyntheticPlan:
                 self.raw_file = without_tail(self.attached, self.folder)
             except (PostprocError, GraphPatternError) as error:
                 self.say("the whole file against what is in front of its tail", one_line(error))
-        tapped = self.attached.file.tapped(self.folder, self.attached.taps)
+        tapped = self.attached.tapped(self.folder, self.attached.taps)
         self._models |= {"attached": self.attached.path, "tapped": tapped}
 
     @property
@@ -296,7 +296,7 @@ class SyntheticCheck:
         """Whether a way loads the file; a miss where it loads the original alone."""
         runner = self._plan.open("attached", way)
         if isinstance(runner, str):
-            is_native = way.runtime == self._plan.attached.file.form.runtimes[0]
+            is_native = way.runtime == self._plan.attached.form.runtimes[0]
             has_original = not isinstance(self._plan.open("raw", way), str)
             if has_original or (is_native and self._plan.raw_file is None):
                 self._misses.setdefault(("run", way), {}).setdefault("the file", runner)

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graph_patterns.match import Mismatch
-from postproc_export.check.attached import AttachedModel, RawFeeds, boundary_of, numpy_dtype, tail_cases
-from postproc_export.check.attached_files import Shapes
+from postproc_export.check.attached import AttachedModel, RawFeeds, Shapes, numpy_dtype, tail_cases
 from postproc_export.check.record import computed_parts, decided_value
 from postproc_export.check.reference import LevelReference, Reference, torch_threads
 from postproc_export.check.report import Check, failed
@@ -162,7 +161,7 @@ def compare_tail(
                 wanted,
                 actual.get(name),
                 raw=values,
-                boundary=boundary_of(attached, output.level),
+                boundary=attached.boundary(output.level),
                 excused=excused,
                 band=band.atol + further,
                 dtype=output.dtype,
@@ -275,7 +274,7 @@ def check_tail(
 
 def run_tail(attached: AttachedModel, runner: Runner, raw: RawFeeds) -> dict[str, NDArray[Any]]:
     """Run a tail alone on raw values; an input that is an output as well may go by that name."""
-    fed = {attached.file.raw[level].name: values for level, values in raw.items()}
+    fed = {attached.raw[level].name: values for level, values in raw.items()}
     return runner.run(
         {port.name: values for port in runner.inputs for name, values in fed.items() if port.answers_to(name)}
     )
@@ -297,7 +296,7 @@ def check_adjusted(
     if not attached.tail.adjustable:
         return
     # OpenVINO makes constants of an ONNX model's inputs that adjust the tail.
-    ways = [way for way in ways if way.judged and way.runtime == attached.file.form.runtimes[0]]
+    ways = [way for way in ways if way.judged and way.runtime == attached.form.runtimes[0]]
     options, runners = attached.tail.options, dict[Configuration, Runner]()
     for given, meant in _settings(attached):
         try:
@@ -368,7 +367,7 @@ def check_exhaustively(
     With the rule ``"gt"`` the reference itself is compared with Anomalib's formula written out in torch: on every value
     but NaN and, where nothing finite is anomalous, +inf, which Anomalib calls normal.
     """
-    readable = [name for name in runtimes if name in attached.file.form.runtimes]
+    readable = [name for name in runtimes if name in attached.form.runtimes]
     ways = [way for way in whole_configurations(readable) if way == way.exact]
     sweeps = [_Sweep(attached, level, ways) for level in attached.levels]
     chunks = [sweep.chunks(start, stop) for sweep in sweeps]
@@ -394,20 +393,20 @@ class _Sweep:
 
     def __init__(self, attached: AttachedModel, level: Level, ways: Sequence[Configuration]) -> None:
         self._attached = attached
-        self._boundary = boundary_of(attached, level)
+        self._boundary = attached.boundary(level)
         self._outputs = {self._value_name(part.name): part for part in computed_parts(attached, level)}
-        self._fed: Level = level if level in attached.file.raw else "pixel"
-        self.dtype = attached.file.raw[self._fed].dtype
+        self._fed: Level = level if level in attached.raw else "pixel"
+        self.dtype = attached.raw[self._fed].dtype
         self._reference = LevelReference(attached, level)
         self._formula = CheckTally("exhaustive", _FORMULA)
         self._runs: list[tuple[Runner, CheckTally]] = []
         if self.dtype in _HALVES:
-            raw = attached.file.raw.values()
+            raw = attached.raw.values()
             inputs = tuple(replace(port, shape=(None,) * max(1, port.rank or 1)) for port in raw)
         else:
             inputs = (PortInfo(decided_value(attached, level), "float32", (None,)),)
         for way in ways:
-            model = attached.file.cut(tuple(self._outputs), inputs)
+            model = attached.cut(tuple(self._outputs), inputs)
             runner = attached.with_values(open_runner(model, runtime=way.runtime, optimize=way.optimize, threads=1))
             self._runs.append((runner, CheckTally("exhaustive", way.label)))
             self._runs[-1][1].ran_on(runner)
@@ -423,11 +422,11 @@ class _Sweep:
             return part
         at = self._attached.places[part]
         assert not isinstance(at, Mismatch), "a tail that is not as recorded is refused by `decided_value`"
-        return self._attached.file.value_name(at)
+        return self._attached.form.value_name(at)
 
     def add(self, start: int, stop: int) -> None:
         """Run one chunk everywhere: the values whose bit patterns lie in a range."""
-        fed = self._attached.file.raw[self._fed]
+        fed = self._attached.raw[self._fed]
         bits, dtype = (np.uint16, numpy_dtype(fed)) if self.dtype in _HALVES else (np.uint32, np.dtype(np.float32))
         values = np.arange(start, stop, dtype=bits).view(dtype)
         with np.errstate(invalid="ignore", over="ignore"):  # a cast of a signalling NaN
@@ -454,7 +453,7 @@ class _Sweep:
             return {runner.inputs[0].name: values}
         read = {port.name for port in runner.inputs}
         feeds = {}
-        for level, port in self._attached.file.raw.items():
+        for level, port in self._attached.raw.items():
             if port.name in read:
                 fed = values if level == self._fed else np.zeros(len(values), numpy_dtype(port))
                 feeds[port.name] = fed.reshape(-1, *[1] * (max(1, port.rank or 1) - 1))

@@ -163,7 +163,7 @@ def tail_patterns(attached: AttachedModel) -> list[str]:
     has a name of its own, and the model's own last operator may bear that of an output. nncf matches from the start of
     a name, so what is to be the whole of it has to end it, too: ``anomaly_map`` would fit ``anomaly_map_raw``.
     """
-    outputs = attached.output_names if attached.file.format == "onnx" else ()
+    outputs = attached.output_names if attached.format == "onnx" else ()
     return [f"{PREFIX}.*", *(f"{re.escape(name)}$" for name in outputs)]
 
 

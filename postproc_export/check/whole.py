@@ -239,7 +239,7 @@ class WholeCheck:
     def checks(self, ways: Sequence[Configuration]) -> Iterator[Check]:
         """Run every configuration and yield its checks."""
         reads = {} if self._transform is None else self._transform.taps
-        tapped = self._attached.file.tapped(self._folder, {**self._attached.taps, **reads})
+        tapped = self._attached.tapped(self._folder, {**self._attached.taps, **reads})
         for number, way in enumerate(ways):
             if self._progress is not None:
                 self._progress(number, len(ways))
@@ -258,7 +258,7 @@ class WholeCheck:
 
     def _failure(self, way: Configuration, error: UnsupportedModelError, apart: Runner | None) -> Iterator[Check]:
         """A miss, unless it is a foreign runtime that may know neither this file nor its original."""
-        is_native = way.runtime == self._attached.file.form.runtimes[0]
+        is_native = way.runtime == self._attached.form.runtimes[0]
         reason = " ".join(str(error).split())
         if is_native or apart is not None:
             yield CheckTally("whole", way.label, way.judged).check("run", False, reason)

@@ -11,7 +11,7 @@ import numpy as np
 from postproc_export.attach import attach_postprocessing
 from postproc_export.calibration.policies import Policy
 from postproc_export.check import check_parity
-from postproc_export.check.attached import load_attached
+from postproc_export.check.attached_files import load_attached
 from postproc_export.check.report import Check, ParityReport
 from postproc_export.check.steps import without_decisions
 from postproc_export.check.ways import Configuration

@@ -13,7 +13,7 @@ from tail_forms import FORMS, attached
 
 from postproc_export import CalibrationStats, LevelStats
 from postproc_export.check import check_parity
-from postproc_export.check.attached import load_attached
+from postproc_export.check.attached_files import load_attached
 from postproc_export.check.preserved_files import compare_files
 from postproc_export.check.tail import CHUNK, check_exhaustively
 

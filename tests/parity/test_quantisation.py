@@ -14,7 +14,7 @@ from image_files import save
 from onnx import TensorProto, helper, numpy_helper
 
 from postproc_export import CalibrationStats, LevelStats, attach_postprocessing, check_parity
-from postproc_export.check.attached import load_attached
+from postproc_export.check.attached_files import load_attached
 from postproc_export.check.inputs import array_inputs
 from postproc_export.check.preserved_files import compare_files
 from postproc_export.check.ways import tail_patterns, with_int8
@@ -139,8 +139,6 @@ def test_check_quantises_all_of_the_model_and_nothing_of_its_tail(
     attached = load_attached(path)
     samples = np.random.default_rng(2).random((8, 3, 32, 32)).astype(np.float32)
     inputs = array_inputs({"input": samples}, (PortInfo("input", "float32", (1, 3, 32, 32)),))
-    model = with_int8(
-        attached.file.tapped(tmp_path, attached.taps), inputs, 1, given={}, ignored=tail_patterns(attached)
-    )
+    model = with_int8(attached.tapped(tmp_path, attached.taps), inputs, 1, given={}, ignored=tail_patterns(attached))
     readers = {node.get_friendly_name(): node.get_type_name() for node in model.get_ordered_ops()}
     assert sorted(readers[name] for name in fake_quantised(model)) == ["Convolution"] * 3

@@ -18,7 +18,7 @@ from onnx import numpy_helper
 
 from postproc_export.attach import attach_postprocessing
 from postproc_export.check import ParityReport, check_parity
-from postproc_export.check.attached import boundary_of, load_attached
+from postproc_export.check.attached_files import load_attached
 from postproc_export.check.chain import LevelTrace, Reader, WayResult
 from postproc_export.check.reference import Reference
 from postproc_export.check.report import PREVENTED_BY, advice, verdict
@@ -380,7 +380,7 @@ def test_the_values_of_a_body_are_those_that_its_flips_come_from(options: dict[s
         outputs = reader.reference.outputs({"image": read.max(axis=(2, 3)), "pixel": read})
         body, _ = reader.tapped(raw, beside, beside, outputs)
         for level, values in body.raw.items():
-            boundary = boundary_of(attached, level)
+            boundary = attached.boundary(level)
             assert boundary is not None
             known = np.isfinite(values) & numbers
             assert np.array_equal(body.labels[level][known], ~(values < boundary)[known])

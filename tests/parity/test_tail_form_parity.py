@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from tail_forms import FORMS, attached
 
 from postproc_export.check import check_parity
-from postproc_export.check.attached import load_attached
+from postproc_export.check.attached_files import load_attached
 from postproc_export.check.tail import CHUNK, check_exhaustively
 
 FEW = 400

@@ -15,7 +15,7 @@ import pytest
 from publications import NEW, OLD, contents, fill, publish_pair
 
 from postproc_export import inspect_model
-from postproc_export.check.attached import load_attached
+from postproc_export.check.attached_files import load_attached
 from postproc_export.errors import FileError
 from postproc_export.files import publishing, write_text
 from postproc_export.process import LeftoverWarning, held_signals
