@@ -156,7 +156,7 @@ def _lost_outputs(attached: AttachedModel) -> Iterator[str]:
     """Every output of the original is still there, but for the raw ones that ours took the place of."""
     levels = [level for level in attached.levels if level in attached.raw]
     replaced = [] if attached.tail.options.keep_raw else [attached.original_output(level) for level in levels]
-    renamed = attached.record.original.get("renamed", {})
+    renamed = attached.record.renamed
     for names in attached.names_in(attached.record.original):
         here = [renamed.get(name, name) for name in names]
         was_replaced = any(port.answers_to(name) for port in replaced for name in names)
