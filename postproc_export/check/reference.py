@@ -62,9 +62,14 @@ def torch_threads(count: int | None) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def _readable(values: NDArray[Any]) -> NDArray[Any]:
-    """Return bfloat16, which torch does not take from NumPy, as float32."""
-    return values.astype(np.float32) if values.dtype.name == "bfloat16" else values
+def as_tensor(values: NDArray[Any]) -> "torch.Tensor":
+    """Return an array as a tensor of the same type; torch does not take bfloat16 from NumPy."""
+    import torch
+
+    array = np.require(values, requirements=["C", "W"])
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 class Reference:
@@ -80,7 +85,7 @@ class Reference:
             named = self._outputs(raw)
         else:  # no image has a map of its own
             image, pixel = raw["image"], raw["pixel"]
-            if self.attached.tail.guard.form == "all" and np.isnan(as_float32(_readable(pixel))).any():
+            if self.attached.tail.guard.form == "all" and np.isnan(as_float32(pixel)).any():
                 image = np.full_like(image, np.nan)
             named = {**self._outputs({"pixel": pixel}), **self._outputs({"image": image})}
         return {name: named[name] for name in self.attached.names}
@@ -88,24 +93,22 @@ class Reference:
     def _outputs(self, raw: RawFeeds) -> dict[str, NDArray[Any]]:
         import torch
 
-        tensors = {
-            level: torch.from_numpy(np.require(_readable(values), requirements="C")) for level, values in raw.items()
-        }
+        tensors = {level: as_tensor(values) for level, values in raw.items()}
         for level, port in self.attached.tail.raw.items():
-            if level in tensors and port.dtype in HALVES:  # tapped values and bfloat16 come as float32
+            if level in tensors and port.dtype in HALVES:  # tapped values come as float32
                 tensors[level] = tensors[level].to(getattr(torch, port.dtype))
         with torch.inference_mode():
             result = self._module(pred_score=tensors.get("image"), anomaly_map=tensors.get("pixel"))
-        decided = self.attached.names  # a level without statistics stays as it is, in a type that NumPy may not have
-        named = result._asdict()
-        return {name: named[name].numpy() for name in decided if named[name] is not None}
+        # A level without statistics stays as it is, in a type that NumPy may not have.
+        named = {name: getattr(result, name) for name in self.attached.names}
+        return {name: tensor.numpy() for name, tensor in named.items() if tensor is not None}
 
     def decided_on(self, output: TailOutput, raw: RawFeeds) -> NDArray[np.float32]:
         """Return the float32 raw values that an output is computed from; a map's maximum where there is no score."""
         values = raw.get(output.level)
         if values is not None:
-            return as_float32(_readable(values))
-        highest: NDArray[np.float32] = as_float32(_readable(raw["pixel"])).max(axis=(-2, -1))
+            return as_float32(values)
+        highest: NDArray[np.float32] = as_float32(raw["pixel"]).max(axis=(-2, -1))
         return highest
 
     def excused(self, output: TailOutput, raw: RawFeeds) -> NDArray[np.bool_] | None:
@@ -113,7 +116,7 @@ class Reference:
         is_unguarded = "image" in raw and self.attached.tail.guard.form is None
         if output.level == "pixel" or "pixel" not in raw or is_unguarded:
             return None
-        maps, guard = as_float32(_readable(raw["pixel"])), self.attached.guard
+        maps, guard = as_float32(raw["pixel"]), self.attached.guard
         if self.attached.tail.guard.form != "all":
             return excused_images(maps, guard)
         return np.full(np.shape(raw["image"]), excused_images(maps[np.newaxis], guard)[0])
@@ -243,8 +246,7 @@ class EagerTransform:
         for level, values in raw.items():
             read = next((name for name, of in READS.items() if of == level), "")
             dtype = "float32" if self.steps or read not in self.ports else self.ports[read].dtype
-            tensor = torch.from_numpy(np.require(_readable(values), requirements=["C", "W"]))
-            tensors[level] = tensor.to(getattr(torch, dtype))
+            tensors[level] = as_tensor(values).to(getattr(torch, dtype))
         with torch.inference_mode():
             made = self.module(tensors.get("image"), tensors.get("pixel"))
         return {level: tensor.numpy() for level, tensor in zip(LEVELS, made, strict=True) if tensor is not None}
@@ -443,17 +445,16 @@ class RawFile:
         known = self.outputs.get(level)
         if isinstance(known, int):
             return ports[known]
-        if known is not None:
-            return next(port for port in ports if port.answers_to(known))
         wanted = self.attached.original_output(level)
-        found = [port for port in ports if any(port.answers_to(name) for name in (wanted.name, *wanted.aliases))]
-        if not found:
+        names = (wanted.name, *wanted.aliases) if known is None else (known,)
+        found = next((port for port in ports if any(port.answers_to(name) for name in names)), None)
+        if found is None:
             raise UnsupportedModelError(
                 f"{self.path} is not the original of {self.attached.path}",
                 found="outputs " + ", ".join(port.describe() for port in ports),
                 needed=f"an output '{wanted.name}', the raw {level} output by the record",
             )
-        return found[0]
+        return found
 
 
 def _dropped(values: NDArray[Any]) -> float:
@@ -564,15 +565,9 @@ class TorchRunner:
     def _call(self, feeds: Mapping[str, NDArray[Any]]) -> Any:
         import torch
 
-        tensors = []
-        for array in feeds.values():
-            values = np.require(array, requirements=["C", "W"])
-            is_bfloat16 = array.dtype.name == "bfloat16"  # a type that torch does not take from NumPy
-            tensor = torch.from_numpy(values.view(np.int16) if is_bfloat16 else values)
-            tensors.append(tensor.view(torch.bfloat16) if is_bfloat16 else tensor)
         with torch_threads(self._threads), torch.no_grad():
             try:
-                return self._module(*tensors)
+                return self._module(*map(as_tensor, feeds.values()))
             except Exception as error:
                 fed = ", ".join(f"{name}: {array.dtype.name} {list(array.shape)}" for name, array in feeds.items())
                 raise UsageError(
