@@ -211,17 +211,14 @@ class AttachedModel(ABC):
     def _settle_record(self, remarks: list[str], *, is_assumed: bool, is_converted: bool) -> list[str]:
         """Take the raw outputs from the record, which becomes that of this very file; return the remarks to keep."""
 
-    @abstractmethod
-    def _copy(self) -> Any:
-        """Return a copy of the model."""
-
     @property
     def misfits(self) -> tuple[str, ...]:
         """What the records say that does not fit the file.
 
         What another tool may have taken away is a misfit unless one has been over the file.
         """
-        form, model, where = self.form, self._copy(), self._where
+        form, where = self.form, self._where
+        model = form.load(self.path, purpose=PURPOSE)
         try:
             form.take(model, "decision", where=where)
             found = form.find(model, where=where)

@@ -64,13 +64,25 @@ class _OnnxFile(AttachedModel):
     view: OnnxView
 
     def _settle_record(self, remarks: list[str], *, is_assumed: bool, is_converted: bool) -> list[str]:
-        self._original = decoded_outputs(self.record.original, where=self._where)
-        self.raw = dict(self._raw_ports())
-        return remarks + [
-            f"'{port.name}' is what the {level} level reads: '{self.record.raw[level]}' of the record is gone"
-            for level, port in self.raw.items()
-            if port.name != self.record.raw[level]
-        ]
+        """Take the types and shapes that the original declared, or that ONNX infers for them.
+
+        Another tool may have given a raw value another name: then it is the one that the tail reads.
+        """
+        items = decoded_outputs(self.record.original, where=self._where)
+        original = _with_outputs(self._model, items, self.record.renamed)
+        ports, read = {port.name: port for port in self.form.outputs(original)}, read_values(self.tails)
+        raw: dict[Level, PortInfo] = {}
+        for level, name in self.record.raw.items():
+            if name not in ports:
+                raise MetadataError(f"{self.path}: the record names '{name}' as the raw {level} output, which was none")
+            raw[level] = port = ports[name]
+            if port.dtype not in FLOAT_TYPES:
+                raise MetadataError(f"{self.path}: the record has a raw {level} output of {port.dtype}")
+            if level in read and not self.view.has(name):
+                raw[level] = replace(port, name=str(read[level]))
+                remarks.append(f"'{read[level]}' is what the {level} level reads: '{name}' of the record is gone")
+        self.raw = raw
+        return remarks
 
     def _assumed_record(self, found: FoundTails, assumed: Assumed) -> TailRecord:
         values = {level: str(value) for level, value in read_values(self.tails).items()}
@@ -78,7 +90,7 @@ class _OnnxFile(AttachedModel):
             level: raw_name(self.tails[level], name) if level in self.tails else name for level, name in values.items()
         }
         items = [onnx.ValueInfoProto(name=name) for name in dict.fromkeys(values.values())]
-        known = {port.name: port for port in OnnxFormat().outputs(_with_outputs(self._model, items, {}))}
+        known = {port.name: port for port in self.form.outputs(_with_outputs(self._model, items, {}))}
         outputs = [
             onnx.helper.make_tensor_value_info(
                 names[level], ELEMENT_TYPES.get(known[name].dtype, onnx.TensorProto.FLOAT), known[name].shape
@@ -88,26 +100,6 @@ class _OnnxFile(AttachedModel):
         renamed = {names[level]: name for level, name in values.items() if names[level] != name}
         original = {"outputs": [encoded_port(item) for item in outputs], "renamed": renamed}
         return assumed.record(found, values, original, where=self.path)
-
-    def _raw_ports(self) -> Iterator[tuple[Level, PortInfo]]:
-        """Yield the raw outputs with the types and shapes that the original declared, or that ONNX infers for them.
-
-        Another tool may have given a raw value another name: then it is the one that the tail reads.
-        """
-        original = _with_outputs(self._model, self._original, self.record.renamed)
-        ports, read = {port.name: port for port in OnnxFormat().outputs(original)}, read_values(self.tails)
-        for level, name in self.record.raw.items():
-            if name not in ports:
-                raise MetadataError(f"{self.path}: the record names '{name}' as the raw {level} output, which was none")
-            port = ports[name]
-            if port.dtype not in FLOAT_TYPES:
-                raise MetadataError(f"{self.path}: the record has a raw {level} output of {port.dtype}")
-            is_there = self.view.has(name) or level not in read
-            yield level, port if is_there else replace(port, name=str(read[level]))
-
-    def _copy(self) -> onnx.ModelProto:
-        made: onnx.ModelProto = onnx.ModelProto.FromString(self._model.SerializeToString())
-        return made
 
     @cached_property
     def nan_test(self) -> Literal["sum", "l1", "arithmetic"]:
@@ -192,7 +184,7 @@ class _OnnxFile(AttachedModel):
         items = decoded_outputs(record.original, where=self._where)
         before = {item.name: names.get(item.name, item.name) for item in items}
         now = {original: since.get(name, name) for original, name in before.items()}
-        ports = {port.name: port for port in OnnxFormat().outputs(_with_outputs(self._model, items, now))}
+        ports = {port.name: port for port in self.form.outputs(_with_outputs(self._model, items, now))}
         ports |= {port.name: port for port in self.inputs}
         read = {key: since.get(name, name) for key, name in record.read.items()}
         if record.where == "transform":
@@ -288,9 +280,6 @@ class _OpenVinoFile(AttachedModel):
             renamed |= {then: name for name, then in now.items() if then != name}
         raw = {level: value_name(value) for level, value in values.items()}
         return assumed.record(found, raw, {"results": results, "renamed": renamed}, where=self.path)
-
-    def _copy(self) -> Any:
-        return self._model.clone()
 
     @property
     def nan_test(self) -> Literal["sum", "l1", "arithmetic"]:
