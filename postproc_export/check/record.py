@@ -76,8 +76,7 @@ _COMPRESSED: Final = (
 
 def check_record(attached: AttachedModel) -> Iterator[Check]:
     """Check what can be read from the file without running it."""
-    misfits = attached.misfits
-    if misfits:
+    if misfits := attached.misfits:
         yield failed("record", f"it does not fit the file: {sentences(misfits)}")
     yield check_outputs(attached)
     for part in attached.tail.parts:
@@ -191,8 +190,8 @@ def _check_constants(attached: AttachedModel, output: TailOutput) -> Check:
     at = attached.places[output.name]
     if isinstance(at, Mismatch):
         return failed(name, f"the tail is not the one that the record describes: {at}")
-    expected = dict(_constants(output.expr))
-    found = find(_open(output.expr), attached.view, at=at)
+    expected: dict[str, float] = {}
+    found = find(_opened(output.expr, expected), attached.view, at=at)
     tail: Match | FoundTail | None = found if isinstance(found, Match) else _folded(attached, output, expected)
     if tail is None:
         return failed(name, f"the tail is not the one that the record describes: {found}")
@@ -297,24 +296,16 @@ def _same(found: float | None, wanted: float) -> bool:
     return found is not None and np.float32(found).tobytes() == np.float32(wanted).tobytes()
 
 
-def _open(expr: Expr) -> Expr:
-    """Replace the constants of the statistics by scalars to be found."""
-    match expr:
-        case Const(_, name) if name in _CONSTANTS:
-            return Scalar(name)
-        case Call(op, args, params):
-            return Call(op, tuple(_open(arg) for arg in args), params)
-        case _:
-            return expr
-
-
-def _constants(expr: Expr) -> Iterator[tuple[str, float]]:
+def _opened(expr: Expr, constants: dict[str, float]) -> Expr:
+    """Replace the constants of the statistics by scalars to be found, and put what they are into `constants`."""
     match expr:
         case Const(value, name) if name in _CONSTANTS:
-            yield name, value
-        case Call(_, args):
-            for arg in args:
-                yield from _constants(arg)
+            constants[name] = value
+            return Scalar(name)
+        case Call(op, args, params):
+            return Call(op, tuple(_opened(arg, constants) for arg in args), params)
+        case _:
+            return expr
 
 
 def _public_name(port: PortInfo, ours: Iterable[str]) -> str:

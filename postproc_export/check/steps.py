@@ -75,7 +75,15 @@ def check_transform(
     stats = attached.tail.stats.pixel or attached.tail.stats.image
     assert stats is not None, "an attached file has a level with statistics"
     span = (stats.min - stats.span, stats.max + stats.span)
-    cases = [(feeds, _made(transform, feeds)) for feeds in _transform_feeds(ports, span, seed)]
+    cases: list[tuple[Feeds, RawFeeds, Mapping[Level, NDArray[np.float32]]]] = []
+    for feeds in _transform_feeds(ports, span, seed):
+        values = {level: feeds[name] for name, level in READS.items() if name in feeds}
+        size = (feeds["image"].shape[2], feeds["image"].shape[3]) if "image" in feeds else None
+        try:
+            cases.append((feeds, values, transform(values, size=size)))
+        except UnsupportedModelError:
+            if transform.steps:
+                raise
     names = [SCORES[level] for level in transform.values]
     for way in ways:
         tally, anomalous = CheckTally("transform", way.label, way.judged), 0
@@ -87,13 +95,15 @@ def check_transform(
             alone = _opened(way, model, tally, threads)
             model = attached.cut(attached.output_names, list(ports.values()))
             tail = attached.parts_of(_opened(way, model, tally, threads))
-        for feeds, made in cases:
+        for feeds, given, made in cases:
+            has_nan = any(np.isnan(array).any() for array in given.values())
             with _counted(tally, names):
-                if made is None:
-                    continue
-                if not _has_nan(feeds) and alone is not None:
-                    tally.add(_compare(transform, feeds, made, alone, _fed(alone, ports, feeds)))
-                elif _has_nan(feeds) and tail is not None:
+                if not has_nan and alone is not None:
+                    found, tolerance = _fed(alone, ports, feeds), transform.tolerance(given, made)
+                    for level, name in transform.values.items():
+                        actual = named_output(name, found, alone)
+                        tally.add({SCORES[level]: compare_scores(made[level], actual, tolerance=tolerance, nan="same")})
+                elif has_nan and tail is not None:
                     wanted = reference.outputs({level: made[level] for level in raw})
                     count, missed = _compare_nan(attached, feeds, made, wanted, _fed(tail, ports, feeds))
                     anomalous += count
@@ -140,34 +150,6 @@ def _shaped(port: PortInfo, values: NDArray[np.float64] | None, count: int, size
     channels = tuple(axis or 1 for axis in axes[1:-2])
     wide = np.broadcast_to(values.reshape(count, *[1] * len(channels), *size), (count, *channels, *size))
     return wide.astype(numpy_dtype(port))
-
-
-def _has_nan(feeds: Feeds) -> bool:
-    return any(bool(np.isnan(values).any()) for name, values in feeds.items() if name in READS)
-
-
-def _raw_of(feeds: Feeds) -> RawFeeds:
-    return {level: feeds[name] for name, level in READS.items() if name in feeds}
-
-
-def _made(transform: EagerTransform, feeds: Feeds) -> Mapping[Level, NDArray[np.float32]] | None:
-    size = (feeds["image"].shape[2], feeds["image"].shape[3]) if "image" in feeds else None
-    try:
-        return transform(_raw_of(feeds), size=size)
-    except UnsupportedModelError:
-        if transform.steps:
-            raise
-        return None
-
-
-def _compare(
-    transform: EagerTransform, feeds: Feeds, made: RawFeeds, runner: Runner, found: Feeds
-) -> dict[str, Difference]:
-    tolerance = transform.tolerance(_raw_of(feeds), made)
-    return {
-        SCORES[level]: compare_scores(made[level], named_output(name, found, runner), tolerance=tolerance, nan="same")
-        for level, name in transform.values.items()
-    }
 
 
 def _compare_nan(
