@@ -2,14 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from numpy.typing import NDArray
 
 from postproc_export.check.assumed import Assumed
 from postproc_export.check.attached import AttachedModel
 from postproc_export.check.attached_files import load_attached
-from postproc_export.check.chain import WayResult
 from postproc_export.check.inputs import RealInputs, array_inputs, image_inputs
 from postproc_export.check.record import check_record, file_checks, record_is_missing
 from postproc_export.check.reference import EagerTransform, RawFile, Reference, TorchRunner, unnamed_code
@@ -28,12 +27,10 @@ from postproc_export.stats import CalibrationStats, Level, check_comparison, che
 from postproc_export.steps.around import is_same
 from postproc_export.validation import called_like
 
-if TYPE_CHECKING:
-    from postproc_export.images import Preprocessing
-
 __all__ = ["Check", "ParityReport", "assert_parity", "check_parity"]
 
 
+_NO_OTHER_PRECISION = "another default precision than float32: this machine has none (some take bfloat16 or float16)"
 Inputs = str | Path | Mapping[str, NDArray[Any]] | None
 
 
@@ -66,6 +63,7 @@ def assumptions(asked: CheckOptions) -> Assumed | None:
 
 def check_options(asked: CheckOptions) -> None:
     """Refuse options that do not fit together, and failures saved where the inputs are, which they might replace."""
+    check_paths(raw=asked.raw, images=asked.images, inputs=asked.inputs)
     images, inputs, torch = asked.images, asked.inputs, asked.torch
     if images is not None and inputs is not None:
         raise UsageError("both images and inputs were given", needed="one of them")
@@ -115,29 +113,26 @@ def usable_runtimes(model: AttachedModel) -> tuple[RuntimeName, ...]:
     return found
 
 
-def real_inputs(
-    model: AttachedModel,
-    runtimes: tuple[RuntimeName, ...],
-    images: str | Path | None,
-    inputs: Inputs,
-    preprocessing: "Preprocessing | None",
-    limit: int | None,
-) -> RealInputs | None:
+def real_inputs(asked: CheckOptions, model: AttachedModel, runtime: RuntimeName) -> RealInputs | None:
     """Return the images or inputs of a check, which have to fit the file; None where neither was given."""
-    if images is None and inputs is None:
+    if asked.images is None and asked.inputs is None:
         return None
-    ports = model.with_values(open_runner(model.path, runtime=runtimes[0])).inputs
-    if images is not None:
-        return image_inputs(images, ports, model.record.stats, preprocessing, limit=limit)
-    assert inputs is not None, "without images there are inputs"
-    return array_inputs(inputs, ports, limit=limit)
+    ports = model.with_values(open_runner(model.path, runtime=runtime)).inputs
+    if asked.images is not None:
+        return image_inputs(asked.images, ports, model.record.stats, asked.preprocessing, limit=asked.limit)
+    assert asked.inputs is not None, "without images there are inputs"
+    return array_inputs(asked.inputs, ports, limit=asked.limit)
 
 
-# What a check does not cover, a sentence each, with the reason.
-
-
-def of_the_file(model: AttachedModel, runtimes: Sequence[RuntimeName]) -> Iterator[str]:
-    """Yield what a file and the runtimes at hand leave open."""
+def _not_covered(
+    asked: CheckOptions, model: AttachedModel, runtimes: Sequence[RuntimeName], unnamed: TailSpec | None
+) -> Iterator[str]:
+    """Yield what a check does not cover, a sentence each; the code of the class `unnamed` is not run."""
+    originals = (("the raw file run apart", asked.raw), ("the PyTorch model", asked.torch))
+    if unnamed is not None:  # the file alone names it
+        reason = f"the code of '{unnamed.name}' is run only where you name it, too: --step {unnamed.name}"
+        yield f"the class '{unnamed.name}' before the threshold, and what it does with NaN: {reason}"
+        yield from (f"the whole file against {name}: {reason}" for name, given in originals if given is not None)
     readers = model.form.runtimes
     missing = [name for name in readers if name not in runtimes]
     yield from (f"{name}: it is not installed (pip install 'postproc-export[{name}]')" for name in missing)
@@ -152,40 +147,19 @@ def of_the_file(model: AttachedModel, runtimes: Sequence[RuntimeName]) -> Iterat
         names = ", ".join(item.name for item in model.tail.adjustable)
         yield f"{names} in OpenVINO: reading an ONNX model makes constants of them"
     yield "other devices than the CPU"
-
-
-def of_the_options(*, raw: bool, real: bool, torch: bool, int8: bool | None) -> Iterator[str]:
-    """Yield what was not given: the raw file, real inputs, the PyTorch model, nncf."""
+    real = asked.images is not None or asked.inputs is not None
     if not real:
         yield "the whole file on real inputs: neither images nor inputs were given"
-    if not raw:
+    if asked.raw is None:
         yield "the whole file against the raw file run apart: no raw file was given"
     elif not real:
         yield "the raw file on real inputs: neither images nor inputs were given"
-    if not torch:
+    if asked.torch is None:
         yield "the whole file against the PyTorch model: none was given"
-    if real and int8 is False:
+    if real and asked.int8 is False:
         yield "the whole file quantised to INT8: it was not wanted"
     elif real and not has_nncf():
         yield "the whole file quantised to INT8: nncf is not installed (pip install 'postproc-export[nncf]')"
-
-
-def of_the_code(unnamed: TailSpec | None, *, raw: bool, torch: bool) -> Iterator[str]:
-    """Yield what needs a class that the file alone names, whose code is not run therefore."""
-    if unnamed is None:
-        return
-    reason = f"the code of '{unnamed.name}' is run only where you name it, too: --step {unnamed.name}"
-    yield f"the class '{unnamed.name}' before the threshold, and what it does with NaN: {reason}"
-    for given, original in ((raw, "the raw file run apart"), (torch, "the PyTorch model")):
-        if given:
-            yield f"the whole file against {original}: {reason}"
-
-
-def of_the_machine(checks: Sequence[Check]) -> Iterator[str]:
-    """Yield what this machine cannot show."""
-    default = {check.precision for check in checks if not check.judged and check.precision is not None}
-    if default == {"float32"}:
-        yield "another default precision than float32: this machine has none (some take bfloat16 or float16)"
 
 
 @called_like(CheckOptions)
@@ -216,16 +190,15 @@ def check_parity(**given: Any) -> ParityReport:
     model all of it is compared with that model, stage by stage (docs/parity.md).
     """
     asked = CheckOptions(**given)
-    attached, images, inputs, seed = Path(asked.attached), asked.images, asked.inputs, asked.seed
-    assumed = assumptions(asked)
-    check_paths(raw=asked.raw, images=images, inputs=inputs)
+    attached, assumed = Path(asked.attached), assumptions(asked)
     check_options(asked)
     threads = usable_cores() if asked.threads is None else asked.threads
+    shared: dict[str, Any] = {"seed": asked.seed, "threads": threads}
     of_file, not_checked = file_checks(attached, preserved=asked.preserved, contracts=asked.contracts)
     missing = record_is_missing(attached) if of_file and asked.stats is None else None
     missing = unfit_layer(attached, assumed) if missing is None else missing
     if missing is not None:  # what needs no record is told all the same
-        return _report_of(attached, [missing, *of_file], not_checked, seed, threads)
+        return _report_of(attached, [missing, *of_file], not_checked, environment(**shared))
     with without_decisions(attached, assumed) as (path, entire):
         model = load_attached(path, assumed)
         runtimes = usable_runtimes(model)
@@ -233,80 +206,49 @@ def check_parity(**given: Any) -> ParityReport:
         reference, transform = Reference(model), EagerTransform.load(model, named)
         unnamed = unnamed_code(model, named)
         raw_file = None if asked.raw is None or unnamed is not None else RawFile.of(Path(asked.raw), model, transform)
-        real = real_inputs(model, runtimes, images, inputs, asked.preprocessing, asked.limit)
+        real = real_inputs(asked, model, runtimes[0])
         exported = None
         if asked.torch is not None:
             outputs: dict[Level, str | int | None] = {"image": asked.image_output, "pixel": asked.pixel_output}
             exported = TorchRunner(asked.torch, model, outputs, threads=threads, transform=transform)
-        originals = {"raw": asked.raw is not None, "torch": asked.torch is not None}
-        not_checked += [*of_the_code(unnamed, **originals), *of_the_file(model, runtimes)]
-        not_checked += of_the_options(**originals, real=real is not None, int8=asked.int8)
+        not_checked += _not_covered(asked, model, runtimes, unnamed)
         failures = _store(asked, threads, named, assumed)
-        behind = None if entire is None else DecisionCheck(entire, model, seed=seed, threads=threads)
+        behind = None if entire is None else DecisionCheck(entire, model, **shared)
         checks = [*check_record(model), *of_file]
-        checks += _parts(model, reference, transform, behind, runtimes, count=asked.count, seed=seed, threads=threads)
+        tail_ways = [way for way in whole_configurations(runtimes) if way.weights == "stored"]
+        checks += check_tail(model, reference, tail_ways, count=asked.count, **shared)
+        checks += () if transform is None else check_transform(reference, transform, tail_ways, **shared)
+        checks += () if behind is None else behind.alone(tail_ways)
+        checks += check_adjusted(model, tail_ways, count=asked.count, **shared)
         if asked.exhaustive:
             checks += check_exhaustively(model, runtimes, progress=asked.progress)
         ways = whole_configurations(runtimes, int8=asked.int8)
-        shared: dict[str, Any] = {"threads": threads, "max_flips": asked.max_flips, "failures": failures}
+        judged: dict[str, Any] = {"threads": threads, "max_flips": asked.max_flips, "failures": failures}
         whole: WholeCheck | None = None
         with temporary_folder() as folder, temporary_folder() as other:
             apart = behind if real is None else None
-            synthetic = SyntheticCheck(reference, raw_file, folder, apart, seed=seed, **shared)
+            synthetic = SyntheticCheck(reference, raw_file, folder, apart, seed=asked.seed, **judged)
             checks += synthetic.checks(ways)
             if real is not None:
                 known = exported if unnamed is None else None
-                shared["progress"] = asked.progress
-                whole = WholeCheck(reference, real, raw_file, other, known, transform, behind, **shared)
+                judged["progress"] = asked.progress
+                whole = WholeCheck(reference, real, raw_file, other, known, transform, behind, **judged)
                 checks += whole.checks(ways)
-    not_checked += [*synthetic.not_checked, *(() if whole is None else whole.not_checked), *of_the_machine(checks)]
-    described = _described(model, real, synthetic, exported, failures, checks)
-    results = () if whole is None else tuple(whole.results)
-    not_run = synthetic.not_run if whole is None else None
-    return _report_of(attached, checks, not_checked, seed, threads, described, results, not_run)
-
-
-def _described(
-    model: AttachedModel,
-    real: RealInputs | None,
-    synthetic: SyntheticCheck,
-    exported: TorchRunner | None,
-    failures: FailureStore | None,
-    checks: list[Check],
-) -> dict[str, Any]:
-    """Return what the report tells of the file, of what it was fed and of what was saved."""
+    not_checked += [*synthetic.not_checked, *(() if whole is None else whole.not_checked)]
+    default = {check.precision for check in checks if not check.judged and check.precision is not None}
+    not_checked += [_NO_OTHER_PRECISION] if default == {"float32"} else []
+    if failures is not None:
+        failures.add_tail(checks)
     told = {
         "file": "; ".join(model.remarks) or None,
         "inputs": None if real is None else real.description,
         "synthetic": synthetic.ran,
         "torch": None if exported is None else exported.describe(),
+        "failures": None if failures is None else failures.saved,
     }
-    described: dict[str, Any] = {key: value for key, value in told.items() if value is not None}
-    if failures is not None:
-        failures.add_tail(checks)
-        described["failures"] = failures.saved
-    return described
-
-
-def _parts(
-    model: AttachedModel,
-    reference: Reference,
-    transform: EagerTransform | None,
-    behind: DecisionCheck | None,
-    runtimes: Sequence[RuntimeName],
-    *,
-    count: int,
-    seed: int,
-    threads: int,
-) -> Iterator[Check]:
-    """Check the tail alone, and what stands before and behind it alone."""
-    ways = [way for way in whole_configurations(runtimes) if way.weights == "stored"]
-    yield from check_tail(model, reference, ways, count=count, seed=seed, threads=threads)
-    if transform is not None:
-        yield from check_transform(reference, transform, ways, seed=seed, threads=threads)
-    if behind is not None:
-        yield from behind.alone(ways)
-    yield from check_adjusted(model, ways, count=count, seed=seed, threads=threads)
+    described = {**environment(**shared), **{key: value for key, value in told.items() if value is not None}}
+    ran = {"not_run": synthetic.not_run} if whole is None else {"whole": tuple(whole.results)}
+    return _report_of(attached, checks, not_checked, described, **ran)
 
 
 def assert_parity(attached: str | Path, **options: Any) -> ParityReport:
@@ -329,22 +271,11 @@ def assert_parity(attached: str | Path, **options: Any) -> ParityReport:
 
 
 def _report_of(
-    attached: str | Path,
-    checks: Iterable[Check],
-    not_checked: Iterable[str],
-    seed: int,
-    threads: int | None,
-    described: Mapping[str, Any] | None = None,
-    whole: tuple[WayResult, ...] = (),
-    not_run: str | None = None,
+    attached: Path, checks: Iterable[Check], not_checked: Iterable[str], described: Mapping[str, Any], **whole: Any
 ) -> ParityReport:
+    unchecked = tuple(dict.fromkeys(not_checked))
     return ParityReport(
-        subject=str(attached),
-        checks=tuple(checks),
-        not_checked=tuple(dict.fromkeys(not_checked)),
-        environment={**environment(seed=seed, threads=threads), **(described or {})},
-        whole=whole,
-        not_run=not_run,
+        subject=str(attached), checks=tuple(checks), not_checked=unchecked, environment=described, **whole
     )
 
 
