@@ -16,6 +16,7 @@ OF_A_FORMAT = (
     "postproc_export.formats.openvino_file",
 )
 REASONS = {
+    "check/attached.py": "only in an ONNX file may another tool have taken away what a record says",
     "check/attached_files.py": "a tail is cut out of the file and tapped, which attaching never does",
     "check/contracts.py": "what Model API reads of a file stands in another place in each",
     "check/preserved_files.py": "the two models are compared part by part, and have parts of their own",
