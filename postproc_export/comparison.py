@@ -212,25 +212,23 @@ def _upper_end(bucket: int) -> float:
     return float(np.array(((bucket + 1) << 16) - 1, np.uint32).view(np.float32))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Flip:
-    """One label that came out differently."""
+Flip: TypeAlias = dict[str, Any]
+"""One label that came out differently, as a JSON report shows it.
 
-    index: tuple[int, ...]  # into the array compared, or into the part of a stream that `part` counts
-    expected: bool  # the reference's label
-    raw: float | None = None  # what the reference decided on, raw units
-    distance: float | None = None  # raw - boundary, raw units
-    ulps: int | None = None  # the same in steps of float32; None where either is not finite
-    part: int = 0
+`index` leads into the array compared, or into the part of a stream that `part` counts. `expected` is the reference's
+label and `raw` what it decided on; `distance` is raw - boundary, in raw units, and `ulps` the same in steps of float32.
+These three are None where they are not known, `ulps` also where either is not finite.
+"""
 
-    def describe(self) -> str:
-        """Return one line: where, which way, and how far from the boundary."""
-        way = "anomalous became normal" if self.expected else "normal became anomalous"
-        where = f"[{', '.join(map(str, self.index))}]" + (f" of part {self.part}" if self.part else "")
-        if self.raw is None or self.distance is None:
-            return f"{way} at {where}"
-        steps = "" if self.ulps is None else f" ({self.ulps:+d} ulp)"
-        return f"{way} at {where}: raw {self.raw:.9g}, {self.distance:+.3g} from the boundary{steps}"
+
+def describe_flip(flip: Flip) -> str:
+    """Return one line: where, which way, and how far from the boundary."""
+    way = "anomalous became normal" if flip["expected"] else "normal became anomalous"
+    where = f"[{', '.join(map(str, flip['index']))}]" + (f" of part {flip['part']}" if flip.get("part") else "")
+    if flip["raw"] is None or flip["distance"] is None:
+        return f"{way} at {where}"
+    steps = "" if flip["ulps"] is None else f" ({flip['ulps']:+d} ulp)"
+    return f"{way} at {where}: raw {flip['raw']:.9g}, {flip['distance']:+.3g} from the boundary{steps}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,7 +253,7 @@ class LabelDifference:
 
     def merge(self, other: Self) -> Self:
         """Return the comparison of both parts, this one first."""
-        later = tuple(replace(flip, part=flip.part + self.parts) for flip in other.flips)
+        later = ({**flip, "part": flip["part"] + self.parts} for flip in other.flips)
         return replace(
             self,
             count=self.count + other.count,
@@ -285,7 +283,7 @@ class LabelDifference:
         if not self.flipped:
             return f"{self.count:,} labels equal{excused}"
         near = f" ({self.near:,} within the allowed band)" if self.near else ""
-        return f"{self.flipped:,} of {self.count:,} labels flipped{near}{excused}; {self.flips[0].describe()}"
+        return f"{self.flipped:,} of {self.count:,} labels flipped{near}{excused}; {describe_flip(self.flips[0])}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -418,8 +416,8 @@ def compare_labels(
         near=int((distances <= band).sum()) if band > 0 and distances is not None else 0,
         excused=int(allowed.sum()),
         flips=tuple(
-            _flip(tuple(map(int, indices[i])), bool(wanted[i]), None if values is None else float(values[i]), boundary)
-            for i in range(min(SHOWN, len(indices)))
+            _flip_at(index, bool(wanted[i]), None if values is None else float(values[i]), boundary)
+            for i, index in enumerate(indices[:SHOWN])
         ),
         nearest=float(known.min()) if known.size else None,
         farthest=float(known.max()) if known.size else None,
@@ -480,10 +478,11 @@ def ulps_between(value: float, reference: float) -> int | None:
     return rank_of(value) - rank_of(reference)
 
 
-def _flip(index: tuple[int, ...], expected: bool, raw: float | None, boundary: float | None) -> Flip:
-    if raw is None or boundary is None:
-        return Flip(index=index, expected=expected, raw=raw)
-    return Flip(index=index, expected=expected, raw=raw, distance=raw - boundary, ulps=ulps_between(raw, boundary))
+def _flip_at(index: Iterable[int], expected: bool, raw: float | None, boundary: float | None) -> Flip:
+    flip: Flip = {"index": tuple(map(int, index)), "expected": expected, "raw": raw, "distance": None, "ulps": None}
+    if raw is not None and boundary is not None:
+        flip |= {"distance": raw - boundary, "ulps": ulps_between(raw, boundary)}
+    return {**flip, "part": 0}
 
 
 def _incomparable(expected: AnyArray, actual: AnyArray | None, dtype: str | None) -> str | None:

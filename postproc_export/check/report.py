@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from postproc_export.check.chain import TAIL, TORCH_ATTACHED, TORCH_RAW, Baseline, LevelTrace, WayResult
 from postproc_export.check.inputs import RealBatch
-from postproc_export.comparison import Flip
+from postproc_export.comparison import describe_flip
 from postproc_export.files import folder_made_for, publishing
 from postproc_export.options import CheckOptions
 from postproc_export.stats import Level
@@ -369,9 +369,8 @@ def worst_flips(result: WayResult) -> Iterator[str]:
     """Yield the flips farthest from the boundary, a line each, and how many more there are."""
     for trace in result.outcomes:
         for traced in trace.flips[:SHOWN_FLIPS]:
-            flip = Flip(**{key: traced[key] for key in ("index", "expected", "raw", "distance", "ulps")})
             name = "" if traced["sample"] is None else f" ({traced['sample']})"
-            where = f"{flip.describe()}{name}, then {traced['raw_at_the_end']:.9g}; by {traced['stage']}"
+            where = f"{describe_flip(traced)}{name}, then {traced['raw_at_the_end']:.9g}; by {traced['stage']}"
             yield f"{_ONE[trace.level]}: {where}"
         rest = trace.decided.flipped - min(SHOWN_FLIPS, len(trace.flips))
         if rest:

@@ -30,9 +30,9 @@ def test_a_flip_carries_its_index_and_its_distance_from_the_boundary() -> None:
     difference = compare_labels(expected, actual, raw=raw, boundary=2.0)
     assert not difference
     (flip,) = difference.flips
-    assert (flip.index, flip.expected, flip.ulps) == ((0, 1), False, -1)
-    assert flip.distance == float(below) - 2.0
-    assert difference.nearest == difference.farthest == abs(flip.distance)
+    assert (flip["index"], flip["expected"], flip["ulps"]) == ((0, 1), False, -1)
+    assert flip["distance"] == float(below) - 2.0
+    assert difference.nearest == difference.farthest == abs(flip["distance"])
     assert "1 of 4 labels flipped" in difference.describe()
     assert "normal became anomalous at [0, 1]: raw 1.99999988, -1.19e-07 from the boundary (-1 ulp)" in str(
         difference.describe()
@@ -143,7 +143,7 @@ def test_parts_of_a_stream_merge_to_the_whole(cut: int) -> None:
     assert (merged.mean, merged.quantile) == pytest.approx((whole.mean, whole.quantile))
     labels = [compare_labels(expected[s] > 0.5, actual[s] > 0.5) for s in (slice(cut), slice(cut, None))]
     assert labels[0].merge(labels[1]).flipped == compare_labels(expected > 0.5, actual > 0.5).flipped
-    assert {flip.part for flip in compare_labels(expected[:1] > 2, actual[:1] > 2).merge(labels[1]).flips} <= {1}
+    assert {flip["part"] for flip in compare_labels(expected[:1] > 2, actual[:1] > 2).merge(labels[1]).flips} <= {1}
 
 
 @pytest.mark.parametrize(
