@@ -27,26 +27,25 @@ from postproc_export.calibration.shards import (
     pair_blocks,
     read_shards,
 )
-from postproc_export.calibration.statistics import LevelOptions, level_stats
+from postproc_export.calibration.statistics import level_stats
 from postproc_export.calibration.tally import Chunk, Count, Counted, LevelState, Spool, clean
 from postproc_export.calibration.zarr import ZarrShard, is_store
 from postproc_export.errors import CalibrationError, FileError, PostprocError, UsageError
-from postproc_export.options import CalibrationOptions, CalibratorOptions, Nonfinite, ShardOptions
+from postproc_export.options import CalibrationOptions, CalibratorOptions, ShardOptions
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
 from postproc_export.validation import called_like, check_file, method_like
 
 _KEPT: Final = 1 << 22  # values of a batch that are held as float32 beside it between checking and counting
 
 
-def level_options(asked: CalibrationOptions, *, exact: bool = True) -> dict[Level, LevelOptions]:
-    """Parse the policies of both levels and those to compare them with."""
+def level_policies(asked: CalibrationOptions) -> dict[Level, list[Policy]]:
+    """Parse the policy of each level, and behind it those to compare it with."""
     if asked.nonfinite not in ("error", "drop"):
         raise UsageError(f"nonfinite={asked.nonfinite!r} is not known", needed="'error' or 'drop'")
-    compared = tuple(Policy.parse(text) for text in asked.compare)
-    policies: dict[Level, str] = {"image": asked.image_policy, "pixel": asked.pixel_policy}
+    compared = [Policy.parse(text) for text in asked.compare]
     return {
-        level: LevelOptions(Policy.parse(text), compare=compared, resamples=asked.resamples, exact=exact)
-        for level, text in policies.items()
+        "image": [Policy.parse(asked.image_policy), *compared],
+        "pixel": [Policy.parse(asked.pixel_policy), *compared],
     }
 
 
@@ -62,9 +61,7 @@ class Calibrator:
     @method_like(CalibratorOptions)
     def __init__(self, **given: Any) -> None:
         asked = CalibratorOptions(**given)
-        self._options = level_options(asked, exact=asked.exact)
-        self._nonfinite: Nonfinite = asked.nonfinite
-        self._exact = asked.exact
+        self._asked, self._policies = asked, level_policies(asked)
         self._spool_dir = None if asked.spool_dir is None else Path(asked.spool_dir)
         if self._spool_dir is not None and not self._spool_dir.is_dir():
             raise FileError(
@@ -75,14 +72,14 @@ class Calibrator:
     @property
     def policies(self) -> dict[Level, str]:
         """The operating point of each level."""
-        return {level: options.policy.text for level, options in self._options.items()}
+        return {level: policies[0].text for level, policies in self._policies.items()}
 
     def reset(self) -> None:
         """Forget everything that was seen; policies and options stay."""
         for state in getattr(self, "_levels", {}).values():
             if state.spool is not None:
                 state.spool.close()
-        self._levels = {level: LevelState(Spool(self._spool_dir) if self._exact else None) for level in LEVELS}
+        self._levels = {level: LevelState(Spool(self._spool_dir) if self._asked.exact else None) for level in LEVELS}
         self._batches = 0
 
     def close(self) -> None:
@@ -144,10 +141,10 @@ class Calibrator:
         """Check all of a batch; what it is cleaned to is kept where that is little, else made again, block by block."""
         check_labelled(self._levels[level].tally.labelled, pair.truth is not None, place=pair.place)
         if pair.values.size <= _KEPT:
-            return list(clean(pair_blocks(pair), nonfinite=self._nonfinite))
-        for _ in clean(pair_blocks(pair), nonfinite=self._nonfinite):
+            return list(clean(pair_blocks(pair), nonfinite=self._asked.nonfinite))
+        for _ in clean(pair_blocks(pair), nonfinite=self._asked.nonfinite):
             pass
-        return clean(pair_blocks(pair), nonfinite=self._nonfinite)
+        return clean(pair_blocks(pair), nonfinite=self._asked.nonfinite)
 
     def merge(self, other: "Calibrator") -> None:
         """Add everything that another calibrator has seen; the other one stays as it is.
@@ -163,7 +160,7 @@ class Calibrator:
         other._check_whole()
         if other is self:
             raise UsageError("a Calibrator cannot be merged with itself", fix="its samples would count twice")
-        if other._exact != self._exact:
+        if other._asked.exact != self._asked.exact:
             raise UsageError("an exact Calibrator and one with exact=False cannot be merged", fix="make both alike")
         for level, state in other._levels.items():
             if state.tally.labelled is not None:
@@ -198,12 +195,19 @@ class Calibrator:
 
             with all_ranks(group) as ranks:
                 self._check_whole()
-                return _whole(distributed_levels(self._levels, self._options, nonfinite=self._nonfinite, ranks=ranks))
+                return _whole(distributed_levels(self._levels, self._policies, self._asked, ranks))
         if group is not None:
             raise UsageError("a process group is given, but compute() was not asked to use it", fix="distributed=True")
         self._check_whole()
         levels = {
-            level: level_stats(level, state.tally.counted(), self._options[level], values=state.ask)
+            level: level_stats(
+                level,
+                state.tally.counted(),
+                self._policies[level],
+                values=state.ask,
+                resamples=self._asked.resamples,
+                exact=self._asked.exact,
+            )
             for level, state in self._levels.items()
         }
         return _whole(levels)
@@ -341,7 +345,7 @@ def calibrate(**given: Any) -> CalibrationStats:
     docs/definition.md sections 2 and 9.
     """
     asked = ShardOptions(**given)
-    options = level_options(asked)
+    policies = level_policies(asked)
     shards = find_shards(asked.source)
     on_dask = asked.dask is not None or any(has_dask(shard) for shard in shards)
     states: States = {}
@@ -354,7 +358,7 @@ def calibrate(**given: Any) -> CalibrationStats:
                 else DaskLevel(level, shards, cluster, states=states, progress=asked.progress)
             )
             counted = values.first_pass(Count(asked.nonfinite))
-            levels[level] = level_stats(level, counted, options[level], values=values)
+            levels[level] = level_stats(level, counted, policies[level], values=values, resamples=asked.resamples)
     names = [shard.name for shard in shards]
     if len(names) > 10:
         names[9:] = [f"... {len(names) - 9} more"]

@@ -12,10 +12,12 @@ from postproc_export import __version__, errors
 from postproc_export.calibration import tally
 from postproc_export.calibration.arrays import AnyArray
 from postproc_export.calibration.counting import Divide, Extremes, coarse_pass, exact_table, sum_tables
-from postproc_export.calibration.statistics import LevelOptions, level_stats
+from postproc_export.calibration.policies import Policy
+from postproc_export.calibration.statistics import level_stats
 from postproc_export.calibration.table import Counts, Table, key_of
 from postproc_export.calibration.tally import Counted, LevelState, Tally
 from postproc_export.errors import CalibrationError, PostprocError, UsageError, require
+from postproc_export.options import CalibratorOptions
 from postproc_export.stats import LEVELS, Level, LevelStats
 
 # Meetings of the ranks of a process group: no rank waits for one that has failed, and every rank learns why.
@@ -190,7 +192,10 @@ def _as_bytes(document: object) -> AnyArray:
 
 
 def distributed_levels(
-    states: Mapping[Level, LevelState], options: Mapping[Level, LevelOptions], *, nonfinite: str, ranks: Ranks
+    states: Mapping[Level, LevelState],
+    policies: Mapping[Level, Sequence[Policy]],
+    asked: CalibratorOptions,
+    ranks: Ranks,
 ) -> dict[Level, LevelStats | None]:
     """Return the statistics of what all ranks have seen; every rank takes part in the same exchanges.
 
@@ -198,13 +203,12 @@ def distributed_levels(
     on some ranks only, or for whatever stops a calibration in one process.
     """
     own = {level: {name: getattr(states[level].tally, name) for name in _SHARED} for level in LEVELS}
-    one = options["image"]  # but for the policy, the options of both levels are the same
     described = {
-        **{f"{level}_policy": each.policy.text for level, each in options.items()},
-        "nonfinite": nonfinite,
-        "exact": one.exact,
-        "compare": [policy.text for policy in one.compare],
-        "resamples": one.resamples,
+        **{f"{level}_policy": each[0].text for level, each in policies.items()},
+        "nonfinite": asked.nonfinite,
+        "exact": asked.exact,
+        "compare": [policy.text for policy in policies["image"][1:]],
+        "resamples": asked.resamples,
         "version": __version__,
     }
     reports = ranks.gather_json({"options": described, "levels": own})
@@ -215,8 +219,10 @@ def distributed_levels(
         level: level_stats(
             level,
             _counted(states[level].tally, shares[level], ranks, labelled=flag),
-            options[level],
+            policies[level],
             values=partial(_ask, states[level], ranks),
+            resamples=asked.resamples,
+            exact=asked.exact,
         )
         for level, flag in labelled.items()
         if flag is not None

@@ -4,7 +4,6 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -225,18 +224,16 @@ class CalibrationWarning(UserWarning):
     """A calibration that works but whose threshold means less than usual; the statistics record why."""
 
 
-@dataclass(frozen=True, slots=True)
-class LevelOptions:
-    """What is asked for on one level: a policy, others to compare it with, bootstrap resamples, exactness."""
-
-    policy: Policy
-    compare: Sequence[Policy] = ()
-    resamples: int = 1000
-    exact: bool = True
-
-
-def level_stats(level: Level, counted: Counted, options: LevelOptions, *, values: Values) -> LevelStats | None:
-    """Return the statistics of a level, None where it was not met.
+def level_stats(
+    level: Level,
+    counted: Counted,
+    policies: Sequence[Policy],
+    *,
+    values: Values,
+    resamples: int = 1000,
+    exact: bool = True,
+) -> LevelStats | None:
+    """Return the statistics of a level, None where it was not met; the first policy decides, others are compared.
 
     Warns where one class is missing or float32 merged values at the threshold. Without ground truth a level has a
     range, and a threshold only by `value=T` or `range=U`. Raises a CalibrationError if there is no value, the policy
@@ -251,7 +248,7 @@ def level_stats(level: Level, counted: Counted, options: LevelOptions, *, values
             needed="one finite value at least" if counted.dropped else "one image at least",
             fix="give arrays with elements, or leave the level out",
         )
-    is_exact, policy = options.exact or counted.is_exact, options.policy
+    is_exact, policy = exact or counted.is_exact, policies[0]
     table = counted.table
     if not is_exact:  # one pass decides as if every bin held one value, its lower edge
         table = dataclasses.replace(table, widths=np.zeros_like(table.widths))
@@ -263,7 +260,7 @@ def level_stats(level: Level, counted: Counted, options: LevelOptions, *, values
         )
     if not counted.labelled:
         return _unlabelled(level, counted, policy)
-    asked = [search_for(each, table) for each in (policy, *options.compare)]
+    asked = [search_for(each, table) for each in policies]
     outcomes, table = answer([search for search, _ in asked], table, values=values)
     found, rule = outcomes[0], asked[0][1]
     best: Found | None = None
@@ -275,7 +272,7 @@ def level_stats(level: Level, counted: Counted, options: LevelOptions, *, values
         bound = best.precision if is_exact else float(BestRatio(0, 1).upper(counted.table).max())
     if not isinstance(found, Found):
         raise _unreachable(level, policy, table, best, bound)
-    _warn_of_threshold(level, counted, options, found, rule, values)
+    _warn_of_threshold(level, counted, policy, found, rule, values if exact else None)
     table = sharpen(table, values=values) if is_exact else counted.table
     rates = _rates(table, found, is_exact=is_exact)
     details: dict[str, Any] = {
@@ -286,14 +283,14 @@ def level_stats(level: Level, counted: Counted, options: LevelOptions, *, values
     }
     if not is_exact:
         details |= one_pass_bound(table, found)
-    if options.compare:
-        rows = zip(options.compare, asked[1:], outcomes[1:], strict=True)
+    if len(policies) > 1:
+        rows = zip(policies[1:], asked[1:], outcomes[1:], strict=True)
         details["policies"] = [
             _compared(each, rule, outcome, table, best, is_exact=is_exact) for each, (_, rule), outcome in rows
         ]
-    if level == "image" and options.resamples and policy.kind != "value":
+    if level == "image" and resamples and policy.kind != "value":
         details["threshold_interval"] = (
-            threshold_interval(table, policy, resamples=options.resamples)
+            threshold_interval(table, policy, resamples=resamples)
             if counted.is_exact
             else {"left_out": f"{counted.seen} images are more than 10^6"}
         )
@@ -343,16 +340,16 @@ def _unlabelled(level: Level, counted: Counted, policy: Policy) -> LevelStats:
 
 
 def _warn_of_threshold(
-    level: Level, counted: Counted, options: LevelOptions, found: Found, rule: str, values: Values
+    level: Level, counted: Counted, policy: Policy, found: Found, rule: str, values: Values | None
 ) -> None:
-    """Warn where one class is missing, or float32 merged values at the threshold."""
+    """Warn where one class is missing, or, unless there was one pass only, float32 merged values at the threshold."""
     which = {"only_normal": ("normal", "highest"), "only_anomalous": ("anomalous", "lowest")}.get(rule)
     if which is not None:
         _warn(
-            f"{level} level: only {which[0]} samples, so '{options.policy.text}' is not defined and the threshold is "
+            f"{level} level: only {which[0]} samples, so '{policy.text}' is not defined and the threshold is "
             f"the {which[1]} value seen"
         )
-    if counted.is_wide and options.exact:
+    if counted.is_wide and values is not None:
         low, high = values(Extremes(np.float32(value_of(found.key))))
         if low < high:
             _warn(f"{level} level: rounding to float32 merges different values ({low!r} to {high!r}) at the threshold")

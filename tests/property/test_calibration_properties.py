@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from postproc_export.calibration import Calibrator, tally
-from postproc_export.calibration.policies import Policy
 from postproc_export.calibration.search import BestRatio, Found, LowestPrecise, ranked
-from postproc_export.calibration.statistics import CalibrationWarning, LevelOptions
+from postproc_export.calibration.statistics import CalibrationWarning
 from postproc_export.calibration.table import Table
+from postproc_export.options import CalibratorOptions
 from postproc_export.stats import LevelStats
 
 ONE_ROUTE = [HealthCheck.function_scoped_fixture]  # the route is the same for every example of a test
@@ -193,4 +193,4 @@ def test_policies_that_need_only_normal_values_do_not_warn(route: str) -> None:
 
 def test_options_default_to_an_exact_result() -> None:
     """A level is exact unless asked otherwise."""
-    assert LevelOptions(Policy.parse("f1")).exact
+    assert CalibratorOptions().exact
