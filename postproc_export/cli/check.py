@@ -21,7 +21,7 @@ def _check_before(
     read: Sequence[Path], images: Path | None, *, junit: Path | None, markdown: Path | None, save_failures: Path | None
 ) -> None:
     """Refuse reports that are read, and what cannot be written; nothing is made."""
-    from postproc_export.files import FORMATS, check_folder, model_files
+    from postproc_export.files import FORMATS, check_folder, check_target, explained, model_files, refuse_inputs
     from postproc_export.images import find_samples
 
     reports = [path for path in (junit, markdown) if path is not None]
@@ -30,7 +30,15 @@ def _check_before(
         files = [each for path in paths for each in (model_files(path) if path.suffix in FORMATS else [path])]
         samples = [] if images is None else find_samples(images, labels=False)
         files += [path for sample in samples for path in (sample.image, sample.mask) if path is not None]
-        _check_reports(junit, markdown, files)
+        if junit is not None:
+            check_target(junit, files) if junit.parent.is_dir() else _check_new(junit)
+        if markdown is not None and (markdown.is_file() or not markdown.exists()):
+            # It is appended to, so that a device such as /dev/stdout may stand there.
+            refuse_inputs([markdown], files, fix="choose another path")
+            with explained(markdown):
+                _check_new(markdown) if not markdown.exists() else markdown.open("a").close()
+        elif markdown is not None and markdown.is_dir():
+            raise FileError(f"cannot write {markdown}", found="a folder", needed="the path of a file", fix="add a name")
     if save_failures is not None:
         check_folder(next(each for each in (save_failures, *save_failures.absolute().parents) if each.exists()))
 
@@ -46,20 +54,6 @@ def _write_reports(report: ParityReport, *, junit: Path | None, markdown: Path |
     if markdown is not None:
         with folder_made_for(markdown):
             append_text(markdown, formats.markdown(report))
-
-
-def _check_reports(junit: Path | None, markdown: Path | None, files: Sequence[Path]) -> None:
-    from postproc_export.files import check_target, explained, refuse_inputs
-
-    if junit is not None:
-        check_target(junit, files) if junit.parent.is_dir() else _check_new(junit)
-    if markdown is not None and (markdown.is_file() or not markdown.exists()):
-        # It is appended to, so that a device such as /dev/stdout may stand there.
-        refuse_inputs([markdown], files, fix="choose another path")
-        with explained(markdown):
-            _check_new(markdown) if not markdown.exists() else markdown.open("a").close()
-    elif markdown is not None and markdown.is_dir():
-        raise FileError(f"cannot write {markdown}", found="a folder", needed="the path of a file", fix="add a name")
 
 
 def _check_new(path: Path) -> None:

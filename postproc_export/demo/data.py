@@ -260,26 +260,24 @@ def whole_or_nothing(folder: Path) -> Iterator[None]:
     was_there, is_whole = folder.exists(), False
 
     def undo() -> None:
-        if not is_whole:
-            with suppress(OSError):
-                _empty(folder)
-                if not was_there:
-                    folder.rmdir()
+        if is_whole:
+            return
+        with suppress(OSError):
+            files = own_files(folder)
+            for file in files:
+                (folder / file).unlink(missing_ok=True)
+            for parent in sorted(
+                {parent for file in files for parent in file.parents} - {PurePosixPath()}, reverse=True
+            ):
+                with suppress(OSError):  # the user has put something there
+                    (folder / parent).rmdir()
+            (folder / MARKER).unlink(missing_ok=True)  # the list goes last
+            if not was_there:
+                folder.rmdir()
 
     with claimed([folder]), orderly_end(), Undoing(undo):
         yield
         is_whole = True
-
-
-def _empty(folder: Path) -> None:
-    """Delete the demo's own files, the list last, and the folders that are empty then."""
-    files = own_files(folder)
-    for file in files:
-        (folder / file).unlink(missing_ok=True)
-    for parent in sorted({parent for file in files for parent in file.parents} - {PurePosixPath()}, reverse=True):
-        with suppress(OSError):  # the user has put something there
-            (folder / parent).rmdir()
-    (folder / MARKER).unlink(missing_ok=True)
 
 
 @contextmanager

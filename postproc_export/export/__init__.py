@@ -12,7 +12,7 @@ from postproc_export.attach import attach_postprocessing
 from postproc_export.calibration.policies import Policy
 from postproc_export.check import check_parity
 from postproc_export.check.attached_files import load_attached
-from postproc_export.check.report import Check, ParityReport
+from postproc_export.check.report import Check
 from postproc_export.check.steps import without_decisions
 from postproc_export.check.ways import Configuration
 from postproc_export.eager import as_stats
@@ -39,10 +39,11 @@ from postproc_export.export.result import (
     Format,
     check_target,
     deliver,
-    refuse_read,
+    targets_of,
     workshop,
 )
 from postproc_export.export.verify import Probe, decision_checks, image_probes, raw_checks, size_probes, usual_probes
+from postproc_export.files import refuse_inputs
 from postproc_export.images import Preprocessing, find_samples
 from postproc_export.options import ExportOptions, TailOptions
 from postproc_export.record import parse_tail, parse_tails
@@ -190,16 +191,6 @@ class Job:
         attached = attach_postprocessing(self._raw(each), stats, output=path, step=self.asked.steps, **options)
         runner = open_runner(path)
         refuse_fixed(self.axes, runner.inputs, in_what="the finished file")
-        final = Path(self.asked.output) / path.name
-        return ExportedFile(
-            path=final,
-            inputs=runner.inputs,
-            outputs=runner.outputs,
-            attached=replace(attached, source=final, output=final),
-            report=self._report(each, path, final),
-        )
-
-    def _report(self, each: Format, path: Path, final: Path) -> ParityReport:
         usual = np.concatenate([probe.images for probe in self.probes if not probe.axes])
         steps = self.asked.steps
         report = check_parity(path, raw=self._raw(each), inputs={INPUT: usual}, step=steps, seed=self.asked.seed)
@@ -208,7 +199,14 @@ class Job:
         checks = (*report.checks, *self._raw_checks[each], *decisions)
         labels = dict.fromkeys(probe.label for probe in self.probes)
         fed = {"inputs": f"{len(usual)} samples: {', '.join(labels)}"}
-        return replace(report, subject=str(final), checks=checks, environment={**report.environment, **fed})
+        final = Path(self.asked.output) / path.name
+        return ExportedFile(
+            path=final,
+            inputs=runner.inputs,
+            outputs=runner.outputs,
+            attached=replace(attached, source=final, output=final),
+            report=replace(report, subject=str(final), checks=checks, environment={**report.environment, **fed}),
+        )
 
     def _raw(self, each: Format) -> Path:
         return self.folder / "raw" / f"{self.asked.name}{SUFFIXES[each]}"
@@ -244,7 +242,8 @@ def export_model(**given: Any) -> ExportResult:
     asked = replace(asked, stats=None if asked.stats is None else as_stats(asked.stats))
     named = [given.get("stats"), asked.calibrate, asked.images, *asked.inputs]
     read = [Path(path) for path in named if isinstance(path, (str, Path)) and Path(path).is_file()]
-    refuse_read(folder, asked.name, formats, read)  # of a folder of images nothing is replaced
+    # Of a folder of images nothing is replaced.
+    refuse_inputs(targets_of(folder, asked.name, formats), read, fix="choose another folder or another name")
     module, example = asked.module, as_example(asked.example_input)
     axes = parse_axes(asked.dynamic, example.shape)
     with ExitStack() as stack:

@@ -107,6 +107,8 @@ class RawModule:
         A map that is neither calibrated nor chosen nor called ``anomaly_map`` is left out, with a remark. Raises
         UsageError or UnsupportedModelError if the module fails, or it is not clear which output is which.
         """
+        import torch
+
         outputs = _called(module, example)
         selection = identify_outputs(
             outputs, image_output=image_output, pixel_output=pixel_output, calibrated=calibrated
@@ -116,7 +118,6 @@ class RawModule:
             remarks = (_UNKNOWN_MAP.format(name=selection.pixel.name),)
             selection = replace(selection, pixel=None, pixel_found=None)
         levels = tuple(level for level in LEVELS if level in selection.raw)
-        import torch
 
         class RawOutputs(torch.nn.Module):
             def __init__(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeAlias
 from graph_patterns.expr import ExplainedError
 from postproc_export.check.report import ParityReport
 from postproc_export.errors import FileError, UsageError
-from postproc_export.files import explained, folder_made_for, publishing, refuse_inputs
+from postproc_export.files import explained, folder_made_for, publishing
 from postproc_export.process import staging_folder
 from postproc_export.record import AttachResult
 from postproc_export.runtimes import PortInfo
@@ -93,8 +93,6 @@ def _verdicts(report: ParityReport) -> Iterator[str]:
         yield f"{Path(report.subject).name}, {way}: {verdict}"
 
 
-# The target folder: what an export writes is made beside it and moved into it as a whole.
-
 STATISTICS: Final = "statistics.json"
 REPORT: Final = "parity.json"
 
@@ -115,12 +113,7 @@ def check_target(folder: Path, name: str) -> None:
         raise FileError(f"cannot make the folder {folder}", found=f"no folder {folder.absolute().parent}")
 
 
-def refuse_read(folder: Path, name: str, formats: Sequence[Format], read: Sequence[Path]) -> None:
-    """Refuse to replace a file that is read, before anything is computed; statistics may stay where they are."""
-    refuse_inputs(_targets(folder, name, formats), read, fix="choose another folder or another name")
-
-
-def _targets(folder: Path, name: str, formats: Sequence[Format]) -> list[Path]:
+def targets_of(folder: Path, name: str, formats: Sequence[Format]) -> list[Path]:
     """Return what is always replaced, which statistics are not: they may be read from where they are written."""
     suffixes = [*(SUFFIXES[each] for each in formats), *([".bin"] if "openvino" in formats else [])]
     return [folder / REPORT, *(folder / f"{name}{suffix}" for suffix in suffixes)]
@@ -132,7 +125,7 @@ def workshop(folder: Path, name: str, formats: Sequence[Format]) -> Iterator[Pat
 
     Raises FileError if no file can be written there, or another export writes the same ones.
     """
-    where, names = folder, [path.name for path in _targets(folder, name, formats)]
+    where, names = folder, [path.name for path in targets_of(folder, name, formats)]
     if not folder.is_dir():
         where, names = folder.absolute().parent, [folder.name]
     with explained(folder), staging_folder(where, names) as staging:

@@ -132,7 +132,10 @@ def raw_checks(path: Path, way: Configuration, probes: Sequence[Probe]) -> list[
     the file fails at another size than the example's, or gives something else than the module there.
     """
     runner = way.open(path, threads=None)
-    tolerances = {level: _tolerance([probe.raw[level] for probe in probes]) for level in probes[0].raw}
+    tolerances: dict[Level, Tolerance] = {}
+    for level in probes[0].raw:
+        finite = np.concatenate([probe.raw[level][np.isfinite(probe.raw[level])] for probe in probes])
+        tolerances[level] = observed(float(finite.min()), float(finite.max())) if finite.size else observed(0.0, 0.0)
     tally = CheckTally("module/raw", way.label, way.judged)
     tally.ran_on(runner)
     for probe in probes:
@@ -171,8 +174,3 @@ def decision_checks(
         outputs = runner.run({INPUT: probe.images})
         tally.add(compare_tail(reference, reference.outputs(raw), outputs, raw, drift="exported", is_whole=True))
     yield from tally.checks()
-
-
-def _tolerance(values: Sequence[Array]) -> Tolerance:
-    finite = np.concatenate([array[np.isfinite(array)] for array in values])
-    return observed(float(finite.min()), float(finite.max())) if finite.size else observed(0.0, 0.0)

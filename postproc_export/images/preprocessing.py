@@ -81,7 +81,15 @@ class Preprocessing:
 
     def for_input(self, port: PortInfo) -> Self:
         """Fill in what the model's input decides (size, dtype, scale) and check the rest against it."""
-        height, width = _sizes(port, self)
+        image_input([port])
+        channel_axis, height_axis, width_axis = (1, 2, 3) if self.layout == "nchw" else (3, 1, 2)
+        if port.size(channel_axis) not in (None, self.channels):
+            raise UsageError(
+                f"{self.layout.upper()} images with {self.channels} channel(s) do not fit the model's input",
+                found=port.describe(),
+                fix="choose --layout (nchw, nhwc) and --channel-order (rgb, bgr, gray)",
+            )
+        height, width = port.size(height_axis), port.size(width_axis)
         size = self.size or ((height, width) if height is not None and width is not None else None)
         if size is None:
             raise UsageError(
@@ -179,19 +187,6 @@ def image_input(ports: Sequence[PortInfo]) -> PortInfo:
             fix="export it with a batch of images as its input",
         )
     return port
-
-
-def _sizes(port: PortInfo, wanted: Preprocessing) -> tuple[int | None, int | None]:
-    image_input([port])
-    channel_axis, height_axis, width_axis = (1, 2, 3) if wanted.layout == "nchw" else (3, 1, 2)
-    channels = port.size(channel_axis)
-    if channels not in (None, wanted.channels):
-        raise UsageError(
-            f"{wanted.layout.upper()} images with {wanted.channels} channel(s) do not fit the model's input",
-            found=port.describe(),
-            fix="choose --layout (nchw, nhwc) and --channel-order (rgb, bgr, gray)",
-        )
-    return port.size(height_axis), port.size(width_axis)
 
 
 def _listed(values: Sequence[float]) -> str:

@@ -71,22 +71,20 @@ def checked_feeds(
     found = {port.name: [name for name in feeds if port.answers_to(name)] for port in ports}
     if len(feeds) != len(ports) or any(len(names) != 1 for names in found.values()):
         raise UsageError("the model's inputs are others", found=str(sorted(feeds)), needed=str(list(found)))
-    matched = {port: np.asarray(feeds[names[0]]) for port, names in found.items()}
+    matched = {port.name: np.asarray(feeds[found[port.name][0]]) for port in ports}
     for port in ports:
-        _check_feed(port, matched[port.name])
+        array = matched[port.name]
+        fits = port.shape is None or (
+            len(port.shape) == array.ndim
+            and all(
+                not isinstance(axis, int) or axis == size for axis, size in zip(port.shape, array.shape, strict=True)
+            )
+        )
+        other = "element type" if array.dtype.name != port.dtype else None if fits else "shape"
+        if other:
+            fed = f"{array.dtype.name} {list(array.shape)}"
+            raise UsageError(f"input '{port.name}' has another {other}", found=fed, needed=port.describe())
     return matched
-
-
-def _check_feed(port: PortInfo, array: Array) -> None:
-    found = f"{array.dtype.name} {list(array.shape)}"
-    if array.dtype.name != port.dtype:
-        raise UsageError(f"input '{port.name}' has another element type", found=found, needed=port.describe())
-    fits = port.shape is None or (
-        len(port.shape) == array.ndim
-        and all(not isinstance(axis, int) or axis == size for axis, size in zip(port.shape, array.shape, strict=True))
-    )
-    if not fits:
-        raise UsageError(f"input '{port.name}' has another shape", found=found, needed=port.describe())
 
 
 def cannot_load(label: str, runtime: str, error: Exception) -> UnsupportedModelError:

@@ -94,10 +94,13 @@ class OpenVinoRunner(Runner):
         """Compile an IR file, an ONNX file, the bytes of one or an `openvino.Model`; see `open_runner`."""
         openvino = import_openvino(purpose="running a model in OpenVINO")
         label = Path(model).name if isinstance(model, str) else "the model"
+        exact = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
+        properties: dict[str, str | int] = dict(exact) if precision == "float32" else {}
+        properties |= {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
         try:
             core = openvino_core(purpose="running a model in OpenVINO")
             parsed = read_model(core, model) if isinstance(model, (str, bytes)) else model
-            compiled = core.compile_model(parsed, "CPU", _properties(precision, threads))
+            compiled = core.compile_model(parsed, "CPU", properties)
             request = compiled.create_infer_request()
             inputs = tuple(port_info(port, f"input_{index}") for index, port in enumerate(compiled.inputs))
             outputs = tuple(port_info(port, f"output_{index}") for index, port in enumerate(compiled.outputs))
@@ -177,12 +180,6 @@ def _scalars(request: Any) -> list[Any]:
     """Return the states that are one float32 number; before the first inference a scalar's shape is [1]."""
     states = request.query_state()
     return [state for state in states if state.state.element_type.get_type_name() == "f32" and state.state.size == 1]
-
-
-def _properties(precision: Precision, threads: int | None) -> dict[str, str | int]:
-    exact = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
-    properties: dict[str, str | int] = dict(exact) if precision == "float32" else {}
-    return properties if threads is None else {**properties, "INFERENCE_NUM_THREADS": threads}
 
 
 def port_info(port: Any, made_up: str) -> PortInfo:

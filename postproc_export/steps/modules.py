@@ -30,8 +30,6 @@ class TailTransform(torch.nn.Module):
 class GaussianSmoothing(TailTransform):
     """Smooth the map: kernel of 2 int(4 sigma + 0.5) + 1 taps, mirrored at the edges; the score stays.
 
-    Notes
-    -----
     Source: anomalib 2.x GaussianBlur2d with its default kernel size, whose two-dimensional kernel is the product of
     these two; for maps smaller than the kernel, which that refuses, the mirror is repeated.
     """
@@ -71,8 +69,6 @@ class TopKMean(TailTransform):
 class Resized(TailTransform):
     """The map resized bilinearly to `size`, (height, width) in pixels; the score stays.
 
-    Notes
-    -----
     A map that holds a NaN becomes NaN as a whole: made smaller, it may have it in a pixel that no new one is made of.
     """
 

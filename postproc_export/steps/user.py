@@ -150,23 +150,18 @@ def _refuse_result(name: str, given: Tensors, made: Tensors) -> None:
                 raise _unfit(name, f"gives no {RAW_NAMES[level]}, which the model has", found, "every level given")
             continue
         batch = next((item.shape[0] for item in given.values() if item.ndim), None)
-        problem = _problem(level, source, tensor, batch)
-        if problem is not None:
-            like = "" if source is None else f"a floating-point tensor like {_described('the input', source)}"
-            needed = like or _SHAPES[level]
-            raise _unfit(name, problem, _described(RAW_NAMES[level], tensor), needed)
-
-
-def _problem(level: Level, source: "torch.Tensor | None", tensor: "torch.Tensor", batch: int | None) -> str | None:
-    if _dtype_of(tensor) not in FLOAT_TYPES:
-        return f"gives {RAW_NAMES[level]} in another element type"
-    ranks = (source.ndim,) if source is not None else (0, 1, 2) if level == "image" else (3, 4)
-    if tensor.ndim not in ranks:
-        return f"gives {RAW_NAMES[level]} in another rank"
-    middle = tensor.shape[1:] if level == "image" else tensor.shape[1:-2]
-    if any(size != 1 for size in middle) or (tensor.ndim and batch is not None and tensor.shape[0] != batch):
-        return f"gives {RAW_NAMES[level]} in another shape"
-    return None
+        ranks = (source.ndim,) if source is not None else (0, 1, 2) if level == "image" else (3, 4)
+        middle = tensor.shape[1:] if level == "image" else tensor.shape[1:-2]
+        if _dtype_of(tensor) not in FLOAT_TYPES:
+            other = "element type"
+        elif tensor.ndim not in ranks:
+            other = "rank"
+        elif any(size != 1 for size in middle) or (tensor.ndim and batch is not None and tensor.shape[0] != batch):
+            other = "shape"
+        else:
+            continue
+        needed = _SHAPES[level] if source is None else f"a floating-point tensor like {_described('the input', source)}"
+        raise _unfit(name, f"gives {RAW_NAMES[level]} in another {other}", _described(RAW_NAMES[level], tensor), needed)
 
 
 def _unfit(name: str, problem: str, found: str, needed: str) -> UnsupportedModelError:
@@ -196,8 +191,6 @@ def by_level(name: str, result: Any) -> Tensors:
             raise _unfit(name, f"gives a {RAW_NAMES[level]} that is no tensor", type(value).__name__, _RESULT)
     return found
 
-
-# What a class is exported with: tensors of the form of its host, and what it makes of them.
 
 INPUTS: Final[Mapping[Level, str]] = {"image": "score", "pixel": "map"}
 # Sizes of dynamic axes: the export traces the first; a graph with one of its sizes frozen fails at the others. A batch
