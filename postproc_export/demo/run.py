@@ -250,5 +250,5 @@ def export_detector(detector: "torch.nn.Module", folder: Path) -> None:
 
     example = torch.linspace(0.0, 1.0, 2 * 3 * CROP_SIZE**2).reshape(2, 3, CROP_SIZE, CROP_SIZE)
     axes = parse_axes("batch,height,width", example.shape)
-    write_onnx(RawModule.wrap(detector, example), example, folder / RAW_ONNX, axes=axes)
+    write_onnx(RawModule(detector, example), example, folder / RAW_ONNX, axes=axes)
     write_ir(folder / RAW_ONNX, folder / RAW_IR, axes=axes)

@@ -252,7 +252,7 @@ def export_model(**given: Any) -> ExportResult:
         # An axis is repeated where it is shorter than in the traced shape, which is where it is 1.
         shape = trace_shape(example.shape, axes)
         traced = example.repeat([wanted // size for wanted, size in zip(shape, example.shape, strict=True)])
-        raw = RawModule.wrap(
+        raw = RawModule(
             module,
             traced,
             image_output=asked.image_output,

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -80,7 +80,6 @@ _UNKNOWN_MAP = (
 )
 
 
-@dataclass(frozen=True, slots=True)
 class RawModule:
     """A module behind a wrapper whose forward gives the raw score, the raw map, or both in this order.
 
@@ -88,20 +87,15 @@ class RawModule:
     dataclasses, which exporters drop or refuse, are gone, and so is every other output.
     """
 
-    wrapper: "torch.nn.Module"
-    levels: tuple[Level, ...]  # those of its outputs, in their order
-    remarks: tuple[str, ...] = ()  # what a user should know of that
-
-    @classmethod
-    def wrap(
-        cls,
+    def __init__(
+        self,
         module: "torch.nn.Module",
         example: "torch.Tensor",
         *,
         image_output: str | int | None = None,
         pixel_output: str | int | None = None,
         calibrated: Collection[Level] | None = None,
-    ) -> "RawModule":
+    ) -> None:
         """Run the module once and find the score and the map in what it gives, as `identify_outputs` does.
 
         A map that is neither calibrated nor chosen nor called ``anomaly_map`` is left out, with a remark. Raises
@@ -113,11 +107,11 @@ class RawModule:
         selection = identify_outputs(
             outputs, image_output=image_output, pixel_output=pixel_output, calibrated=calibrated
         )
-        remarks: tuple[str, ...] = ()
+        self.remarks: tuple[str, ...] = ()  # what a user should know of the outputs
         if calibrated is not None and selection.pixel_found == "rank" and selection.pixel is not None:
-            remarks = (_UNKNOWN_MAP.format(name=selection.pixel.name),)
+            self.remarks = (_UNKNOWN_MAP.format(name=selection.pixel.name),)
             selection = replace(selection, pixel=None, pixel_found=None)
-        levels = tuple(level for level in LEVELS if level in selection.raw)
+        self.levels = levels = tuple(level for level in LEVELS if level in selection.raw)
 
         class RawOutputs(torch.nn.Module):
             def __init__(self) -> None:
@@ -128,9 +122,8 @@ class RawModule:
                 found = raw_tensors(self.inner(image), selection)
                 return tuple(found[level] for level in levels)
 
-        wrapper = RawOutputs()
-        wrapper.training = module.training
-        return cls(wrapper, levels, remarks)
+        self.wrapper: torch.nn.Module = RawOutputs()
+        self.wrapper.training = module.training
 
     @property
     def names(self) -> list[str]:

@@ -23,7 +23,7 @@ SIZES = {**HEIGHT, "width": 3}
 def test_a_dataclass_is_exported_with_fixed_names(tmp_path: Path) -> None:
     """torch.export does not know the dataclass; the outputs have names and open axes in both formats all the same."""
     axes = parse_axes("batch,width", IMAGES.shape)
-    raw = RawModule.wrap(export_modules.detector("dataclass"), IMAGES)
+    raw = RawModule(export_modules.detector("dataclass"), IMAGES)
     assert (
         write_onnx(raw, IMAGES, tmp_path / "model.onnx", axes=axes)
         == onnx.load(tmp_path / "model.onnx").opset_import[0].version
@@ -40,14 +40,14 @@ def test_a_dataclass_is_exported_with_fixed_names(tmp_path: Path) -> None:
 
 def test_an_opset_that_the_exporter_does_not_give_is_refused(tmp_path: Path) -> None:
     """The opset is read back; where it is another one, both are named."""
-    raw = RawModule.wrap(export_modules.detector(), IMAGES)
+    raw = RawModule(export_modules.detector(), IMAGES)
     with pytest.raises(UnsupportedModelError, match="wrote opset 18 where opset 11 was asked for"):
         write_onnx(raw, IMAGES, tmp_path / "model.onnx", axes={}, opset=11)
 
 
 def test_a_size_that_the_module_makes_a_number_of_is_named(tmp_path: Path) -> None:
     """torch.export refuses it in its own words; the message here names the axis and the size that it gets."""
-    raw = RawModule.wrap(export_modules.Computing().eval(), IMAGES)
+    raw = RawModule(export_modules.Computing().eval(), IMAGES)
     axes = parse_axes("batch,height,width", IMAGES.shape)
     with pytest.raises(UnsupportedModelError, match=r"'height' \(axis 2 (.|\n)*fixes it to 16"):
         write_onnx(raw, IMAGES, tmp_path / "model.onnx", axes=axes)
@@ -82,7 +82,7 @@ def probes_of_the_host() -> list[Probe]:
             anomaly_map = (image * weights).sum(dim=1, keepdim=True) + hosts.BIAS
             return {"pred_score": anomaly_map.amax(dim=(2, 3)), "anomaly_map": anomaly_map}
 
-    raw = RawModule.wrap(Same(), IMAGES)
+    raw = RawModule(Same(), IMAGES)
     return [*usual_probes(raw, IMAGES, seed=1), *size_probes(raw, IMAGES, HEIGHT, seed=1)]
 
 

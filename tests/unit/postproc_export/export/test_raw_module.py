@@ -26,7 +26,7 @@ def expected() -> dict[str, Any]:
 def test_every_form_gives_score_and_map_in_this_order(form: str) -> None:
     """Tuple, dict, nested dict, dataclass and named tuple: found by key, else by rank; other outputs are gone."""
     options = {"pixel_output": "anomaly.anomaly_map"} if form == "nested" else {}
-    raw = RawModule.wrap(export_modules.detector(form), IMAGES, **options)
+    raw = RawModule(export_modules.detector(form), IMAGES, **options)
     assert raw.names == ["pred_score", "anomaly_map"]
     found = raw.run(IMAGES)
     assert list(found) == ["image", "pixel"]
@@ -37,21 +37,21 @@ def test_every_form_gives_score_and_map_in_this_order(form: str) -> None:
 @pytest.mark.parametrize(("form", "names"), [("tensor", ["anomaly_map"]), ("score", ["pred_score"])])
 def test_a_tensor_alone_is_one_level(form: str, names: list[str]) -> None:
     """A module with one output has that level alone."""
-    assert RawModule.wrap(export_modules.detector(form), IMAGES).names == names
+    assert RawModule(export_modules.detector(form), IMAGES).names == names
 
 
 def test_outputs_that_are_not_clear_are_asked_for() -> None:
     """Two maps without names: the message lists them and names the option, which then decides."""
     with pytest.raises(UnsupportedModelError, match=r"2 outputs could be the anomaly map(.|\n)*--pixel-output"):
-        RawModule.wrap(export_modules.Ambiguous(), IMAGES)
-    raw = RawModule.wrap(export_modules.Ambiguous().eval(), IMAGES, pixel_output=1)
+        RawModule(export_modules.Ambiguous(), IMAGES)
+    raw = RawModule(export_modules.Ambiguous().eval(), IMAGES, pixel_output=1)
     assert np.array_equal(raw.run(IMAGES)["pixel"], 2 * expected()["pixel"])
 
 
 def test_a_module_that_fails_is_explained() -> None:
     """What the module itself raises, and where, on which input."""
     with pytest.raises(UnsupportedModelError, match=r"does not run on float32 \[2, 3, 8, 8\](.|\n)*16 x 16 only"):
-        RawModule.wrap(export_modules.SquareOnly(), IMAGES)
+        RawModule(export_modules.SquareOnly(), IMAGES)
 
 
 @pytest.mark.parametrize(
