@@ -372,7 +372,9 @@ class AttachResult:
         lines += [f"  {level:<8} {self._decision(level)}" for level in LEVELS if self.tail.names(level)]
         lines += [f"  guard    {text}" for text in (self.tail.describe_guard(),) if text]
         lines += [f"  with     {text}" for text in self.own]
-        lines += [f"  adjusted at run time by {item.describe()}" for item in self.tail.adjustable]
+        lines += [
+            f"  adjusted at run time by {name} (default {_shown(value)})" for name, value in self.tail.defaults.items()
+        ]
         lines += [f"  renamed  '{old}' is now '{new}' inside the model" for old, new in self.renamed.items()]
         lines += [f"  note     {note}" for note in self.notes]
         return "\n".join(lines)

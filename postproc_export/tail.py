@@ -64,21 +64,6 @@ LARGEST_SUM: Final = 2.0**127
 """|threshold| + span has to stay below it, so that no step of the graph overflows."""
 
 
-@dataclass(frozen=True, slots=True)
-class AdjustableInput:
-    """An input of a model that need not be given, in an IR a variable or parameter."""
-
-    name: str
-    level: Level  # that it decides about
-    what: Adjusted  # the sensitivity, or the boundary itself in raw units
-    default: float  # float32: what counts where it is not given
-
-    def describe(self) -> str:
-        """Return one phrase: the name and the default."""
-        default = self.default if self.default in (float("inf"), float("-inf")) else shortest(self.default)
-        return f"{self.name} (default {default})"
-
-
 def input_name(level: Level, what: Adjusted) -> str:
     """Return what the input for a level is called."""
     return f"{level}_{what}"
@@ -88,11 +73,12 @@ INPUT_NAMES: Final = frozenset(input_name(level, what) for level in LEVELS for w
 """What the inputs of any tail may be called."""
 
 
-def adjustable_inputs(
+def adjustable_defaults(
     stats: CalibrationStats, options: TailOptions, levels: Mapping[Level, HostDtype]
-) -> Iterator[AdjustableInput]:
-    """Yield the inputs of a tail by docs/definition.md section 4; `levels` are those with labels, and their raw types.
+) -> Iterator[tuple[Level, float]]:
+    """Yield each level that can be adjusted and its float32 default: docs/definition.md section 4.
 
+    `levels` are those with labels, and their raw types.
     Raises MetadataError if a boundary is not legal, or the graph could overflow on the way to it.
     """
     if options.adjustable == "nothing" or not options.enable_thresholding:
@@ -112,7 +98,7 @@ def adjustable_inputs(
             default = options.sensitivity(level)
         else:
             default = attached_boundary(of_level, options, level, dtype)
-        yield AdjustableInput(input_name(level, options.adjustable), level, options.adjustable, default)
+        yield level, default
 
 
 def attached_boundary(stats: LevelStats, options: TailOptions, level: Level, dtype: HostDtype) -> float:
@@ -249,7 +235,7 @@ class Tail:
     stats: CalibrationStats  # those that decide, thresholds matched
     options: TailOptions
     notes: tuple[str, ...]  # what a user should know about levels that were left as they are
-    adjustable: tuple[AdjustableInput, ...] = ()
+    adjustable: Mapping[Level, float]  # the default, float32, of each level that is adjusted at run time
 
     @property
     def raw(self) -> dict[Level, PortInfo]:
@@ -266,6 +252,14 @@ class Tail:
         """The options, with the element type that `pred_mask` has in place of the format's default."""
         dtype = next((output.dtype for output in self.outputs if output.name == "pred_mask"), self.options.mask_dtype)
         return replace(self.options, mask_dtype=dtype)
+
+    @property
+    def defaults(self) -> dict[str, float]:
+        """The inputs that need not be given, in an IR variables or parameters, each with what counts then."""
+        adjusted = self.options.adjustable
+        if adjusted == "nothing":
+            return {}
+        return {input_name(level, adjusted): default for level, default in self.adjustable.items()}
 
     def describe_guard(self) -> str | None:
         """Return in one line which output guards the image level against a NaN; None where none does."""
@@ -337,7 +331,7 @@ def build_tail(
         stats=wanted,
         options=options,
         notes=(*_notes(calibrated, raw, options), *_strange_thresholds(wanted, dtypes), *guard.notes),
-        adjustable=tuple(adjustable_inputs(wanted, options, dtypes)),
+        adjustable=dict(adjustable_defaults(wanted, options, dtypes)),
     )
 
 

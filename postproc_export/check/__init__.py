@@ -144,7 +144,7 @@ def _not_covered(
     if model.guard == "none" and "image" in model.levels and "image" not in model.raw:
         yield "the image score of a map that holds a NaN: the tail has no guard, so it is not defined"
     if model.tail.adjustable and readers[0] != "openvino" and "openvino" in runtimes:
-        names = ", ".join(item.name for item in model.tail.adjustable)
+        names = ", ".join(model.tail.defaults)
         yield f"{names} in OpenVINO: reading an ONNX model makes constants of them"
     yield "other devices than the CPU"
     real = asked.images is not None or asked.inputs is not None

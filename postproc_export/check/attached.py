@@ -310,7 +310,7 @@ class AttachedModel(ABC):
 
         By default those that have to be given get what was attached.
         """
-        needed = {item.name: item.default for item in self.tail.adjustable}
+        needed = self.tail.defaults
         given = needed if values is None else values
         ports = runner.inputs if values is None else (*runner.inputs, *runner.optional)
         fed = {name: value for name, value in given.items() if any(port.answers_to(name) for port in ports)}

@@ -25,7 +25,6 @@ from postproc_export.tail import (
     PACKED_OUTPUT,
     PREFIX,
     RAW_INPUTS,
-    AdjustableInput,
     TailOutput,
     host_dtype,
 )
@@ -81,8 +80,8 @@ def check_record(attached: AttachedModel) -> Iterator[Check]:
     yield check_outputs(attached)
     for part in attached.tail.parts:
         yield _check_constants(attached, part)
-    for item in attached.tail.adjustable:
-        yield _check_input(attached, item)
+    for level, name in zip(attached.tail.adjustable, attached.tail.defaults, strict=True):
+        yield _check_input(attached, level, name)
     if "image" in attached.levels and "pixel" in attached.raw:
         yield _check_guard(attached)
 
@@ -259,23 +258,23 @@ def _check_guard(attached: AttachedModel) -> Check:
     return failed("guard", f"{what}: {why}; fix: `postproc-export update` writes the guard anew")
 
 
-def _check_input(attached: AttachedModel, item: AdjustableInput) -> Check:
+def _check_input(attached: AttachedModel, level: Level, own_name: str) -> Check:
     """Find the input that adjusts a level: its name, and its default to the bit."""
-    name = f"input/{item.name}"
-    label = next(part.name for part in attached.tail.parts if part.level == item.level and part.name not in _SCORES)
+    name = f"input/{own_name}"
+    label = next(part.name for part in attached.tail.parts if part.level == level and part.name not in _SCORES)
     at = attached.places[label]
-    decision = at if isinstance(at, Mismatch) else find_decision(attached.view, item.level, at=at)
+    decision = at if isinstance(at, Mismatch) else find_decision(attached.view, level, at=at)
     if isinstance(decision, Mismatch) or decision.adjusted is None or decision.is_frozen:
         found = str(decision) if isinstance(decision, Mismatch) else "a constant"
         return failed(name, f"nothing adjusts '{label}' at run time: {found}")
-    bearer = attached.view.describe(decision.adjusted).removeprefix(PREFIX)
-    if bearer != item.name:
-        return failed(name, f"'{label}' is adjusted by '{bearer}'")
-    wanted = None if attached.tail.options.as_parameters else item.default
+    adjusting = attached.view.describe(decision.adjusted).removeprefix(PREFIX)
+    if adjusting != own_name:
+        return failed(name, f"'{label}' is adjusted by '{adjusting}'")
+    wanted = None if attached.tail.options.as_parameters else attached.tail.adjustable[level]
     shown = "has to be given" if wanted is None else f"default {wanted:.9g}"
     if decision.default is None if wanted is None else _same(decision.default, wanted):
         return Check(name=name, passed=True, message=f"{shown}: equal to the bit")
-    outdated = _outdated(attached, item.level, decision.default)
+    outdated = _outdated(attached, level, decision.default)
     return failed(name, sentences([f"{shown} by the record, {decision.default} in the file", *outdated]))
 
 

@@ -303,12 +303,12 @@ def check_adjusted(
             adjusted = attached.at_sensitivity(meant)
             is_number = options.adjustable == "sensitivity" or math.isnan(given)
             values = {
-                item.name: given if is_number else adjusted.tail.boundary(item.level)
-                for item in attached.tail.adjustable
+                name: given if is_number else adjusted.tail.boundary(level)
+                for level, name in zip(attached.tail.adjustable, attached.tail.defaults, strict=True)
             }
         except MetadataError:  # a boundary that is subnormal: no such file can be attached, and so none is given
             continue
-        is_attached = all(options.sensitivity(item.level) == meant for item in attached.tail.adjustable)
+        is_attached = all(options.sensitivity(level) == meant for level in attached.tail.adjustable)
         is_computed = options.adjustable == "sensitivity" and meant < 1.0 and not is_attached
         reference, drift = Reference(adjusted), "adjusted" if is_computed else None
         case = next(iter(tail_cases(adjusted, count=min(count, COUNT), seed=seed)))
@@ -330,7 +330,7 @@ def check_adjusted(
 def _settings(attached: AttachedModel) -> Iterator[tuple[float, float]]:
     """Yield what is given, which may lie outside [0, 1] or be NaN, and the sensitivity that it counts as."""
     options = attached.tail.options
-    attached_ones = dict.fromkeys(options.sensitivity(item.level) for item in attached.tail.adjustable)
+    attached_ones = dict.fromkeys(options.sensitivity(level) for level in attached.tail.adjustable)
     for sensitivity in dict.fromkeys((*attached_ones, *_SENSITIVITIES)):
         yield sensitivity, sensitivity
     if options.adjustable == "sensitivity":

@@ -316,7 +316,7 @@ class WholeCheck:
         if way.weights == "int8":
             size = (self._sizes or (1,))[0]
             given: dict[str, NDArray[Any]] = {
-                item.name: np.array(item.default, np.float32) for item in self._attached.tail.adjustable
+                name: np.array(value, np.float32) for name, value in self._attached.tail.defaults.items()
             }
             model = with_int8(tapped, self._inputs, size, given=given, ignored=tail_patterns(self._attached))
             both = self._attached.parts_of(way.open(model, threads=self._threads))

@@ -43,7 +43,7 @@ from postproc_export.record import (
 )
 from postproc_export.runtimes import Axis, PortInfo, RuntimeName
 from postproc_export.stats import LEVELS, CalibrationStats, Level
-from postproc_export.tail import RAW_INPUTS, AdjustableInput, Tail, calibrated_levels
+from postproc_export.tail import RAW_INPUTS, Tail, calibrated_levels
 
 if TYPE_CHECKING:
     import onnx
@@ -81,14 +81,14 @@ class Plan:
     final: tuple[LayerOutput | str, ...] = ()  # all outputs of the model; none: each in the place of what it replaces
 
     @property
-    def adjustable(self) -> tuple[AdjustableInput, ...]:
-        """The inputs by which it is adjusted at run time."""
-        return () if self.tail is None else self.tail.adjustable
+    def adjustable(self) -> dict[str, float]:
+        """The inputs by which it is adjusted at run time, each with its default."""
+        return {} if self.tail is None else self.tail.defaults
 
     @property
     def names(self) -> list[str]:
         """The names that it brings along: of its outputs, and of the inputs that adjust it."""
-        return [*(output.name for output in self.outputs), *(item.name for item in self.adjustable)]
+        return [*(output.name for output in self.outputs), *self.adjustable]
 
     @property
     def replaced(self) -> set[str]:

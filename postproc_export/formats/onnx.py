@@ -208,7 +208,7 @@ class OnnxFormat(Format):
         if make is not None:
             fragment = make(read, used)
         else:
-            inputs = {**read, **{item.name: item.name for item in plan.adjustable}}
+            inputs = {**read, **{name: name for name in plan.adjustable}}
             fragment = emit(plan.exprs, inputs=inputs, target=target, prefix=PREFIXES[plan.where], taken=used)
         rename_values(model, renamed)
         if renamed:
@@ -219,9 +219,9 @@ class OnnxFormat(Format):
             document |= {NEEDED_IMPORT: True} if is_needed else {}
         model.graph.node.extend(fragment.node)
         model.graph.initializer.extend(fragment.initializer)
-        for item in plan.adjustable:  # an initializer that is an input too can be overridden
-            model.graph.initializer.append(onnx.helper.make_tensor(item.name, 1, [], [item.default]))
-            model.graph.input.append(onnx.helper.make_tensor_value_info(item.name, 1, []))
+        for name, default in plan.adjustable.items():  # an initializer that is an input too can be overridden
+            model.graph.initializer.append(onnx.helper.make_tensor(name, 1, [], [default]))
+            model.graph.input.append(onnx.helper.make_tensor_value_info(name, 1, []))
         _set_outputs(
             model,
             [

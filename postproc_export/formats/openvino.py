@@ -62,7 +62,7 @@ from postproc_export.record import KEYS, PREFIXES, LayerRecord, TailRecord, Wher
 from postproc_export.runtimes import PortInfo
 from postproc_export.runtimes.openvino import openvino_core, port_info, save_ir
 from postproc_export.stats import CalibrationStats, Level
-from postproc_export.tail import PREFIX, AdjustableInput, Tail, build_tail
+from postproc_export.tail import PREFIX, Tail, build_tail
 
 CONVERTED: Final = (
     "the model was converted to OpenVINO after attaching: the names and the order of its outputs are those of the "
@@ -284,37 +284,39 @@ def _keys(nodes: Iterable[Any]) -> set[str]:
 def _add_adjustable(model: Any, plan: Plan, used: set[str]) -> dict[str, Any]:
     """Add the inputs by which a tail is adjusted, last: state variables with a default, or parameters."""
     as_parameters = plan.tail is not None and plan.tail.options.as_parameters
-    add = _add_parameter if as_parameters else _add_variable
-    return {item.name: add(model, item, used) for item in plan.adjustable}
+    return {
+        name: _add_parameter(model, name, used) if as_parameters else _add_variable(model, name, default, used)
+        for name, default in plan.adjustable.items()
+    }
 
 
-def _add_parameter(model: Any, item: AdjustableInput, used: set[str]) -> Any:
+def _add_parameter(model: Any, name: str, used: set[str]) -> Any:
     import openvino.opset13 as opset
 
     parameter = opset.parameter([], np.float32)
-    name_operator(parameter, f"{PREFIX}{item.name}", used)
-    parameter.output(0).set_names({item.name})
+    name_operator(parameter, f"{PREFIX}{name}", used)
+    parameter.output(0).set_names({name})
     model.add_parameters([parameter])
     return parameter.output(0)
 
 
-def _add_variable(model: Any, item: AdjustableInput, used: set[str]) -> Any:
+def _add_variable(model: Any, name: str, default: float, used: set[str]) -> Any:
     import openvino
     import openvino.opset13 as opset
     from openvino.op import assign, read_value
     from openvino.op.util import Variable, VariableInfo
 
-    if any(variable.info.variable_id == item.name for variable in model.get_variables()):
-        raise name_is_taken(item.name, by="a variable")
-    default = opset.constant(np.float32(item.default))
-    name_operator(default, f"{PREFIX}{item.name}/default", used)
+    if any(variable.info.variable_id == name for variable in model.get_variables()):
+        raise name_is_taken(name, by="a variable")
+    constant = opset.constant(np.float32(default))
+    name_operator(constant, f"{PREFIX}{name}/default", used)
     info = VariableInfo()
-    info.variable_id, info.data_type, info.data_shape = item.name, openvino.Type.f32, openvino.PartialShape([])
+    info.variable_id, info.data_type, info.data_shape = name, openvino.Type.f32, openvino.PartialShape([])
     variable = Variable(info)  # one for both: an opset's own functions make two, and the model is not valid then
-    read = read_value(default, variable)
-    name_operator(read, f"{PREFIX}{item.name}", used)
+    read = read_value(constant, variable)
+    name_operator(read, f"{PREFIX}{name}", used)
     written = assign(read, variable)
-    name_operator(written, f"{PREFIX}{item.name}/assign", used)
+    name_operator(written, f"{PREFIX}{name}/assign", used)
     model.add_sinks([written])
     return read.output(0)
 
