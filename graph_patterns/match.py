@@ -191,10 +191,9 @@ class _Trial:
         if node is None or node.op != expr.op:
             return self._miss(f"expected {expr.op}, found {self._shown(at)}", at)
         for name, wanted in expr.params:
-            if name in node.params and node.params[name] != wanted:
-                return self._miss(f"expected {name} {wanted}, found {node.params[name]}", at)
-            if name not in node.params:
-                return self._miss(f"expected {name} {wanted}, found none that is fixed", at)
+            given = node.params.get(name, "none that is fixed")
+            if given != wanted:
+                return self._miss(f"expected {name} {wanted}, found {given}", at)
         if len(node.args) != len(expr.args):
             return self._miss(f"expected {len(expr.args)} operands, found {len(node.args)}", at)
         self._nodes[at] = node

@@ -166,14 +166,21 @@ class _OpenVinoBuilder(Builder):
         return node.output(0)
 
     def call(self, expr: Call) -> Any:
+        node = self._made(expr)
+        node.set_friendly_name(self.names.unique(expr.op))
+        return node.output(0)
+
+    def _made(self, expr: Call) -> Any:
         operands = [self.value(arg) for arg in expr.args]
         if expr.op in EMITTED_ONLY:
-            return self._named(expr, EMITTED_ONLY[expr.op](self._opset, expr, operands))
+            return EMITTED_ONLY[expr.op](self._opset, expr, operands)
         form = LOWERINGS[expr.op]
         if expr.op == "clip":
-            return self._named(expr, self._opset.clamp(operands[0], *(_number(arg) for arg in expr.args[1:])))
+            bounds = [arg.value for arg in expr.args[1:] if isinstance(arg, Const)]
+            assert len(bounds) == 2, "the bounds of a clamp have to be numbers"
+            return self._opset.clamp(operands[0], *bounds)
         if expr.op == "identity":
-            return self._named(expr, copied(operands[0], axes=self.names.unique("same")))
+            return copied(operands[0], axes=self.names.unique("same"))
         settings = [self._setting(name, expr) for name in form.settings]
         match expr.op:
             case "reshape":
@@ -183,22 +190,13 @@ class _OpenVinoBuilder(Builder):
             case "concat":
                 operands = [operands]
         factory: Callable[..., Any] = getattr(import_module(f"openvino.{form.opset}"), form.factory)
-        return self._named(expr, factory(*operands, *settings))
+        return factory(*operands, *settings)
 
     def _setting(self, name: str, expr: Call) -> Any:
         setting = expr.param(name)
         if name in _VECTORS:
             return self.constant(name, np.asarray(setting, dtype=np.int64))
         return ELEMENT_TYPES[str(setting)] if name == "dtype" else setting
-
-    def _named(self, expr: Call, node: Any) -> Any:
-        node.set_friendly_name(self.names.unique(expr.op))
-        return node.output(0)
-
-
-def _number(expr: Expr) -> float:
-    assert isinstance(expr, Const), "the bounds of a clamp have to be numbers"
-    return expr.value
 
 
 _OPS_BY_TYPE: Final = {form.type_name: op for op, form in LOWERINGS.items()}
@@ -334,7 +332,13 @@ def remove(model: Any, values: Iterable[Value], *, results: Iterable[Any] = (), 
         for output in value.get_node().outputs():
             for reader in output.get_target_inputs():
                 if _is_live(reader.get_node(), going, there):
-                    raise _shared(value.get_node(), reader.get_node())
+                    name = reader.get_node().get_friendly_name()
+                    raise SharedValueError(
+                        f"'{value.get_node().get_friendly_name()}' has a reader outside what is to be removed",
+                        found=f"reader {name}",
+                        needed="every value of it read only inside it",
+                        fix=f"remove {name} first, or export the model again without it",
+                    )
     model.add_results(list(instead))
     for result in results:
         model.remove_result(result)
@@ -357,16 +361,6 @@ def _is_live(node: Any, going: set[str], there: set[str]) -> bool:
 
 def _key(node: Any) -> str:
     return str(node.get_name())  # unique in a model, unlike the friendly name, and not kept in files
-
-
-def _shared(node: Any, reader: Any) -> SharedValueError:
-    name = reader.get_friendly_name()
-    return SharedValueError(
-        f"'{node.get_friendly_name()}' has a reader outside what is to be removed",
-        found=f"reader {name}",
-        needed="every value of it read only inside it",
-        fix=f"remove {name} first, or export the model again without it",
-    )
 
 
 def set_numbers(model: Any, numbers: Mapping[Site, float], *, prefix: str) -> None:

@@ -305,7 +305,9 @@ class PostProcessor(torch.nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         own = {name: state_dict[prefix + name] for name in (*NUMBERS, "flags") if prefix + name in state_dict}
         settings = None
-        if all(_fits(value, self.get_buffer(name)) for name, value in own.items()):  # else torch says what does not
+        shapes = {name: self.get_buffer(name).shape for name in own}
+        if all(isinstance(value, Tensor) and value.shape == shapes[name] for name, value in own.items()):
+            # else torch says what does not fit
             flags = own.pop("flags").tolist() if "flags" in own else self._settings.flags
             numbers = {**self._settings.numbers, **{name: _plain(value) for name, value in own.items()}}
             settings = Settings.from_state(numbers, flags)  # what is not legal is refused before anything is copied
@@ -323,10 +325,6 @@ class PostProcessor(torch.nn.Module):
 
 def _plain(value: object) -> Any:
     return value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
-
-
-def _fits(value: object, buffer: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.shape == buffer.shape
 
 
 def _check_inputs(score: Tensor | None, anomaly_map: Tensor | None) -> None:

@@ -28,6 +28,7 @@ from graph_patterns.onnx.wire import (
     MemorySource,
     Payload,
     Placeholders,
+    Source,
     UnusualError,
     Walk,
     growth_of,
@@ -190,7 +191,7 @@ class OnnxFile:
     manager, or let it go: either closes the file.
     """
 
-    def __init__(self, path: Path | None, source: FileSource | MemorySource) -> None:
+    def __init__(self, path: Path | None, source: Source) -> None:
         self.path = path
         self._source = source
         self._placeholders = Placeholders(source)
@@ -292,7 +293,10 @@ class OnnxFile:
             raise too_large(f"cannot read {self._name}", size)
         try:
             model = self._skeleton(size)
-            return self._whole(size) if model is None else model
+            if model is None:
+                self._placeholders = Placeholders(self._source)
+                model = _parsed(self._source.read(0, size))
+            return model
         except (MalformedError, DecodeError) as error:
             raise not_a_model(self._name, str(error), start=self._source.read(0, min(64, size))) from error
         except ChangedFileError:
@@ -306,16 +310,8 @@ class OnnxFile:
             skeleton = self._joined(_spliced(self._source, size, self._placeholders.cuts(size)))
         except UnusualError:
             return None
-        check_text(skeleton)
-        model: onnx.ModelProto = onnx.ModelProto.FromString(skeleton)
+        model = _parsed(skeleton)
         return model if self._placeholders.survive(model) else None
-
-    def _whole(self, size: int) -> onnx.ModelProto:
-        self._placeholders = Placeholders(self._source)
-        content = self._source.read(0, size)
-        check_text(content)
-        model: onnx.ModelProto = onnx.ModelProto.FromString(content)
-        return model
 
     def _parts(self) -> Iterator[bytes | Payload]:
         try:
@@ -344,7 +340,7 @@ class OnnxFile:
         )
 
 
-def _spliced(source: FileSource | MemorySource, size: int, edits: Sequence[Edit]) -> Iterator[bytes | Payload]:
+def _spliced(source: Source, size: int, edits: Sequence[Edit]) -> Iterator[bytes | Payload]:
     """Yield the parts of an edited message."""
     at = 0
     for start, end, insert in edits:
@@ -354,6 +350,12 @@ def _spliced(source: FileSource | MemorySource, size: int, edits: Sequence[Edit]
         at = end
     if size > at:
         yield source.read(at, size - at)
+
+
+def _parsed(serialised: bytes) -> onnx.ModelProto:
+    check_text(serialised)
+    model: onnx.ModelProto = onnx.ModelProto.FromString(serialised)
+    return model
 
 
 def _unreadable(name: str, error: OSError) -> ModelFileError:

@@ -76,6 +76,8 @@ EMITTED_ONLY: Final[Mapping[str, tuple[OnnxForm, ...]]] = {
     "top_k": (OnnxForm("TopK", since=10),),
 }
 
+_FORMS: Final = {**LOWERINGS, **EMITTED_ONLY}
+
 ELEMENT_TYPES: Final[Mapping[str, int]] = {
     "float16": onnx.TensorProto.FLOAT16,
     "bfloat16": onnx.TensorProto.BFLOAT16,
@@ -108,7 +110,7 @@ class OnnxTarget:
 
     def supports(self, op: str) -> bool:
         """Whether the opset has a form of a canonical operator."""
-        return any(form.since <= self.opset for form in _forms(op))
+        return bool(_known_forms(op, self.opset))
 
     def check_integers(self) -> None:
         """Raise UnsupportedOpsetError if a constant vector of integers has no form.
@@ -124,18 +126,19 @@ class OnnxTarget:
 
     def form(self, op: str) -> OnnxForm:
         """Return the newest form that the opset knows; raises UnsupportedOpsetError if there is none."""
-        known = [form for form in _forms(op) if form.since <= self.opset]
+        known = _known_forms(op, self.opset)
         if not known:
+            oldest = _FORMS[op][0]
             raise UnsupportedOpsetError(
-                f"{_forms(op)[0].op_type} cannot be expressed at opset {self.opset}",
-                needed=f"opset {_forms(op)[0].since} or later",
+                f"{oldest.op_type} cannot be expressed at opset {self.opset}",
+                needed=f"opset {oldest.since} or later",
                 fix="export the model again with a later opset",
             )
         return known[-1]
 
 
-def _forms(op: str) -> tuple[OnnxForm, ...]:
-    return LOWERINGS[op] if op in LOWERINGS else EMITTED_ONLY[op]
+def _known_forms(op: str, opset: int) -> list[OnnxForm]:
+    return [form for form in _FORMS[op] if form.since <= opset]
 
 
 def emit(
@@ -227,10 +230,11 @@ def constant_nodes(tensors: Iterable[onnx.TensorProto]) -> Iterator[onnx.NodePro
 
 
 _DEFAULT_DOMAINS: Final = ("", "ai.onnx")
-_HARD_SIGMOID_DEFAULTS: Final = {"alpha": 0.2, "beta": 0.5}
 _LARGEST_FLOAT: Final = 3.4028234663852886e38
-_CLIP_DEFAULTS: Final = {"min": -_LARGEST_FLOAT, "max": _LARGEST_FLOAT}
-_ATTRIBUTE_DEFAULTS: Final = {"HardSigmoid": _HARD_SIGMOID_DEFAULTS, "Clip": _CLIP_DEFAULTS}
+_ATTRIBUTE_DEFAULTS: Final = {
+    "HardSigmoid": {"alpha": 0.2, "beta": 0.5},
+    "Clip": {"min": -_LARGEST_FLOAT, "max": _LARGEST_FLOAT},
+}
 _LONGEST_COPY: Final = 8  # Identity nodes behind one constant
 _DTYPES: Final = {element_type: name for name, element_type in ELEMENT_TYPES.items()}
 _OPS_BY_TYPE: Final = {form.op_type: op for op, forms in LOWERINGS.items() for form in forms}
@@ -275,15 +279,15 @@ class OnnxView:
         if node is None or node.op_type == "Constant":
             return None
         op = _OPS_BY_TYPE.get(node.op_type) if node.domain in _DEFAULT_DOMAINS else None
-        form = self._form(op) if op is not None else None
-        if op is None or form is None:
+        forms = _known_forms(op, self._opset) if op is not None else []
+        if op is None or not forms:
             integers = {item.name: int(item.i) for item in node.attribute if item.type == onnx.AttributeProto.INT}
             return NodeView(node.name, f"{node.domain}::{node.op_type}".removeprefix("::"), tuple(node.input), integers)
-        return self._canonical(node, op, form)
+        return self._canonical(node, op, forms[-1])
 
     def number(self, value: Value) -> float | None:
         """Return the number of a constant of one element that nobody can override; else None."""
-        tensor = self._tensor(str(value))
+        tensor = self.tensor(value)
         return None if tensor is None else _single(tensor)
 
     def default(self, value: Value) -> float | None:
@@ -299,9 +303,9 @@ class OnnxView:
         """
         node = self._producers.get(str(value))
         if node is not None and node.op_type == "Reshape" and len(node.input) == 2:
-            shape, tensor = self._vector(self._tensor(node.input[1])), self._tensor(node.input[0])
+            shape, tensor = self._vector(self.tensor(node.input[1])), self.tensor(node.input[0])
             return self._vector(tensor, ranks=(0, 1)) if shape == (-1,) else None
-        return self._vector(self._tensor(str(value)))
+        return self._vector(self.tensor(value))
 
     def _vector(self, tensor: onnx.TensorProto | None, *, ranks: tuple[int, ...] = (1,)) -> tuple[int, ...] | None:
         values = None if tensor is None or tensor.external_data or len(tensor.dims) not in ranks else _values(tensor)
@@ -320,10 +324,6 @@ class OnnxView:
         """Return the declaration of a graph output."""
         return next((item for item in self._graph.output if item.name == output), None)
 
-    def tensor(self, value: Value) -> onnx.TensorProto | None:
-        """Return the tensor of a constant that nobody can override, as it stands in the file; else None."""
-        return self._tensor(str(value))
-
     def is_constant(self, value: Value) -> bool:
         """Whether a value is an initializer or a Constant node itself, and not computed from or copied of one."""
         node = self._producers.get(str(value))
@@ -334,8 +334,9 @@ class OnnxView:
         node = self._producers.get(str(value))
         return node.name or str(value) if node is not None else str(value)
 
-    def _tensor(self, name: str) -> onnx.TensorProto | None:
-        name = self._copied(name)[-1]  # an exporter that shares constants copies one to each of its names
+    def tensor(self, value: Value) -> onnx.TensorProto | None:
+        """Return the tensor of a constant that nobody can override, as it stands in the file; else None."""
+        name = self._copied(str(value))[-1]  # an exporter that shares constants copies one to each of its names
         node = self._producers.get(name)
         if node is not None:
             return self._filled_tensor(node) if node.op_type == "ConstantOfShape" else _constant_tensor(node)
@@ -353,14 +354,10 @@ class OnnxView:
 
     def _filled_tensor(self, node: onnx.NodeProto) -> onnx.TensorProto | None:
         """Return the tensor that a ConstantOfShape gives where its shape is that of one number."""
-        shape = self._tensor(node.input[0]) if len(node.input) == 1 else None
+        shape = self.tensor(node.input[0]) if len(node.input) == 1 else None
         if shape is None or list(shape.dims) != [0] or any(item.name != "value" for item in node.attribute):
             return None
         return node.attribute[0].t if node.attribute else onnx.helper.make_tensor("", onnx.TensorProto.FLOAT, [], [0.0])
-
-    def _form(self, op: str) -> OnnxForm | None:
-        known = [form for form in LOWERINGS[op] if form.since <= self._opset]
-        return known[-1] if known else None
 
     def _canonical(self, node: onnx.NodeProto, op: str, form: OnnxForm) -> NodeView:
         attributes = {item.name: _setting(item) for item in node.attribute}

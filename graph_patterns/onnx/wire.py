@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, Final, TypeAlias
 
 if TYPE_CHECKING:
     import onnx
@@ -85,6 +85,9 @@ class FileSource:
         self._stream.close()
 
 
+Source: TypeAlias = MemorySource | FileSource
+
+
 def special_kind(path: Path) -> str | None:
     """Return what a path is in place of a regular file, such as a pipe, whose opening waits for a writer.
 
@@ -136,13 +139,6 @@ DEEPEST: Final = 100  # protobuf's own limit on nested messages
 
 class MalformedError(Exception):
     """Bytes that are no protobuf message."""
-
-
-class Source(Protocol):
-    """Bytes at positions: a file, or a message in memory."""
-
-    def read(self, start: int, length: int) -> bytes:
-        """Return exactly `length` bytes."""
 
 
 def _varint(window: bytes, offset: int, longest: int) -> tuple[int, int]:

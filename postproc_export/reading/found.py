@@ -370,15 +370,13 @@ def raw_name(tail: FoundTail, name: str) -> str:
 def restored_tails(tails: Tails) -> Iterator[FoundTail]:
     """Yield the tails whose raw value has to become an output again."""
     for level, tail in tails.items():
-        gives_raw = tail.is_ours or SCORE_OUTPUT[level] in tail.outputs
-        if gives_raw and not tail.from_map:
+        if not tail.from_map and (tail.is_ours or SCORE_OUTPUT[level] in tail.outputs):
             yield tail
 
 
 def adjusted_values(tails: Tails) -> list[Value]:
     """Return the inputs by which tails are adjusted at run time: they go with them."""
-    own = [tail for tail in tails.values() if tail.is_ours]
-    return [tail.adjusted for tail in own if tail.adjusted is not None]
+    return [tail.adjusted for tail in tails.values() if tail.is_ours and tail.adjusted is not None]
 
 
 def touched(tails: Tails) -> list[str]:
@@ -390,8 +388,7 @@ def notes_of(tails: Tails) -> tuple[str, ...]:
     """Return what a user should know of a model whose tail was removed without a record."""
     notes = [] if all(is_exported(tail) for tail in tails.values()) else [STRIPPED]
     folded = [tail for tail in tails.values() if not tail.is_ours and tail.reading.is_folded]
-    notes += [f"{SCORE_OUTPUT[tail.level]}: {MAYBE_SHIFTED}" for tail in folded]
-    return tuple(notes)
+    return (*notes, *(f"{SCORE_OUTPUT[tail.level]}: {MAYBE_SHIFTED}" for tail in folded))
 
 
 def refuse_attached(found: FoundTails, *, entry: str | None) -> None:

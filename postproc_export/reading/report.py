@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -313,7 +314,11 @@ def report_miss(level: Level, output: str, miss: Mismatch, *, label: str | None)
 
 
 def _anomalib(tail: FoundTail) -> LevelReport:
-    reading = tail.reading
+    reading, boundary = tail.reading, None
+    stats = stats_of(reading)
+    if stats is not None and reading.sensitivity is not None:
+        with suppress(MetadataError):  # a boundary that is not legal is not told
+            boundary = decision_boundary(stats, sensitivity=reading.sensitivity, comparison="gt")
     return LevelReport(
         tail="anomalib",
         outputs=tail.outputs,
@@ -321,7 +326,7 @@ def _anomalib(tail: FoundTail) -> LevelReport:
         span=reading.span,
         min=reading.min,
         max=reading.max,
-        boundary=_anomalib_boundary(reading) if reading.is_normalised else next_up(tail.scalars["cut"]),
+        boundary=boundary if reading.is_normalised else next_up(tail.scalars["cut"]),
         sensitivity=reading.sensitivity,
         comparison="gt" if "cut" in tail.scalars else None,
         certain=reading.certain,
@@ -339,16 +344,6 @@ def stats_of(reading: BranchReading) -> LevelStats | None:
     details = {} if reading.min is not None else {"range_is_relative": True}
     try:
         return LevelStats(threshold=reading.threshold, min=low, max=high, rule="read_back", details=details)
-    except MetadataError:
-        return None
-
-
-def _anomalib_boundary(reading: BranchReading) -> float | None:
-    stats = stats_of(reading)
-    if stats is None or reading.sensitivity is None:
-        return None
-    try:
-        return decision_boundary(stats, sensitivity=reading.sensitivity, comparison="gt")
     except MetadataError:
         return None
 

@@ -131,14 +131,12 @@ def _any_nan(maps: Expr) -> Iterator[Expr]:
         yield call("ReduceLogicalOr", flat, _ONE)
 
 
-def _eager_guards() -> Iterator[Expr]:
-    for any_nan in _any_nan(Input("maps")):
-        for shaped in (reshape(any_nan, Input("shape")), any_nan):
-            for condition in (cast(shaped, dtype="bool"), shaped):
-                yield select(condition, Const(math.nan, "nan"), Input("values"))
-
-
-_EAGER_GUARDS: Final = tuple(_eager_guards())
+_EAGER_GUARDS: Final = tuple(
+    select(condition, Const(math.nan, "nan"), Input("values"))
+    for any_nan in _any_nan(Input("maps"))
+    for shaped in (reshape(any_nan, Input("shape")), any_nan)
+    for condition in (cast(shaped, dtype="bool"), shaped)
+)
 
 EAGER_GUARD: Final = Pattern(
     name="eager_guard",
