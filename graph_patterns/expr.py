@@ -62,6 +62,16 @@ class SharedValueError(GraphPatternError, ValueError):
     """A value that is to be removed is read by a node outside the match."""
 
 
+def shared_value(value: str, reader: str) -> SharedValueError:
+    """Explain that a value cannot be removed, and who reads it."""
+    return SharedValueError(
+        f"'{value}' has a reader outside what is to be removed",
+        found=f"reader {reader}",
+        needed="every value of it read only inside it",
+        fix=f"remove {reader} first, or export the model again without it",
+    )
+
+
 Param: TypeAlias = str | bool | int | tuple[int, ...]
 
 COMMUTATIVE: Final = frozenset({"add", "mul", "logical_and", "logical_or"})

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from graph_patterns.expr import Builder, Call, Const, Expr, Names, Param, SharedValueError, free_name, owners
+from graph_patterns.expr import Builder, Call, Const, Expr, Names, Param, free_name, owners, shared_value
 from graph_patterns.match import NodeView, Number, Site, Value
 
 # OpenVINO forms of the operators that stand before a tail; they are emitted and never matched.
@@ -332,13 +332,8 @@ def remove(model: Any, values: Iterable[Value], *, results: Iterable[Any] = (), 
         for output in value.get_node().outputs():
             for reader in output.get_target_inputs():
                 if _is_live(reader.get_node(), going, there):
-                    name = reader.get_node().get_friendly_name()
-                    raise SharedValueError(
-                        f"'{value.get_node().get_friendly_name()}' has a reader outside what is to be removed",
-                        found=f"reader {name}",
-                        needed="every value of it read only inside it",
-                        fix=f"remove {name} first, or export the model again without it",
-                    )
+                    names = (node.get_friendly_name() for node in (value.get_node(), reader.get_node()))
+                    raise shared_value(*names)
     model.add_results(list(instead))
     for result in results:
         model.remove_result(result)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from graph_patterns.expr import ModelFileError, SharedValueError
+from graph_patterns.expr import ModelFileError, shared_value
 from graph_patterns.match import Site, Value
 from graph_patterns.onnx.file import OnnxFile
 from graph_patterns.onnx.graph import INITIALIZERS_NEED_NO_INPUT_SINCE, OnnxView, constant_nodes, default_opset
@@ -90,21 +90,13 @@ def _refuse_readers(
 ) -> None:
     for node in staying:
         for name in sorted(gone & set(reads(node))):
-            raise _shared(name, _title(node))
+            title = node.name or f"{node.op_type} that computes '{next(iter(node.output), '')}'"
+            raise shared_value(name, title)
     for item in model.graph.output:
         if item.name in gone and item.name not in outputs:
-            raise _shared(item.name, f"the output '{item.name}'")
+            raise shared_value(item.name, f"the output '{item.name}'")
     for name in sorted(set(gone) & _training_reads(model)):
-        raise _shared(name, "the training information of the model")
-
-
-def _shared(value: str, reader: str) -> SharedValueError:
-    return SharedValueError(
-        f"'{value}' has a reader outside what is to be removed",
-        found=f"reader {reader}",
-        needed="every value of it read only inside it",
-        fix=f"remove {reader} first, or export the model again without it",
-    )
+        raise shared_value(name, "the training information of the model")
 
 
 def reads(node: onnx.NodeProto) -> Iterator[str]:
@@ -129,10 +121,6 @@ def _training_reads(model: onnx.ModelProto) -> set[str]:
     return {name for graph in graphs for name in _captures(graph)}
 
 
-def _title(node: onnx.NodeProto) -> str:
-    return node.name or f"{node.op_type} that computes '{next(iter(node.output), '')}'"
-
-
 def _keep(items: MutableSequence[Any], wanted: Any) -> None:
     """Delete what is not wanted and leave the messages that stay untouched."""
     for index in reversed(range(len(items))):
@@ -149,31 +137,27 @@ def set_numbers(model: onnx.ModelProto, numbers: Mapping[Site, float], *, prefix
     editor = _Editor(model, prefix)
     by_source: dict[tuple[str, float], list[tuple[onnx.NodeProto, int]]] = defaultdict(list)
     for (value, index), number in numbers.items():
-        node = editor.producer(str(value))
+        node = editor.view.node(value)
+        assert node is not None, f"{value} was matched, so a node computes it"
         if index >= len(node.input):
             editor.set_attribute(node, index - len(node.input), number)
         else:
             by_source[node.input[index], number].append((node, index))
     for (source, number), sites in by_source.items():
         editor.set_constant(source, number, sites)
-    editor.prune()
+    prune(model, editor.left)
 
 
 class _Editor:
     def __init__(self, model: onnx.ModelProto, prefix: str) -> None:
         self._model = model
         self._prefix = prefix
-        self._view = OnnxView(model)
-        self._left: set[str] = set()
+        self.view = OnnxView(model)
+        self.left: set[str] = set()  # constants that sites read before
         graph = model.graph
         self._count = 0
         self._taken = {item.name for item in (*graph.input, *graph.initializer, *graph.node)}
         self._taken |= {name for node in graph.node for name in (*node.output, *reads(node))}
-
-    def producer(self, value: str) -> onnx.NodeProto:
-        node = self._view.node(value)
-        assert node is not None, f"{value} was matched, so a node computes it"
-        return node
 
     def set_attribute(self, node: onnx.NodeProto, index: int, number: float) -> None:
         names = {"Clip": ("min", "max"), "HardSigmoid": ("alpha", "beta")}[node.op_type]
@@ -182,17 +166,21 @@ class _Editor:
         node.attribute.append(onnx.helper.make_attribute(names[index], number))
 
     def set_constant(self, source: str, number: float, sites: list[tuple[onnx.NodeProto, int]]) -> None:
-        tensor = self._view.tensor(source)
-        is_own = self._view.is_constant(source) and self._readers(source) == len(sites)
+        tensor = self.view.tensor(source)
+        is_own = self.view.is_constant(source) and self._readers(source) == len(sites)
         if tensor is not None and is_own:
             tensor.CopyFrom(_filled(tensor, number, tensor.name))
             return
         name = self._name(source)
         like = tensor if tensor is not None else onnx.helper.make_tensor("", onnx.TensorProto.FLOAT, [], [0.0])
-        self._add(_filled(like, number, name))
+        clone = _filled(like, number, name)
+        if self._model.ir_version >= INITIALIZERS_NEED_NO_INPUT_SINCE:
+            self._model.graph.initializer.append(clone)
+        else:
+            self._model.graph.node.insert(0, next(constant_nodes([clone])))
         for node, index in sites:
             node.input[index] = name
-        self._left.add(source)
+        self.left.add(source)
 
     def _name(self, source: str) -> str:
         """Return a name that neither the model nor an earlier update of it has."""
@@ -203,18 +191,9 @@ class _Editor:
                 self._taken.add(name)
                 return name
 
-    def prune(self) -> None:
-        prune(self._model, self._left)
-
     def _readers(self, name: str) -> int:
         count = sum(list(reads(node)).count(name) for node in self._model.graph.node)
         return count + [item.name for item in self._model.graph.output].count(name)
-
-    def _add(self, tensor: onnx.TensorProto) -> None:
-        if self._model.ir_version >= INITIALIZERS_NEED_NO_INPUT_SINCE:
-            self._model.graph.initializer.append(tensor)
-            return
-        self._model.graph.node.insert(0, next(constant_nodes([tensor])))
 
 
 def _filled(like: onnx.TensorProto, number: float, name: str) -> onnx.TensorProto:
