@@ -214,9 +214,10 @@ class OpenVinoView:
     def output(self, name: str) -> Value | None:
         """Return what feeds the result that bears a name; a tensor may have several names."""
         for result in self._model.get_results():
-            source = result.input_value(0)
+            source: Any = result.input_value(0)
             if name in source.get_names() or name in result.output(0).get_names():
-                return _as_value(source)
+                value: Value = source
+                return value
         return None
 
     def producer(self, value: Value) -> NodeView | None:
@@ -228,7 +229,7 @@ class OpenVinoView:
         op = _OPS_BY_TYPE.get(type_name)
         if type_name in _ON_BOOLEANS and node.get_output_element_type(0).get_type_name() == "boolean":
             op = _ON_BOOLEANS[type_name]  # how a torch module's operators on booleans are converted
-        operands: list[Value | Number] = [_as_value(node.input_value(i)) for i in range(node.get_input_size())]
+        operands: list[Value | Number] = [node.input_value(i) for i in range(node.get_input_size())]
         if op is None:
             return NodeView(node.get_friendly_name(), type_name, tuple(operands))
         if op == "reshape" and _is_copy(node):
@@ -254,7 +255,7 @@ class OpenVinoView:
         """Return the number of a constant of one element, or the one that a variable begins with; else None."""
         node = _node(value)
         if node.get_type_name() == "ReadValue" and node.get_input_size():
-            return self.number(_as_value(node.input_value(0)))
+            return self.number(node.input_value(0))
         return self.number(value)
 
     def integers(self, value: Value) -> tuple[int, ...] | None:
@@ -304,10 +305,6 @@ def _is_copy(reshape: Any) -> bool:
         and axes.get_data().size == rank.get_length()
         and not axes.get_data().any()
     )
-
-
-def _as_value(output: Any) -> Value:
-    return output  # type: ignore[no-any-return]  # openvino ships no types for Output
 
 
 def _node(value: Any) -> Any:

@@ -234,8 +234,8 @@ def _level_lines(level: Level, report: LevelReport, counts: Counts | None) -> It
         yield f"    {'':<12} {'raw':>14} {'normalised':>14}"
         for name, (raw, unit) in report.raw_and_unit.items():
             yield f"    {name:<12} {raw:>14.9g} {'-' if unit is None else f'{unit:.7g}':>14}"
-        yield f"    {'span':<12} {_cell(report.span)}"
-        yield f"    {'sensitivity':<12} {_cell(report.sensitivity)}"
+        for name, value in (("span", report.span), ("sensitivity", report.sensitivity)):
+            yield f"    {name:<12} {'not known' if value is None else f'{value:.9g}':>14}"
         yield f"    {'rule':<12} {rule}"
     if report.narrow is not None:
         yield f"    {'host':<12} {report.narrow}: the boundary is the smallest float32 that rounds to where it decides"
@@ -247,10 +247,6 @@ def _level_lines(level: Level, report: LevelReport, counts: Counts | None) -> It
         yield f"    {'guarded by':<12} {report.guarded_by}: a NaN in it makes the score NaN"
     yield from (f"    note         {note}" for note in report.notes)
     yield from (f"    reading      if {reading['assumes']}" for reading in report.readings)
-
-
-def _cell(value: float | None) -> str:
-    return f"{'not known' if value is None else f'{value:.9g}':>14}"
 
 
 def _port(port: PortInfo) -> dict[str, Any]:

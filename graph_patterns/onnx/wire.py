@@ -331,20 +331,18 @@ class Walk:
             if tag in merged and tag in seen:
                 raise UnusualError("a tensor in several parts")
             seen.add(tag)
-            if stop - body <= self._skip or not self._is_marked(body, stop):
+            if stop - body <= self._skip:
                 continue
+            if self._marks is not None:
+                at = bisect_left(self._marks, body)
+                if at == len(self._marks) or self._marks[at] >= stop:
+                    continue
             inner = self._message(kinds[tag], body, stop, levels - 1)
             if inner:
                 header = (begin, body, varint(tag) + varint(stop - body + inner))
                 self._found.append(header)
                 growth += inner + growth_of(header)
         return growth
-
-    def _is_marked(self, start: int, end: int) -> bool:
-        if self._marks is None:
-            return True
-        at = bisect_left(self._marks, start)
-        return at < len(self._marks) and self._marks[at] < end
 
 
 class Placeholders:

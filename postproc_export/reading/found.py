@@ -250,7 +250,12 @@ def find_tails(
             tails[level] = found
         else:
             misses[level] = nearest_miss((found, own) if isinstance(own, Mismatch) else (found,))
-    _drop_doubtful(tails, misses)
+    for level, tail in list(tails.items()) if len(tails) < len(LEVELS) else ():
+        # A clipped, scaled score without a label is left alone unless the map ends in the same way: models do that too.
+        if not tail.is_ours and tail.reading.is_folded and len(tail.outputs) == 1:
+            reason = "a clipped and scaled value without a label may be the model's own"
+            misses[level] = Mismatch(reason, tail.outputs[0], depth=len(tail.values))
+            del tails[level]
     if tails:
         tails |= settle(tails)
     return tails, misses
@@ -323,17 +328,6 @@ def _unlike(record: TailRecord, tail: FoundTail) -> Iterator[str]:
 def recorded_raw(record: TailRecord, tail: FoundTail) -> str | None:
     """Return the raw value that a record names for a tail: of the map where the score is its maximum."""
     return record.raw.get("pixel" if tail.from_map else tail.level)
-
-
-def _drop_doubtful(tails: dict[Level, FoundTail], misses: dict[Level, Mismatch]) -> None:
-    """Leave a clipped, scaled score without a label alone, unless the map ends in the same way: models do that too."""
-    if len(tails) == len(LEVELS):
-        return
-    for level, tail in list(tails.items()):
-        if not tail.is_ours and tail.reading.is_folded and len(tail.outputs) == 1:
-            reason = "a clipped and scaled value without a label may be the model's own"
-            misses[level] = Mismatch(reason, tail.outputs[0], depth=len(tail.values))
-            del tails[level]
 
 
 def nearest_miss(misses: Iterable[Mismatch]) -> Mismatch:
