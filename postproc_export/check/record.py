@@ -16,7 +16,7 @@ from postproc_export.check.report import Check, failed
 from postproc_export.errors import UnsupportedModelError
 from postproc_export.inspect import inspect_model
 from postproc_export.ports import is_one_value
-from postproc_export.reading.tail import FoundTail, LabelSteps, find_decision
+from postproc_export.reading.tail import FoundTail, find_decision
 from postproc_export.record import METADATA_KEY
 from postproc_export.runtimes import PortInfo
 from postproc_export.stats import LEVELS, Level
@@ -100,7 +100,7 @@ def decided_value(attached: AttachedModel, level: Level) -> str:
             continue
         if part.name not in _SCORES:
             decision = find_decision(view, level, at=at)
-            found += [decision.values] if isinstance(decision, LabelSteps) else []
+            found += [decision.inputs["values"]] if isinstance(decision, Match) else []
         elif isinstance(unit := find(UNIT_SCORE, view, at=at), Match):
             found.append(unit.inputs["values"])
     if len(found) != len(parts) or len(set(found)) != 1:
@@ -264,18 +264,20 @@ def _check_input(attached: AttachedModel, level: Level, own_name: str) -> Check:
     label = next(part.name for part in attached.tail.parts if part.level == level and part.name not in _SCORES)
     at = attached.places[label]
     decision = at if isinstance(at, Mismatch) else find_decision(attached.view, level, at=at)
-    if isinstance(decision, Mismatch) or decision.adjusted is None or decision.is_frozen:
+    adjusted = decision.inputs.get("adjusted") if isinstance(decision, Match) else None
+    if adjusted is None or attached.view.number(adjusted) is not None:
         found = str(decision) if isinstance(decision, Mismatch) else "a constant"
         return failed(name, f"nothing adjusts '{label}' at run time: {found}")
-    adjusting = attached.view.describe(decision.adjusted).removeprefix(PREFIX)
+    adjusting = attached.view.describe(adjusted).removeprefix(PREFIX)
     if adjusting != own_name:
         return failed(name, f"'{label}' is adjusted by '{adjusting}'")
     wanted = None if attached.tail.options.as_parameters else attached.tail.adjustable[level]
     shown = "has to be given" if wanted is None else f"default {wanted:.9g}"
-    if decision.default is None if wanted is None else _same(decision.default, wanted):
+    default = attached.view.default(adjusted)
+    if default is None if wanted is None else _same(default, wanted):
         return Check(name=name, passed=True, message=f"{shown}: equal to the bit")
-    outdated = _outdated(attached, level, decision.default)
-    return failed(name, sentences([f"{shown} by the record, {decision.default} in the file", *outdated]))
+    outdated = _outdated(attached, level, default)
+    return failed(name, sentences([f"{shown} by the record, {default} in the file", *outdated]))
 
 
 def _outdated(attached: AttachedModel, level: Level, found: float | None) -> Iterator[str]:

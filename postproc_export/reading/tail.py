@@ -47,7 +47,7 @@ from postproc_export.float32 import to_float32
 from postproc_export.options import LABEL_DTYPES, Adjustable, LabelDtype, TailOptions
 from postproc_export.ports import GuardForm
 from postproc_export.stats import Comparison, Level
-from postproc_export.tail import OUTPUT_NAMES, PACKED_OUTPUT, PARTS, PREFIX, Adjusted, input_name
+from postproc_export.tail import OUTPUT_NAMES, PACKED_OUTPUT, PARTS, PREFIX, input_name
 
 RAW: Final = Input("raw")
 _ZERO, _HALF, _ONE = Const(0.0, "zero"), Const(0.5, "half"), Const(1.0, "one")
@@ -262,49 +262,39 @@ _LABEL: Final = Pattern(name="label", body=_FIXED[0], spellings=_FIXED[1:], sour
 _ADJUSTED_LABEL: Final = Pattern(name="adjusted_label", body=_ADJUSTED[0], spellings=_ADJUSTED[1:], source=_SOURCE)
 
 
-@dataclass(frozen=True, slots=True)
-class LabelSteps:
-    """The steps of a label."""
-
-    match: Match  # the steps
-    adjusted: Value | None = None  # the value by which the decision is adjusted; None where it is a constant
-    what: Adjusted | None = None  # what that value is
-    default: float | None = None  # the number that it has where nobody gives another; None where it has none
-    is_frozen: bool = False  # whether it is a constant in this file, as conversions make of it
-
-    @property
-    def values(self) -> Value:
-        """The value that is decided on."""
-        return self.match.inputs["values"]
-
-    @property
-    def dtype(self) -> LabelDtype:
-        """Element type of the label."""
-        dtype = dict(getattr(self.match.body, "params", ())).get("dtype", "bool")
-        return "uint8" if dtype == "uint8" else "float32" if dtype == "float32" else "bool"
-
-
-def find_decision(view: GraphView, level: Level, *, at: Value) -> LabelSteps | Mismatch:
-    """Find the steps of a level's label.
+def find_decision(view: GraphView, level: Level, *, at: Value) -> Match | Mismatch:
+    """Find the steps of a level's label: of the input `values`, and `adjusted` where that decides at run time.
 
     A comparison of two values is a decision of ours only where the second one is an input that bears our name.
     """
     fixed = find(_LABEL, view, at=at)
     if isinstance(fixed, Match):
-        return LabelSteps(fixed)
+        return fixed
     adjusted = find(_ADJUSTED_LABEL, view, at=at)
     if isinstance(adjusted, Mismatch):
         return max(fixed, adjusted, key=lambda miss: miss.depth)
-    value = adjusted.inputs["adjusted"]
-    what: Adjusted = "sensitivity" if "attached" in adjusted.scalars else "boundary"
-    if what == "boundary" and view.describe(value).removeprefix(PREFIX) != input_name(level, what):
-        return fixed
-    return LabelSteps(adjusted, value, what, view.default(value), is_frozen=view.number(value) is not None)
+    name = view.describe(adjusted.inputs["adjusted"]).removeprefix(PREFIX)
+    is_ours = "attached" in adjusted.scalars or name == input_name(level, "boundary")
+    return adjusted if is_ours else fixed
+
+
+def _decision_fields(view: GraphView, decision: Match) -> dict[str, Any]:
+    """Return the fields of `FoundTail` that say how a label is made."""
+    dtype = dict(getattr(decision.body, "params", ())).get("dtype")
+    fields: dict[str, Any] = {"label_dtype": dtype if dtype in ("uint8", "float32") else "bool"}
+    if (value := decision.inputs.get("adjusted")) is not None:
+        fields |= {
+            "adjusted": value,
+            "adjustable": "sensitivity" if "attached" in decision.scalars else "boundary",
+            "default": view.default(value),
+            "is_frozen": view.number(value) is not None,
+        }
+    return fields
 
 
 # Our eager module may be in a file as well: exported with a model by torch or by Anomalib, or converted by OpenVINO.
 
-Parts: TypeAlias = tuple[Match | None, LabelSteps | None, Value, bool]  # score, label, what both are of, is it eager?
+Parts: TypeAlias = tuple[Match | None, Match | None, Value, bool]  # score, label, what both are of, is it eager?
 
 
 def _eager_parts(view: GraphView, level: Level, score: Value, label: Value | Mismatch) -> Parts | None:
@@ -315,11 +305,12 @@ def _eager_parts(view: GraphView, level: Level, score: Value, label: Value | Mis
     graph = Folded(view)
     decision = label if isinstance(label, Mismatch) else find_decision(graph, level, at=label)
     parts: Parts | None = None
-    if isinstance(decision, LabelSteps):
-        chain = find(EAGER_SCORE, graph, at=score, inputs={"raw": decision.values})
-        is_raw = score == decision.values and decision.adjusted is None and not is_emitted(decision.match)
+    if isinstance(decision, Match):
+        decided = decision.inputs["values"]
+        chain = find(EAGER_SCORE, graph, at=score, inputs={"raw": decided})
+        is_raw = score == decided and "adjusted" not in decision.inputs and not is_emitted(decision)
         if isinstance(chain, Match) or is_raw:
-            parts = (chain if isinstance(chain, Match) else None, decision, decision.values, True)
+            parts = (chain if isinstance(chain, Match) else None, decision, decided, True)
     elif decision is label and _is_guarded(graph):
         chain = find(EAGER_SCORE if level == "image" else EAGER_CHAIN, graph, at=score)
         if isinstance(chain, Match):
@@ -428,24 +419,15 @@ def find_own_tail(
     if isinstance(parts, Mismatch):
         return parts
     chain, decision, scored, is_eager = parts
-    steps = (chain, None if decision is None else decision.match, packing)
-    matches = [match for match in steps if isinstance(match, Match)]
+    matches = [match for match in (chain, decision, packing) if isinstance(match, Match)]
     names = (SCORE_OUTPUT[level], LABEL_OUTPUT[level])
     scalars = {name: number for match in matches for name, number in match.scalars.items()}
     if is_eager and chain is not None and not chain.scalars:
         scalars["shift"] = 0.0  # a clip alone: x / 1 + 0
     reading = _reading(scalars, is_eager=is_eager)
-    adjusting: dict[str, Any] = {}
-    if decision is not None:
-        adjusting = {
-            "label_dtype": decision.dtype,
-            "adjusted": decision.adjusted,
-            "adjustable": decision.what or "nothing",
-            "default": decision.default,
-            "is_frozen": decision.is_frozen,
-        }
-        if decision.what == "boundary" and decision.default is not None:
-            scalars["boundary"] = decision.default
+    adjusting = {} if decision is None else _decision_fields(Folded(view) if is_eager else view, decision)
+    if adjusting.get("adjustable") == "boundary" and adjusting["default"] is not None:
+        scalars["boundary"] = adjusting["default"]
     values, is_plain, below = _below(view, scored, level, raw, is_eager=is_eager)
     return FoundTail(
         kind="eager" if is_eager else "attached",
@@ -486,18 +468,19 @@ def _steps_of_tail(
         may_be_raw = options is None or not options.enable_normalization
         if eager is not None or isinstance(decision, Mismatch) or not may_be_raw:
             return eager or unit
-        if score == decision.values:
+        decided = decision.inputs["values"]
+        if score == decided:
             return None, decision, score, False
         copy = find(identity(_VALUES), view, at=score)
-        is_copy = isinstance(copy, Match) and copy.inputs["values"] == decision.values
-        return (copy, decision, decision.values, False) if isinstance(copy, Match) and is_copy else unit
+        is_copy = isinstance(copy, Match) and copy.inputs["values"] == decided
+        return (copy, decision, decided, False) if isinstance(copy, Match) and is_copy else unit
     values = unit.inputs["values"]
     if isinstance(decision, Mismatch):  # a score without a label may be the model's own
         is_ours = is_emitted(unit) if options is None else not options.enable_thresholding
         return (unit, None, values, False) if is_ours and decision is label else decision
-    if decision.values != values:
+    if decision.inputs["values"] != values:
         why = f"the score is of {view.describe(values)!r}, the decision of another value"
-        return Mismatch(why, view.describe(decision.values))
+        return Mismatch(why, view.describe(decision.inputs["values"]))
     return unit, decision, values, False
 
 
