@@ -84,29 +84,12 @@ _INLINE: Final = 1024  # bytes; smaller tensors may be shapes and axes, which th
 def onnx_ir_pass(stats: "CalibrationStats | str | Path", **options: Any) -> Any:
     """Return an `onnx_ir.passes.FunctionalPass` that attaches post-processing to the models it is run on.
 
-    Parameters
-    ----------
-    stats
-        Statistics, or the path of a statistics file.
-    options
-        See `attach_to_onnx`.
+    `options` are those of `attach_to_onnx`. Called with an `onnx_ir.Model`, the pass returns a `PassResult` with a new
+    one; the input is left as it is, and the weights are shared. After a run its attribute `attached` holds what was
+    done. Raises MissingDependencyError if onnx_ir is not installed, and FileError, MetadataError or UsageError if the
+    statistics cannot be read. Running the pass raises what `attach_to_onnx` raises; in a `onnx_ir.passes.Sequential`
+    that is the cause of the `PassError`.
 
-    Returns
-    -------
-    onnx_ir.passes.FunctionalPass
-        Called with an `onnx_ir.Model` it returns a `PassResult` with a new one; the input is left as it is, and the
-        weights are shared. After a run its attribute `attached` holds what was done.
-
-    Raises
-    ------
-    MissingDependencyError
-        If onnx_ir is not installed.
-    FileError, MetadataError, UsageError
-        If the statistics cannot be read. Running the pass raises what `attach_to_onnx` raises; in a
-        `onnx_ir.passes.Sequential` that is the cause of the `PassError`.
-
-    Notes
-    -----
     onnx_ir itself does not hold sparse initializers and training_info: a model that was read with it has lost them
     before this pass sees it. Where they matter, attach to the `onnx.ModelProto` or to the file. The `meta` dictionaries
     of nodes and values, which onnx_ir never writes to a file, are not in the new model.
@@ -160,23 +143,10 @@ def attach_to_onnx_program(
 ) -> AttachResult:
     """Append normalised scores, labels and masks to a `torch.onnx.ONNXProgram`, in place.
 
-    Parameters
-    ----------
-    program
-        What `torch.onnx.export(..., dynamo=True)` returned, with raw outputs. The exporter names outputs after
-        operators, and forgets the keys of a dictionary: pass `output_names` to it, or say here which output is which.
-    stats
-        Statistics, or the path of a statistics file.
-    options
-        See `attach_to_onnx`.
+    `program` is what `torch.onnx.export(..., dynamo=True)` returned, with raw outputs. The exporter names outputs after
+    operators, and forgets the keys of a dictionary: pass `output_names` to it, or say here which output is which.
+    `options` are those of `attach_to_onnx`, and so are the errors; the program is as it was then.
 
-    Raises
-    ------
-    PostprocError, graph_patterns.GraphPatternError
-        If the model, the statistics or the options do not allow it; the program is as it was then.
-
-    Notes
-    -----
     `program.model` is replaced; calling and saving the program then give the attached model. Its `exported_program`
     stays the one with raw outputs, so that the program's own verification against it does not apply any more.
     """
@@ -188,26 +158,11 @@ def attach_to_onnx_program(
 
 
 def openvino_pass(stats: "CalibrationStats | str | Path", **options: Any) -> Any:
-    """Return an `openvino.passes.ModelPass` that attaches post-processing to the models it is run on.
+    """Return an `openvino.passes.ModelPass` for `Manager.register_pass`, which attaches post-processing.
 
-    Parameters
-    ----------
-    stats
-        Statistics, or the path of a statistics file.
-    options
-        See `attach_to_openvino`.
-
-    Returns
-    -------
-    openvino.passes.ModelPass
-        For `openvino.passes.Manager.register_pass`. After a run its attribute `attached` holds what was done.
-
-    Raises
-    ------
-    MissingDependencyError
-        If OpenVINO is not installed.
-    FileError, MetadataError, UsageError
-        If the statistics cannot be read. Running the pass raises what `attach_to_openvino` raises.
+    `options` are those of `attach_to_openvino`. After a run its attribute `attached` holds what was done. Raises
+    MissingDependencyError if OpenVINO is not installed, and FileError, MetadataError or UsageError if the statistics
+    cannot be read. Running the pass raises what `attach_to_openvino` raises.
     """
     import_openvino(purpose="a pass for OpenVINO's pass manager")
     from openvino.passes import ModelPass
