@@ -19,7 +19,7 @@ from postproc_export.ports import RESULT_NAMES, Selection, select_outputs
 from postproc_export.process import temporary_folder
 from postproc_export.record import STATISTICS_KEY, TailSpec, parse_tails
 from postproc_export.runtimes import Array, PortInfo, Runner, as_float32, open_runner
-from postproc_export.stats import CalibrationStats, Level
+from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.steps.around import put_before
 from postproc_export.steps.transforms import resolve_all, select_raw
 from postproc_export.validation import method_like
@@ -256,12 +256,9 @@ class ModelSource:
 
     def details(self) -> dict[str, Any]:
         """Return what the statistics record: model, runtime, pre-processing and counts."""
-        outputs = {"image": self.selection.image, "pixel": self.selection.pixel}
+        names = {level: port.name for level, port in self.selection.raw.items()}
         return {
-            "model": {
-                "files": file_digests(self.path),
-                "outputs": {level: None if port is None else port.name for level, port in outputs.items()},
-            },
+            "model": {"files": file_digests(self.path), "outputs": {level: names.get(level) for level in LEVELS}},
             "runtime": {
                 "name": self.runner.name,
                 "version": self.runner.version,

@@ -551,9 +551,8 @@ class TorchRunner:
             same = next((name for name in (original.name, *original.aliases) if name in names), None)
             chosen[level] = same if self._named.get(level) is None else self._named[level]
         selection = identify_outputs(outputs, image_output=chosen["image"], pixel_output=chosen["pixel"])
-        ports: dict[Level, PortInfo | None] = {"image": selection.image, "pixel": selection.pixel}
         for level in levels:
-            if ports[level] is None:
+            if level not in selection.raw:
                 raise UsageError(
                     f"{self.spec} has no output that is the raw {level} output of the exported model",
                     found=", ".join(f"{name} {list(tensor.shape)}" for name, tensor in names.items()),

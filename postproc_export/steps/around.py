@@ -55,10 +55,7 @@ def put_before(
 
 def _chosen(selection: Selection) -> Outputs:
     """Return the outputs that were selected, which keep their names behind a transform, and by which rule."""
-    ports: dict[Level, PortInfo | None] = {"image": selection.image, "pixel": selection.pixel}
-    return {
-        f"{level}_output": (port.name, selection.found.get(level)) for level, port in ports.items() if port is not None
-    }
+    return {f"{level}_output": (port.name, selection.found.get(level)) for level, port in selection.raw.items()}
 
 
 def refuse_other_tails(stats: CalibrationStats, tails: tuple[TailSpec, ...]) -> None:

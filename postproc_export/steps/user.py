@@ -275,8 +275,7 @@ def at_host(step: UserStep, selection: Selection, outputs: Mapping[str, OutputCh
     `outputs` says how these were asked for: a level that is left out is not made either. Raises UnsupportedModelError
     if the class does not run, changes what it is given, gives another result each time, or one of another form.
     """
-    found: dict[Level, PortInfo | None] = {"image": selection.image, "pixel": selection.pixel}
-    ports = {level: port for level, port in found.items() if port is not None}
+    ports = selection.raw
     left_out = {level for level in LEVELS if outputs.get(f"{level}_output") == LEAVE_OUT}
     probes = tuple(_probes(step, ports))
     given, result = probes[0]
