@@ -81,11 +81,7 @@ def resized(maps: Expr, sizes: Expr, *, rank: int) -> Expr:
     planes = _as_planes(maps, rank)
     batch = call("gather", shape_of(planes), Ints((0, 1), "batch_axes"), axis=0)
     sized = call(
-        "resize",
-        planes,
-        concat(batch, sizes, axis=0),
-        mode="linear",
-        coordinate_transformation_mode="half_pixel",
+        "resize", planes, concat(batch, sizes, axis=0), mode="linear", coordinate_transformation_mode="half_pixel"
     )
     unknown = is_nan(reduce_sum(planes, axes=(1, 2, 3), keepdims=True))
     guarded = select(unknown, Const(math.nan, "nan"), sized)

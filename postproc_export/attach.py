@@ -42,12 +42,7 @@ def attach_postprocessing(**given: Any) -> AttachResult:
 
 
 def attach_model(
-    form: Format,
-    model: Any,
-    stats: CalibrationStats,
-    options: TailOptions,
-    steps: Sequence[TailSpec],
-    outputs: Outputs,
+    form: Format, model: Any, stats: CalibrationStats, options: TailOptions, steps: Sequence[TailSpec], outputs: Outputs
 ) -> AttachResult:
     """Attach the tail to a model in memory, with custom steps before it and behind it.
 

@@ -11,11 +11,7 @@ from postproc_export.options import FileOptions
 
 
 def detach_postprocessing(
-    model_path: str | Path,
-    *,
-    output: str | Path | None = None,
-    in_place: bool = False,
-    link_weights: bool = False,
+    model_path: str | Path, *, output: str | Path | None = None, in_place: bool = False, link_weights: bool = False
 ) -> DetachResult:
     """Remove the post-processing of a model and give the raw outputs back.
 

@@ -14,14 +14,7 @@ from postproc_export.errors import MetadataError, UsageError
 from postproc_export.float32 import HALVES, Half, narrowed
 from postproc_export.options import EagerOptions
 from postproc_export.ports import check_shapes
-from postproc_export.stats import (
-    LEVELS,
-    CalibrationStats,
-    Comparison,
-    Level,
-    LevelStats,
-    decision_boundary,
-)
+from postproc_export.stats import LEVELS, CalibrationStats, Comparison, Level, LevelStats, decision_boundary
 from postproc_export.validation import method_like
 
 STATISTICS: Final = ("threshold", "min", "max")

@@ -274,11 +274,7 @@ def _updated(
         form.edit(model, edits)
         notes = (EDITED if keep_dialect else NOT_KNOWN, *told_edits(tails, before, edits)) if edits else ()
         return UpdateResult(
-            source=where,
-            before=before,
-            after=_after_editing(before, changes),
-            is_changed=bool(edits),
-            notes=notes,
+            source=where, before=before, after=_after_editing(before, changes), is_changed=bool(edits), notes=notes
         )
     _refuse_unknown(tails, unknown)
     wanted = changes.apply(before)

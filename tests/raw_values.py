@@ -97,6 +97,5 @@ def stats(draw: st.DrawFn) -> CalibrationStats:
     """Draw statistics of the image level, the pixel level or both."""
     which = draw(st.sampled_from(["image", "pixel", "both"]))
     return CalibrationStats(
-        image=None if which == "pixel" else draw(level_stats()),
-        pixel=None if which == "image" else draw(level_stats()),
+        image=None if which == "pixel" else draw(level_stats()), pixel=None if which == "image" else draw(level_stats())
     )

@@ -59,12 +59,7 @@ def convnext() -> FeatureDistance:
 def vit() -> FeatureDistance:
     """Build a detector on a vision transformer: any batch, but images of 64 x 64 pixels only."""
     config = transformers.ViTConfig(
-        image_size=64,
-        patch_size=16,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
+        image_size=64, patch_size=16, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
     )
     return _seeded(lambda: transformers.ViTModel(config, add_pooling_layer=False), patch_tokens)
 

@@ -229,11 +229,7 @@ class ModelSource:
         done = 0
         empty: list[Path] = []
         batches = load_batches(
-            self.samples,
-            self.preprocessing,
-            batch_size=self.batch_size,
-            masks=self.wants_pixels,
-            workers=self.workers,
+            self.samples, self.preprocessing, batch_size=self.batch_size, masks=self.wants_pixels, workers=self.workers
         )
         for batch in batches:
             self._feed(calibrator, batch)

@@ -17,15 +17,7 @@ from numpy.typing import NDArray
 
 from graph_patterns.onnx.file import OnnxFile, external_files, load_skeleton
 from graph_patterns.onnx.wire import CHUNK, RAW_DATA
-from postproc_export.check.preserved import (
-    Change,
-    Comparison,
-    ModelPart,
-    Names,
-    Parts,
-    Preservation,
-    shown,
-)
+from postproc_export.check.preserved import Change, Comparison, ModelPart, Names, Parts, Preservation, shown
 from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError
 from postproc_export.files import is_onnx
 from postproc_export.formats.base import decoded_outputs

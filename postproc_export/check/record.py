@@ -20,14 +20,7 @@ from postproc_export.reading.tail import FoundTail, find_decision
 from postproc_export.record import METADATA_KEY
 from postproc_export.runtimes import PortInfo
 from postproc_export.stats import LEVELS, Level
-from postproc_export.tail import (
-    OUTPUT_NAMES,
-    PACKED_OUTPUT,
-    PREFIX,
-    RAW_INPUTS,
-    TailOutput,
-    host_dtype,
-)
+from postproc_export.tail import OUTPUT_NAMES, PACKED_OUTPUT, PREFIX, RAW_INPUTS, TailOutput, host_dtype
 
 
 def file_checks(

@@ -177,9 +177,7 @@ _OF_IMAGES: Final = image_options()
 def calibrate(
     source: Annotated[
         list[Path],
-        Parameter(
-            help="Raw validation outputs: .npz, .npy, Zarr, CSV, folders of them; or a raw model with --images.",
-        ),
+        Parameter(help="Raw validation outputs: .npz, .npy, Zarr, CSV, folders of them; or a raw model with --images."),
     ],
     /,
     *,

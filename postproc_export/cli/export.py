@@ -26,8 +26,7 @@ def export(
     /,
     *,
     shape: Annotated[
-        str,
-        Parameter(name="--input", metavar="SIZES", help="Shape of its input, batch first, such as 1,3,256,256."),
+        str, Parameter(name="--input", metavar="SIZES", help="Shape of its input, batch first, such as 1,3,256,256.")
     ],
     weights: Annotated[
         Path | None, Parameter(name="--weights", help="State dict to load into the model; only tensors are read.")
@@ -79,8 +78,7 @@ def _refuse_unused(given: Mapping[str, Any]) -> None:
 def demo(
     *,
     output: Annotated[
-        Path,
-        Parameter(name=("--output", "-o"), help="Folder to write: a new or empty one, or an earlier demo's."),
+        Path, Parameter(name=("--output", "-o"), help="Folder to write: a new or empty one, or an earlier demo's.")
     ] = Path("postproc-export-demo"),
 ) -> int:
     """Calibrate, attach and check a small detector on real photos, with no download, in about half a minute.

@@ -116,11 +116,7 @@ PURPOSE: Final = "the demo"
 
 # Columns of the photos. Strips from top to bottom, because the photo was taken at a slant: each split sees the near and
 # the far stones.
-REGIONS: Final[Mapping[Split, range]] = {
-    "training": range(192),
-    "validation": range(192, 352),
-    "test": range(352, 512),
-}
+REGIONS: Final[Mapping[Split, range]] = {"training": range(192), "validation": range(192, 352), "test": range(352, 512)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,11 +49,7 @@ if TYPE_CHECKING:
     import onnx
 
 
-_MOVED: Final[Mapping[Where, str]] = {
-    "transform": "_before_transform",
-    "tail": "_raw",
-    "decision": "_before_decision",
-}
+_MOVED: Final[Mapping[Where, str]] = {"transform": "_before_transform", "tail": "_raw", "decision": "_before_decision"}
 """What is added to the name of a value that has to give its own up to an output of the layer."""
 
 

@@ -430,11 +430,7 @@ def _give_names_back(model: onnx.ModelProto, back: Mapping[str, str]) -> dict[st
 
 
 def _rebuilt(
-    model: onnx.ModelProto,
-    tails: Tails,
-    outputs: Mapping[str, onnx.ValueInfoProto],
-    *,
-    where: str,
+    model: onnx.ModelProto, tails: Tails, outputs: Mapping[str, onnx.ValueInfoProto], *, where: str
 ) -> DetachResult:
     """Name and order the raw outputs from the tail's own, where no record says how they were."""
     restored = {tail.level: tail for tail in restored_tails(tails)}

@@ -399,11 +399,7 @@ class _Restorer:
         self._replace(made, final)
         renamed = self._rename(record.back)
         return DetachResult(
-            record=record,
-            tails=self._tails,
-            renamed=renamed,
-            notes=tuple(notes),
-            raw_outputs=self._indices(raw),
+            record=record, tails=self._tails, renamed=renamed, notes=tuple(notes), raw_outputs=self._indices(raw)
         )
 
     def rebuild(self) -> DetachResult:

@@ -207,13 +207,7 @@ def read_rule(
 
 
 def _fitting(
-    threshold: float,
-    span: float,
-    boundary: float,
-    sensitivity: float,
-    *,
-    error: float,
-    rules: tuple[Comparison, ...],
+    threshold: float, span: float, boundary: float, sensitivity: float, *, error: float, rules: tuple[Comparison, ...]
 ) -> Rule | None:
     for start, width in _candidates(threshold, span, boundary, sensitivity, error=error):
         lows: list[tuple[Comparison, float]] = [("ge", 0.0), ("ge", _low(start, width, boundary, sensitivity))]

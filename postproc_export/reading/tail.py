@@ -200,11 +200,7 @@ def read_chain(scalars: Mapping[str, float]) -> BranchReading | Mismatch:
         threshold, is_folded = step, False
     notes = (NOT_A_NUMBER,) if math.isnan(threshold) else (FOLDED,) if is_folded else ()
     return BranchReading(
-        threshold=known(threshold),
-        span=known(span),
-        certain=not is_folded,
-        is_folded=is_folded,
-        notes=notes,
+        threshold=known(threshold), span=known(span), certain=not is_folded, is_folded=is_folded, notes=notes
     )
 
 

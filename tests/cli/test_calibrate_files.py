@@ -116,10 +116,7 @@ def _ir(folder: Path) -> tuple[list[object], Path]:
     return [hosts.to_ir(hosts.score_and_map(), folder / "ir.xml"), *rest], folder / "ir.bin"
 
 
-CASES = (
-    *(_npz, _link, _second, _in_a_folder, _csv, _npy, _zarr),
-    *(_model, _image, _mask, _list, _weights, _ir),
-)
+CASES = (*(_npz, _link, _second, _in_a_folder, _csv, _npy, _zarr), *(_model, _image, _mask, _list, _weights, _ir))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__.strip("_"))

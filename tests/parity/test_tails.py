@@ -92,10 +92,7 @@ def test_every_shipped_tail_passes_in_an_ir(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "host",
-    [
-        {"dynamic": False, "size": (20, 24), "batch": 2},
-        {"dtype": "float16", "opset": 14, "names": ("s", "heat")},
-    ],
+    [{"dynamic": False, "size": (20, 24), "batch": 2}, {"dtype": "float16", "opset": 14, "names": ("s", "heat")}],
     ids=["static", "half"],
 )
 def test_hosts_of_every_form_pass(host: dict[str, Any], folder: Path) -> None:

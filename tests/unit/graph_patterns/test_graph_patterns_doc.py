@@ -12,10 +12,7 @@ from graph_patterns import Match, Mismatch
 
 PAGE = (Path(__file__).parents[3] / "docs" / "graph_patterns.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-ENDS = {
-    "calibrated": "m = Mul(x, s) a = Add(m, o) probability = Clip(a, zero, one)",
-    "plain": "probability = Relu(x)",
-}
+ENDS = {"calibrated": "m = Mul(x, s) a = Add(m, o) probability = Clip(a, zero, one)", "plain": "probability = Relu(x)"}
 
 
 def write(folder: Path, end: str) -> None:

@@ -59,10 +59,7 @@ CASES: dict[str, tuple[Call, Callable[[Array], Array]]] = {
     "reduce_sum": (build.reduce_sum(X, axes=(2,), keepdims=True), lambda x: x.sum(axis=2, keepdims=True)),
     "reduce_l1": (build.reduce_l1(X, axes=(0, 2)), lambda x: np.abs(x).sum(axis=(0, 2))),
     "is_nan": (build.is_nan(X), np.isnan),
-    "select": (
-        build.select(build.less(X, number(0.0)), X, number(7.0)),
-        lambda x: np.where(x < 0, x, np.float32(7.0)),
-    ),
+    "select": (build.select(build.less(X, number(0.0)), X, number(7.0)), lambda x: np.where(x < 0, x, np.float32(7.0))),
     "shape_of": (build.shape_of(X), lambda x: np.array(x.shape)),
     "reshape": (build.reshape(X, Ints((2, 1, -1))), lambda x: x.reshape(2, 1, -1)),
     "concat": (build.concat(X, X, axis=1), lambda x: np.concatenate([x, x], axis=1)),

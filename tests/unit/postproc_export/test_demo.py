@@ -16,14 +16,7 @@ from postproc_export.demo import run as run_module
 from postproc_export.demo.data import CROP_SIZE, DEFECTS, GOOD, NORMAL_PHOTO, REGIONS, Crop, Photos, Split
 from postproc_export.demo.detector import Outputs, as_input, dct_filters, direction_sums, fit_detector, fit_gaussian
 from postproc_export.demo.factory import TRAINING_CROPS
-from postproc_export.demo.run import (
-    CROPS_EACH_DEFECT,
-    FILES,
-    GOOD_CROPS,
-    commands,
-    draw_picture,
-    export_detector,
-)
+from postproc_export.demo.run import CROPS_EACH_DEFECT, FILES, GOOD_CROPS, commands, draw_picture, export_detector
 from postproc_export.errors import FileError, MissingDependencyError
 from postproc_export.runtimes import open_runner
 from postproc_export.stats import LevelStats

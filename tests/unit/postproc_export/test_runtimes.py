@@ -199,8 +199,7 @@ def test_a_failing_run_names_the_model_and_the_cause(
     runner = open_runner(hosts.write(model, tmp_path / "fixed.onnx"), runtime=runtime)
     assert runner.run({"x": np.zeros((1, 4), np.float32)})["y"].shape == (2, 2)
     with pytest.raises(
-        UnsupportedModelError,
-        match=r"failed to run fixed.onnx on x: float32 \[3, 4\](.|\n)*found: .*eshape",
+        UnsupportedModelError, match=r"failed to run fixed.onnx on x: float32 \[3, 4\](.|\n)*found: .*eshape"
     ):
         runner.run({"x": np.zeros((3, 4), np.float32)})
     assert capfd.readouterr() == ("", "")

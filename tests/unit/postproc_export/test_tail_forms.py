@@ -55,10 +55,7 @@ def test_without_labels_scores_alone_are_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("level", "names"),
-    [
-        ("image", ["pred_score", "pred_label", "anomaly_map"]),
-        ("pixel", ["pred_score", "anomaly_map", "pred_mask"]),
-    ],
+    [("image", ["pred_score", "pred_label", "anomaly_map"]), ("pixel", ["pred_score", "anomaly_map", "pred_mask"])],
 )
 def test_one_level_leaves_the_other_as_it_is(level: str, names: list[str], tmp_path: Path) -> None:
     """The other level's output is the raw one, bit for bit, and the result says that it was left out."""

@@ -226,10 +226,7 @@ def test_hidden_files_and_capitals(tmp_path: Path) -> None:
 def test_a_file_given_twice_is_refused(tmp_path: Path) -> None:
     """Beside its folder, by another path, or as a link: it would count twice."""
     np.savez(tmp_path / "a.npz", scores=SCORES, labels=LABELS)
-    for source in (
-        [tmp_path, tmp_path / "a.npz"],
-        [tmp_path / "a.npz", tmp_path / ".." / tmp_path.name / "a.npz"],
-    ):
+    for source in ([tmp_path, tmp_path / "a.npz"], [tmp_path / "a.npz", tmp_path / ".." / tmp_path.name / "a.npz"]):
         with pytest.raises(FileError, match=r"a\.npz is given twice"):
             calibrate(source)
     (tmp_path / "b.npz").hardlink_to(tmp_path / "a.npz")

@@ -21,10 +21,7 @@ zarr = pytest.importorskip("zarr", reason="the extra 'zarr' is not installed")
 RNG = np.random.default_rng(3)
 MAPS = (1 + RNG.gamma(2, size=(12, 1, 40, 36))).astype(np.float32)
 MASKS = RNG.random((12, 40, 36)) < 0.1
-BLOSC: dict[int, Any] = {
-    2: lambda: __import__("numcodecs").Blosc(),
-    3: lambda: __import__("zarr").codecs.BloscCodec(),
-}
+BLOSC: dict[int, Any] = {2: lambda: __import__("numcodecs").Blosc(), 3: lambda: __import__("zarr").codecs.BloscCodec()}
 
 
 @pytest.fixture(autouse=True)

@@ -78,10 +78,7 @@ def test_a_file_with_dynamic_axes_fits_both(contract: str, ir: bool, mask_dtype:
             {"label_dtype": "uint8"}, None, {"anomalib": set(), "model-api": {"pred_label type"}}, id="uint8-labels"
         ),
         pytest.param(
-            {"enable_normalization": False},
-            None,
-            {"anomalib": set(), "model-api": {"map range"}},
-            id="raw-scores",
+            {"enable_normalization": False}, None, {"anomalib": set(), "model-api": {"map range"}}, id="raw-scores"
         ),
         pytest.param({"adjustable": "sensitivity"}, None, {"anomalib": set(), "model-api": set()}, id="variables"),
         pytest.param(
@@ -108,10 +105,7 @@ def test_a_file_with_dynamic_axes_fits_both(contract: str, ir: bool, mask_dtype:
         pytest.param(
             {},
             lambda: hosts.identity(),
-            {
-                "anomalib": {"inputs", "input layout"},
-                "model-api": {"inputs", "input layout"},
-            },
+            {"anomalib": {"inputs", "input layout"}, "model-api": {"inputs", "input layout"}},
             id="two-inputs",
         ),
         pytest.param(

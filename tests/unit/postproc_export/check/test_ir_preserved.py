@@ -198,10 +198,7 @@ CHANGES: dict[str, tuple[Callable[[Any], object], str]] = {
         "rt_info 'vendor/deep/key' was 'kept'",
     ),
     "rt-info-added": (lambda model: model.set_rt_info("x", ["new"]), "rt_info 'new' was added"),
-    "mark": (
-        lambda model: node(model, "weight").get_rt_info().__setitem__("precise_0", ""),
-        "'weight': rt_info",
-    ),
+    "mark": (lambda model: node(model, "weight").get_rt_info().__setitem__("precise_0", ""), "'weight': rt_info"),
     "input-order": (_reorder_inputs, "the order of parameters was ['image', 'gain'], is ['gain', 'image']"),
     "input-shape": (
         lambda model: node(model, "image").set_partial_shape(openvino.PartialShape([1, 1, -1, -1])),

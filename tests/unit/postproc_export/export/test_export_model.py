@@ -28,13 +28,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ExportResu
     folder = tmp_path_factory.mktemp("export") / "dist"
     module = export_modules.training()
     result = export_model(
-        module,
-        EXAMPLE,
-        STATS,
-        output=folder,
-        formats="onnx,openvino",
-        dynamic="batch,height",
-        image_sensitivity=0.6,
+        module, EXAMPLE, STATS, output=folder, formats="onnx,openvino", dynamic="batch,height", image_sensitivity=0.6
     )
     assert module.training
     return folder, result

@@ -17,10 +17,7 @@ from postproc_export.errors import MetadataError
 from postproc_export.record import KEYS, Where
 from postproc_export.stats import CalibrationStats, LevelStats
 
-LEVELS = {
-    "image": LevelStats(threshold=0.5, min=0.0, max=2.0),
-    "pixel": LevelStats(threshold=0.25, min=-1.0, max=1.0),
-}
+LEVELS = {"image": LevelStats(threshold=0.5, min=0.0, max=2.0), "pixel": LevelStats(threshold=0.25, min=-1.0, max=1.0)}
 TAILS: dict[Where, str] = {"transform": "gaussian:sigma=1", "decision": "gate"}
 Lie = Callable[[dict[str, Any]], object]
 
