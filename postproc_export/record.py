@@ -72,7 +72,8 @@ class TailSpec:
     @property
     def text(self) -> str:
         """How the command line takes it; a table of numbers is shortened."""
-        shown = ",".join(f"{key}={_short(value)}" for key, value in self.parameters.items())
+        texts = {key: str(value) for key, value in self.parameters.items()}
+        shown = ",".join(f"{key}={text if len(text) <= 40 else f'{text[:16]}...'}" for key, text in texts.items())
         return f"{self.name}:{shown}" if shown else self.name
 
     def to_json(self) -> dict[str, Any]:
@@ -117,11 +118,6 @@ def parse_tail(text: str) -> TailSpec:
 def parse_tails(texts: str | Sequence[str]) -> tuple[TailSpec, ...]:
     """Read several, in the order in which they are applied."""
     return tuple(parse_tail(text) for text in ([texts] if isinstance(texts, str) else texts))
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:16]}..."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

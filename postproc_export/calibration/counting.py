@@ -80,11 +80,6 @@ _DENSE: Final = 0.2  # share of all values from which on a run of bins is not pi
 _FLUSH: Final = 1 << 20  # cells are gathered up to this many before they are counted at once
 
 
-def _raw_buckets(values: Floats) -> NDArray[np.uint16]:
-    """Return the upper 16 bits of each value's raw float32 pattern; a strided view, not a copy."""
-    return values.view(np.uint16)[1::2]
-
-
 def _to_ordered(raw_counts: NDArray[Any]) -> NDArray[Any]:
     """Reorder a table over raw upper halves so that it ascends with the value; shape (65536,)."""
     half = BUCKETS // 2
@@ -167,7 +162,8 @@ class CoarseHistogram:
 
 def _bucket_counts(values: Floats) -> Counts:
     """Count values by the upper half of their bits, -0.0 as 0.0; looks for it only where its bucket was met."""
-    counts = np.bincount(_raw_buckets(values), minlength=BUCKETS)
+    upper = values.view(np.uint16)[1::2]  # 16 bits of each raw pattern: a strided view, not a copy
+    counts = np.bincount(upper, minlength=BUCKETS)
     if counts[_NEGATIVE_ZERO_BUCKET]:
         zeros = np.count_nonzero(is_negative_zero(values))
         counts[_NEGATIVE_ZERO_BUCKET] -= zeros

@@ -533,15 +533,15 @@ class DaskLevel:
             assert self._progress is not None, "somebody listens"
             self._progress(Progress(self._level, self._number, done, self._total, f"part {parts}"))
 
-        answer = self._cluster.run(self._tasks, work, on_reply=None if self._progress is None else report)
+        def tasks(work: Any) -> list[Any]:
+            return [task for source in self._sources for task in source.tasks(work, is_first=self._number == 1)]
+
+        answer = self._cluster.run(tasks, work, on_reply=None if self._progress is None else report)
         for source in self._sources:
             source.check_unchanged()
         if self._progress is not None:
             self._total = done
         return answer
-
-    def _tasks(self, work: Any) -> list[Any]:
-        return [task for source in self._sources for task in source.tasks(work, is_first=self._number == 1)]
 
 
 def shard_sources(level: Level, shards: Sequence[Shard], *, groups: int, states: States) -> list[_Source]:

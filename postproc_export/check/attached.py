@@ -394,17 +394,8 @@ _BATCH_ELEMENTS: Final = 1 << 22
 _PLAIN: Final = LevelStats(threshold=0.5, min=0.0, max=1.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
-    """Raw values for the tail alone."""
-
-    name: str  # what is special about the shapes
-    shapes: Shapes  # that the tail's inputs declare; None is a dynamic axis
-    feeds: tuple[RawFeeds, ...]  # one mapping of raw values per run
-
-
-def tail_cases(attached: AttachedModel, *, count: int, seed: int) -> Iterator[Case]:
-    """Yield everything that the tail alone is fed.
+def tail_cases(attached: AttachedModel, *, count: int, seed: int) -> Iterator[tuple[str, Shapes, tuple[RawFeeds, ...]]]:
+    """Yield what the tail alone is fed: a name, the shapes that its inputs declare, and raw values run by run.
 
     The first case has one value per image and per map, and a dynamic batch whatever the file declares, so that every
     value decides alone on both levels; a tail whose fixed shapes another tool made constants of takes no other batch.
@@ -414,14 +405,14 @@ def tail_cases(attached: AttachedModel, *, count: int, seed: int) -> Iterator[Ca
     axes = {level: axes_of(port) for level, port in attached.raw.items()}
     if attached.is_as_emitted or _batch(attached) is None:
         loose = {level: (None,) * max(1, len(of_level)) for level, of_level in axes.items()}
-        yield Case("one value per map", loose, tuple(_apart(attached, _singly(attached, values))))
-    yield Case("declared shapes", axes, tuple(_declared(attached, values)))
+        yield "one value per map", loose, tuple(_apart(attached, _singly(attached, values)))
+    yield "declared shapes", axes, tuple(_declared(attached, values))
     if all(of_level[:1] == (None,) for of_level in axes.values()):
         ports = attached.raw
         size = _sizes(ports["pixel"])[0] if "pixel" in ports else (1, 1)
         empty = {level: np.zeros((0, *size) if level == "pixel" else 0) for level in ports}
         nothing = {level: _shaped(array, ports[level], size) for level, array in empty.items()}
-        yield Case("empty batch", axes, (nothing,))
+        yield "empty batch", axes, (nothing,)
 
 
 def _values(attached: AttachedModel, level: Level, *, count: int, seed: int) -> RawValues:

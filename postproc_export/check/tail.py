@@ -243,14 +243,14 @@ def check_tail(
     tallies = {way: CheckTally("tail", way.label, way.judged) for way in configurations}
     shapes: Shapes | None = None
     runners: dict[Configuration, Runner] = {}
-    for case in tail_cases(attached, count=count, seed=seed):
-        if case.shapes != shapes:  # compiling takes longer than running
+    for name, declared, runs in tail_cases(attached, count=count, seed=seed):
+        if declared != shapes:  # compiling takes longer than running
             try:
-                model = attached.tail_alone(case.shapes)
+                model = attached.tail_alone(declared)
             except UnsupportedModelError as error:
                 yield failed("tail", " ".join(str(error).split()))
                 return
-            runners, shapes = {}, case.shapes
+            runners, shapes = {}, declared
             for way, tally in tallies.items():
                 try:
                     runner = way.open(model, threads=threads)
@@ -261,13 +261,13 @@ def check_tail(
                     continue
                 tally.ran_on(runner)
                 runners[way] = attached.parts_of(runner)
-        for feeds in case.feeds:
+        for feeds in runs:
             expected = reference.outputs(feeds)
             for way, runner in runners.items():
                 try:
                     tallies[way].add(compare_tail(reference, expected, run_tail(attached, runner, feeds), feeds))
                 except PostprocError as error:
-                    tallies[way].fail(attached.names, f"{case.name}: {error}")
+                    tallies[way].fail(attached.names, f"{name}: {error}")
     for tally in tallies.values():
         yield from tally.checks()
 
@@ -311,19 +311,19 @@ def check_adjusted(
         is_attached = all(options.sensitivity(level) == meant for level in attached.tail.adjustable)
         is_computed = options.adjustable == "sensitivity" and meant < 1.0 and not is_attached
         reference, drift = Reference(adjusted), "adjusted" if is_computed else None
-        case = next(iter(tail_cases(adjusted, count=min(count, COUNT), seed=seed)))
+        name, shapes, runs = next(iter(tail_cases(adjusted, count=min(count, COUNT), seed=seed)))
         for way in ways:
             tally = CheckTally(f"adjusted/{given:g}", way.label, way.judged)
             try:
                 if way not in runners:
-                    runners[way] = way.open(adjusted.tail_alone(case.shapes), threads=threads)
+                    runners[way] = way.open(adjusted.tail_alone(shapes), threads=threads)
                 runner = adjusted.parts_of(runners[way], values)
                 tally.ran_on(runner)
-                for feeds in case.feeds:
+                for feeds in runs:
                     actual = run_tail(adjusted, runner, feeds)
                     tally.add(compare_tail(reference, reference.outputs(feeds), actual, feeds, drift=drift))
             except PostprocError as error:
-                tally.fail(adjusted.names, f"{case.name}: {error}")
+                tally.fail(adjusted.names, f"{name}: {error}")
             yield from (check for check in tally.checks() if check.subject.rpartition("/")[2] in LABELS)
 
 

@@ -216,9 +216,8 @@ def _fitting(
                 continue
             try:
                 stats = LevelStats(threshold=start, min=low, max=width, rule="read_back", details=_DETAILS)
-                fits = _is_constant(
-                    boundary, of=decision_boundary(stats, sensitivity=sensitivity, comparison=comparison)
-                )
+                meant = decision_boundary(stats, sensitivity=sensitivity, comparison=comparison)
+                fits = _is_constant(boundary, of=meant)
             except MetadataError:
                 continue
             if fits and stats.span == width:
