@@ -189,7 +189,7 @@ def main() -> None:
     rows = house() | courses()
     for key, value in rows.items():
         bar = BARS.get(key)
-        judged = "" if bar is None else f"at most {bar}{'' if count(value) <= bar else '  MISSED'}"
+        judged = "" if bar is None else f"at most {bar}{'' if count(value) <= bar else '  FAILED'}"
         print(f"{key:<40} {count(value):>8g}  {judged}")
         for item in value if isinstance(value, list) else ():
             print(f"    {item}")

@@ -252,7 +252,7 @@ def check_parity(**given: Any) -> ParityReport:
 
 
 def assert_parity(attached: str | Path, **options: Any) -> ParityReport:
-    """Check an attached file as `check_parity` does, and raise where something was missed: for tests.
+    """Check an attached file as `check_parity` does, and raise where a check failed: for tests.
 
     Parameters
     ----------
@@ -262,7 +262,7 @@ def assert_parity(attached: str | Path, **options: Any) -> ParityReport:
     Raises
     ------
     AssertionError
-        If a judged check was missed; the text is the whole report.
+        If a judged check failed; the text is the whole report.
     """
     report = check_parity(attached, **options)
     if not report:

@@ -116,7 +116,7 @@ class _Message(ModelPart):
                 inner = (_Message(item, names, self._same_payload, field) for item in values)
                 found[field.name] = Parts(inner, f"the order of '{field.name}'")
             else:
-                found[field.name] = tuple(self._now(item) if self._is_name(field.name) else item for item in values)
+                found[field.name] = tuple(self._current(item) if self._is_name(field.name) else item for item in values)
         return found
 
     def equals(self, other: Any) -> bool:
@@ -137,7 +137,7 @@ class _Message(ModelPart):
         if unknown != known:
             yield "fields that this version of ONNX does not know"
 
-    def _now(self, name: Any) -> Any:
+    def _current(self, name: Any) -> Any:
         return self._names.get(name, name)
 
     def _is_name(self, field: str) -> bool:
@@ -167,15 +167,15 @@ class _Message(ModelPart):
             case "OperatorSetIdProto":
                 return str(item.domain), f"{noun} '{item.domain or 'ai.onnx'}'"
             case "TensorAnnotation":
-                return self._now(item.tensor_name), f"{noun} '{item.tensor_name}'"
+                return self._current(item.tensor_name), f"{noun} '{item.tensor_name}'"
             case "StringStringEntryProto":
-                return self._now(item.key) if self._is_name("key") else item.key, f"{noun} '{item.key}'"
+                return self._current(item.key) if self._is_name("key") else item.key, f"{noun} '{item.key}'"
             case "SparseTensorProto":
-                return self._now(item.values.name) if is_repeated else None, f"{noun} '{item.values.name}'"
+                return self._current(item.values.name) if is_repeated else None, f"{noun} '{item.values.name}'"
             case "FunctionProto":
                 return (item.domain, item.name, item.overload), f"{noun} '{item.name}'" if item.name else noun
             case "ValueInfoProto" | "TensorProto" | "AttributeProto":
-                return self._now(item.name) if is_repeated else None, f"{noun} '{item.name}'" if item.name else noun
+                return self._current(item.name) if is_repeated else None, f"{noun} '{item.name}'" if item.name else noun
         return None, noun
 
 

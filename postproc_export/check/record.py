@@ -49,7 +49,7 @@ def file_checks(
 
 
 def record_is_missing(attached: Path) -> Check | None:
-    """Return the miss of a file that has no record of its tail; None where there is one."""
+    """Return the failure of a file that has no record of its tail; None where there is one."""
     if inspect_model(attached).attached_by is not None:
         return None
     return failed(

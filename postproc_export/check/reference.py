@@ -529,7 +529,7 @@ class TorchRunner:
             if self._selection is None:
                 self._selection = self._identify(outputs)
             found = raw_tensors(outputs, self._selection)
-        except UnsupportedModelError as error:  # which would be a miss, were it the exported model's
+        except UnsupportedModelError as error:  # which would be a failure, were it the exported model's
             what = f"{self.spec}: {error.what}"
             raise UsageError(what, found=error.found, needed=error.needed, fix=error.fix) from error
         for level, values in found.items():

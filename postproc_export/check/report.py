@@ -37,8 +37,8 @@ def plain(value: Any) -> Any:
     return plain(value.item()) if hasattr(value, "item") else str(value)
 
 
-_STYLES: Final = {"passed": "green", "MISSED": "bold red", "shown": "yellow"}
-_CELLS: Final = {"passed": "ok {}", "MISSED": "MISS {}", "shown": "({})"}
+_STYLES: Final = {"passed": "green", "FAILED": "bold red", "shown": "yellow"}
+_CELLS: Final = {"passed": "ok {}", "FAILED": "FAIL {}", "shown": "({})"}
 _TOLD: Final = {  # entries of the environment, as the remarks of a report call them
     "processor": "processor",
     "processor_features": "processor features",
@@ -98,10 +98,10 @@ class Check:
 
     @property
     def verdict(self) -> str:
-        """Return ``"passed"``, ``"MISSED"`` or ``"shown"``."""
+        """Return ``"passed"``, ``"FAILED"`` or ``"shown"``."""
         if not self.judged:
             return "shown"
-        return "passed" if self.passed else "MISSED"
+        return "passed" if self.passed else "FAILED"
 
     def cell(self) -> str:
         """Return what stands in a cell of the table."""
@@ -153,7 +153,7 @@ class ParityReport:
         return self.passed
 
     @property
-    def missed(self) -> tuple[Check, ...]:
+    def failed(self) -> tuple[Check, ...]:
         """The checks that failed."""
         return tuple(check for check in self.checks if check.judged and not check.passed)
 
@@ -184,8 +184,8 @@ class ParityReport:
         if self.passed:
             part = "" if self.not_run is None else f", but the file was not run as a whole: {self.not_run}"
             return f"{self.subject}: passed, {judged} checks{part}"
-        names = ", ".join(check.name for check in self.missed)
-        return f"{self.subject}: {len(self.missed)} of {judged} checks missed: {names}"
+        names = ", ".join(check.name for check in self.failed)
+        return f"{self.subject}: {len(self.failed)} of {judged} checks failed: {names}"
 
     def describe(self) -> str:
         """Return the report as plain text: the verdict, every check, and what was not checked."""
@@ -216,7 +216,7 @@ class ParityReport:
         return rows
 
     def remarks(self) -> list[str]:
-        """Return what the table does not show, a line each: what ran, misses in full, what was not checked, verdict."""
+        """Return what the table does not show, a line each: what ran, what failed, what was not checked, verdict."""
         ran = dict.fromkeys(
             f"ran: {check.way} on {check.runtime}, computing in {check.precision}"
             for check in self.checks
@@ -232,7 +232,7 @@ class ParityReport:
         return [
             *ran,
             *told,
-            *(f"MISSED {check.name}: {check.message}" for check in self.missed),
+            *(f"FAILED {check.name}: {check.message}" for check in self.failed),
             *(f"replay: {item['replay']}" for item in self.environment.get("failures", ())),
             *self.verdicts(),
             *(f"not checked: {item}" for item in self.not_checked),
@@ -264,7 +264,7 @@ class ParityReport:
 
 
 def failed(name: str, message: str, **details: Any) -> Check:
-    """Return a check that could not be carried out, which is a miss."""
+    """Return a check that could not be carried out, which is a failure."""
     return Check(name=name, passed=False, message=message, details=details)
 
 
@@ -272,7 +272,7 @@ MOST: Final = 5
 
 
 class FailureStore:
-    """A folder for inputs on which something was missed, each with the command that replays it.
+    """A folder for inputs on which a check failed, each with the command that replays it.
 
     The folder is made when the first failure is saved. `code` is what was named to be imported, `assumed` the options
     that were given for a record.
@@ -469,7 +469,7 @@ def _stage_rows(result: WayResult) -> Iterator[tuple[int, tuple[str, ...]]]:
 
 
 _NOT_XML: Final = re.compile(r"[^\t\n\r\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")
-_SIGNS: Final = {"passed": "✅", "MISSED": "❌", "shown": "👁"}
+_SIGNS: Final = {"passed": "✅", "FAILED": "❌", "shown": "👁"}
 
 
 def junit(report: ParityReport) -> str:
@@ -479,7 +479,7 @@ def junit(report: ParityReport) -> str:
         "testsuite",
         name=f"parity of {report.subject}",
         tests=str(len(report.checks) + len(report.not_checked)),
-        failures=str(len(report.missed)),
+        failures=str(len(report.failed)),
         errors="0",
         skipped=str(skipped),
     )
@@ -503,9 +503,9 @@ def junit(report: ParityReport) -> str:
 
 
 def markdown(report: ParityReport) -> str:
-    """Return the report as Markdown: the verdict, a table as on the terminal, misses in full, what was not checked."""
+    """Return the report as Markdown: the verdict, a table as on the terminal, what failed, what was not checked."""
     ways = report.ways
-    lines = [f"### {_SIGNS['passed' if report else 'MISSED']} {_cell(report.verdict())}", ""]
+    lines = [f"### {_SIGNS['passed' if report else 'FAILED']} {_cell(report.verdict())}", ""]
     lines += [f"| check | {' | '.join(ways)} |", f"| --- |{' --- |' * len(ways)}"]
     for subject, found in report.rows().items():
         cells = [f"{_SIGNS[found[way].verdict]} {_cell(found[way].brief)}" if way in found else "" for way in ways]
@@ -516,7 +516,7 @@ def markdown(report: ParityReport) -> str:
         lines += [f"| way | {' | '.join(HEADINGS)} |", f"| --- | --- | --- |{' ---: |' * (len(HEADINGS) - 2)}"]
         for result in report.whole:
             lines += [f"| {result.way.label} | {' | '.join(cells)} |" for _, cells in _stage_rows(result)]
-    lines += ["", *(f"- **missed** `{check.name}`: {_cell(check.message)}" for check in report.missed)]
+    lines += ["", *(f"- **failed** `{check.name}`: {_cell(check.message)}" for check in report.failed)]
     lines += [f"- not checked: {_cell(sentence)}" for sentence in report.not_checked]
     lines += [f"- {key}: {_cell(str(value))}" for key, value in report.environment.items()]
     return "\n".join(lines) + "\n"

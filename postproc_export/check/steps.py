@@ -33,7 +33,7 @@ Feeds: TypeAlias = Mapping[str, NDArray[Any]]
 
 @contextmanager
 def _counted(tally: CheckTally, names: Sequence[str]) -> Iterator[None]:
-    """Count what fails inside as a miss of all outputs, with the reason."""
+    """Count what fails inside as a failure of all outputs, with the reason."""
     try:
         yield
     except MissingDependencyError:
@@ -195,7 +195,7 @@ def without_decisions(path: Path, assumed: Assumed | None = None) -> Iterator[tu
 
 
 def unfit_layer(path: Path, assumed: Assumed | None = None) -> Check | None:
-    """Return the miss of a file from which what stands behind the decision cannot be taken; None where it can.
+    """Return the failure of a file from which what stands behind the decision cannot be taken; None where it can.
 
     Its outputs were renamed or removed since, so that nothing before them can be looked at apart.
     """

@@ -293,7 +293,7 @@ class SyntheticCheck:
             self.not_run = next((parts[0] for parts in said.values()), "there is no runtime for it")
 
     def _loads(self, way: Configuration) -> bool:
-        """Whether a way loads the file; a miss where it loads the original alone."""
+        """Whether a way loads the file; a failure where it loads the original alone."""
         runner = self._plan.open("attached", way)
         if isinstance(runner, str):
             is_native = way.runtime == self._plan.attached.form.runtimes[0]

@@ -66,7 +66,7 @@ class CheckTally:
         self.add({name: unknown(name, " ".join(str(reason).split())) for name in names})
 
     @property
-    def missed(self) -> int:
+    def failed(self) -> int:
         """How many labels flipped outside the allowed band, and scores lie beyond the tolerance, so far."""
         return sum(
             found.flipped - found.near if isinstance(found, LabelDifference) else found.over
@@ -126,16 +126,16 @@ def compare_tail(
     actual: Mapping[str, NDArray[Any]],
     raw: RawFeeds,
     *,
-    drift: str | None = None,
+    allowance: str | None = None,
     is_whole: bool = False,
-    moved: Mapping[Level, float] | None = None,
+    raw_error: Mapping[Level, float] | None = None,
 ) -> dict[str, Difference]:
-    """Compare the outputs of one run; where `expected` is another run of the file, it may miss some itself.
+    """Compare the outputs of one run; where `expected` is another run of the file, it may fail itself.
 
-    `drift` is the entry of the tolerance table that says how far the raw values may have moved: flips so near to the
-    boundary are shown and not judged. None where they are the very same values. With `is_whole`, not the tail alone,
-    the rounding of raw values to a narrow type may be dropped. `moved` is how far a transform before the tail may have
-    moved the raw values of a level besides, raw units.
+    `allowance` is the entry of the tolerance table for how far the raw values may differ: flips so near to the boundary
+    are shown and not judged. None where they are the very same values. With `is_whole`, not the tail alone, the
+    rounding of raw values to a narrow type may be dropped. `raw_error` is by how much a transform before the tail may
+    change the raw values of a level besides, raw units.
     """
     found: dict[str, Difference] = {}
     attached, tail = reference.attached, reference.attached.tail
@@ -150,13 +150,13 @@ def compare_tail(
             found[name] = unknown(name, f"{what} for {values.size:,} raw values")
             continue
         level: Level = output.level if output.level in tail.raw else "pixel"
-        band = EXACT if drift is None else TOLERANCES[drift](_stats(attached, output))
-        band = together(band, Tolerance(atol=(moved or {}).get(level, 0.0), reason=TRANSFORMED))
+        band = EXACT if allowance is None else TOLERANCES[allowance](_stats(attached, output))
+        band = together(band, Tolerance(atol=(raw_error or {}).get(level, 0.0), reason=TRANSFORMED))
         excused, half = reference.excused(output, raw), tail.narrow.get(output.level)
         if name in LABELS:
-            # A value that moved may be rounded to the next of its narrow type, so a flip may lie further away. So may
+            # A value that differs may be rounded to the next of its narrow type, so a flip may lie further away. So may
             # one that is compared with a boundary that was computed at run time, which is no constant for the type.
-            further = 0.0 if drift is None or half is None else half_ulp(tail.boundary(output.level), half)
+            further = 0.0 if allowance is None or half is None else half_ulp(tail.boundary(output.level), half)
             found[name] = compare_labels(
                 wanted,
                 actual.get(name),
@@ -238,7 +238,7 @@ def check_tail(
     """Compare the tail alone with the reference, output by output.
 
     The expected values of a case are computed once and compared with every configuration. A tail that cannot be cut
-    out, loaded or run is a miss with the reason.
+    out, loaded or run is a failure with the reason.
     """
     tallies = {way: CheckTally("tail", way.label, way.judged) for way in configurations}
     shapes: Shapes | None = None
@@ -310,7 +310,7 @@ def check_adjusted(
             continue
         is_attached = all(options.sensitivity(level) == meant for level in attached.tail.adjustable)
         is_computed = options.adjustable == "sensitivity" and meant < 1.0 and not is_attached
-        reference, drift = Reference(adjusted), "adjusted" if is_computed else None
+        reference, allowance = Reference(adjusted), "adjusted" if is_computed else None
         name, shapes, runs = next(iter(tail_cases(adjusted, count=min(count, COUNT), seed=seed)))
         for way in ways:
             tally = CheckTally(f"adjusted/{given:g}", way.label, way.judged)
@@ -321,7 +321,7 @@ def check_adjusted(
                 tally.ran_on(runner)
                 for feeds in runs:
                     actual = run_tail(adjusted, runner, feeds)
-                    tally.add(compare_tail(reference, reference.outputs(feeds), actual, feeds, drift=drift))
+                    tally.add(compare_tail(reference, reference.outputs(feeds), actual, feeds, allowance=allowance))
             except PostprocError as error:
                 tally.fail(adjusted.names, f"{name}: {error}")
             yield from (check for check in tally.checks() if check.subject.rpartition("/")[2] in LABELS)

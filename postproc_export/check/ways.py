@@ -44,7 +44,7 @@ class Configuration:
 
     @property
     def judged(self) -> bool:
-        """Whether a difference is a miss; False for another precision, which is shown and decides nothing."""
+        """Whether a difference is a failure; False for another precision, which is shown and decides nothing."""
         return self.precision == "float32" and self.weights == "stored"
 
     @property

@@ -58,14 +58,14 @@ class BatchComparison:
         is_saved: bool = True,
     ) -> None:
         self.tally = CheckTally(name, way.label, way.judged and not is_shown, max_flips)
-        self._compare, self._is_saved = compare, is_saved  # whether inputs on which something is missed are kept
+        self._compare, self._is_saved = compare, is_saved  # whether inputs on which something fails are kept
 
     def add(self, runs: BatchRuns, failures: FailureStore | None, *, is_seeded: bool = False) -> None:
-        """Compare one batch, and save it where it brought a miss."""
-        missed = self.tally.missed
+        """Compare one batch, and save it where something failed."""
+        failures_before = self.tally.failed
         self.tally.ran_on(runs.runners["attached"])
         self.tally.add(self._compare(runs))
-        if failures is not None and self._is_saved and self.tally.judged and self.tally.missed > missed:
+        if failures is not None and self._is_saved and self.tally.judged and self.tally.failed > failures_before:
             failures.add_batch(f"{self.tally.name}/{self.tally.way}", runs.batch, is_seeded=is_seeded)
 
 
@@ -100,7 +100,7 @@ def with_torch(reference: Reference, way: Configuration, max_flips: int) -> Batc
         for name, values in expected.items():  # the module's own score may be [N], and the file's [N, 1]
             if name in outputs and outputs[name].size == values.size:
                 expected[name] = values.reshape(outputs[name].shape)
-        return compare_tail(reference, expected, outputs, runs.raw("torch"), drift="exported", is_whole=True)
+        return compare_tail(reference, expected, outputs, runs.raw("torch"), allowance="exported", is_whole=True)
 
     return BatchComparison("whole/torch", way, compare, max_flips)
 
@@ -119,15 +119,15 @@ def with_raw_file(
     Outputs of no level that is post-processed are compared as they are. With `relative` raw values may be of any size,
     and move by so much of the largest.
     """
-    drift = "recompiled" if way.runtime == "openvino" else None
+    allowance = "recompiled" if way.runtime == "openvino" else None
 
     def compare(runs: BatchRuns) -> Mapping[str, Difference]:
-        raw, moved = runs.raw("raw"), dict(raw_file.bounds(runs.runners["raw"]))
-        for level, values in raw.items() if relative and drift else ():
+        raw, raw_error = runs.raw("raw"), dict(raw_file.bounds(runs.runners["raw"]))
+        for level, values in raw.items() if relative and allowance else ():
             largest = np.abs(values[np.isfinite(values)]).max(initial=0.0)
-            moved[level] = moved.get(level, 0.0) + relative * float(largest)
+            raw_error[level] = raw_error.get(level, 0.0) + relative * float(largest)
         expected, outputs = runs.expected("raw"), runs.outputs("attached")
-        return compare_tail(reference, expected, outputs, raw, drift=drift, is_whole=True, moved=moved)
+        return compare_tail(reference, expected, outputs, raw, allowance=allowance, is_whole=True, raw_error=raw_error)
 
     def others(runs: BatchRuns) -> Mapping[str, Difference]:
         apart, runner, outputs = runs.outputs("raw"), runs.runners["raw"], runs.outputs("attached")
@@ -135,7 +135,7 @@ def with_raw_file(
         for port in raw_file.others(runner):
             level = next((level for level, values in runs.raw("raw").items() if values is apart[port.name]), None)
             stats = None if level is None else reference.attached.tail.stats.level(level)
-            band = EXACT if drift is None or stats is None else TOLERANCES[drift](stats)
+            band = EXACT if allowance is None or stats is None else TOLERANCES[allowance](stats)
             bound = None if level is None else raw_file.bounds(runner).get(level)
             counterparts = (outputs.get(name) for name in (port.name, *port.aliases))
             found[port.name] = compare_scores(
@@ -149,7 +149,7 @@ def with_raw_file(
 
     return [
         BatchComparison(f"{part}/raw", way, compare, max_flips),
-        BatchComparison(f"{part}/raw", way, others, is_saved=False, is_shown=drift is not None),
+        BatchComparison(f"{part}/raw", way, others, is_saved=False, is_shown=allowance is not None),
     ]
 
 
@@ -257,7 +257,7 @@ class WholeCheck:
             yield from self._behind.whole(ways, self._inputs, self._sizes[-1])
 
     def _failure(self, way: Configuration, error: UnsupportedModelError, apart: Runner | None) -> Iterator[Check]:
-        """A miss, unless it is a foreign runtime that may know neither this file nor its original."""
+        """A failure, unless it is a foreign runtime that may know neither this file nor its original."""
         is_native = way.runtime == self._attached.form.runtimes[0]
         reason = " ".join(str(error).split())
         if is_native or apart is not None:
@@ -337,7 +337,7 @@ class WholeCheck:
     def _fitting_sizes(
         self, way: Configuration, runner: Runner, apart: Runner | None
     ) -> tuple[tuple[int, ...], list[str]]:
-        """Try batch sizes 1, 2 and 8, or the one that the file declares: those at which it runs, and the misses.
+        """Try batch sizes 1, 2 and 8, or the one that the file declares: those at which it runs, and the failures.
 
         A size at which the raw file runs is one at which the attached file has to run. Where no raw file shows that it
         should, the size is not checked, and not tried in other runtimes.

@@ -84,7 +84,7 @@ def check(
 
     Images are pre-processed as the statistics in the file record it; any of the options for that replaces the record.
 
-    Exit code: 0 everything that was judged passed, 1 something was missed, 2 the file or the inputs cannot be used.
+    Exit code: 0 everything that was judged passed, 1 a check failed, 2 the file or the inputs cannot be used.
 
     Example: postproc-export check model.post.onnx --raw model.onnx --images bottle/test
     """

@@ -39,9 +39,9 @@ def export(
     """Export a PyTorch model to ONNX and OpenVINO IR with its post-processing, and check the files against it.
 
     The model takes one tensor and gives a raw score, a raw anomaly map or both, in any form. Its files get labels and
-    masks, are run beside it, and are written only where nothing was missed.
+    masks, are run beside it, and are written only where no check failed.
 
-    Exit code: 0 everything passed, 1 a check missed something, 2 the model or the options cannot be used.
+    Exit code: 0 everything passed, 1 a check failed, 2 the model or the options cannot be used.
 
     Example: postproc-export export my.models:build --input 1,3,256,256 --dynamic batch --stats stats.json -o dist
     """
@@ -58,8 +58,8 @@ def export(
     else:
         write(replace(result, subject=module, remarks=(*remarks, *result.remarks)).summary())
         for file in result.files:
-            for check in file.report.missed:
-                write(f"MISSED {file.path.name}: {check.name}: {check.message}")
+            for check in file.report.failed:
+                write(f"FAILED {file.path.name}: {check.name}: {check.message}")
     return 0 if result else 1
 
 

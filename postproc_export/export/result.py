@@ -46,7 +46,7 @@ class ExportResult:
     opset: int  # of the ONNX graph, read back from the file
     sizes: tuple[str, ...]  # the other sizes at which every file was run and gave what the module gives
     remarks: tuple[str, ...]  # what a user should know of how it was exported
-    # Every path that was written; none where a check missed something and the files were not asked for all the same.
+    # Every path that was written; none where a check failed and the files were not asked for all the same.
     written: tuple[Path, ...]
 
     @property
@@ -78,9 +78,7 @@ class ExportResult:
         lines += [f"  check    {line}" for file in self.files for line in _verdicts(file.report)]
         lines += [f"  written  {path}" for path in self.written]
         if not self.written:
-            lines.append(
-                "  nothing was written: a check missed something (--keep-failed writes the files all the same)"
-            )
+            lines.append("  nothing was written: a check failed (--keep-failed writes the files all the same)")
         return "\n".join(lines)
 
 
@@ -88,8 +86,8 @@ def _verdicts(report: ParityReport) -> Iterator[str]:
     """Yield one line per way of running a file."""
     for way in report.ways:
         checks = [check for check in report.checks if (check.way or "file") == way]
-        judged, missed = sum(check.judged for check in checks), sum(check.verdict == "MISSED" for check in checks)
-        verdict = "shown, not judged" if not judged else f"{missed} of {judged} checks MISSED" if missed else "passed"
+        judged, failed = sum(check.judged for check in checks), sum(check.verdict == "FAILED" for check in checks)
+        verdict = "shown, not judged" if not judged else f"{failed} of {judged} checks FAILED" if failed else "passed"
         yield f"{Path(report.subject).name}, {way}: {verdict}"
 
 

@@ -172,5 +172,5 @@ def decision_checks(
     for probe in probes:
         raw = probe.raw if transform is None else transform(probe.raw, size=image_size({INPUT: probe.images}))
         outputs = runner.run({INPUT: probe.images})
-        tally.add(compare_tail(reference, reference.outputs(raw), outputs, raw, drift="exported", is_whole=True))
+        tally.add(compare_tail(reference, reference.outputs(raw), outputs, raw, allowance="exported", is_whole=True))
     yield from tally.checks()

@@ -90,8 +90,8 @@ class SamplerPartition:
         """Return how many samples a batch has, and how many of them, the first ones, no other process counts."""
         start = batch * self._batch_size
         size = min(self._batch_size, self._own - start)
-        unrepeated = -(-(self._samples - self.rank) // self.ranks)
-        return size, min(max(unrepeated - start, 0), size)
+        alone = -(-(self._samples - self.rank) // self.ranks)
+        return size, min(max(alone - start, 0), size)
 
 
 def _partition(loader: Any, *, package: str) -> SamplerPartition | str:
@@ -114,7 +114,7 @@ def _partition(loader: Any, *, package: str) -> SamplerPartition | str:
 
 
 def agreed_partitions(
-    loaders: Sequence[Any], ranks: Ranks, *, package: str, unrepeated: bool
+    loaders: Sequence[Any], ranks: Ranks, *, package: str, no_duplicates: bool
 ) -> list[SamplerPartition | None]:
     """Return how every dataloader deals its samples out, None where nothing is repeated for all that is known."""
     found = [_partition(loader, package=package) for loader in loaders]
@@ -122,12 +122,12 @@ def agreed_partitions(
     reports = ranks.gather_json(mine)
     for number in range(len(found)):
         reason = _untold([report[number] for report in reports], size=ranks.size)
-        if reason is not None and not unrepeated:
+        if reason is not None and not no_duplicates:
             raise UsageError(
                 f"it cannot be told which samples of validation dataloader {number} reach several processes",
                 found=reason,
                 needed="a DistributedSampler over all processes, the same in each",
-                fix="leave use_distributed_sampler=True on, or give unrepeated=True once no sample reaches "
+                fix="leave use_distributed_sampler=True on, or give no_duplicates=True once no sample reaches "
                 "two processes",
             )
     return [None if isinstance(each, str) else each for each in found]
@@ -227,10 +227,10 @@ class CalibrationHooks:
     package: Package
 
     def __init__(
-        self, calibrator: Calibrator, extract: Extract | None, output: str | Path | None, unrepeated: bool
+        self, calibrator: Calibrator, extract: Extract | None, output: str | Path | None, no_duplicates: bool
     ) -> None:
         self.stats: CalibrationStats | None = None
-        self._calibrator, self._extract, self._unrepeated = calibrator, extract, unrepeated
+        self._calibrator, self._extract, self._no_duplicates = calibrator, extract, no_duplicates
         self._output = None if output is None else Path(output)
         self._partitions: list[SamplerPartition | None] | None = None
         self._error: Exception | None = None
@@ -269,8 +269,10 @@ class CalibrationHooks:
         self._partitions = self._error = None
         if trainer.world_size > 1:
             with all_ranks(None) as ranks:
-                loaders = _loaders(trainer, unrepeated=self._unrepeated)
-                self._partitions = agreed_partitions(loaders, ranks, package=self.package, unrepeated=self._unrepeated)
+                loaders = _loaders(trainer, no_duplicates=self._no_duplicates)
+                self._partitions = agreed_partitions(
+                    loaders, ranks, package=self.package, no_duplicates=self._no_duplicates
+                )
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -358,19 +360,19 @@ def _together(trainer: Any) -> AbstractContextManager[Any]:
     return all_ranks(None) if trainer.world_size > 1 else nullcontext()
 
 
-def _loaders(trainer: Any, *, unrepeated: bool) -> list[Any]:
+def _loaders(trainer: Any, *, no_duplicates: bool) -> list[Any]:
     """Return the dataloaders of the validation that runs; `trainer.val_dataloaders` may be those of an earlier fit."""
     loop = trainer.validate_loop if trainer.state.fn == "validate" else trainer.fit_loop.epoch_loop.val_loop
     combined = loop._combined_loader
     if combined._mode == "sequential":
         return list(combined.flattened)
-    if unrepeated:
+    if no_duplicates:
         return []
     raise UsageError(
         "it cannot be told which samples of the validation reach several processes",
         found=f"dataloaders that are combined by mode '{combined._mode}'",
         needed="dataloaders that run one after the other",
-        fix="give unrepeated=True if no sample reaches two processes",
+        fix="give no_duplicates=True if no sample reaches two processes",
     )
 
 
@@ -380,7 +382,7 @@ def calibration_callback(
     package: Package | None = None,
     extract: Extract | None = None,
     output: str | Path | None = None,
-    unrepeated: bool = False,
+    no_duplicates: bool = False,
 ) -> Any:
     """Return a callback that leaves the statistics of the last validation in its `stats`, a file and the checkpoints.
 
@@ -397,7 +399,7 @@ def calibration_callback(
     output
         The statistics file, written after each validation; of several callbacks in a Trainer each needs its own. None:
         `calibration.json` in the folder of the checkpoints, or none where the Trainer keeps no checkpoints.
-    unrepeated
+    no_duplicates
         In several processes: vouches for a sampler, batch sampler or iterable dataset of your own, that no sample
         reaches two processes. What `DistributedSampler` repeats is left out in any case.
 
@@ -415,7 +417,7 @@ def calibration_callback(
     MissingDependencyError
         If the package is not installed.
     """
-    return callback_class(package or _imported())(calibrator or Calibrator(), extract, output, unrepeated)
+    return callback_class(package or _imported())(calibrator or Calibrator(), extract, output, no_duplicates)
 
 
 @cache

@@ -22,6 +22,7 @@ REPLACED: Final = {  # a pattern of the old words: the words in their place
     r"seek(s|ing)? trouble": "adversarial values",
     r"may not (have moved|move) at all": "has no tolerance",
     r"which cannot be reached is refused, saying": "if no threshold reaches the target, calibration stops",
+    r"\bunrepeated\b": "no_duplicates",
     r"comes? out (of the attached file )?otherwise than": "differs from",
 }
 

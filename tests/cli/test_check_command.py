@@ -86,8 +86,8 @@ def test_a_miss_exits_1_and_is_told_in_full(tmp_path: Path, capsys: pytest.Captu
     onnx.save(model, path)
     assert main(["check", str(path), "--threads", "1"]) == 1
     output = capsys.readouterr().out
-    assert "MISSED outputs: output 'pred_mask' is missing" in output
-    assert "checks missed: outputs" in output
+    assert "FAILED outputs: output 'pred_mask' is missing" in output
+    assert "checks failed: outputs" in output
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_a_change_besides_the_tail_exits_1_with_the_list(
     reports = ["--junit", str(tmp_path / "new" / "j.xml"), "--markdown", str(tmp_path / "m.md")]
     assert main(["check", str(attached), "--preserved", str(raw), *reports]) == 1
     text = "1 changed: graph: initializer 'weight': values differ"
-    assert f"MISSED preserved: {text}" in capsys.readouterr().out
+    assert f"FAILED preserved: {text}" in capsys.readouterr().out
     assert text in (tmp_path / "m.md").read_text(encoding="utf-8")
     (failure,) = ElementTree.parse(tmp_path / "new" / "j.xml").getroot().findall("testcase/failure")
     assert failure.get("message") == text
@@ -121,7 +121,7 @@ def test_assert_parity_takes_them_too(files: tuple[Path, Path]) -> None:
     raw, attached = files
     assert_parity(attached, preserved=raw, contracts=["anomalib"], count=1_000, threads=1)
     edit(attached, weight=True)
-    with pytest.raises(AssertionError, match="MISSED  preserved: 1 changed: graph: initializer 'weight': values"):
+    with pytest.raises(AssertionError, match="FAILED  preserved: 1 changed: graph: initializer 'weight': values"):
         assert_parity(attached, preserved=raw, count=1_000, threads=1)
 
 

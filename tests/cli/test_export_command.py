@@ -98,7 +98,7 @@ def test_a_missed_check_is_exit_code_1(tmp_path: Path, stats: Path, invoke: Invo
     result = invoke(*arguments, "-o", tmp_path / "dist")
     assert result.exit_code == 1
     assert "nothing was written" in result.stdout
-    assert "MISSED model.onnx: module/raw/anomaly_map/onnxruntime: " in result.stdout
+    assert "FAILED model.onnx: module/raw/anomaly_map/onnxruntime: " in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["stats.json"]
 
 

@@ -60,7 +60,7 @@ def test_a_function_says_where_the_arrays_are(results: Results) -> None:
 
 
 def test_a_sampler_of_ones_own_can_be_vouched_for(results: Results) -> None:
-    """With `unrepeated=True` the samples of an iterable dataset count as they come."""
+    """With `no_duplicates=True` the samples of an iterable dataset count as they come."""
     expected = as_json(statistics_of(range(13)))
     assert [rank["streamed"] for rank in results] == [expected, expected]
 

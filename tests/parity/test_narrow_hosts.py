@@ -244,9 +244,9 @@ def test_an_older_file_is_found_and_mended(dtype: str, adjustable: Any, tmp_path
     report = check_parity(older(attached), count=2000)
     assert not report
     told = [
-        check for check in report.missed if "fix: update it, with postproc-export update raw.post.onnx" in check.message
+        check for check in report.failed if "fix: update it, with postproc-export update raw.post.onnx" in check.message
     ]
-    assert [check.name for check in told] == [check.name for check in report.missed]
+    assert [check.name for check in told] == [check.name for check in report.failed]
     assert len(told) == 2
     mended = update_postprocessing(attached)
     assert mended.is_changed

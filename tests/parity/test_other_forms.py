@@ -123,7 +123,7 @@ def test_a_wrong_constant_in_a_folded_form_is_missed(constant: str, tmp_path: Pa
     onnx.save(model, tmp_path / "wrong.onnx")
     report = checked(tmp_path / "wrong.onnx")
     output = {"boundary": "pred_label", "alpha": "pred_score"}[constant]
-    missed = {check.subject for check in report.missed}
+    missed = {check.subject for check in report.failed}
     assert {f"constants/{output}", f"tail/{output}"} <= missed
 
 
@@ -136,7 +136,7 @@ def test_a_folded_tail_without_its_guard_is_missed(tmp_path: Path) -> None:
             if name == guard.output[0]:
                 node.input[index] = guard.input[2]
     onnx.save(model, tmp_path / "bare.onnx")
-    missed = {check.subject for check in checked(tmp_path / "bare.onnx").missed}
+    missed = {check.subject for check in checked(tmp_path / "bare.onnx").failed}
     assert {"constants/pred_score", "constants/pred_label", "tail/pred_label"} <= missed
 
 
@@ -182,7 +182,7 @@ def test_what_ovc_made_is_judged(tmp_path: Path) -> None:
     report = checked(converted(path))
     assert report, report.describe()
     assert "it was converted from ONNX" in report.environment["file"]
-    rounded = {check.subject: check.message for check in checked(compressed(path)).missed}
+    rounded = {check.subject: check.message for check in checked(compressed(path)).failed}
     assert rounded.keys() == {"constants/pred_score", "tail/pred_score", "synthetic/tapped/pred_score"}
     assert "convert with compress_to_fp16=False" in rounded["constants/pred_score"]
 
@@ -194,7 +194,7 @@ def test_an_input_that_a_tool_made_a_constant_of_is_missed_in_onnx(tmp_path: Pat
     assert frozen, frozen.describe()
     assert "what adjusts the decision is a constant in this file" in frozen.environment["file"]
     report = checked(through_graphsurgeon(path))
-    assert {check.subject for check in report.missed} >= {"input/image_sensitivity", "input/pixel_sensitivity"}
+    assert {check.subject for check in report.failed} >= {"input/image_sensitivity", "input/pixel_sensitivity"}
 
 
 @pytest.mark.parametrize("ir", [False, True], ids=["onnx", "ir"])
@@ -209,11 +209,11 @@ def test_statistics_judge_a_file_without_a_record(ir: bool, tmp_path: Path) -> N
     told = "image sensitivity 0.3 (given), pixel sensitivity 0.5 (the default), comparison ge (the default)"
     assert told in given.environment["file"]
     assumed = checked(path, stats=STATS)
-    assert {check.subject for check in assumed.missed} >= {"constants/pred_label", "tail/pred_label"}
+    assert {check.subject for check in assumed.failed} >= {"constants/pred_label", "tail/pred_label"}
     other = CalibrationStats(image=STATS.image, pixel=LevelStats(threshold=0.25, min=-0.25, max=0.625))
     wrong = checked(path, stats=other, image_sensitivity=0.3)
-    assert {check.subject for check in wrong.missed} >= {"constants/pred_mask", "constants/anomaly_map"}
-    assert "constants/pred_label" not in {check.subject for check in wrong.missed}
+    assert {check.subject for check in wrong.failed} >= {"constants/pred_mask", "constants/anomaly_map"}
+    assert "constants/pred_label" not in {check.subject for check in wrong.failed}
 
 
 def test_statistics_that_do_not_calibrate_the_file_are_refused(tmp_path: Path) -> None:

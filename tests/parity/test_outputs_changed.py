@@ -105,7 +105,7 @@ def test_what_became_of_the_outputs_is_a_miss(
     raw, path = made(tmp_path, form, kind)
     changed(path, change, outputs)
     report = check_parity(path, raw=raw, inputs=FED, torch=Net(), count=200, threads=1, int8=False)
-    missed = {check.name: check.message for check in report.missed}
+    missed = {check.name: check.message for check in report.failed}
     found = "; ".join(missed[name] for name in ("outputs", "decision/outputs") if name in missed)
     assert found, report.describe()
     if change in ("renamed", "removed"):

@@ -41,7 +41,7 @@ def report_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Fault], Par
 
 def missed(report: ParityReport, subject: str) -> set[str | None]:
     """Return the ways in which a subject was missed."""
-    return {check.way for check in report.missed if check.subject == subject}
+    return {check.way for check in report.failed if check.subject == subject}
 
 
 def message(report: ParityReport, name: str) -> str:
@@ -97,14 +97,14 @@ def test_a_tail_in_bfloat16_is_caught(tmp_path: Path) -> None:
 def test_a_boundary_one_ulp_off_flips_exactly_the_value_between(report_of: Callable[[Fault], ParityReport]) -> None:
     """The flip is shown with its raw value and its distance of 0 from the boundary by the record."""
     report = report_of(planted_onnx.one_ulp_off)
-    flips = [check.details["flips"][0] for check in report.missed if check.subject == "tail/pred_label"]
+    flips = [check.details["flips"][0] for check in report.failed if check.subject == "tail/pred_label"]
     assert {(flip["expected"], flip["ulps"]) for flip in flips} == {(True, 0)}
 
 
 def test_a_nan_called_normal_is_shown_as_nan(report_of: Callable[[Fault], ParityReport]) -> None:
     """Where NaN alone is decided wrongly, every flip that is shown is a NaN."""
     report = report_of(planted_onnx.nan_as_normal)
-    flips = [flip for check in report.missed if check.subject == "tail/pred_mask" for flip in check.details["flips"]]
+    flips = [flip for check in report.failed if check.subject == "tail/pred_mask" for flip in check.details["flips"]]
     assert flips
     assert all(np.isnan(flip["raw"]) for flip in flips)
 

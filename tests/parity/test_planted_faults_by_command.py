@@ -164,4 +164,4 @@ def test_a_raw_file_in_another_format_freezes_nothing(clean: Path, tmp_path: Pat
         clean / "raw.onnx",
         *given,
     )
-    assert "MISSED whole/batch/onnxruntime: axis 0 of input 'input' is frozen to 1" in " ".join(result.stdout.split())
+    assert "FAILED whole/batch/onnxruntime: axis 0 of input 'input' is frozen to 1" in " ".join(result.stdout.split())

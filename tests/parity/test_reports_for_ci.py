@@ -58,17 +58,17 @@ def test_junit_has_a_case_for_every_check() -> None:
 def test_markdown_is_a_table_that_no_message_breaks() -> None:
     """The verdict first, a column per way of running, misses in full, pipes escaped."""
     lines = markdown(REPORT).splitlines()
-    assert lines[0].startswith("### ❌ model.onnx: 1 of 2 checks missed: outputs")
+    assert lines[0].startswith("### ❌ model.onnx: 1 of 2 checks failed: outputs")
     assert "| check | openvino | default | file |" in lines
     assert "| tail/pred_mask | ✅ 9 equal | 👁 a \\| b |  |" in lines
-    assert any(line.startswith("- **missed** `outputs`: output 'pred_mask' is missing") for line in lines)
+    assert any(line.startswith("- **failed** `outputs`: output 'pred_mask' is missing") for line in lines)
     assert "- not checked: other devices" in lines
 
 
 def test_assert_parity_raises_with_the_whole_report(wrong: tuple[Path, Path]) -> None:
     """In a test suite one line is enough, and its failure tells everything."""
     raw, path = wrong
-    with pytest.raises(AssertionError, match=r"MISSED  constants/pred_mask: boundary is 0\.4"):
+    with pytest.raises(AssertionError, match=r"FAILED  constants/pred_mask: boundary is 0\.4"):
         assert_parity(path, count=1_000, threads=1)
     good = attach_postprocessing(raw, STATS, output=path.with_name("good.onnx")).output
     assert assert_parity(good, count=1_000, threads=1).passed

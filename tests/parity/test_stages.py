@@ -88,7 +88,7 @@ def test_a_faithful_export_decides_as_pytorch(ir: bool, tmp_path: Path) -> None:
 
 def test_swapped_channels_are_put_down_to_the_export(swapped: ParityReport) -> None:
     """A raw export that takes BGR for RGB is missed in every runtime, and its flips came in between torch and raw."""
-    missed = {check.name: check for check in swapped.missed}
+    missed = {check.name: check for check in swapped.failed}
     for way in JUDGED:
         found = outcome(swapped, way)
         assert found.decided.flipped
@@ -106,7 +106,7 @@ def test_a_shifted_mean_that_flips_nothing_is_a_miss_all_the_same(tmp_path: Path
     path = attach_postprocessing(raw, stats).output
     module = torch_hosts.Detector(lambda score, anomaly_map: anomaly_map + 0.5)
     report = check(path, raw, torch=module)
-    assert {check.subject for check in report.missed} == {"whole/torch/raw_map", "whole/torch/anomaly_map"}
+    assert {check.subject for check in report.failed} == {"whole/torch/raw_map", "whole/torch/anomaly_map"}
     assert "decides as PyTorch" in verdict(report.whole[0])
 
 
@@ -117,7 +117,7 @@ def test_a_moved_body_is_put_down_to_the_attached_file(tmp_path: Path) -> None:
     report = check(path, raw, torch="torch_hosts:detector")
     found = outcome(report, "onnxruntime")
     assert dict(found.brought_in) == {"raw -> attached": found.decided.flipped}
-    missed = {check.subject.rpartition("/")[0] for check in report.missed}
+    missed = {check.subject.rpartition("/")[0] for check in report.failed}
     assert missed == {"whole/raw", "whole/torch", "synthetic/raw"}
     without_raw = check(path, None, torch="torch_hosts:detector")
     assert stages_of(without_raw, "onnxruntime") == ["torch -> attached", "tail"]
@@ -184,10 +184,10 @@ def test_flips_beside_the_boundary_are_listed_and_forgiven(tmp_path: Path) -> No
     assert found.flips[0]["index"] == (0, 0, 0)
     assert "but for 1 of 128 mask pixels" in verdict(report.whole[0])
     far = check(path, raw, torch=shifted(-1e-3), inputs={"input": images})
-    assert "whole/torch/pred_mask/openvino" in {check.name for check in far.missed}
-    assert not [check for check in far.missed if check.name.startswith("whole/raw")]
+    assert "whole/torch/pred_mask/openvino" in {check.name for check in far.failed}
+    assert not [check for check in far.failed if check.name.startswith("whole/raw")]
     forgiven = check(path, raw, torch=shifted(-1e-3), inputs={"input": images}, max_flips=1)
-    assert "whole/torch/pred_mask/openvino" not in {check.name for check in forgiven.missed}
+    assert "whole/torch/pred_mask/openvino" not in {check.name for check in forgiven.failed}
 
 
 def test_the_command_takes_a_budget_of_flips(tmp_path: Path, invoke: Any) -> None:

@@ -40,7 +40,7 @@ def checked(path: Path, **options: object) -> ParityReport:
 
 def ways_that_miss(report: ParityReport, subject: str) -> set[str | None]:
     """Return the ways in which a subject was missed."""
-    return {check.way for check in report.missed if check.subject == subject}
+    return {check.way for check in report.failed if check.subject == subject}
 
 
 @pytest.mark.parametrize("name", ["guard_reads_state", "guard_mixes_images"])
@@ -48,7 +48,7 @@ def test_a_file_that_runs_at_no_batch_size_is_missed(name: str) -> None:
     """Attached by an earlier version, whose guard read a state for a map: no image or input is needed to see it."""
     report = checked(BROKEN / f"{name}.onnx")
     assert ways_that_miss(report, "synthetic/batch") == ALL
-    runs = [check for check in report.missed if check.subject == "synthetic/batch"]
+    runs = [check for check in report.failed if check.subject == "synthetic/batch"]
     assert all("postproc/pred_score/reshape" in check.message for check in runs)
 
 
@@ -90,7 +90,7 @@ def test_a_file_that_fails_at_some_sizes_alone_is_missed(
     onnx.save(model, path)
     report = checked(path, raw=raw if with_raw else None)
     assert ways_that_miss(report, "synthetic/batch") == ALL
-    found = next(check for check in report.missed if check.subject == "synthetic/batch")
+    found = next(check for check in report.failed if check.subject == "synthetic/batch")
     assert fails in found.message
     assert runs not in found.message.partition(": ")[0]
 

@@ -253,7 +253,7 @@ def test_a_class_that_changed_since_is_a_miss(folder: Path, monkeypatch: pytest.
     _, path = attached(folder, ["own_tails:Weighted"], opset=14)
     monkeypatch.setattr(own_tails, "Weighted", own_tails.OfTheMap)
     report = checked(path, tail="own_tails:Weighted")
-    assert "transform/pred_score" in {check.subject for check in report.missed}
+    assert "transform/pred_score" in {check.subject for check in report.failed}
 
 
 def test_a_class_that_is_gone_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,12 +305,12 @@ def test_planted_faults_are_missed_in_every_runtime(tails: list[str], fault: Fau
     fault(model)
     onnx.save(model, path)
     report = checked(path)
-    assert {check.way for check in report.missed if check.subject == subject} == {
+    assert {check.way for check in report.failed if check.subject == subject} == {
         "onnxruntime",
         "onnxruntime-unoptimised",
         "openvino",
     }
-    assert {check.subject.removeprefix("synthetic/") for check in report.missed} == {subject}
+    assert {check.subject.removeprefix("synthetic/") for check in report.failed} == {subject}
 
 
 def test_a_nan_that_is_lost_is_a_miss(folder: Path) -> None:
@@ -320,5 +320,5 @@ def test_a_nan_that_is_lost_is_a_miss(folder: Path) -> None:
     node = next(item for item in model.graph.node if "transform" in item.name and item.op_type == "Where")
     node.input[1] = node.input[2]  # the number is taken in either case
     onnx.save(model, path)
-    missed = {check.subject: check.message for check in checked(path).missed}
+    missed = {check.subject: check.message for check in checked(path).failed}
     assert "normal though a NaN came in, fed [3, 1, 33, 40]" in missed["transform/nan"]

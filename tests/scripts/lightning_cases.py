@@ -187,7 +187,7 @@ class Cases:
 
     def streamed(self) -> Any:
         """The user vouches for an iterable dataset that deals out its samples itself."""
-        calibration = self.callback(unrepeated=True)
+        calibration = self.callback(no_duplicates=True)
         self.trainer("streamed", calibration).validate(self.model(), DataLoader(Stream(), batch_size=4))
         return calibration.stats.to_json()
 

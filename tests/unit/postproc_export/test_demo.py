@@ -353,7 +353,7 @@ def test_a_missed_check_is_shown_and_exits_1(
     report = ParityReport(subject="attached.xml", checks=(Check(name="tail", passed=passed, message="1 flipped"),))
     monkeypatch.setattr(run_module, "run_demo", lambda folder, tell: [report])
     assert main(["demo"]) == code
-    assert ("1 of 1 checks missed: tail" in capsys.readouterr().out) == (not passed)
+    assert ("1 of 1 checks failed: tail" in capsys.readouterr().out) == (not passed)
 
 
 def test_commands_quote_the_folder() -> None:

@@ -37,7 +37,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ExportResu
 def test_the_files_are_finished_models(exported: tuple[Path, ExportResult]) -> None:
     """Both formats with four outputs and open axes, the statistics, and nothing else beside them."""
     folder, result = exported
-    assert result, [check.message for file in result.files for check in file.report.missed]
+    assert result, [check.message for file in result.files for check in file.report.failed]
     names = ["model.bin", "model.onnx", "model.xml", "parity.json", "statistics.json"]
     assert sorted(path.name for path in folder.iterdir()) == names
     assert sorted(path.name for path in result.written) == names
@@ -114,7 +114,7 @@ def test_a_missed_check_is_written_only_where_that_is_asked_for(tmp_path: Path) 
     """A module that no export can equal: the result is falsy, and `keep_failed` writes the files all the same."""
     result = export_model(export_modules.Undecided(), EXAMPLE, STATS, output=tmp_path / "dist", keep_failed=True)
     assert not result
-    assert "module/raw/anomaly_map/onnxruntime" in [check.name for check in result.files[0].report.missed]
+    assert "module/raw/anomaly_map/onnxruntime" in [check.name for check in result.files[0].report.failed]
     assert "nothing was written" not in result.summary()
     assert json.loads((tmp_path / "dist/parity.json").read_text(encoding="utf-8"))["passed"] is False
 
@@ -191,7 +191,7 @@ def test_the_state_of_a_module_is_no_map(batch: int, tmp_path: Path) -> None:
     result = export_model(
         module, example, CalibrationStats(image=STATS.image), output=tmp_path / "dist", dynamic="batch"
     )
-    assert result, [check.message for file in result.files for check in file.report.missed]
+    assert result, [check.message for file in result.files for check in file.report.failed]
     assert any("the output 'state' was left out" in remark for remark in result.remarks)
     runner = open_runner(tmp_path / "dist" / "model.onnx")
     assert [port.name for port in runner.outputs] == NAMES[:2]
@@ -216,7 +216,7 @@ def test_one_score_for_the_whole_batch_is_exported(has_axis: bool, tmp_path: Pat
     """The file runs at every batch, and a NaN in any map makes the one score anomalous."""
     module = export_modules.OneScore(has_axis=has_axis).eval()
     result = export_model(module, EXAMPLE, STATS, output=tmp_path / "dist", formats="onnx,openvino", dynamic="batch")
-    assert result, [check.message for file in result.files for check in file.report.missed]
+    assert result, [check.message for file in result.files for check in file.report.failed]
     for name in ("model.onnx", "model.xml"):
         runner = open_runner(tmp_path / "dist" / name)
         for size in (1, 3):

@@ -38,7 +38,7 @@ class Callback(CalibrationHooks):
 
 def callback(calibrator: Calibrator | None = None, **options: Any) -> Callback:
     """Return the hooks with few resamples."""
-    given = {"extract": None, "output": None, "unrepeated": False, **options}
+    given = {"extract": None, "output": None, "no_duplicates": False, **options}
     return Callback(calibrator or Calibrator(resamples=0), **given)
 
 
