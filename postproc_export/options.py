@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import KW_ONLY, dataclass, field, fields
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, get_args, get_origin
 
 from postproc_export.errors import UsageError
 from postproc_export.runtimes import Precision, RuntimeName
@@ -44,12 +44,6 @@ _OF_LABELS: Final = (
     "as_parameters",
 )
 _DTYPES: Final = ("label_dtype", "mask_dtype")
-_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
-    **dict.fromkeys(_DTYPES, LABEL_DTYPES),
-    "layout": get_args(Layout),
-    "levels": get_args(LevelChoice),
-    "adjustable": get_args(Adjustable),
-}
 _ADJUSTABLE_FLAGS: Final = {
     "--runtime-sensitivity": ("sensitivity", "Let image_sensitivity and pixel_sensitivity be set at run time."),
     "--runtime-boundary": ("boundary", "Let image_boundary and pixel_boundary, raw, be set at run time."),
@@ -216,10 +210,12 @@ class TailOptions(DecisionOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, choices in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices and not (name == "mask_dtype" and value is None):
-                raise UsageError(f"{name} {value!r} is not known", needed=", ".join(choices))
+        for item in fields(TailOptions):  # of a Literal, which may be one of several types
+            parts = (item.type, *get_args(item.type))
+            choices = next((get_args(part) for part in parts if get_origin(part) is Literal), None)
+            value = getattr(self, item.name)
+            if choices and value not in choices and not (value is None and type(None) in parts):
+                raise UsageError(f"{item.name} {value!r} is not known", needed=", ".join(choices))
         if not (self.enable_normalization or self.enable_thresholding):
             raise UsageError(
                 "nothing to attach: neither normalised scores nor labels are wanted",

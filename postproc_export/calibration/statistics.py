@@ -202,7 +202,7 @@ def _unreachable(level: Level, policy: Policy, table: Table, best: Found | None,
             needed="a finite threshold above them",
             fix=f"ask for fpr={np.ceil(normal / table.n_normal * 1e4) / 1e4:g} or more",
         )
-    if policy.kind != "precision":
+    if policy.kind in ("value", "range"):
         low, high = (shortest(value_of(key)) for key in (table.low, table.high))
         return CalibrationError(
             what,
@@ -210,6 +210,7 @@ def _unreachable(level: Level, policy: Policy, table: Table, best: Found | None,
             needed=f"at most {shortest(LARGEST)}",
             fix="ask for a share nearer to [0, 1]",
         )
+    assert policy.kind == "precision", f"{policy.kind} is reached by some threshold"
     assert best is not None, "precision needs both classes"
     needed = f"an observed value with precision >= {policy.text.partition('=')[2]}"
     shown = f"{best.precision:.9g} ({best.tp} of {best.tp + best.fp}), at {shortest(value_of(best.key))}"
