@@ -25,9 +25,10 @@ from harness import environment, interleaved, publish, ratio, summary
 from PIL import Image
 
 from postproc_export.calibration import Calibrator
-from postproc_export.calibration.model import ModelSource, run_batch
+from postproc_export.calibration.model import ModelSource
 from postproc_export.images import Batch, Preprocessing
 from postproc_export.images.samples import load_batches
+from postproc_export.raw_model import run_batch
 
 CORES = os.cpu_count() or 1
 WORKERS = (1, CORES, 2 * CORES)

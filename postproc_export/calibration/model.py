@@ -2,26 +2,24 @@
 
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from postproc_export.errors import CalibrationError, FileError, UnsupportedModelError, UsageError
+from postproc_export.errors import CalibrationError, FileError
 from postproc_export.files import model_files, usual_weights
-from postproc_export.formats.base import Outputs, format_of
+from postproc_export.formats.base import Outputs
 from postproc_export.images import Batch, Preprocessing, Sample, find_samples, fit_mask, image_input, load_batches
 from postproc_export.images.samples import check_workers
 from postproc_export.options import ModelOptions
-from postproc_export.ports import RESULT_NAMES, Selection, select_outputs
-from postproc_export.process import temporary_folder
+from postproc_export.ports import Selection
+from postproc_export.raw_model import find_batch_size, open_raw, run_batch
 from postproc_export.record import STATISTICS_KEY, TailSpec, parse_tails
-from postproc_export.runtimes import Array, PortInfo, Runner, as_float32, open_runner
-from postproc_export.stats import LEVELS, CalibrationStats, Level
-from postproc_export.steps.around import put_before
-from postproc_export.steps.transforms import resolve_all, select_raw
+from postproc_export.runtimes import Runner, as_float32
+from postproc_export.stats import LEVELS, CalibrationStats
 from postproc_export.validation import method_like
 
 if TYPE_CHECKING:
@@ -44,105 +42,6 @@ def file_digests(model: Path) -> dict[str, str]:
 
 class EmptyMaskWarning(UserWarning):
     """Masks of anomalous images in which no pixel is anomalous."""
-
-
-DEFAULT_BATCH: Final = 8
-_FALLBACK_BATCHES: Final = (1, 2)  # exporters trace at one of these, and some graphs then run at nothing else
-
-
-def run_batch(runner: Runner, selection: Selection, images: Array, *, batch_size: int) -> tuple[Array, Array | None]:
-    """Run the model on up to `batch_size` images and return score (n,) and map (n, H, W) of each.
-
-    A smaller batch is filled up with its last image and the surplus dropped, for models that run at one size only. The
-    score of a model without one is the maximum of its map, and NaN where the map holds a NaN.
-    """
-    count = len(images)
-    fed = np.concatenate([images, np.repeat(images[-1:], batch_size - count, axis=0)]) if count < batch_size else images
-    outputs = runner.run({runner.inputs[0].name: fed})
-    maps = None if selection.pixel is None else _raw(outputs, selection.pixel.name, "pixel", batch_size)
-    if selection.image is not None:
-        scores = _raw(outputs, selection.image.name, "image", batch_size)
-    else:
-        assert maps is not None, "a selection has at least one level"
-        scores = maps.max(axis=(1, 2))
-    return scores[:count], None if maps is None else maps[:count]
-
-
-def find_batch_size(
-    runner: Runner, selection: Selection, preprocessing: Preprocessing, *, asked: int | None, count: int
-) -> int:
-    """Return a batch size at which the model runs, found by running it on a black image."""
-    if asked is not None and asked < 1:
-        raise UsageError(f"a batch size of {asked}", needed="at least 1", fix="leave it out for the model's own")
-    static = runner.inputs[0].size(0)
-    if static is not None and asked not in (None, static):
-        fix = f"leave it out, or give {static}"
-        raise UsageError(f"--batch-size {asked} does not fit the model", found=runner.inputs[0].describe(), fix=fix)
-    fixed = static or asked
-    candidates = (fixed,) if fixed else dict.fromkeys((min(DEFAULT_BATCH, count), *_FALLBACK_BATCHES))
-    failures: dict[int, UnsupportedModelError] = {}
-    for size in candidates:
-        try:
-            run_batch(runner, selection, preprocessing.blank()[None], batch_size=size)
-        except UnsupportedModelError as error:
-            failures[size] = error
-        else:
-            return size
-    first = next(iter(failures.values()))
-    other = None if static else "if the model runs at another batch size only, give it with --batch-size"
-    what = f"{first.what} (batch size {' or '.join(map(str, failures))})"
-    raise UnsupportedModelError(what, found=first.found, needed=first.needed, fix=first.fix or other)
-
-
-def _raw(outputs: Mapping[str, Array], name: str, level: Level, batch_size: int) -> Array:
-    """Return the scores (n,) or the maps (n, H, W) of an output, in its own type if NumPy has it.
-
-    float64 is left to the calibrator, which rounds and tells of merged values.
-    """
-    values = outputs[name]
-    values = as_float32(values) if values.dtype.name == "bfloat16" else values
-    shape = values.shape
-    if level == "image":
-        is_legal, needed = values.size == batch_size and values.ndim <= 2, "[], [N] or [N, 1]"
-    else:
-        is_map = len(shape) == 3 or (len(shape) == 4 and shape[1] == 1)
-        is_legal, needed = is_map and shape[0] == batch_size and 0 not in shape, "[N, H, W] or [N, 1, H, W]"
-    if not is_legal:
-        raise UnsupportedModelError(
-            f"output '{name}' has not one {'score' if level == 'image' else 'map'} per image",
-            found=f"shape {list(shape)} for {batch_size} image(s)",
-            needed=needed,
-            fix=f"name another output with --{level}-output, or 'none'",
-        )
-    return values.reshape(batch_size, *(() if level == "image" else shape[-2:]))
-
-
-def _open_behind(
-    path: Path, specs: Sequence[TailSpec], outputs: Outputs, options: Mapping[str, Any]
-) -> tuple[Runner, Outputs, tuple[TailSpec, ...]]:
-    """Put custom steps before the threshold of a model, in memory or in a temporary file, and load it.
-
-    Returns which outputs are the raw ones then, too, and the steps as they are recorded.
-    """
-    behind = [spec for spec in specs if not spec.changes_values]
-    if behind:
-        raise UsageError(
-            f"the tail '{behind[0].name}' stands behind the decision: it changes no raw value",
-            fix="leave it out here, and give it when attaching",
-        )
-    form = format_of(path)
-
-    def put(model: Any) -> tuple[Outputs, tuple[TailSpec, ...]]:
-        ports = tuple(form.outputs(model))
-        selection = select_raw(ports, resolve_all(specs) if specs[0].is_shipped else (), **outputs)
-        before = put_before(form, model, specs, outputs=outputs)
-        _refuse_post_processed(ports, selection)
-        return before
-
-    # Windows does not delete what a runtime maps; it goes with the folder for temporary files then.
-    with temporary_folder() as folder:
-        before, runnable = form.edited(path, folder, put, purpose="calibrating on an OpenVINO IR")
-        return open_runner(runnable, **options), *before
 
 
 Progress = Callable[[int, int], None]
@@ -174,17 +73,7 @@ class ModelSource:
         check_workers(asked.workers)
         outputs: Outputs = {"image_output": asked.image_output, "pixel_output": asked.pixel_output}
         options: dict[str, Any] = {"runtime": asked.runtime, "precision": asked.precision, "threads": asked.threads}
-        specs = parse_tails(asked.steps)
-        tails: tuple[TailSpec, ...] = ()
-        if specs:
-            runner, outputs, tails = _open_behind(Path(asked.model), specs, outputs, options)
-        else:
-            runner = open_runner(asked.model, **options)
-        selection = select_outputs(
-            runner.outputs, image_output=outputs["image_output"], pixel_output=outputs["pixel_output"]
-        )
-        if not specs:
-            _refuse_post_processed(runner.outputs, selection)
+        runner, selection, tails = open_raw(asked.model, outputs=outputs, steps=parse_tails(asked.steps), **options)
         resolved = (asked.preprocessing or Preprocessing()).for_input(image_input(runner.inputs))
         samples = tuple(find_samples(asked.images))
         missing = [sample.image for sample in samples if sample.label == 1 and sample.mask is None]
@@ -305,15 +194,3 @@ class ModelSource:
             suspects = batch.samples[int(np.argmax(bad))].image if bad.any() else f"{first} to {last}"
             what = f"{suspects}: {error.what}"
             raise CalibrationError(what, found=error.found, needed=error.needed, fix=error.fix) from error
-
-
-def _refuse_post_processed(ports: Sequence[PortInfo], selection: Selection) -> None:
-    results = [port.name for port in ports if any(port.answers_to(name) for name in RESULT_NAMES)]
-    asked = [found for found in (selection.image_found, selection.pixel_found) if found is not None]
-    if results and set(asked) != {"option"}:
-        raise UnsupportedModelError(
-            f"the model is post-processed already: it has an output '{results[0]}'",
-            needed="raw outputs, whose range and threshold are not known yet",
-            fix="calibrate on the raw export (`postproc-export detach` makes one of a finished file), or name its raw "
-            "outputs with --image-output and --pixel-output",
-        )

@@ -16,7 +16,7 @@ ORDER = {
     "graph_patterns": "expr catalog transforms match onnx openvino",
     "postproc_export": """
         errors process float32 validation files stats ports runtimes images options tail
-        record torch_modules eager comparison reading formats steps attach detach update inspect calibration
+        record torch_modules eager comparison reading formats steps raw_model attach detach update inspect calibration
         check integrations export demo cli __main__
     """,
     "postproc_export.formats": """

@@ -10,10 +10,11 @@ from onnx import ModelProto
 from PIL import Image
 
 from postproc_export.calibration import Calibrator
-from postproc_export.calibration.model import EmptyMaskWarning, ModelSource, file_digests, find_batch_size, run_batch
+from postproc_export.calibration.model import EmptyMaskWarning, ModelSource, file_digests
 from postproc_export.errors import CalibrationError, UnsupportedModelError, UsageError
 from postproc_export.images import Preprocessing, find_samples
 from postproc_export.ports import select_outputs
+from postproc_export.raw_model import find_batch_size, run_batch
 from postproc_export.runtimes import open_runner
 
 SIZE = (8, 8)
