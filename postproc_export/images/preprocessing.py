@@ -120,12 +120,25 @@ class Preprocessing:
         pixels: Array = np.asarray(image)
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels
         pixels = pixels[..., ::-1] if self.channel_order == "bgr" else pixels
-        return self._arranged(pixels)
+        return self.arranged(pixels)
 
     def blank(self) -> Array:
         """Return the model's input for a black image, without the batch axis; the size must be resolved."""
         assert self.size is not None, "for_input resolves the size"
-        return self._arranged(np.zeros((*self.size, self.channels), np.uint8))
+        return self.arranged(np.zeros((*self.size, self.channels), np.uint8))
+
+    def arranged(self, pixels: Array) -> Array:
+        """Return the model's input for pixels [H, W, C] at its size, in its channel order, without the batch axis."""
+        values = pixels
+        if self.dtype != "uint8":
+            mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+            values = pixels.astype(np.float32) / np.float32(255.0 if self.scale is None else self.scale)
+            values = (values - mean) / std
+            dtype: Any = self.dtype or "float32"
+            if dtype == "bfloat16":
+                dtype = require("ml_dtypes", extra="images", purpose="feeding a bfloat16 input").bfloat16
+            values = values.astype(dtype, copy=False)
+        return np.ascontiguousarray(values.transpose(2, 0, 1) if self.layout == "nchw" else values)
 
     def describe(self) -> str:
         """Return one line that says what is done to an image."""
@@ -154,18 +167,6 @@ class Preprocessing:
             return cls(**values)
         except (TypeError, UsageError) as error:
             raise MetadataError("the recorded pre-processing is not legal", found=str(error).splitlines()[0]) from error
-
-    def _arranged(self, pixels: Array) -> Array:
-        values = pixels
-        if self.dtype != "uint8":
-            mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
-            values = pixels.astype(np.float32) / np.float32(255.0 if self.scale is None else self.scale)
-            values = (values - mean) / std
-            dtype: Any = self.dtype or "float32"
-            if dtype == "bfloat16":
-                dtype = require("ml_dtypes", extra="images", purpose="feeding a bfloat16 input").bfloat16
-            values = values.astype(dtype, copy=False)
-        return np.ascontiguousarray(values.transpose(2, 0, 1) if self.layout == "nchw" else values)
 
 
 def image_input(ports: Sequence[PortInfo]) -> PortInfo:
