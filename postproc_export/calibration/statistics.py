@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -236,9 +236,10 @@ def level_stats(
 ) -> LevelStats | None:
     """Return the statistics of a level, None where it was not met; the first policy decides, others are compared.
 
-    Warns where one class is missing or float32 merged values at the threshold. Without ground truth a level has a
-    range, and a threshold only by `value=T` or `range=U`. Raises a CalibrationError if there is no value, the policy
-    cannot be reached, or the range of the values is not legal.
+    Warns where one class is missing, the values hardly tell the classes apart, the threshold calls all that is normal
+    anomalous, or float32 merged values at it. Without ground truth a level has a range, and a threshold only by
+    `value=T` or `range=U`. Raises a CalibrationError if there is no value, the policy cannot be reached, or the range
+    of the values is not legal.
     """
     if counted.labelled is None:
         return None
@@ -276,9 +277,11 @@ def level_stats(
     _warn_of_threshold(level, counted, policy, found, rule, values if exact else None)
     table = sharpen(table, values=values) if is_exact else counted.table
     rates = _rates(table, found, is_exact=is_exact)
+    area = auroc(table)
+    _warn_of_orientation(level, area, rates)
     details: dict[str, Any] = {
         "at_threshold": rates or None,
-        "auroc": auroc(table),
+        "auroc": area,
         "average_precision": average_precision(table),
         "curve": curve(table, found if rates else None),
     }
@@ -354,6 +357,32 @@ def _warn_of_threshold(
         low, high = values(Extremes(np.float32(value_of(found.key))))
         if low < high:
             _warn(f"{level} level: rounding to float32 merges different values ({low!r} to {high!r}) at the threshold")
+
+
+LOWEST_AUROC: Final = 0.6
+_ORIENTED: Final[Mapping[Level, tuple[str, str, str, str]]] = {
+    "image": ("scores", "images", "labels", "labels in which 1 is normal"),
+    "pixel": ("maps", "pixels", "masks", "inverted masks, in which 0 is anomalous"),
+}
+
+
+def _warn_of_orientation(level: Level, area: Mapping[str, float] | None, rates: Mapping[str, Any]) -> None:
+    """Warn where the values hardly tell two classes apart, or the threshold calls all that is normal anomalous."""
+    if area is None:
+        return
+    values, samples, truth, inverted = _ORIENTED[level]
+    if area["value"] < LOWEST_AUROC:
+        message = (
+            f"{level} level: with an AUROC of {math.floor(area['value'] * 1e4) / 1e4:.4f} the {values} hardly tell "
+            f"anomalous {samples} from normal ones; the usual causes, the most frequent first: pre-processing (mean "
+            "and std forgotten or for another scale, BGR for RGB, a centre crop left out), another model or output, "
+            f"wrong {truth}, {values} of the wrong sign"
+        )
+        if area["value"] < 0.5:
+            message += f"; below 0.5 suspect {values} in which lower is more anomalous, and {inverted}"
+        _warn(message)
+    if rates and rates["tn"] == 0:
+        _warn(f"{level} level: the threshold calls every one of {rates['fp']:,} normal {samples} anomalous")
 
 
 def _warn(message: str) -> None:
