@@ -62,6 +62,10 @@ _HOMES: Final = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'postproc_export' has no attribute {name!r}")
+    if name == "PostProcessor":  # a torch module: its file imports torch
+        from postproc_export.errors import require
+
+        require("torch", purpose=f"postproc_export.{name}")
     return getattr(import_module(_HOMES[name]), name)
 
 

@@ -10,7 +10,7 @@ from postproc_export.files import default_target
 from postproc_export.formats.base import Format, Outputs, format_of
 from postproc_export.options import AttachOptions, TailOptions, changed_options, refuse_unused
 from postproc_export.record import AttachResult, TailSpec, parse_tails, recorded_tails
-from postproc_export.stats import CalibrationStats
+from postproc_export.stats import CalibrationStats, as_stats
 from postproc_export.tail import calibrated_levels
 from postproc_export.validation import called_like
 
@@ -21,7 +21,7 @@ def attach_postprocessing(**given: Any) -> AttachResult:
 
     Raises
     ------
-    PostprocError, graph_patterns.GraphPatternError
+    PostprocError
         If the model, the statistics, the options or the files do not allow it; nothing is written then.
 
     Notes
@@ -32,7 +32,7 @@ def attach_postprocessing(**given: Any) -> AttachResult:
     asked = AttachOptions(**given)
     source, own, options = Path(asked.model_path), parse_tails(asked.steps), TailOptions.of(asked)
     target = default_target(source, asked.output, in_place=asked.in_place, mark="post", read=[asked.stats])
-    stats = asked.stats if isinstance(asked.stats, CalibrationStats) else CalibrationStats.load(asked.stats)
+    stats = as_stats(asked.stats)
     refuse_unused(options, changed_options(options))
     outputs: Outputs = {"image_output": asked.image_output, "pixel_output": asked.pixel_output}
     form = format_of(source)

@@ -35,7 +35,7 @@ def detach_postprocessing(
     ------
     SharedValueError
         If something outside the tail reads one of its values; nothing is written then.
-    PostprocError, graph_patterns.GraphPatternError
+    PostprocError
         If the model or the files do not allow it.
 
     Notes

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 import torch
@@ -14,7 +13,7 @@ from postproc_export.errors import MetadataError, UsageError
 from postproc_export.float32 import HALVES, Half, narrowed
 from postproc_export.options import EagerOptions
 from postproc_export.ports import check_shapes
-from postproc_export.stats import LEVELS, CalibrationStats, Comparison, Level, LevelStats, decision_boundary
+from postproc_export.stats import LEVELS, CalibrationStats, Comparison, Level, LevelStats, as_stats, decision_boundary
 from postproc_export.validation import method_like
 
 STATISTICS: Final = ("threshold", "min", "max")
@@ -95,24 +94,6 @@ class Settings(EagerOptions):
             comparison="gt" if is_gt else "ge",
             **dict(zip(SWITCHES, map(bool, switches), strict=True)),
         )
-
-
-def as_stats(stats: object) -> CalibrationStats:
-    """Return statistics from what a user may give: themselves, the path of a file, or None for none.
-
-    Raises FileError or MetadataError if the file cannot be read or is not legal, and UsageError for anything else.
-    """
-    if stats is None:
-        return CalibrationStats()
-    if isinstance(stats, (str, Path)):
-        return CalibrationStats.load(stats)
-    if isinstance(stats, CalibrationStats):
-        return stats
-    raise UsageError(
-        "statistics are expected",
-        found=type(stats).__name__,
-        needed="CalibrationStats or the path of a statistics file",
-    )
 
 
 def _level(level: Level, numbers: Mapping[str, Any]) -> LevelStats | None:

@@ -1,23 +1,23 @@
 """The errors of `postproc_export`; every message says what and where, found, needed and fix.
 
-ExplainedError (graph_patterns.expr)
-└── PostprocError                base of this package; the command line turns it into exit code 2
-    ├── UsageError               options that contradict each other or the model   (ValueError)
-    ├── UnsupportedModelError    a model whose outputs cannot be post-processed    (ValueError)
-    ├── CalibrationError         validation outputs that cannot be calibrated on   (ValueError)
-    ├── MetadataError            statistics or records that are not legal          (ValueError)
-    ├── FileError                a path that cannot be read or written as asked    (OSError)
-    └── MissingDependencyError   an extra that is not installed                    (ImportError)
+PostprocError                everything raised on purpose; the command line turns it into exit code 2
+├── GraphPatternError        a graph or a model file that `graph_patterns` refuses
+├── UsageError               options that contradict each other or the model   (ValueError)
+├── UnsupportedModelError    a model whose outputs cannot be post-processed    (ValueError)
+├── CalibrationError         validation outputs that cannot be calibrated on   (ValueError)
+├── MetadataError            statistics or records that are not legal          (ValueError)
+├── FileError                a path that cannot be read or written as asked    (OSError)
+└── MissingDependencyError   a package that is not installed                   (ImportError)
 """
 
 from importlib import import_module
 from types import ModuleType
+from typing import Final, TypeAlias
 
 from graph_patterns.expr import ExplainedError
 
-
-class PostprocError(ExplainedError):
-    """Base of every error that `postproc_export` raises on purpose."""
+PostprocError: TypeAlias = ExplainedError
+"""Base of every error that either package raises on purpose: who uses both catches one class."""
 
 
 class UsageError(PostprocError, ValueError):
@@ -41,17 +41,25 @@ class FileError(PostprocError, OSError):
 
 
 class MissingDependencyError(PostprocError, ImportError):
-    """A package of an extra that is not installed."""
+    """A package that is not installed and is needed for what is asked."""
 
 
-def require(module: str, *, extra: str, purpose: str) -> ModuleType:
-    """Import a module of an optional extra, or say which extra to install and what for."""
+_DISTRIBUTIONS: Final = {"PIL": "pillow", "skimage": "scikit-image"}
+
+
+def install(module: str) -> str:
+    """Return the command that installs what a module is from, by a name that every index knows."""
+    name = module.split(".")[0]
+    return f"pip install {_DISTRIBUTIONS.get(name, name.replace('_', '-'))}"
+
+
+def require(module: str, *, purpose: str) -> ModuleType:
+    """Import a module that not every installation has, or say what to install and what for."""
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
             raise
         raise MissingDependencyError(
-            f"{purpose} needs the package '{module.split('.')[0]}', which is not installed",
-            fix=f"pip install 'postproc-export[{extra}]'",
+            f"{purpose} needs the package '{module.split('.')[0]}', which is not installed", fix=install(module)
         ) from error

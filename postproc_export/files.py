@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Final
 
-from graph_patterns.expr import ExplainedError
 from graph_patterns.onnx.wire import ChangedFileError, FileSource, write_all
 from postproc_export.errors import FileError, PostprocError, UsageError
 from postproc_export.process import Staging, Undoing, backup_of, digest, held_signals, refuse_backups, staging_folder
@@ -164,7 +163,7 @@ def model_files(model: Path) -> list[Path]:
     if model.suffix.lower() == ".onnx" and model.is_file():
         from graph_patterns.onnx.file import external_files, load_skeleton
 
-        with suppress(ExplainedError), load_skeleton(model) as file:  # whoever runs the model says what is wrong
+        with suppress(PostprocError), load_skeleton(model) as file:  # whoever runs the model says what is wrong
             files |= set(external_files(file.model, model.parent).values())
     return sorted(files)
 

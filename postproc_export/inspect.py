@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, Final
 
-from graph_patterns.expr import ExplainedError, ModelFileError
+from graph_patterns.expr import ModelFileError
 from postproc_export.errors import PostprocError
 from postproc_export.files import default_target
 from postproc_export.formats.base import Format, format_of
@@ -61,7 +61,7 @@ def _default_attachment(form: Format, path: Path) -> dict[str, Any]:
             rows = _choices(path, attached, form.outputs(model))
             choices = [dict(zip(("what", "chosen", "why"), row, strict=True)) for row in rows]
             break
-        except ExplainedError as error:
+        except PostprocError as error:
             refused = refused or str(error)
     return {"possible": refused is None, "refused": refused, "choices": choices}
 
@@ -360,7 +360,7 @@ def inspect_model(model_path: str | Path, *, defaults: bool = False) -> InspectR
 
     Raises
     ------
-    PostprocError, graph_patterns.GraphPatternError
+    PostprocError
         If the file cannot be read, is damaged, or refers to files outside its folder.
 
     Notes

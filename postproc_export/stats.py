@@ -261,6 +261,24 @@ class CalibrationStats:
         return cls.from_json(read_json(Path(path), what="the statistics file"), where=str(path))
 
 
+def as_stats(stats: object) -> CalibrationStats:
+    """Return statistics from what a user may give: themselves, the path of a file, or None for none.
+
+    Raises FileError or MetadataError if the file cannot be read or is not legal, and UsageError for anything else.
+    """
+    if stats is None:
+        return CalibrationStats()
+    if isinstance(stats, (str, Path)):
+        return CalibrationStats.load(stats)
+    if isinstance(stats, CalibrationStats):
+        return stats
+    raise UsageError(
+        "statistics are expected",
+        found=type(stats).__name__,
+        needed="CalibrationStats or the path of a statistics file",
+    )
+
+
 def _matched(stats: LevelStats | None, other: LevelStats | None, *, name: Level, rule: str) -> LevelStats | None:
     if stats is None or stats.is_calibrated:
         return stats

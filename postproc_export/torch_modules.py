@@ -28,7 +28,7 @@ def load_module(spec: "str | torch.nn.Module") -> "tuple[torch.nn.Module, tuple[
     it may be dotted (``Detector.pretrained``). Modules are found as ``python -m`` finds them: the current folder comes
     first. Raises UsageError with the reason, and MissingDependencyError if torch is not installed.
     """
-    torch = require("torch", extra="torch", purpose=_PURPOSE)
+    torch = require("torch", purpose=_PURPOSE)
     if not isinstance(spec, str):
         return _ready(spec, type(spec).__name__)
     name, _, factory = spec.partition(":")

@@ -19,7 +19,15 @@ from postproc_export.reading.found import FoundTails, nothing_found, refuse_part
 from postproc_export.reading.report import SWITCHED_OFF, LevelReport, report_level, rule_of, shown, stats_of
 from postproc_export.reading.tail import FoundTail
 from postproc_export.record import TailRecord
-from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats, check_sensitivity, decision_boundary
+from postproc_export.stats import (
+    LEVELS,
+    CalibrationStats,
+    Level,
+    LevelStats,
+    as_stats,
+    check_sensitivity,
+    decision_boundary,
+)
 from postproc_export.tail import Tail
 from postproc_export.validation import called_like
 
@@ -532,7 +540,7 @@ def update_postprocessing(**given: Any) -> UpdateResult:
 
     Raises
     ------
-    PostprocError, graph_patterns.GraphPatternError
+    PostprocError
         If the model, the changes or the files do not allow it; nothing is written then.
 
     Notes
@@ -544,7 +552,7 @@ def update_postprocessing(**given: Any) -> UpdateResult:
     asked = UpdateOptions(**given)
     source, stats = Path(asked.model_path), asked.stats
     changes = Changes(
-        stats=CalibrationStats.load(stats) if isinstance(stats, (str, Path)) else stats,
+        stats=None if stats is None else as_stats(stats),
         image_threshold=asked.image_threshold,
         pixel_threshold=asked.pixel_threshold,
         normalized=asked.normalized,

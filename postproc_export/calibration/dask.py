@@ -132,12 +132,12 @@ class Cluster:
     def threads(self) -> int:
         """How many tasks run at once, about."""
         if self._client is None:
-            return int(require("dask.system", extra="dask", purpose=_PURPOSE).CPU_COUNT)
+            return int(require("dask.system", purpose=_PURPOSE).CPU_COUNT)
         return sum(self._client.nthreads().values())
 
     def run(self, make: Callable[[Any], list[Any]], work: Work, *, on_reply: OnReply | None) -> Any:
         """Return the sum of the answers of all parts, None where there is no part."""
-        dask = require("dask", extra="dask", purpose=_PURPOSE)
+        dask = require("dask", purpose=_PURPOSE)
         question = dask.delayed(work, pure=False, traverse=False)
         leaves = make(question)
         if not leaves:
@@ -166,14 +166,14 @@ class Cluster:
             ) from error
 
     def _compute(self, root: Any, leaves: Sequence[Any], on_reply: OnReply | None) -> Any:
-        dask = require("dask", extra="dask", purpose=_PURPOSE)
+        dask = require("dask", purpose=_PURPOSE)
         if self._client is None:
 
             def after(key: Any, result: Any, *_: Any) -> None:
                 if on_reply is not None and isinstance(result, Reply):
                     on_reply(result.read)
 
-            with require("dask.callbacks", extra="dask", purpose=_PURPOSE).Callback(posttask=after):
+            with require("dask.callbacks", purpose=_PURPOSE).Callback(posttask=after):
                 return dask.compute(root)[0]
         sizes = [] if on_reply is None else [dask.delayed(attrgetter("read"), pure=False)(leaf) for leaf in leaves]
         futures = self._client.compute([root, *sizes])
@@ -187,7 +187,7 @@ class Cluster:
 
     def _report(self, counters: Sequence[Any], on_reply: OnReply) -> None:
         """Report every part; the count of one whose worker is lost comes from the next one."""
-        distributed = require("distributed", extra="dask", purpose=_PURPOSE)
+        distributed = require("distributed", purpose=_PURPOSE)
         completed = distributed.as_completed(counters, with_results=True, loop=self._client.loop)
         for _ in counters:
             _, read = watched(self._client, completed.__anext__)
@@ -200,7 +200,7 @@ def _tree(answers: list[Any], question: Any) -> Any:
     def add(work: Work, some: Sequence[Any]) -> Any:  # replies of parts, or sums of them
         return work.add([each.answer if isinstance(each, Reply) else each for each in some])
 
-    task = require("dask", extra="dask", purpose=_PURPOSE).delayed(add, pure=False)
+    task = require("dask", purpose=_PURPOSE).delayed(add, pure=False)
     while True:
         answers = [task(question, answers[at : at + FAN_IN]) for at in range(0, len(answers), FAN_IN)]
         if len(answers) == 1:
@@ -211,7 +211,7 @@ def _tree(answers: list[Any], question: Any) -> Any:
 def cluster_at(dask: Any) -> Iterator[Cluster]:
     """Yield the cluster at an address, of a client, or the one that Dask uses by default."""
     if dask is None:
-        owner = getattr(require("dask.base", extra="dask", purpose=_PURPOSE).get_scheduler(), "__self__", None)
+        owner = getattr(require("dask.base", purpose=_PURPOSE).get_scheduler(), "__self__", None)
         yield _checked(owner if hasattr(owner, "nthreads") else None)  # None: Dask computes in this process by default
     elif isinstance(dask, str):
         with _connected(dask) as client:
@@ -226,7 +226,7 @@ def cluster_at(dask: Any) -> Iterator[Cluster]:
 
 @contextmanager
 def _connected(address: str) -> Iterator[Any]:
-    distributed = require("distributed", extra="dask", purpose=f"reading shards on the cluster at {address}")
+    distributed = require("distributed", purpose=f"reading shards on the cluster at {address}")
     try:
         kind = _knock(distributed, address)
         if kind != "Scheduler":
@@ -242,7 +242,7 @@ def _connected(address: str) -> Iterator[Any]:
 
 def _knock(distributed: Any, address: str) -> str:
     """Return who answers; a client would wait for ever where something else listens, such as the dashboard."""
-    dask, utils = (require(name, extra="dask", purpose=_PURPOSE) for name in ("dask", "dask.utils"))
+    dask, utils = (require(name, purpose=_PURPOSE) for name in ("dask", "dask.utils"))
     timeout = utils.parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
 
     async def knock() -> dict[str, Any]:
@@ -324,7 +324,7 @@ class _Arrays(_Source):
     def tasks(self, work: Any, *, is_first: bool) -> list[Any]:
         if self._pair is None:
             return []
-        da = require("dask.array", extra="dask", purpose=_PURPOSE)
+        da = require("dask.array", purpose=_PURPOSE)
         values, truth = self._pair.values, self._pair.truth
         values = values if is_dask(values) else da.from_array(np.asarray(values))
         answers = da.map_blocks(
@@ -341,7 +341,7 @@ class _Arrays(_Source):
 
 
 def _arrays_of(shard: MemoryShard) -> dict[str, Any]:
-    array_type = require("dask.array", extra="dask", purpose=_PURPOSE).Array
+    array_type = require("dask.array", purpose=_PURPOSE).Array
     for key, value in shard.given.items():
         if is_dask(value) and not isinstance(value, array_type):
             found, fix = type(value).__name__, "array = frame.to_dask_array(lengths=True)"
@@ -366,7 +366,7 @@ def _like(values: Any, truth: Any) -> Any:
 
     Both have the same canonical shape, so they differ by axes of length 1 only.
     """
-    da = require("dask.array", extra="dask", purpose=_PURPOSE)
+    da = require("dask.array", purpose=_PURPOSE)
     if not is_dask(truth):
         return da.from_array(np.asarray(truth).reshape(values.shape), chunks=values.chunks)
     if truth.shape != values.shape:
@@ -423,7 +423,7 @@ def answer_shards(
 
 
 def _delayed(work: Any, **parts: Any) -> Any:
-    dask = require("dask", extra="dask", purpose=_PURPOSE)
+    dask = require("dask", purpose=_PURPOSE)
     return dask.delayed(partial(answer_shards, **parts), pure=False, traverse=False)(work)
 
 

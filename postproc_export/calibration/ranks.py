@@ -52,7 +52,7 @@ class Ranks:
     """The ranks of a process group, seen from one of them; `all_ranks` opens and ends it."""
 
     def __init__(self, group: Any) -> None:
-        self._torch = require("torch", extra="torch", purpose="calibrating over several processes")
+        self._torch = require("torch", purpose="calibrating over several processes")
         self._dist = self._torch.distributed
         if not (self._dist.is_available() and self._dist.is_initialized()):
             raise UsageError(

@@ -119,7 +119,7 @@ class ZarrShard(FileShard):
 
     def arrays(self, *, verify: bool) -> dict[str, Any]:
         """Return the arrays of the group with known names."""
-        zarr = require("zarr", extra="zarr", purpose=f"reading the Zarr store {self.path}")
+        zarr = require("zarr", purpose=f"reading the Zarr store {self.path}")
         self._refuse_pickles()
         try:
             group = zarr.open_group(str(self.path), mode="r")
@@ -162,7 +162,7 @@ class ZarrShard(FileShard):
             if verify and self.run is None:
                 self.check(pair)
             # few chunks at once: every thread that has decoded one keeps memory of that size; version 2 decodes in turn
-            config = getattr(require("zarr", extra="zarr", purpose="reading a Zarr store"), "config", None)
+            config = getattr(require("zarr", purpose="reading a Zarr store"), "config", None)
             limits = nullcontext() if config is None else config.set(dict.fromkeys(_LIMITS, _THREADS))
             with limits, _decodable(self.name):
                 yield from box_blocks(pair, run=self.run)

@@ -18,12 +18,12 @@ from postproc_export.check.synthetic import SyntheticCheck
 from postproc_export.check.tail import check_adjusted, check_exhaustively, check_tail
 from postproc_export.check.ways import environment, has_nncf, installed_runtimes, usable_cores, whole_configurations
 from postproc_export.check.whole import WholeCheck
-from postproc_export.errors import FileError, MissingDependencyError, UsageError
+from postproc_export.errors import FileError, MissingDependencyError, UsageError, install
 from postproc_export.options import CheckOptions
 from postproc_export.process import temporary_folder
 from postproc_export.record import TailSpec, parse_tails
 from postproc_export.runtimes import RuntimeName, open_runner
-from postproc_export.stats import CalibrationStats, Level, check_comparison, check_sensitivity
+from postproc_export.stats import Level, as_stats, check_comparison, check_sensitivity
 from postproc_export.steps.around import is_same
 from postproc_export.validation import called_like
 
@@ -53,7 +53,7 @@ def assumptions(asked: CheckOptions) -> Assumed | None:
     if asked.comparison is not None:
         check_comparison(asked.comparison)
     return Assumed(
-        stats=CalibrationStats.load(stats) if isinstance(stats, (str, Path)) else stats,
+        stats=None if stats is None else as_stats(stats),
         path=stats if isinstance(stats, (str, Path)) else None,
         image_sensitivity=asked.image_sensitivity,
         pixel_sensitivity=asked.pixel_sensitivity,
@@ -108,7 +108,7 @@ def usable_runtimes(model: AttachedModel) -> tuple[RuntimeName, ...]:
         raise MissingDependencyError(
             f"{model.path} cannot be checked: no runtime for it is installed",
             needed=" or ".join(wanted),
-            fix=f"pip install 'postproc-export[{wanted[0]}]'",
+            fix=install(wanted[0]),
         )
     return found
 
@@ -135,7 +135,7 @@ def _not_covered(
         yield from (f"the whole file against {name}: {reason}" for name, given in originals if given is not None)
     readers = model.form.runtimes
     missing = [name for name in readers if name not in runtimes]
-    yield from (f"{name}: it is not installed (pip install 'postproc-export[{name}]')" for name in missing)
+    yield from (f"{name}: it is not installed ({install(name)})" for name in missing)
     if "onnxruntime" not in readers:
         yield "ONNX Runtime: it does not read this format"
     for level in model.raw:
@@ -159,7 +159,7 @@ def _not_covered(
     if real and asked.int8 is False:
         yield "the whole file quantised to INT8: it was not wanted"
     elif real and not has_nncf():
-        yield "the whole file quantised to INT8: nncf is not installed (pip install 'postproc-export[nncf]')"
+        yield f"the whole file quantised to INT8: nncf is not installed ({install('nncf')})"
 
 
 @called_like(CheckOptions)

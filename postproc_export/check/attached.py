@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Final, Literal, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from graph_patterns.expr import GraphPatternError
 from graph_patterns.match import GraphView, Mismatch, Value
 from postproc_export.check.assumed import Assumed
 from postproc_export.check.inputs import MODERATE, SPECIAL, FloatArray, RawValues, maps_of, raw_values
@@ -227,7 +226,7 @@ class AttachedModel(ABC):
                 form.take(model, "transform", where=where)
         except MetadataError as error:
             return (f"{error.what.removeprefix(f'{where}: ')}: {error.found}",)
-        except (PostprocError, GraphPatternError):
+        except PostprocError:
             return ()  # the tail is not as it was attached, which other checks tell
         is_touched = self.format == "onnx" and bool(self.remarks)
         return (*found.misfits, *(() if is_touched else found.doubts))

@@ -412,7 +412,7 @@ class SyntheticInputs:
             return np.asarray(np.floor(values * np.float32(top)).astype(port.dtype))
         scaled = {"unit": values, "small": 4 * values - 2, "bytes": 255 * values}[self.kind]
         if port.dtype == "bfloat16":
-            return np.asarray(scaled, require("ml_dtypes", extra="openvino", purpose="feeding bfloat16").bfloat16)
+            return np.asarray(scaled, require("ml_dtypes", purpose="feeding bfloat16").bfloat16)
         return np.asarray(scaled, port.dtype)
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from graph_patterns.expr import GraphPatternError
 from postproc_export.check.attached import AdaptedRunner, AttachedModel, RawFeeds, excused_images
 from postproc_export.check.inputs import RealBatch
 from postproc_export.check.ways import Configuration
@@ -166,7 +165,7 @@ class LevelReference:
 
 
 def _eager_module(stats: CalibrationStats, options: TailOptions) -> "PostProcessor":
-    require("torch", extra="torch", purpose="the eager reference of the check")
+    require("torch", purpose="the eager reference of the check")
     from postproc_export.eager import PostProcessor
 
     return PostProcessor(
@@ -212,7 +211,7 @@ class EagerTransform:
             from postproc_export.steps.user import eager_own
 
             return cls(record, ports, levels, eager_own(record.tails[0]), ())
-        require("torch", extra="torch", purpose="the eager reference of the check")
+        require("torch", purpose="the eager reference of the check")
         from postproc_export.steps.modules import Chain
 
         steps = resolve_all(record.tails)
@@ -478,7 +477,7 @@ def without_tail(attached: AttachedModel, folder: Path) -> RawFile:
             lambda model: form.take(model, "tail", where=str(attached.path)),
             purpose="checking an OpenVINO IR",
         )
-    except (PostprocError, GraphPatternError):
+    except PostprocError:
         detached = DetachResult()
     if detached:
         return RawFile(attached.path, attached, model=model, outputs=detached.raw_outputs)

@@ -9,7 +9,6 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from graph_patterns.expr import GraphPatternError
 from postproc_export.check.assumed import Assumed
 from postproc_export.check.attached import PURPOSE, AttachedModel, RawFeeds, axes_of, numpy_dtype
 from postproc_export.check.attached_files import load_attached
@@ -206,7 +205,7 @@ def unfit_layer(path: Path, assumed: Assumed | None = None) -> Check | None:
         model = whole.form.load(path, purpose=PURPOSE)
         whole.form.take(model, "decision", where=str(path))
         lost = [f"nothing computes '{name}'" for name in whole.form.uncomputed(model)]
-    except (PostprocError, GraphPatternError) as error:
+    except PostprocError as error:
         lost = [" ".join(str(error).split())]
     if not lost:
         return None

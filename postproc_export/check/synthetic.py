@@ -8,7 +8,6 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from graph_patterns.expr import GraphPatternError
 from postproc_export.check.attached import AttachedModel
 from postproc_export.check.chain import BatchRuns, ModelName
 from postproc_export.check.inputs import (
@@ -66,7 +65,7 @@ class SyntheticPlan:
         if self.raw_file is None:
             try:
                 self.raw_file = without_tail(self.attached, self.folder)
-            except (PostprocError, GraphPatternError) as error:
+            except PostprocError as error:
                 self.say("the whole file against what is in front of its tail", one_line(error))
         tapped = self.attached.tapped(self.folder, self.attached.taps)
         self._models |= {"attached": self.attached.path, "tapped": tapped}

@@ -193,7 +193,7 @@ def with_int8(
     parsed = _read(model).clone()
     silence = io.StringIO()  # nncf writes its progress to stdout, where the report goes
     with without_telemetry(), redirect_stdout(silence), redirect_stderr(silence):
-        nncf = require("nncf", extra="nncf", purpose="quantising a model")
+        nncf = require("nncf", purpose="quantising a model")
         nncf.set_log_level(logging.ERROR)
         scope = nncf.IgnoredScope(patterns=list(ignored), validate=False)
         names = {name for port in parsed.inputs for name in port.get_names()}

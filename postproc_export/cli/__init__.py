@@ -23,16 +23,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line with these arguments (default: the process's own) and return the exit code."""
     from cyclopts import CycloptsError
 
-    from graph_patterns.expr import ExplainedError
     from postproc_export.cli.commands import app
     from postproc_export.cli.console import leftovers_to_stderr
+    from postproc_export.errors import PostprocError
     from postproc_export.process import natives_of_command
 
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         with leftovers_to_stderr(), natives_of_command():
             code = app(arguments)
-    except (ExplainedError, CycloptsError) as error:
+    except (PostprocError, CycloptsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return UNUSABLE
     except KeyboardInterrupt:

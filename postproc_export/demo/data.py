@@ -142,7 +142,7 @@ def load_photos() -> Photos:
     """
     spec = find_spec("skimage")
     package = spec.origin if spec else None
-    data = Path(str(package or require("skimage", extra="demo", purpose=PURPOSE).__file__)).parent / "data"
+    data = Path(str(package or require("skimage", purpose=PURPOSE).__file__)).parent / "data"
     photos: dict[str, Gray] = {}
     for name in (NORMAL_PHOTO, *OTHER_PHOTOS):
         # By path and not with skimage.data.gravel(), which would go to the network for a file that is not there.
@@ -154,7 +154,7 @@ def load_photos() -> Photos:
                 needed="a scikit-image with its texture images, as the wheels on PyPI have them",
                 fix="pip install --force-reinstall scikit-image",
             )
-        with require("PIL.Image", extra="demo", purpose=PURPOSE).open(path) as photo:
+        with require("PIL.Image", purpose=PURPOSE).open(path) as photo:
             photos[name] = np.asarray(photo.convert("L"), dtype=np.uint8)
     return photos
 

@@ -186,7 +186,7 @@ def run_demo(folder: Path, *, tell: Tell) -> Sequence[ParityReport]:
     """
     own_files(folder)  # refuses a folder of others at once, before the slow imports
     for package in PACKAGES:
-        require(package, extra="demo", purpose=PURPOSE)
+        require(package, purpose=PURPOSE)
     with whole_or_nothing(folder):
         test_crops = _write_crops(folder, tell=tell)
         detector = factory.detector()

@@ -15,7 +15,6 @@ from postproc_export.check.attached_files import load_attached
 from postproc_export.check.report import Check
 from postproc_export.check.steps import without_decisions
 from postproc_export.check.ways import Configuration
-from postproc_export.eager import as_stats
 from postproc_export.errors import UsageError
 from postproc_export.export.exporter import (
     INPUT,
@@ -48,7 +47,7 @@ from postproc_export.images import Preprocessing, find_samples
 from postproc_export.options import ExportOptions, TailOptions
 from postproc_export.record import parse_tail, parse_tails
 from postproc_export.runtimes import open_runner
-from postproc_export.stats import CalibrationStats
+from postproc_export.stats import CalibrationStats, as_stats
 from postproc_export.tail import calibrated_levels
 from postproc_export.validation import called_like
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
-from graph_patterns.expr import ExplainedError
 from postproc_export.check.report import ParityReport
-from postproc_export.errors import FileError, UsageError
+from postproc_export.errors import FileError, PostprocError, UsageError
 from postproc_export.files import explained, folder_made_for, publishing
 from postproc_export.process import staging_folder
 from postproc_export.record import AttachResult
@@ -129,7 +128,7 @@ def workshop(folder: Path, name: str, formats: Sequence[Format]) -> Iterator[Pat
     with explained(folder), staging_folder(where, names) as staging:
         try:
             yield staging.files
-        except ExplainedError as error:  # nobody knows the files by their temporary names
+        except PostprocError as error:  # nobody knows the files by their temporary names
             if str(staging.files) not in str(error):
                 raise
             texts = [text and text.replace(f"{staging.files}{os.sep}", f"{folder}{os.sep}") for text in error.texts]

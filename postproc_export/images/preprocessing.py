@@ -112,7 +112,7 @@ class Preprocessing:
 
     def array(self, image: "Image") -> Array:
         """Return the model's input for one decoded RGB image, in `layout` and `dtype`, without the batch axis."""
-        filters = require("PIL.Image", extra="images", purpose="resizing images").Resampling
+        filters = require("PIL.Image", purpose="resizing images").Resampling
         if self.size is not None and image.size != (self.size[1], self.size[0]):
             image = image.resize((self.size[1], self.size[0]), filters[self.interpolation.upper()])
         if self.channel_order == "gray":
@@ -136,7 +136,7 @@ class Preprocessing:
             values = (values - mean) / std
             dtype: Any = self.dtype or "float32"
             if dtype == "bfloat16":
-                dtype = require("ml_dtypes", extra="images", purpose="feeding a bfloat16 input").bfloat16
+                dtype = require("ml_dtypes", purpose="feeding a bfloat16 input").bfloat16
             values = values.astype(dtype, copy=False)
         return np.ascontiguousarray(values.transpose(2, 0, 1) if self.layout == "nchw" else values)
 

@@ -62,8 +62,8 @@ def decode_rgb(path: Path) -> "Image":
 
 def open_upright(path: Path) -> "Image":
     """Read and decode an image file in its own mode, with its EXIF orientation applied."""
-    images = require("PIL.Image", extra="images", purpose=_PURPOSE)
-    operations = require("PIL.ImageOps", extra="images", purpose=_PURPOSE)
+    images = require("PIL.Image", purpose=_PURPOSE)
+    operations = require("PIL.ImageOps", purpose=_PURPOSE)
     check_file(path, what="the image")
     try:
         with images.open(path, formats=_FORMATS) as file:

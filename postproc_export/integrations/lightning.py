@@ -96,8 +96,8 @@ class SamplerPartition:
 
 def _partition(loader: Any, *, package: str) -> SamplerPartition | str:
     """Return how a dataloader deals, or why it cannot be told."""
-    data = require("torch.utils.data", extra="lightning", purpose="calibrating in a Trainer")
-    distributed = require(f"{MODULES[package]}.overrides.distributed", extra="lightning", purpose="the callback")
+    data = require("torch.utils.data", purpose="calibrating in a Trainer")
+    distributed = require(f"{MODULES[package]}.overrides.distributed", purpose="the callback")
     if not isinstance(loader, data.DataLoader):
         return f"the validation dataloader is a {type(loader).__name__}"
     if isinstance(loader.dataset, data.IterableDataset):
@@ -188,7 +188,7 @@ def checkpoint_statistics(
     """
     given: dict[Level, str | None] = {"image": image_policy, "pixel": pixel_policy}
     asked = {level: Policy.parse(text) for level, text in given.items() if text is not None}
-    torch = require("torch", extra="lightning", purpose="reading a checkpoint")
+    torch = require("torch", purpose="reading a checkpoint")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -425,7 +425,7 @@ def callback_class(package: Package) -> Any:
     """Return the class for a package: a Trainer wants callbacks of its own package, and tells them apart by class."""
     if package not in MODULES:
         raise UsageError(f"package={package!r} is not known", needed="'lightning' or 'pytorch_lightning'")
-    module = require(MODULES[package], extra="lightning", purpose="the calibration callback")
+    module = require(MODULES[package], purpose="the calibration callback")
     own = {"__doc__": CalibrationHooks.__doc__, "__reduce__": _reduced, "package": package}
     return type(NAME, (CalibrationHooks, module.Callback), own)
 

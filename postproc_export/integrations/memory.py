@@ -5,13 +5,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from postproc_export.attach import attach_model
-from postproc_export.eager import as_stats
 from postproc_export.errors import require
 from postproc_export.formats.base import Format, Outputs
 from postproc_export.options import AttachInMemoryOptions, TailOptions
 from postproc_export.record import AttachResult, parse_tails
 from postproc_export.runtimes.openvino import import_openvino
-from postproc_export.stats import CalibrationStats
+from postproc_export.stats import CalibrationStats, as_stats
 from postproc_export.validation import called_like
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def attach_to_onnx(**given: Any) -> AttachResult:
 
     Raises
     ------
-    PostprocError, graph_patterns.GraphPatternError
+    PostprocError
         If the model, the statistics or the options do not allow it; the model is as it was then.
 
     Notes
@@ -94,7 +93,7 @@ def onnx_ir_pass(stats: "CalibrationStats | str | Path", **options: Any) -> Any:
     before this pass sees it. Where they matter, attach to the `onnx.ModelProto` or to the file. The `meta` dictionaries
     of nodes and values, which onnx_ir never writes to a file, are not in the new model.
     """
-    ir: Any = require("onnx_ir", extra="export", purpose="a pass for onnx_ir")
+    ir: Any = require("onnx_ir", purpose="a pass for onnx_ir")
     statistics = as_stats(stats)
 
     def call(self: Any, model: Any) -> Any:

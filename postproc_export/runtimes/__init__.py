@@ -10,8 +10,7 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from graph_patterns.expr import ExplainedError
-from postproc_export.errors import UnsupportedModelError, UsageError
+from postproc_export.errors import PostprocError, UnsupportedModelError, UsageError
 from postproc_export.ports import Axis, PortInfo
 from postproc_export.process import refuse_backups
 from postproc_export.validation import check_file
@@ -163,5 +162,5 @@ def _external_data(path: Path) -> list[Path]:
     try:
         with load_skeleton(path) as file:
             return [path.parent / location for _, location, _ in external_data_locations(file.model)]
-    except ExplainedError:  # the runtime says what is wrong with it
+    except PostprocError:  # the runtime says what is wrong with it
         return []

@@ -35,7 +35,7 @@ class OnnxRuntimeRunner(Runner):
     @classmethod
     def load(cls, model: str | bytes, *, precision: Precision, optimize: bool, threads: int | None) -> Self:
         """Load an ONNX file or the bytes of one; see `postproc_export.runtimes.open_runner`."""
-        onnxruntime = require("onnxruntime", extra="onnxruntime", purpose=_PURPOSE)
+        onnxruntime = require("onnxruntime", purpose=_PURPOSE)
         options = onnxruntime.SessionOptions()
         levels = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
@@ -106,7 +106,7 @@ def _array(value: Any) -> Array:
     if value.data_type() != "tensor(bfloat16)":
         return np.array(value.numpy())
     shape = tuple(value.shape())
-    bfloat16 = require("ml_dtypes", extra="onnxruntime", purpose="reading a bfloat16 output").bfloat16
+    bfloat16 = require("ml_dtypes", purpose="reading a bfloat16 output").bfloat16
     size = 2 * math.prod(shape)
     words = bytearray(ctypes.string_at(value.data_ptr(), size) if size else b"")
     values: Array = np.frombuffer(words, np.uint16).view(bfloat16).reshape(shape)

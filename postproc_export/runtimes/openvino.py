@@ -37,7 +37,7 @@ def import_openvino(*, purpose: str) -> ModuleType:
     duration of the import. A process that imported OpenVINO before has made its own choice, and is left alone.
     """
     with without_telemetry():
-        return require("openvino", extra="openvino", purpose=purpose)
+        return require("openvino", purpose=purpose)
 
 
 def openvino_core(*, purpose: str) -> Any:
@@ -173,7 +173,7 @@ class OpenVinoRunner(Runner):
         values: Array = np.array(self._request.get_output_tensor(index).data)
         if port.dtype != "bfloat16":
             return values
-        return values.view(require("ml_dtypes", extra="openvino", purpose="reading a bfloat16 output").bfloat16)
+        return values.view(require("ml_dtypes", purpose="reading a bfloat16 output").bfloat16)
 
 
 def _scalars(request: Any) -> list[Any]:

@@ -73,7 +73,7 @@ def eager_own(spec: TailSpec) -> UserStep:
     Importing runs the module's code. Raises UsageError if it cannot be imported or built without arguments, is no
     `torch.nn.Module`, its forward takes other arguments, or its weights are others each time that it is built.
     """
-    require("torch", extra="export", purpose=PURPOSE)
+    require("torch", purpose=PURPOSE)
     module = _built(spec.name)
     signature = inspect.signature(module.forward)
     try:

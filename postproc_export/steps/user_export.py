@@ -100,7 +100,7 @@ def _attempt(
 def _by_dynamo(form: StepAtHost, wrapper: "torch.nn.Module", asked: Mapping[str, Any]) -> onnx.ModelProto:
     import torch
 
-    require("onnxscript", extra="export", purpose=PURPOSE)
+    require("onnxscript", purpose=PURPOSE)
     dynamic = tuple(form.dynamic[level] for level in form.ports)
     # Names, not `Dim` objects: a size that the class fixes is an error then; a `Dim` is given up in silence.
     shapes = dynamic if any(dynamic) else None

@@ -92,12 +92,12 @@ def test_a_missing_photo_is_named_and_never_downloaded(monkeypatch: pytest.Monke
         data.load_photos()
 
 
-def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without scikit-image the demo says what to install."""
     monkeypatch.setattr(data, "find_spec", lambda name: None)
     monkeypatch.setitem(__import__("sys").modules, "skimage", None)
     with pytest.raises(
-        MissingDependencyError, match=r"the demo needs the package 'skimage'.*\n.*postproc-export\[demo\]"
+        MissingDependencyError, match=r"the demo needs the package 'skimage'.*\n.*pip install scikit-image$"
     ):
         data.load_photos()
 

@@ -312,9 +312,9 @@ def test_a_source_of_another_type_is_refused() -> None:
         calibrate(each for each in ())  # type: ignore[arg-type]
 
 
-def test_a_zarr_store_without_zarr_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_zarr_store_without_zarr_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Optional formats say what to install."""
     monkeypatch.setitem(__import__("sys").modules, "zarr", None)
     (tmp_path / ".zgroup").write_text("{}")
-    with pytest.raises(MissingDependencyError, match=r"postproc-export\[zarr\]"):
+    with pytest.raises(MissingDependencyError, match=r"pip install zarr$"):
         calibrate(tmp_path)
