@@ -46,7 +46,7 @@ from postproc_export.files import refuse_inputs
 from postproc_export.images import Preprocessing, find_samples
 from postproc_export.options import ExportOptions, TailOptions
 from postproc_export.record import parse_tail, parse_tails
-from postproc_export.runtimes import open_runner
+from postproc_export.runtimes import PortInfo, open_runner
 from postproc_export.stats import CalibrationStats, as_stats
 from postproc_export.tail import calibrated_levels
 from postproc_export.validation import called_like
@@ -156,7 +156,8 @@ class Job:
         self.tell(f"calibrating on {asked.calibrate}")
         preprocessing, shape = asked.preprocessing or Preprocessing(), tuple(self.example.shape)
         if preprocessing.size is None and len(shape) == 4:  # images get the example's size
-            height, width = shape[2:] if preprocessing.layout == "nchw" else shape[1:3]
+            layout = preprocessing.layout_for(PortInfo(INPUT, "float32", shape))
+            height, width = shape[2:] if layout == "nchw" else shape[1:3]
             preprocessing = replace(preprocessing, size=(height, width))
         source = ModelSource.open(
             self._raw(self.formats[0]),

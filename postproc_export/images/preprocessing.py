@@ -36,7 +36,7 @@ class Preprocessing:
     channel_order
         ``"rgb"``, ``"bgr"`` or ``"gray"`` (one channel, ITU-R 601 luma).
     layout
-        ``"nchw"`` or ``"nhwc"``.
+        ``"nchw"`` or ``"nhwc"``. None: the one that the model's input shows by its channels, else NCHW.
     interpolation
         Pillow's filter for resizing; all but nearest weigh every source pixel when an image shrinks (antialiasing).
     dtype
@@ -53,13 +53,13 @@ class Preprocessing:
     mean: tuple[float, ...] = field(default=(0.0,), metadata=spelt("--mean", metavar="R,G,B", text=str))
     std: tuple[float, ...] = field(default=(1.0,), metadata=spelt("--std", metavar="R,G,B", text=str))
     channel_order: ChannelOrder = "rgb"
-    layout: Layout = "nchw"
+    layout: Layout | None = None
     interpolation: Interpolation = "bilinear"
     dtype: str | None = field(default=None, metadata=spelt(only_python=True))
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in get_args(choices):
+            if getattr(self, name) not in get_args(choices) and not (name == "layout" and self.layout is None):
                 raise UsageError(f"unknown {name} {getattr(self, name)!r}", needed=" or ".join(get_args(choices)))
         if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
             needed = "height and width of at least 1 pixel"
@@ -79,15 +79,21 @@ class Preprocessing:
         """Channels of the model's input: 3, or 1 for gray."""
         return 1 if self.channel_order == "gray" else 3
 
+    def layout_for(self, port: PortInfo) -> Layout:
+        """Return the layout that is asked for, else NHWC where the last axis of the input alone can have channels."""
+        is_last = port.size(3) == self.channels and port.size(1) not in (1, 3)
+        return self.layout or ("nhwc" if is_last else "nchw")
+
     def for_input(self, port: PortInfo) -> Self:
-        """Fill in what the model's input decides (size, dtype, scale) and check the rest against it."""
+        """Fill in what the model's input decides (size, layout, dtype, scale) and check the rest against it."""
         image_input([port])
-        channel_axis, height_axis, width_axis = (1, 2, 3) if self.layout == "nchw" else (3, 1, 2)
+        layout = self.layout_for(port)
+        channel_axis, height_axis, width_axis = (1, 2, 3) if layout == "nchw" else (3, 1, 2)
         if port.size(channel_axis) not in (None, self.channels):
             raise UsageError(
-                f"{self.layout.upper()} images with {self.channels} channel(s) do not fit the model's input",
+                f"{layout.upper()} images with {self.channels} channel(s) do not fit the model's input",
                 found=port.describe(),
-                fix="choose --layout (nchw, nhwc) and --channel-order (rgb, bgr, gray)",
+                fix=self._channels_fix(port),
             )
         height, width = port.size(height_axis), port.size(width_axis)
         size = self.size or ((height, width) if height is not None and width is not None else None)
@@ -101,7 +107,7 @@ class Preprocessing:
             what = f"--image-size {size[0]}x{size[1]} does not fit the model"
             raise UsageError(what, found=port.describe(), fix="leave it out for the model's own size")
         scale = self.scale if self.scale is not None else 1.0 if port.dtype == "uint8" else 255.0
-        resolved = replace(self, size=size, dtype=port.dtype, scale=scale)
+        resolved = replace(self, size=size, layout=layout, dtype=port.dtype, scale=scale)
         if port.dtype == "uint8" and (resolved.scale != 1 or set(resolved.mean) != {0.0} or set(resolved.std) != {1.0}):
             raise UsageError(
                 "a uint8 input takes pixels as they are",
@@ -138,7 +144,17 @@ class Preprocessing:
             if dtype == "bfloat16":
                 dtype = require("ml_dtypes", purpose="feeding a bfloat16 input").bfloat16
             values = values.astype(dtype, copy=False)
-        return np.ascontiguousarray(values.transpose(2, 0, 1) if self.layout == "nchw" else values)
+        return np.ascontiguousarray(values if self.layout == "nhwc" else values.transpose(2, 0, 1))
+
+    def _channels_fix(self, port: PortInfo) -> str:
+        """Return what helps where the input has other channels than the images."""
+        shape = f"[{port.describe().rpartition(' [')[2]}"
+        by_size = {port.size(1): "nchw", port.size(3): "nhwc"}
+        if self.channels in by_size:
+            return f"add --layout {by_size[self.channels]} (the input is {shape})"
+        if self.channels == 3 and 1 in by_size:
+            return f"add --channel-order gray (the input is {shape})"
+        return "choose --layout (nchw, nhwc) and --channel-order (rgb, bgr, gray)"
 
     def describe(self) -> str:
         """Return one line that says what is done to an image."""
@@ -148,7 +164,8 @@ class Preprocessing:
             f"resized to {size} (height x width, {self.interpolation}, aspect not kept)",
             self.channel_order.upper(),
         ]
-        steps += [f"divided by {scale}", f"mean {_listed(self.mean)}", f"std {_listed(self.std)}", self.layout.upper()]
+        layout = "the model's layout" if self.layout is None else self.layout.upper()
+        steps += [f"divided by {scale}", f"mean {_listed(self.mean)}", f"std {_listed(self.std)}", layout]
         return ", ".join([*steps, *([] if self.dtype is None else [self.dtype])])
 
     def to_json(self) -> dict[str, Any]:

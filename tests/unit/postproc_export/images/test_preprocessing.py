@@ -1,6 +1,7 @@
 """What is done to an image before the model sees it: explicit, checked against the model's input, and recorded."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError
 from postproc_export.images import Preprocessing, image_input
+from postproc_export.images.preprocessing import ChannelOrder
 from postproc_export.runtimes import PortInfo
 
 DYNAMIC = PortInfo("input", "float32", ("N", 3, "H", "W"))
@@ -75,12 +77,49 @@ class TestPreprocessing:
         with pytest.raises(UsageError, match="--image-size 4x4 does not fit"):
             Preprocessing(size=(4, 4)).for_input(STATIC)
 
-    def test_channels_that_do_not_fit_name_the_options(self) -> None:
-        """An NHWC input is not guessed, nor a gray one."""
-        with pytest.raises(UsageError, match=r"NCHW images with 3 channel(.|\n)*\[N, 4, 6, 3\](.|\n)*--layout"):
-            Preprocessing().for_input(PortInfo("x", "float32", ("N", 4, 6, 3)))
-        with pytest.raises(UsageError, match="--channel-order"):
-            Preprocessing().for_input(PortInfo("x", "float32", ("N", 1, 4, 6)))
+    @pytest.mark.parametrize(
+        ("shape", "order", "layout"),
+        [
+            pytest.param((4, 6, 3), "rgb", "nhwc", id="last"),
+            pytest.param((None, None, 3), "rgb", "nhwc", id="last-of-open-ones"),
+            pytest.param((4, 6, 1), "gray", "nhwc", id="gray"),
+            pytest.param((3, 4, 6), "rgb", "nchw", id="second"),
+            pytest.param((3, 4, 3), "rgb", "nchw", id="either"),
+            pytest.param((1, 4, 1), "gray", "nchw", id="gray-either"),
+            pytest.param((None, None, None), "rgb", "nchw", id="open"),
+        ],
+    )
+    def test_the_layout_is_read_off_the_input(
+        self, shape: tuple[int | None, ...], order: ChannelOrder, layout: str
+    ) -> None:
+        """NHWC where the last axis alone can be that of the channels; what is found out is recorded and shown."""
+        height, width = shape[1:] if layout == "nchw" else shape[:2]
+        asked = Preprocessing(size=(height or 4, width or 6), channel_order=order)
+        resolved = asked.for_input(PortInfo("x", "float32", ("N", *shape)))
+        assert resolved.layout == layout == resolved.to_json()["layout"]
+        assert layout.upper() in resolved.describe()
+
+    @pytest.mark.parametrize(
+        ("shape", "given", "fix"),
+        [
+            pytest.param(
+                (4, 6, 3), {"layout": "nchw"}, r"add --layout nhwc \(the input is \[N, 4, 6, 3\]\)", id="nhwc"
+            ),
+            pytest.param(
+                (3, 4, 6), {"layout": "nhwc"}, r"add --layout nchw \(the input is \[N, 3, 4, 6\]\)", id="nchw"
+            ),
+            pytest.param((1, 4, 3), {}, r"add --layout nhwc \(the input is \[N, 1, 4, 3\]\)", id="ambiguous"),
+            pytest.param((1, 4, 6), {}, "add --channel-order gray", id="gray"),
+            pytest.param((4, 6, 1), {}, "add --channel-order gray", id="gray-nhwc"),
+            pytest.param((2, 4, 6), {}, "choose --layout", id="neither"),
+        ],
+    )
+    def test_channels_that_do_not_fit_name_the_option(
+        self, shape: tuple[int, ...], given: dict[str, Any], fix: str
+    ) -> None:
+        """What is asked for counts, and what is not clear is not guessed."""
+        with pytest.raises(UsageError, match=rf"images with 3 channel(.|\n)*fix:     {fix}"):
+            Preprocessing(**given).for_input(PortInfo("x", "float32", ("N", *shape)))
 
     @pytest.mark.parametrize(
         ("ports", "message"),
