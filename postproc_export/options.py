@@ -396,6 +396,9 @@ class ModelOptions(OutputOptions):
         ONNX model (.onnx) or OpenVINO IR (.xml) with raw outputs and one input, a batch of images.
     images
         Folder or CSV file of labelled images.
+    split
+        Which split of the images to take, such as ``val``; by default the validation split, else, with a warning, the
+        test split.
     image_only
         Leave the pixel level out; no masks are needed.
     runtime
@@ -417,6 +420,7 @@ class ModelOptions(OutputOptions):
     model: str | Path
     images: str | Path
     _: KW_ONLY
+    split: str | None = None
     image_only: bool = False
     runtime: RuntimeName | None = None
     precision: Precision = "float32"
@@ -450,7 +454,7 @@ class CheckOptions(StepOptions):
     preprocessing
         What is done to the images; by default what the statistics record, else `Preprocessing()`.
     limit
-        Feed at most so many images or samples.
+        Feed at most so many images, of every class in turn, or so many samples.
     max_flips
         Labels per output that may differ from the raw file's or the PyTorch model's though the raw value lies outside
         the band that another compilation or implementation explains.
@@ -534,6 +538,9 @@ class ExportOptions(TailOptions, OutputOptions, CalibrationOptions):
         Opset that the ONNX graph has to have; by default the exporter's.
     calibrate
         In place of ``stats``: folder or CSV file of labelled images, on which the exported graph is calibrated.
+    split
+        For ``calibrate``: which split of the images to take, such as ``val``; by default the validation split, else,
+        with a warning, the test split.
     image_only
         For ``calibrate``: leave the pixel level out; no masks are needed.
     images
@@ -561,6 +568,7 @@ class ExportOptions(TailOptions, OutputOptions, CalibrationOptions):
     name: str = field(default="model", kw_only=True)
     opset: int | None = field(default=None, kw_only=True)
     calibrate: str | Path | None = field(default=None, kw_only=True)
+    split: str | None = field(default=None, kw_only=True)
     image_only: bool = field(default=False, kw_only=True)
     images: str | Path | None = field(default=None, kw_only=True)
     preprocessing: "Preprocessing | None" = field(default=None, kw_only=True, metadata=spelt(only_python=True))

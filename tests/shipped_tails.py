@@ -49,5 +49,5 @@ def labelled_images(root: Path, *, size: tuple[int, int] = (32, 32)) -> Path:
                 pixels[8:20, 10:22] += 100
                 mask[8:20, 10:22] = 255
                 save(root / "ground_truth" / folder / f"{index:03}_mask.png", mask)
-            save(root / "test" / folder / f"{index:03}.png", pixels)
+            save(root / "validation" / folder / f"{index:03}.png", pixels)
     return root

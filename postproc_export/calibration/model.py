@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from postproc_export.calibration.statistics import CalibrationWarning
 from postproc_export.errors import CalibrationError, FileError
 from postproc_export.files import model_files, usual_weights
 from postproc_export.formats.base import Outputs
 from postproc_export.images import Batch, Preprocessing, Sample, find_samples, fit_mask, image_input, load_batches
+from postproc_export.images.layouts import class_counts, described, split_kind
 from postproc_export.images.samples import check_workers
 from postproc_export.options import ModelOptions
 from postproc_export.ports import Selection
@@ -75,12 +77,15 @@ class ModelSource:
         options: dict[str, Any] = {"runtime": asked.runtime, "precision": asked.precision, "threads": asked.threads}
         runner, selection, tails = open_raw(asked.model, outputs=outputs, steps=parse_tails(asked.steps), **options)
         resolved = (asked.preprocessing or Preprocessing()).for_input(image_input(runner.inputs))
-        samples = tuple(find_samples(asked.images))
+        samples = tuple(find_samples(asked.images, split=asked.split))
+        if asked.split is None:
+            _warn_of_split(asked.images, samples[0].split)
         missing = [sample.image for sample in samples if sample.label == 1 and sample.mask is None]
         if missing and selection.pixel is not None and not asked.image_only:
             raise CalibrationError(
                 f"{len(missing)} anomalous image(s) have no mask; the first is {missing[0]}",
-                needed="a mask for every anomalous image, to calibrate the pixel level",
+                needed="a mask for every anomalous image, to calibrate the pixel level: "
+                "ground_truth/<defect>/<stem>_mask.png or <stem>.png, or the column mask of the CSV file",
                 fix="add the masks, or leave the pixel level out with --image-only",
             )
         size = find_batch_size(runner, selection, resolved, asked=asked.batch_size, count=len(samples))
@@ -152,7 +157,12 @@ class ModelSource:
             },
             **({STATISTICS_KEY: [spec.to_json() for spec in self.tails]} if self.tails else {}),
             "preprocessing": self.preprocessing.to_json(),
-            "samples": {**self.counts(), "batch_size": self.batch_size},
+            "samples": {
+                **self.counts(),
+                "batch_size": self.batch_size,
+                "classes": class_counts(self.samples),
+                "split": self.samples[0].split,
+            },
         }
 
     def counts(self) -> dict[str, int]:
@@ -164,7 +174,9 @@ class ModelSource:
 
     def describe(self) -> str:
         """Return some lines for people: runtime, outputs, pre-processing, images."""
-        counts = self.counts()
+        counts, split = self.counts(), self.samples[0].split
+        kinds = class_counts(sample for sample in self.samples if sample.label == 1)
+        of_kinds = f" ({described(kinds)})" if len(kinds) > 1 else ""
         runner = self.runner
         return "\n".join(
             (
@@ -172,8 +184,9 @@ class ModelSource:
                 f"outputs: {self.selection.describe()}{'; pixel level left out' if self.image_only else ''}",
                 *(f"behind: {spec.text}" for spec in self.tails),
                 f"pre-processing: {self.preprocessing.describe()}",
-                f"images: {counts['normal']} normal, {counts['anomalous']} anomalous, {counts['masks']} masks, "
-                f"{self.batch_size} at a time",
+                f"images: {counts['normal']} normal, {counts['anomalous']} anomalous{of_kinds}, "
+                f"{counts['masks']} masks, {self.batch_size} at a time",
+                *([f"split: {split}"] if split else []),
             )
         )
 
@@ -194,3 +207,19 @@ class ModelSource:
             suspects = batch.samples[int(np.argmax(bad))].image if bad.any() else f"{first} to {last}"
             what = f"{suspects}: {error.what}"
             raise CalibrationError(what, found=error.found, needed=error.needed, fix=error.fix) from error
+
+
+def _warn_of_split(images: str | Path, split: str | None) -> None:
+    """Warn where the images that are taken should not be what a threshold is chosen on."""
+    why = {
+        "test": "what is measured on it later is no longer a test",
+        "train": "a model scores the images that it was trained on lower than new ones, and the threshold is too low",
+    }.get(split_kind(split) or "")
+    if why is not None:
+        warnings.warn(
+            CalibrationWarning(
+                f"the split '{split}' of {images} is taken for calibration: {why}; "
+                f"fix: give validation images, or --split {split} if it is meant"
+            ),
+            stacklevel=4,
+        )

@@ -343,15 +343,21 @@ def _unlabelled(level: Level, counted: Counted, policy: Policy) -> LevelStats:
     return _legal(level, counted, threshold=None, policy=policy.text, rule="range_only", details=details)
 
 
+_QUANTILES: Final = {"image": "0.995", "pixel": "0.9999"}  # of normal values; a map has many pixels
+
+
 def _warn_of_threshold(
     level: Level, counted: Counted, policy: Policy, found: Found, rule: str, values: Values | None
 ) -> None:
     """Warn where one class is missing, or, unless there was one pass only, float32 merged values at the threshold."""
-    which = {"only_normal": ("normal", "highest"), "only_anomalous": ("anomalous", "lowest")}.get(rule)
+    which = {
+        "only_normal": ("normal", "highest", f"--{level}-policy quantile={_QUANTILES[level]}, or add anomalous ones"),
+        "only_anomalous": ("anomalous", "lowest", "add normal ones"),
+    }.get(rule)
     if which is not None:
         _warn(
             f"{level} level: only {which[0]} samples, so '{policy.text}' is not defined and the threshold is "
-            f"the {which[1]} value seen"
+            f"the {which[1]} value seen; fix: {which[2]}"
         )
     if counted.is_wide and values is not None:
         low, high = values(Extremes(np.float32(value_of(found.key))))

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 from zipfile import BadZipFile
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from postproc_export.errors import FileError, PostprocError, UsageError, require
 from postproc_export.float32 import as_bfloat16, rank_of
 from postproc_export.images import Preprocessing, find_samples, image_input, load_batches
+from postproc_export.images.layouts import class_counts, described, spread
 from postproc_export.options import COUNT, SEED
 from postproc_export.runtimes import PortInfo, Runner
 from postproc_export.stats import CalibrationStats, LevelStats
@@ -221,7 +221,8 @@ def image_inputs(
     port = image_input(ports)
     recorded = stats.details.get("preprocessing")
     wanted = preprocessing or (Preprocessing() if recorded is None else Preprocessing.from_json(recorded))
-    samples = tuple(islice(find_samples(images, labels=False), limit))
+    found = find_samples(images, labels=False)
+    samples = spread(found, limit)
     wanted = wanted.for_input(port)
 
     def load(start: int, stop: int, size: int) -> Iterator[Feeds]:
@@ -229,7 +230,10 @@ def image_inputs(
             yield {port.name: batch.images}
 
     names = tuple(str(sample.image) for sample in samples)
-    return RealInputs(len(samples), f"{len(samples)} images, {wanted.describe()}", load, names)
+    of_all = f" of {len(found)}" if len(samples) < len(found) else ""
+    classes = described(class_counts(samples))
+    count = f"{len(samples)}{of_all} images{f' ({classes})' if classes else ''}"
+    return RealInputs(len(samples), f"{count}, {wanted.describe()}", load, names)
 
 
 def array_inputs(

@@ -192,14 +192,16 @@ def calibrate(
     images: Annotated[
         Path | None,
         Parameter(
-            name="--images", help="Folder of images (MVTec AD's layout) or CSV file (image,label,mask).", group=IMAGES
+            name="--images",
+            help="Folder of images (as MVTec AD, BTAD, VisA or Anomalib's Folder) or CSV file (image,label,mask).",
+            group=IMAGES,
         ),
     ] = None,
     **given: Any,
 ) -> int:
     """Find threshold and range of both levels from labelled validation data.
 
-    Example: postproc-export calibrate model.onnx --images bottle/test -o stats.json
+    Example: postproc-export calibrate model.onnx --images bottle/validation -o stats.json
     """
     from postproc_export.calibration import COMPARED
     from postproc_export.process import claimed

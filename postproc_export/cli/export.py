@@ -64,7 +64,7 @@ def export(
 
 
 def _refuse_unused(given: Mapping[str, Any]) -> None:
-    of_calibration = {**spelling_of(options_of(CalibrationOptions)), "image_only": "--image-only"}
+    of_calibration = {**spelling_of(options_of(CalibrationOptions)), "image_only": "--image-only", "split": "--split"}
     for names, sources, needed in (
         (of_calibration, ("calibrate",), "--calibrate FOLDER"),
         (spelling_of(_OF_IMAGES), ("calibrate", "images"), "--calibrate FOLDER or --images FOLDER"),

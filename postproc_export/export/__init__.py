@@ -81,9 +81,10 @@ def _check_options(asked: ExportOptions) -> None:
             needed="one of the two",
             fix="give --stats FILE, or --calibrate FOLDER to calibrate the exported graph on labelled images",
         )
-    for source, labels in ((asked.calibrate, True), (asked.images, False)):
-        if source is not None:
-            find_samples(source, labels=labels)
+    if asked.calibrate is not None:
+        find_samples(asked.calibrate, split=asked.split)
+    if asked.images is not None:
+        find_samples(asked.images, labels=False)
 
 
 WAYS: Final[Mapping[Format, Configuration]] = {
@@ -163,6 +164,7 @@ class Job:
             self._raw(self.formats[0]),
             asked.calibrate,
             preprocessing=preprocessing,
+            split=asked.split,
             image_only=asked.image_only,
             step=[text for text in asked.steps if parse_tail(text).changes_values],
         )

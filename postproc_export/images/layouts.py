@@ -1,17 +1,36 @@
-"""Which validation samples a folder or a CSV file holds: image, label and mask of each."""
+"""Which images a folder or a CSV file holds: image, label, mask, class and split of each.
+
+| layout | normal | anomalous | masks |
+| --- | --- | --- | --- |
+| MVTec AD | ``good/`` | ``<defect>/`` | ``ground_truth/<defect>/<stem>_mask.png`` |
+| BTAD | ``ok/`` | ``ko/`` | ``ground_truth/ko/<stem>.png`` |
+| Anomalib's Folder | ``normal/``, ``good/`` | ``abnormal/``, others | ``mask/<stem>.png``, ``mask/<defect>/...`` |
+| VisA | ``Data/Images/Normal/`` | ``Data/Images/Anomaly/`` | ``Data/Masks/Anomaly/<stem>.png`` |
+
+The folders of a layout may lie in others that are splits: ``train/``, ``validation/``, ``test/``.
+"""
 
 import csv
-from collections.abc import Iterator
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from postproc_export.errors import CalibrationError, FileError, PostprocError, UsageError
 from postproc_export.validation import check_file, stated_twice
 
 SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-NORMAL_FOLDER: Final = "good"
-MASK_FOLDER: Final = "ground_truth"
+NORMAL: Final = ("good", "normal", "ok")
+ANOMALOUS: Final = ("abnormal", "anomalous", "anomaly", "bad", "defect", "defective", "ko", "ng", "nok")
+_MASKS: Final = ("ground_truth", "mask", "masks")
+_KNOWN: Final = (
+    "good/, normal/ or ok/ and a folder per kind of defect, no images beside them (MVTec AD, BTAD, Anomalib's Folder); "
+    "Data/Images/Normal and Data/Images/Anomaly (VisA); train/, validation/ or test/ around such folders"
+)
+_CSV: Final = "list the images in a CSV file with image,label,mask"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,93 +40,286 @@ class Sample:
     image: Path
     label: int | None = None  # 0 normal, 1 anomalous; None where it is not known
     mask: Path | None = None  # a normal image needs none
+    group: str | None = None  # its class: the name of its folder, or its label in a CSV file
+    split: str | None = None  # as the folder or the CSV file calls it; None where nothing says
 
 
-def find_samples(path: str | Path, *, labels: bool = True) -> list[Sample]:
+def find_samples(path: str | Path, *, labels: bool = True, split: str | None = None) -> list[Sample]:
     """Return the validation samples of a folder or a CSV file, in the order of their paths or lines.
 
-    Taken are a folder in MVTec AD's layout (``good/``, ``<defect>/``, ``ground_truth/<defect>/<stem>_mask.png``; the
-    class folders in it or in its ``test`` folder, ``ground_truth`` beside them or beside ``test``), a CSV file with
-    the columns ``image,label,mask`` (paths relative to the file), or a flat folder of images without labels. Files
-    whose name starts with a dot, and files of other types than the listed suffixes, are not images. The mask of a
-    defect may be called ``<stem>_mask.png`` or ``<stem>.png``.
+    Taken are the layouts above, a CSV file with the columns ``image,label,mask`` (paths relative to the file; a column
+    ``split`` chooses among them, labels may be words such as ``good``), or a flat folder of images without labels.
+    Files whose name starts with a dot, and files of other types than the listed suffixes, are not images. The mask of a
+    defect may be called ``<stem>_mask`` or ``<stem>``, with any of the suffixes.
+
+    Of several splits the one called `split` is taken. By default that is the validation split, else the test split,
+    and the training split only where no labels are needed. Raises a UsageError if that leaves none or several, or the
+    folder has no layout that is known.
     """
     root = Path(path)
+    if root.name in ("", ".."):
+        root = root.resolve()  # its name may be that of a split, and masks may lie beside it
     if root.is_dir():
-        samples = list(_from_folder(root))
+        listing = root.parent / "split_csv" / "1cls.csv"
+        is_listed = _images_of_visa(root).is_dir() and listing.is_file()
+        found = _from_csv(listing, labels, split, root.name) if is_listed else _from_folder(root, labels, split)
     elif not root.exists():
         fix = "check the path"
         raise FileError(f"cannot read the images {root}", found="no such file or folder", fix=fix)
     else:
         check_file(root, what="the images", needed="a folder or a CSV file")
-        samples = list(_from_csv(root))
+        found = _from_csv(root, labels, split)
+    samples = list(found)
     if not samples:
         needed = f"files ending in {', '.join(SUFFIXES)}"
         raise CalibrationError(f"{root} holds no image", needed=needed, fix="give the folder that holds them")
     unlabelled = [sample.image for sample in samples if sample.label is None]
     if labels and unlabelled:
+        is_class = root.is_dir() and root.name.casefold() in (*NORMAL, *ANOMALOUS)
         raise CalibrationError(
             f"{len(unlabelled)} of {len(samples)} images have no label; the first is {unlabelled[0]}",
-            needed=f"folders {NORMAL_FOLDER}/ and one per defect, or a CSV file with image,label,mask",
+            needed="folders good/ and one per kind of defect, or a CSV file with image,label,mask",
+            fix=f"give the folder around it: {root.parent}" if is_class else None,
         )
     return samples
 
 
-def _from_folder(root: Path) -> Iterator[Sample]:
-    base = root / "test" if (root / "test").is_dir() else root
-    inside = [folder for folder in sorted(base.iterdir()) if folder.is_dir()]
-    folders = [folder for folder in inside if folder.name != MASK_FOLDER and not folder.name.startswith(".")]
+def spread(samples: Sequence[Sample], limit: int | None) -> tuple[Sample, ...]:
+    """Return at most `limit` samples, from every class in turn, in the order that they had."""
+    met: Counter[str | None] = Counter()
+    turns = []
+    for index, sample in enumerate(samples):
+        turns.append((met[sample.group], index))
+        met[sample.group] += 1
+    return tuple(samples[index] for index in sorted(index for _, index in sorted(turns)[:limit]))
+
+
+def class_counts(samples: Iterable[Sample]) -> dict[str, int]:
+    """Return how many samples of each class there are, by name; those without a class are left out."""
+    return dict(sorted(Counter(sample.group for sample in samples if sample.group is not None).items()))
+
+
+_SHOWN: Final = 8
+
+
+def described(counts: Mapping[str, int]) -> str:
+    """Return such counts for people, as ``crack 3, hole 2``; of many classes the largest ones."""
+    largest = sorted(counts, key=lambda name: -counts[name])[:_SHOWN]
+    rest = [f"{len(counts) - _SHOWN} more kinds"] if len(counts) > _SHOWN else []
+    return ", ".join([*(f"{name} {count}" for name, count in counts.items() if name in largest), *rest])
+
+
+_KINDS: Final = {
+    **dict.fromkeys(("validation", "valid", "val"), "validation"),
+    "test": "test",
+    **dict.fromkeys(("train", "training"), "train"),
+}
+
+
+def split_kind(name: str | None) -> str | None:
+    """Return what a split is by the first word of its name, ``test`` for ``test_public``; None for other names."""
+    first = re.match(r"[a-z]*", (name or "").casefold())
+    return _KINDS.get(first[0]) if first else None
+
+
+def _choose(names: Sequence[str], asked: str | None, labels: bool, where: Path) -> str:
+    """Return the split to take, of some that are there."""
+    there = ", ".join(names) or "no splits"
+    if asked is not None:
+        found = [asked] if asked in names else [each for each in names if split_kind(each) == _KINDS.get(asked, "")]
+        if not found:
+            fix = f"--split {names[0]}" if names else "leave --split out"
+            raise UsageError(f"--split {asked}: {where} has no such split", found=there, fix=fix)
+    else:
+        order = ("validation", "test") if labels else ("validation", "test", "train")
+        kinds = [[each for each in names if split_kind(each) == kind] for kind in order]
+        found = next(filter(None, kinds), [])
+        if not found:
+            raise UsageError(
+                f"{where} has no validation or test split",
+                found=there,
+                needed="images that the model was not trained on",
+                fix=f"give the folder of such images, or --split {names[0]} if these are meant",
+            )
+    if len(found) > 1 and labels:
+        fix = f"choose one: --split {found[0]}"
+        raise UsageError(f"{where} has several {split_kind(found[0])} splits", found=", ".join(found), fix=fix)
+    return found[0]
+
+
+def _own_split(path: Path, name: str, asked: str | None, labels: bool) -> str | None:
+    """Return the split that the name of a folder or file without splits in it says that it is."""
+    own = name if split_kind(name) else None
+    return own if asked is None else _choose([] if own is None else [own], asked, labels, path)
+
+
+def _images_of_visa(root: Path) -> Path:
+    return root / "Data" / "Images"
+
+
+def _from_folder(root: Path, labels: bool, asked: str | None) -> Iterator[Sample]:
+    names = [folder.name for folder in _folders(root)]
+    splits = [name for name in names if split_kind(name)]
+    if splits and not any(map(_sounds_normal, names)):
+        split: str | None = _choose(splits, asked, labels, root)
+        base = root / str(split)
+    else:
+        split = _own_split(root, root.name, asked, labels)
+        base = _images_of_visa(root) if _images_of_visa(root).is_dir() else root
     direct = _images(base)
-    if folders and (direct or not any(folder.name == NORMAL_FOLDER for folder in folders)):
-        raise UsageError(
-            f"{base} has not the layout of MVTec AD",
-            found=f"{len(direct)} image(s) and the folders {', '.join(folder.name for folder in folders)}",
-            needed=f"a folder {NORMAL_FOLDER}/ (it may be empty), a folder per defect, no images beside them",
-            fix="or list the images in a CSV file with image,label,mask",
-        )
-    yield from map(Sample, direct)
-    masks = base / MASK_FOLDER if (base / MASK_FOLDER).is_dir() else base.parent / MASK_FOLDER
+    folders = [folder for folder in _folders(base) if folder.name.casefold() not in _MASKS]
+    _refuse_unknown(base, direct, folders)
+    yield from (Sample(image, split=split) for image in direct)
+    defects = [folder for folder in folders if not _sounds_normal(folder.name)]
     for folder in folders:
-        for image in _images(folder):
-            if folder.name == NORMAL_FOLDER:
-                yield Sample(image, 0)
-            else:
-                named = [masks / folder.name / f"{image.stem}{ending}.png" for ending in ("_mask", "")]
-                yield Sample(image, 1, next((mask for mask in named if mask.exists()), None))
+        images = _images(folder)
+        if not images and (inside := _folders(folder)):
+            found = f"the folders {', '.join(each.name for each in inside)}"
+            raise UsageError(f"{folder} holds no image", found=found, fix=f"move the images there, or {_CSV}")
+        if folder in defects:
+            masks = _masks(base, folder.name, is_only=len(defects) == 1)
+            yield from (Sample(image, 1, _mask_of(image, masks), folder.name, split) for image in images)
+        else:
+            yield from (Sample(image, 0, None, folder.name, split) for image in images)
+
+
+def _sounds_normal(name: str) -> bool:
+    """Whether a folder is that of normal images, or one such as ``normal_test`` that must not pass for a defect."""
+    return re.match(rf"({'|'.join(NORMAL)})(?![a-z])", name.casefold()) is not None
+
+
+def _refuse_unknown(base: Path, direct: Sequence[Path], folders: Sequence[Path]) -> None:
+    names = [folder.name.casefold() for folder in folders]
+    normal = [name for name in names if _sounds_normal(name)]
+    is_known = (len(normal) == 1 and normal[0] in NORMAL) or (not normal and all(name in ANOMALOUS for name in names))
+    if not folders or (is_known and not direct and not any(map(split_kind, names))):
+        return
+    inner = next((folder for folder in folders if _has_layout(folder)), None)
+    raise UsageError(
+        f"{base} has no layout that is known",
+        found=f"{len(direct)} image(s) and the folders {', '.join(folder.name for folder in folders)}",
+        needed=_KNOWN,
+        fix=f"give one of its folders, such as {inner}" if inner and not direct else _CSV,
+    )
+
+
+def _has_layout(folder: Path) -> bool:
+    names = [each.name.casefold() for each in _folders(folder)]
+    return _images_of_visa(folder).is_dir() or any(name in NORMAL or split_kind(name) for name in names)
+
+
+Masks: TypeAlias = dict[str, list[Path]]
+
+
+def _masks(base: Path, group: str, *, is_only: bool) -> Masks:
+    """Return the mask files for a class by their stems.
+
+    They lie beside the class folders or beside the split, there maybe in a folder of the split. Those of the only class
+    of defects need no folder of its name.
+    """
+    for folder in (base, base.parent):
+        if not os.access(folder, os.R_OK):  # the parent of what can be read
+            continue
+        there = [each for each in _folders(folder) if each.name.casefold() in _MASKS]
+        if len(there) > 1:
+            found = " and ".join(map(str, there))
+            raise UsageError(f"masks may be in {len(there)} folders", found=found, needed="one of them", fix=_CSV)
+        if there:
+            of_split = there[0] / base.name
+            masks = of_split if folder == base.parent and of_split.is_dir() else there[0]
+            inner = masks / group
+            files: Masks = {}
+            for file in _images(inner if inner.is_dir() or not is_only else masks):
+                files.setdefault(file.stem, []).append(file)
+            return files
+    return {}
+
+
+def _mask_of(image: Path, masks: Masks) -> Path | None:
+    found = masks.get(f"{image.stem}_mask") or masks.get(image.stem) or []
+    if len(found) > 1:
+        there, fix = ", ".join(map(str, found)), "take the others away"
+        raise CalibrationError(f"the image {image} has {len(found)} masks", found=there, needed="one", fix=fix)
+    return found[0] if found else None
+
+
+def _listed(folder: Path) -> list[Path]:
+    """Return what is in a folder, hidden files and folders left out, sorted."""
+    try:
+        return sorted(each for each in folder.iterdir() if not each.name.startswith("."))
+    except OSError as error:
+        raise FileError(f"cannot read the folder {folder}", found=error.strerror, fix="make it readable") from error
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [each for each in _listed(folder) if each.is_dir()]
 
 
 def _images(folder: Path) -> list[Path]:
-    files = (file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
-    found = sorted(file for file in files if not file.is_dir())
+    if not folder.is_dir():
+        return []
+    found = [file for file in _listed(folder) if file.suffix.lower() in SUFFIXES and not file.is_dir()]
     for file in found:
         check_file(file, what="the image")
     return found
 
 
-def _from_csv(path: Path) -> Iterator[Sample]:
+_OTHER_NAMES: Final = {"image_path": "image", "mask_path": "mask"}  # of Anomalib's CSV files
+_COLUMNS: Final = "image,label,mask"
+Row: TypeAlias = tuple[int, dict[str, str]]  # the number of its line, and its cells by column
+
+
+def _from_csv(path: Path, labels: bool, asked: str | None, thing: str | None = None) -> Iterator[Sample]:
+    """Yield the samples of a CSV file: those of one split, and of VisA's lists those of one object (`thing`)."""
+    rows = _rows(path)
+    of_visa = path.parent.name == "split_csv" or path.name == "image_anno.csv"  # with paths from VisA's own folder
+    base = path.parent.parent if of_visa else path.parent
+    objects = list(dict.fromkeys(cells["object"] for _, cells in rows if of_visa and cells.get("object")))
+    if thing is not None:
+        rows = [row for row in rows if row[1].get("object") == thing]
+    elif labels and len(objects) > 1:
+        found, fix = ", ".join(objects), f"give the folder of one, such as {base / objects[0]}"
+        raise UsageError(f"{path} lists {len(objects)} objects", found=found, needed="images of one object", fix=fix)
+    names = list(dict.fromkeys(cells["split"] for _, cells in rows if cells.get("split")))
+    if names:
+        split: str | None = _choose(names, asked, labels, path)
+        rows = [row for row in rows if row[1].get("split") == split]
+    else:
+        split = _own_split(path, path.stem, asked, labels)
+    lines: dict[Path, int] = {}
+    for number, cells in rows:
+        where = f"{path}, line {number}"
+        image = _referenced(cells.get("image"), base, where=f"{where}: image")
+        if image is None:
+            raise CalibrationError(f"{where}: no image is named", fix="delete the line, or name the image")
+        first = lines.setdefault(image.resolve(), number)
+        if first != number:  # it would count twice
+            raise CalibrationError(
+                f"{where}: the image {image} a second time",
+                found=f"the same file in line {first}",
+                needed="every image once",
+                fix="delete one of the two lines",
+            )
+        text = cells.get("label") or ""
+        label = _label(text, where=where, names_defects=path.name == "image_anno.csv")
+        group = {"": None, "0": "normal", "1": "anomalous"}.get(text, text)
+        yield Sample(image, label, _referenced(cells.get("mask"), base, where=f"{where}: mask"), group, split)
+
+
+def _rows(path: Path) -> list[Row]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
-            if "image" not in (reader.fieldnames or ()):
-                found, fix = str(reader.fieldnames), "begin the file with the line image,label,mask"
-                raise CalibrationError(f"{path} has no column 'image'", found=found, needed="image,label,mask", fix=fix)
-            twice = stated_twice(reader.fieldnames or ())
+            names = [_OTHER_NAMES.get(name, name) for name in reader.fieldnames or ()]
+            if "image" not in names:
+                found, fix = str(reader.fieldnames), f"begin the file with the line {_COLUMNS}"
+                raise CalibrationError(f"{path} has no column 'image'", found=found, needed=_COLUMNS, fix=fix)
+            twice = stated_twice(names)
             if twice is not None:
                 fix = "delete one of them"
-                raise CalibrationError(f"{path} has a column twice", found=twice, needed="image,label,mask", fix=fix)
-            lines: dict[Path, int] = {}
-            for row in reader:
-                where = f"{path}, line {reader.line_num}"
-                sample = _row(row, path, where=where)
-                first = lines.setdefault(sample.image.resolve(), reader.line_num)
-                if first != reader.line_num:  # it would count twice
-                    raise CalibrationError(
-                        f"{where}: the image {sample.image} a second time",
-                        found=f"the same file in line {first}",
-                        needed="every image once",
-                        fix="delete one of the two lines",
-                    )
-                yield sample
+                raise CalibrationError(f"{path} has a column twice", found=twice, needed=_COLUMNS, fix=fix)
+            reader.fieldnames = names
+            return [(reader.line_num, {name: (row[name] or "").strip() for name in names}) for row in reader]
     except PostprocError:  # also an OSError, but says what is wrong already
         raise
     except (csv.Error, UnicodeDecodeError) as error:
@@ -117,24 +329,25 @@ def _from_csv(path: Path) -> Iterator[Sample]:
         raise FileError(f"cannot read {path}", found=error.strerror or str(error), fix="make it readable") from error
 
 
-def _row(row: dict[str, str], path: Path, *, where: str) -> Sample:
-    label = (row.get("label") or "").strip()
-    if label not in ("", "0", "1"):
-        fix = "correct the line"
-        raise CalibrationError(f"{where}: label {label!r}", needed="0 (normal) or 1 (anomalous)", fix=fix)
-    image = _referenced(row.get("image"), path, where=f"{where}: image")
-    if image is None:
-        raise CalibrationError(f"{where}: no image is named", fix="delete the line, or name the image")
-    mask = _referenced(row.get("mask"), path, where=f"{where}: mask")
-    return Sample(image, int(label) if label else None, mask)
+def _label(text: str, *, where: str, names_defects: bool) -> int | None:
+    """Return 0 for normal, 1 for anomalous; `names_defects`: any word but those for normal is that of a defect."""
+    word = text.casefold()
+    if word in ("0", *NORMAL):
+        return 0
+    if word in ("1", *ANOMALOUS) or (word and names_defects):
+        return 1
+    if word:
+        needed = f"0, {', '.join(NORMAL)} (normal), or 1, {', '.join(ANOMALOUS)} (anomalous)"
+        raise CalibrationError(f"{where}: label {text!r}", needed=needed, fix="correct the line")
+    return None
 
 
-def _referenced(text: str | None, path: Path, *, where: str) -> Path | None:
-    if not (text or "").strip():
+def _referenced(text: str | None, base: Path, *, where: str) -> Path | None:
+    if not text:
         return None
-    file = path.parent / str(text).strip()
+    file = base / text
     if not file.exists():
-        needed = f"a path relative to {path.parent}"
+        needed = f"a path relative to {base}"
         raise FileError(f"{where} {file} is not there", needed=needed, fix="correct the line")
     check_file(file, what=where)
     return file

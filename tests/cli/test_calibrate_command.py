@@ -26,7 +26,7 @@ def images(tmp_path: Path) -> Path:
     root = tmp_path / "set"
     for name, value in (("good/0", 0), ("good/1", 8), ("spot/0", 128), ("spot/1", 192)):
         pixels = np.full((8, 8, 3), value, np.uint8)
-        _save(root / "test" / f"{name}.png", pixels)
+        _save(root / "validation" / f"{name}.png", pixels)
         if name.startswith("spot"):
             _save(root / "ground_truth" / f"{name}_mask.png", np.full((8, 8), 255, np.uint8))
     return root
@@ -85,7 +85,8 @@ def test_a_model_is_run_over_images(
     assert (stats.image.threshold, stats.pixel.threshold) == (bright, bright)
     assert stats.details["preprocessing"]["scale"] == 256
     assert stats.details["preprocessing"]["mean"] == [0, 0, 0]
-    assert stats.details["samples"] == {"images": 4, "normal": 2, "anomalous": 2, "masks": 2, "batch_size": 3}
+    counts = {"images": 4, "normal": 2, "anomalous": 2, "masks": 2, "batch_size": 3}
+    assert stats.details["samples"] == {**counts, "classes": {"good": 2, "spot": 2}, "split": "validation"}
     err = capsys.readouterr().err
     for part in ("runtime: ", "outputs: image score: pred_score", "resized to 8x8", "divided by 256", "2 anomalous"):
         assert part in err

@@ -64,7 +64,7 @@ def test_an_option_replaces_the_recorded_preprocessing(files: Path, capsys: pyte
     assert main([*map(str, arguments), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert "RGB" in document["environment"]["inputs"]
-    assert document["environment"]["inputs"].startswith("1 images")
+    assert document["environment"]["inputs"].startswith("1 of 3 images, resized")
 
 
 def test_json_goes_to_stdout_alone(files: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,7 +36,7 @@ def dataset(tmp_path: Path) -> Path:
                 pixels[2:4, 3:6] += 100
                 mask[2:4, 3:6] = 255
                 _save(root / "ground_truth" / folder / f"{index:03}_mask.png", mask)
-            _save(root / "test" / folder / f"{index:03}.png", pixels)
+            _save(root / "validation" / folder / f"{index:03}.png", pixels)
     return root
 
 
@@ -162,9 +162,15 @@ def test_the_statistics_record_how_they_came_about(dataset: Path, tmp_path: Path
     assert details["runtime"]["name"] == "onnxruntime-cpu"
     assert details["runtime"]["precision"] == details["runtime"]["inference_precision"] == "float32"
     assert Preprocessing.from_json(details["preprocessing"]) == source.preprocessing
-    assert details["samples"] == {"images": 11, "normal": 6, "anomalous": 5, "masks": 5, "batch_size": 4}
+    counts = {"images": 11, "normal": 6, "anomalous": 5, "masks": 5, "batch_size": 4}
+    assert details["samples"] == {**counts, "classes": {"good": 6, **DEFECTS}, "split": "validation"}
     assert progress == [(4, 11), (8, 11), (11, 11)]
-    for part in ("onnxruntime-cpu", "pred_score (by name)", "resized to 8x8", "6 normal, 5 anomalous, 5 masks, 4 at"):
+    for part in (
+        "onnxruntime-cpu",
+        "pred_score (by name)",
+        "resized to 8x8",
+        "6 normal, 5 anomalous (crack 3, hole 2), 5 masks, 4 at",
+    ):
         assert part in source.describe()
 
 
@@ -211,7 +217,7 @@ def test_a_score_that_is_not_finite_names_the_image(dataset: Path, tmp_path: Pat
 def test_an_empty_validation_class_warns_and_calibrates(dataset: Path, tmp_path: Path) -> None:
     """Only normal images: the highest score is the threshold, with a warning."""
     for folder in DEFECTS:
-        for image in (dataset / "test" / folder).iterdir():
+        for image in (dataset / "validation" / folder).iterdir():
             image.unlink()
     model = hosts.write(hosts.score_only(), tmp_path / "m.onnx")
     with pytest.warns(UserWarning, match="normal"):
