@@ -170,7 +170,7 @@ def test_a_folder_for_the_spool_that_cannot_be_used_is_refused_first(
     """Before the model is loaded, not when memory is full."""
     npz(tmp_path)
     arguments, target = _with_images(tmp_path, tmp_path / "s.json")
-    monkeypatch.setattr("postproc_export.calibration.model.open_runner", pytest.fail)
+    monkeypatch.setattr("postproc_export.raw_model.open_runner", pytest.fail)
     ended = invoke("calibrate", *arguments, "-o", target, "--spool-dir", tmp_path / spool)
     assert ended.exit_code == 2
     assert f"cannot write to {tmp_path / spool}" in ended.stderr
