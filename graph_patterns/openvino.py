@@ -52,6 +52,7 @@ EMITTED_ONLY: Final[Mapping[str, Build]] = {
     "conv": lambda opset, _, operands: opset.convolution(*operands, [1, 1], [0, 0], [0, 0], [1, 1]),
     "gather": lambda opset, expr, operands: opset.gather(*operands, _integers(opset, expr.param("axis"))),
     "mod": lambda opset, _, operands: opset.mod(*operands),
+    "negate": lambda opset, _, operands: opset.negative(*operands),
     "pad": _pad,
     "range": lambda opset, _, operands: opset.range(*operands, "i64"),
     "reduce_mean": lambda opset, expr, operands: opset.reduce_mean(

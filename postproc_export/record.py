@@ -37,7 +37,7 @@ _NEEDED: Final = "switches that are true or false, names of raw values by level,
 _SENSITIVITIES: Final = ("image_sensitivity", "pixel_sensitivity")
 
 
-BEFORE: Final = ("gaussian", "top-k", "resize", "thresholds")
+BEFORE: Final = ("gaussian", "top-k", "resize", "thresholds", "negate")
 BEHIND: Final = ("gate", "points")
 SHIPPED: Final = (*BEFORE, *BEHIND)
 NO_GRAPH_FORM: Final[Mapping[str, str]] = dict.fromkeys(

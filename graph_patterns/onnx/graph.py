@@ -68,6 +68,7 @@ EMITTED_ONLY: Final[Mapping[str, tuple[OnnxForm, ...]]] = {
     "conv": (OnnxForm("Conv", since=1),),
     "gather": (OnnxForm("Gather", since=1),),
     "mod": (OnnxForm("Mod", since=10),),
+    "negate": (OnnxForm("Neg", since=6),),
     "pad": (OnnxForm("Pad", since=11),),
     "range": (OnnxForm("Range", since=11),),
     "reduce_mean": (OnnxForm("ReduceMean", since=1, axes="attribute"), OnnxForm("ReduceMean", since=18, axes="input")),

@@ -385,7 +385,10 @@ def _warn_of_orientation(level: Level, area: Mapping[str, float] | None, rates: 
             f"wrong {truth}, {values} of the wrong sign"
         )
         if area["value"] < 0.5:
-            message += f"; below 0.5 suspect {values} in which lower is more anomalous, and {inverted}"
+            message += (
+                f"; below 0.5 suspect {inverted}, and {values} in which lower is more anomalous: calibrate these with "
+                f"`--step negate:level={level}`"
+            )
         _warn(message)
     if rates and rates["tn"] == 0:
         _warn(f"{level} level: the threshold calls every one of {rates['fp']:,} normal {samples} anomalous")

@@ -128,7 +128,8 @@ class _OnnxFile(AttachedModel):
         needed = list(_behind(model.graph, names, stop=frozenset(port.name for port in inputs)))
         read = {name for node in needed for name in node.input}
         given = {tensor.name for tensor in model.graph.initializer}
-        declared = {item.name: item.type.tensor_type.elem_type for item in model.graph.output}
+        declared = {port.name: ELEMENT_TYPES[port.dtype] for port in self.raw.values()}  # what a step made among them
+        declared |= {item.name: item.type.tensor_type.elem_type for item in model.graph.output}
         outputs = [onnx.ValueInfoProto(name=name) for name in names]
         for item in outputs:  # without the shape: the tail alone is fed other sizes than the file declares
             item.type.tensor_type.elem_type = declared.get(item.name, onnx.TensorProto.FLOAT)

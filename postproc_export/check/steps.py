@@ -21,8 +21,9 @@ from postproc_export.check.tail import CheckTally
 from postproc_export.check.ways import Configuration
 from postproc_export.comparison import Difference, compare_labels, compare_scores
 from postproc_export.errors import MissingDependencyError, PostprocError, UnsupportedModelError
+from postproc_export.float32 import HALVES
 from postproc_export.process import temporary_folder
-from postproc_export.runtimes import PortInfo, Runner
+from postproc_export.runtimes import PortInfo, Runner, as_float32
 from postproc_export.stats import Level
 from postproc_export.steps.decisions import DECIDED
 
@@ -101,6 +102,8 @@ def check_transform(
                     found, tolerance = _fed(alone, ports, feeds), transform.tolerance(given, made)
                     for level, name in transform.values.items():
                         actual = named_output(name, found, alone)
+                        if actual is not None and raw[level].dtype in HALVES:  # it rounds nothing: see `plan_transform`
+                            actual = as_float32(actual)
                         tally.add({SCORES[level]: compare_scores(made[level], actual, tolerance=tolerance, nan="same")})
                 elif has_nan and tail is not None:
                     wanted = reference.outputs({level: made[level] for level in raw})

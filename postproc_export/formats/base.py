@@ -17,6 +17,7 @@ from graph_patterns.match import GraphView, Mismatch, Site, Value
 from postproc_export import __version__
 from postproc_export.errors import MetadataError, UnsupportedModelError
 from postproc_export.files import check_suffix
+from postproc_export.float32 import Half
 from postproc_export.options import FileOptions, LabelDtype, TailOptions
 from postproc_export.ports import OutputChoice, Selection, select_outputs
 from postproc_export.reading.found import (
@@ -59,7 +60,7 @@ class LayerOutput:
 
     name: str
     expr: Expr | None  # None where a graph that was exported computes it
-    dtype: LabelDtype
+    dtype: LabelDtype | Half
     shape: tuple[Axis, ...] | None
     replaces: str | None  # the output of the model whose place it takes; None where it comes last
     like: str | None = None  # the output of the model from which it takes its declared axes, if that has any

@@ -1,6 +1,6 @@
 """The eager twins of the shipped transforms, and the base class for your own: plain torch, raw values to raw values."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from graph_patterns.transforms import gaussian_radius, gaussian_weights
+from postproc_export.stats import Level
 
 Raw = tuple[Tensor | None, Tensor | None]
 
@@ -99,6 +100,21 @@ class AboveThresholds(TailTransform):
         assert anomaly_map is not None, "refused where there is no map"
         distance = anomaly_map - self.get_buffer("thresholds")
         return pred_score, distance.amax(dim=1, keepdim=True) if anomaly_map.ndim == 4 else distance
+
+
+class Negated(TailTransform):
+    """Score and map times -1, or that of one level alone, in their own element types."""
+
+    def __init__(self, levels: Collection[Level]) -> None:
+        super().__init__()
+        self.levels = levels
+
+    def forward(self, pred_score: Tensor | None = None, anomaly_map: Tensor | None = None) -> Raw:
+        """Return score and map, negated or as they are."""
+        return (
+            pred_score if pred_score is None or "image" not in self.levels else -pred_score,
+            anomaly_map if anomaly_map is None or "pixel" not in self.levels else -anomaly_map,
+        )
 
 
 class Chain(TailTransform):

@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graph_patterns import transforms as steps
-from graph_patterns.expr import Call, Expr, FixedTensor, Input, Ints, cast, identity, reshape, shape_of
+from graph_patterns.expr import Call, Expr, FixedTensor, Input, Ints, call, cast, identity, reshape, shape_of
 from postproc_export.errors import FileError, UnsupportedModelError, UsageError
+from postproc_export.float32 import HALVES
 from postproc_export.formats.base import LayerOutput, Plan
 from postproc_export.ports import OutputChoice, Selection, select_outputs
 from postproc_export.record import TailSpec
 from postproc_export.runtimes import Axis, PortInfo
-from postproc_export.stats import Level
+from postproc_export.stats import LEVELS, Level
 from postproc_export.validation import check_file
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ class Transform(Protocol):
     """A step before the threshold."""
 
     name: ClassVar[str]
+    is_exact: ClassVar[bool]
+    """Whether it takes each value alone and rounds nothing: values in files can go through it as well as a model's, and
+    behind it they are of the model's element type."""
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -101,6 +105,7 @@ class Thresholds:
     shape: tuple[int, ...]
     content: bytes
     name: ClassVar[str] = "thresholds"
+    is_exact: ClassVar[bool] = False
 
     @property
     def values(self) -> NDArray[np.float32]:
@@ -196,6 +201,7 @@ class _Numbers(ABC):
     __slots__ = ()
     name: ClassVar[str]
     keys: ClassVar[tuple[str, ...]]
+    is_exact: ClassVar[bool] = False
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -353,15 +359,62 @@ class Resize(_Numbers):
         return largest, (16 + 8 * sum(size)) * ROUNDING * largest
 
 
-TRANSFORMS: Final[Mapping[str, type[Transform]]] = {item.name: item for item in (Gaussian, TopK, Resize, Thresholds)}
+@dataclass(frozen=True, slots=True)
+class Negate(_Numbers):
+    """Raw values times -1, for a model of which lower ones are more anomalous."""
+
+    level: Level | None = None  # None: every level that the model has
+    name: ClassVar[str] = "negate"
+    keys: ClassVar[tuple[str, ...]] = ("level",)
+    is_exact: ClassVar[bool] = True
+
+    @classmethod
+    def _read(cls, given: Mapping[str, Any]) -> Self:
+        """Read ``level``, ``image`` or ``pixel``; both by default."""
+        found = next((level for level in LEVELS if given.get("level") == level), None)
+        if found is None and "level" in given:
+            raise UsageError(
+                f"the tail '{cls.name}': level is {given['level']!r}",
+                needed=" or ".join(LEVELS),
+                fix="leave it out for both levels",
+            )
+        return cls(found)
+
+    @property
+    def levels(self) -> Sequence[Level]:
+        """The levels whose values it turns round."""
+        return LEVELS if self.level is None else (self.level,)
+
+    def apply(self, values: Values) -> Values:
+        """Negate what there is of its levels; where it names one, a model without that is refused."""
+        there = {kind: values[kind] for kind, level in RAW.items() if kind in values and level in self.levels}
+        if self.level is not None and not there:
+            raise UnsupportedModelError(
+                f"the tail '{self.name}:level={self.level}' changes what the model does not have",
+                found=f"no {'score' if self.level == 'image' else 'anomaly map'} of its own",
+                fix="--step negate turns round what the model has",
+            )
+        return {**values, **{kind: (call("negate", expr), port) for kind, (expr, port) in there.items()}}
+
+    def module(self) -> "TailTransform":
+        """Return `Negated`."""
+        from postproc_export.steps.modules import Negated
+
+        return Negated(self.levels)
+
+    def bound(self, largest: float, size: tuple[int, int]) -> tuple[float, float]:
+        """Nothing is rounded."""
+        return largest, 0.0
+
+
+RAW: Final[Mapping[str, Level]] = {"score": "image", "map": "pixel"}
+_SHIPPED: Final = (Gaussian, TopK, Resize, Thresholds, Negate)
+TRANSFORMS: Final[Mapping[str, type[Transform]]] = {item.name: item for item in _SHIPPED}
 
 
 def resolve(spec: TailSpec) -> Transform:
     """Return the shipped transform of a name, its parameters checked."""
     return TRANSFORMS[spec.name].parse(spec.parameters)
-
-
-RAW: Final[Mapping[str, Level]] = {"score": "image", "map": "pixel"}
 
 
 def plan_transform(
@@ -382,8 +435,12 @@ def plan_transform(
             is_plain = name == "image" or port.dtype == "float32"
             before[name] = (Input(name) if is_plain else cast(Input(name), dtype="float32"), port)
     values: Values = before
+    rounded: set[str] = set()
     for transform in transforms:
-        values = transform.apply(values)
+        behind = transform.apply(values)
+        if not transform.is_exact:
+            rounded |= {kind for kind in behind if behind[kind] is not values.get(kind)}
+        values = behind
     outputs = []
     for kind in ("score", "map"):
         if kind in values and values[kind] != before.get(kind):
@@ -391,7 +448,10 @@ def plan_transform(
             old = read[kind]
             name = made.name if old is None else old.name
             expr = expr if isinstance(expr, Call) else identity(expr)
-            outputs.append(LayerOutput(name, expr, "float32", made.shape, None if old is None else name))
+            # Values that nothing has rounded are of the model's narrow type still, and decide as such.
+            dtype = next((half for half in HALVES if made.dtype == half and kind not in rounded), None)
+            expr = expr if dtype is None else cast(expr, dtype=dtype)
+            outputs.append(LayerOutput(name, expr, dtype or "float32", made.shape, None if old is None else name))
     used = {name for output in outputs if output.expr is not None for name in inputs_of(output.expr)}
     return Plan(
         where="transform",

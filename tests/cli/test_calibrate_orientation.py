@@ -27,7 +27,8 @@ def test_scores_of_the_wrong_sign_are_named(invoke: Invoke, tmp_path: Path) -> N
     assert "AUROC of 0.0056" in area
     places = [area.index(cause) for cause in (*CAUSES, "wrong labels", "scores of the wrong sign")]
     assert places == sorted(places)
-    assert "lower is more anomalous, and labels in which 1 is normal" in area
+    assert "suspect labels in which 1 is normal, and scores in which lower is more anomalous" in area
+    assert area.endswith("calibrate these with `--step negate:level=image`")
     assert threshold.endswith("the threshold calls every one of 80 normal images anomalous")
 
 

@@ -21,6 +21,7 @@ from postproc_export import (
     calibrate,
     check_parity,
     decision_boundary,
+    inspect_model,
     update_postprocessing,
 )
 from postproc_export.float32 import half_ulp
@@ -50,16 +51,29 @@ def anomalous(raw: Any, sensitivity: float, comparison: Comparison) -> Any:
     return ~(as_float32(raw) < np.float32(boundary))
 
 
-def flips(folder: Path, host: str, dtype: str, *, opset: int, comparison: Comparison, ir: bool, quick: bool) -> Any:
+def flips(
+    folder: Path,
+    host: str,
+    dtype: str,
+    *,
+    opset: int,
+    comparison: Comparison,
+    ir: bool,
+    quick: bool,
+    is_negated: bool = False,
+) -> Any:
     """Return how many labels and mask pixels are not the rule's at nine sensitivities, by way of running."""
     model = HOSTS[host](dtype, opset)
     raw = hosts.raw_file(model, folder, ir=ir)
     stats = BOTH if host == "conv" else CalibrationStats(image=LEVEL)
-    attached = attach_postprocessing(raw, stats, comparison=comparison, tail=POINTS).output
+    stats = replace(stats, details={"tail": [{"name": "negate"}]}) if is_negated else stats
+    steps = ["negate", POINTS] if is_negated else [POINTS]
+    attached = attach_postprocessing(raw, stats, comparison=comparison, step=steps).output
     fed = {"x": narrow_hosts.inputs(host, dtype)}
     found = {}
     for name, (runtime, optimize) in ways(host, dtype, ir=ir, quick=quick).items():
         (given,) = open_runner(raw, runtime=runtime, optimize=optimize).run(fed).values()
+        given = -given if is_negated else given
         outputs = open_runner(attached, runtime=runtime, optimize=optimize).run(fed)
         wanted = {f"pred_label_at{index}": value for index, value in enumerate(SENSITIVITIES)}
         wanted |= {name: 0.5 for name in ("pred_label", "pred_mask") if name in outputs}
@@ -83,6 +97,55 @@ def test_every_narrow_value_decides_as_the_rule_does(dtype: str, host: str, ir: 
     comparison: Comparison = "gt" if ir else "ge"
     found = flips(tmp_path, host, dtype, opset=17, comparison=comparison, ir=ir, quick=True)
     assert none(found), found
+
+
+@pytest.mark.parametrize("ir", [False, True], ids=["onnx", "ir"])
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_narrow_value_decides_as_the_rule_does_behind_negate(
+    dtype: str, host: str, ir: bool, tmp_path: Path
+) -> None:
+    """The step rounds nothing, so the type of the host holds behind it: no label differs in any runtime."""
+    comparison: Comparison = "ge" if ir else "gt"
+    options: dict[str, Any] = {"opset": 17, "comparison": comparison, "ir": ir, "quick": True, "is_negated": True}
+    found = flips(tmp_path, host, dtype, **options)
+    assert none(found), found
+
+
+@pytest.mark.parametrize(
+    ("steps", "narrow"),
+    [
+        (["negate"], {"image": "float16", "pixel": "float16"}),
+        (["negate:level=pixel"], {"image": "float16", "pixel": "float16"}),
+        (["gaussian:sigma=1", "negate"], {"image": "float16"}),
+        (["gaussian:sigma=1", "top-k:k=3", "negate"], {}),
+    ],
+)
+@pytest.mark.parametrize("ir", [False, True], ids=["onnx", "ir"])
+def test_the_type_is_recorded_where_no_step_rounds(
+    steps: list[str], narrow: dict[str, str], ir: bool, tmp_path: Path
+) -> None:
+    """Per level: a step that rounds ends the type of what it changes; `check` and `update` go by the record."""
+    raw = hosts.raw_file(hosts.score_and_map(dtype="float16", opset=14), tmp_path, ir=ir)
+    attached = attach_postprocessing(raw, stats_behind(steps), step=steps)
+    assert attached.record.narrow == narrow
+    updated = update_postprocessing(attached.output, image_sensitivity=0.3, output=tmp_path / f"u{raw.suffix}")
+    found = inspect_model(updated.output).to_json()["levels"]
+    assert {level: found[level]["host_dtype"] for level in LEVELS} == {**dict.fromkeys(LEVELS), **narrow}
+    for path in (attached.output, updated.output):
+        report = check_parity(path, raw=raw, int8=False, count=500)
+        assert report, report.describe()
+
+
+def test_an_older_constant_behind_negate_fails(tmp_path: Path) -> None:
+    """The plain boundary is found behind the step as well, and `update` mends it."""
+    raw = hosts.write(hosts.identity(dtype="float16"), tmp_path / "raw.onnx")
+    stats = replace(BOTH, details={"tail": [{"name": "negate"}]})
+    attached = attach_postprocessing(raw, stats, step="negate").output
+    fresh = onnx.load(attached)
+    report = check_parity(older(attached), count=500)
+    assert "fix: update it, with postproc-export update" in next(iter(report.failed)).message
+    assert onnx.load(update_postprocessing(attached).output) == fresh
 
 
 def test_the_rounding_is_dropped(tmp_path: Path) -> None:

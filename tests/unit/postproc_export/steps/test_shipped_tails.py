@@ -61,6 +61,8 @@ def test_what_names_no_tail_is_refused(text: str, message: str) -> None:
         ("top-k:k=1.5", "a whole number of at least 1"),
         ("resize:height=3", "one of height and width"),
         ("thresholds", "has no file"),
+        ("negate:level=both", r"level is 'both'\n  needed:  image or pixel\n  fix:     leave it out for both levels"),
+        ("negate:sign=-1", r"no parameter 'sign'\n  needed:  level"),
     ],
 )
 def test_parameters_that_are_not_legal_are_refused(text: str, message: str) -> None:
@@ -105,6 +107,22 @@ def test_the_score_is_the_mean_of_the_highest_pixels() -> None:
     assert TopKMean(2)(torch.zeros(2, 1), maps)[0].tolist() == [[2.5], [6.0]]
     assert TopKMean(2)(None, maps)[0].tolist() == [2.5, 6.0]
     assert TopKMean(9)(None, maps)[0].tolist() == [1.5, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "score", "pixel"), [("negate", -1, -1), ("negate:level=image", -1, 1), ("negate:level=pixel", 1, -1)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_values_are_turned_round(text: str, score: int, pixel: int, dtype: torch.dtype) -> None:
+    """Those of both levels, or of the one that is named, in their own element type; what is not there stays so."""
+    step = resolve(parse_tail(text))
+    assert resolve(TailSpec(step.name, step.parameters)) == step
+    values, maps = torch.tensor([1.5, -2.0], dtype=dtype), torch.tensor([[[0.5, float("inf")]]], dtype=dtype)
+    found = step.module()(values, maps)
+    assert [each.dtype for each in found] == [dtype] * 2
+    assert torch.equal(found[0], score * values)
+    assert torch.equal(found[1], pixel * maps)
+    assert step.module()(None, None) == (None, None)
 
 
 def test_of_several_channels_the_highest_above_its_threshold_remains() -> None:
@@ -176,10 +194,12 @@ def map_of(*axes: int | str) -> PortInfo:
         ("gaussian:sigma=1", [map_of("N", 1, "H", 4)], [], "a smaller sigma than 1"),
         ("gaussian", [SCORE], [], "needs an anomaly map"),
         ("top-k:k=33", [map_of("N", 4, 8)], [], r"takes 33 pixels(.|\n)*k of at most 32"),
+        ("negate:level=image", [map_of("N", 1, 4, 8)], [], r"does not have\n  found:   no score of its own"),
+        ("negate:level=pixel", [SCORE], [], r"does not have\n  found:   no anomaly map of its own"),
         ("resize", [map_of("N", 1, 4, 8)], [], "needs one input of images"),
         ("resize", [map_of("N", 1, 4, 8)], [PortInfo("x", "uint8", (1, 32, 32, 3))], "has its channels last"),
     ],
-    ids=["as-large-as-the-map", "one-axis", "no-map", "k", "no-input", "channels-last"],
+    ids=["as-large-as-the-map", "one-axis", "no-map", "k", "no-score", "score-only", "no-input", "channels-last"],
 )
 def test_models_that_a_tail_does_not_fit_are_refused(
     tail: str, ports: list[PortInfo], images: list[PortInfo], message: str
