@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, get_args, get_origin
 
 from postproc_export.errors import UsageError
+from postproc_export.policies import EXTREMES
 from postproc_export.runtimes import Precision, RuntimeName
 from postproc_export.stats import CalibrationStats, Comparison, Level, check_comparison, check_sensitivity
 from postproc_export.validation import spelt
@@ -332,6 +333,11 @@ class CalibrationOptions:
         ``quantile=Q``, ``value=T`` or ``range=U``.
     pixel_policy
         Operating point of the pixel level, given in the same way.
+    image_range
+        What ``min`` and ``max`` of the image level are: ``extremes``, or ``quantile=A,B`` of all its values, such as
+        ``quantile=0,0.98``, which leaves a heavy tail out.
+    pixel_range
+        What they are at the pixel level, given in the same way.
     nonfinite
         ``error`` refuses NaN and infinite values, ``drop`` leaves them out and counts them.
     compare
@@ -342,6 +348,8 @@ class CalibrationOptions:
 
     image_policy: str = "f1"
     pixel_policy: str = "f1"
+    image_range: str = EXTREMES
+    pixel_range: str = EXTREMES
     nonfinite: Nonfinite = "error"
     compare: Sequence[str] = field(default=(), metadata=spelt(only_python=True))
     resamples: int = field(default=1000, metadata=spelt(only_python=True))

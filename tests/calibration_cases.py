@@ -190,6 +190,7 @@ def sharded_cases() -> dict[str, Sharded]:
     cases = {
         "padim": Sharded(uneven, {"compare": COMPARED}),
         "padim-histogram": Sharded(uneven, {"compare": COMPARED}, "histogram"),
+        "ranges": Sharded(uneven, {"image_range": "quantile=0.05,0.9", "pixel_range": "quantile=0,0.999"}, "histogram"),
         "dfkde": Sharded(((_part(dfkde, 0, 79),), (_part(dfkde, 79, 80),))),
         "one-pass": Sharded(uneven, {"exact": False}, "histogram"),
         "first-empty": Sharded(((), (padim,)), {"compare": COMPARED}, "histogram"),

@@ -11,7 +11,6 @@ from typing import Any, Final, Self
 from postproc_export.calibration.arrays import KEYS, Block, Pair, Place, as_numpy, check_labelled
 from postproc_export.calibration.counting import Divide, Extremes, Part
 from postproc_export.calibration.dask import DaskLevel, cluster_at, has_dask
-from postproc_export.calibration.policies import Policy
 from postproc_export.calibration.shards import (
     MEANING,
     CsvShard,
@@ -32,6 +31,7 @@ from postproc_export.calibration.tally import Chunk, Count, Counted, LevelState,
 from postproc_export.calibration.zarr import ZarrShard, is_store
 from postproc_export.errors import CalibrationError, FileError, PostprocError, UsageError
 from postproc_export.options import CalibrationOptions, CalibratorOptions, ShardOptions
+from postproc_export.policies import Policy, Range
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
 from postproc_export.validation import called_like, check_file, method_like
 
@@ -49,6 +49,11 @@ def level_policies(asked: CalibrationOptions) -> dict[Level, list[Policy]]:
     }
 
 
+def level_ranges(asked: CalibrationOptions) -> dict[Level, Range]:
+    """Parse which values of each level its range ends at."""
+    return {"image": Range.parse(asked.image_range), "pixel": Range.parse(asked.pixel_range)}
+
+
 class Calibrator:
     """Gathers raw validation outputs batch by batch and computes the statistics of both levels.
 
@@ -61,7 +66,7 @@ class Calibrator:
     @method_like(CalibratorOptions)
     def __init__(self, **given: Any) -> None:
         asked = CalibratorOptions(**given)
-        self._asked, self._policies = asked, level_policies(asked)
+        self._asked, self._policies, self._ranges = asked, level_policies(asked), level_ranges(asked)
         self._spool_dir = None if asked.spool_dir is None else Path(asked.spool_dir)
         if self._spool_dir is not None and not self._spool_dir.is_dir():
             raise FileError(
@@ -195,7 +200,7 @@ class Calibrator:
 
             with all_ranks(group) as ranks:
                 self._check_whole()
-                return _whole(distributed_levels(self._levels, self._policies, self._asked, ranks))
+                return _whole(distributed_levels(self._levels, self._policies, self._ranges, self._asked, ranks))
         if group is not None:
             raise UsageError("a process group is given, but compute() was not asked to use it", fix="distributed=True")
         self._check_whole()
@@ -204,6 +209,7 @@ class Calibrator:
                 level,
                 state.tally.counted(),
                 self._policies[level],
+                self._ranges[level],
                 values=state.ask,
                 resamples=self._asked.resamples,
                 exact=self._asked.exact,
@@ -345,7 +351,7 @@ def calibrate(**given: Any) -> CalibrationStats:
     docs/definition.md sections 2 and 9.
     """
     asked = ShardOptions(**given)
-    policies = level_policies(asked)
+    policies, ranges = level_policies(asked), level_ranges(asked)
     shards = find_shards(asked.source)
     on_dask = asked.dask is not None or any(has_dask(shard) for shard in shards)
     states: States = {}
@@ -358,7 +364,9 @@ def calibrate(**given: Any) -> CalibrationStats:
                 else DaskLevel(level, shards, cluster, states=states, progress=asked.progress)
             )
             counted = values.first_pass(Count(asked.nonfinite))
-            levels[level] = level_stats(level, counted, policies[level], values=values, resamples=asked.resamples)
+            levels[level] = level_stats(
+                level, counted, policies[level], ranges[level], values=values, resamples=asked.resamples
+            )
     names = [shard.name for shard in shards]
     if len(names) > 10:
         names[9:] = [f"... {len(names) - 9} more"]

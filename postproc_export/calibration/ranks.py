@@ -12,12 +12,12 @@ from postproc_export import __version__, errors
 from postproc_export.calibration import tally
 from postproc_export.calibration.arrays import AnyArray
 from postproc_export.calibration.counting import Divide, Extremes, coarse_pass, exact_table, sum_tables
-from postproc_export.calibration.policies import Policy
 from postproc_export.calibration.statistics import level_stats
 from postproc_export.calibration.table import Counts, Table, key_of
 from postproc_export.calibration.tally import Counted, LevelState, Tally
 from postproc_export.errors import CalibrationError, PostprocError, UsageError, require
 from postproc_export.options import CalibratorOptions
+from postproc_export.policies import Policy, Range
 from postproc_export.stats import LEVELS, Level, LevelStats
 
 # Meetings of the ranks of a process group: no rank waits for one that has failed, and every rank learns why.
@@ -194,6 +194,7 @@ def _as_bytes(document: object) -> AnyArray:
 def distributed_levels(
     states: Mapping[Level, LevelState],
     policies: Mapping[Level, Sequence[Policy]],
+    ranges: Mapping[Level, Range],
     asked: CalibratorOptions,
     ranks: Ranks,
 ) -> dict[Level, LevelStats | None]:
@@ -205,6 +206,7 @@ def distributed_levels(
     own = {level: {name: getattr(states[level].tally, name) for name in _SHARED} for level in LEVELS}
     described = {
         **{f"{level}_policy": each[0].text for level, each in policies.items()},
+        **{f"{level}_range": each.text for level, each in ranges.items()},
         "nonfinite": asked.nonfinite,
         "exact": asked.exact,
         "compare": [policy.text for policy in policies["image"][1:]],
@@ -220,6 +222,7 @@ def distributed_levels(
             level,
             _counted(states[level].tally, shares[level], ranks, labelled=flag),
             policies[level],
+            ranges[level],
             values=partial(_ask, states[level], ranks),
             resamples=asked.resamples,
             exact=asked.exact,

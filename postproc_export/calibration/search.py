@@ -1,7 +1,7 @@
 """Where the threshold of a policy lies in a table, and the fewest passes over the source that find it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from math import ceil, floor, isfinite
@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from postproc_export.calibration.counting import Divide, Indices, Values
-from postproc_export.calibration.policies import Policy
 from postproc_export.calibration.table import Counts, Flags, Table, key_of, value_of
 from postproc_export.errors import CalibrationError
 from postproc_export.float32 import LARGEST, nearest, next_up
+from postproc_export.policies import Policy, Range
 
 # Where the threshold of a policy lies in a table: found, or which bins have to be looked into.
 #
@@ -170,6 +170,32 @@ def counts_at(table: Table, *, key: int) -> Outcome:
     return Found(key, int(table.tp[above]), int(table.fp[above]))
 
 
+def quantile_of_all(table: Table, *, share: Fraction) -> Outcome:
+    """Find the inverted-CDF quantile of all values; the lowest and the highest are known without a look into bins."""
+    total = table.n_normal + table.n_anomalous
+    rank = max(1, ceil(share * total))
+    index = _bin_of_rank(table.tp + table.fp, total + 1 - rank)
+    known = {total: table.high, 1: table.low}
+    if rank not in known and table.widths[index] > 0:
+        return np.array([index])
+    found = Found.at(table, index)
+    return replace(found, key=known.get(rank, max(found.key, table.low)))
+
+
+def share_of_range(table: Table, *, policy: Policy, spread: Range) -> Outcome:
+    """Find the counts at the threshold of `range=U`; want the bins that its range divides, then that of the threshold.
+
+    It is nowhere where it is no finite float32.
+    """
+    ends = [search(table) for search in ends_of(spread)]
+    wanted = [end for end in ends if isinstance(end, np.ndarray)]
+    if wanted:
+        return np.concatenate(wanted)
+    low, high = (value_of(end.key) for end in ends if isinstance(end, Found))
+    threshold = fixed_threshold(policy, low=low, high=high)
+    return counts_at(table, key=key_of(threshold)) if isfinite(threshold) else None
+
+
 def _only(table: Table, index: int) -> Outcome:
     return np.array([index]) if table.widths[index] > 0 else Found.at(table, index)
 
@@ -179,7 +205,12 @@ def _bin_of_rank(at_or_above: Counts, rank: int) -> int:
     return int(np.flatnonzero(at_or_above >= rank)[-1])
 
 
-def search_for(policy: Policy, table: Table) -> tuple[Search, str]:
+def ends_of(spread: Range) -> list[Search]:
+    """Return the searches for the lower and the upper end of a range."""
+    return [partial(quantile_of_all, share=share) for share in spread.shares]
+
+
+def search_for(policy: Policy, table: Table, spread: Range) -> tuple[Search, str]:
     """Return the search for a policy's threshold, and the rule it follows: the policy's text, or a one-class rule.
 
     Where a class that the policy needs is missing, the one-class rule decides: the highest value of only normal
@@ -191,10 +222,10 @@ def search_for(policy: Policy, table: Table) -> tuple[Search, str]:
         if not table.n_anomalous:
             return partial(counts_at, key=table.high), "only_normal"
         return partial(counts_at, key=table.low), "only_anomalous"
-    return _search(policy, table), policy.text
+    return _search(policy, table, spread), policy.text
 
 
-def _search(policy: Policy, table: Table) -> Search:
+def _search(policy: Policy, table: Table, spread: Range) -> Search:
     number = policy.parameter
     match policy.kind:
         case "f1" | "fbeta":
@@ -208,14 +239,10 @@ def _search(policy: Policy, table: Table) -> Search:
             return partial(lowest_with_false_positives, allowed=floor(number * table.n_normal))
         case "quantile":
             return partial(ranked, counts="fp", rank=table.n_normal + 1 - max(1, ceil(number * table.n_normal)))
-        case "value" | "range":
-            threshold = fixed_threshold(policy, low=value_of(table.low), high=value_of(table.high))
-            return partial(counts_at, key=key_of(threshold)) if isfinite(threshold) else _nowhere
-
-
-def _nowhere(table: Table) -> Outcome:
-    """Find nothing: the threshold is no finite float32."""
-    return None
+        case "value":  # finite as float32, or it could not be parsed
+            return partial(counts_at, key=key_of(nearest(number)))
+        case "range":
+            return partial(share_of_range, policy=policy, spread=spread)
 
 
 def fixed_threshold(policy: Policy, *, low: float, high: float) -> float:

@@ -4,13 +4,15 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from fractions import Fraction
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from postproc_export.calibration.counting import Extremes, Values
-from postproc_export.calibration.policies import Policy
 from postproc_export.calibration.search import (
     MARGIN,
     BestRatio,
@@ -18,7 +20,9 @@ from postproc_export.calibration.search import (
     Outcome,
     answer,
     counts_at,
+    ends_of,
     fixed_threshold,
+    quantile_of_all,
     search_for,
     sharpen,
 )
@@ -26,7 +30,8 @@ from postproc_export.calibration.table import Table, value_of
 from postproc_export.calibration.tally import Counted
 from postproc_export.errors import CalibrationError, MetadataError
 from postproc_export.float32 import LARGEST, shortest
-from postproc_export.stats import Level, LevelStats
+from postproc_export.policies import EXTREMES, Policy, Range
+from postproc_export.stats import MIN_SPAN, Level, LevelStats
 
 CURVE_POINTS: Final = 2000
 _ROUNDING: Final = 1e-12  # float64 sums of up to 10^6 terms in [0, 1], each within 2^-50
@@ -135,7 +140,7 @@ LARGE: Final = 20_000
 _FEWER: Final = 5  # times fewer resamples above that many images, where the interval is narrow anyway
 
 
-def threshold_interval(table: Table, policy: Policy, *, resamples: int) -> dict[str, Any]:
+def threshold_interval(table: Table, policy: Policy, spread: Range, *, resamples: int) -> dict[str, Any]:
     """Return the 95 % percentile interval of the threshold over resamples of the images."""
     total = table.n_normal + table.n_anomalous
     if total > MAX_IMAGES:
@@ -143,7 +148,7 @@ def threshold_interval(table: Table, policy: Policy, *, resamples: int) -> dict[
     count = resamples if total <= LARGE else max(1, resamples // _FEWER)
     cells = np.repeat(np.arange(2 * len(table)), np.concatenate((table.normal, table.anomalous)))
     generator = np.random.default_rng(_SEED)
-    keys = (_resampled_key(table, policy, cells[generator.integers(0, total, total)]) for _ in range(count))
+    keys = (_resampled_key(table, policy, spread, cells[generator.integers(0, total, total)]) for _ in range(count))
     reached = sorted(key for key in keys if key is not None)
     if not reached:
         return {"left_out": "no resample reaches the policy"}
@@ -153,7 +158,9 @@ def threshold_interval(table: Table, policy: Policy, *, resamples: int) -> dict[
     return {**ends, "confidence": CONFIDENCE, "resamples": count, "unreachable": count - len(reached)}
 
 
-def _resampled_key(table: Table, policy: Policy, drawn: "np.ndarray[Any, np.dtype[np.intp]]") -> int | None:
+def _resampled_key(
+    table: Table, policy: Policy, spread: Range, drawn: "np.ndarray[Any, np.dtype[np.intp]]"
+) -> int | None:
     normal, anomalous = np.bincount(drawn, minlength=2 * len(table)).reshape(2, -1)
     used = np.flatnonzero(normal + anomalous)
     starts = table.starts[used]
@@ -165,7 +172,7 @@ def _resampled_key(table: Table, policy: Policy, drawn: "np.ndarray[Any, np.dtyp
         low=int(starts[0]),
         high=int(starts[-1]),
     )
-    outcome = search_for(policy, again)[0](again)
+    outcome = search_for(policy, again, spread)[0](again)
     return outcome.key if isinstance(outcome, Found) else None
 
 
@@ -185,6 +192,15 @@ def one_pass_bound(table: Table, found: Found) -> dict[str, Any]:
     best = 2 * float(BestRatio(1, 1).upper(table).max())
     here = 2 * tp / (tp + fp + table.n_anomalous)
     return {"exact": False, "f1_gap": min(max(best * (1 + MARGIN) - here, 0.0), 1.0)}
+
+
+def _no_sample(level: Level, counted: Counted) -> CalibrationError:
+    return CalibrationError(
+        f"{level} level: no sample at all",
+        found=f"{counted.dropped} values, none of them finite" if counted.dropped else "arrays without elements",
+        needed="one finite value at least" if counted.dropped else "one image at least",
+        fix="give arrays with elements, or leave the level out",
+    )
 
 
 def _unreachable(level: Level, policy: Policy, table: Table, best: Found | None, bound: float) -> CalibrationError:
@@ -229,6 +245,7 @@ def level_stats(
     level: Level,
     counted: Counted,
     policies: Sequence[Policy],
+    spread: Range,
     *,
     values: Values,
     resamples: int = 1000,
@@ -237,45 +254,39 @@ def level_stats(
     """Return the statistics of a level, None where it was not met; the first policy decides, others are compared.
 
     Warns where one class is missing, the values hardly tell the classes apart, the threshold calls all that is normal
-    anomalous, or float32 merged values at it. Without ground truth a level has a range, and a threshold only by
-    `value=T` or `range=U`. Raises a CalibrationError if there is no value, the policy cannot be reached, or the range
-    of the values is not legal.
+    anomalous or lies near an end of the range, or float32 merged values at it. Without ground truth a level has a
+    range, and a threshold only by `value=T` or `range=U`. Raises a CalibrationError if there is no value, the policy
+    cannot be reached, or the range of the values is not legal.
     """
     if counted.labelled is None:
         return None
     if not counted.seen:
-        raise CalibrationError(
-            f"{level} level: no sample at all",
-            found=f"{counted.dropped} values, none of them finite" if counted.dropped else "arrays without elements",
-            needed="one finite value at least" if counted.dropped else "one image at least",
-            fix="give arrays with elements, or leave the level out",
-        )
+        raise _no_sample(level, counted)
     is_exact, policy = exact or counted.is_exact, policies[0]
     table = counted.table
     if not is_exact:  # one pass decides as if every bin held one value, its lower edge
         table = dataclasses.replace(table, widths=np.zeros_like(table.widths))
-    _legal(level, counted, threshold=None)  # refused here already, not after the passes to come
+    ends = ends_of(spread)
+    if spread.is_extremes:  # refused here already, not after the passes to come
+        _legal(level, counted, _limits(counted, spread, [end(table) for end in ends], is_exact=True), threshold=None)
     if level == "pixel" and counted.dropped:
         _warn(
             f"pixel level: {counted.dropped:,} values that are not finite were left out; in the deployed file a map "
             "that holds a NaN makes its image anomalous, whatever its score"
         )
+    asked = [search_for(each, table, spread) for each in policies] if counted.labelled else []
+    outcomes, table = answer([*(search for search, _ in asked), *ends], table, values=values)
+    limits = _limits(counted, spread, outcomes[-2:], is_exact=is_exact)
     if not counted.labelled:
-        return _unlabelled(level, counted, policy)
-    asked = [search_for(each, table) for each in policies]
-    outcomes, table = answer([search for search, _ in asked], table, values=values)
-    found, rule = outcomes[0], asked[0][1]
-    best: Found | None = None
-    bound = 0.0
+        return _unlabelled(level, counted, policy, limits)
+    best, bound = None, 0.0
     if not all(isinstance(outcome, Found) for outcome in outcomes) and table.n_anomalous:
-        highest = answer([BestRatio(0, 1)], table, values=values)[0][0]
-        assert isinstance(highest, Found), "some threshold has the highest precision"
-        best = highest
-        bound = best.precision if is_exact else float(BestRatio(0, 1).upper(counted.table).max())
+        best, bound = _most_precise(table, counted, values, is_exact=is_exact)
+    found, rule = outcomes[0], asked[0][1]
     if not isinstance(found, Found):
         raise _unreachable(level, policy, table, best, bound)
     _warn_of_threshold(level, counted, policy, found, rule, values if exact else None)
-    table = sharpen(table, values=values) if is_exact else counted.table
+    searched, table = table, sharpen(table, values=values) if is_exact else counted.table
     rates = _rates(table, found, is_exact=is_exact)
     area = auroc(table)
     _warn_of_orientation(level, area, rates)
@@ -288,19 +299,29 @@ def level_stats(
     if not is_exact:
         details |= one_pass_bound(table, found)
     if len(policies) > 1:
-        rows = zip(policies[1:], asked[1:], outcomes[1:], strict=True)
+        rows = zip(policies[1:], asked[1:], outcomes[1:-2], strict=True)
         details["policies"] = [
             _compared(each, rule, outcome, table, best, is_exact=is_exact) for each, (_, rule), outcome in rows
         ]
     if level == "image" and resamples and policy.kind != "value":
         details["threshold_interval"] = (
-            threshold_interval(table, policy, resamples=resamples)
+            threshold_interval(table, policy, spread, resamples=resamples)
             if counted.is_exact
             else {"left_out": f"{counted.seen} images are more than 10^6"}
         )
     decided = {"threshold": value_of(found.key), "policy": policy.text, "rule": rule}
     classes = {"n_normal": table.n_normal, "n_anomalous": table.n_anomalous}
-    return _legal(level, counted, **decided, **classes, details=details)
+    stats = _legal(level, counted, limits, **decided, **classes, details=details)
+    if all(classes.values()):
+        _warn_of_range(level, stats, policy, searched, values)
+    return stats
+
+
+def _most_precise(table: Table, counted: Counted, values: Values, *, is_exact: bool) -> tuple[Found, float]:
+    """Return the highest precision of the thresholds that are known, and what no observed value can exceed."""
+    best = answer([BestRatio(0, 1)], table, values=values)[0][0]
+    assert isinstance(best, Found), "some threshold has the highest precision"
+    return best, best.precision if is_exact else float(BestRatio(0, 1).upper(counted.table).max())
 
 
 def _rates(table: Table, found: Found, *, is_exact: bool) -> dict[str, Any]:
@@ -323,24 +344,98 @@ def _compared(
     return row
 
 
-def _legal(level: Level, counted: Counted, **stats: Any) -> LevelStats:
-    low, high = value_of(counted.table.low), value_of(counted.table.high)
+def _limits(counted: Counted, spread: Range, ends: Sequence[Outcome], *, is_exact: bool) -> dict[str, Any]:
+    """Return min, max and what the statistics tell of them: after one pass, within which bucket each end lies."""
+    keys, table = [end.key for end in ends if isinstance(end, Found)], counted.table
+    told: dict[str, Any] = {"range": spread.text}
+    if not spread.is_extremes:
+        told["extremes"] = {"min": shortest(value_of(table.low)), "max": shortest(value_of(table.high))}
+        if not is_exact:
+            bins = np.searchsorted(table.starts, keys, side="right") - 1
+            lowest = np.maximum(table.starts[bins], table.low).tolist()
+            highest = np.minimum(table.ends[bins] - 1, table.high).tolist()
+            pairs = zip(("min", "max"), lowest, highest, strict=True)
+            told["range_limits"] = {name: [shortest(value_of(key)) for key in each] for name, *each in pairs}
+    return {"min": value_of(keys[0]), "max": value_of(keys[1]), "details": told}
+
+
+def _legal(
+    level: Level, counted: Counted, limits: Mapping[str, Any], *, details: Mapping[str, Any] | None = None, **stats: Any
+) -> LevelStats:
+    told = {**limits["details"], **(details or {})}
     try:
-        return LevelStats(min=low, max=high, n_dropped=counted.dropped, **stats)
+        return LevelStats(min=limits["min"], max=limits["max"], n_dropped=counted.dropped, details=told, **stats)
     except MetadataError as error:
-        what = f"the {level} level cannot be calibrated: {error.what}"
-        raise CalibrationError(what, found=error.found, needed=error.needed, fix=error.fix) from error
+        what, fix = f"the {level} level cannot be calibrated: {error.what}", error.fix
+        if told["range"] != EXTREMES:
+            what, fix = f"{what} by {told['range']}", f"--{level}-range with shares further apart, or {EXTREMES}"
+        raise CalibrationError(what, found=error.found, needed=error.needed, fix=fix) from error
 
 
-def _unlabelled(level: Level, counted: Counted, policy: Policy) -> LevelStats:
-    details, table = {"n_values": counted.seen}, counted.table
+def _unlabelled(level: Level, counted: Counted, policy: Policy, limits: Mapping[str, Any]) -> LevelStats:
+    details = {"n_values": counted.seen}
     if policy.is_fixed:
-        threshold = fixed_threshold(policy, low=value_of(table.low), high=value_of(table.high))
+        threshold = fixed_threshold(policy, low=limits["min"], high=limits["max"])
         if not np.isfinite(threshold):
-            raise _unreachable(level, policy, table, None, 0.0)
-        return _legal(level, counted, threshold=threshold, policy=policy.text, rule=policy.text, details=details)
+            raise _unreachable(level, policy, counted.table, None, 0.0)
+        decided = {"threshold": threshold, "policy": policy.text, "rule": policy.text}
+        return _legal(level, counted, limits, **decided, details=details)
     _warn(f"{level} level: no ground truth, so it gets a range but no threshold (policy '{policy.text}')")
-    return _legal(level, counted, threshold=None, policy=policy.text, rule="range_only", details=details)
+    return _legal(level, counted, limits, threshold=None, policy=policy.text, rule="range_only", details=details)
+
+
+NEAR: Final = Fraction(1, 50)
+"""The part of the span beside each end in which a threshold leaves hardly any room to one side's normalised scores."""
+_ROOMY: Final = Fraction(1, 10)
+_LEFT_OUT: Final = ("0", "0.0001", "0.001", "0.01", "0.02", "0.05", "0.1", "0.25", "0.4")
+
+
+def _warn_of_range(level: Level, stats: LevelStats, policy: Policy, table: Table, values: Values) -> None:
+    """Warn where the threshold lies near an end of the range, with the quantiles of all values that would help."""
+    assert stats.threshold is not None, "a level with ground truth has a threshold"
+    place = _place(stats.threshold, stats.min, stats.max)
+    if NEAR < place < 1 - NEAR:
+        return
+    if policy.kind == "range":
+        advice = f"'{policy.text}' asks for that"
+    elif (helping := _helping_range(stats.threshold, table, values)) is None:
+        advice = "no range of quantiles would leave more than 2 % on both sides"
+    else:
+        advice = f"--{level}-range {helping[0].text} would put it at {_percent(helping[1])}"
+    ends = " to ".join(f"{shortest(end):.9g}" for end in (stats.min, stats.max))
+    _warn(
+        f"{level} level: the threshold {shortest(stats.threshold):.9g} lies at {_percent(place)} of the range {ends}, "
+        f"so that normalised scores crowd together on one side of 0.5; {advice}"
+    )
+
+
+def _helping_range(threshold: float, table: Table, values: Values) -> tuple[Range, Fraction] | None:
+    """Return the range of round quantiles that leaves out least and has the threshold inside, and where it lies there.
+
+    Up to a tenth of the values is left out to have the threshold well inside, else as few as put it there at all.
+    """
+    above = [str(1 - Decimal(share)) for share in _LEFT_OUT]
+    ranges = [Range.parse(f"quantile={low},{high}") for low in _LEFT_OUT for high in above]
+    ranges.sort(key=lambda each: each.left_out)
+    shares = sorted({share for each in ranges for share in each.shares})
+    outcomes, _ = answer([partial(quantile_of_all, share=share) for share in shares], table, values=values)
+    found = [value_of(outcome.key) for outcome in outcomes if isinstance(outcome, Found)]
+    ends = dict(zip(shares, found, strict=True))
+    for margin, most in ((_ROOMY, _ROOMY), (NEAR, 1)):
+        for each in (each for each in ranges if each.left_out <= most):
+            low, high = (ends[share] for share in each.shares)
+            if high - low >= MIN_SPAN and margin < (place := _place(threshold, low, high)) < 1 - margin:
+                return each, place
+    return None
+
+
+def _place(threshold: float, low: float, high: float) -> Fraction:
+    """Return where a threshold lies in a range: 0 at its lower end, 1 at its upper one."""
+    return (Fraction(threshold) - Fraction(low)) / (Fraction(high) - Fraction(low))
+
+
+def _percent(share: Fraction) -> str:
+    return f"{100 * float(share):.3g} %"
 
 
 _QUANTILES: Final = {"image": "0.995", "pixel": "0.9999"}  # of normal values; a map has many pixels

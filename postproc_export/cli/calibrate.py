@@ -50,6 +50,7 @@ def _cells(level: LevelStats) -> dict[str, str]:
         "95 % interval of it": _range(level.details.get("threshold_interval")),
         "min": _number(level.min),
         "max": _number(level.max),
+        "range": _ends(level),
         "policy": level.policy or "-",
         "decided by": level.rule or "-",
         **{name: "-" if count is None else f"{count:,}" for name, count in counts.items()},
@@ -92,6 +93,13 @@ def _range(interval: Mapping[str, Any] | None) -> str:
     if not interval or interval.get("low") is None:
         return "-"
     return f"{_number(interval['low'])} to {_number(interval['high'])}"
+
+
+def _ends(level: LevelStats) -> str:
+    """Return what min and max are, and where they are not the extremes, what these are."""
+    seen = level.details.get("extremes")
+    text = str(level.details.get("range") or "-")
+    return text if not seen else f"{text} (seen: {_number(seen['min'])} to {_number(seen['max'])})"
 
 
 def _interval(interval: Mapping[str, float] | None) -> str:

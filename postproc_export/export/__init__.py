@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from postproc_export.attach import attach_postprocessing
-from postproc_export.calibration.policies import Policy
 from postproc_export.check import check_parity
 from postproc_export.check.attached_files import load_attached
 from postproc_export.check.report import Check
@@ -45,6 +44,7 @@ from postproc_export.export.verify import Probe, decision_checks, image_probes, 
 from postproc_export.files import refuse_inputs
 from postproc_export.images import Preprocessing, find_samples
 from postproc_export.options import ExportOptions, TailOptions
+from postproc_export.policies import Policy, Range
 from postproc_export.record import parse_tail, parse_tails
 from postproc_export.runtimes import PortInfo, open_runner
 from postproc_export.stats import CalibrationStats, as_stats
@@ -73,8 +73,9 @@ def _check_options(asked: ExportOptions) -> None:
     """Refuse options that contradict each other, and a target, steps, policies or images that cannot be used."""
     check_target(Path(asked.output), asked.name)
     parse_tails(asked.steps)
-    for policy in (asked.image_policy, asked.pixel_policy):
+    for policy, spread in ((asked.image_policy, asked.image_range), (asked.pixel_policy, asked.pixel_range)):
         Policy.parse(policy)
+        Range.parse(spread)
     if (asked.stats is None) is (asked.calibrate is None):
         raise UsageError(
             "statistics are needed" if asked.stats is None else "statistics and images to calibrate on were given",
@@ -171,6 +172,8 @@ class Job:
         with Calibrator(
             image_policy=asked.image_policy,
             pixel_policy=asked.pixel_policy,
+            image_range=asked.image_range,
+            pixel_range=asked.pixel_range,
             nonfinite=asked.nonfinite,
             resamples=asked.resamples,
             compare=asked.compare or COMPARED,

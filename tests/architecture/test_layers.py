@@ -15,7 +15,7 @@ HEAVY = (
 ORDER = {
     "graph_patterns": "expr catalog transforms match onnx openvino",
     "postproc_export": """
-        errors process float32 validation files stats ports runtimes images options tail
+        errors process float32 validation files stats policies ports runtimes images options tail
         record torch_modules eager comparison reading formats steps raw_model attach detach update inspect calibration
         check integrations export demo cli __main__
     """,
@@ -24,7 +24,7 @@ ORDER = {
     """,
     "postproc_export.steps": "modules transforms decisions user user_export around",
     "postproc_export.calibration": """
-        table arrays policies counting tally search statistics shards zarr ranks dask
+        table arrays counting tally search statistics shards zarr ranks dask
         calibrator model
     """,
     "postproc_export.check": """

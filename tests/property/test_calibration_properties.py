@@ -1,6 +1,7 @@
 """Calibration against the plain definition, on distributions made to break it, by every route through the engine."""
 
 import warnings
+from contextlib import suppress
 from fractions import Fraction
 from functools import partial
 from typing import Any
@@ -15,6 +16,8 @@ from postproc_export.calibration import Calibrator, tally
 from postproc_export.calibration.search import BestRatio, Found, LowestPrecise, ranked
 from postproc_export.calibration.statistics import CalibrationWarning
 from postproc_export.calibration.table import Table
+from postproc_export.errors import CalibrationError
+from postproc_export.float32 import nearest
 from postproc_export.options import CalibratorOptions
 from postproc_export.stats import LevelStats
 
@@ -40,6 +43,14 @@ def level_of(values: np.ndarray, truth: np.ndarray, policy: str, **options: Any)
 
 cases = st.tuples(st.sampled_from(KINDS), st.integers(0, 10**6), st.integers(3, 120))
 ratios = st.sampled_from([Fraction(text) for text in ("0", "0.01", "0.1", "0.3", "0.5", "0.75", "0.9", "0.99", "1")])
+
+
+shares = st.lists(
+    st.sampled_from(["0", "0.001", "0.02", "0.1", "0.25", "0.5", "0.9", "0.999", "1"]),
+    min_size=2,
+    max_size=2,
+    unique=True,
+).map(lambda each: sorted(each, key=float))
 
 
 def decimal(ratio: Fraction) -> str:
@@ -74,6 +85,47 @@ def test_every_policy_agrees_with_the_plain_definition(
         assert row["threshold"] is None if threshold is None else np.float32(row["threshold"]) == threshold, row
         if threshold is not None:
             assert (row["tp"], row["fp"]) == plain.counts(threshold), row
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=ONE_ROUTE)
+@given(case=cases, shares=shares, share=st.sampled_from(["-0.5", "0.3", "1"]))
+def test_every_range_agrees_with_the_plain_definition(
+    route: str, case: tuple[str, int, int], shares: list[str], share: str
+) -> None:
+    """Min and max are the inverted-CDF quantiles of all values, `range=U` is between them, and nothing else moves."""
+    values, truth = values_of(*case)
+    low, high = (Plain(values, np.zeros_like(truth)).quantile(Fraction(each)) for each in shares)
+    asked = {"image_range": f"quantile={','.join(shares)}", "compare": (f"range={share}", "recall=0.5")}
+    if not low < high or not np.float32(high) - np.float32(low) >= 2.0**-75:
+        with pytest.raises(CalibrationError, match="--image-range with shares further apart, or extremes"):
+            level_of(values, truth, "f1", **asked)
+        return
+    stats, whole = level_of(values, truth, "f1", **asked), level_of(values, truth, "f1", compare=asked["compare"])
+    assert (stats.min, stats.max, stats.details["range"]) == (low, high, asked["image_range"])
+    seen = stats.details["extremes"]
+    assert (np.float32(seen["min"]), np.float32(seen["max"])) == (whole.min, whole.max)
+    assert (whole.details["range"], "extremes" in whole.details) == ("extremes", False)
+    assert (stats.threshold, stats.details["at_threshold"]) == (whole.threshold, whole.details["at_threshold"])
+    within, recall = stats.details["policies"]
+    assert recall == whole.details["policies"][1]
+    threshold = nearest(Fraction(low) + Fraction(share) * (Fraction(high) - Fraction(low)))
+    counts = Plain(values, truth).counts(threshold)
+    assert (np.float32(within["threshold"]), within["tp"], within["fp"]) == (threshold, *counts)
+
+
+@settings(max_examples=40, deadline=None)
+@given(case=cases, shares=shares)
+def test_one_pass_says_where_the_ends_of_a_range_are(case: tuple[str, int, int], shares: list[str]) -> None:
+    """Within the limits that stand beside them lie the exact quantiles, and the numbers that were taken."""
+    values, truth = values_of(*case)
+    with pytest.MonkeyPatch.context() as patch, suppress(CalibrationError):
+        patch.setattr(tally, "SMALL", 0)
+        stats = level_of(values, truth, "f1", image_range=f"quantile={','.join(shares)}", exact=False)
+        for name, share in zip(("min", "max"), shares, strict=True):
+            low, high = stats.details["range_limits"][name]
+            exact = Plain(values, np.zeros_like(truth)).quantile(Fraction(share))
+            assert np.float32(low) <= exact <= np.float32(high)
+            assert np.float32(low) <= getattr(stats, name) <= np.float32(high)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=ONE_ROUTE)

@@ -1,4 +1,4 @@
-"""Operating points: their text form, with every number taken as an exact decimal.
+"""Operating points and ranges: their text form, with every number taken as an exact decimal.
 
 | text           | the threshold                                                                        |
 | -------------- | ------------------------------------------------------------------------------------ |
@@ -10,6 +10,11 @@
 | `quantile=Q`   | the inverted-CDF quantile of the normal values                                        |
 | `value=T`      | T itself, raw                                                                         |
 | `range=U`      | min + U (max - min)                                                                   |
+
+| text           | min and max                                                                           |
+| -------------- | ------------------------------------------------------------------------------------- |
+| `extremes`     | the lowest and the highest value seen                                                 |
+| `quantile=A,B` | the inverted-CDF quantiles of all values                                              |
 """
 
 import re
@@ -102,3 +107,41 @@ def _exact_decimal(number: str, *, kind: Kind, text: str) -> Fraction:
     if not legal:
         raise UsageError(f"the number of the policy {text!r} is out of range", found=number, needed=needed)
     return value
+
+
+EXTREMES: Final = "extremes"
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Which values of a level are its `min` and `max`."""
+
+    shares: tuple[Fraction, Fraction]  # 0 <= A < B <= 1, exact: the quantiles that they are
+    text: str  # the text form, which the statistics record
+
+    @property
+    def is_extremes(self) -> bool:
+        """Whether they are the lowest and the highest value seen."""
+        return self.text == EXTREMES
+
+    @property
+    def left_out(self) -> Fraction:
+        """The share of the values that lies outside."""
+        return 1 - (self.shares[1] - self.shares[0])
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `extremes` or `quantile=A,B`; raises a UsageError for anything else, and unless 0 <= A < B <= 1."""
+        name, _, rest = str(text).strip().partition("=")
+        numbers = [part.strip() for part in rest.split(",")]
+        if name.strip().lower() == EXTREMES and not rest:
+            return cls((Fraction(0), Fraction(1)), EXTREMES)
+        if name.strip().lower() != "quantile" or len(numbers) != 2 or not all(map(_DECIMAL.fullmatch, numbers)):
+            needed = f"{EXTREMES}, or quantile=A,B with two decimals"
+            raise UsageError(f"the range {text!r} is not known", needed=needed, fix="such as quantile=0.01,0.99")
+        low, high = (Fraction(Decimal(number)) for number in numbers)
+        if not 0 <= low < high <= 1:
+            raise UsageError(
+                f"the numbers of the range {text!r} are out of range", found=rest.strip(), needed="0 <= A < B <= 1"
+            )
+        return cls((low, high), f"quantile={','.join(numbers)}")
