@@ -155,7 +155,6 @@ class Job:
         if asked.stats is not None:
             return as_stats(asked.stats)
         assert asked.calibrate is not None, "there are statistics or images to calibrate on"
-        self.tell(f"calibrating on {asked.calibrate}")
         preprocessing, shape = asked.preprocessing or Preprocessing(), tuple(self.example.shape)
         if preprocessing.size is None and len(shape) == 4:  # images get the example's size
             layout = preprocessing.layout_for(PortInfo(INPUT, "float32", shape))
@@ -169,6 +168,8 @@ class Job:
             image_only=asked.image_only,
             step=[text for text in asked.steps if parse_tail(text).changes_values],
         )
+        split = source.samples[0].split
+        self.tell(f"calibrating on {asked.calibrate}{f' (split {split})' if split else ''}")
         with Calibrator(
             image_policy=asked.image_policy,
             pixel_policy=asked.pixel_policy,

@@ -16,6 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -128,7 +129,8 @@ def _choose(names: Sequence[str], asked: str | None, labels: bool, where: Path) 
     if asked is not None:
         found = [asked] if asked in names else [each for each in names if split_kind(each) == _KINDS.get(asked, "")]
         if not found:
-            fix = f"--split {names[0]}" if names else "leave --split out"
+            near = get_close_matches(asked, names, n=1) or names
+            fix = f"--split {near[0]}" if near else "leave --split out"
             raise UsageError(f"--split {asked}: {where} has no such split", found=there, fix=fix)
     else:
         order = ("validation", "test") if labels else ("validation", "test", "train")

@@ -76,18 +76,20 @@ def test_a_calibration_in_the_same_run(tmp_path: Path, invoke: Invoke) -> None:
     torch.save(export_modules.detector().state_dict(), tmp_path / "weights.pt")
     result = invoke(
         "export", "export_modules:training", "--weights", tmp_path / "weights.pt", "--input", "1,3,16,16",
-        "--calibrate", images / "test", "--pixel-policy", "recall=0.9", "--pixel-sensitivity", 0.4,
+        "--calibrate", images, "--split", "test", "--pixel-policy", "recall=0.9", "--pixel-sensitivity", 0.4,
         "-o", tmp_path / "dist", "--json",
     )  # fmt: skip
     assert result.exit_code == 0, result.stdout + result.stderr
     document = json.loads(result.stdout)
     assert document["passed"] is True
-    assert f"images of {images / 'test'}" in document["files"][0]["environment"]["inputs"]
+    assert f"calibrating on {images} (split test)" in result.stderr
+    assert f"images of {images}" in document["files"][0]["environment"]["inputs"]
     written = CalibrationStats.load(tmp_path / "dist/statistics.json")
     assert written.pixel is not None
     assert written.pixel.policy == "recall=0.9"
     assert (written.pixel.n_normal or 0) + (written.pixel.n_anomalous or 0) == 4 * 16 * 16
     assert written.details["preprocessing"]["size"] == [16, 16]
+    assert written.details["samples"]["split"] == "test"
     record = {item.key: item.value for item in onnx.load(tmp_path / "dist/model.onnx").metadata_props}
     assert json.loads(record["postproc_export"])["options"]["pixel_sensitivity"] == 0.4
 

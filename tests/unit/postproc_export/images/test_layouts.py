@@ -394,8 +394,8 @@ class TestSplits:
         (tmp_path / "list.csv").write_text("image,label,split\na.png,0,val\nb.png,1,holdout\ngone.png,x,test\n")
         assert find_samples(tmp_path / "list.csv") == [Sample(tmp_path / "a.png", 0, None, "normal", "val")]
         assert find_samples(tmp_path / "list.csv", split="holdout")[0].image == tmp_path / "b.png"
-        with pytest.raises(UsageError, match=r"no such split\n.*val, holdout, test"):
-            find_samples(tmp_path / "list.csv", split="vla")
+        with pytest.raises(UsageError, match=r"no such split\n.*val, holdout, test\n.*--split test"):
+            find_samples(tmp_path / "list.csv", split="tset")
         (tmp_path / "test.csv").write_text("image,label\na.png,0\n")
         assert find_samples(tmp_path / "test.csv")[0].split == "test"
 
