@@ -36,9 +36,16 @@ class ExplainedError(Exception):
         self.found = found
         self.needed = needed
         self.fix = fix
-        rows = (("found", found), ("needed", needed), ("fix", fix))
-        lines = [f"  {label + ':':<8} {text}" for label, text in rows if text is not None]
-        super().__init__("\n".join([what, *lines]))
+        super().__init__(self.text)
+
+    def __str__(self) -> str:  # the same of a class that is an OSError or ImportError, too
+        return str(self.args[0])
+
+    @property
+    def text(self) -> str:
+        """The message as it was raised; `args`, which `str` gives, may put it in other words."""
+        rows = (("found", self.found), ("needed", self.needed), ("fix", self.fix))
+        return "\n".join([self.what, *(f"  {label + ':':<8} {text}" for label, text in rows if text is not None)])
 
     @property
     def texts(self) -> tuple[str | None, ...]:

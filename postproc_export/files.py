@@ -199,7 +199,7 @@ def default_target(
     return target
 
 
-_ANOTHER: Final = "choose another path, or replace the file with --in-place (in_place=True)"
+_ANOTHER: Final = "choose another path, or replace the file with --in-place"
 
 
 def write_text(path: Path, text: str) -> None:

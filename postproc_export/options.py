@@ -9,13 +9,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import KW_ONLY, dataclass, field, fields
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, get_args
 
 from postproc_export.errors import UsageError
+from postproc_export.float32 import shortest
 from postproc_export.policies import EXTREMES
 from postproc_export.runtimes import Precision, RuntimeName
 from postproc_export.stats import CalibrationStats, Comparison, Level, check_comparison, check_sensitivity
-from postproc_export.validation import spelt
+from postproc_export.validation import choices_of, flags_of, spelt
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -211,11 +212,9 @@ class TailOptions(DecisionOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for item in fields(TailOptions):  # of a Literal, which may be one of several types
-            parts = (item.type, *get_args(item.type))
-            choices = next((get_args(part) for part in parts if get_origin(part) is Literal), None)
-            value = getattr(self, item.name)
-            if choices and value not in choices and not (value is None and type(None) in parts):
+        for item in fields(TailOptions):
+            choices, value = choices_of(item.type), getattr(self, item.name)
+            if choices and value not in choices and not (value is None and type(None) in get_args(item.type)):
                 raise UsageError(f"{item.name} {value!r} is not known", needed=", ".join(choices))
         if not (self.enable_normalization or self.enable_thresholding):
             raise UsageError(
@@ -228,11 +227,11 @@ class TailOptions(DecisionOptions):
                 found="a boundary that is found by bisection, for which a graph has no formula",
                 fix="--runtime-boundary, and boundaries from decision_boundary(..., comparison='gt'); or the rule ge",
             )
-        for reason in self._unpackable():
+        for name, reason in self._unpackable():
             raise UsageError(
                 f"the packed layout cannot be had: {reason}",
                 needed="the normalised map and score, the label and the mask, in one output",
-                fix="leave out that option, or --layout packed",
+                fix=f"leave out {as_typed(self, name)}, or --layout packed",
             )
 
     @property
@@ -248,17 +247,17 @@ class TailOptions(DecisionOptions):
         """Whether a level is to be post-processed where it can be."""
         return self.levels in ("both", level)
 
-    def _unpackable(self) -> Iterator[str]:
+    def _unpackable(self) -> Iterator[tuple[str, str]]:
         if not self.is_packed:
             return
         if self.keep_raw:
-            yield "the raw outputs are to be kept beside it, so that there would not be one output"
+            yield "keep_raw", "the raw outputs are to be kept beside it, so that there would not be one output"
         if self.levels != "both":
-            yield f"it holds both levels, and the {self.levels} level alone is wanted"
+            yield "levels", f"it holds both levels, and the {self.levels} level alone is wanted"
         if not self.enable_normalization:
-            yield "it holds normalised scores, and they are switched off"
+            yield "enable_normalization", "it holds normalised scores, and they are switched off"
         if not self.enable_thresholding:
-            yield "it holds labels, and they are switched off"
+            yield "enable_thresholding", "it holds labels, and they are switched off"
 
 
 @dataclass(frozen=True)
@@ -507,7 +506,7 @@ class CheckOptions(StepOptions):
     max_flips: int = field(default=0, metadata=spelt(least=0))
     int8: bool | None = field(default=None, metadata=spelt("--int8", "--no-int8"))
     count: int = field(default=COUNT, metadata=spelt(only_python=True))
-    seed: int = SEED
+    seed: int = field(default=SEED, metadata=spelt(least=0))
     threads: int | None = field(default=None, metadata=spelt(least=1))
     exhaustive: bool = False
     preserved: str | Path | None = None
@@ -580,7 +579,7 @@ class ExportOptions(TailOptions, OutputOptions, CalibrationOptions):
     image_only: bool = field(default=False, kw_only=True)
     images: str | Path | None = field(default=None, kw_only=True)
     preprocessing: "Preprocessing | None" = field(default=None, kw_only=True, metadata=spelt(only_python=True))
-    seed: int = field(default=SEED, kw_only=True)
+    seed: int = field(default=SEED, kw_only=True, metadata=spelt(least=0))
     keep_failed: bool = field(default=False, kw_only=True)
     inputs: Sequence[Path] = field(default=(), kw_only=True, metadata=spelt(only_python=True))
     tell: Callable[[str], None] | None = field(default=None, kw_only=True, metadata=spelt(only_python=True))
@@ -595,13 +594,25 @@ def changed_options(options: TailOptions) -> list[str]:
 def refuse_unused(options: TailOptions, given: Collection[str]) -> None:
     """Refuse options, by the names in `given`, that a user gave and that would have no effect beside the others."""
     for name in given:
+        typed = as_typed(options, name)
         if name in _DTYPES and options.is_packed:
-            raise _unused(name, "the packed layout is float32")
+            raise _unused(typed, "the packed layout is float32", instead="leave out --layout packed")
         if name in _OF_LABELS and not options.enable_thresholding:
-            raise _unused(name, "labels and masks are switched off", instead="switch them on with --threshold")
+            raise _unused(typed, "labels and masks are switched off", instead="switch them on with --threshold")
         if name == "as_parameters" and options.as_parameters and options.adjustable == "nothing":
-            raise _unused(name, "nothing is adjusted at run time")
+            raise _unused(typed, "nothing is adjusted at run time", instead="add --runtime-sensitivity")
 
 
-def _unused(name: str, why: str, *, instead: str = "leave out what contradicts it") -> UsageError:
-    return UsageError(f"{name} would have no effect", found=why, fix=f"leave out {name}, or {instead}")
+def as_typed(options: Any, name: str) -> str:
+    """Return how the command line spells an option with its value, such as ``--no-nan-guard``."""
+    item, value = next(item for item in fields(options) if item.name == name), getattr(options, name)
+    flags, meant = flags_of(item), item.metadata.get("flags")
+    if meant:
+        return next(flag for flag in flags if meant[flag][0] == value)
+    if isinstance(value, bool):
+        return flags[0 if value else 1]
+    return f"{flags[0]} {shortest(value) if isinstance(value, float) else value}"
+
+
+def _unused(typed: str, why: str, *, instead: str) -> UsageError:
+    return UsageError(f"{typed} would have no effect", found=why, fix=f"leave it out, or {instead}")

@@ -43,8 +43,6 @@ def find_batch_size(
     runner: Runner, selection: Selection, preprocessing: Preprocessing, *, asked: int | None, count: int
 ) -> int:
     """Return a batch size at which the model runs, found by running it on a black image."""
-    if asked is not None and asked < 1:
-        raise UsageError(f"a batch size of {asked}", needed="at least 1", fix="leave it out for the model's own")
     static = runner.inputs[0].size(0)
     if static is not None and asked not in (None, static):
         fix = f"leave it out, or give {static}"

@@ -427,10 +427,14 @@ def choose_form(level: LevelStats) -> Form:
 
 
 def check_sensitivity(value: object, *, name: str = "sensitivity") -> float:
-    """Return a sensitivity rounded to float32; raises MetadataError unless it is a number (no bool) in [0, 1]."""
+    """Return a sensitivity rounded to float32; raises MetadataError unless it is a number (no bool) in [0, 1].
+
+    `name` is what the message calls it: an option, or where it stands.
+    """
     is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not is_number or not 0 <= value <= 1:  # type: ignore[operator]
-        raise MetadataError(f"{name} is not a number in [0, 1]", found=repr(value)[:60], needed="0 <= sensitivity <= 1")
+        fix = "a higher one finds more anomalies, and 0.5 decides as calibrated"
+        raise MetadataError(f"{name} {shown(value).removesuffix('.0')}: use 0 to 1", fix=fix)
     return to_float32(float(value))  # type: ignore[arg-type]
 
 

@@ -8,14 +8,17 @@ import inspect
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import Field, fields
 from difflib import get_close_matches
+from numbers import Integral
 from pathlib import Path
 from textwrap import indent
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, Literal, ParamSpec, TypeVar, get_args, get_origin
 
 from graph_patterns.onnx.wire import special_kind
-from postproc_export.errors import FileError, MetadataError
+from postproc_export.errors import FileError, MetadataError, PostprocError, UsageError
 
 DEEPEST: Final = 64  # lists and objects within each other; what this package writes has 6
 
@@ -126,7 +129,8 @@ def called_like(options: Callable[P, object]) -> Callable[[Callable[..., R]], Ca
     def decorate(function: Callable[..., R]) -> Callable[P, R]:
         @functools.wraps(function)
         def flat(*args: P.args, **keywords: P.kwargs) -> R:
-            return function(**_by_name(function.__name__, signature, args, keywords))
+            with _spelling(options):
+                return function(**_by_name(function.__name__, signature, args, keywords, options))
 
         _describe(flat, function, options, signature)
         return flat
@@ -143,7 +147,8 @@ def method_like(
     def decorate(function: Callable[Concatenate[S, ...], R]) -> Callable[Concatenate[S, P], R]:
         @functools.wraps(function)
         def flat(self: S, /, *args: P.args, **keywords: P.kwargs) -> R:
-            return function(self, **_by_name(function.__qualname__, signature, args, keywords))
+            with _spelling(options):
+                return function(self, **_by_name(function.__qualname__, signature, args, keywords, options))
 
         _describe(
             flat, function, options, signature, first=[inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)]
@@ -185,6 +190,18 @@ def spelt(
     return {**about, "hidden": hidden, "only_python": only_python}
 
 
+def flags_of(item: Field[Any]) -> tuple[str, ...]:
+    """Return how the command line spells a field: of a switch first what switches on, then what switches off."""
+    about = item.metadata
+    return tuple(about.get("flags") or about.get("names") or (f"--{item.name.replace('_', '-')}",))
+
+
+def choices_of(annotation: Any) -> tuple[Any, ...]:
+    """Return the values that a `Literal` lists, alone or as one of several types; none of any other type."""
+    parts = (annotation, *get_args(annotation))
+    return next((get_args(part) for part in parts if get_origin(part) is Literal), ())
+
+
 def descriptions(options: Any) -> dict[str, str]:
     """Return the text of every parameter in the numpydoc docstrings of a class and its bases; none under ``-OO``."""
     texts: dict[str, str] = {}
@@ -198,11 +215,53 @@ def descriptions(options: Any) -> dict[str, str]:
 
 
 def _by_name(
-    name: str, signature: inspect.Signature, args: tuple[Any, ...], keywords: Mapping[str, Any]
+    name: str, signature: inspect.Signature, args: tuple[Any, ...], keywords: Mapping[str, Any], options: Any
 ) -> dict[str, Any]:
     try:
-        return signature.bind(*args, **keywords).arguments
+        given = signature.bind(*args, **keywords).arguments
     except TypeError as error:
         unknown = next((each for each in keywords if each not in signature.parameters), "")
         near = get_close_matches(unknown, signature.parameters, n=1)
         raise TypeError(f"{name}() {error}" + (f"; did you mean {near[0]!r}?" if near else "")) from None
+    for item in fields(options):
+        least, value = item.metadata.get("least"), given.get(item.name)
+        is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if least is not None and value is not None and not (is_whole and value >= least):
+            flag, needed = flags_of(item)[0], f"a whole number of at least {least}"
+            raise UsageError(f"{flag} {shown(value)}", needed=needed, fix=f"{flag} {least}, or leave it out")
+    return given
+
+
+_FLAG: Final = re.compile(r"(?<![\w-])(--[a-z][a-z0-9-]*)(?: ([^\s,:;)]+))?")
+_KEYWORD: Final = re.compile(r"(?<![\w.'/-])[a-z]+(?:_[a-z0-9]+)+(?![\w.'/=(-])")
+
+
+@contextmanager
+def _spelling(options: Any) -> Iterator[None]:
+    """Spell options in errors of the block: in `text` as the command line does, in `str` as Python does."""
+    try:
+        yield
+    except PostprocError as error:
+        keywords = {flag: (item, place) for item in fields(options) for place, flag in enumerate(flags_of(item))}
+        error.args = (_FLAG.sub(lambda found: _as_keyword(found, keywords), error.text),)
+        flags = {item.name: flags_of(item)[0] for item in fields(options) if not item.metadata.get("only_python")}
+        for name in ("what", "found", "needed", "fix"):
+            text = getattr(error, name)
+            setattr(error, name, text and _KEYWORD.sub(lambda found: flags.get(found[0], found[0]), text))
+        raise
+
+
+def _as_keyword(found: re.Match[str], keywords: Mapping[str, tuple[Field[Any], int]]) -> str:
+    """Return a flag of a text, and a value behind it that is one, as Python has it; each flag's field is known."""
+    flag, value = found.groups()
+    if flag not in keywords:
+        return found[0]
+    (item, place), behind = keywords[flag], "" if value is None else f" {value}"
+    if item.metadata.get("flags"):
+        return f"{item.name}={item.metadata['flags'][flag][0]!r}{behind}"
+    if isinstance(item.default, bool) or (place and flag.startswith("--")):  # a switch, or what switches one off
+        return f"{item.name}={not place}{behind}"
+    if value in choices_of(item.type):
+        return f"{item.name}={value!r}"
+    is_value = value is not None and (value[0].isdigit() or value[0] == "-" or value.isupper())
+    return f"{item.name}={value}" if is_value else f"{item.name}{behind}"

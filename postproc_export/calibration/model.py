@@ -15,7 +15,6 @@ from postproc_export.files import model_files, usual_weights
 from postproc_export.formats.base import Outputs
 from postproc_export.images import Batch, Preprocessing, Sample, find_samples, fit_mask, image_input, load_batches
 from postproc_export.images.layouts import class_counts, described, split_kind
-from postproc_export.images.samples import check_workers
 from postproc_export.options import ModelOptions
 from postproc_export.ports import Selection
 from postproc_export.raw_model import find_batch_size, open_raw, run_batch
@@ -72,7 +71,6 @@ class ModelSource:
         Raises a PostprocError if the model, its outputs, the images or the options do not go together.
         """
         asked = ModelOptions(**given)
-        check_workers(asked.workers)
         outputs: Outputs = {"image_output": asked.image_output, "pixel_output": asked.pixel_output}
         options: dict[str, Any] = {"runtime": asked.runtime, "precision": asked.precision, "threads": asked.threads}
         runner, selection, tails = open_raw(asked.model, outputs=outputs, steps=parse_tails(asked.steps), **options)

@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from postproc_export.cli.commands import app
     from postproc_export.cli.console import leftovers_to_stderr
+    from postproc_export.cli.usage import explained
     from postproc_export.errors import PostprocError
     from postproc_export.process import natives_of_command
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with leftovers_to_stderr(), natives_of_command():
             code = app(arguments)
     except (PostprocError, CycloptsError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {(error if isinstance(error, PostprocError) else explained(error)).text}", file=sys.stderr)
         return UNUSABLE
     except KeyboardInterrupt:
         return INTERRUPTED

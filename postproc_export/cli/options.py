@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from cyclopts import Group, Parameter
-from cyclopts.validators import Number
 
 from postproc_export.errors import UsageError
 from postproc_export.images import Preprocessing
-from postproc_export.validation import descriptions
+from postproc_export.validation import descriptions, flags_of
 
 OPTIONS: Final = Group("Options", sort_key=0)
 IMAGES: Final = Group("Images", sort_key=1)
@@ -92,7 +91,7 @@ def _parameters(
     if about.get("flags"):
         return
     kind = about.get("text") or _kind_of(item.type)
-    names = names or (f"--{item.name.replace('_', '-')}",)
+    names = names or flags_of(item)
     negative = names[1:] if kind is bool else ()
     parameter = Parameter(
         name=names[:1] if kind is bool else names,
@@ -100,7 +99,7 @@ def _parameters(
         help=" ".join(text.replace("`", "").split()),
         group=group,
         metavar=about.get("metavar"),
-        validator=() if about.get("least") is None else Number(gte=about["least"]),
+        converter=_whole_number if kind is int else None,
         show=not about.get("hidden", False),
         show_default=show_default,
     )
@@ -111,6 +110,11 @@ def _parameters(
         yield keyword(item.name, annotation=Annotated[kind, parameter])
     else:
         yield keyword(item.name, default=item.default, annotation=Annotated[kind | None, parameter])
+
+
+def _whole_number(_: object, tokens: Sequence[Any]) -> int:
+    """Read an integer; cyclopts would round 1.5 to 2."""
+    return int(tokens[0].value)
 
 
 def _kind_of(annotation: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from postproc_export.errors import CalibrationError, FileError, UsageError, require
+from postproc_export.errors import CalibrationError, FileError, require
 from postproc_export.images.layouts import Sample
 from postproc_export.images.preprocessing import Preprocessing
 from postproc_export.runtimes import Array
@@ -147,20 +147,12 @@ def load_batches(
     The size of `preprocessing` has to be resolved (`Preprocessing.for_input`). With `masks`, every anomalous sample
     needs one. By default one thread per core, at most 8; at most a batch more than there are threads is decoded ahead.
     """
-    check_workers(workers)
     threads = workers or min(_MAX_WORKERS, os.cpu_count() or 1)
     loaded = _load_ahead(samples, preprocessing, masks=masks, threads=threads, ahead=threads + batch_size)
     remaining = iter(samples)
     while chosen := tuple(islice(remaining, batch_size)):
         images, truth = zip(*islice(loaded, len(chosen)), strict=True)
         yield Batch(chosen, np.stack(images), truth)
-
-
-def check_workers(workers: int | None) -> None:
-    """Refuse a number of decoding threads below 1; None leaves the choice."""
-    if workers is not None and workers < 1:
-        fix = "leave it out for one thread per core"
-        raise UsageError(f"{workers} workers to decode images", needed="at least 1", fix=fix)
 
 
 def _load_ahead(

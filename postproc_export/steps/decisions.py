@@ -143,9 +143,9 @@ def _number(value: object) -> float | None:
 
 def _sensitivity(name: str, value: float) -> float:
     try:
-        return check_sensitivity(value, name=f"the operating point '{name}'")
+        return check_sensitivity(value, name=f"the operating point '{name}' at")
     except MetadataError as error:
-        raise UsageError(error.what, found=error.found, needed=error.needed) from error
+        raise UsageError(error.what, fix=error.fix) from error
 
 
 def _policy(name: str, text: str, stats: LevelStats) -> float:

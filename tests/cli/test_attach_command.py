@@ -107,13 +107,16 @@ def test_what_is_adjusted_at_run_time_is_an_option(files: tuple[Path, Path], inv
             ["attach", "{model}", "--stats", "{stats}", "--runtime-sensitivity", "--runtime-boundary"],
             "--runtime-sensitivity and --runtime-boundary contradict each other",
         ),
-        (["attach", "{model}", "--stats", "{stats}", "--runtime-parameters"], "as_parameters would have no effect"),
+        (
+            ["attach", "{model}", "--stats", "{stats}", "--runtime-parameters"],
+            "--runtime-parameters would have no effect",
+        ),
         (["attach", "nowhere.onnx", "--stats", "{stats}"], "cannot read nowhere.onnx"),
         (["attach", "{model}", "--stats", "nowhere.json"], "cannot read the statistics file nowhere.json"),
         (["attach", "{model}", "--stats", "{model}"], "model.onnx is not JSON"),
         (
             ["attach", "{model}", "--stats", "{stats}", "--image-sensitivity", "1.5"],
-            "image_sensitivity is not a number in",
+            "--image-sensitivity 1.5: use 0 to 1",
         ),
         (
             ["attach", "{model}", "--stats", "{stats}", "--image-output", "9"],

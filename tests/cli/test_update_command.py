@@ -65,4 +65,4 @@ def test_update_reports_a_model_without_a_tail(tmp_path: Path, capsys: pytest.Ca
 def test_an_illegal_change_exits_2(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One clear message on stderr."""
     assert main(["update", str(model), "-o", str(tmp_path / "out.onnx"), "--image-sensitivity", "2"]) == 2
-    assert "image_sensitivity is not a number in [0, 1]" in capsys.readouterr().err
+    assert "--image-sensitivity 2: use 0 to 1" in capsys.readouterr().err

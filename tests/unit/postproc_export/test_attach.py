@@ -88,7 +88,7 @@ def test_two_runs_give_the_same_bytes(model: Path, tmp_path: Path) -> None:
 def test_writing_onto_the_input_has_to_be_asked_for(model: Path) -> None:
     """Without `in_place` the input's path is refused; with it, the input becomes the output."""
     before = contents(model.parent)
-    with pytest.raises(FileError, match="--in-place"):
+    with pytest.raises(FileError, match="in_place=True"):
         attach_postprocessing(model, STATS, output=model)
     assert contents(model.parent) == before
     attach_postprocessing(model, STATS, in_place=True)

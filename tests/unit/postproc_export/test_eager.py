@@ -341,8 +341,8 @@ def test_inputs_that_are_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"image_sensitivity": 1.5}, MetadataError, "image_sensitivity is not a number in"),
-        ({"pixel_sensitivity": None}, MetadataError, "pixel_sensitivity is not a number in"),
+        ({"image_sensitivity": 1.5}, MetadataError, "image_sensitivity 1.5: use 0 to 1"),
+        ({"pixel_sensitivity": None}, MetadataError, "pixel_sensitivity None: use 0 to 1"),
         ({"comparison": "greater"}, UsageError, "unknown comparison"),
         ({"comparison": "greater", "stats": None}, UsageError, "unknown comparison"),
         *[({switch: 1}, UsageError, f"{switch} is not a bool\n.*1\n.*True or False") for switch in SWITCHES],

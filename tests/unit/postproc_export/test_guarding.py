@@ -90,7 +90,7 @@ def test_declared_shapes_decide_over_what_a_map_is_reduced(name: str) -> None:
         told = "the batch axes 'batch' of 's' and 'n' of 'm' are taken for the same"
         assert guard.notes == ((told,) if name == "symbols-differ" else ())
         return
-    with pytest.raises(UnsupportedModelError, match=f"{expected}(.|\n)*--no-nan-guard"):
+    with pytest.raises(UnsupportedModelError, match=f"{expected}(.|\n)*nan_guard=False"):
         choose_guard(*ports, is_known=True, is_wanted=True)
     guard = choose_guard(*ports, is_known=True, is_wanted=False)
     assert (guard.form, guard.why_not) == (None, expected)
@@ -156,7 +156,7 @@ def test_a_state_that_is_said_to_be_the_map_is_refused(ir: bool, tmp_path: Path)
     """Calibrated or chosen, it would have to guard and cannot: the message names the way out."""
     raw = case("mix", tmp_path, ir=ir)
     for options in ({"stats": STATS}, {"stats": IMAGE_ONLY, "pixel_output": "hn"}):
-        with pytest.raises(UnsupportedModelError, match=r"'hn' cannot tell which image(.|\n)*--no-nan-guard"):
+        with pytest.raises(UnsupportedModelError, match=r"'hn' cannot tell which image(.|\n)*nan_guard=False"):
             attach_postprocessing(raw, **options)
     assert [path.stem for path in tmp_path.iterdir()] == ["mix"] * len(list(tmp_path.iterdir()))
     path = attach_postprocessing(raw, STATS, nan_guard=False).output
@@ -181,7 +181,7 @@ def test_by_its_name_alone_it_is_left_out_with_a_note(ir: bool, tmp_path: Path) 
     state = np.full((2, 3, 8), np.nan, np.float32)
     assert labels(result.output, s=np.zeros(3, np.float32), h=state) == [False] * 3
     assert check_parity(result.output, count=2000)
-    with pytest.raises(UnsupportedModelError, match="--no-nan-guard"):
+    with pytest.raises(UnsupportedModelError, match="nan_guard=False"):
         attach_postprocessing(raw, IMAGE_ONLY, pixel_output="anomaly_map", output=tmp_path / f"x{raw.suffix}")
 
 

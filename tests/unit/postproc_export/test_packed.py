@@ -115,9 +115,9 @@ REFUSED: dict[str, tuple[dict[str, Any], CalibrationStats, dict[str, Any], str]]
         {},
         STATS,
         {"label_dtype": "uint8"},
-        r"label_dtype would have no effect\n.*packed layout is float32",
+        r"label_dtype='uint8' would have no effect\n.*packed layout is float32",
     ),
-    "mask-dtype": ({}, STATS, {"mask_dtype": "uint8"}, "mask_dtype would have no effect"),
+    "mask-dtype": ({}, STATS, {"mask_dtype": "uint8"}, "mask_dtype='uint8' would have no effect"),
     "scalar-score-dynamic-batch": (
         {"score": ""},
         STATS,

@@ -80,7 +80,7 @@ def test_what_concerns_labels_is_refused_without_labels(name: str, tmp_path: Pat
     """An option that would have no effect is refused by attaching, and by an update that gives it."""
     value = {"label_dtype": "uint8", "mask_dtype": "uint8", "image_sensitivity": 0.3, "comparison": "gt"}[name]
     options: dict[str, Any] = {name: value}
-    message = f"{name} would have no effect\n.*labels and masks are switched off"
+    message = f"{name}=.* would have no effect\n.*labels and masks are switched off"
     with pytest.raises(UsageError, match=message):
         attached(hosts.score_and_map(), tmp_path, ir=False, enable_thresholding=False, **options)
     _, path = attached(hosts.score_and_map(), tmp_path, ir=False, **options)

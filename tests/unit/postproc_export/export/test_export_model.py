@@ -136,9 +136,9 @@ def test_an_axis_that_is_not_dynamic_is_named_and_nothing_written(
 
 
 REFUSED: list[Any] = [
-    pytest.param({"formats": "onnx,tflite"}, UsageError, "--to tflite: unknown", id="format"),
-    pytest.param({"formats": ""}, UsageError, "--to (.|\n)*onnx or openvino", id="no-format"),
-    pytest.param({"dynamic": "depth"}, UsageError, "--dynamic depth", id="axis"),
+    pytest.param({"formats": "onnx,tflite"}, UsageError, "formats tflite: unknown", id="format"),
+    pytest.param({"formats": ""}, UsageError, "formats (.|\n)*onnx or openvino", id="no-format"),
+    pytest.param({"dynamic": "depth"}, UsageError, "dynamic depth", id="axis"),
     pytest.param({"stats": None}, UsageError, "statistics are needed", id="no-statistics"),
     pytest.param({"calibrate": "images"}, UsageError, "one of the two", id="both"),
     pytest.param({"stats": "nowhere.json"}, FileError, "nowhere.json", id="statistics"),
@@ -204,7 +204,7 @@ def test_the_state_of_a_module_is_no_map(batch: int, tmp_path: Path) -> None:
 
 def test_a_state_that_is_calibrated_as_a_map_is_refused(tmp_path: Path) -> None:
     """It cannot guard, since its first axis is a layer; nothing is written."""
-    with pytest.raises(UnsupportedModelError, match="--no-nan-guard"):
+    with pytest.raises(UnsupportedModelError, match="nan_guard=False"):
         export_model(
             export_modules.WithState().eval(), torch.rand(2, 5, 3), STATS, output=tmp_path / "dist", dynamic="batch"
         )

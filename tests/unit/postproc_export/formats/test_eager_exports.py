@@ -139,7 +139,7 @@ def test_our_tail_takes_its_place_with_the_same_boundaries(form: str, name: str,
 def test_what_is_not_in_the_file_is_asked_for(name: str, tmp_path: Path) -> None:
     """Without the threshold and the range nothing can be changed until statistics are given; then it can."""
     _, path = write(CASES[name], "torchscript.onnx", tmp_path)
-    with pytest.raises(UsageError, match=r"not in the file(.|\n)*--stats"):
+    with pytest.raises(UsageError, match=r"not in the file(.|\n)*give them with stats"):
         update_postprocessing(path, output=tmp_path / "out.onnx", image_sensitivity=0.3)
     assert not (tmp_path / "out.onnx").exists()
     update_postprocessing(path, output=tmp_path / "out.onnx", stats=STATS, image_sensitivity=0.3)
@@ -211,5 +211,5 @@ def test_a_boundary_of_no_rule_is_told_and_kept(tmp_path: Path) -> None:
     assert report is not None
     assert (report.boundary, report.sensitivity, report.threshold) == (17.5, None, 0.25)
     assert any("no sensitivity gives the boundary 17.5" in note for note in report.notes)
-    with pytest.raises(UsageError, match="--stats"):
+    with pytest.raises(UsageError, match="give them with stats"):
         update_postprocessing(path, output=tmp_path / "out.onnx", pixel_threshold=0.3)

@@ -145,8 +145,8 @@ def test_an_onnx_program_is_attached_to_before_it_is_saved(tmp_path: Path) -> No
 
 
 WRONG: list[Any] = [
-    pytest.param({"image_sensitivity": 1.5}, MetadataError, "image_sensitivity is not a number in", id="option"),
-    pytest.param({"image_output": "nothing"}, UsageError, "--image-output nothing", id="output"),
+    pytest.param({"image_sensitivity": 1.5}, MetadataError, "image_sensitivity 1.5: use 0 to 1", id="option"),
+    pytest.param({"image_output": "nothing"}, UsageError, "image_output nothing", id="output"),
     pytest.param({"pixel_output": "pred_score"}, UsageError, "cannot be both", id="both"),
 ]
 
