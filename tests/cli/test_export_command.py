@@ -118,7 +118,11 @@ FACTORY, SHAPE = "export_modules:detector", ["--input", "1,3,16,16"]
         pytest.param([FACTORY, *SHAPE, "--stats", "{stats}", "--weights", "none.pt"], "none.pt", id="weights"),
         pytest.param([FACTORY, *SHAPE, "--stats", "{stats}", "--mean", "0.5"], "--mean would have no", id="images"),
         pytest.param([FACTORY, *SHAPE, "--stats", "{stats}", "--image-only"], "--image-only would", id="calibration"),
-        pytest.param([FACTORY, *SHAPE, "--stats", "{stats}", "--image-sensitivity", "7"], "image_sens", id="attach"),
+        pytest.param(
+            [FACTORY, *SHAPE, "--stats", "{stats}", "--image-sensitivity", "7"],
+            "--image-sensitivity 7: use 0 to 1",
+            id="attach",
+        ),
         pytest.param(["export_modules:Ambiguous", *SHAPE, "--stats", "{stats}"], "--pixel-output NAME", id="two-maps"),
         pytest.param(
             ["export_modules:SquareOnly", *SHAPE, "--stats", "{stats}", "--dynamic", "height"],
