@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch.nn import Module
 
-    from postproc_export.images import Preprocessing
+    from postproc_export.images.preprocessing import PreprocessingSource
 
 LabelDtype: TypeAlias = Literal["bool", "uint8", "float32"]
 Layout: TypeAlias = Literal["separate", "packed"]
@@ -421,7 +421,8 @@ class ModelOptions(OutputOptions):
     workers
         Threads that decode images; by default one per core, at most 8.
     preprocessing
-        What is done to the images; what it leaves open, the model's input decides.
+        What is done to the images: a TOML or JSON file with fields of it, such as statistics that record one, or in
+        Python also the fields or a `Preprocessing` itself. What is left open, the model's input decides.
     """
 
     model: str | Path
@@ -434,7 +435,7 @@ class ModelOptions(OutputOptions):
     batch_size: int | None = field(default=None, metadata=spelt(least=1))
     threads: int | None = field(default=None, metadata=spelt(least=1))
     workers: int | None = field(default=None, metadata=spelt(least=1))
-    preprocessing: "Preprocessing | None" = field(default=None, metadata=spelt(only_python=True))
+    preprocessing: "PreprocessingSource | None" = field(default=None, metadata=spelt(metavar="FILE", text=Path))
 
 
 @dataclass(frozen=True)
@@ -459,7 +460,11 @@ class CheckOptions(StepOptions):
     pixel_output
         Which output of the PyTorch model is the raw map, given in the same way.
     preprocessing
-        What is done to the images; by default what the statistics record, else `Preprocessing()`.
+        What is done to the images: a TOML or JSON file with fields of it, such as statistics that record one, or in
+        Python also the fields or a `Preprocessing` itself. By default, and where a field is left out, it is what the
+        statistics of the attached file record, else the defaults of `Preprocessing`.
+    other_preprocessing
+        Go on where the images are to be fed otherwise than the statistics record.
     limit
         Feed at most so many images, of every class in turn, or so many samples.
     max_flips
@@ -501,7 +506,8 @@ class CheckOptions(StepOptions):
     torch: "str | Module | None" = field(default=None, metadata=spelt(metavar="MODULE:FACTORY", text=str))
     image_output: str | int | None = None
     pixel_output: str | int | None = None
-    preprocessing: "Preprocessing | None" = field(default=None, metadata=spelt(only_python=True))
+    preprocessing: "PreprocessingSource | None" = field(default=None, metadata=spelt(metavar="FILE", text=Path))
+    other_preprocessing: bool = False
     limit: int | None = field(default=None, metadata=spelt(least=1))
     max_flips: int = field(default=0, metadata=spelt(least=0))
     int8: bool | None = field(default=None, metadata=spelt("--int8", "--no-int8"))
@@ -553,7 +559,9 @@ class ExportOptions(TailOptions, OutputOptions, CalibrationOptions):
     images
         Folder or CSV file of images for the check, labels not needed; by default those of ``calibrate``.
     preprocessing
-        What is done to images; by default what the statistics record, else `Preprocessing()` at the example's size.
+        What is done to images: a TOML or JSON file with fields of it, such as statistics that record one, or in Python
+        also the fields or a `Preprocessing` itself. By default, and where a field is left out, it is what the
+        statistics record, else the defaults of `Preprocessing` at the example's size.
     seed
         Seed of the random inputs and raw values of the check.
     keep_failed
@@ -578,7 +586,9 @@ class ExportOptions(TailOptions, OutputOptions, CalibrationOptions):
     split: str | None = field(default=None, kw_only=True)
     image_only: bool = field(default=False, kw_only=True)
     images: str | Path | None = field(default=None, kw_only=True)
-    preprocessing: "Preprocessing | None" = field(default=None, kw_only=True, metadata=spelt(only_python=True))
+    preprocessing: "PreprocessingSource | None" = field(
+        default=None, kw_only=True, metadata=spelt(metavar="FILE", text=Path)
+    )
     seed: int = field(default=SEED, kw_only=True, metadata=spelt(least=0))
     keep_failed: bool = field(default=False, kw_only=True)
     inputs: Sequence[Path] = field(default=(), kw_only=True, metadata=spelt(only_python=True))

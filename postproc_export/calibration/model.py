@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,13 @@ from postproc_export.errors import CalibrationError, FileError
 from postproc_export.files import model_files, usual_weights
 from postproc_export.formats.base import Outputs
 from postproc_export.images import Batch, Preprocessing, Sample, find_samples, fit_mask, image_input, load_batches
+from postproc_export.images.geometry import BoolArray
 from postproc_export.images.layouts import class_counts, described, split_kind
 from postproc_export.options import ModelOptions
 from postproc_export.ports import Selection
 from postproc_export.raw_model import find_batch_size, open_raw, run_batch
 from postproc_export.record import STATISTICS_KEY, TailSpec, parse_tails
-from postproc_export.runtimes import Runner, as_float32
+from postproc_export.runtimes import Array, Runner, as_float32
 from postproc_export.stats import LEVELS, CalibrationStats
 from postproc_export.validation import method_like
 
@@ -41,8 +42,8 @@ def file_digests(model: Path) -> dict[str, str]:
     return digests
 
 
-class EmptyMaskWarning(UserWarning):
-    """Masks of anomalous images in which no pixel is anomalous."""
+class MaskWarning(UserWarning):
+    """Masks of anomalous images in which no pixel is anomalous, or some are so by half."""
 
 
 Progress = Callable[[int, int], None]
@@ -74,7 +75,8 @@ class ModelSource:
         outputs: Outputs = {"image_output": asked.image_output, "pixel_output": asked.pixel_output}
         options: dict[str, Any] = {"runtime": asked.runtime, "precision": asked.precision, "threads": asked.threads}
         runner, selection, tails = open_raw(asked.model, outputs=outputs, steps=parse_tails(asked.steps), **options)
-        resolved = (asked.preprocessing or Preprocessing()).for_input(image_input(runner.inputs))
+        resolved = Preprocessing().replaced(asked.preprocessing).for_input(image_input(runner.inputs))
+        resolved.warn()
         samples = tuple(find_samples(asked.images, split=asked.split))
         if asked.split is None:
             _warn_of_split(asked.images, samples[0].split)
@@ -120,27 +122,25 @@ class ModelSource:
         """
         done = 0
         empty: list[Path] = []
+        between: dict[Path, int] = {}  # masks with values between 0 and the largest, and how many pixels of each
         batches = load_batches(
             self.samples, self.preprocessing, batch_size=self.batch_size, masks=self.wants_pixels, workers=self.workers
         )
         for batch in batches:
-            self._feed(calibrator, batch)
-            empty += [
-                sample.mask
-                for sample, mask in zip(batch.samples, batch.masks, strict=True)
-                if sample.label == 1 and sample.mask is not None and mask is not None and not mask.any()
-            ]
+            masks = self._feed(calibrator, batch)
+            for sample, mask, count in zip(batch.samples, masks, batch.between, strict=False):
+                if sample.mask is not None and sample.label == 1 and not mask.any():
+                    empty.append(sample.mask)
+                if sample.mask is not None and count:
+                    between[sample.mask] = count
             done += len(batch.samples)
             if progress is not None:
                 progress(done, len(self.samples))
-        if empty:
-            message = (
-                f"{len(empty)} anomalous image(s) have a mask without an anomalous pixel, so all of their pixels "
-                f"count as normal; the first mask is {empty[0]}"
-            )
-            warnings.warn(EmptyMaskWarning(message), stacklevel=2)
+        told = _told_of_masks(empty, between)
         stats = calibrator.compute()
-        return replace(stats, details={**stats.details, **self.details()})
+        details = self.details()
+        details["samples"] |= told
+        return replace(stats, details={**stats.details, **details})
 
     def details(self) -> dict[str, Any]:
         """Return what the statistics record: model, runtime, pre-processing and counts."""
@@ -188,15 +188,26 @@ class ModelSource:
             )
         )
 
-    def _feed(self, calibrator: "Calibrator", batch: Batch) -> None:
+    def _feed(self, calibrator: "Calibrator", batch: Batch) -> list[BoolArray]:
+        """Run the model on a batch, update the calibrator, and return the masks at the map's size, if there are any.
+
+        Padding is no pixel of the images, and left out.
+        """
         scores, maps = run_batch(self.runner, self.selection, batch.images, batch_size=self.batch_size)
-        given = {"pred_score": scores, "gt_label": np.array([sample.label for sample in batch.samples], np.uint8)}
+        labels = np.array([sample.label for sample in batch.samples], np.uint8)
+        updates: list[dict[str, Array]] = [{"pred_score": scores, "gt_label": labels}]
+        masks: list[BoolArray] = []
         if maps is not None and self.wants_pixels:
-            height, width = maps.shape[1:]
-            masks = [fit_mask(mask, height=height, width=width) for mask in batch.masks if mask is not None]
-            given |= {"anomaly_map": maps, "gt_mask": np.stack(masks)}
+            masks, shown = (self._at_map(each, maps) for each in (batch.masks, batch.shown))
+            if np.all(shown):
+                updates[0] |= {"anomaly_map": maps, "gt_mask": np.stack(masks)}
+            else:  # as one map of a single row
+                kept = np.stack(shown)
+                pixels, truth = (each[kept].reshape(1, 1, -1) for each in (maps, np.stack(masks)))
+                updates.append({"anomaly_map": pixels, "gt_mask": truth})
         try:
-            calibrator.update(**given)
+            for update in updates:
+                calibrator.update(**update)
         except CalibrationError as error:
             bad = ~np.isfinite(as_float32(scores))
             if maps is not None:
@@ -205,6 +216,33 @@ class ModelSource:
             suspects = batch.samples[int(np.argmax(bad))].image if bad.any() else f"{first} to {last}"
             what = f"{suspects}: {error.what}"
             raise CalibrationError(what, found=error.found, needed=error.needed, fix=error.fix) from error
+        return masks
+
+    def _at_map(self, masks: Sequence[BoolArray | None], maps: Array) -> list[BoolArray]:
+        height, width = maps.shape[1:]
+        covered = (self.preprocessing.covered(mask) for mask in masks if mask is not None)
+        return [fit_mask(mask, height=height, width=width) for mask in covered]
+
+
+def _told_of_masks(empty: Sequence[Path], between: Mapping[Path, int]) -> dict[str, int]:
+    """Warn of masks that lose or blur what they mark, and return the counts that the statistics record."""
+    found: dict[str, int] = {}
+    if empty:
+        found["empty_masks"] = len(empty)
+        message = (
+            f"{len(empty)} anomalous image(s) have a mask without an anomalous pixel at the map's size, so all their "
+            f"pixels count as normal: nothing is marked, or cropping or resizing loses it; the first mask is {empty[0]}"
+        )
+        warnings.warn(MaskWarning(message), stacklevel=3)
+    if between:
+        pixels = sum(between.values())
+        found |= {"gray_masks": len(between), "gray_mask_pixels": pixels}
+        message = (
+            f"{len(between)} mask(s) hold {pixels:,} pixels between 0 and their largest value, such as blurred edges; "
+            f"all of them count as anomalous; the first mask is {next(iter(between))}"
+        )
+        warnings.warn(MaskWarning(message), stacklevel=3)
+    return found
 
 
 def _warn_of_split(images: str | Path, split: str | None) -> None:

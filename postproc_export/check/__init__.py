@@ -67,6 +67,8 @@ def check_options(asked: CheckOptions) -> None:
     images, inputs, torch = asked.images, asked.inputs, asked.torch
     if images is not None and inputs is not None:
         raise UsageError("both images and inputs were given", needed="one of them")
+    if images is None and (asked.preprocessing is not None or asked.other_preprocessing):
+        raise UsageError("a pre-processing without images", fix="leave it out, or give --images")
     if torch is not None and images is None and inputs is None:
         raise UsageError("a PyTorch model without images or inputs to feed it", fix="give --images or --inputs")
     if torch is None and (asked.image_output is not None or asked.pixel_output is not None):
@@ -119,7 +121,8 @@ def real_inputs(asked: CheckOptions, model: AttachedModel, runtime: RuntimeName)
         return None
     ports = model.with_values(open_runner(model.path, runtime=runtime)).inputs
     if asked.images is not None:
-        return image_inputs(asked.images, ports, model.record.stats, asked.preprocessing, limit=asked.limit)
+        stats, other = model.record.stats, asked.other_preprocessing
+        return image_inputs(asked.images, ports, stats, asked.preprocessing, limit=asked.limit, other=other)
     assert asked.inputs is not None, "without images there are inputs"
     return array_inputs(asked.inputs, ports, limit=asked.limit)
 

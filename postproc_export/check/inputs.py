@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from postproc_export.errors import FileError, PostprocError, UsageError, require
 from postproc_export.float32 import as_bfloat16, rank_of
-from postproc_export.images import Preprocessing, find_samples, image_input, load_batches
+from postproc_export.images import find_samples, image_input, load_batches
 from postproc_export.images.layouts import class_counts, described, spread
+from postproc_export.images.preprocessing import PreprocessingSource, settled
 from postproc_export.options import COUNT, SEED
 from postproc_export.runtimes import PortInfo, Runner
 from postproc_export.stats import CalibrationStats, LevelStats
@@ -210,20 +211,19 @@ def image_inputs(
     images: str | Path,
     ports: Sequence[PortInfo],
     stats: CalibrationStats,
-    preprocessing: Preprocessing | None,
+    preprocessing: PreprocessingSource | None,
     *,
     limit: int | None = None,
+    other: bool | None = None,
 ) -> RealInputs:
-    """Find images and settle their pre-processing: as asked, else as the statistics record it, else the defaults.
+    """Find images and settle their pre-processing as `settled` does.
 
-    Errors are raised if there are no images, or the model does not take them.
+    Errors are raised if there are no images, the model does not take them, or what is asked contradicts the statistics.
     """
     port = image_input(ports)
-    recorded = stats.details.get("preprocessing")
-    wanted = preprocessing or (Preprocessing() if recorded is None else Preprocessing.from_json(recorded))
+    wanted = settled(stats.details.get("preprocessing"), preprocessing, port, other=other)
     found = find_samples(images, labels=False)
     samples = spread(found, limit)
-    wanted = wanted.for_input(port)
 
     def load(start: int, stop: int, size: int) -> Iterator[Feeds]:
         for batch in load_batches(samples[start:stop], wanted, batch_size=size):

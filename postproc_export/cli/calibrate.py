@@ -109,7 +109,9 @@ def _interval(interval: Mapping[str, float] | None) -> str:
     return f"{low:.4f}" if f"{low:.4f}" == f"{high:.4f}" else f"{low:.4f} to {high:.4f}"
 
 
-def _check_before(source: Sequence[Path], images: Path | None, output: Path, spool_dir: Path | None) -> None:
+def _check_before(
+    source: Sequence[Path], images: Path | None, output: Path, *, spool_dir: Path | None, preprocessing: Path | None
+) -> None:
     """Refuse an output that is read or cannot be written, and a folder for the spool in which nothing can be.
 
     Of a model and its images, `_from_model` looks at each file once they are known.
@@ -117,8 +119,8 @@ def _check_before(source: Sequence[Path], images: Path | None, output: Path, spo
     from postproc_export.calibration.calibrator import source_files
     from postproc_export.files import check_folder, check_target
 
-    listing = [images] if images is not None and images.is_file() else []
-    check_target(output, source_files(source) if images is None else [*source, *listing])
+    named = [path for path in (images, preprocessing) if path is not None and path.is_file()]
+    check_target(output, source_files(source) if images is None else [*source, *named])
     if spool_dir is not None:
         check_folder(spool_dir)
 
@@ -177,8 +179,8 @@ def _show(stats: CalibrationStats, *, as_json: bool) -> None:
 _MODEL_SUFFIXES: Final = (".onnx", ".xml")
 _OF_CALIBRATION: Final = options_of(CalibratorOptions)
 _OF_DASK: Final = options_of(ShardOptions, only=["dask"])
-_OF_MODELS: Final = options_of(ModelOptions, without=["model", "images"])
-_OF_IMAGES: Final = image_options()
+_OF_MODELS: Final = options_of(ModelOptions, without=["model", "images", "preprocessing"])
+_OF_IMAGES: Final = image_options(ModelOptions)
 
 
 @command(_OF_CALIBRATION, _OF_DASK, _OF_MODELS, _OF_IMAGES)
@@ -216,7 +218,8 @@ def calibrate(
 
     model = _model_among(source, images)
     _refuse_unused(given, model)
-    _check_before(source, images, output, given.get("spool_dir"))
+    files = {name: given.get(name) for name in ("spool_dir", "preprocessing")}
+    _check_before(source, images, output, **files)
     given["compare"] = COMPARED if compare else ()
     with claimed([output]), warnings_to_stderr():
         if model is None or images is None:

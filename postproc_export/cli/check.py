@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from cyclopts import Parameter
 
-from postproc_export.cli.console import progress, stdout, write
+from postproc_export.cli.console import progress, stdout, warnings_to_stderr, write
 from postproc_export.cli.options import command, image_options, options_of, preprocessing_of, spelling_of
 from postproc_export.errors import FileError, UsageError
 from postproc_export.options import CheckOptions
@@ -67,10 +67,10 @@ def _check_new(path: Path) -> None:
     check_folder(nearest)
 
 
-_OF_IMAGES: Final = image_options()
+_OF_IMAGES: Final = image_options(CheckOptions, defaults=False)
 
 
-@command(options_of(CheckOptions), _OF_IMAGES)
+@command(options_of(CheckOptions, without=["preprocessing", "other_preprocessing"]), _OF_IMAGES)
 def check(
     *,
     as_json: Annotated[bool, Parameter(name="--json", help="Print the report as JSON instead of a table.")] = False,
@@ -82,7 +82,9 @@ def check(
 ) -> int:
     """Check that an attached model decides as PyTorch does, in every runtime that is installed.
 
-    Images are pre-processed as the statistics in the file record it; any of the options for that replaces the record.
+    Images are pre-processed as the statistics in the file record it: the default of every option for that is what is
+    recorded, and another value is refused without --other-preprocessing. Without a record the defaults are those of
+    calibrate.
 
     Exit code: 0 everything that was judged passed, 1 a check failed, 2 the file or the inputs cannot be used.
 
@@ -95,11 +97,12 @@ def check(
     unused = [option for name, option in spelling_of(_OF_IMAGES).items() if name in given]
     if unused and images is None:
         raise UsageError(f"{unused[0]} without images", fix="leave it out, or give --images")
-    preprocessing = preprocessing_of(given)
     check_paths(raw=given.get("raw"), images=images, inputs=given.get("inputs"))
-    read = [given[name] for name in ("attached", "raw", "preserved", "inputs", "images", "stats") if name in given]
+    named = ("attached", "raw", "preserved", "inputs", "images", "stats", "preprocessing")
+    read = [given[name] for name in named if name in given]
+    preprocessing = preprocessing_of(given)
     _check_before(read, images, junit=junit, markdown=markdown, save_failures=save_failures)
-    with progress("checking") as advance:
+    with progress("checking") as advance, warnings_to_stderr():
         report = check_parity(**given, preprocessing=preprocessing, progress=advance)
     if as_json:
         write(report.dumps())

@@ -14,8 +14,8 @@ from postproc_export.cli.options import command, image_options, options_of, prep
 from postproc_export.errors import UsageError
 from postproc_export.options import SEED, CalibrationOptions, ExportOptions
 
-_OPTIONS: Final = options_of(ExportOptions, without=["module", "example_input"])
-_OF_IMAGES: Final = image_options(layout="--image-layout")  # of the two, --layout is that of the outputs
+_OPTIONS: Final = options_of(ExportOptions, without=["module", "example_input", "preprocessing"])
+_OF_IMAGES: Final = image_options(ExportOptions, old_layout="--image-layout")
 
 
 @command(_OPTIONS, _OF_IMAGES)
@@ -48,9 +48,9 @@ def export(
     from postproc_export.export import export_model, load_example
 
     _refuse_unused(given)
+    inputs = [path for path in (weights, given.get("preprocessing")) if path is not None]
     given["preprocessing"] = preprocessing_of(given)
     built, remarks, example = load_example(module, shape, weights=weights, seed=given.get("seed", SEED))
-    inputs = [] if weights is None else [weights]
     with warnings_to_stderr():
         result = export_model(built, example, inputs=inputs, tell=lambda step: stderr().print(step), **given)
     if as_json:

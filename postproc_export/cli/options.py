@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
@@ -15,6 +14,7 @@ from cyclopts import Group, Parameter
 
 from postproc_export.errors import UsageError
 from postproc_export.images import Preprocessing
+from postproc_export.images.preprocessing import given_fields, merged_fields
 from postproc_export.validation import descriptions, flags_of
 
 OPTIONS: Final = Group("Options", sort_key=0)
@@ -56,20 +56,19 @@ def options_of(
     group: Group = OPTIONS,
     prefix: str = "",
     defaults: bool = True,
-    names: Mapping[str, str] | None = None,
 ) -> list[inspect.Parameter]:
     """Return the parameters of a command for the fields of an options class.
 
     `only` or `without` choose the fields, `group` is their heading in the help. `prefix` tells the names of parameters
-    apart where those of two classes are alike, `names` are other spellings for some options. `defaults` is whether the
-    help shows defaults: not where an option that is not given stays as it is.
+    apart where those of two classes are alike. `defaults` is whether the help shows defaults: not where an option that
+    is not given stays as it is.
     """
     texts = descriptions(options)
     taken = [item for item in fields(options) if item.init and not item.metadata.get("only_python")]
     taken = [item for item in taken if item.name not in without and (not only or item.name in only)]
     found: list[inspect.Parameter] = []
     for item in taken:
-        spelling = (names[item.name],) if names and item.name in names else item.metadata.get("names", ())
+        spelling = item.metadata.get("names", ())
         is_shown = defaults and bool(item.default) and type(item.default) in (str, int, float)
         found += _parameters(item, texts.get(item.name, ""), spelling, group, show_default=is_shown)
     return [each.replace(name=f"{prefix}{each.name}") for each in found]
@@ -141,37 +140,31 @@ def _without_flags(given: Mapping[str, Any], spelling: Mapping[str, str]) -> dic
 
 
 _PREFIX: Final = "preprocessing_"
+_FILE: Final = "preprocessing"
+_OTHER: Final = "other_preprocessing"
+_OLD_LAYOUT: Final = f"{_PREFIX}old_layout"
 
 
-def image_options(**names: str) -> list[inspect.Parameter]:
-    """Return the options of the pre-processing; `names` are other spellings than usual."""
-    return options_of(Preprocessing, group=IMAGES, prefix=_PREFIX, names=names)
+def image_options(owner: Any, *, defaults: bool = True, old_layout: str = "--layout") -> list[inspect.Parameter]:
+    """Return the options of the pre-processing, for an options class that takes one.
+
+    `old_layout` is the former name of the option for the layout, which is taken and not shown.
+    """
+    whole = options_of(owner, only=[_FILE, _OTHER], group=IMAGES)
+    single = options_of(Preprocessing, group=IMAGES, prefix=_PREFIX, defaults=defaults)
+    (layout,) = (each for each in single if each.name == f"{_PREFIX}layout")
+    hidden = Parameter(name=(old_layout,), show=False)
+    former = layout.replace(name=_OLD_LAYOUT, annotation=Annotated[get_args(layout.annotation)[0], hidden])
+    return [*whole, *single, former]
 
 
-def preprocessing_of(given: dict[str, Any]) -> Preprocessing | None:
-    """Take the options of the pre-processing out of what was given; None where there is none."""
-    names = [item.name for item in fields(Preprocessing) if f"{_PREFIX}{item.name}" in given]
-    taken: dict[str, Any] = {name: given.pop(f"{_PREFIX}{name}") for name in names}
-    if not taken:
-        return None
-    for name, read in (("size", _size), ("mean", _numbers), ("std", _numbers)):
-        if name in taken:
-            taken[name] = read(name, taken[name])
-    return Preprocessing(**taken)
-
-
-def _size(option: str, text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"\s*(\d{1,6})\s*(?:[x,]\s*(\d{1,6})\s*)?", text)
-    if found is None:
-        needed = "HEIGHTxWIDTH, such as 256x320, or one number for a square"
-        raise UsageError(f"--image-size {text}", needed=needed, fix="give it so, or leave it out for the model's own")
-    height, width = found.groups()
-    return int(height), int(width or height)
-
-
-def _numbers(option: str, text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        needed = "a number, or numbers with commas between them"
-        raise UsageError(f"--{option} {text}", needed=needed, fix=f"such as --{option} 0.485,0.456,0.406") from error
+def preprocessing_of(given: dict[str, Any]) -> dict[str, Any] | None:
+    """Take the pre-processing out of what was given: the fields of the file and in their place those of options."""
+    names = [name for name in given if name.startswith(_PREFIX)]
+    single = {name.removeprefix(_PREFIX): given.pop(name) for name in names}
+    if "old_layout" in single:
+        if "layout" in single:
+            raise UsageError("the layout of the input is given twice", fix="give --input-layout alone")
+        single["layout"] = single.pop("old_layout")
+    file = given_fields(given.pop(_FILE, None))
+    return merged_fields(file, single) or None

@@ -155,11 +155,9 @@ class Job:
         if asked.stats is not None:
             return as_stats(asked.stats)
         assert asked.calibrate is not None, "there are statistics or images to calibrate on"
-        preprocessing, shape = asked.preprocessing or Preprocessing(), tuple(self.example.shape)
-        if preprocessing.size is None and len(shape) == 4:  # images get the example's size
-            layout = preprocessing.layout_for(PortInfo(INPUT, "float32", shape))
-            height, width = shape[2:] if layout == "nchw" else shape[1:3]
-            preprocessing = replace(preprocessing, size=(height, width))
+        preprocessing, shape = Preprocessing().replaced(asked.preprocessing), tuple(self.example.shape)
+        if len(shape) == 4:  # images get the example's size
+            preprocessing = preprocessing.for_input(PortInfo(INPUT, self.example.cpu().numpy().dtype.name, shape))
         source = ModelSource.open(
             self._raw(self.formats[0]),
             asked.calibrate,

@@ -24,7 +24,7 @@ from postproc_export.stats import CalibrationStats, Level
 if TYPE_CHECKING:
     import torch
 
-    from postproc_export.images import Preprocessing
+    from postproc_export.images.preprocessing import PreprocessingSource
 
 
 RANDOM: Final = 2
@@ -50,7 +50,11 @@ def usual_probes(raw: RawModule, example: "torch.Tensor", *, seed: int) -> Itera
 
 
 def image_probes(
-    raw: RawModule, source: str | Path, example: Array, preprocessing: "Preprocessing | None", stats: CalibrationStats
+    raw: RawModule,
+    source: str | Path,
+    example: Array,
+    preprocessing: "PreprocessingSource | None",
+    stats: CalibrationStats,
 ) -> Iterator[Probe]:
     """Yield the first images of a folder or CSV file, as many at once as the example holds.
 

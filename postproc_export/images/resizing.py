@@ -32,7 +32,7 @@ def resized(image: "Image", size: tuple[int, int], interpolation: Interpolation)
     highest, dtype = (65535, np.uint16) if image.mode == "I" else (255, np.uint8)
     is_there, of_opencv = image.size == (width, height), _OPENCV.get(interpolation)
     if not is_there and of_opencv is None:
-        filters = require("PIL.Image", extra="images", purpose="resizing images").Resampling
+        filters = require("PIL.Image", purpose="resizing images").Resampling
         image = image.resize((width, height), filters[interpolation.upper()])
     pixels: Pixels = np.clip(np.asarray(image), 0, highest).astype(dtype, copy=False)
     if is_there or of_opencv is None:

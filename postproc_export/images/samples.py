@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from postproc_export.errors import CalibrationError, FileError, require
+from postproc_export.images.geometry import BoolArray, on_input
 from postproc_export.images.layouts import Sample
 from postproc_export.images.preprocessing import Preprocessing
 from postproc_export.runtimes import Array
@@ -22,33 +23,44 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-# From a file to an RGB image, with every case decided: converted as documented, or refused by name.
+# From a file to an image of 8 or 16 bits, with every case decided: converted as documented, or refused by name.
 #
-# | file | what is done |
-# | --- | --- |
-# | grayscale, black and white, palette | converted to RGB |
-# | alpha channel | dropped where fully opaque, else refused |
-# | EXIF orientation | applied |
-# | 16 or 32 bits per channel, floating point, CMYK, LAB, HSV | refused |
-# | several frames or pages | refused |
-# | damaged, truncated, no image, PostScript | refused |
+# | file | 8 bits | 16 bits |
+# | --- | --- | --- |
+# | 8 bits per channel: color | as it is | refused |
+# | 8 bits per channel: grayscale, black and white, palette | converted to RGB | refused |
+# | 16 bits, gray | refused | as it is |
+# | alpha channel | dropped where fully opaque, else refused | refused |
+# | EXIF orientation | applied | applied |
+# | 16 bits and color, 32 bits, floating point, CMYK, LAB, HSV | refused | refused |
+# | several frames or pages; damaged, truncated, no image, PostScript | refused | refused |
 
 _MODES: Final = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX")
+_DEEP_MODES: Final = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # gray; which of them Pillow gives depends on its version
 _PURPOSE: Final = "reading images"
 _DEPTH: Final = "bits_per_channel"
 # The content says the format, not the name. Pillow hands PostScript to another program, which runs it: not listed.
 _FORMATS: Final = ("PNG", "JPEG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "MPO", "TGA")
 
 
-def decode_rgb(path: Path) -> "Image":
-    """Read an image file as 8-bit RGB, upright; a FileError names the file that has no one reading as such."""
+def decode(path: Path, *, bits: int = 8) -> "Image":
+    """Read an image file, upright: 8 bits as RGB, 16 bits as gray of mode I.
+
+    A FileError names the file that has no one reading as such.
+    """
     image = open_upright(path)
-    if image.mode not in _MODES or image.info.get(_DEPTH, 8) > 8:
-        raise FileError(
-            f"{path} is no 8-bit color or gray image",
-            found=f"mode {image.mode}, {image.info.get(_DEPTH, 8)} bits per channel",
-            fix="convert it to 8-bit RGB the way the deployed system does",
-        )
+    depth = image.info.get(_DEPTH, 8)
+    found = f"mode {image.mode}, {depth} bits per channel"
+    if bits == 16:
+        if image.mode not in _DEEP_MODES or depth != 16:
+            fix = "leave out --bits 16 for 8-bit images; convert color to 16-bit gray the way the deployed system does"
+            raise FileError(f"{path} is no 16-bit gray image", found=found, fix=fix)
+        return image.convert("I")
+    if image.mode in _DEEP_MODES and depth == 16:
+        raise FileError(f"{path} is no 8-bit color or gray image", found=found, fix="give --bits 16")
+    if image.mode not in _MODES or depth > 8:
+        fix = "convert it to 8-bit RGB the way the deployed system does"
+        raise FileError(f"{path} is no 8-bit color or gray image", found=found, fix=fix)
     has_alpha = image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
     lowest = int(np.asarray(image.convert("RGBA"))[..., 3].min()) if has_alpha else 255
     if lowest < 255:
@@ -66,7 +78,8 @@ def open_upright(path: Path) -> "Image":
     operations = require("PIL.ImageOps", purpose=_PURPOSE)
     check_file(path, what="the image")
     try:
-        with images.open(path, formats=_FORMATS) as file:
+        # Not by its name: Pillow 13 maps a file that it can name, and scrambles the rows of a rotated gray TIFF then.
+        with path.open("rb") as stream, images.open(stream, formats=_FORMATS) as file:
             # Pillow reads 16-bit color files as 8-bit RGB without a word; only the name of the raw mode tells.
             is_deep = any(";16" in str(tile[3]) for tile in getattr(file, "tile", []))
             depth = 16 if is_deep else 32 if file.mode in ("I", "F") else 8
@@ -83,14 +96,12 @@ def open_upright(path: Path) -> "Image":
     return image
 
 
-BoolArray = npt.NDArray[np.bool_]
-
-
-def read_mask(path: Path, *, image_size: tuple[int, int]) -> BoolArray:
+def read_mask(path: Path, *, image_size: tuple[int, int]) -> tuple[BoolArray, int]:
     """Read a mask file: bool, shape (H, W), True where any color channel is above 0.
 
     Any bit depth; alpha does not count, and of a palette the colors count. `image_size` is (H, W) of the image that it
-    belongs to.
+    belongs to. The number is how many pixels are neither 0 nor the largest value of the mask, as its edges are where it
+    was resized or saved as JPEG.
     """
     mask = open_upright(path)
     if mask.mode in ("P", "PA", "LA", "RGBA"):
@@ -103,35 +114,27 @@ def read_mask(path: Path, *, image_size: tuple[int, int]) -> BoolArray:
             needed=f"{image_size[0]}x{image_size[1]} (height x width)",
             fix="export the masks at the size of the images",
         )
-    channels = values.reshape(*image_size, -1)
-    anomalous: BoolArray = np.any(channels > 0, axis=2)
-    return anomalous
-
-
-def fit_mask(mask: BoolArray, *, height: int, width: int) -> BoolArray:
-    """Return the mask at the size of the map: each map pixel takes the mask pixel under its center.
-
-    The ground truth is judged at the map's size, so that the counts are those of the pixels that the deployed model
-    labels. A defect thinner than a map pixel may vanish.
-    """
-    rows = (2 * np.arange(height) + 1) * mask.shape[0] // (2 * height)
-    columns = (2 * np.arange(width) + 1) * mask.shape[1] // (2 * width)
-    fitted: BoolArray = mask[rows[:, None], columns[None, :]]
-    return fitted
+    largest_of = values.reshape(*image_size, -1).max(axis=2)
+    anomalous: BoolArray = largest_of > 0
+    return anomalous, int(np.count_nonzero(anomalous & (largest_of != largest_of.max())))
 
 
 _MAX_WORKERS: Final = 8
-_Loaded = tuple[Array, BoolArray | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Some images as the model is fed them."""
+    """Some images as the model is fed them; their masks have the size of the model's input."""
 
     samples: tuple[Sample, ...]
     images: Array  # (len(samples), C, H, W) or (len(samples), H, W, C), of the model's dtype
-    # bool, (H, W) in the size of the image file; all False for a normal image, None where masks were not asked for.
+    # bool, (H, W); all False for a normal image, None where masks were not asked for.
     masks: tuple[BoolArray | None, ...]
+    shown: tuple[BoolArray | None, ...]  # bool, (H, W): True where there is no padding; None where there is none at all
+    between: tuple[int, ...]  # how many pixels of each mask's file are neither 0 nor its largest value
+
+
+_Loaded = tuple[Array, BoolArray | None, BoolArray | None, int]
 
 
 def load_batches(
@@ -151,8 +154,8 @@ def load_batches(
     loaded = _load_ahead(samples, preprocessing, masks=masks, threads=threads, ahead=threads + batch_size)
     remaining = iter(samples)
     while chosen := tuple(islice(remaining, batch_size)):
-        images, truth = zip(*islice(loaded, len(chosen)), strict=True)
-        yield Batch(chosen, np.stack(images), truth)
+        images, truth, shown, between = zip(*islice(loaded, len(chosen)), strict=True)
+        yield Batch(chosen, np.stack(images), truth, shown, between)
 
 
 def _load_ahead(
@@ -172,19 +175,24 @@ def _load_ahead(
 
 
 def _load(sample: Sample, preprocessing: Preprocessing, with_mask: bool) -> _Loaded:
-    image = decode_rgb(sample.image)
-    size, mask = (image.height, image.width), None
+    image = decode(sample.image, bits=preprocessing.bits)
+    size, where, between = (image.height, image.width), str(sample.image), 0
+    rows, columns = preprocessing.axes(size, where=where)
+    mask = shown = None
     if with_mask and sample.mask is not None:
-        mask = read_mask(sample.mask, image_size=size)
-        if sample.label == 0 and mask.any():
+        marked, between = read_mask(sample.mask, image_size=size)
+        if sample.label == 0 and marked.any():
             raise CalibrationError(
                 f"the normal image {sample.image} has a mask with anomalous pixels",
-                found=f"{int(mask.sum())} pixels above 0 in {sample.mask}",
+                found=f"{int(marked.sum())} pixels above 0 in {sample.mask}",
                 needed="label 1, or a mask of zeros",
             )
+        mask = on_input(marked, rows, columns)
     elif with_mask and sample.label == 0:
-        mask = np.zeros(size, bool)
+        mask = np.zeros((rows.size, columns.size), bool)
     elif with_mask:
         fix = "add it, or leave the pixel level out with --image-only"
         raise CalibrationError(f"the anomalous image {sample.image} has no mask", fix=fix)
-    return preprocessing.array(image), mask
+    if preprocessing.resize == "pad":
+        shown = on_input(np.ones(size, bool), rows, columns)
+    return preprocessing.array(image, where=where), mask, shown, between

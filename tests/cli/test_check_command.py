@@ -58,15 +58,6 @@ def test_a_good_file_exits_0_and_prints_a_table(files: Path, capsys: pytest.Capt
     assert errors == ""
 
 
-def test_an_option_replaces_the_recorded_preprocessing(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Given on the command line, the pre-processing is that of the options."""
-    arguments = ["check", files / "attached.xml", "--images", files / "images", "--image-size", "8", "--limit", 1]
-    assert main([*map(str, arguments), "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert "RGB" in document["environment"]["inputs"]
-    assert document["environment"]["inputs"].startswith("1 of 3 images, resized")
-
-
 def test_json_goes_to_stdout_alone(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`--json` prints one document with "passed" and "checks"; `--inputs` takes an .npz file."""
     arguments = ["check", str(files / "attached.xml"), "--inputs", str(files / "inputs.npz"), "--json", "--seed", "3"]

@@ -10,9 +10,10 @@ from onnx import ModelProto
 from PIL import Image
 
 from postproc_export.calibration import Calibrator
-from postproc_export.calibration.model import EmptyMaskWarning, ModelSource, file_digests
+from postproc_export.calibration.model import MaskWarning, ModelSource, file_digests
 from postproc_export.errors import CalibrationError, UnsupportedModelError, UsageError
 from postproc_export.images import Preprocessing, find_samples
+from postproc_export.images.preprocessing import PreprocessingWarning
 from postproc_export.ports import select_outputs
 from postproc_export.raw_model import find_batch_size, run_batch
 from postproc_export.runtimes import open_runner
@@ -310,10 +311,92 @@ def test_an_anomalous_image_with_an_empty_mask_is_told_of_once(dataset: Path, tm
     ModelSource.open(model, dataset, preprocessing=EXACT).calibrate(plain())  # a warning would be an error
     for name in ("crack/001_mask.png", "hole/000_mask.png"):
         _save(dataset / "ground_truth" / name, np.zeros(SIZE, np.uint8))
-    with pytest.warns(EmptyMaskWarning, match=r"2 anomalous image\(s\) .* first mask is .*crack/001_mask\.png") as told:
+    with pytest.warns(MaskWarning, match=r"2 anomalous image\(s\) .* first mask is .*crack/001_mask\.png") as told:
         ModelSource.open(model, dataset, preprocessing=EXACT, batch_size=1).calibrate(plain())
     assert len(told) == 1
     ModelSource.open(model, dataset, preprocessing=EXACT, image_only=True).calibrate(plain())
+
+
+@pytest.mark.parametrize("asked", [None, 2])
+def test_padding_is_in_no_pixel_count(dataset: Path, tmp_path: Path, asked: int | None) -> None:
+    """Images of 8x8 and 4x8 in an input of 12x16: the pixels counted are those that the images cover, and no others."""
+    for image in sorted(dataset.rglob("good/*.png"))[:2]:
+        pixels = np.asarray(Image.open(image))
+        _save(image, pixels[:4])
+    way = Preprocessing(resize="pad", size=(12, 16), scale=256, interpolation="nearest")
+    model = hosts.write(hosts.score_and_map(), tmp_path / "m.onnx")
+    source = ModelSource.open(model, dataset, preprocessing=way, batch_size=asked)
+    stats = source.calibrate(plain())
+    assert stats.pixel is not None
+    assert stats.pixel.n_normal + stats.pixel.n_anomalous == 9 * 12 * 12 + 2 * 8 * 16
+    assert stats.pixel.n_anomalous == sum(DEFECTS.values()) * 3 * 5  # rows 3 to 5, columns 4 to 8 of 12
+    assert stats.pixel.min > hosts.BIAS, "the padding is darker than any pixel of an image"
+
+
+def test_a_map_of_the_middle_is_judged_by_the_middle_of_the_masks(dataset: Path, tmp_path: Path) -> None:
+    """A model that crops inside: with map_crop the masks are cut alike, without it they would be squeezed."""
+    model = hosts.parse(
+        """crops (float[N,3,8,8] input) => (float[N,1,4,4] anomaly_map) <int64[2] a = {2, 2}, int64[2] b = {6, 6},
+        int64[2] axes = {2, 3}> {
+        middle = Slice(input, a, b, axes) anomaly_map = ReduceMax<axes = [1], keepdims = 1>(middle) }""",
+        opset=13,
+    )
+    path = hosts.write(model, tmp_path / "m.onnx")
+    marked = {}
+    for map_crop in ((4, 4), None):
+        way = Preprocessing(scale=256, map_crop=map_crop)
+        stats = ModelSource.open(path, dataset, preprocessing=way).calibrate(plain())
+        assert stats.pixel is not None
+        marked[map_crop] = (stats.pixel.n_anomalous, stats.pixel.details["auroc"]["value"])
+    per_image = 2 * 3  # rows 2 and 3, columns 3 to 5, of the image and of the middle
+    assert marked[4, 4] == (5 * per_image, pytest.approx(1, abs=0.02))
+    assert marked[None] == (5 * 1 * 2, pytest.approx(0.94, abs=0.02))
+
+
+def test_an_image_whose_mask_is_cropped_off_is_counted_and_named(dataset: Path, tmp_path: Path) -> None:
+    """Its defect lies at the edge: all of its pixels count as normal, which is said and recorded."""
+    path = dataset / "ground_truth" / "hole" / "001_mask.png"
+    mask = np.zeros(SIZE, np.uint8)
+    mask[0, :] = 255
+    _save(path, mask)
+    model = hosts.write(hosts.score_and_map(), tmp_path / "m.onnx")
+    with pytest.warns(MaskWarning, match=r"1 anomalous image\(s\) .* cropping .*hole/001_mask\.png"):
+        stats = ModelSource.open(model, dataset, preprocessing=Preprocessing(size=SIZE, crop=(4, 4))).calibrate(plain())
+    assert stats.details["samples"]["empty_masks"] == 1
+    assert stats.pixel is not None
+    assert stats.pixel.n_anomalous == 4 * 2 * 3
+
+
+def test_gray_edges_of_masks_are_counted_and_noted(dataset: Path, tmp_path: Path) -> None:
+    """Two masks with four pixels between 0 and 255, which are anomalous as the others; sharp masks are not told of."""
+    for name in ("crack/000_mask.png", "hole/001_mask.png"):
+        path = dataset / "ground_truth" / name
+        mask = np.asarray(Image.open(path)).copy()
+        mask[1, 3:5] = (90, 30)
+        _save(path, mask)
+    model = hosts.write(hosts.score_and_map(), tmp_path / "m.onnx")
+    with pytest.warns(
+        MaskWarning, match=r"2 mask\(s\) hold 4 pixels between 0 .*anomalous; .*crack/000_mask\.png"
+    ) as told:
+        stats = ModelSource.open(model, dataset, preprocessing=EXACT, batch_size=1).calibrate(plain())
+    assert len(told) == 1
+    assert {key: stats.details["samples"][key] for key in ("gray_masks", "gray_mask_pixels")} == {
+        "gray_masks": 2,
+        "gray_mask_pixels": 4,
+    }
+    assert stats.pixel is not None
+    assert stats.pixel.n_anomalous == 5 * 6 + 4
+
+
+def test_fields_and_files_are_taken_for_a_preprocessing(dataset: Path, tmp_path: Path) -> None:
+    """In Python as on the command line; a doubtful one warns."""
+    model = hosts.write(hosts.score_and_map(), tmp_path / "m.onnx")
+    (tmp_path / "way.toml").write_text("size = 8\nscale = 256\n")
+    whole = ModelSource.open(model, dataset, preprocessing=EXACT).preprocessing
+    assert ModelSource.open(model, dataset, preprocessing={"size": 8, "scale": 256}).preprocessing == whole
+    assert ModelSource.open(model, dataset, preprocessing=tmp_path / "way.toml").preprocessing == whole
+    with pytest.warns(PreprocessingWarning, match="--scale 1"):
+        ModelSource.open(model, dataset, preprocessing={"size": 8, "mean": 120})
 
 
 def test_every_file_that_is_read_is_listed(dataset: Path, tmp_path: Path) -> None:
