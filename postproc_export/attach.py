@@ -1,6 +1,6 @@
 """Attach post-processing to a model file."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -8,7 +8,14 @@ from typing import Any
 
 from postproc_export.files import default_target
 from postproc_export.formats.base import Format, Outputs, format_of
-from postproc_export.options import AttachOptions, TailOptions, changed_options, refuse_unused
+from postproc_export.options import (
+    AttachInMemoryOptions,
+    AttachOptions,
+    ExportOptions,
+    TailOptions,
+    changed_options,
+    refuse_unused,
+)
 from postproc_export.record import AttachResult, TailSpec, parse_tails, recorded_tails
 from postproc_export.stats import CalibrationStats, as_stats
 from postproc_export.tail import calibrated_levels
@@ -30,15 +37,32 @@ def attach_postprocessing(**given: Any) -> AttachResult:
     never loaded.
     """
     asked = AttachOptions(**given)
-    source, own, options = Path(asked.model_path), parse_tails(asked.steps), TailOptions.of(asked)
+    source, own = Path(asked.model_path), parse_tails(asked.steps)
     target = default_target(source, asked.output, in_place=asked.in_place, mark="post", read=[asked.stats])
     stats = as_stats(asked.stats)
+    options, chosen = tail_options(asked, given, stats)
     refuse_unused(options, changed_options(options))
     outputs: Outputs = {"image_output": asked.image_output, "pixel_output": asked.pixel_output}
     form = format_of(source)
     edit = partial(attach_model, form, stats=stats, options=options, steps=own, outputs=outputs)
     attached = form.rewrite(source, target, edit, asked)
-    return replace(attached, source=source, output=target)
+    return replace(attached, source=source, output=target, chosen=chosen)
+
+
+def tail_options(
+    asked: AttachOptions | AttachInMemoryOptions | ExportOptions, given: Collection[str], stats: CalibrationStats
+) -> tuple[TailOptions, tuple[str, ...]]:
+    """Return the options of the tail, with sensitivities for what they are to reach, and a note on each of these.
+
+    `given` are the options that a caller gave. Raises UsageError if a sensitivity cannot be chosen.
+    """
+    options, targets = TailOptions.of(asked), asked.targets(given)
+    if not targets:
+        return options, ()
+    from postproc_export.curve import choose_sensitivities
+
+    chosen, notes = choose_sensitivities(targets, stats, options)
+    return replace(options, **chosen), notes
 
 
 def attach_model(

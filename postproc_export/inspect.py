@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, Final
 
 from graph_patterns.expr import ModelFileError
+from postproc_export.curve import TITLES, Counts, counts_at, sensitivity_table, table_json
 from postproc_export.errors import PostprocError
 from postproc_export.files import default_target
 from postproc_export.formats.base import Format, format_of
@@ -23,7 +24,6 @@ from postproc_export.reading.tail import LABEL_OUTPUT
 from postproc_export.record import AttachResult, TailSpec
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
 from postproc_export.tail import NanTest
-from postproc_export.update import Counts, counts_at
 
 if TYPE_CHECKING:
     import onnx
@@ -183,14 +183,19 @@ class InspectResult:
         }
 
     def _level_json(self, level: Level, report: LevelReport) -> dict[str, Any]:
-        counts = self._counts(level, report)
-        return {**report.to_json(), "validation": None if counts is None else counts.to_json()}
+        stats = self._counted(level, report)
+        counts = None if stats is None else counts_at(stats, report.boundary, report.narrow)
+        return {
+            **report.to_json(),
+            "range": stats and stats.details.get("range"),
+            "extremes": stats and stats.details.get("extremes"),
+            "validation": counts and counts.to_json(),
+            "sensitivities": table_json(_table(stats, report)),
+        }
 
-    def _counts(self, level: Level, report: LevelReport) -> Counts | None:
-        stats = None if self.stats is None else self.stats.level(level)
-        if stats is None or report.tail != "postproc_export":
-            return None
-        return counts_at(stats, report.boundary, report.narrow)
+    def _counted(self, level: Level, report: LevelReport) -> LevelStats | None:
+        """Return the statistics that the decision of a level rests on, for what the validation samples tell of it."""
+        return None if self.stats is None or report.tail != "postproc_export" else self.stats.level(level)
 
     def summary(self) -> str:
         """Return a table of it all, one fact a line."""
@@ -211,7 +216,7 @@ class InspectResult:
             if report is None:
                 yield f"  {level:<8} not in the model"
                 continue
-            yield from _level_lines(level, report, self._counts(level, report))
+            yield from _level_lines(level, report, self._counted(level, report))
         yield from (f"  behind   {spec.text}, on the decisions above" for spec in self.behind)
         if self.defaults is not None:
             yield from _default_lines(self.defaults["refused"], self.defaults["choices"])
@@ -221,7 +226,14 @@ _RULES_SHOWN = {"ge": "raw >= boundary (ge)", "gt": "normalised > 1 - sensitivit
 _TAIL_TITLES = {"postproc_export": "postproc-export's tail", "anomalib": "Anomalib's post-processing", "none": "raw"}
 
 
-def _level_lines(level: Level, report: LevelReport, counts: Counts | None) -> Iterator[str]:
+def _table(stats: LevelStats | None, report: LevelReport) -> dict[float, Counts]:
+    """Return sensitivities around that of a level with what they find; none where the level does not decide so."""
+    if stats is None or report.sensitivity is None or report.comparison is None:
+        return {}
+    return sensitivity_table(stats, comparison=report.comparison, half=report.narrow, also=[report.sensitivity])
+
+
+def _level_lines(level: Level, report: LevelReport, stats: LevelStats | None) -> Iterator[str]:
     sure = "" if report.tail == "none" else ", read from the file" if report.certain else ", inferred"
     title = (
         "post-processing that is not known"
@@ -239,14 +251,27 @@ def _level_lines(level: Level, report: LevelReport, counts: Counts | None) -> It
         yield f"    {'rule':<12} {rule}"
     if report.narrow is not None:
         yield f"    {'host':<12} {report.narrow}: the boundary is the smallest float32 that rounds to where it decides"
-    if counts is not None:
-        yield f"    {'validation':<12} {counts.describe()} are called anomalous"
+    if stats is not None:
+        yield from _validation_lines(stats, report)
     if report.adjusted_by is not None:
         yield f"    {'adjusted by':<12} {report.adjusted_by}, at run time; the values above are those without it"
     if report.guarded_by is not None:
         yield f"    {'guarded by':<12} {report.guarded_by}: a NaN in it makes the score NaN"
     yield from (f"    note         {note}" for note in report.notes)
     yield from (f"    reading      if {reading['assumes']}" for reading in report.readings)
+
+
+def _validation_lines(stats: LevelStats, report: LevelReport) -> Iterator[str]:
+    """Yield what the statistics tell of the validation samples."""
+    if isinstance(seen := stats.details.get("extremes"), dict):
+        ends = f"{seen.get('min')} to {seen.get('max')}"
+        yield f"    {'range':<12} {stats.details.get('range')} of all values; those seen are {ends}"
+    if (counts := counts_at(stats, report.boundary, report.narrow)) is not None:
+        yield f"    {'validation':<12} {counts.describe()} are called anomalous"
+    if table := _table(stats, report):
+        rows = [TITLES, *([f"{sensitivity:.9g}", *found.columns()] for sensitivity, found in table.items())]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        yield from (f"    {'  '.join(map(str.ljust, row, widths))}".rstrip() for row in rows)
 
 
 def _port(port: PortInfo) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, get_args
 
 from postproc_export.errors import UsageError
 from postproc_export.float32 import shortest
-from postproc_export.policies import EXTREMES
+from postproc_export.policies import EXTREMES, RATES, Policy
 from postproc_export.runtimes import Precision, RuntimeName
-from postproc_export.stats import CalibrationStats, Comparison, Level, check_comparison, check_sensitivity
+from postproc_export.stats import LEVELS, CalibrationStats, Comparison, Level, check_comparison, check_sensitivity
 from postproc_export.validation import choices_of, flags_of, spelt
 
 if TYPE_CHECKING:
@@ -260,8 +260,41 @@ class TailOptions(DecisionOptions):
             yield "enable_thresholding", "it holds labels, and they are switched off"
 
 
+@dataclass(frozen=True, kw_only=True)
+class TargetOptions:
+    """What sensitivities are to reach, in place of their numbers.
+
+    Parameters
+    ----------
+    image_sensitivity_for
+        ``recall=R``, ``precision=P`` or ``fpr=F``: the image sensitivity is the one that reaches that on the validation
+        images, by the curve in the statistics.
+    pixel_sensitivity_for
+        The same for pixels.
+    """
+
+    image_sensitivity_for: str | None = field(default=None, metadata=spelt(metavar="RATE=NUMBER"))
+    pixel_sensitivity_for: str | None = field(default=None, metadata=spelt(metavar="RATE=NUMBER"))
+
+    def targets(self, given: Collection[str]) -> dict[Level, Policy]:
+        """Return what is to be reached at each level where that was asked for; `given` are all options that were.
+
+        Raises UsageError if it is no rate, or the sensitivity of the level was given as well.
+        """
+        asked = {"image": self.image_sensitivity_for, "pixel": self.pixel_sensitivity_for}
+        targets = {level: Policy.parse(text) for level in LEVELS if (text := asked[level]) is not None}
+        for level, target in targets.items():
+            if target.kind not in RATES:
+                needed = ", ".join(f"{kind}=NUMBER" for kind in RATES)
+                raise UsageError(f"no sensitivity can be chosen for {target.text}", needed=needed)
+            if f"{level}_sensitivity" in given:
+                names = f"--{level}-sensitivity and --{level}-sensitivity-for"
+                raise UsageError(f"{names} contradict each other", needed="one of them", fix="leave the other out")
+        return targets
+
+
 @dataclass(frozen=True)
-class AttachOptions(TailOptions, OutputOptions, FileOptions):
+class AttachOptions(TailOptions, OutputOptions, FileOptions, TargetOptions):
     """What `attach_postprocessing` and ``postproc-export attach`` take.
 
     Parameters
@@ -277,7 +310,7 @@ class AttachOptions(TailOptions, OutputOptions, FileOptions):
 
 
 @dataclass(frozen=True)
-class AttachInMemoryOptions(TailOptions, OutputOptions):
+class AttachInMemoryOptions(TailOptions, OutputOptions, TargetOptions):
     """What `attach_to_onnx` and `attach_to_openvino` take.
 
     Parameters
@@ -294,7 +327,7 @@ class AttachInMemoryOptions(TailOptions, OutputOptions):
 
 
 @dataclass(frozen=True)
-class UpdateOptions(TailOptions, FileOptions):
+class UpdateOptions(TailOptions, FileOptions, TargetOptions):
     """What `update_postprocessing` and ``postproc-export update`` take; what is not given stays as it is in the file.
 
     Parameters
@@ -526,7 +559,7 @@ class CheckOptions(StepOptions):
 
 
 @dataclass(frozen=True)
-class ExportOptions(TailOptions, OutputOptions, CalibrationOptions):
+class ExportOptions(TailOptions, OutputOptions, TargetOptions, CalibrationOptions):
     """What `export_model` and ``postproc-export export`` take.
 
     Parameters

@@ -44,6 +44,9 @@ _KINDS: Final[Mapping[Kind, tuple[tuple[Class, ...], str]]] = {  # the classes t
     "value": ((), "a decimal"),
     "range": ((), "a decimal"),
 }
+RATES: Final[tuple[Kind, ...]] = ("recall", "precision", "fpr")
+"""The policies that ask for a rate."""
+
 _DECIMAL: Final = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
 
 COMPARED: Final = (

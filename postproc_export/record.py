@@ -334,6 +334,8 @@ class AttachResult:
         The model that was read and the one that was written, for an IR the .xml; None for a model in memory.
     own
         The custom steps around it, as they were asked for.
+    chosen
+        A note on each sensitivity that was chosen for a rate.
     """
 
     tail: Tail
@@ -341,6 +343,7 @@ class AttachResult:
     source: Path | None = None
     output: Path | None = None
     own: tuple[str, ...] = ()
+    chosen: tuple[str, ...] = ()
 
     @property
     def renamed(self) -> Mapping[str, str]:
@@ -354,8 +357,8 @@ class AttachResult:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know about levels that were left as they are."""
-        return self.tail.notes
+        """What a user should know about sensitivities that were chosen, and levels that were left as they are."""
+        return (*self.chosen, *self.tail.notes)
 
     def boundary(self, level: Level) -> float:
         """Return the raw value from which on the file calls a score anomalous, as it stands in the file."""

@@ -5,6 +5,7 @@ float32 statistics, docs/definition.md sections 3 and 4.
 """
 
 import json
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -21,6 +22,8 @@ from postproc_export.float32 import (
     is_subnormal,
     narrowed,
     nearest,
+    rank_of,
+    ranked,
     shortest,
     smallest_at_least,
     smallest_where,
@@ -370,6 +373,22 @@ def decision_boundary(
             fix="choose another threshold or sensitivity, or rescale the raw outputs of the model",
         )
     return narrowed(boundary, check_dtype(dtype))
+
+
+def least_sensitivity(level: LevelStats, value: float, *, comparison: Comparison = "ge") -> float | None:
+    """Return the lowest sensitivity at which a float32 raw value is anomalous: the inverse of `decision_boundary`.
+
+    It is a float32 in [0, 1]: at it and above, and nowhere below, the boundary is at most the value. None: at no
+    sensitivity, and at 1 alone with ``"ge"``, where every score is anomalous.
+    """
+    if check_comparison(comparison) == "ge":
+        least = _HALF - (Fraction(value) - Fraction(_threshold(level))) / (Fraction(level.max) - Fraction(level.min))
+        found = max(smallest_at_least(least), 0.0)
+        return found if found < 1.0 else None
+    unit = unit_scores(value, level)
+    ranks = range(rank_of(1.0) + 1)
+    place = bisect_left(ranks, True, key=lambda rank: bool(unit > np.float32(1.0) - np.float32(ranked(rank))))
+    return ranked(place) if place < len(ranks) else None
 
 
 def unit_scores(raw: ArrayLike, level: LevelStats) -> NDArray[np.float32]:

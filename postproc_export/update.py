@@ -1,7 +1,6 @@
 """Change what a model with post-processing decides: threshold, sensitivity, rule, statistics."""
 
 import math
-from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -9,11 +8,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from graph_patterns.match import Mismatch, Site
+from postproc_export.curve import choose_sensitivities, counts_at
 from postproc_export.errors import UsageError
 from postproc_export.files import default_target
-from postproc_export.float32 import Half, rounded_to, to_float32
+from postproc_export.float32 import Half, to_float32
 from postproc_export.formats.base import DetachResult, Format, Outputs, format_of
 from postproc_export.options import TailOptions, UpdateOptions, refuse_unused
+from postproc_export.policies import Policy
 from postproc_export.ports import LEAVE_OUT
 from postproc_export.reading.found import FoundTails, nothing_found, refuse_partial
 from postproc_export.reading.report import SWITCHED_OFF, LevelReport, report_level, rule_of, shown, stats_of
@@ -31,7 +32,7 @@ from postproc_export.stats import (
 from postproc_export.tail import Tail
 from postproc_export.validation import called_like
 
-_OF_THE_THRESHOLD: Final = ("at_threshold", "policies", "threshold_interval", "exact", "f1_gap")
+_OF_THE_THRESHOLD: Final = ("at_threshold", "policies", "threshold_interval", "exact", "f1_gap", "sensitivities")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,8 @@ class Changes:
     pixel_threshold: float | None = None
     normalized: bool = False  # the thresholds are not raw, but in units of the scores that the file gives now
     options: Mapping[str, Any] = field(default_factory=dict)  # the fields of `TailOptions` that change
+    targets: Mapping[Level, Policy] = field(default_factory=dict)  # what sensitivities are to reach
+    chosen: tuple[str, ...] = ()  # a note on each of these
 
     def level_stats(self, level: Level) -> LevelStats | None:
         """Return the new statistics of a level."""
@@ -80,6 +83,14 @@ class Changes:
         if not self.normalized:
             return to_float32(given)
         return None if threshold is None or span is None else to_float32(threshold + (given - 0.5) * span)
+
+    def settled(self, state: State) -> "Changes":
+        """Return the changes with the sensitivities that reach what they are to; see `choose_sensitivities`."""
+        if not self.targets:
+            return self
+        wanted = self.apply(state)
+        sensitivities, chosen = choose_sensitivities(self.targets, wanted.stats, wanted.options)
+        return replace(self, options={**self.options, **sensitivities}, targets={}, chosen=chosen)
 
     def apply(self, state: State) -> State:
         """Return the changed state.
@@ -271,6 +282,7 @@ def _updated(
         return UpdateResult(source=where, misses=found.misses, outputs=found.outputs, is_found=False)
     refuse_partial(found)
     before = state_of(tails, found.record)
+    changes = changes.settled(before)
     is_foreign = any(not tail.is_ours for tail in tails.values())
     unknown = [level for level in tails if before.stats.level(level) is None and changes.stats is None]
     must_edit = any(
@@ -281,6 +293,7 @@ def _updated(
         edits = edits_of(tails, changes, is_known=not unknown)
         form.edit(model, edits)
         notes = (EDITED if keep_dialect else NOT_KNOWN, *told_edits(tails, before, edits)) if edits else ()
+        notes = (*changes.chosen, *notes)
         return UpdateResult(
             source=where, before=before, after=_after_editing(before, changes), is_changed=bool(edits), notes=notes
         )
@@ -289,7 +302,7 @@ def _updated(
     detached = form.take(model, "tail", where=str(where))
     tail = form.attach(model, wanted.stats, wanted.options, _outputs(found, detached)).tail
     after = State(tail.stats, tail.resolved_options, tail.narrow)
-    notes = (*tail.notes, *_narrowed(found, after))
+    notes = (*changes.chosen, *tail.notes, *_narrowed(found, after))
     if is_foreign:
         notes = (*notes, REPLACED, *((STRICT,) if after.options.comparison == "gt" else ()))
     is_eager = any(tail.is_eager for tail in tails.values())
@@ -368,82 +381,12 @@ def _rewritten(found: FoundTails) -> tuple[str, ...]:
     return tuple(f"{note}; they were written anew" for note in notes)
 
 
-_SAMPLES: Final = {"image": "images", "pixel": "pixels"}
-_COMPLETE: Final = 1_999
-"""The curve of so many samples leaves none out; that of more is thinned."""
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Validation samples at or above a boundary."""
-
-    tp: tuple[int, int]  # fewest and most: one number twice, but between two thresholds of a thinned curve
-    fp: tuple[int, int]
-    anomalous: int  # all there are
-    normal: int
-
-    @property
-    def called(self) -> str:
-        """How many samples are called anomalous."""
-        return _range((self.tp[0] + self.fp[0], self.tp[1] + self.fp[1]))
-
-    def describe(self) -> str:
-        """Return how many of each kind are called anomalous."""
-        return f"{_range(self.tp)} of {self.anomalous} anomalous and {_range(self.fp)} of {self.normal} normal ones"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object; None where only limits are known, which stand beside it."""
-        tp, fp = (found[0] if found[0] == found[1] else None for found in (self.tp, self.fp))
-        limits = {} if tp is not None and fp is not None else {"tp_limits": list(self.tp), "fp_limits": list(self.fp)}
-        return {"tp": tp, "fp": fp, "n_anomalous": self.anomalous, "n_normal": self.normal, **limits}
-
-
-def counts_at(stats: LevelStats, boundary: float | None, half: Half | None = None) -> Counts | None:
-    """Count the validation samples of a level from a boundary on; None where the statistics hold no curve.
-
-    Decimals of a file are read as float32, like the values that were counted, and so is the boundary (raw units). A
-    narrow type of the host has no value between the boundary and what that rounds to.
-    """
-    curve = _curve(stats.details.get("curve"))
-    normal, anomalous = stats.n_normal, stats.n_anomalous
-    if curve is None or normal is None or anomalous is None or boundary is None:
-        return None
-    thresholds, tp, fp = curve
-    wanted = to_float32(boundary)
-    place = bisect_left(thresholds, wanted)
-    lowest = (tp[place], fp[place]) if place < len(thresholds) else (0, 0)
-    same = {wanted, wanted if half is None else rounded_to(wanted, half)}
-    is_listed = place < len(thresholds) and thresholds[place] in same
-    is_complete = normal + anomalous <= _COMPLETE and stats.details.get("exact") is not False
-    highest = lowest if is_listed or is_complete or place == 0 else (tp[place - 1], fp[place - 1])
-    return Counts((lowest[0], highest[0]), (lowest[1], highest[1]), anomalous, normal)
-
-
 def describe_counts(level: Level, stats: LevelStats, before: State, after: State) -> Iterator[str]:
     """Yield how many validation samples were and are called anomalous; nothing where the statistics hold no curve."""
     now, then = (counts_at(stats, state.boundary(level), state.narrow.get(level)) for state in (after, before))
     if now is not None:
         was = "" if then is None else f" (were {then.called})"
-        total = f"{now.normal + now.anomalous} validation {_SAMPLES[level]}"
-        yield f"of the {total} {now.called} are called anomalous{was}: {now.describe()}"
-
-
-def _range(found: tuple[int, int]) -> str:
-    return str(found[0]) if found[0] == found[1] else f"{found[0]} to {found[1]}"
-
-
-def _curve(document: Any) -> tuple[list[float], list[int], list[int]] | None:
-    """Return a curve as a statistics file holds it; None for anything that is not quite one."""
-    if not isinstance(document, dict):
-        return None
-    rows: list[Any] = [document.get(name) for name in ("threshold", "tp", "fp")]
-    if not all(isinstance(row, list) and row and all(type(item) in (int, float) for item in row) for row in rows):
-        return None
-    threshold, tp, fp = rows
-    rounded = [to_float32(value) for value in threshold]
-    if not len(rounded) == len(tp) == len(fp) or sorted(rounded) != rounded:
-        return None
-    return rounded, tp, fp
+        yield now.sentence(level, was)
 
 
 _SHOWN_OPTIONS: Final = {
@@ -557,6 +500,7 @@ def update_postprocessing(**given: Any) -> UpdateResult:
         pixel_threshold=asked.pixel_threshold,
         normalized=asked.normalized,
         options={item.name: getattr(asked, item.name) for item in fields(TailOptions) if item.name in given},
+        targets=asked.targets(given),
     )
     target = default_target(source, asked.output, in_place=asked.in_place, mark="updated", read=[stats])
     form = format_of(source)

@@ -28,6 +28,7 @@ from postproc_export.calibration.search import (
 )
 from postproc_export.calibration.table import Table, value_of
 from postproc_export.calibration.tally import Counted
+from postproc_export.curve import sensitivity_table, table_json
 from postproc_export.errors import CalibrationError, MetadataError
 from postproc_export.float32 import LARGEST, shortest
 from postproc_export.policies import EXTREMES, Policy, Range
@@ -113,9 +114,9 @@ def _interval(low: float, high: float) -> dict[str, float]:
     return {"value": (low + high) / 2, "low": low, "high": high, "width": high - low}
 
 
-def curve(table: Table, chosen: Found | None) -> dict[str, list[Any]]:
-    """Return at most 2,000 thresholds with exact counts, evenly spread over both classes, the chosen one among them."""
-    share = (CURVE_POINTS - 3) // 2
+def curve(table: Table, chosen: Sequence[Found]) -> dict[str, list[Any]]:
+    """Return about 2,000 thresholds with exact counts, evenly spread over both classes, and the chosen ones."""
+    share = (CURVE_POINTS - 2 - len(chosen)) // 2
     rows = [np.array([0, len(table) - 1])]
     for at_or_above in (table.tp, table.fp):
         wanted = np.linspace(0, int(at_or_above[0]), share)
@@ -123,8 +124,7 @@ def curve(table: Table, chosen: Found | None) -> dict[str, list[Any]]:
     picked = np.unique(np.concatenate(rows)) if len(table) > CURVE_POINTS - 1 else np.arange(len(table))
     values = table.values()[picked].tolist()
     points = dict(zip(values, zip(table.tp[picked].tolist(), table.fp[picked].tolist(), strict=True), strict=True))
-    if chosen is not None:
-        points[value_of(chosen.key)] = (chosen.tp, chosen.fp)
+    points |= {value_of(found.key): (found.tp, found.fp) for found in chosen}
     ordered = sorted((value, tp, fp) for value, (tp, fp) in points.items())
     return {
         "threshold": [shortest(value) for value, _, _ in ordered],
@@ -290,11 +290,12 @@ def level_stats(
     rates = _rates(table, found, is_exact=is_exact)
     area = auroc(table)
     _warn_of_orientation(level, area, rates)
+    known = [each for each in outcomes[:-2] if isinstance(each, Found) and _rates(table, each, is_exact=is_exact)]
     details: dict[str, Any] = {
         "at_threshold": rates or None,
         "auroc": area,
         "average_precision": average_precision(table),
-        "curve": curve(table, found if rates else None),
+        "curve": curve(table, known),
     }
     if not is_exact:
         details |= one_pass_bound(table, found)
@@ -364,12 +365,14 @@ def _legal(
 ) -> LevelStats:
     told = {**limits["details"], **(details or {})}
     try:
-        return LevelStats(min=limits["min"], max=limits["max"], n_dropped=counted.dropped, details=told, **stats)
+        legal = LevelStats(min=limits["min"], max=limits["max"], n_dropped=counted.dropped, details=told, **stats)
     except MetadataError as error:
         what, fix = f"the {level} level cannot be calibrated: {error.what}", error.fix
         if told["range"] != EXTREMES:
             what, fix = f"{what} by {told['range']}", f"--{level}-range with shares further apart, or {EXTREMES}"
         raise CalibrationError(what, found=error.found, needed=error.needed, fix=fix) from error
+    table = table_json(sensitivity_table(legal))
+    return dataclasses.replace(legal, details=told | {"sensitivities": table}) if table else legal
 
 
 def _unlabelled(level: Level, counted: Counted, policy: Policy, limits: Mapping[str, Any]) -> LevelStats:

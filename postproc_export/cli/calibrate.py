@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from postproc_export.calibration.model import ModelSource
+    from postproc_export.curve import Counts
     from postproc_export.stats import CalibrationStats, LevelStats
 
 
@@ -31,6 +32,7 @@ def statistics_view(stats: CalibrationStats) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
 
+    from postproc_export.curve import sensitivity_table
     from postproc_export.stats import LEVELS
 
     levels = {level: found for level in LEVELS if (found := stats.level(level)) is not None}
@@ -39,7 +41,12 @@ def statistics_view(stats: CalibrationStats) -> RenderableType:
     for name in columns[0]:
         table.add_row(name, *(cells[name] for cells in columns))
     policies = {level: rows for level, found in levels.items() if (rows := found.details.get("policies"))}
-    return Group(table, *(_policies_view(level, rows) for level, rows in policies.items()))
+    tables = {level: rows for level, found in levels.items() if (rows := sensitivity_table(found))}
+    return Group(
+        table,
+        *(_policies_view(level, rows) for level, rows in policies.items()),
+        *(_sensitivities_view(level, rows) for level, rows in tables.items()),
+    )
 
 
 def _cells(level: LevelStats) -> dict[str, str]:
@@ -67,6 +74,17 @@ def _policies_view(level: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         threshold = _unreachable(row) if row.get("threshold") is None else _number(row["threshold"])
         table.add_row(str(row["policy"]), threshold, *(_rate(row.get(name)) for name in _RATES))
+    return table
+
+
+def _sensitivities_view(level: str, rows: Mapping[float, Counts]) -> Table:
+    from rich.table import Table
+
+    from postproc_export.curve import TITLES
+
+    table = Table(*TITLES, title=f"what other sensitivities find, {level} level", title_justify="left")
+    for sensitivity, counts in rows.items():
+        table.add_row(f"{sensitivity:.9g}", *counts.columns())
     return table
 
 

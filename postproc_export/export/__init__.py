@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from postproc_export.attach import attach_postprocessing
+from postproc_export.attach import attach_postprocessing, tail_options
 from postproc_export.check import check_parity
 from postproc_export.check.attached_files import load_attached
 from postproc_export.check.report import Check
@@ -43,7 +43,7 @@ from postproc_export.export.result import (
 from postproc_export.export.verify import Probe, decision_checks, image_probes, raw_checks, size_probes, usual_probes
 from postproc_export.files import refuse_inputs
 from postproc_export.images import Preprocessing, find_samples
-from postproc_export.options import ExportOptions, TailOptions
+from postproc_export.options import ExportOptions, TailOptions, changed_options
 from postproc_export.policies import Policy, Range
 from postproc_export.record import parse_tail, parse_tails
 from postproc_export.runtimes import PortInfo, open_runner
@@ -191,7 +191,8 @@ class Job:
     def _finished(self, each: Format, stats: CalibrationStats) -> ExportedFile:
         path = self.made / self._raw(each).name
         self.tell(f"attaching to and checking {path.name}")
-        options = {item.name: getattr(self.asked, item.name) for item in fields(TailOptions)}
+        options = {name: getattr(self.asked, name) for name in changed_options(TailOptions.of(self.asked))}
+        options |= {f"{level}_sensitivity_for": target.text for level, target in self.asked.targets(()).items()}
         attached = attach_postprocessing(self._raw(each), stats, output=path, step=self.asked.steps, **options)
         runner = open_runner(path)
         refuse_fixed(self.axes, runner.inputs, in_what="the finished file")
@@ -242,8 +243,11 @@ def export_model(**given: Any) -> ExportResult:
     """
     asked = ExportOptions(**given)
     _check_options(asked)
+    asked.targets(given)
     formats, folder = parse_formats(asked.formats), Path(asked.output)
-    asked = replace(asked, stats=None if asked.stats is None else as_stats(asked.stats))
+    if asked.stats is not None:
+        asked = replace(asked, stats=as_stats(asked.stats))
+        tail_options(asked, given, as_stats(asked.stats))  # what cannot be reached is refused now, not at the end
     named = [given.get("stats"), asked.calibrate, asked.images, *asked.inputs]
     read = [Path(path) for path in named if isinstance(path, (str, Path)) and Path(path).is_file()]
     # Of a folder of images nothing is replaced.

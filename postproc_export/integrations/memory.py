@@ -1,13 +1,14 @@
 """Attach in memory: to models, as a pass of ONNX IR, to an `ONNXProgram`, as a pass of OpenVINO."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from postproc_export.attach import attach_model
+from postproc_export.attach import attach_model, tail_options
 from postproc_export.errors import require
 from postproc_export.formats.base import Format, Outputs
-from postproc_export.options import AttachInMemoryOptions, TailOptions
+from postproc_export.options import AttachInMemoryOptions
 from postproc_export.record import AttachResult, parse_tails
 from postproc_export.runtimes.openvino import import_openvino
 from postproc_export.stats import CalibrationStats, as_stats
@@ -42,7 +43,7 @@ def attach_to_onnx(**given: Any) -> AttachResult:
     asked = AttachInMemoryOptions(**given)
     # One layer may be in when the next is refused; without custom steps there is but one.
     target = type(asked.model).FromString(asked.model.SerializeToString()) if asked.steps else asked.model
-    attached = _attach_to(target, OnnxFormat(), asked)
+    attached = _attach_to(target, OnnxFormat(), asked, given)
     if target is not asked.model:
         asked.model.CopyFrom(target)
     return attached
@@ -67,14 +68,15 @@ def attach_to_openvino(**given: Any) -> AttachResult:
     asked = AttachInMemoryOptions(**given)
     # Some refusals come when results are replaced already. A clone shares the weights: trying it costs next to nothing.
     for target in (asked.model.clone(), asked.model):
-        attached = _attach_to(target, OpenVinoFormat(), asked)
+        attached = _attach_to(target, OpenVinoFormat(), asked, given)
     return attached
 
 
-def _attach_to(model: Any, form: Format, asked: AttachInMemoryOptions) -> AttachResult:
+def _attach_to(model: Any, form: Format, asked: AttachInMemoryOptions, given: Collection[str]) -> AttachResult:
     stats, steps = as_stats(asked.stats), parse_tails(asked.steps)
     outputs: Outputs = {"image_output": asked.image_output, "pixel_output": asked.pixel_output}
-    return attach_model(form, model, stats, TailOptions.of(asked), steps, outputs)
+    options, chosen = tail_options(asked, given, stats)
+    return replace(attach_model(form, model, stats, options, steps, outputs), chosen=chosen)
 
 
 _INLINE: Final = 1024  # bytes; smaller tensors may be shapes and axes, which the rewriter has to be able to read

@@ -97,7 +97,7 @@ def test_every_range_agrees_with_the_plain_definition(
     low, high = (Plain(values, np.zeros_like(truth)).quantile(Fraction(each)) for each in shares)
     asked = {"image_range": f"quantile={','.join(shares)}", "compare": (f"range={share}", "recall=0.5")}
     if not low < high or not np.float32(high) - np.float32(low) >= 2.0**-75:
-        with pytest.raises(CalibrationError, match="--image-range with shares further apart, or extremes"):
+        with pytest.raises(CalibrationError, match=r"image.range with shares further apart, or extremes"):
             level_of(values, truth, "f1", **asked)
         return
     stats, whole = level_of(values, truth, "f1", **asked), level_of(values, truth, "f1", compare=asked["compare"])

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from narrow_hosts import DTYPES
 
 from postproc_export import CalibrationStats, Calibrator, attach_postprocessing, inspect_model, update_postprocessing
+from postproc_export.curve import counts_at
 from postproc_export.stats import decision_boundary
-from postproc_export.update import counts_at
 
 SCORES = st.lists(
     st.one_of(st.integers(0, 40).map(lambda number: number / 10), st.floats(-2, 5, width=32), st.floats(0, 4)),

@@ -66,9 +66,7 @@ def test_the_text_form_reads_back() -> None:
 
 def test_equal_values_between_the_quantiles_are_no_range() -> None:
     """The extremes differ, the quantiles do not: the message names the option, as a share of labels does not."""
-    with pytest.raises(
-        CalibrationError, match=r"is empty by quantile=0.1,0.9\n(.|\n)*--image-range with shares further"
-    ):
+    with pytest.raises(CalibrationError, match=r"is empty by quantile=0.1,0.9\n(.|\n)*image_range with shares further"):
         image_stats([0.0, *[1.0] * 20, 2.0], [0] * 11 + [1] * 11, image_range="quantile=0.1,0.9")
 
 

@@ -50,7 +50,7 @@ def test_areas_and_rates_do_not_overflow(scale: int) -> None:
     rates = rates_at(found, normal=11 * scale, anomalous=7 * scale)
     assert (rates["tn"], rates["fn"], rates["precision"]) == (9 * scale, scale, 0.75)
     assert (rates["recall"], rates["f1"], rates["fpr"]) == (6 / 7, 12 / 15, 2 / 11)
-    points = curve(large, found)
+    points = curve(large, [found])
     assert (points["tp"][0], points["fp"][0]) == (7 * scale, 11 * scale)
 
 

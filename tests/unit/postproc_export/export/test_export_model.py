@@ -74,6 +74,24 @@ def test_the_report_holds_every_file_and_the_module(exported: tuple[Path, Export
     assert check_parity(exported[0] / "model.onnx", count=500)
 
 
+def test_a_sensitivity_is_chosen_before_the_export(tmp_path: Path) -> None:
+    """From the curve in the statistics, for every file; what is out of reach is refused before anything is run."""
+    curve = {"threshold": [0.5, 1.0, 2.0], "tp": [4, 4, 1], "fp": [5, 1, 0]}
+    counts: dict[str, Any] = {"n_normal": 5, "n_anomalous": 4, "details": {"curve": curve}}
+    stats = CalibrationStats(image=LevelStats(threshold=1.5, min=0.0, max=3.0, **counts), pixel=STATS.pixel)
+    given: dict[str, Any] = {"output": tmp_path / "dist", "image_sensitivity_for": "recall=1"}
+    told: list[str] = []
+    with pytest.raises(UsageError, match="contradict each other"):
+        export_model(export_modules.training(), EXAMPLE, stats, image_sensitivity=0.5, tell=told.append, **given)
+    with pytest.raises(UsageError, match="have no curve of the image level"):
+        export_model(export_modules.training(), EXAMPLE, STATS, tell=told.append, **given)
+    assert told == []
+    result = export_model(export_modules.training(), EXAMPLE, stats, **given)
+    (file,) = result.files
+    assert file.attached.boundary("image") <= 1.0
+    assert "for recall=1: of the 9 validation images 5 are called anomalous: 4 of 4" in result.summary()
+
+
 def test_the_summary_says_what_was_done(exported: tuple[Path, ExportResult]) -> None:
     """Mode, ports with axes, sizes, statistics, a verdict for each runtime, files."""
     text = exported[1].summary()

@@ -201,3 +201,17 @@ def test_statistics_may_be_a_file(tmp_path: Path) -> None:
     attach_to_onnx(by_path, tmp_path / "stats.json")
     attach_to_onnx(by_value, STATS)
     assert by_path == by_value
+
+
+def test_a_sensitivity_is_chosen_in_memory_as_for_a_file(raw: Path) -> None:
+    """For both kinds of models; the number beside it is refused."""
+    curve = {"threshold": [0.25, 0.5, 1.0], "tp": [4, 4, 1], "fp": [5, 1, 0]}
+    level = LevelStats(threshold=1.0, min=0.0, max=2.0, n_normal=5, n_anomalous=4, details={"curve": curve})
+    stats = CalibrationStats(image=level, pixel=STATS.pixel)
+    model = onnx.load(raw)
+    for attach, host in ((attach_to_onnx, model), (attach_to_openvino, openvino.Core().read_model(raw))):
+        with pytest.raises(UsageError, match="contradict each other"):
+            attach(host, stats, image_sensitivity_for="recall=1", image_sensitivity=0.5)
+        attached = attach(host, stats, image_sensitivity_for="recall=1")
+        assert 0.25 < attached.boundary("image") <= 0.5
+        assert "4 of 4 anomalous and 1 of 5 normal" in attached.summary()

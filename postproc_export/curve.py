@@ -1,0 +1,364 @@
+"""The curve in statistics: what a boundary calls anomalous, and which sensitivity reaches a rate."""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil, floor, isfinite
+from typing import Any, Final, Self, TypeAlias
+
+from postproc_export.errors import MetadataError, UsageError
+from postproc_export.float32 import Half, next_up, rank_of, ranked, rounded_to, shortest, to_float32
+from postproc_export.options import TailOptions
+from postproc_export.policies import Policy
+from postproc_export.stats import (
+    DEFAULT_SENSITIVITY,
+    CalibrationStats,
+    Comparison,
+    Level,
+    LevelStats,
+    decision_boundary,
+    least_sensitivity,
+)
+
+_SAMPLES: Final = {"image": "images", "pixel": "pixels"}
+_COMPLETE: Final = 1_999
+"""The curve of so many samples leaves none out; that of more is thinned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Validation samples at or above a boundary."""
+
+    tp: tuple[int, int]  # fewest and most: one number twice, but between two thresholds of a thinned curve
+    fp: tuple[int, int]
+    anomalous: int  # all there are
+    normal: int
+
+    @property
+    def called(self) -> str:
+        """How many samples are called anomalous."""
+        return _range((self.tp[0] + self.fp[0], self.tp[1] + self.fp[1]))
+
+    @property
+    def rates(self) -> dict[str, tuple[float, float] | None]:
+        """Recall, precision and false-positive rate, each the lowest and highest that it can be; None over nothing."""
+        (tp, most_tp), (fp, most_fp) = self.tp, self.fp
+        shares = {
+            "recall": (tp, self.anomalous, most_tp, self.anomalous),
+            "precision": (tp, tp + most_fp, most_tp, most_tp + fp),
+            "fpr": (fp, self.normal, most_fp, self.normal),
+        }
+        return {
+            name: (low / below if below else 0.0, high / above) if above else None
+            for name, (low, below, high, above) in shares.items()
+        }
+
+    def describe(self) -> str:
+        """Return how many of each kind are called anomalous."""
+        return f"{_range(self.tp)} of {self.anomalous} anomalous and {_range(self.fp)} of {self.normal} normal ones"
+
+    def sentence(self, level: Level, was: str = "") -> str:
+        """Return how many samples of a level are called anomalous, and of each kind."""
+        total = f"{self.normal + self.anomalous} validation {_SAMPLES[level]}"
+        return f"of the {total} {self.called} are called anomalous{was}: {self.describe()}"
+
+    def columns(self) -> list[str]:
+        """Return recall, precision, false-positive rate and false alarms, as a table shows them."""
+        rates = (found and (f"{found[0]:.4f}", f"{found[1]:.4f}") for found in self.rates.values())
+        return [*("-" if found is None else _range(found) for found in rates), f"{_range(self.fp)} of {self.normal}"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object; None where only limits are known, which stand beside it."""
+        tp, fp = (found[0] if found[0] == found[1] else None for found in (self.tp, self.fp))
+        limits = {} if tp is not None and fp is not None else {"tp_limits": list(self.tp), "fp_limits": list(self.fp)}
+        return {"tp": tp, "fp": fp, "n_anomalous": self.anomalous, "n_normal": self.normal, **limits}
+
+    def share(self, kind: str) -> tuple[int, int]:
+        """Return the worst that a rate can be as part and whole: the lowest recall or precision, the highest rate."""
+        if kind == "fpr":
+            return self.fp[1], self.normal
+        return self.tp[0], self.anomalous if kind == "recall" else self.tp[0] + self.fp[1]
+
+    def keeps(self, target: Policy) -> bool:
+        """Whether a rate is reached, or kept to, for certain; by integers."""
+        part, whole = self.share(target.kind)
+        asked, reached = target.parameter.numerator * whole, target.parameter.denominator * part
+        return whole > 0 and (reached <= asked if target.kind == "fpr" else reached >= asked)
+
+
+Cell: TypeAlias = tuple[float | None, float | None, Counts]
+"""Boundaries above the first value, up to the second one, at which these counts hold; None: no end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Thresholds of one level with the samples at or above each: all that are different, or some of them."""
+
+    thresholds: list[float]  # float32, ascending
+    tp: list[int]  # at or above each threshold, and behind the last one 0
+    fp: list[int]
+    anomalous: int
+    normal: int
+    highest: float  # the highest value seen
+    is_complete: bool  # whether every value seen is a threshold
+
+    @classmethod
+    def of(cls, stats: LevelStats) -> Self | None:
+        """Return the curve of a level; None where the statistics hold none, or nothing that is quite one.
+
+        Decimals of a file are read as float32, like the values that were counted.
+        """
+        document, normal, anomalous = stats.details.get("curve"), stats.n_normal, stats.n_anomalous
+        if not isinstance(document, Mapping) or normal is None or anomalous is None:
+            return None
+        rows: list[Any] = [document.get(name) for name in ("tp", "fp")]
+        if not all(isinstance(row, list) and row and all(type(item) is int for item in row) for row in rows):
+            return None
+        thresholds, (tp, fp) = _float32s(document.get("threshold")), rows
+        if not len(thresholds) == len(tp) == len(fp) or sorted(thresholds) != thresholds:
+            return None
+        seen = stats.details.get("extremes")
+        highest = _float32s([seen.get("max")]) if isinstance(seen, Mapping) else [stats.max]
+        is_complete = normal + anomalous <= _COMPLETE and stats.details.get("exact") is not False
+        last = max(*highest, thresholds[-1]) if highest else float("inf")
+        return cls(thresholds, [*tp, 0], [*fp, 0], anomalous, normal, last, is_complete)
+
+    def at(self, boundary: float, half: Half | None = None) -> Counts:
+        """Count the samples from a boundary on, raw units, which is read as float32 like a threshold.
+
+        A narrow type of the host has no value between the boundary and what that rounds to.
+        """
+        wanted = to_float32(boundary)
+        if wanted > self.highest:
+            return self._counts(-1, -1)
+        place = bisect_left(self.thresholds, wanted)
+        same = {wanted, wanted if half is None else rounded_to(wanted, half)}
+        is_listed = place < len(self.thresholds) and self.thresholds[place] in same
+        return self._counts(place, place if is_listed or self.is_complete or place == 0 else place - 1)
+
+    def cells(self, *, listed: bool) -> Iterator[Cell]:
+        """Yield what boundaries can be told apart, from the highest on: all of them together, by rising sensitivity.
+
+        Of a thinned curve those between two thresholds, and with `listed` before these the upper one alone, at which
+        the counts are known.
+        """
+        last = len(self.thresholds) - 1
+        yield self.thresholds[last], None, self.at(next_up(self.thresholds[last]))
+        for place in range(last, -1, -1):
+            value, below = self.thresholds[place], self.thresholds[place - 1] if place else None
+            if listed and below is not None and not self.is_complete:
+                yield -next_up(-value), value, self._counts(place, place)
+            yield below, value, self._counts(place, place if self.is_complete or below is None else place - 1)
+
+    def _counts(self, place: int, lower: int) -> Counts:
+        """Return the counts from a threshold on; where they are not known, also from the one below on."""
+        tp, fp = ((counts[place], counts[lower]) for counts in (self.tp, self.fp))
+        return Counts(tp, fp, self.anomalous, self.normal)
+
+
+def counts_at(stats: LevelStats, boundary: float | None, half: Half | None = None) -> Counts | None:
+    """Count the validation samples of a level from a boundary on; None where the statistics hold no curve."""
+    curve = Curve.of(stats)
+    return None if curve is None or boundary is None else curve.at(boundary, half)
+
+
+def _float32s(row: object) -> list[float]:
+    """Return a list of numbers as float32; an empty one for anything else, or a number that is not finite."""
+    try:
+        numbers = [to_float32(item) for item in row if type(item) in (int, float)] if isinstance(row, list) else []
+    except OverflowError:
+        return []
+    return numbers if isinstance(row, list) and len(numbers) == len(row) and all(map(isfinite, numbers)) else []
+
+
+Interval: TypeAlias = tuple[float, float]
+"""The lowest and the highest of some sensitivities, float32."""
+
+
+def _interval(level: LevelStats, cell: Cell, comparison: Comparison) -> Interval | None:
+    """Return the sensitivities at which the boundary lies in a cell; None where it jumps over it.
+
+    With rule ge at most the last one before 1, where every score is anomalous.
+    """
+    below, value, _ = cell
+    low = 0.0 if value is None else least_sensitivity(level, value, comparison=comparison)
+    end = None if below is None else least_sensitivity(level, below, comparison=comparison)
+    high = 1.0 if end is None and comparison == "gt" else ranked(rank_of(1.0 if end is None else end) - 1)
+    return None if low is None or low > high else (low, high)
+
+
+_FEW_DIGITS: Final = 4
+
+
+def _decimal(interval: Interval, *, near: float) -> float:
+    """Return the decimal with the fewest digits, two at least, whose float32 lies in an interval, near to a place.
+
+    It is neither 0 nor 1 where another one has few digits.
+    """
+    low, high = map(Fraction, interval)
+    for digits in range(2, 10):  # nine tell every float32 from its neighbours, but for those next to 0
+        unit = 10**digits
+        first, last = ceil(low * unit), floor(high * unit)
+        if digits <= _FEW_DIGITS:
+            first, last = max(first, 1), min(last, unit - 1)
+        if first <= last:
+            return float(Fraction(min(max(round(near * unit), first), last), unit))
+    return shortest(interval[0])
+
+
+def _reach(
+    cells: Sequence[Cell], level: LevelStats, target: Policy, comparison: Comparison
+) -> tuple[Interval | None, Counts | None]:
+    """Return the sensitivities that reach a target for certain, and the counts that come nearest to it and miss.
+
+    The least sensitive for `recall`, the most sensitive for `precision` and `fpr`: as the policies choose thresholds.
+    """
+    ordered = cells if target.kind == "recall" else cells[::-1]
+    # Only a precision may be reached, missed and reached again.
+    start = 0 if target.kind == "precision" else bisect_left(ordered, True, key=lambda cell: cell[2].keeps(target))
+    missed = ordered[start - 1][2] if start else None
+    for cell in ordered[start:]:
+        if not cell[2].keeps(target):
+            missed = cell[2]
+        elif (found := _interval(level, cell, comparison)) is not None:
+            return found, missed
+    return None, missed
+
+
+def choose_sensitivities(
+    targets: Mapping[Level, Policy], stats: CalibrationStats, options: TailOptions
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the options of the sensitivities that reach `recall=R`, `precision=P` or `fpr=F`, and a note on each.
+
+    The note says what the validation samples of the level are called at it. Raises UsageError if a level gets no
+    labels, the statistics hold no curve of it, or no sensitivity reaches the target: with what is reached.
+    """
+    stats = stats.with_matched_thresholds() if options.match_thresholds else stats
+    chosen: dict[str, Any] = {}
+    notes: list[str] = []
+    for level, target in targets.items():
+        if not (options.enable_thresholding and options.includes(level)):
+            raise UsageError(
+                f"--{level}-sensitivity-for would have no effect",
+                found=f"the {level} level gets no labels",
+                fix="leave it out, or what leaves the labels out",
+            )
+        sensitivity, note = _chosen(stats.level(level), level, target, options.comparison)
+        chosen[f"{level}_sensitivity"] = sensitivity
+        notes.append(f"{level} level: sensitivity {sensitivity} for {target.text}: {note}")
+    return chosen, tuple(notes)
+
+
+def _chosen(stats: LevelStats | None, level: Level, target: Policy, comparison: Comparison) -> tuple[float, str]:
+    """Return the sensitivity for a target, and what the samples are called at it; of a thinned curve how near it is."""
+    curve = None if stats is None or not stats.is_calibrated else Curve.of(stats)
+    if stats is None or curve is None:
+        raise UsageError(
+            f"no sensitivity can be chosen for {target.text}: the statistics have no curve of the {level} level",
+            needed="statistics that were calibrated with ground truth of that level",
+            fix="give them with --stats, as `postproc-export calibrate` writes them",
+        )
+    interval, missed = _reach([*curve.cells(listed=True)], stats, target, comparison)
+    if interval is None:
+        raise _unreachable(curve, stats, level, target, comparison)
+    sensitivity = _decimal(interval, near=sum(interval) / 2)
+    found = curve.at(decision_boundary(stats, sensitivity=sensitivity, comparison=comparison))
+    if missed is None or curve.is_complete or _is_the_best(stats, target, found):
+        return sensitivity, found.sentence(level)
+    part, whole = missed.share(target.kind)
+    nearer = f"{target.kind} {part / whole:.6g}" if whole else "no sample at all"
+    return sensitivity, f"{found.sentence(level)} (the curve is thinned: its next point, which misses, has {nearer})"
+
+
+def _is_the_best(stats: LevelStats, target: Policy, found: Counts) -> bool:
+    """Whether a calibration that was asked for the target, too, came to the same counts: there is no better one."""
+    own, rows = stats.details.get("at_threshold"), stats.details.get("policies")
+    told = [*rows] if isinstance(rows, list) else []
+    told += [{"policy": stats.policy, **own}] if isinstance(own, dict) else []
+    best = {"policy": target.text, "tp": found.tp[1], "fp": found.fp[1]}
+    return found.tp[0] == found.tp[1] and any(isinstance(row, dict) and best.items() <= row.items() for row in told)
+
+
+def _unreachable(curve: Curve, stats: LevelStats, level: Level, target: Policy, comparison: Comparison) -> UsageError:
+    """Return the error that says what the sensitivities reach in place of a target."""
+    what, kind = f"no sensitivity reaches {target.text} at the {level} level", target.kind
+    missing = "normal" if kind == "fpr" else "anomalous"
+    if not getattr(curve, missing):
+        return UsageError(what, found=f"no {missing} one among the validation {_SAMPLES[level]}")
+    better = 1 if kind == "fpr" else -1
+    cells = [cell for cell in curve.cells(listed=True) if cell[2].share(kind)[1]]
+    cells.sort(key=lambda cell: better * Fraction(*cell[2].share(kind)))
+    reached = ((cell, found) for cell in cells if (found := _interval(stats, cell, comparison)) is not None)
+    move = f"calibrate with --{level}-policy {target.text}, which moves the threshold there"
+    best = next(reached, None)
+    if best is None:
+        return UsageError(what, found="no sample that a sensitivity below 1 calls anomalous", fix=move)
+    part, whole = best[0][2].share(kind)
+    limit = ceil(part / whole * 1e4) / 1e4 if kind == "fpr" else floor(part / whole * 1e4) / 1e4
+    return UsageError(
+        what,
+        found=f"{kind} {part / whole:.9g} ({part} of {whole}) at best, at sensitivity {_decimal(best[1], near=0.5)}",
+        needed="a sensitivity below 1: at 1 every score is anomalous" if comparison == "ge" else "one in [0, 1]",
+        fix=f"ask for {kind}={limit:g} or {'more' if kind == 'fpr' else 'less'}, or {move}",
+    )
+
+
+_FEW: Final = 10
+_LANDMARKS: Final = tuple(
+    map(Policy.parse, ("fpr=0", "fpr=0.001", "fpr=0.01", "fpr=0.1", "recall=0.9", "recall=0.99", "recall=1"))
+)
+
+
+def sensitivity_table(
+    stats: LevelStats, *, comparison: Comparison = "ge", half: Half | None = None, also: Sequence[float] = ()
+) -> dict[float, Counts]:
+    """Return about ten sensitivities that tell most, ascending, and what each calls anomalous; none without a curve.
+
+    Those are 0.5 and those asked for, the highest at which least is found and the lowest at which most is. Between
+    them stands every one at which something changes where that are ten at most, else where the rates of `_LANDMARKS`
+    are reached.
+    """
+    curve = None if stats.threshold is None else Curve.of(stats)
+    if curve is None:
+        return {}
+    cells = [*curve.cells(listed=False)]
+    reached = (_interval(stats, cell, comparison) for cell in cells)
+    least = next(found for found in reached if found is not None)
+    reached = (_interval(stats, cell, comparison) for cell in reversed(cells))
+    most = next(found for found in reached if found is not None)
+    if len(cells) <= _FEW:
+        between = [_interval(stats, cell, comparison) for cell in cells]
+    else:
+        between = [_reach(cells, stats, target, comparison)[0] for target in _LANDMARKS]
+    wanted = [_decimal(least, near=least[1]), _decimal(most, near=most[0])]
+    wanted += [1.0] if comparison == "ge" and _interval(stats, cells[-1], comparison) is None else []
+    wanted += [_decimal(found, near=sum(found) / 2) for found in between if found is not None]
+    rows: dict[float, Counts] = {}
+    kept = [DEFAULT_SENSITIVITY, *(shortest(to_float32(each)) for each in also)]
+    for sensitivity in (*kept, *wanted):
+        with suppress(MetadataError):  # a boundary that is subnormal is none that a file can have
+            boundary = decision_boundary(stats, sensitivity=sensitivity, comparison=comparison, dtype=half or "float32")
+            counts = curve.at(boundary, half)
+            if sensitivity in kept or counts not in rows.values():
+                rows[sensitivity] = counts
+    return dict(sorted(rows.items()))
+
+
+TITLES: Final = ("sensitivity", "recall", "precision", "FPR", "false alarms")
+
+
+def table_json(table: Mapping[float, Counts]) -> list[dict[str, Any]]:
+    """Return the rows of such a table as JSON objects; None where only limits are known, which stand beside it."""
+    return [{"sensitivity": each, **counts.to_json(), **_rates_json(counts)} for each, counts in table.items()]
+
+
+def _rates_json(counts: Counts) -> dict[str, Any]:
+    known = {name: found and (found[0] if found[0] == found[1] else None) for name, found in counts.rates.items()}
+    limits = {f"{name}_limits": list(found) for name, found in counts.rates.items() if found and found[0] != found[1]}
+    return known | limits
+
+
+def _range(found: tuple[Any, Any]) -> str:
+    return str(found[0]) if found[0] == found[1] else f"{found[0]} to {found[1]}"
