@@ -355,7 +355,21 @@ class UpdateOptions(TailOptions, FileOptions, TargetOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrationOptions:
+class ConventionOptions(StepOptions):
+    """What raw values and labels mean.
+
+    Parameters
+    ----------
+    anomalous_label
+        The label that says anomalous, a number or a text such as ``bad``; every other label is normal then. By default
+        labels are 0 (normal) and 1 (anomalous).
+    """
+
+    anomalous_label: str | int | float | None = field(default=None, metadata=spelt(metavar="VALUE", text=str))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions(ConventionOptions):
     """How statistics are made of raw validation outputs.
 
     Parameters
@@ -427,7 +441,7 @@ class ShardOptions(CalibrationOptions):
 
 
 @dataclass(frozen=True)
-class ModelOptions(OutputOptions):
+class ModelOptions(OutputOptions, ConventionOptions):
     """How a raw model is run over labelled images to calibrate it.
 
     Parameters

@@ -15,7 +15,7 @@ from postproc_export.record import TailSpec
 from postproc_export.runtimes import Array, PortInfo, Runner, as_float32, open_runner
 from postproc_export.stats import Level
 from postproc_export.steps.around import put_before
-from postproc_export.steps.transforms import resolve_all, select_raw
+from postproc_export.steps.transforms import before_threshold, resolve_all, select_raw
 
 DEFAULT_BATCH: Final = 8
 _FALLBACK_BATCHES: Final = (1, 2)  # exporters trace at one of these, and some graphs then run at nothing else
@@ -112,12 +112,7 @@ def _open_behind(
 
     Returns which outputs are the raw ones then, too, and the steps as they are recorded.
     """
-    behind = [spec for spec in specs if not spec.changes_values]
-    if behind:
-        raise UsageError(
-            f"the tail '{behind[0].name}' stands behind the decision: it changes no raw value",
-            fix="leave it out here, and give it when attaching",
-        )
+    before_threshold(specs)
     form = format_of(path)
 
     def put(model: Any) -> tuple[Outputs, tuple[TailSpec, ...]]:

@@ -55,6 +55,16 @@ def check_file(path: Path, *, what: str = "", needed: str = "a file") -> None:
         raise FileError(f"cannot read {what} {path}".replace("  ", " "), found=found, needed=needed, fix=fix)
 
 
+def is_label(value: object, label: object) -> bool:
+    """Whether a label in a file is the one that was named: the same text but for spaces around it, or number."""
+    if str(value).strip() == str(label).strip():
+        return True
+    try:
+        return float(value) == float(label)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+
+
 def stated_twice(names: Iterable[str]) -> str | None:
     """Return the names that stand more than once among some, for an error; None where none does."""
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
@@ -252,9 +262,12 @@ def _spelling(options: Any) -> Iterator[None]:
 
 
 def _as_keyword(found: re.Match[str], keywords: Mapping[str, tuple[Field[Any], int]]) -> str:
-    """Return a flag of a text, and a value behind it that is one, as Python has it; each flag's field is known."""
+    """Return a flag of a text, and a value behind it that is one, as Python has it; each flag's field is known.
+
+    In a command that stands in the text it stays as it is.
+    """
     flag, value = found.groups()
-    if flag not in keywords:
+    if flag not in keywords or "postproc-export " in found.string[: found.start()].rpartition("\n")[2]:
         return found[0]
     (item, place), behind = keywords[flag], "" if value is None else f" {value}"
     if item.metadata.get("flags"):

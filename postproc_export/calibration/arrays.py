@@ -147,12 +147,21 @@ def level_shape(shape: tuple[int, ...], *, level: Level, place: str) -> tuple[in
     )
 
 
-def check_type(dtype: np.dtype[Any], *, place: str, truth: bool) -> None:
-    """Refuse what is not a real number: objects, strings, complex numbers, and boolean scores."""
-    legal = "biuf" if truth else "iuf"
+_TEXTS: Final = "UST"  # NumPy's kinds of text
+CHOOSE_LABEL: Final = "say which label is anomalous: --anomalous-label VALUE"
+
+
+def check_type(dtype: np.dtype[Any], *, place: str, truth: bool, texts: bool | None = None) -> None:
+    """Refuse what is not a real number: objects, strings, complex numbers, and boolean scores.
+
+    `texts` is whether labels may be texts; None for what are no labels.
+    """
+    legal = ("biuf" if truth else "iuf") + (_TEXTS if texts else "")
     if dtype.kind not in legal and str(dtype) != "bfloat16":
         raise CalibrationError(
-            f"{place} has elements of type {dtype}", needed="0/1 as bool, integer or float" if truth else "real numbers"
+            f"{place} has elements of type {dtype}",
+            needed="0/1 as bool, integer or float" if truth else "real numbers",
+            fix=CHOOSE_LABEL if texts is False and dtype.kind in _TEXTS else None,
         )
 
 
@@ -208,13 +217,16 @@ def blocks_of(values: Iterator[AnyArray], truth: Iterator[AnyArray] | None, plac
         assert left.size == 0, "both arrays have the same shape"
 
 
-def checked_shape(level: Level, values: Any, truth: Any, *, place: Place) -> tuple[int, ...]:
-    """Return the canonical shape of a pair of arrays; refuses types and shapes that do not fit."""
+def checked_shape(level: Level, values: Any, truth: Any, *, place: Place, texts: bool) -> tuple[int, ...]:
+    """Return the canonical shape of a pair of arrays; refuses types and shapes that do not fit.
+
+    `texts` is whether labels may be texts.
+    """
     values_at, truth_at = f"{place.where}: {place.key}", f"{place.where}: {place.truth_key}"
     check_type(values.dtype, place=values_at, truth=False)
     shape = level_shape(tuple(values.shape), level=level, place=values_at)
     if truth is not None:
-        check_type(truth.dtype, place=truth_at, truth=True)
+        check_type(truth.dtype, place=truth_at, truth=True, texts=texts if level == "image" else None)
         truth_shape = level_shape(tuple(truth.shape), level=level, place=truth_at)
         if truth_shape != shape:
             found = f"{place.key} {tuple(values.shape)}, {place.truth_key} {tuple(truth.shape)}"

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from postproc_export.calibration.arrays import KEYS, Block, Pair, Place, as_numpy, check_labelled
+from postproc_export.calibration.convention import Convention
 from postproc_export.calibration.counting import Divide, Extremes, Part
 from postproc_export.calibration.dask import DaskLevel, cluster_at, has_dask
 from postproc_export.calibration.shards import (
@@ -67,6 +68,7 @@ class Calibrator:
     def __init__(self, **given: Any) -> None:
         asked = CalibratorOptions(**given)
         self._asked, self._policies, self._ranges = asked, level_policies(asked), level_ranges(asked)
+        self._convention = Convention(asked)
         self._spool_dir = None if asked.spool_dir is None else Path(asked.spool_dir)
         if self._spool_dir is not None and not self._spool_dir.is_dir():
             raise FileError(
@@ -117,7 +119,8 @@ class Calibrator:
         pred_score
             Raw image scores, shape [N], [N, 1] or [], any real type; NumPy array or torch tensor.
         gt_label
-            0/1 or bool, one per score; None for scores without ground truth (their level gets a range only).
+            0/1 or bool, one per score, or labels of which `anomalous_label` is one; None for scores without ground
+            truth (their level gets a range only).
         anomaly_map
             Raw maps, shape [N, 1, H, W], [N, H, W] or [H, W].
         gt_mask
@@ -136,7 +139,7 @@ class Calibrator:
         if pred_score is None and anomaly_map is None:
             raise CalibrationError(f"{where} has neither pred_score nor anomaly_map", needed="one of them at least")
         named = {key: as_numpy(array) for key, array in arrays.items() if array is not None}
-        pairs = level_pairs(named, name=where)
+        pairs = level_pairs(named, name=where, texts=self._convention.label is not None)
         cleaned = {level: self._clean(level, pair) for level, pair in pairs.items() if pair.values.size}
         for level, chunks in cleaned.items():
             self._levels[level].absorb(chunks)
@@ -145,11 +148,14 @@ class Calibrator:
     def _clean(self, level: Level, pair: Pair) -> Iterable[Chunk]:
         """Check all of a batch; what it is cleaned to is kept where that is little, else made again, block by block."""
         check_labelled(self._levels[level].tally.labelled, pair.truth is not None, place=pair.place)
+        first, again = (
+            clean(self._convention.blocks(level, pair_blocks(pair)), nonfinite=self._asked.nonfinite) for _ in range(2)
+        )
         if pair.values.size <= _KEPT:
-            return list(clean(pair_blocks(pair), nonfinite=self._asked.nonfinite))
-        for _ in clean(pair_blocks(pair), nonfinite=self._asked.nonfinite):
+            return list(first)
+        for _ in first:
             pass
-        return clean(pair_blocks(pair), nonfinite=self._asked.nonfinite)
+        return again
 
     def merge(self, other: "Calibrator") -> None:
         """Add everything that another calibrator has seen; the other one stays as it is.
@@ -157,7 +163,7 @@ class Calibrator:
         Raises
         ------
         UsageError
-            If it is the same calibrator, or keeps its values in another way.
+            If it is the same calibrator, keeps its values in another way, or means something else by them.
         CalibrationError
             If one of them has ground truth on a level and the other has not.
         """
@@ -167,6 +173,7 @@ class Calibrator:
             raise UsageError("a Calibrator cannot be merged with itself", fix="its samples would count twice")
         if other._asked.exact != self._asked.exact:
             raise UsageError("an exact Calibrator and one with exact=False cannot be merged", fix="make both alike")
+        self._convention.merge(other._convention)
         for level, state in other._levels.items():
             if state.tally.labelled is not None:
                 place = Place("the other calibrator", *KEYS[level], None)
@@ -200,7 +207,7 @@ class Calibrator:
 
             with all_ranks(group) as ranks:
                 self._check_whole()
-                return _whole(distributed_levels(self._levels, self._policies, self._ranges, self._asked, ranks))
+                return self._whole(distributed_levels(self._levels, self._policies, self._ranges, self._asked, ranks))
         if group is not None:
             raise UsageError("a process group is given, but compute() was not asked to use it", fix="distributed=True")
         self._check_whole()
@@ -216,17 +223,17 @@ class Calibrator:
             )
             for level, state in self._levels.items()
         }
-        return _whole(levels)
+        return self._whole(levels)
+
+    def _whole(self, levels: Mapping[Level, LevelStats | None]) -> CalibrationStats:
+        if not any(levels.values()):
+            raise CalibrationError("nothing to calibrate on: no sample was seen", needed="update() with a batch first")
+        self._convention.check(levels.get("image"))
+        return CalibrationStats(image=levels.get("image"), pixel=levels.get("pixel"), details=self._convention.details)
 
     def _check_whole(self) -> None:
         if any(state.is_broken for state in self._levels.values()):
             raise CalibrationError("a batch could not be kept, so the samples are no longer whole", fix="reset() first")
-
-
-def _whole(levels: Mapping[Level, LevelStats | None]) -> CalibrationStats:
-    if not any(levels.values()):
-        raise CalibrationError("nothing to calibrate on: no sample was seen", needed="update() with a batch first")
-    return CalibrationStats(image=levels.get("image"), pixel=levels.get("pixel"))
 
 
 Source = str | Path | Mapping[str, Any] | Sequence[str | Path | Mapping[str, Any]]
@@ -351,8 +358,10 @@ def calibrate(**given: Any) -> CalibrationStats:
     docs/definition.md sections 2 and 9.
     """
     asked = ShardOptions(**given)
-    policies, ranges = level_policies(asked), level_ranges(asked)
+    policies, ranges, convention = level_policies(asked), level_ranges(asked), Convention(asked)
     shards = find_shards(asked.source)
+    for shard in shards:
+        shard.convention = convention
     on_dask = asked.dask is not None or any(has_dask(shard) for shard in shards)
     states: States = {}
     levels = {}
@@ -377,7 +386,9 @@ def calibrate(**given: Any) -> CalibrationStats:
             needed="one image at least",
             fix="give files with arrays that have elements",
         )
-    return CalibrationStats(image=levels["image"], pixel=levels["pixel"], details={"source": names})
+    convention.check(levels["image"])
+    details = {"source": names, **convention.details}
+    return CalibrationStats(image=levels["image"], pixel=levels["pixel"], details=details)
 
 
 class _ReadLevel:

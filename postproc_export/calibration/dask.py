@@ -18,6 +18,7 @@ import numpy as np
 from postproc_export import __version__
 from postproc_export.calibration import tally
 from postproc_export.calibration.arrays import AnyArray, Block, Place, blocks_of, boxes_of, check_type, flat_chunks
+from postproc_export.calibration.convention import Convention
 from postproc_export.calibration.counting import Divide, Extremes, Part
 from postproc_export.calibration.shards import (
     MemoryShard,
@@ -318,7 +319,9 @@ class _Arrays(_Source):
 
     def __init__(self, level: Level, shard: MemoryShard, *, number: int) -> None:
         self._number = number
-        self._pair = level_pairs(_arrays_of(shard), name=shard.name).get(level)
+        self._level, self._convention = level, shard.convention
+        pairs = level_pairs(_arrays_of(shard), name=shard.name, texts=shard.convention.label is not None)
+        self._pair = pairs.get(level)
         self.size = 0 if self._pair is None else self._pair.place.size
 
     def tasks(self, work: Any, *, is_first: bool) -> list[Any]:
@@ -331,6 +334,8 @@ class _Arrays(_Source):
             _answer_chunk,
             *([values] if truth is None else [values, _like(values, truth)]),
             work=work,
+            level=self._level,
+            convention=self._convention,
             place=self._pair.place,
             number=self._number,
             dtype=object,
@@ -375,7 +380,15 @@ def _like(values: Any, truth: Any) -> Any:
     return truth.rechunk(values.chunks)
 
 
-def _answer_chunk(*arrays: Any, work: Work, place: Place, number: int, block_info: Mapping[Any, Any]) -> Reply:
+def _answer_chunk(
+    *arrays: Any,
+    work: Work,
+    level: Level,
+    convention: Convention,
+    place: Place,
+    number: int,
+    block_info: Mapping[Any, Any],
+) -> Reply:
     """Return what a chunk answers; a task, called by dask with the chunks and where they are."""
     info = block_info[0]
     location = [(int(start), int(end)) for start, end in info["array-location"]]
@@ -386,14 +399,17 @@ def _answer_chunk(*arrays: Any, work: Work, place: Place, number: int, block_inf
         box=tuple(end - start for start, end in location),
         chunk=tuple(int(axis) for axis in info["chunk-location"]),
     )
-    return reply(Part(_chunk_blocks([np.asarray(array) for array in arrays], place), number), work)
+    texts = convention.label is not None if level == "image" else None
+    blocks = _chunk_blocks([np.asarray(array) for array in arrays], place, texts)
+    return reply(Part(convention.blocks(level, blocks), number), work)
 
 
-def _chunk_blocks(arrays: Sequence[AnyArray], place: Place) -> Iterator[Block]:
+def _chunk_blocks(arrays: Sequence[AnyArray], place: Place, texts: bool | None) -> Iterator[Block]:
     """Yield the blocks of a chunk of the values and of the same one of the ground truth, if there is any."""
     for array, key in zip(arrays, (place.key, place.truth_key), strict=False):
         at = f"{place.where}: chunk {place.chunk} of {key}"
-        check_type(array.dtype, place=at, truth=array is not arrays[0])
+        is_truth = array is not arrays[0]
+        check_type(array.dtype, place=at, truth=is_truth, texts=texts if is_truth else None)
         if array.shape != place.box:
             raise CalibrationError(
                 f"{at} is not what the Dask array promises",

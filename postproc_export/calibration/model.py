@@ -63,6 +63,7 @@ class ModelSource:
     image_only: bool = False  # whether the pixel level is left out, so that no masks are needed
     workers: int | None = None  # decoding threads; None chooses
     tails: tuple[TailSpec, ...] = ()  # custom steps behind which it is calibrated, as they are recorded
+    anomalous_label: str | float | None = None  # the label in a CSV file that says anomalous; None: 1
 
     @classmethod
     @method_like(ModelOptions)
@@ -77,7 +78,7 @@ class ModelSource:
         runner, selection, tails = open_raw(asked.model, outputs=outputs, steps=parse_tails(asked.steps), **options)
         resolved = Preprocessing().replaced(asked.preprocessing).for_input(image_input(runner.inputs))
         resolved.warn()
-        samples = tuple(find_samples(asked.images, split=asked.split))
+        samples = tuple(find_samples(asked.images, split=asked.split, anomalous_label=asked.anomalous_label))
         if asked.split is None:
             _warn_of_split(asked.images, samples[0].split)
         missing = [sample.image for sample in samples if sample.label == 1 and sample.mask is None]
@@ -100,6 +101,7 @@ class ModelSource:
             image_only=asked.image_only,
             workers=asked.workers,
             tails=tails,
+            anomalous_label=asked.anomalous_label,
         )
 
     @property
@@ -140,7 +142,8 @@ class ModelSource:
         stats = calibrator.compute()
         details = self.details()
         details["samples"] |= told
-        return replace(stats, details={**stats.details, **details})
+        behind = [*details.pop(STATISTICS_KEY, ()), *stats.details.get(STATISTICS_KEY, ())]  # steps of both, in order
+        return replace(stats, details={**stats.details, **({STATISTICS_KEY: behind} if behind else {}), **details})
 
     def details(self) -> dict[str, Any]:
         """Return what the statistics record: model, runtime, pre-processing and counts."""
@@ -154,6 +157,7 @@ class ModelSource:
                 "inference_precision": self.runner.inference_precision,
             },
             **({STATISTICS_KEY: [spec.to_json() for spec in self.tails]} if self.tails else {}),
+            **({} if self.anomalous_label is None else {"anomalous_label": self.anomalous_label}),
             "preprocessing": self.preprocessing.to_json(),
             "samples": {
                 **self.counts(),

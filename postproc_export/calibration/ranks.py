@@ -209,6 +209,8 @@ def distributed_levels(
         **{f"{level}_range": each.text for level, each in ranges.items()},
         "nonfinite": asked.nonfinite,
         "exact": asked.exact,
+        "steps": list(asked.steps),
+        "anomalous_label": str(asked.anomalous_label),
         "compare": [policy.text for policy in policies["image"][1:]],
         "resamples": asked.resamples,
         "version": __version__,

@@ -22,6 +22,7 @@ from numpy.lib import format as npy
 
 from postproc_export.calibration.arrays import (
     BLOCK,
+    CHOOSE_LABEL,
     KEYS,
     AnyArray,
     Block,
@@ -35,7 +36,9 @@ from postproc_export.calibration.arrays import (
     flat_chunks,
     is_chunked,
 )
+from postproc_export.calibration.convention import Convention
 from postproc_export.errors import CalibrationError, FileError, PostprocError
+from postproc_export.options import ConventionOptions
 from postproc_export.stats import LEVELS, Level
 from postproc_export.validation import stated_twice
 
@@ -222,8 +225,8 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
 MEANING: Final = {name: key for key, names in NAMES.items() for name in names}
 
 
-def level_pairs(named: Mapping[str, Any], *, name: str) -> dict[Level, Pair]:
-    """Return the pairs of arrays of the levels that are there."""
+def level_pairs(named: Mapping[str, Any], *, name: str, texts: bool = False) -> dict[Level, Pair]:
+    """Return the pairs of arrays of the levels that are there; `texts` is whether labels may be texts."""
     found: dict[str, str] = {}
     for key, names in NAMES.items():
         there = [alias for alias in names if alias in named]
@@ -239,7 +242,7 @@ def level_pairs(named: Mapping[str, Any], *, name: str) -> dict[Level, Pair]:
         if key in found:
             values, truth = named[found[key]], named[found[truth_key]] if truth_key in found else None
             place = Place(name, found[key], found.get(truth_key, truth_key), tuple(values.shape))
-            shapes[level] = checked_shape(level, values, truth, place=place)
+            shapes[level] = checked_shape(level, values, truth, place=place, texts=texts)
             pairs[level] = Pair(values, truth, place)
     if not pairs:
         raise CalibrationError(
@@ -260,6 +263,8 @@ def level_pairs(named: Mapping[str, Any], *, name: str) -> dict[Level, Pair]:
 
 class Shard:
     """A part of the validation outputs that is read again and again: arrays by key; subclasses say where they are."""
+
+    convention: Convention = Convention(ConventionOptions())  # what its values and labels mean
 
     def __init__(self, paths: Mapping[str, Path], *, name: str) -> None:
         self.paths, self.name = dict(paths), name
@@ -292,7 +297,9 @@ class Shard:
 
     def pair(self, level: Level, *, verify: bool) -> Pair | None:
         """Return the arrays of a level, all of the shard checked for types and shapes."""
-        return level_pairs(self.arrays(verify=verify), name=self.name).get(level)
+        return level_pairs(self.arrays(verify=verify), name=self.name, texts=self.convention.label is not None).get(
+            level
+        )
 
     def size(self, level: Level) -> int | None:
         """Return the values of a level as the headers tell; None where only reading tells."""
@@ -399,28 +406,32 @@ class CsvShard(FileShard):
             with readable(self.name):
                 try:
                     with self.path.open(newline="", encoding="utf-8-sig") as stream:
-                        yield from _text_blocks(csv.DictReader(stream, skipinitialspace=True), self.name)
+                        reader = csv.DictReader(stream, skipinitialspace=True)
+                        yield from _text_blocks(reader, self.name, texts=self.convention.label is not None)
                 except (UnicodeDecodeError, csv.Error) as error:
                     fix = "save it as CSV in UTF-8"
                     raise CalibrationError(f"{self.name} is not a CSV file", found=str(error), fix=fix) from error
 
 
-def _text_blocks(reader: "csv.DictReader[str]", name: str) -> Iterator[Block]:
+def _text_blocks(reader: "csv.DictReader[str]", name: str, *, texts: bool) -> Iterator[Block]:
     reader.fieldnames = [cell.strip().lower() for cell in reader.fieldnames or ()]
     score, label = (_column(reader.fieldnames, names, name) for names in _COLUMNS.values())
     if score is None:
         found, fix = ", ".join(reader.fieldnames) or "no header", "write a first line that names the columns"
         raise CalibrationError(f"{name} has no column of scores", found=found, needed="score,label", fix=fix)
     place, start = Place(name, score, label or "label", None, has_lines=True), 0
-    rows: list[tuple[float, float]] = []
+    scores: list[float] = []
+    labels: list[float | str] = []
     for row in reader:
         at = f"{name}, line {reader.line_num}"
-        rows.append((_cell(row, score, at), 0.0 if label is None else _cell(row, label, at)))
-        if len(rows) == _ROWS:
-            yield _row_block(rows, place, start, labelled=label is not None)
-            start, rows = start + len(rows), []
-    if rows:
-        yield _row_block(rows, place, start, labelled=label is not None)
+        scores.append(_cell(row, score, at))
+        if label is not None:
+            labels.append((row[label] or "").strip() if texts else _cell(row, label, at, fix=CHOOSE_LABEL))
+        if len(scores) == _ROWS:
+            yield Block(np.array(scores), np.array(labels) if labels else None, place, start)
+            start, scores, labels = start + len(scores), [], []
+    if scores:
+        yield Block(np.array(scores), np.array(labels) if labels else None, place, start)
 
 
 def _column(header: Sequence[str], names: Sequence[str], name: str) -> str | None:
@@ -431,7 +442,7 @@ def _column(header: Sequence[str], names: Sequence[str], name: str) -> str | Non
     return found[0] if found else None
 
 
-def _cell(row: Mapping[str, str | None], column: str, at: str) -> float:
+def _cell(row: Mapping[str, str | None], column: str, at: str, *, fix: str | None = None) -> float:
     text = row[column] or ""
     try:
         if "_" not in text:  # which Python reads as a group of digits
@@ -439,12 +450,7 @@ def _cell(row: Mapping[str, str | None], column: str, at: str) -> float:
     except ValueError:
         pass
     needed = "score,label with numbers"
-    raise CalibrationError(f"{at}, column {column!r}: not a number", found=repr(row[column]), needed=needed)
-
-
-def _row_block(rows: list[tuple[float, float]], place: Place, start: int, *, labelled: bool) -> Block:
-    table = np.array(rows, dtype=np.float64)
-    return Block(table[:, 0], table[:, 1] if labelled else None, place, start)
+    raise CalibrationError(f"{at}, column {column!r}: not a number", found=repr(row[column]), needed=needed, fix=fix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -478,7 +484,7 @@ def read_shards(
     for index, shard in enumerate(shards, start=first):
         check_state(states, index, shard.signature(), shard.name)
         try:
-            yield from shard.blocks(level, verify=verify)
+            yield from shard.convention.blocks(level, shard.blocks(level, verify=verify))
         except PostprocError:  # a shard that is written to reads as a damaged one
             check_state(states, index, shard.signature(), shard.name, reading=True)
             raise

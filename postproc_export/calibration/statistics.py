@@ -289,7 +289,7 @@ def level_stats(
     searched, table = table, sharpen(table, values=values) if is_exact else counted.table
     rates = _rates(table, found, is_exact=is_exact)
     area = auroc(table)
-    _warn_of_orientation(level, area, rates)
+    _warn_of_orientation(level, area, table, rates)
     known = [each for each in outcomes[:-2] if isinstance(each, Found) and _rates(table, each, is_exact=is_exact)]
     details: dict[str, Any] = {
         "at_threshold": rates or None,
@@ -313,7 +313,7 @@ def level_stats(
     decided = {"threshold": value_of(found.key), "policy": policy.text, "rule": rule}
     classes = {"n_normal": table.n_normal, "n_anomalous": table.n_anomalous}
     stats = _legal(level, counted, limits, **decided, **classes, details=details)
-    if all(classes.values()):
+    if area is not None and area["value"] >= 0.5:  # else the values are to be turned round first
         _warn_of_range(level, stats, policy, searched, values)
     return stats
 
@@ -465,16 +465,20 @@ def _warn_of_threshold(
 
 LOWEST_AUROC: Final = 0.6
 _ORIENTED: Final[Mapping[Level, tuple[str, str, str, str]]] = {
-    "image": ("scores", "images", "labels", "labels in which 1 is normal"),
+    "image": ("scores", "images", "labels", "labels in which 1 is normal (`--anomalous-label 0`)"),
     "pixel": ("maps", "pixels", "masks", "inverted masks, in which 0 is anomalous"),
 }
 
 
-def _warn_of_orientation(level: Level, area: Mapping[str, float] | None, rates: Mapping[str, Any]) -> None:
+def _warn_of_orientation(
+    level: Level, area: Mapping[str, float] | None, table: Table, rates: Mapping[str, Any]
+) -> None:
     """Warn where the values hardly tell two classes apart, or the threshold calls all that is normal anomalous."""
     if area is None:
         return
     values, samples, truth, inverted = _ORIENTED[level]
+    is_all = bool(rates) and rates["tn"] == 0
+    all_normal = f"the threshold calls every one of {table.n_normal:,} normal {samples} anomalous"
     if area["value"] < LOWEST_AUROC:
         message = (
             f"{level} level: with an AUROC of {math.floor(area['value'] * 1e4) / 1e4:.4f} the {values} hardly tell "
@@ -484,12 +488,12 @@ def _warn_of_orientation(level: Level, area: Mapping[str, float] | None, rates: 
         )
         if area["value"] < 0.5:
             message += (
-                f"; below 0.5 suspect {inverted}, and {values} in which lower is more anomalous: calibrate these with "
-                f"`--step negate:level={level}`"
+                f"; below 0.5 suspect {inverted}, and {values} in which lower is more anomalous (calibrate these with "
+                f"`--step negate:level={level}`)"
             )
-        _warn(message)
-    if rates and rates["tn"] == 0:
-        _warn(f"{level} level: the threshold calls every one of {rates['fp']:,} normal {samples} anomalous")
+        _warn(f"{message}; {all_normal}" if is_all else message)
+    elif is_all:
+        _warn(f"{level} level: {all_normal}")
 
 
 def _warn(message: str) -> None:

@@ -13,7 +13,7 @@ from typing import IO, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from postproc_export.calibration.arrays import AnyArray, Block, Place, check_labelled
+from postproc_export.calibration.arrays import CHOOSE_LABEL, AnyArray, Block, Place, check_labelled
 from postproc_export.calibration.counting import (
     CoarseHistogram,
     Divide,
@@ -115,7 +115,7 @@ def _checked(block: Block, nonfinite: Nonfinite, faults: Faults) -> Chunk | None
     if block.truth is not None and truth is None:
         # booleans by their bytes, since every byte but 0 compares as 1
         raw = block.truth.view(np.uint8) if block.truth.dtype.kind == "b" else block.truth
-        rows = (f"{place.truth_key} is not 0/1", "0 (normal) or 1 (anomalous)", "compare it with 0 first")
+        rows = (f"{place.truth_key} is not 0/1", "0 (normal) or 1 (anomalous)", _advice(place, raw))
         faults.setdefault("truth", Fault(place, *rows, True)).note(block, np.flatnonzero((raw != 0) & (raw != 1)))
     low, high = float(values.min()), float(values.max())
     if np.isfinite(low) and np.isfinite(high):
@@ -129,6 +129,21 @@ def _checked(block: Block, nonfinite: Nonfinite, faults: Faults) -> Chunk | None
     kept, dropped = values[finite], int(values.size - finite.sum())
     low, high = (float(kept.min()), float(kept.max())) if kept.size else (np.inf, -np.inf)
     return Chunk(kept, None if truth is None else truth[finite], low, high, dropped, block.values[finite])
+
+
+def _advice(place: Place, truth: AnyArray) -> str:
+    """Return what makes 0/1 of ground truth that is something else; -1 and 1 are told by what they look like."""
+    is_signed, is_missing = bool(np.isin(truth, (-1, 1)).all()), bool(np.any(truth != truth))
+    if is_missing:
+        return f"fill the gaps in {place.truth_key}, or leave these values out"
+    if "label" not in place.truth_key:
+        return "write 1 where -1 (or 1) is anomalous: masks == -1 (or 1)" if is_signed else "compare it with 0 first"
+    if is_signed:
+        return (
+            "scikit-learn has -1 for outliers and 1 for what is normal: --anomalous-label -1; "
+            "where 1 is the anomaly: --anomalous-label 1"
+        )
+    return CHOOSE_LABEL
 
 
 _Run = tuple[Floats, Truth, float, float]  # values, their ground truth, the lowest and the highest of them

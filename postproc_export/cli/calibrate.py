@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from postproc_export.cli.console import progress, quiet_logging, stderr, stdout, warnings_to_stderr, write
 from postproc_export.cli.options import IMAGES, command, image_options, options_of, preprocessing_of, spelling_of
 from postproc_export.errors import FileError, UsageError
-from postproc_export.options import CalibratorOptions, ModelOptions, ShardOptions
+from postproc_export.options import CalibratorOptions, ConventionOptions, ModelOptions, ShardOptions
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -197,7 +197,10 @@ def _show(stats: CalibrationStats, *, as_json: bool) -> None:
 _MODEL_SUFFIXES: Final = (".onnx", ".xml")
 _OF_CALIBRATION: Final = options_of(CalibratorOptions)
 _OF_DASK: Final = options_of(ShardOptions, only=["dask"])
-_OF_MODELS: Final = options_of(ModelOptions, without=["model", "images", "preprocessing"])
+_OF_BOTH: Final = options_of(ConventionOptions)  # of calibrations from files and of models alike
+_OF_MODELS: Final = options_of(
+    ModelOptions, without=["model", "images", "preprocessing", *(each.name for each in _OF_BOTH)]
+)
 _OF_IMAGES: Final = image_options(ModelOptions)
 
 
@@ -246,7 +249,7 @@ def calibrate(
             from postproc_export.calibration.model import ModelSource
 
             preprocessing = preprocessing_of(given)
-            of_model = {each.name: given.pop(each.name) for each in _OF_MODELS if each.name in given}
+            of_model = {each.name: given.pop(each.name) for each in (*_OF_MODELS, *_OF_BOTH) if each.name in given}
             opened = ModelSource.open(model, images, preprocessing=preprocessing, **of_model)
             stats = _from_model(opened, given, output=output)
     _deliver(stats, output, as_json=as_json)

@@ -64,7 +64,8 @@ def export(
 
 
 def _refuse_unused(given: Mapping[str, Any]) -> None:
-    of_calibration = {**spelling_of(options_of(CalibrationOptions)), "image_only": "--image-only", "split": "--split"}
+    of_calibration = spelling_of(options_of(CalibrationOptions, without=["step", "tail"]))
+    of_calibration |= {"image_only": "--image-only", "split": "--split"}
     for names, sources, needed in (
         (of_calibration, ("calibrate",), "--calibrate FOLDER"),
         (spelling_of(_OF_IMAGES), ("calibrate", "images"), "--calibrate FOLDER or --images FOLDER"),

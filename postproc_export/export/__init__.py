@@ -83,7 +83,7 @@ def _check_options(asked: ExportOptions) -> None:
             fix="give --stats FILE, or --calibrate FOLDER to calibrate the exported graph on labelled images",
         )
     if asked.calibrate is not None:
-        find_samples(asked.calibrate, split=asked.split)
+        find_samples(asked.calibrate, split=asked.split, anomalous_label=asked.anomalous_label)
     if asked.images is not None:
         find_samples(asked.images, labels=False)
 
@@ -164,6 +164,7 @@ class Job:
             preprocessing=preprocessing,
             split=asked.split,
             image_only=asked.image_only,
+            anomalous_label=asked.anomalous_label,
             step=[text for text in asked.steps if parse_tail(text).changes_values],
         )
         split = source.samples[0].split

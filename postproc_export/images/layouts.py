@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from postproc_export.errors import CalibrationError, FileError, PostprocError, UsageError
-from postproc_export.validation import check_file, stated_twice
+from postproc_export.validation import check_file, is_label, stated_twice
 
 SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 NORMAL: Final = ("good", "normal", "ok")
@@ -45,7 +45,9 @@ class Sample:
     split: str | None = None  # as the folder or the CSV file calls it; None where nothing says
 
 
-def find_samples(path: str | Path, *, labels: bool = True, split: str | None = None) -> list[Sample]:
+def find_samples(
+    path: str | Path, *, labels: bool = True, split: str | None = None, anomalous_label: object = None
+) -> list[Sample]:
     """Return the validation samples of a folder or a CSV file, in the order of their paths or lines.
 
     Taken are the layouts above, a CSV file with the columns ``image,label,mask`` (paths relative to the file; a column
@@ -55,7 +57,8 @@ def find_samples(path: str | Path, *, labels: bool = True, split: str | None = N
 
     Of several splits the one called `split` is taken. By default that is the validation split, else the test split,
     and the training split only where no labels are needed. Raises a UsageError if that leaves none or several, or the
-    folder has no layout that is known.
+    folder has no layout that is known. `anomalous_label` is the label in a CSV file that says anomalous, all others are
+    normal then; raises a CalibrationError if no image has it, and a UsageError for a folder, whose names say.
     """
     root = Path(path)
     if root.name in ("", ".."):
@@ -69,8 +72,15 @@ def find_samples(path: str | Path, *, labels: bool = True, split: str | None = N
         raise FileError(f"cannot read the images {root}", found="no such file or folder", fix=fix)
     else:
         check_file(root, what="the images", needed="a folder or a CSV file")
-        found = _from_csv(root, labels, split)
+        found = _from_csv(root, labels, split, anomalous_label=anomalous_label)
+    if anomalous_label is not None and root.is_dir():
+        what = f"--anomalous-label {anomalous_label}: the names of folders say what is anomalous in {root}"
+        raise UsageError(what, needed="a CSV file with the columns image,label", fix="leave it out")
     samples = list(found)
+    if anomalous_label is not None and not any(sample.label for sample in samples):
+        others = ", ".join(list(dict.fromkeys(str(sample.group) for sample in samples))[:5])
+        fix = "give the label that says anomalous as it is written"
+        raise CalibrationError(f"{root}: no image has --anomalous-label {anomalous_label}", found=others, fix=fix)
     if not samples:
         needed = f"files ending in {', '.join(SUFFIXES)}"
         raise CalibrationError(f"{root} holds no image", needed=needed, fix="give the folder that holds them")
@@ -271,7 +281,9 @@ _COLUMNS: Final = "image,label,mask"
 Row: TypeAlias = tuple[int, dict[str, str]]  # the number of its line, and its cells by column
 
 
-def _from_csv(path: Path, labels: bool, asked: str | None, thing: str | None = None) -> Iterator[Sample]:
+def _from_csv(
+    path: Path, labels: bool, asked: str | None, thing: str | None = None, *, anomalous_label: object = None
+) -> Iterator[Sample]:
     """Yield the samples of a CSV file: those of one split, and of VisA's lists those of one object (`thing`)."""
     rows = _rows(path)
     of_visa = path.parent.name == "split_csv" or path.name == "image_anno.csv"  # with paths from VisA's own folder
@@ -303,8 +315,14 @@ def _from_csv(path: Path, labels: bool, asked: str | None, thing: str | None = N
                 fix="delete one of the two lines",
             )
         text = cells.get("label") or ""
-        label = _label(text, where=where, names_defects=path.name == "image_anno.csv")
-        group = {"": None, "0": "normal", "1": "anomalous"}.get(text, text)
+        if not labels or not text:
+            label = None
+        elif anomalous_label is None:
+            label = _label(text, where=where, names_defects=path.name == "image_anno.csv")
+        else:
+            label = int(is_label(text, anomalous_label))
+        usual = {"0": "normal", "1": "anomalous"} if anomalous_label is None else {}
+        group = usual.get(text, text) or None
         yield Sample(image, label, _referenced(cells.get("mask"), base, where=f"{where}: mask"), group, split)
 
 
@@ -331,17 +349,16 @@ def _rows(path: Path) -> list[Row]:
         raise FileError(f"cannot read {path}", found=error.strerror or str(error), fix="make it readable") from error
 
 
-def _label(text: str, *, where: str, names_defects: bool) -> int | None:
+def _label(text: str, *, where: str, names_defects: bool) -> int:
     """Return 0 for normal, 1 for anomalous; `names_defects`: any word but those for normal is that of a defect."""
     word = text.casefold()
     if word in ("0", *NORMAL):
         return 0
-    if word in ("1", *ANOMALOUS) or (word and names_defects):
+    if word in ("1", *ANOMALOUS) or names_defects:
         return 1
-    if word:
-        needed = f"0, {', '.join(NORMAL)} (normal), or 1, {', '.join(ANOMALOUS)} (anomalous)"
-        raise CalibrationError(f"{where}: label {text!r}", needed=needed, fix="correct the line")
-    return None
+    needed = f"0, {', '.join(NORMAL)} (normal), or 1, {', '.join(ANOMALOUS)} (anomalous)"
+    fix = "correct the line, or say which label is anomalous: --anomalous-label VALUE"
+    raise CalibrationError(f"{where}: label {text!r}", needed=needed, fix=fix)
 
 
 def _referenced(text: str | None, base: Path, *, where: str) -> Path | None:

@@ -65,11 +65,12 @@ def refuse_other_tails(stats: CalibrationStats, tails: tuple[TailSpec, ...]) -> 
         return
     flags = " ".join(f"--step {spec.text}" for spec in tails)
     wanted = " ".join(f"--step {spec.text}" for spec in calibrated)
+    again = f"calibrate {f'with {flags}' if flags else 'without it'}"
     raise UsageError(
         "the statistics are not those behind this tail: a transform changes the range",
         found=f"calibrated {f'behind {wanted}' if wanted else 'on the raw outputs themselves'}",
         needed=f"statistics calibrated {f'behind {flags}' if flags else 'on the raw outputs themselves'}",
-        fix=f"postproc-export calibrate {flags} ..." if flags else f"attach with {wanted}, or calibrate without it",
+        fix=f"attach with {wanted}, or {again}" if wanted else f"leave it out here, or {again}",
     )
 
 

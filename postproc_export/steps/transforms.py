@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from postproc_export.errors import FileError, UnsupportedModelError, UsageError
 from postproc_export.float32 import HALVES
 from postproc_export.formats.base import LayerOutput, Plan
 from postproc_export.ports import OutputChoice, Selection, select_outputs
-from postproc_export.record import TailSpec
+from postproc_export.record import TailSpec, parse_tails
 from postproc_export.runtimes import Axis, PortInfo
 from postproc_export.stats import LEVELS, Level
 from postproc_export.validation import check_file
@@ -47,9 +47,6 @@ class Transform(Protocol):
     """A step before the threshold."""
 
     name: ClassVar[str]
-    is_exact: ClassVar[bool]
-    """Whether it takes each value alone and rounds nothing: values in files can go through it as well as a model's, and
-    behind it they are of the model's element type."""
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -67,6 +64,17 @@ class Transform(Protocol):
 
     def bound(self, largest: float, size: tuple[int, int]) -> tuple[float, float]:
         """Return the largest magnitude behind it, and what two implementations in float32 may differ by more."""
+
+
+@runtime_checkable
+class Exact(Transform, Protocol):
+    """A step that takes each value alone and rounds nothing.
+
+    Values in files can go through it as well as a model's, and behind it they are of the model's element type still.
+    """
+
+    def of_values(self, level: Level, values: NDArray[Any]) -> NDArray[Any]:
+        """Return values of a level, of any shape and real type, behind it: of the same type, or float32."""
 
 
 def refuse_unknown(name: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
@@ -105,7 +113,6 @@ class Thresholds:
     shape: tuple[int, ...]
     content: bytes
     name: ClassVar[str] = "thresholds"
-    is_exact: ClassVar[bool] = False
 
     @property
     def values(self) -> NDArray[np.float32]:
@@ -201,7 +208,6 @@ class _Numbers(ABC):
     __slots__ = ()
     name: ClassVar[str]
     keys: ClassVar[tuple[str, ...]]
-    is_exact: ClassVar[bool] = False
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -366,7 +372,6 @@ class Negate(_Numbers):
     level: Level | None = None  # None: every level that the model has
     name: ClassVar[str] = "negate"
     keys: ClassVar[tuple[str, ...]] = ("level",)
-    is_exact: ClassVar[bool] = True
 
     @classmethod
     def _read(cls, given: Mapping[str, Any]) -> Self:
@@ -395,6 +400,12 @@ class Negate(_Numbers):
                 fix="--step negate turns round what the model has",
             )
         return {**values, **{kind: (call("negate", expr), port) for kind, (expr, port) in there.items()}}
+
+    def of_values(self, level: Level, values: NDArray[Any]) -> NDArray[Any]:
+        """Negate what is of its levels; integers as float32, since an unsigned one has no negative."""
+        if level not in self.levels:
+            return values
+        return -(values if values.dtype.kind == "f" else values.astype(np.float32))
 
     def module(self) -> "TailTransform":
         """Return `Negated`."""
@@ -438,7 +449,7 @@ def plan_transform(
     rounded: set[str] = set()
     for transform in transforms:
         behind = transform.apply(values)
-        if not transform.is_exact:
+        if not isinstance(transform, Exact):
             rounded |= {kind for kind in behind if behind[kind] is not values.get(kind)}
         values = behind
     outputs = []
@@ -514,3 +525,31 @@ def split(specs: Sequence[TailSpec]) -> tuple[tuple[TailSpec, ...], tuple[TailSp
 def resolve_all(specs: Sequence[TailSpec]) -> tuple[Transform, ...]:
     """Return shipped transforms, their parameters checked."""
     return tuple(resolve(spec) for spec in specs)
+
+
+def before_threshold(specs: Sequence[TailSpec]) -> Sequence[TailSpec]:
+    """Return steps that a calibration is behind; raises UsageError for one that stands behind the decision."""
+    behind = [spec for spec in specs if not spec.changes_values]
+    if behind:
+        raise UsageError(
+            f"the tail '{behind[0].name}' stands behind the decision: it changes no raw value",
+            fix="leave it out here, and give it when attaching",
+        )
+    return specs
+
+
+def exact_steps(texts: Sequence[str]) -> tuple[Exact, ...]:
+    """Return the steps that values go through without their model; raises UsageError for any that is not exact."""
+    found = []
+    for spec in before_threshold(parse_tails(texts)):
+        step = resolve(spec) if spec.is_shipped else None
+        if step is None or not isinstance(step, Exact):
+            raise UsageError(
+                f"--step {spec.text} takes whole maps, and values without their model go through it one by one",
+                found="raw outputs in files or arrays",
+                needed="negate",
+                fix="calibrate the model itself: postproc-export calibrate model.onnx --images FOLDER "
+                f"--step {spec.text} -o stats.json",
+            )
+        found.append(step)
+    return tuple(found)

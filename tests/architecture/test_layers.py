@@ -24,7 +24,7 @@ ORDER = {
     """,
     "postproc_export.steps": "modules transforms decisions user user_export around",
     "postproc_export.calibration": """
-        table arrays counting tally search statistics shards zarr ranks dask
+        table arrays convention counting tally search statistics shards zarr ranks dask
         calibrator model
     """,
     "postproc_export.check": """

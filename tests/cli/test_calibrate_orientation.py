@@ -23,13 +23,16 @@ def test_scores_of_the_wrong_sign_are_named(invoke: Invoke, tmp_path: Path) -> N
     """An IsolationForest's scores: the causes in their order, sign and labels, and that all normal ones are called."""
     ran = invoke("calibrate", CASES / "iforest.raw.npz", "-o", tmp_path / "stats.json")
     assert ran.exit_code == 0
-    area, threshold = warnings_of(ran.stderr, "image")
+    (area,) = warnings_of(ran.stderr, "image")
     assert "AUROC of 0.0056" in area
     places = [area.index(cause) for cause in (*CAUSES, "wrong labels", "scores of the wrong sign")]
     assert places == sorted(places)
-    assert "suspect labels in which 1 is normal, and scores in which lower is more anomalous" in area
-    assert area.endswith("calibrate these with `--step negate:level=image`")
-    assert threshold.endswith("the threshold calls every one of 80 normal images anomalous")
+    assert (
+        "suspect labels in which 1 is normal (`--anomalous-label 0`), and scores in which lower is more anomalous"
+        in area
+    )
+    assert "(calibrate these with `--step negate:level=image`)" in area
+    assert area.endswith("; the threshold calls every one of 80 normal images anomalous")
 
 
 def test_scores_that_tell_the_classes_apart_are_not_warned_of(invoke: Invoke, tmp_path: Path) -> None:
@@ -55,7 +58,7 @@ def test_inverted_masks_are_named(invoke: Invoke, tmp_path: Path, inverted: bool
     ran = invoke("calibrate", tmp_path / "val.npz", "-o", tmp_path / "stats.json")
     assert ran.exit_code == 0
     found = warnings_of(ran.stderr, "pixel")
-    assert len(found) == (2 if inverted else 0)
+    assert len(found) == inverted
     assert all(cause in " ".join(found) for cause in (*CAUSES, "wrong masks", "inverted masks") if inverted)
 
 

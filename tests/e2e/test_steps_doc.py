@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import hosts
+import numpy as np
 import onnx
 import pytest
 from shipped_tails import labelled_images
@@ -26,7 +27,8 @@ def test_every_command_runs_in_order(
     labelled_images(tmp_path / "images")
     (tmp_path / "own_step.py").write_text(PAGE.split("```python\n")[1].split("```")[0], encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    assert len(COMMANDS) == 10
+    np.savez(tmp_path / "scores.npz", pred_score=np.array([-1, -2, -3, -4], np.float32), gt_label=[1, 1, 0, 0])
+    assert len(COMMANDS) == 11
     for line in COMMANDS:
         program, *arguments = shlex.split(line)
         assert program == "postproc-export"

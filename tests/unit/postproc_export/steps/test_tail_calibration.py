@@ -99,10 +99,12 @@ def test_a_finished_model_is_not_calibrated_on(dataset: Path, tmp_path: Path) ->
     [
         (["m.onnx", "--images", "set", "--step", "gate"], "'gate' stands behind the decision: it changes no raw value"),
         (["m.onnx", "--images", "set", "--step", "mebin"], "has no graph form"),
-        (["values.npz", "--step", "gaussian"], "--step is for a model that is run on images"),
+        (["values.npz", "--step", "gaussian"], "--step gaussian takes whole maps, and values without their model go"),
+        (["values.npz", "--step", "own_tails:OfTheMap"], "--step own_tails:OfTheMap takes whole maps"),
+        (["values.npz", "--step", "gate"], "'gate' stands behind the decision: it changes no raw value"),
         (["m.onnx", "--images", "set", "--step", "gaussian:sigma=9"], "mirrors 36 pixels"),
     ],
-    ids=["behind", "no-graph", "arrays", "too-wide"],
+    ids=["behind", "no-graph", "whole-maps", "code", "behind-values", "too-wide"],
 )
 def test_the_command_refuses_what_cannot_be_calibrated_behind(
     arguments: list[str],
