@@ -203,6 +203,11 @@ def sharded_cases() -> dict[str, Sharded]:
         "only-dropped-in-one": Sharded(
             ((_scores([np.nan], [1]),), (_scores([2.0, 5.0], [0, 1]),)), {"nonfinite": "drop"}
         ),
+        "convention": Sharded(
+            ((_scores([-1.0, -2.0], ["good", "ok"]),), (_scores([-3.0, -0.5], ["bad", "good"]),)),
+            {"step": "negate:level=image", "anomalous_label": "bad"},
+            "histogram",
+        ),
         "only-normal": Sharded(((_scores([1.0, 2.0], [0, 0]),), (_scores([4.0], [0]),))),
         "unlabelled": Sharded(((_scores([1.0, 2.0]),), (_scores([4.0]),))),
         "merged-across": Sharded(

@@ -489,7 +489,7 @@ def _warn_of_orientation(
         if area["value"] < 0.5:
             message += (
                 f"; below 0.5 suspect {inverted}, and {values} in which lower is more anomalous (calibrate these with "
-                f"`--step negate:level={level}`)"
+                f"`--step negate:level={level}`, or without it where it is given)"
             )
         _warn(f"{message}; {all_normal}" if is_all else message)
     elif is_all:

@@ -97,6 +97,11 @@ def other_options(rank: int) -> None:
     scores(rank, image_policy=("f1", "recall=1")[rank]).compute(distributed=True)
 
 
+def other_steps(rank: int) -> None:
+    """The values of rank 1 alone are turned round."""
+    scores(rank, step=((), "negate")[rank]).compute(distributed=True)
+
+
 def other_labels(rank: int) -> None:
     """Only rank 0 has ground truth."""
     calibrator = Calibrator()
@@ -135,6 +140,7 @@ TROUBLE = (
     changed,
     warned,
     other_options,
+    other_steps,
     other_labels,
     apart,
     subgroup,
