@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from graph_patterns.expr import ModelFileError
 from postproc_export.curve import TITLES, Counts, counts_at, sensitivity_table, table_json
-from postproc_export.errors import PostprocError
+from postproc_export.errors import MetadataError, PostprocError
 from postproc_export.files import default_target
 from postproc_export.formats.base import Format, format_of
 from postproc_export.options import TailOptions
@@ -174,6 +174,7 @@ class InspectResult:
             "inputs": [_port(port) for port in self.inputs],
             "outputs": [_port(port) for port in self.outputs],
             "attached_by": self.attached_by,
+            "preprocessing": None if self.stats is None else self.stats.details.get("preprocessing"),
             "tails": {
                 "before": [spec.to_json() for spec in self.before],
                 "behind": [spec.to_json() for spec in self.behind],
@@ -210,6 +211,8 @@ class InspectResult:
         yield f"  weights  {where}, {self.weights['size']:,} bytes{files}{missing}"
         for role, ports in (("input", self.inputs), ("output", self.outputs)):
             yield from (f"  {role:<8} {port.describe()}" for port in ports)
+        if self.stats is not None and "preprocessing" in self.stats.details:
+            yield f"  images   {_images_line(self.stats.details['preprocessing'])}"
         yield from (f"  before   {spec.text}, on the raw values" for spec in self.before)
         for level in LEVELS:
             report = self.levels.get(level)
@@ -220,6 +223,16 @@ class InspectResult:
         yield from (f"  behind   {spec.text}, on the decisions above" for spec in self.behind)
         if self.defaults is not None:
             yield from _default_lines(self.defaults["refused"], self.defaults["choices"])
+
+
+def _images_line(recorded: object) -> str:
+    """Say what was done to the images that the file was calibrated on."""
+    from postproc_export.images import Preprocessing
+
+    try:
+        return f"calibrated on: {Preprocessing.from_json(recorded).describe()}"
+    except MetadataError as error:
+        return f"what the record says of them is not legal: {error.found}"
 
 
 _RULES_SHOWN = {"ge": "raw >= boundary (ge)", "gt": "normalised > 1 - sensitivity (gt)", None: "no decision"}

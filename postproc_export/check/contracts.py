@@ -95,6 +95,8 @@ class ModelReading:
         fed = self.preprocessing
         if fed is None or fed.scale is None:
             return None
+        if fed.bits != 8:
+            return False
         length = max(len(fed.mean), len(fed.std))
         means, stds = (values if len(values) == length else values * length for values in (fed.mean, fed.std))
         return all(

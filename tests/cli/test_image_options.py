@@ -1,6 +1,8 @@
 """How images become inputs: the options of calibrate and check, files of them, the record, and typical mistakes."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +76,9 @@ def raw_and_truth(images: Path) -> tuple[dict[str, npt.NDArray[Any]], npt.NDArra
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty photos of about 300 pixels, and a detector of 224 x 224 as ONNX and IR."""
+    """Sixteen photos of about 300 pixels, and a detector of 224 x 224 as ONNX and IR."""
     folder = tmp_path_factory.mktemp("real")
-    dataset(folder / "set", count=20, longest=330)
+    dataset(folder / "set", count=16, longest=330)
     host = hosts.score_and_map(dynamic=False, batch="N", size=(224, 224))
     hosts.write(host, folder / "model.onnx")
     hosts.to_ir(host, folder / "model.xml")
@@ -96,7 +98,7 @@ def test_the_real_case(real: Path, tmp_path: Path, invoke: Invoke, suffix: str) 
     assert "the shorter side resized to 256 (bilinear), the central 224x224 cropped" in done.stderr
     done = invoke("attach", model, "--stats", stats, "-o", attached)
     assert done.exit_code == 0, done.stderr
-    done = invoke("check", attached, "--raw", model, "--images", images, "--no-int8")
+    done = invoke("check", attached, "--raw", model, "--images", images, "--limit", 4, "--no-int8")
     assert done.exit_code == 0, done.stdout
 
     raw, labels, masks = raw_and_truth(images)
@@ -329,3 +331,59 @@ def test_options_of_images_need_images(small: Path, invoke: Invoke, option: list
     done = invoke("check", small / "attached.onnx", *option)
     assert done.exit_code == 2
     assert f"{option[0]} without images" in done.stderr
+
+
+def test_inspect_shows_how_images_are_fed(small: Path, tmp_path: Path, invoke: Invoke) -> None:
+    """The recorded description, as text and as JSON; a file without one has null and no such line."""
+    done = invoke("inspect", small / "attached.onnx")
+    assert "  images   calibrated on: the shorter side resized to 12 (bilinear), the central 8x8 cropped" in done.stdout
+    recorded = json.loads(invoke("inspect", small / "attached.onnx", "--json").stdout)["preprocessing"]
+    assert recorded == json.loads((small / "stats.json").read_text())["preprocessing"]
+    assert (recorded["resize"], recorded["crop"]) == ("shorter", [8, 8])
+    document = json.loads((small / "stats.json").read_text())
+    document["preprocessing"]["resize"] = "longer"
+    (tmp_path / "odd.json").write_text(json.dumps(document))
+    invoke("attach", small / "model.onnx", "--stats", tmp_path / "odd.json", "-o", tmp_path / "odd.onnx")
+    assert "not legal: unknown resize 'longer'" in invoke("inspect", tmp_path / "odd.onnx").stdout
+    bare = invoke("inspect", small / "model.onnx")
+    assert "  images " not in bare.stdout
+    assert json.loads(invoke("inspect", small / "model.onnx", "--json").stdout)["preprocessing"] is None
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "images.md").read_text(encoding="utf-8")
+
+
+def test_the_page_runs_as_written(real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, invoke: Invoke) -> None:
+    """Every block of docs/images.md, in order, on the real case; the file and the fields say what the options say."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(real / "model.onnx", "model.onnx")
+    for split in ("validation", "test"):
+        shutil.copytree(real / "set" / "validation", Path("bottle", split))
+    shutil.copytree(real / "set" / "ground_truth", Path("bottle", "ground_truth"))
+    names: dict[str, Any] = {}
+    for language, text in re.findall(r"```(\w+)\n(.*?)```", PAGE, flags=re.DOTALL):
+        if language == "toml":
+            Path("images.toml").write_text(text)
+        elif language == "python":
+            exec(compile(text, "docs/images.md", "exec"), names)
+        else:
+            for line in text.strip().splitlines():
+                done = invoke(*line.split()[1:])
+                assert done.exit_code == 0, line + done.stderr
+    recorded = [
+        CalibrationStats.load(f"{name}.json").details["preprocessing"] for name in ("stats", "again", "bicubic")
+    ]
+    assert recorded[0] == recorded[1] == names["stats"].details["preprocessing"]
+    assert recorded[2] == {**recorded[0], "interpolation": "bicubic"}
+
+
+def test_every_option_of_the_page_is_one(invoke: Invoke) -> None:
+    """What its table names stands in the help, and the help's options of images stand in the table."""
+    shown = invoke("calibrate", "--help").stdout.partition("Images:")[2]
+    listed = set(re.findall(r"^  (--[a-z-]+)", shown, flags=re.MULTILINE)) - {"--images", "--split"}
+    assert listed == set(re.findall(r"--[a-z][a-z-]+", PAGE)) - {
+        "--images",
+        "--stats",
+        "--raw",
+        "--other-preprocessing",
+    }

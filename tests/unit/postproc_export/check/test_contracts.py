@@ -138,6 +138,7 @@ def test_what_does_not_fit_is_named(
         pytest.param({"mean": [0.4], "std": [0.2]}, BOTH, id="mean-and-std"),
         pytest.param({"scale": 1.0}, BOTH, id="0-to-255"),
         pytest.param({"channel_order": "bgr"}, ("anomalib",), id="bgr"),
+        pytest.param({"bits": 16}, BOTH, id="16-bits"),
     ],
 )
 def test_another_preprocessing_than_the_programs_is_found(
