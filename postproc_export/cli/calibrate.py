@@ -82,7 +82,9 @@ def _sensitivities_view(level: str, rows: Mapping[float, Counts]) -> Table:
 
     from postproc_export.curve import TITLES
 
-    table = Table(*TITLES, title=f"what other sensitivities find, {level} level", title_justify="left")
+    total = next(iter(rows.values()))
+    title = f"what other sensitivities find, {level} level: {total.anomalous} anomalous, {total.normal} normal"
+    table = Table(*TITLES, title=title, title_justify="left")
     for sensitivity, counts in rows.items():
         table.add_row(f"{sensitivity:.9g}", *counts.columns())
     return table
