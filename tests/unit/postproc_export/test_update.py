@@ -72,7 +72,7 @@ def test_an_update_without_an_option_is_refused_where_it_has_nothing_to_do(suffi
     """Where the file is to go is no option of what it decides; what is not as recorded is mended without one."""
     path = attached(tmp_path, suffix=suffix)
     for where in ({}, {"output": tmp_path / f"out{suffix}"}, {"in_place": True}):
-        with pytest.raises(UsageError, match=r"^nothing to change: give an option\n  found: .*\n  fix: .*image_sens"):
+        with pytest.raises(UsageError, match=r"^nothing to change: give an option\n  found: .*\n  fix: .*update .*--image-sens"):
             update_postprocessing(path, **where)  # type: ignore[arg-type]
     assert not (tmp_path / f"out{suffix}").exists()
 
