@@ -47,6 +47,13 @@ def shortest(value: float) -> float:
     return text
 
 
+def json_number(value: float | None) -> float | str | None:
+    """Return a float32 for JSON: the shortest decimal; an infinity as text, since JSON has none."""
+    if value is None:
+        return None
+    return shortest(value) if np.isfinite(value) else str(value)
+
+
 def next_up(value: float) -> float:
     """Return the smallest float32 above `value`; `inf` stays."""
     with np.errstate(over="ignore", under="ignore"):

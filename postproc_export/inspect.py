@@ -17,9 +17,10 @@ from postproc_export.errors import MetadataError, PostprocError
 from postproc_export.files import default_target
 from postproc_export.formats.base import Format, format_of
 from postproc_export.options import TailOptions
+from postproc_export.outcome import Outcome, outcome_json
 from postproc_export.ports import FoundBy, PortInfo, select_outputs
 from postproc_export.reading.found import FoundTails
-from postproc_export.reading.report import LevelReport, report_level, report_miss
+from postproc_export.reading.report import LevelReport, report_level, report_miss, shown
 from postproc_export.reading.tail import LABEL_OUTPUT
 from postproc_export.record import AttachResult, TailSpec
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
@@ -111,8 +112,8 @@ def _choices(path: Path, attached: AttachResult, outputs: list[PortInfo]) -> Ite
     yield "written to", str(default_target(path, None, in_place=False, mark="post")), "beside the model"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InspectResult:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class InspectResult(Outcome):
     """What a model file is and decides.
 
     Parameters
@@ -164,7 +165,10 @@ class InspectResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the machine-readable form of docs/definition.md section 9; what is not known is None."""
+        levels = {level: report and self._level_json(level, report) for level, report in self.levels.items()}
+        notes = [f"{level} level: {note}" for level, report in self.levels.items() if report for note in report.notes]
         return {
+            **outcome_json(self.path, None, levels, notes),
             "format": self.format,
             "path": str(self.path),
             "producer": self.producer,
@@ -179,7 +183,6 @@ class InspectResult:
                 "before": [spec.to_json() for spec in self.before],
                 "behind": [spec.to_json() for spec in self.behind],
             },
-            "levels": {level: report and self._level_json(level, report) for level, report in self.levels.items()},
             **({} if self.defaults is None else {"defaults": dict(self.defaults)}),
         }
 
@@ -198,19 +201,32 @@ class InspectResult:
         """Return the statistics that the decision of a level rests on, for what the validation samples tell of it."""
         return None if self.stats is None or report.tail != "postproc_export" else self.stats.level(level)
 
+    def headline(self) -> str:
+        """Return what file it is."""
+        name = "ONNX model, opset" if self.format == "onnx" else "OpenVINO IR, version"
+        return f"{self.path}: {name} {self.opset}, {self.size:,} bytes, by {self.producer or 'an unnamed producer'}"
+
+    def facts(self) -> Iterator[tuple[str, str]]:
+        """Yield what goes in, what comes out, and in one line what each level decides."""
+        yield from self._ports()
+        for level in LEVELS:
+            report = self.levels.get(level)
+            yield level, "not in the model" if report is None else _in_brief(level, report)
+
     def summary(self) -> str:
         """Return a table of it all, one fact a line."""
-        return "\n".join(self._lines())
+        return "\n".join([self.headline(), *self._rows()])
 
-    def _lines(self) -> Iterator[str]:
-        name = "ONNX model, opset" if self.format == "onnx" else "OpenVINO IR, version"
-        yield f"{self.path}: {name} {self.opset}, {self.size:,} bytes, by {self.producer or 'an unnamed producer'}"
+    def _ports(self) -> Iterator[tuple[str, str]]:
+        for role, ports in (("input", self.inputs), ("output", self.outputs)):
+            yield from ((role, port.describe()) for port in ports)
+
+    def _rows(self) -> Iterator[str]:
         where = {"inline": "in the file", "external": "external data", "bin": "in the .bin"}[self.weights["location"]]
         files = f": {', '.join(self.weights['files'])}" if self.weights["files"] else ""
         missing = f"; missing: {', '.join(self.weights['missing'])}" if self.weights["missing"] else ""
         yield f"  weights  {where}, {self.weights['size']:,} bytes{files}{missing}"
-        for role, ports in (("input", self.inputs), ("output", self.outputs)):
-            yield from (f"  {role:<8} {port.describe()}" for port in ports)
+        yield from (f"  {role:<8} {text}" for role, text in self._ports())
         if self.stats is not None and "preprocessing" in self.stats.details:
             yield f"  images   {_images_line(self.stats.details['preprocessing'])}"
         yield from (f"  before   {spec.text}, on the raw values" for spec in self.before)
@@ -237,6 +253,13 @@ def _images_line(recorded: object) -> str:
 
 _RULES_SHOWN = {"ge": "raw >= boundary (ge)", "gt": "normalised > 1 - sensitivity (gt)", None: "no decision"}
 _TAIL_TITLES = {"postproc_export": "postproc-export's tail", "anomalib": "Anomalib's post-processing", "none": "raw"}
+
+
+def _in_brief(level: Level, report: LevelReport) -> str:
+    title = f"{_TAIL_TITLES[report.tail]} at {' and '.join(report.places(level))}"
+    rows = (("threshold", report.threshold), ("boundary", report.boundary), ("sensitivity", report.sensitivity))
+    known = [f"{name} {shown(value)}" for name, value in rows if value is not None]
+    return f"{title}: {', '.join(known)}" if known else title
 
 
 def _table(stats: LevelStats | None, report: LevelReport) -> dict[float, Counts]:

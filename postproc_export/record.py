@@ -1,15 +1,16 @@
 """What a finished file records: one JSON string for each of its layers, custom steps, the tail and decisions."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeAlias
 
 from postproc_export.errors import MetadataError, UsageError
-from postproc_export.float32 import HALVES, Half, rounded_to, shortest
+from postproc_export.float32 import HALVES, Half, json_number, rounded_to, shortest
 from postproc_export.options import TailOptions
-from postproc_export.stats import LEVELS, CalibrationStats, Level
+from postproc_export.outcome import Outcome, outcome_json
+from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
 from postproc_export.tail import PREFIX, Tail, input_name, place
 from postproc_export.validation import parse_json
 
@@ -320,8 +321,30 @@ def recorded_tails(stats: CalibrationStats) -> tuple[TailSpec, ...]:
     return tuple(TailSpec.from_json(item, where="the statistics") for item in found)
 
 
-@dataclass(frozen=True, slots=True)
-class AttachResult:
+def level_json(
+    level: Level, stats: LevelStats | None, options: TailOptions, boundary: float | None, half: Half | None
+) -> dict[str, Any] | None:
+    """Return what a level decides as JSON, under the names that `inspect` has; None where it does not decide.
+
+    A boundary of None is that of a level without labels.
+    """
+    if stats is None or not stats.is_calibrated:
+        return None
+    is_relative = stats.details.get("range_is_relative")  # then the span alone is known
+    return {
+        "threshold": json_number(stats.threshold),
+        "min": None if is_relative else json_number(stats.min),
+        "max": None if is_relative else json_number(stats.max),
+        "span": json_number(stats.span),
+        "sensitivity": json_number(options.sensitivity(level)),
+        "comparison": options.comparison,
+        "boundary": json_number(boundary),
+        "host_dtype": half,
+    }
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class AttachResult(Outcome):
     """What was attached, and where it was written.
 
     Parameters
@@ -364,19 +387,40 @@ class AttachResult:
         """Return the raw value from which on the file calls a score anomalous, as it stands in the file."""
         return self.tail.boundary(level)
 
-    def summary(self) -> str:
-        """Return what was done, one fact a line."""
-        lines = [f"attached post-processing to {self.source or 'a model in memory'}"]
-        lines += [f"  written  {self.output}"] if self.output else []
-        lines += [f"  {level:<8} {self._decision(level)}" for level in LEVELS if self.tail.names(level)]
-        lines += [f"  guard    {text}" for text in (self.tail.describe_guard(),) if text]
-        lines += [f"  with     {text}" for text in self.own]
-        lines += [
-            f"  adjusted at run time by {name} (default {_shown(value)})" for name, value in self.tail.defaults.items()
-        ]
-        lines += [f"  renamed  '{old}' is now '{new}' inside the model" for old, new in self.renamed.items()]
-        lines += [f"  note     {note}" for note in self.notes]
-        return "\n".join(lines)
+    def headline(self) -> str:
+        """Return which model it is."""
+        return f"attached post-processing to {self.source or 'a model in memory'}"
+
+    def facts(self) -> Iterator[tuple[str, str]]:
+        """Yield what was written, what it decides, and what a user should know."""
+        if self.output:
+            yield "written", str(self.output)
+        yield from self.decisions()
+
+    def decisions(self) -> Iterator[tuple[str, str]]:
+        """Yield what is alike in every file with this tail."""
+        yield from ((level, self._decision(level)) for level in LEVELS if self.tail.names(level))
+        yield from (("guard", text) for text in (self.tail.describe_guard(),) if text)
+        yield from (("with", text) for text in self.own)
+        for name, value in self.tail.defaults.items():
+            yield "adjusted", f"at run time by {name} (default {_shown(value)})"
+        yield from (("renamed", f"'{old}' is now '{new}' inside the model") for old, new in self.renamed.items())
+        yield from (("note", note) for note in self.notes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object of ``attach --json``: docs/json.md."""
+        levels = {level: self.level_json(level) for level in LEVELS}
+        more = {"outputs": list(self.output_names), "steps": list(self.own), "renamed": dict(self.renamed)}
+        return outcome_json(self.source, self.output, levels, self.notes, **more)
+
+    def level_json(self, level: Level) -> dict[str, Any] | None:
+        """Return what a level decides as JSON; None where it was left as it is."""
+        if not (names := self.tail.names(level)):
+            return None
+        options, raw = self.tail.options, self.tail.raw.get(level)
+        boundary = self.boundary(level) if options.enable_thresholding else None
+        found = level_json(level, self.tail.stats.level(level), options, boundary, self.tail.narrow.get(level))
+        return {"raw_output": None if raw is None else raw.name, "outputs": names, **(found or {})}
 
     def _decision(self, level: Level) -> str:
         stats, options = self.tail.stats.level(level), self.tail.options

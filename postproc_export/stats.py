@@ -29,6 +29,7 @@ from postproc_export.float32 import (
     smallest_where,
     to_float32,
 )
+from postproc_export.outcome import brief_repr, html_table
 from postproc_export.validation import check_count, read_json, shown
 
 SCHEMA_VERSION: Final = 1
@@ -44,7 +45,7 @@ _COUNTS: Final = ("n_normal", "n_anomalous", "n_dropped")
 _FIELDS: Final = (*_FLOATS, *_TEXTS, *_COUNTS)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class LevelStats:
     """Threshold and range of one level, in raw units.
 
@@ -122,14 +123,20 @@ class LevelStats:
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object: floats as the shortest decimal that reads back to the same float32."""
-        document: dict[str, Any] = dict(self.details)
-        for name in _FLOATS:
-            value = getattr(self, name)
-            document[name] = None if value is None else shortest(value)
-        for name in (*_TEXTS, *_COUNTS):
-            if getattr(self, name) is not None:
-                document[name] = getattr(self, name)
-        return document
+        return {**self.details, **self.numbers()}
+
+    def numbers(self) -> dict[str, Any]:
+        """Return the fields but for the details, as JSON values: those that are known, and a threshold of None."""
+        floats = {name: getattr(self, name) for name in _FLOATS}
+        others = {name: getattr(self, name) for name in (*_TEXTS, *_COUNTS)}
+        document = {name: None if value is None else shortest(value) for name, value in floats.items()}
+        return document | {name: value for name, value in others.items() if value is not None}
+
+    def __repr__(self) -> str:
+        return brief_repr(type(self).__name__, self.numbers(), self.details)
+
+    def _repr_html_(self) -> str:
+        return html_table(((name, str(value)) for name, value in self.numbers().items()), caption="statistics")
 
     @classmethod
     def from_json(cls, document: object, *, where: str) -> Self:
@@ -150,7 +157,7 @@ class LevelStats:
             raise MetadataError(what, found=error.found, needed=error.needed, fix=error.fix) from error
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CalibrationStats:
     """Statistics of the image level, the pixel level or both, and how they came about.
 
@@ -177,6 +184,14 @@ class CalibrationStats:
     def level(self, level: Level) -> LevelStats | None:
         """Return the statistics of one level."""
         return self.image if level == "image" else self.pixel
+
+    def __repr__(self) -> str:
+        return brief_repr(type(self).__name__, {level: self.level(level) for level in LEVELS}, self.details)
+
+    def _repr_html_(self) -> str:
+        numbers = {level: found.numbers() for level in LEVELS if (found := self.level(level)) is not None}
+        rows = ((name, *(str(each.get(name, "-")) for each in numbers.values())) for name in _FIELDS)
+        return html_table(rows, caption="statistics, in raw units", titles=("", *numbers))
 
     def with_matched_thresholds(self) -> Self:
         """Return statistics in which a level with a range but no threshold has borrowed the other level's.

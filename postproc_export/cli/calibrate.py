@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from cyclopts import Parameter
 
-from postproc_export.cli.console import progress, quiet_logging, stderr, stdout, warnings_to_stderr, write
-from postproc_export.cli.options import IMAGES, command, image_options, options_of, preprocessing_of, spelling_of
+from postproc_export.cli.console import grid, progress, quiet_logging, remark, show, stderr
+from postproc_export.cli.options import IMAGES, Given, command, image_options, options_of, preprocessing_of, spelling_of
 from postproc_export.errors import FileError, UsageError
 from postproc_export.options import CalibratorOptions, ConventionOptions, ModelOptions, ShardOptions
+from postproc_export.stats import LEVELS, CalibrationStats, LevelStats
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from postproc_export.calibration.model import ModelSource
     from postproc_export.curve import Counts
-    from postproc_export.stats import CalibrationStats, LevelStats
 
 
 _RATES: Final = {"f1": "F1", "precision": "precision", "recall": "recall", "fpr": "FPR"}
@@ -30,13 +30,11 @@ _RATES: Final = {"f1": "F1", "precision": "precision", "recall": "recall", "fpr"
 def statistics_view(stats: CalibrationStats) -> RenderableType:
     """Return a table with one column per calibrated level, and one of the policies that were compared."""
     from rich.console import Group
-    from rich.table import Table
 
     from postproc_export.curve import sensitivity_table
-    from postproc_export.stats import LEVELS
 
     levels = {level: found for level in LEVELS if (found := stats.level(level)) is not None}
-    table = Table("", *levels, title="calibration, in raw units", title_justify="left")
+    table = grid("", *levels, title="calibration, in raw units")
     columns = [_cells(found) for found in levels.values()]
     for name in columns[0]:
         table.add_row(name, *(cells[name] for cells in columns))
@@ -68,9 +66,7 @@ def _cells(level: LevelStats) -> dict[str, str]:
 
 
 def _policies_view(level: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    from rich.table import Table
-
-    table = Table("policy", "threshold", *_RATES.values(), title=f"other policies, {level} level", title_justify="left")
+    table = grid("policy", "threshold", *_RATES.values(), title=f"other policies, {level} level")
     for row in rows:
         threshold = _unreachable(row) if row.get("threshold") is None else _number(row["threshold"])
         table.add_row(str(row["policy"]), threshold, *(_rate(row.get(name)) for name in _RATES))
@@ -78,13 +74,9 @@ def _policies_view(level: str, rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _sensitivities_view(level: str, rows: Mapping[float, Counts]) -> Table:
-    from rich.table import Table
-
     from postproc_export.curve import TITLES
 
-    total = next(iter(rows.values()))
-    title = f"what other sensitivities find, {level} level: {total.anomalous} anomalous, {total.normal} normal"
-    table = Table(*TITLES, title=title, title_justify="left")
+    table = grid(*TITLES, title=f"what other sensitivities find, {level} level")
     for sensitivity, counts in rows.items():
         table.add_row(f"{sensitivity:.9g}", *counts.columns())
     return table
@@ -165,7 +157,7 @@ def _from_model(opened: ModelSource, given: Mapping[str, Any], *, output: Path) 
     from postproc_export.files import check_target
 
     check_target(output, opened.files())
-    stderr().print(opened.describe())
+    remark(opened.describe())
     with Calibrator(**given) as calibrator, progress("running the model", unit="images") as advance:
 
         def show(done: int, total: int) -> None:
@@ -176,24 +168,24 @@ def _from_model(opened: ModelSource, given: Mapping[str, Any], *, output: Path) 
         return opened.calibrate(calibrator, progress=show)
 
 
-def _deliver(stats: CalibrationStats, output: Path, *, as_json: bool) -> None:
-    """Write the statistics file and print it, or a table of it; what cannot be written is printed nevertheless."""
+def _deliver(stats: CalibrationStats, output: Path) -> None:
+    """Write the statistics file; what cannot be written is printed, whatever was asked for."""
     try:
         stats.save(output)
     except FileError:
-        _show(stats, as_json=as_json)
+        show(stats, statistics_view, is_wanted=True)
         raise
-    try:
-        _show(stats, as_json=as_json)
-    finally:
-        stderr().print(f"statistics written to {output}")
+    remark(f"statistics written to {output}")
 
 
-def _show(stats: CalibrationStats, *, as_json: bool) -> None:
-    if as_json:
-        write(stats.dumps())
-    else:
-        stdout().print(statistics_view(stats))
+def _after_calibrate(_: CalibrationStats, given: Given) -> list[object]:
+    """Return how the statistics are attached: to the model itself, where one was calibrated."""
+    output: Path = given["output"]
+    model = _model_among(given["source"], given.get("images"))
+    chosen = [(f"--{level}-output", given.get(f"{level}_output")) for level in LEVELS]
+    steps = [("--step", text) for text in given.get("step") or ()]
+    options = [word for pair in (*chosen, *steps) if pair[1] is not None for word in pair]
+    return ["attach", model or "MODEL.onnx", "--stats", output, *options]
 
 
 _MODEL_SUFFIXES: Final = (".onnx", ".xml")
@@ -206,7 +198,7 @@ _OF_MODELS: Final = options_of(
 _OF_IMAGES: Final = image_options(ModelOptions)
 
 
-@command(_OF_CALIBRATION, _OF_DASK, _OF_MODELS, _OF_IMAGES)
+@command(_OF_CALIBRATION, _OF_DASK, _OF_MODELS, _OF_IMAGES, then=_after_calibrate, view=statistics_view)
 def calibrate(
     source: Annotated[
         list[Path],
@@ -221,7 +213,6 @@ def calibrate(
             name="--compare", negative="--no-compare", help="Print and record what other policies would give as well."
         ),
     ] = True,
-    as_json: Annotated[bool, Parameter(name="--json", help="Print the statistics file instead of a table.")] = False,
     images: Annotated[
         Path | None,
         Parameter(
@@ -231,7 +222,7 @@ def calibrate(
         ),
     ] = None,
     **given: Any,
-) -> int:
+) -> CalibrationStats:
     """Find threshold and range of both levels from labelled validation data.
 
     Example: postproc-export calibrate model.onnx --images bottle/validation -o stats.json
@@ -244,7 +235,7 @@ def calibrate(
     files = {name: given.get(name) for name in ("spool_dir", "preprocessing")}
     _check_before(source, images, output, **files)
     given["compare"] = COMPARED if compare else ()
-    with claimed([output]), warnings_to_stderr():
+    with claimed([output]):
         if model is None or images is None:
             stats = _from_shards(source, given)
         else:
@@ -254,8 +245,8 @@ def calibrate(
             of_model = {each.name: given.pop(each.name) for each in (*_OF_MODELS, *_OF_BOTH) if each.name in given}
             opened = ModelSource.open(model, images, preprocessing=preprocessing, **of_model)
             stats = _from_model(opened, given, output=output)
-    _deliver(stats, output, as_json=as_json)
-    return 0
+    _deliver(stats, output)
+    return stats
 
 
 def _model_among(source: list[Path], images: Path | None) -> Path | None:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from cyclopts import Parameter
 
-from postproc_export.cli.console import progress, stdout, warnings_to_stderr, write
+from postproc_export.cli.console import progress, show
 from postproc_export.cli.options import command, image_options, options_of, preprocessing_of, spelling_of
 from postproc_export.errors import FileError, UsageError
 from postproc_export.options import CheckOptions
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from postproc_export.check import ParityReport
 
 
@@ -31,12 +33,12 @@ def _check_before(
         samples = [] if images is None else find_samples(images, labels=False)
         files += [path for sample in samples for path in (sample.image, sample.mask) if path is not None]
         if junit is not None:
-            check_target(junit, files)
+            check_target(junit, files) if junit.parent.is_dir() else _check_new(junit)
         if markdown is not None and (markdown.is_file() or not markdown.exists()):
             # It is appended to, so that a device such as /dev/stdout may stand there.
             refuse_inputs([markdown], files, fix="choose another path")
             with explained(markdown):
-                check_target(markdown) if not markdown.exists() else markdown.open("a").close()
+                _check_new(markdown) if not markdown.exists() else markdown.open("a").close()
         elif markdown is not None and markdown.is_dir():
             raise FileError(f"cannot write {markdown}", found="a folder", needed="the path of a file", fix="add a name")
     if save_failures is not None:
@@ -46,27 +48,47 @@ def _check_before(
 def _write_reports(report: ParityReport, *, junit: Path | None, markdown: Path | None) -> None:
     """Write the JUnit file, and append the summary; each whole or not at all, in a folder that is made if need be."""
     from postproc_export.check import report as formats
-    from postproc_export.files import append_text, write_text
+    from postproc_export.files import append_text, folder_made_for, write_text
 
     if junit is not None:
-        write_text(junit, formats.junit(report))
+        with folder_made_for(junit):
+            write_text(junit, formats.junit(report))
     if markdown is not None:
-        append_text(markdown, formats.markdown(report))
+        with folder_made_for(markdown):
+            append_text(markdown, formats.markdown(report))
+
+
+def _check_new(path: Path) -> None:
+    """Refuse a path whose folders cannot be made."""
+    from postproc_export.files import check_folder
+
+    nearest = next(each for each in (path, *path.absolute().parents) if each.exists())
+    if not nearest.is_dir():
+        found, fix = f"the folder cannot be made: {nearest} is no folder", "choose another path"
+        raise FileError(f"cannot write {path}", found=found, fix=fix)
+    check_folder(nearest)
 
 
 _OF_IMAGES: Final = image_options(CheckOptions, defaults=False)
 
 
-@command(options_of(CheckOptions, without=["preprocessing", "other_preprocessing"]), _OF_IMAGES)
+def _tables(report: ParityReport) -> RenderableType:
+    from rich.console import Group
+
+    from postproc_export.check.report import stage_table
+
+    return Group(report.table(), *([stage_table(report.whole)] if report.whole else []), *report.remarks())
+
+
+@command(options_of(CheckOptions, without=["preprocessing", "other_preprocessing"]), _OF_IMAGES, view=_tables)
 def check(
     *,
-    as_json: Annotated[bool, Parameter(name="--json", help="Print the report as JSON instead of a table.")] = False,
     junit: Annotated[Path | None, Parameter(name="--junit", help="Write the report as JUnit XML, too.")] = None,
     markdown: Annotated[
         Path | None, Parameter(name="--markdown", help="Append a Markdown summary to this file, such as a job page.")
     ] = None,
     **given: Any,
-) -> int:
+) -> Any:
     """Check that an attached model decides as PyTorch does, in every runtime that is installed.
 
     Images are pre-processed as the statistics in the file record it: the default of every option for that is what is
@@ -78,7 +100,6 @@ def check(
     Example: postproc-export check model.post.onnx --raw model.onnx --images bottle/test
     """
     from postproc_export.check import check_parity, check_paths
-    from postproc_export.check.report import stage_table
 
     images, save_failures = given.get("images"), given.get("save_failures")
     unused = [option for name, option in spelling_of(_OF_IMAGES).items() if name in given]
@@ -89,16 +110,11 @@ def check(
     read = [given[name] for name in named if name in given]
     preprocessing = preprocessing_of(given)
     _check_before(read, images, junit=junit, markdown=markdown, save_failures=save_failures)
-    with progress("checking") as advance, warnings_to_stderr():
+    with progress("checking") as advance:
         report = check_parity(**given, preprocessing=preprocessing, progress=advance)
-    if as_json:
-        write(report.dumps())
-    else:
-        console = stdout()
-        console.print(report.table())
-        if report.whole:
-            console.print(stage_table(report.whole))
-        for line in report.remarks():
-            console.print(line)
-    _write_reports(report, junit=junit, markdown=markdown)
-    return 0 if report else 1
+    try:
+        _write_reports(report, junit=junit, markdown=markdown)
+    except FileError:
+        show(report, _tables, is_wanted=True)
+        raise
+    return report

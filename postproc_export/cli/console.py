@@ -1,16 +1,37 @@
-"""The terminal: results on stdout, progress and remarks on stderr."""
+"""The terminal: results on stdout, progress and remarks on stderr, as far as ``--json`` and ``--quiet`` leave them."""
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import re
+import shlex
+import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from textwrap import TextWrapper
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+
+_NARROWEST, _WIDE = 20, 70  # columns
+_asked = {"json": False, "quiet": False}
+
+
+@contextmanager
+def asked_for(**how: bool) -> Iterator[None]:
+    """Print as ``json`` or ``quiet`` ask for while the block runs: everything in this module looks there."""
+    before = dict(_asked)
+    _asked.update(how)
+    try:
+        yield
+    finally:
+        _asked.update(before)
 
 
 class Advance(Protocol):
@@ -20,18 +41,96 @@ class Advance(Protocol):
         """Show `done` of `total` (None: not known); another description begins a phase, with a rate of its own."""
 
 
-def stdout(*, markup: bool = False) -> Console:
-    """Return a console for results; long lines are left to the terminal to wrap, and texts stay as they are."""
+def stdout() -> Console:
+    """Return a console for tables."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=True, emoji=False, markup=markup)
+    return Console(highlight=False, soft_wrap=True, emoji=False, markup=False)
 
 
 def stderr() -> Console:
-    """Return a console for progress and remarks."""
+    """Return a console for progress; with ``--quiet`` it is silent."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False, markup=False)
+    return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False, markup=False, quiet=_asked["quiet"])
+
+
+def grid(*titles: str, title: str) -> Table:
+    """Return an empty table that fits the terminal: cells break between words, and stand closer where it is narrow."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    gap = 1 if stdout().width >= _WIDE else 0
+    look = {"title": f"\n{title}", "title_justify": "left", "box": SIMPLE_HEAD, "show_edge": False}
+    return Table(*titles, padding=(0, gap, 0, 0), title_style="bold", **look)  # type: ignore[arg-type]
+
+
+def say(text: str) -> None:
+    """Tell people on stdout what is done, while it is done."""
+    if not any(_asked.values()):
+        write(wrapped(text, columns(sys.stdout)))
+
+
+def remark(text: str) -> None:
+    """Tell people on stderr what they should know; with ``--quiet`` nothing."""
+    if not _asked["quiet"] and sys.stderr is not None:
+        print(wrapped(text, columns(sys.stderr)), file=sys.stderr, flush=True)
+
+
+def show(result: Any, view: Callable[[Any], str | RenderableType], *, is_wanted: bool) -> None:
+    """Print a result on stdout: the JSON object where that was asked for, else its view, a text or a table.
+
+    With ``--quiet`` the view is printed only where the command failed, or where it is all that was wanted.
+    """
+    if _asked["json"]:
+        write(json.dumps(result.to_json(), indent=2, allow_nan=False))
+    elif is_wanted or not _asked["quiet"] or not result:
+        shown = view(result)
+        if isinstance(shown, str):
+            write(wrapped(shown, columns(sys.stdout)))
+        else:
+            stdout().print(shown)
+
+
+def show_next(words: Sequence[object]) -> None:
+    """Print the command to run next, if any; it can be copied: a line that is broken ends in a backslash."""
+    if words and not any(_asked.values()):
+        write(command_line(words, before="next: "))
+
+
+def command_line(words: Sequence[object], *, before: str = "") -> str:
+    """Return a command as it is typed; on a terminal no word is broken, and every line but the last goes on."""
+    lines, width = [before + "postproc-export"], columns(sys.stdout)
+    for word in map(shlex.quote, map(str, words)):
+        if width is not None and len(lines[-1]) + len(word) + 3 > width:
+            lines[-1] += " \\"
+            lines.append(" " * (len(before) + 3))
+        lines[-1] += f" {word}"
+    return "\n".join(lines)
+
+
+def wrapped(text: str, width: int | None) -> str:
+    """Return a text with its longer lines broken between words, and what follows below what a label is followed by."""
+    if width is None:
+        return text
+    lines: list[str] = []
+    for line in text.splitlines():
+        label = next((len(found[0]) for found in _LABEL.finditer(line) if len(found[0]) <= width // 2), 4)
+        own, below = " " * (len(line) - len(line.lstrip(" "))), " " * label
+        wrapper = TextWrapper(
+            width, initial_indent=own, subsequent_indent=below, break_long_words=False, break_on_hyphens=False
+        )
+        lines += wrapper.wrap(line.lstrip(" ")) or [""]
+    return "\n".join(lines)
+
+
+_LABEL: Final = re.compile(r"^(?: +|\S+ {2,})(?:\S+(?: \S+)? {2,})?")  # of a fact, with the space before its text
+
+
+def columns(stream: Any) -> int | None:
+    """Return how wide the terminal is; None for a file or a pipe, in which lines stay whole."""
+    is_seen = bool(os.environ.get("COLUMNS")) or (stream is not None and stream.isatty())
+    return max(_NARROWEST, shutil.get_terminal_size().columns) if is_seen else None
 
 
 def write(text: str) -> None:
@@ -60,7 +159,7 @@ def warnings_to_stderr() -> Iterator[None]:
         warnings.simplefilter("always", UserWarning)
         yield
     for warning in caught:
-        stderr().print(f"warning: {warning.message}")
+        remark(f"warning: {warning.message}")
 
 
 @contextmanager
@@ -73,7 +172,7 @@ def leftovers_to_stderr() -> Iterator[None]:
 
         def tell(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
             if issubclass(category, LeftoverWarning):
-                stderr().print(f"warning: {message}")
+                remark(f"warning: {message}")
             else:
                 show(message, category, *place, **more)
 

@@ -1,24 +1,41 @@
 """The commands export and demo."""
 
-from __future__ import annotations
-
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from cyclopts import Parameter
 
-from postproc_export.cli.console import stderr, stdout, warnings_to_stderr, write
-from postproc_export.cli.options import command, image_options, options_of, preprocessing_of, spelling_of
+from postproc_export.cli.console import command_line, remark, say
+from postproc_export.cli.options import Given, command, image_options, options_of, preprocessing_of, spelling_of
 from postproc_export.errors import UsageError
 from postproc_export.options import SEED, CalibrationOptions, ExportOptions
+from postproc_export.outcome import Outcome
+
+if TYPE_CHECKING:
+    from postproc_export.demo.run import DemoResult
+    from postproc_export.export import ExportResult
 
 _OPTIONS: Final = options_of(ExportOptions, without=["module", "example_input", "preprocessing"])
 _OF_IMAGES: Final = image_options(ExportOptions, old_layout="--image-layout")
 
 
-@command(_OPTIONS, _OF_IMAGES)
+def _after_export(result: "ExportResult", given: Given) -> list[object]:
+    """Return how a file is checked once more: beside the module, on images where there are some."""
+    if not result.written:
+        return []
+    images = given.get("images") or given.get("calibrate")
+    options = [] if given.get("weights") else ["--torch", given["module"]]
+    return ["check", result.files[0].path, *options, *([] if images is None else ["--images", images])]
+
+
+def _reports(result: "ExportResult") -> str:
+    return "\n".join([result.summary(), *(file.report.describe() for file in result.files)])
+
+
+@command(_OPTIONS, _OF_IMAGES, then=_after_export, details=_reports)
 def export(
     module: Annotated[
         str, Parameter(help="What gives the model when called: package.module:function.", metavar="MODULE:FACTORY")
@@ -31,11 +48,8 @@ def export(
     weights: Annotated[
         Path | None, Parameter(name="--weights", help="State dict to load into the model; only tensors are read.")
     ] = None,
-    as_json: Annotated[
-        bool, Parameter(name="--json", help="Print the parity report as JSON in place of a summary.")
-    ] = False,
     **given: Any,
-) -> int:
+) -> Outcome:
     """Export a PyTorch model to ONNX and OpenVINO IR with its post-processing, and check the files against it.
 
     The model takes one tensor and gives a raw score, a raw anomaly map or both, in any form. Its files get labels and
@@ -51,16 +65,8 @@ def export(
     inputs = [path for path in (weights, given.get("preprocessing")) if path is not None]
     given["preprocessing"] = preprocessing_of(given)
     built, remarks, example = load_example(module, shape, weights=weights, seed=given.get("seed", SEED))
-    with warnings_to_stderr():
-        result = export_model(built, example, inputs=inputs, tell=lambda step: stderr().print(step), **given)
-    if as_json:
-        write(result.dumps())
-    else:
-        write(replace(result, subject=module, remarks=(*remarks, *result.remarks)).summary())
-        for file in result.files:
-            for check in file.report.failed:
-                write(f"FAILED {file.path.name}: {check.name}: {check.message}")
-    return 0 if result else 1
+    result = export_model(built, example, inputs=inputs, tell=remark, **given)
+    return replace(result, subject=module, remarks=(*remarks, *result.remarks))
 
 
 def _refuse_unused(given: Mapping[str, Any]) -> None:
@@ -75,31 +81,27 @@ def _refuse_unused(given: Mapping[str, Any]) -> None:
             raise UsageError(f"{unused[0]} would have no effect", needed=needed, fix="leave it out, or give the images")
 
 
-@command()
+def _files(result: "DemoResult") -> str:
+    from postproc_export.demo.run import commands
+
+    typed = [command_line(shlex.split(line)[1:], before="  ") for line in commands(result.folder)]
+    about = "\nthe same with a model of your own (as they stand, these repeat the demo)"
+    failed = [report.describe() for report in result.reports if not report]
+    return "\n".join([*failed, "", result.summary(), about, *typed])
+
+
+@command(view=_files)
 def demo(
     *,
     output: Annotated[
         Path, Parameter(name=("--output", "-o"), help="Folder to write: a new or empty one, or an earlier demo's.")
     ] = Path("postproc-export-demo"),
-) -> int:
+) -> Outcome:
     """Calibrate, attach and check a small detector on real photos, with no download, in about half a minute.
 
     Example: postproc-export demo --output postproc-export-demo
     """
-    from rich.markup import escape
+    from postproc_export.demo.run import run_demo
 
-    from postproc_export.demo.run import FILES, commands, run_demo
-
-    console = stdout(markup=True)
-    stderr().print("running the demo: about half a minute on two free cores; nothing is downloaded")
-    reports = run_demo(output, tell=lambda step, outcome: console.print(f"[bold]{step:<10}[/]{escape(outcome)}"))
-    for report in reports:
-        if not report:
-            console.print(report.describe(), markup=False)
-    console.print(f"\n[bold]files in {escape(str(output))}[/]")
-    for name, what in FILES.items():
-        console.print(f"  {name:<17}{what}")
-    console.print("\n[bold]the same with a model of your own[/] (as they stand, these repeat the demo)")
-    for line in commands(output):
-        console.print(f"  {escape(line)}")
-    return 0 if all(reports) else 1
+    remark("running the demo: about half a minute on two free cores; nothing is downloaded")
+    return run_demo(output, tell=lambda step, what: say(f"{step:<10}{what}"))

@@ -8,29 +8,61 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import MISSING, Field, fields
 from functools import partial, wraps
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias, Union, get_args, get_origin
 
 from cyclopts import Group, Parameter
 
+from postproc_export.cli.console import asked_for, show, show_next, warnings_to_stderr
 from postproc_export.errors import UsageError
 from postproc_export.images import Preprocessing
 from postproc_export.images.preprocessing import given_fields, merged_fields
 from postproc_export.validation import descriptions, flags_of
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
 OPTIONS: Final = Group("Options", sort_key=0)
 IMAGES: Final = Group("Images", sort_key=1)
+PRINTING: Final = Group("Printing", sort_key=2)
+
+Given: TypeAlias = Mapping[str, Any]
+Next: TypeAlias = Callable[[Any, Given], Sequence[object]]
+View: TypeAlias = Callable[[Any], "str | RenderableType"]
 
 
-def command(*options: Sequence[inspect.Parameter]) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Make a command of a function: it has its own parameters and these, and takes by name what the user gave.
+def _switch(name: str, *flags: str, text: str) -> inspect.Parameter:
+    parameter = Parameter(name=flags, help=text, group=PRINTING)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, parameter])
 
-    The name and the help are the function's. It returns the exit code.
+
+_COMMON: Final = (
+    _switch("json", "--json", text="Print one JSON object on stdout, and nothing else there; see docs/json.md."),
+    _switch("quiet", "--quiet", "-q", text="Print no progress, no notes and no summary; errors stay, and --json."),
+    _switch("verbose", "--verbose", "-v", text="Print the details of what was found."),
+)
+
+
+def command(
+    *options: Sequence[inspect.Parameter],
+    then: Next = lambda result, given: (),
+    view: View = lambda result: result.summary(),
+    details: View | None = None,
+    is_wanted: bool = False,
+) -> Callable[[Callable[..., Any]], Callable[..., int]]:
+    """Make a command of a function: it has its own parameters, these and `_COMMON`, and takes by name what is given.
+
+    The name and the help are the function's. What it returns is printed: its JSON object, or what `view` makes of it,
+    with ``--verbose`` what `details` makes of it; a command without details has no such option. The exit code is 0
+    where it is truthy, else 1. `then` gives the words of the command to run next, from the result and what was given.
+    `is_wanted` says that the command does nothing but tell, which ``--quiet`` leaves.
     """
+    common = [each for each in _COMMON if each.name != "verbose" or details is not None]
 
-    def decorate(function: Callable[..., int]) -> Callable[..., int]:
+    def decorate(function: Callable[..., Any]) -> Callable[..., int]:
         own = inspect.signature(function, eval_str=True).parameters.values()
         all_parameters = [each for each in own if each.kind != each.VAR_KEYWORD]
         all_parameters += [each for group in options for each in group]
+        all_parameters += common
         positional = [each for each in all_parameters if each.kind != each.KEYWORD_ONLY]
         named = [each for each in all_parameters if each.kind == each.KEYWORD_ONLY]
         signature = inspect.Signature([*positional, *named])
@@ -39,8 +71,15 @@ def command(*options: Sequence[inspect.Parameter]) -> Callable[[Callable[..., in
         @wraps(function)
         def run(*args: Any, **keywords: Any) -> int:
             given = _without_flags(signature.bind(*args, **keywords).arguments, spelling)
-            placed = [given.pop(name) for name in first]
-            return function(*placed, **given)
+            how = {each.name: given.pop(each.name, False) for each in common}
+            shown = details if details is not None and how.pop("verbose") else view
+            with asked_for(**how):
+                with warnings_to_stderr():
+                    placed = [given[name] for name in first]
+                    result = function(*placed, **{name: given[name] for name in given if name not in first})
+                show(result, shown, is_wanted=is_wanted)
+                show_next(then(result, given))
+            return 0 if result else 1
 
         run.__signature__ = signature  # type: ignore[attr-defined]
         return run

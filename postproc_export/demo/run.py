@@ -1,10 +1,11 @@
 """The demo from the photos to the checked files and their picture, by the functions of the command line."""
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -33,9 +34,11 @@ from postproc_export.demo.detector import Outputs, as_input, evaluate
 from postproc_export.errors import require
 from postproc_export.export.exporter import INPUT, RawModule, parse_axes, write_ir, write_onnx
 from postproc_export.images import Preprocessing
+from postproc_export.outcome import Outcome, outcome_json
 from postproc_export.process import quiet_logger
+from postproc_export.record import AttachResult
 from postproc_export.runtimes import open_runner
-from postproc_export.stats import LevelStats
+from postproc_export.stats import LEVELS, LevelStats
 
 if TYPE_CHECKING:
     import torch
@@ -166,6 +169,32 @@ FILES: Final = {
 _WEIGHTS: Final = ("raw.bin", "attached.bin")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class DemoResult(Outcome):
+    """What the demo wrote and what its checks found; truthy where both files passed."""
+
+    folder: Path
+    attached: AttachResult  # of the ONNX file; that of the IR decides alike
+    reports: tuple[ParityReport, ...]  # of both files
+
+    def __bool__(self) -> bool:
+        return all(self.reports)
+
+    def headline(self) -> str:
+        """Return where the files are."""
+        return f"files in {self.folder}"
+
+    def facts(self) -> Iterator[tuple[str, str]]:
+        """Yield what each file is."""
+        yield from FILES.items()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object of ``demo --json``: docs/json.md."""
+        levels = {level: self.attached.level_json(level) for level in LEVELS}
+        written = [str(self.folder / name) for name in FILES]
+        return outcome_json(DETECTOR, self.folder, levels, self.attached.notes, passed=bool(self), written=written)
+
+
 def commands(folder: Path) -> tuple[str, ...]:
     """Return the three commands that do the same with any model; as they stand they work on the demo's files."""
     at = {name: shlex.quote(str(folder / name)) for name in FILES}
@@ -177,8 +206,8 @@ def commands(folder: Path) -> tuple[str, ...]:
     )
 
 
-def run_demo(folder: Path, *, tell: Tell) -> Sequence[ParityReport]:
-    """Fit, export, calibrate, attach and check the demo's detector, draw its picture, and return both files' reports.
+def run_demo(folder: Path, *, tell: Tell) -> DemoResult:
+    """Fit, export, calibrate, attach and check the demo's detector, and draw its picture.
 
     The folder is a new or empty one, or that of an earlier run, whose files are replaced. `tell` is called after each
     step with its name and one sentence on its outcome. Raises MissingDependencyError if a package of the extra `demo`
@@ -204,10 +233,10 @@ def run_demo(folder: Path, *, tell: Tell) -> Sequence[ParityReport]:
         thresholds = f"threshold {image.threshold:.2f} for images, {pixel.threshold:.2f} for pixels"
         tell("calibrate", f"{RAW_ONNX} over validation/: {thresholds}")
 
-        reports = []
+        results, reports = [], []
         for raw, attached in ((RAW_ONNX, ATTACHED_ONNX), (RAW_IR, ATTACHED_IR)):
-            result = attach_postprocessing(folder / raw, statistics, output=folder / attached)
-            tell("attach", f"{', '.join(result.output_names)}: {raw} becomes {attached}")
+            results.append(attach_postprocessing(folder / raw, statistics, output=folder / attached))
+            tell("attach", f"{', '.join(results[-1].output_names)}: {raw} becomes {attached}")
             output, images = folder / attached, folder / "test"
             reports.append(check_parity(output, raw=folder / raw, torch=detector, images=images, int8=False))
             tell("check", reports[-1].verdict())
@@ -218,7 +247,7 @@ def run_demo(folder: Path, *, tell: Tell) -> Sequence[ParityReport]:
         separation, decisions = evaluate(test_crops, before, after)
         tell("test", f"on the test crops, {separation}")
         tell("", f"{ATTACHED_ONNX} finds {decisions}")
-    return reports
+    return DemoResult(folder=folder, attached=results[0], reports=tuple(reports))
 
 
 def _write_crops(folder: Path, *, tell: Tell) -> Sequence[Crop]:

@@ -1,5 +1,6 @@
 """The course of one export: settle what is asked, trace, verify, calibrate, attach, check, deliver."""
 
+import json
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -284,7 +285,7 @@ def export_model(**given: Any) -> ExportResult:
             written=(),
         )
         stats.save(job.made / STATISTICS)
-        (job.made / REPORT).write_text(result.dumps() + "\n", encoding="utf-8")
+        (job.made / REPORT).write_text(json.dumps(result.parity(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         if not (result or asked.keep_failed):
             return result
         return replace(result, written=deliver(job.made, folder, name=asked.name, formats=formats, inputs=read))

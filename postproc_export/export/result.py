@@ -1,6 +1,5 @@
 """What an export made and what its check found, and the folder into which it is moved as a whole."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,16 +9,16 @@ from typing import Any, Final, Literal, TypeAlias
 
 from postproc_export.check.report import ParityReport
 from postproc_export.errors import FileError, PostprocError, UsageError
-from postproc_export.files import explained, nearest_folder, publishing, refuse_unwritable
+from postproc_export.files import explained, folder_made_for, publishing
+from postproc_export.outcome import Outcome, outcome_json
 from postproc_export.process import staging_folder
 from postproc_export.record import AttachResult
 from postproc_export.runtimes import PortInfo
-from postproc_export.stats import CalibrationStats
+from postproc_export.stats import LEVELS, CalibrationStats
 
 Format: TypeAlias = Literal["onnx", "openvino"]
 
 SUFFIXES: Final[Mapping[Format, str]] = {"onnx": ".onnx", "openvino": ".xml"}
-_HEADING: Final = 2  # lines of an `AttachResult.summary` that say which file it is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +32,8 @@ class ExportedFile:
     report: ParityReport  # what `check_parity` and the comparison with the module found
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportResult:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class ExportResult(Outcome):
     """What `export_model` did; truthy where every check passed."""
 
     subject: str  # what was exported
@@ -57,28 +56,39 @@ class ExportResult:
         return self.passed
 
     def to_json(self) -> dict[str, Any]:
+        """Return the JSON object of ``export --json``: docs/json.md."""
+        first, notes = self.files[0].attached, (note for file in self.files for note in file.attached.notes)
+        levels = {level: first.level_json(level) for level in LEVELS}
+        return {
+            **outcome_json(self.subject, self.report.parent, levels, dict.fromkeys((*self.remarks, *notes))),
+            "opset": self.opset,
+            "written": [str(path) for path in self.written],
+            **self.parity(),
+        }
+
+    def parity(self) -> dict[str, Any]:
         """Return the JSON object of the parity report: the verdict, and per file a report as of ``check --json``."""
         return {"passed": self.passed, "files": [file.report.to_json() for file in self.files]}
 
-    def dumps(self) -> str:
-        """Return the text of the parity report."""
-        return json.dumps(self.to_json(), indent=2, allow_nan=False)
+    def headline(self) -> str:
+        """Return what was exported."""
+        return f"exported {self.subject} at opset {self.opset}"
 
-    def summary(self) -> str:
-        """Return what was done, one fact a line."""
-        lines = [f"exported {self.subject} at opset {self.opset}"]
-        lines += [f"  note     {remark}" for remark in self.remarks]
-        lines += [f"  input    {port.describe()}" for port in self.files[0].inputs]
-        lines += [f"  output   {port.describe()}" for port in self.files[0].outputs]
+    def facts(self) -> Iterator[tuple[str, str]]:
+        """Yield how it was exported, what was attached, what the checks found, and what was written."""
+        yield from (("note", remark) for remark in self.remarks)
+        yield from (("input", port.describe()) for port in self.files[0].inputs)
+        yield from (("output", port.describe()) for port in self.files[0].outputs)
         if self.sizes:
-            lines.append(f"  sizes    as the model at {', '.join(self.sizes)}")
+            yield "sizes", f"as the model at {', '.join(self.sizes)}"
         # What was attached is the same in both formats, but for names inside the graph that had to move.
-        lines += dict.fromkeys(line for file in self.files for line in file.attached.summary().splitlines()[_HEADING:])
-        lines += [f"  check    {line}" for file in self.files for line in _verdicts(file.report)]
-        lines += [f"  written  {path}" for path in self.written]
+        yield from dict.fromkeys(fact for file in self.files for fact in file.attached.decisions())
+        yield from (("check", line) for file in self.files for line in _verdicts(file.report))
+        failed = ((file.path.name, each) for file in self.files for each in file.report.failed)
+        yield from (("check", f"FAILED {name}: {each.name}: {each.message}") for name, each in failed)
+        yield from (("written", str(path)) for path in self.written)
         if not self.written:
-            lines.append("  nothing was written: a check failed (--keep-failed writes the files all the same)")
-        return "\n".join(lines)
+            yield "", "nothing was written: a check failed (--keep-failed writes the files all the same)"
 
 
 def _verdicts(report: ParityReport) -> Iterator[str]:
@@ -97,7 +107,8 @@ REPORT: Final = "parity.json"
 def check_target(folder: Path, name: str) -> None:
     """Refuse a target before anything is computed for it.
 
-    Raises FileError if the folder is a file or lies in one, and UsageError if the name is no plain file name.
+    Raises FileError if the folder is a file or lies in a folder that is not there, and UsageError if the name is no
+    plain file name.
     """
     if not name or Path(name).name != name or name.startswith("."):
         raise UsageError(
@@ -105,7 +116,8 @@ def check_target(folder: Path, name: str) -> None:
         )
     if folder.exists() and not folder.is_dir():
         raise FileError(f"cannot write to {folder}", found="a file", needed="a folder, which may be new")
-    refuse_unwritable(folder / REPORT)
+    if not folder.absolute().parent.is_dir():
+        raise FileError(f"cannot make the folder {folder}", found=f"no folder {folder.absolute().parent}")
 
 
 def targets_of(folder: Path, name: str, formats: Sequence[Format]) -> list[Path]:
@@ -122,8 +134,7 @@ def workshop(folder: Path, name: str, formats: Sequence[Format]) -> Iterator[Pat
     """
     where, names = folder, [path.name for path in targets_of(folder, name, formats)]
     if not folder.is_dir():
-        where = nearest_folder(folder)
-        names = [folder.absolute().relative_to(where).parts[0]]
+        where, names = folder.absolute().parent, [folder.name]
     with explained(folder), staging_folder(where, names) as staging:
         try:
             yield staging.files
@@ -149,7 +160,7 @@ def deliver(
     statistics = folder / STATISTICS
     if statistics.exists() and any(file.exists() and statistics.samefile(file) for file in inputs):
         targets.remove(statistics)
-    with publishing(targets, inputs=inputs) as publication:
+    with folder_made_for(targets[0]), publishing(targets, inputs=inputs) as publication:
         for target in targets:
             (made / target.name).rename(publication.temporary(target))
     return tuple(targets)

@@ -18,7 +18,8 @@ from postproc_export import __version__
 from postproc_export.errors import MetadataError, UnsupportedModelError
 from postproc_export.files import check_suffix
 from postproc_export.float32 import Half
-from postproc_export.options import FileOptions, LabelDtype, TailOptions, refuse_unused
+from postproc_export.options import FileOptions, LabelDtype, TailOptions
+from postproc_export.outcome import Outcome, outcome_json
 from postproc_export.ports import OutputChoice, Selection, select_outputs
 from postproc_export.reading.found import (
     FoundLayer,
@@ -32,6 +33,7 @@ from postproc_export.reading.found import (
     refuse_partial,
     touched,
 )
+from postproc_export.reading.report import report_level
 from postproc_export.record import (
     METADATA_KEY,
     AttachResult,
@@ -231,8 +233,8 @@ def illegal(what: str, found: str, *, where: str) -> MetadataError:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DetachResult:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class DetachResult(Outcome):
     """What was removed, and where the model without it was written; falsy where nothing was there to remove.
 
     Parameters
@@ -276,21 +278,46 @@ class DetachResult:
     def __bool__(self) -> bool:
         return bool(self.tails) or self.record is not None
 
-    def summary(self) -> str:
-        """Return what was done, one fact a line."""
+    def headline(self) -> str:
+        """Return which model it is, or that it has no post-processing."""
         if not self:
             return nothing_found(self.source, self.misses, self.outputs)
-        lines = [f"removed post-processing from {self.source}", f"  written  {self.output}"]
+        return f"removed post-processing from {self.source}"
+
+    def facts(self) -> Iterator[tuple[str, str]]:
+        """Yield what was written, what was removed, and what a user should know."""
+        if not self:
+            return
+        yield "written", str(self.output)
         for level, tail in self.tails.items():
             kind, count = "the tail" if tail.is_ours else "Anomalib's post-processing", len(set(tail.values))
             removed = f"{kind}, {count} operator{'s' if count > 1 else ''}"
-            lines.append(f"  {level:<8} {' and '.join(tail.outputs)}: {removed}")
-        lines += [f"  with     {text}" for text in self.own]
-        lines += [f"  renamed  '{old}' is now '{new}'" for old, new in self.renamed.items()]
+            yield level, f"{' and '.join(tail.outputs)}: {removed}"
+        yield from (("with", text) for text in self.own)
+        yield from (("renamed", f"'{old}' is now '{new}'") for old, new in self.renamed.items())
         if self.is_original:
-            lines.append("  original its outputs, names and order are back as the file's record has them")
-        lines += [f"  note     {note}" for note in self.notes]
-        return "\n".join(lines)
+            yield "original", "its outputs, names and order are back as the file's record has them"
+        yield from (("note", note) for note in self.notes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object of ``detach --json``: docs/json.md. The levels are what was removed."""
+        record = self.record if isinstance(self.record, TailRecord) else None
+        removed = {
+            level: report_level(level, self.tails[level], record=record, is_rounded=False).to_json()
+            if level in self.tails
+            else None
+            for level in LEVELS
+        }
+        return outcome_json(
+            self.source,
+            self.output,
+            removed,
+            self.notes if self else [self.headline()],
+            found=bool(self),
+            original=self.is_original,
+            steps=list(self.own),
+            renamed=dict(self.renamed),
+        )
 
 
 Result = TypeVar("Result")
@@ -430,15 +457,9 @@ class Format(ABC):
         return record
 
     def attach(
-        self,
-        model: Any,
-        stats: CalibrationStats,
-        options: TailOptions,
-        outputs: Outputs | None = None,
-        *,
-        given: Collection[str] = (),
+        self, model: Any, stats: CalibrationStats, options: TailOptions, outputs: Outputs | None = None
     ) -> AttachResult:
-        """Append the tail; `given` are the names of the options that a user gave, each of which has to have an effect.
+        """Append the tail.
 
         Raises UnsupportedModelError if there is one already or the outputs cannot be post-processed, and UsageError or
         MetadataError if statistics and options do not fit the model or each other.
@@ -449,8 +470,6 @@ class Format(ABC):
         ports = self.outputs(model)
         selection = select_outputs(ports, calibrated=calibrated_levels(stats, options), **(outputs or {}))
         tail = self.build_tail(model, stats, options, selection)
-        given = [name for name in given if name != "mask_dtype" or options.mask_dtype != self.mask_dtype]
-        refuse_unused(options, given, levels=[level for level in LEVELS if tail.names(level)])
         record = self.put(model, plan_tail(tail, [port.name for port in ports]))
         assert isinstance(record, TailRecord), "the tail has a record of its own"
         return AttachResult(tail, record)

@@ -10,7 +10,7 @@ import numpy as np
 
 from graph_patterns.match import Mismatch
 from postproc_export.errors import MetadataError
-from postproc_export.float32 import SIGNIFICAND, Half, narrow_readings, next_up, rounded_to, shortest, to_float32
+from postproc_export.float32 import SIGNIFICAND, Half, json_number, narrow_readings, next_up, rounded_to, to_float32
 from postproc_export.options import Adjustable, Layout
 from postproc_export.reading.tail import HALF_PRECISION, BranchReading, FoundTail
 from postproc_export.record import TailRecord
@@ -93,13 +93,6 @@ class LevelReport:
         if self.threshold is None or not self.span or not np.isfinite(value):
             return None
         return to_float32((value - self.threshold) / self.span + 0.5)
-
-
-def json_number(value: float | None) -> float | str | None:
-    """Return a float32 for JSON: the shortest decimal; an infinity as text, since JSON has none."""
-    if value is None:
-        return None
-    return shortest(value) if np.isfinite(value) else str(value)
 
 
 def shown(value: float | None) -> str:

@@ -15,7 +15,7 @@ HEAVY = (
 ORDER = {
     "graph_patterns": "expr catalog transforms match onnx openvino",
     "postproc_export": """
-        errors process float32 validation files stats policies ports runtimes images options curve tail
+        errors process float32 validation files outcome stats policies ports runtimes images options curve tail
         record torch_modules eager comparison reading formats steps raw_model attach detach update inspect calibration
         check integrations export demo cli __main__
     """,

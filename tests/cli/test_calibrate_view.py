@@ -53,3 +53,18 @@ def test_what_cannot_be_reached_says_what_can() -> None:
     said = ["not", "reachable", "(precision", "0.9973", "at", "12.5)"]
     assert ["precision=1", *said, "-", "-", "-", "-"] in rows
     assert ["precision=0.999", "not", "reachable", "-", "-", "-", "-"] in rows
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_no_number_is_cut_on_a_narrow_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine digits, a policy of 14 characters and four rates stand whole on 60 columns; lines are no wider."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    rates = {"f1": 0.9756, "precision": 1.0, "recall": 0.85, "fpr": 0.0}
+    row = {"policy": "quantile=0.995", "threshold": to_float32(-8.922578), **rates}
+    level = LevelStats(threshold=1.5, min=0.0, max=2.0, details={"policies": [row]})
+    screen = StringIO()
+    Console(file=screen, width=columns).print(statistics_view(CalibrationStats(image=level)))
+    assert ["quantile=0.995", "-8.922578", "0.9756", "1.0000", "0.8500", "0.0000"] in [
+        line.split() for line in screen.getvalue().splitlines()
+    ]
+    assert max(map(len, screen.getvalue().splitlines())) <= columns

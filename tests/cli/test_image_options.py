@@ -379,7 +379,7 @@ def test_the_page_runs_as_written(real: Path, tmp_path: Path, monkeypatch: pytes
 
 def test_every_option_of_the_page_is_one(invoke: Invoke) -> None:
     """What its table names stands in the help, and the help's options of images stand in the table."""
-    shown = invoke("calibrate", "--help").stdout.partition("Images:")[2]
+    shown = invoke("calibrate", "--help").stdout.partition("Images:")[2].partition("Printing:")[0]
     listed = set(re.findall(r"^  (--[a-z-]+)", shown, flags=re.MULTILINE)) - {"--images", "--split"}
     assert listed == set(re.findall(r"--[a-z][a-z-]+", PAGE)) - {
         "--images",

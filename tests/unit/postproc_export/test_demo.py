@@ -16,7 +16,15 @@ from postproc_export.demo import run as run_module
 from postproc_export.demo.data import CROP_SIZE, DEFECTS, GOOD, NORMAL_PHOTO, REGIONS, Crop, Photos, Split
 from postproc_export.demo.detector import Outputs, as_input, dct_filters, direction_sums, fit_detector, fit_gaussian
 from postproc_export.demo.factory import TRAINING_CROPS
-from postproc_export.demo.run import CROPS_EACH_DEFECT, FILES, GOOD_CROPS, commands, draw_picture, export_detector
+from postproc_export.demo.run import (
+    CROPS_EACH_DEFECT,
+    FILES,
+    GOOD_CROPS,
+    DemoResult,
+    commands,
+    draw_picture,
+    export_detector,
+)
 from postproc_export.errors import FileError, MissingDependencyError
 from postproc_export.runtimes import open_runner
 from postproc_export.stats import LevelStats
@@ -351,7 +359,8 @@ def test_a_missed_check_is_shown_and_exits_1(
 ) -> None:
     """The demo fails when one of its files fails its check, and prints what failed."""
     report = ParityReport(subject="attached.xml", checks=(Check(name="tail", passed=passed, message="1 flipped"),))
-    monkeypatch.setattr(run_module, "run_demo", lambda folder, tell: [report])
+    result = DemoResult(folder=Path("home"), attached=None, reports=(report,))  # type: ignore[arg-type]
+    monkeypatch.setattr(run_module, "run_demo", lambda folder, tell: result)
     assert main(["demo"]) == code
     assert ("1 of 1 checks failed: tail" in capsys.readouterr().out) == (not passed)
 
