@@ -41,7 +41,6 @@ def attach_postprocessing(**given: Any) -> AttachResult:
     target = default_target(source, asked.output, in_place=asked.in_place, mark="post", read=[asked.stats])
     stats = as_stats(asked.stats)
     options, chosen = tail_options(asked, given, stats)
-    refuse_unused(options, changed_options(options))
     outputs: Outputs = {"image_output": asked.image_output, "pixel_output": asked.pixel_output}
     form = format_of(source)
     edit = partial(attach_model, form, stats=stats, options=options, steps=own, outputs=outputs)
@@ -72,8 +71,10 @@ def attach_model(
 
     Raises UsageError if the statistics were calibrated behind other steps, or these contradict each other.
     """
+    given = changed_options(options)
+    refuse_unused(options, given)
     if not steps and not recorded_tails(stats):
-        return form.attach(model, stats, options, outputs)
+        return form.attach(model, stats, options, outputs, given=given)
     from postproc_export.steps.around import put_before, put_behind, refuse_other_tails
     from postproc_export.steps.transforms import split
 
@@ -83,7 +84,7 @@ def attach_model(
         outputs, _ = put_before(form, model, before, stats=stats, outputs=outputs, calibrated=levels)
     else:
         refuse_other_tails(stats, ())
-    attached = form.attach(model, stats, options, outputs)
+    attached = form.attach(model, stats, options, outputs, given=given)
     if behind:
         put_behind(form, model, behind, attached.tail)
     return replace(attached, own=tuple(spec.text for spec in steps))

@@ -66,8 +66,7 @@ class Counts:
 
     def columns(self) -> list[str]:
         """Return recall, precision, false-positive rate and false alarms, as a table shows them."""
-        rates = (found and (f"{found[0]:.4f}", f"{found[1]:.4f}") for found in self.rates.values())
-        return [*("-" if found is None else _range(found) for found in rates), f"{_range(self.fp)} of {self.normal}"]
+        return [*("-" if found is None else _rate(*found) for found in self.rates.values()), _range(self.fp)]
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object; None where only limits are known, which stand beside it."""
@@ -360,5 +359,12 @@ def _rates_json(counts: Counts) -> dict[str, Any]:
     return known | limits
 
 
-def _range(found: tuple[Any, Any]) -> str:
+def _rate(low: float, high: float) -> str:
+    """Return a rate with the digits that are known, four at most; its limits where these are one or only zeros."""
+    texts = [(f"{low:.{digits}f}", f"{high:.{digits}f}") for digits in (4, 3, 2)]
+    known = (one for one, other in texts if one == other and (float(one) or (one, other) == texts[0]))
+    return next(known, " to ".join(texts[0]))
+
+
+def _range(found: tuple[int, int]) -> str:
     return str(found[0]) if found[0] == found[1] else f"{found[0]} to {found[1]}"

@@ -37,8 +37,13 @@ def check_target(target: Path, inputs: Sequence[Path] = ()) -> None:
     with explained(target):
         refuse_unwritable(target)
         refuse_inputs([target], inputs, fix="choose another path")
-        with TemporaryFile(dir=target.parent):
+        with TemporaryFile(dir=nearest_folder(target)):
             pass
+
+
+def nearest_folder(path: Path) -> Path:
+    """Return the folder of a path, or of those above it the first that is there."""
+    return next(each for each in path.absolute().parents if each.exists())
 
 
 def check_folder(folder: Path) -> None:
@@ -65,9 +70,10 @@ def refuse_inputs(targets: Sequence[Path], inputs: Sequence[Path], *, fix: str) 
 
 def refuse_unwritable(target: Path) -> None:
     """Raise FileError for a target that no file can be moved to."""
-    if not target.parent.is_dir():
-        raise FileError(f"cannot write {target}", found=f"no folder {target.parent}", fix="make the folder first")
-    folder = Path(os.path.realpath(target.parent))
+    if not (nearest := nearest_folder(target)).is_dir():
+        reason = f"{nearest} is no folder, so that none can be made in it"
+        raise FileError(f"cannot write {target}", found=reason, fix="choose another path")
+    folder = Path(os.path.realpath(nearest))
     found = None
     if target.is_dir():
         found = "a folder"
@@ -183,19 +189,21 @@ def default_target(
     FileError is raised. Raises UsageError if the source is no model file, or the output is of the other format.
     """
     check_suffix(source)
-    target = source if in_place else source.with_suffix(f".{mark}{source.suffix}")
-    if output is not None:
-        target = Path(output)
-        if target.suffix != source.suffix:
-            raise UsageError(
-                f"cannot write {FORMATS[source.suffix]} to {target}",
-                found=f"the suffix '{target.suffix}'",
-                needed=f"'{source.suffix}'",
-                fix="keep the format, and convert the file afterwards",
-            )
+    usual = source.with_suffix(f".{mark}{source.suffix}")
+    target = Path(output) if output is not None else source if in_place else usual
+    if target.suffix != source.suffix or target.is_dir():
+        found, fix = "a folder", f"--output {target / usual.name}"
+        if not target.is_dir():
+            found = f"the suffix '{target.suffix}'" if target.suffix else "no suffix"
+            fix = f"--output {target.with_suffix(source.suffix)}; convert that file afterwards, if need be"
+        what, needed = f"cannot write {FORMATS[source.suffix]} to {target}", f"a file with the suffix '{source.suffix}'"
+        raise UsageError(what, found=found, needed=needed, fix=fix)
     written = [target] if target.suffix == ".onnx" else [target, target.with_suffix(".bin")]
     files = [Path(each) for each in read if isinstance(each, str | Path)]
     refuse_inputs(written, files, fix="choose another path")
+    if in_place and _identity(target) != _identity(source):
+        found = f"--output {target}, another file than {source}"
+        raise UsageError("--in-place would have no effect", found=found, fix="leave out one of them")
     return target
 
 
@@ -219,7 +227,7 @@ def append_text(path: Path, text: str) -> None:
             with os.fdopen(descriptor, "wb", buffering=0) as file:
                 write_all(file, text.encode())
             return
-        with held_signals(), ExitStack() as undo:
+        with folder_made_for(path), held_signals(), ExitStack() as undo:
             if not path.exists():
                 undo.callback(path.unlink, missing_ok=True)
             with path.open("ab", buffering=0) as file:
@@ -326,16 +334,18 @@ def publishing(
 ) -> Iterator[Publication]:
     """Write one or several files of one folder so that they appear whole or not at all, moved when the block ends.
 
-    A symbolic link at a target is replaced, what it points to stays. Several targets that exist are kept as
-    `*.postproc-backup` until all are replaced. `in_place` allows a target to be among the `inputs`. Raises FileError if
-    a target cannot be written, is written by another run, or a killed run left a backup that cannot be put back.
+    The folder is made where it is not there, and removed again if nothing is written. A symbolic link at a target is
+    replaced, what it points to stays. Several targets that exist are kept as `*.postproc-backup` until all are
+    replaced. `in_place` allows a target to be among the `inputs`. Raises FileError if a target cannot be written, is
+    written by another run, or a killed run left a backup that cannot be put back.
     """
     with explained(targets[0]):
         if not in_place:
             refuse_inputs(targets, inputs, fix=_ANOTHER)
         for target in targets:
             refuse_unwritable(target)
-        with staging_folder(targets[0].parent, [target.name for target in targets]) as staging:
+        names = [target.name for target in targets]
+        with folder_made_for(targets[0]), staging_folder(targets[0].parent, names) as staging:
             refuse_backups(targets)
             publication = Publication(targets, staging)
             yield publication

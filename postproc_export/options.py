@@ -8,11 +8,12 @@ option is its entry in the docstring; `spelt` says where the command line spells
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields
 from itertools import chain
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, get_args
 
 from postproc_export.errors import UsageError
-from postproc_export.float32 import shortest
+from postproc_export.float32 import shortest, to_float32
 from postproc_export.policies import EXTREMES, RATES, Policy
 from postproc_export.runtimes import Precision, RuntimeName
 from postproc_export.stats import LEVELS, CalibrationStats, Comparison, Level, check_comparison, check_sensitivity
@@ -46,6 +47,12 @@ _OF_LABELS: Final = (
     "as_parameters",
 )
 _DTYPES: Final = ("label_dtype", "mask_dtype")
+_LEVEL_OF: Final[dict[str, Level]] = {
+    "image_sensitivity": "image",
+    "label_dtype": "image",
+    "pixel_sensitivity": "pixel",
+    "mask_dtype": "pixel",
+}
 _ADJUSTABLE_FLAGS: Final = {
     "--runtime-sensitivity": ("sensitivity", "Let image_sensitivity and pixel_sensitivity be set at run time."),
     "--runtime-boundary": ("boundary", "Let image_boundary and pixel_boundary, raw, be set at run time."),
@@ -120,9 +127,9 @@ class DecisionOptions:
     Parameters
     ----------
     image_sensitivity
-        In [0, 1], higher finds more anomalous images; at 0.5 the decision is ``raw >= threshold``.
+        In [0, 1]: at 0.5 the decision is ``raw >= threshold``, 0.3 finds fewer anomalous images, 0.7 more.
     pixel_sensitivity
-        In [0, 1], higher finds more anomalous pixels; at 0.5 the decision is ``raw >= threshold``.
+        In [0, 1]: at 0.5 the decision is ``raw >= threshold``, 0.3 finds fewer anomalous pixels, 0.7 more.
     comparison
         ``ge`` decides as calibrated; ``gt`` exactly as Anomalib's code does.
     nan_guard
@@ -538,9 +545,10 @@ class CheckOptions(StepOptions):
     stats
         Statistics that the file was attached with, to judge one whose record is gone.
     image_sensitivity
-        With ``stats``: the sensitivity that the file was attached with; by default that of ``attach``.
+        With ``stats``: the sensitivity that the file was attached with, of which 0.3 finds fewer anomalous images than
+        0.5; by default that of ``attach``.
     pixel_sensitivity
-        The same for pixels.
+        The same for pixels, of which 0.3 finds fewer anomalous ones than 0.5.
     comparison
         With ``stats``: the rule that the file was attached with; by default that of ``attach``.
     """
@@ -648,10 +656,15 @@ def changed_options(options: TailOptions) -> list[str]:
     return [item.name for item in fields(options) if getattr(options, item.name) != getattr(default, item.name)]
 
 
-def refuse_unused(options: TailOptions, given: Collection[str]) -> None:
-    """Refuse options, by the names in `given`, that a user gave and that would have no effect beside the others."""
+def refuse_unused(options: TailOptions, given: Collection[str], *, levels: Collection[Level] = LEVELS) -> None:
+    """Refuse options, by the names in `given`, that a user gave and that would have no effect beside the others.
+
+    `levels` are those that are post-processed.
+    """
     for name in given:
-        typed = as_typed(options, name)
+        typed, level = as_typed(options, name), _LEVEL_OF.get(name)
+        if level is not None and level not in levels:
+            raise _unused(typed, f"the {level} level is not post-processed", instead=f"calibrate the {level} level")
         if name in _DTYPES and options.is_packed:
             raise _unused(typed, "the packed layout is float32", instead="leave out --layout packed")
         if name in _OF_LABELS and not options.enable_thresholding:
@@ -668,7 +681,8 @@ def as_typed(options: Any, name: str) -> str:
         return next(flag for flag in flags if meant[flag][0] == value)
     if isinstance(value, bool):
         return flags[0 if value else 1]
-    return f"{flags[0]} {shortest(value) if isinstance(value, float) else value}"
+    is_float32 = isinstance(value, float) and isfinite(value) and to_float32(value) == value
+    return f"{flags[0]} {shortest(value) if is_float32 else value}"
 
 
 def _unused(typed: str, why: str, *, instead: str) -> UsageError:

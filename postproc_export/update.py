@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +12,7 @@ from postproc_export.errors import UsageError
 from postproc_export.files import default_target
 from postproc_export.float32 import Half, to_float32
 from postproc_export.formats.base import DetachResult, Format, Outputs, format_of
-from postproc_export.options import TailOptions, UpdateOptions, refuse_unused
+from postproc_export.options import FileOptions, TailOptions, UpdateOptions, as_typed, refuse_unused
 from postproc_export.outcome import Outcome, outcome_json
 from postproc_export.policies import Policy
 from postproc_export.ports import LEAVE_OUT
@@ -101,6 +100,10 @@ class Changes:
         sensitivities, chosen = choose_sensitivities(self.targets, wanted.stats, wanted.options)
         return replace(self, options={**self.options, **sensitivities}, targets={}, chosen=chosen)
 
+    def changed(self, options: TailOptions) -> list[str]:
+        """Return the names of the options that are other ones than those of the file."""
+        return [name for name, value in self.options.items() if value != getattr(options, name)]
+
     def apply(self, state: State) -> State:
         """Return the changed state.
 
@@ -111,7 +114,9 @@ class Changes:
         levels = {level: self._level(level, stats.level(level), state.stats.level(level)) for level in LEVELS}
         changed = replace(stats, image=levels["image"], pixel=levels["pixel"])
         options = replace(state.options, **self.options)
-        refuse_unused(options, self.options)
+        others = self.changed(state.options)
+        # what is given beside a switch is refused even where it is recorded: it had an effect so far
+        refuse_unused(options, self.options if {"enable_thresholding", "layout"} & set(others) else others)
         return State(changed, options)
 
     def _level(self, level: Level, stats: LevelStats | None, current: LevelStats | None) -> LevelStats | None:
@@ -233,8 +238,6 @@ def told_edits(tails: Mapping[Level, FoundTail], before: State, edits: Edits) ->
 def _edits(level: Level, tail: FoundTail, changes: Changes) -> Edits:
     wanted: dict[str, float] = {}
     sensitivity, threshold = changes.options.get(f"{level}_sensitivity"), changes.threshold(level)
-    if threshold is not None and not math.isfinite(to_float32(threshold)):
-        raise UsageError(f"the threshold of the {level} level is not finite", found=str(threshold))
     if not tail.reading.is_normalised and threshold is not None and (changes.normalized or sensitivity is not None):
         raise UsageError(
             f"the {level} level compares its raw score with one number, which a threshold in raw units replaces",
@@ -308,8 +311,8 @@ def _updated(
         )
     _refuse_unknown(tails, unknown)
     wanted = changes.apply(before)
-    detached = form.take(model, "tail", where=str(where))
-    tail = form.attach(model, wanted.stats, wanted.options, _outputs(found, detached)).tail
+    detached, given = form.take(model, "tail", where=str(where)), changes.changed(before.options)
+    tail = form.attach(model, wanted.stats, wanted.options, _outputs(found, detached), given=given).tail
     after = State(tail.stats, tail.resolved_options, tail.narrow)
     notes = (*changes.chosen, *tail.notes, *_narrowed(found, after))
     if is_foreign:
@@ -417,7 +420,7 @@ class UpdateResult(Outcome):
     source
         The model that was read; for an IR the .xml.
     output
-        The model that was written; None where it has no post-processing, and so nothing was written.
+        The model that was written; None where nothing was: it has no post-processing, or decides so already.
     before, after
         What the source decides, and what the output decides.
     is_changed
@@ -449,14 +452,15 @@ class UpdateResult(Outcome):
         if not self:
             return nothing_found(self.source, self.misses, self.outputs)
         if not self.is_changed:
-            return f"nothing changes in {self.source}: it decides so already"
+            return f"nothing to change in {self.source}: it decides so already"
         return f"updated post-processing of {self.source}"
 
     def facts(self) -> Iterator[tuple[str, str]]:
         """Yield what was written and what was changed, in numbers."""
         if not self:
             return
-        yield "written", str(self.output)
+        if self.output is not None:
+            yield "written", str(self.output)
         for level in LEVELS:
             yield from ((level, line) for line in self._level(level))
         for title, name in _SHOWN_OPTIONS.items():
@@ -495,7 +499,8 @@ def update_postprocessing(**given: Any) -> UpdateResult:
     Returns
     -------
     UpdateResult
-        Falsy, and nothing is written, where the model has no post-processing that is known.
+        Falsy where the model has no post-processing that is known. Nothing is written then, nor where it decides so
+        already.
 
     Raises
     ------
@@ -510,6 +515,7 @@ def update_postprocessing(**given: Any) -> UpdateResult:
     given = {name: value for name, value in given.items() if value is not None}
     asked = UpdateOptions(**given)
     source, stats = Path(asked.model_path), asked.stats
+    _refuse_idle(asked, given)
     changes = Changes(
         stats=None if stats is None else as_stats(stats),
         image_threshold=asked.image_threshold,
@@ -520,9 +526,32 @@ def update_postprocessing(**given: Any) -> UpdateResult:
     )
     target = default_target(source, asked.output, in_place=asked.in_place, mark="updated", read=[stats])
     form = format_of(source)
-    edit = partial(update_model, form, changes=changes, keep_dialect=asked.keep_dialect, where=source)
-    updated = form.rewrite(source, target, edit, asked)
-    return replace(updated, output=target) if updated else updated
+    results: list[UpdateResult] = []
+
+    def edit(model: Any) -> bool:
+        results.append(update_model(form, model, changes, keep_dialect=asked.keep_dialect, where=source))
+        return bool(results[0]) and results[0].is_changed
+
+    is_written, updated = form.rewrite(source, target, edit, asked), results[0]
+    if updated and not is_written and not given.keys() - _OF_FILES:
+        found, fix = f"{source}, and no option", f"such as postproc-export update {source} --image-sensitivity 0.7"
+        raise UsageError("nothing to change: give an option", found=found, fix=fix)
+    return replace(updated, output=target if is_written else None)
+
+
+_OF_FILES: Final = {item.name for item in fields(FileOptions)} | {"model_path"}
+
+
+def _refuse_idle(asked: UpdateOptions, given: Mapping[str, Any]) -> None:
+    """Refuse thresholds that are none, and units of thresholds that are not given."""
+    thresholds = [name for name in ("image_threshold", "pixel_threshold") if name in given]
+    for name in thresholds:
+        if not math.isfinite(to_float32(getattr(asked, name))):
+            fix = f"`postproc-export inspect {asked.model_path}` shows the one of now"
+            raise UsageError(f"{as_typed(asked, name)}: use a finite number", needed="a float32", fix=fix)
+    if asked.normalized and not thresholds:
+        fix = "leave it out, or give --image-threshold or --pixel-threshold"
+        raise UsageError("--normalized would have no effect", found="no threshold", fix=fix)
 
 
 def update_model(form: Format, model: Any, changes: Changes, *, keep_dialect: bool, where: Path) -> UpdateResult:

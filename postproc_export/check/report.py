@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from postproc_export.check.chain import TAIL, TORCH_ATTACHED, TORCH_RAW, Baseline, LevelTrace, WayResult
 from postproc_export.check.inputs import RealBatch
 from postproc_export.comparison import describe_flip
-from postproc_export.files import folder_made_for, publishing
+from postproc_export.files import publishing
 from postproc_export.options import CheckOptions
 from postproc_export.stats import Level
 
@@ -315,7 +315,7 @@ class FailureStore:
 
     def _save(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> Path:
         path = self._folder / f"{name.replace('/', '-')}.npz"
-        with folder_made_for(path), publishing([path]) as publication:
+        with publishing([path]) as publication:
             np.savez(publication.temporary(path), **arrays)  # type: ignore[arg-type]  # the stubs take **arrays for allow_pickle
         return path
 

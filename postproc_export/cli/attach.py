@@ -60,7 +60,7 @@ def update(**given: Any) -> Outcome:
 
     What is not given stays as it is in the file.
 
-    Example: postproc-export update model.post.onnx -o stricter.onnx --image-sensitivity 0.3
+    Example: postproc-export update model.post.onnx -o fewer.onnx --image-sensitivity 0.3
     """
     from postproc_export.update import update_postprocessing
 

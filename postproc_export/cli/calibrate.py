@@ -76,7 +76,9 @@ def _policies_view(level: str, rows: Sequence[Mapping[str, Any]]) -> Table:
 def _sensitivities_view(level: str, rows: Mapping[float, Counts]) -> Table:
     from postproc_export.curve import TITLES
 
-    table = grid(*TITLES, title=f"what other sensitivities find, {level} level")
+    total = next(iter(rows.values()))
+    title = f"what other sensitivities find, {level} level: {total.anomalous} anomalous, {total.normal} normal"
+    table = grid(*TITLES, title=title)
     for sensitivity, counts in rows.items():
         table.add_row(f"{sensitivity:.9g}", *counts.columns())
     return table

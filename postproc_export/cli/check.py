@@ -33,12 +33,12 @@ def _check_before(
         samples = [] if images is None else find_samples(images, labels=False)
         files += [path for sample in samples for path in (sample.image, sample.mask) if path is not None]
         if junit is not None:
-            check_target(junit, files) if junit.parent.is_dir() else _check_new(junit)
+            check_target(junit, files)
         if markdown is not None and (markdown.is_file() or not markdown.exists()):
             # It is appended to, so that a device such as /dev/stdout may stand there.
             refuse_inputs([markdown], files, fix="choose another path")
             with explained(markdown):
-                _check_new(markdown) if not markdown.exists() else markdown.open("a").close()
+                check_target(markdown) if not markdown.exists() else markdown.open("a").close()
         elif markdown is not None and markdown.is_dir():
             raise FileError(f"cannot write {markdown}", found="a folder", needed="the path of a file", fix="add a name")
     if save_failures is not None:
@@ -48,25 +48,12 @@ def _check_before(
 def _write_reports(report: ParityReport, *, junit: Path | None, markdown: Path | None) -> None:
     """Write the JUnit file, and append the summary; each whole or not at all, in a folder that is made if need be."""
     from postproc_export.check import report as formats
-    from postproc_export.files import append_text, folder_made_for, write_text
+    from postproc_export.files import append_text, write_text
 
     if junit is not None:
-        with folder_made_for(junit):
-            write_text(junit, formats.junit(report))
+        write_text(junit, formats.junit(report))
     if markdown is not None:
-        with folder_made_for(markdown):
-            append_text(markdown, formats.markdown(report))
-
-
-def _check_new(path: Path) -> None:
-    """Refuse a path whose folders cannot be made."""
-    from postproc_export.files import check_folder
-
-    nearest = next(each for each in (path, *path.absolute().parents) if each.exists())
-    if not nearest.is_dir():
-        found, fix = f"the folder cannot be made: {nearest} is no folder", "choose another path"
-        raise FileError(f"cannot write {path}", found=found, fix=fix)
-    check_folder(nearest)
+        append_text(markdown, formats.markdown(report))
 
 
 _OF_IMAGES: Final = image_options(CheckOptions, defaults=False)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from postproc_export.errors import FileError, require
+from postproc_export.files import folder_made_for
 from postproc_export.process import Undoing, claimed, orderly_end
 
 Gray: TypeAlias = npt.NDArray[np.uint8]
@@ -253,7 +254,7 @@ def own_files(folder: Path) -> frozenset[PurePosixPath]:
 @contextmanager
 def whole_or_nothing(folder: Path) -> Iterator[None]:
     """Take everything that the demo has in the folder away again where the block fails, or a signal ends it."""
-    was_there, is_whole = folder.exists(), False
+    is_whole = False
 
     def undo() -> None:
         if is_whole:
@@ -268,10 +269,8 @@ def whole_or_nothing(folder: Path) -> Iterator[None]:
                 with suppress(OSError):  # the user has put something there
                     (folder / parent).rmdir()
             (folder / MARKER).unlink(missing_ok=True)  # the list goes last
-            if not was_there:
-                folder.rmdir()
 
-    with claimed([folder]), orderly_end(), Undoing(undo):
+    with folder_made_for(folder / MARKER), claimed([folder]), orderly_end(), Undoing(undo):
         yield
         is_whole = True
 

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from postproc_export.check.report import ParityReport
 from postproc_export.errors import FileError, PostprocError, UsageError
-from postproc_export.files import explained, folder_made_for, publishing
+from postproc_export.files import explained, nearest_folder, publishing, refuse_unwritable
 from postproc_export.outcome import Outcome, outcome_json
 from postproc_export.process import staging_folder
 from postproc_export.record import AttachResult
@@ -107,8 +107,7 @@ REPORT: Final = "parity.json"
 def check_target(folder: Path, name: str) -> None:
     """Refuse a target before anything is computed for it.
 
-    Raises FileError if the folder is a file or lies in a folder that is not there, and UsageError if the name is no
-    plain file name.
+    Raises FileError if the folder is a file or lies in one, and UsageError if the name is no plain file name.
     """
     if not name or Path(name).name != name or name.startswith("."):
         raise UsageError(
@@ -116,8 +115,7 @@ def check_target(folder: Path, name: str) -> None:
         )
     if folder.exists() and not folder.is_dir():
         raise FileError(f"cannot write to {folder}", found="a file", needed="a folder, which may be new")
-    if not folder.absolute().parent.is_dir():
-        raise FileError(f"cannot make the folder {folder}", found=f"no folder {folder.absolute().parent}")
+    refuse_unwritable(folder / REPORT)
 
 
 def targets_of(folder: Path, name: str, formats: Sequence[Format]) -> list[Path]:
@@ -134,7 +132,8 @@ def workshop(folder: Path, name: str, formats: Sequence[Format]) -> Iterator[Pat
     """
     where, names = folder, [path.name for path in targets_of(folder, name, formats)]
     if not folder.is_dir():
-        where, names = folder.absolute().parent, [folder.name]
+        where = nearest_folder(folder)
+        names = [folder.absolute().relative_to(where).parts[0]]
     with explained(folder), staging_folder(where, names) as staging:
         try:
             yield staging.files
@@ -160,7 +159,7 @@ def deliver(
     statistics = folder / STATISTICS
     if statistics.exists() and any(file.exists() and statistics.samefile(file) for file in inputs):
         targets.remove(statistics)
-    with folder_made_for(targets[0]), publishing(targets, inputs=inputs) as publication:
+    with publishing(targets, inputs=inputs) as publication:
         for target in targets:
             (made / target.name).rename(publication.temporary(target))
     return tuple(targets)

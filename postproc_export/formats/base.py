@@ -18,7 +18,7 @@ from postproc_export import __version__
 from postproc_export.errors import MetadataError, UnsupportedModelError
 from postproc_export.files import check_suffix
 from postproc_export.float32 import Half
-from postproc_export.options import FileOptions, LabelDtype, TailOptions
+from postproc_export.options import FileOptions, LabelDtype, TailOptions, refuse_unused
 from postproc_export.outcome import Outcome, outcome_json
 from postproc_export.ports import OutputChoice, Selection, select_outputs
 from postproc_export.reading.found import (
@@ -457,9 +457,15 @@ class Format(ABC):
         return record
 
     def attach(
-        self, model: Any, stats: CalibrationStats, options: TailOptions, outputs: Outputs | None = None
+        self,
+        model: Any,
+        stats: CalibrationStats,
+        options: TailOptions,
+        outputs: Outputs | None = None,
+        *,
+        given: Collection[str] = (),
     ) -> AttachResult:
-        """Append the tail.
+        """Append the tail; `given` are the names of the options that a user gave, each of which has to have an effect.
 
         Raises UnsupportedModelError if there is one already or the outputs cannot be post-processed, and UsageError or
         MetadataError if statistics and options do not fit the model or each other.
@@ -470,6 +476,8 @@ class Format(ABC):
         ports = self.outputs(model)
         selection = select_outputs(ports, calibrated=calibrated_levels(stats, options), **(outputs or {}))
         tail = self.build_tail(model, stats, options, selection)
+        given = [name for name in given if name != "mask_dtype" or options.mask_dtype != self.mask_dtype]
+        refuse_unused(options, given, levels=[level for level in LEVELS if tail.names(level)])
         record = self.put(model, plan_tail(tail, [port.name for port in ports]))
         assert isinstance(record, TailRecord), "the tail has a record of its own"
         return AttachResult(tail, record)

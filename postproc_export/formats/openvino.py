@@ -8,6 +8,7 @@ import numpy as np
 
 from graph_patterns.match import Site, Value
 from graph_patterns.openvino import OpenVinoView, copied, emit, remove, set_numbers
+from postproc_export.errors import UsageError
 from postproc_export.files import publishing
 from postproc_export.formats.base import (
     PLAIN,
@@ -95,6 +96,9 @@ class OpenVinoFormat(Format):
         In place, both are kept as ``*.postproc-backup`` until both are replaced. Raises FileError or
         UnsupportedModelError if the source cannot be read, or the target cannot be written.
         """
+        if options.link_weights:
+            what = "--link-weights is for external data of an ONNX model"
+            raise UsageError(what, found=f"{source}, an OpenVINO IR", fix="leave it out")
         core = openvino_core(purpose="rewriting an OpenVINO IR")
         sources, targets = pair_of(source), pair_of(target)
         with claimed(targets):

@@ -51,7 +51,7 @@ def test_statistics_are_not_overwritten(model: Path, tmp_path: Path, capsys: pyt
 def test_update_without_a_change_says_so(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 0: the model decides as asked for."""
     assert main(["update", str(model), "-o", str(tmp_path / "out.onnx"), "--image-threshold", "0.5"]) == 0
-    assert "nothing changes in" in capsys.readouterr().out
+    assert "nothing to change in" in capsys.readouterr().out
 
 
 def test_update_reports_a_model_without_a_tail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,6 +67,7 @@ ALIKE = [
     ("changed", "CalibrationError", "the source changed between two passes over it"),
     ("warned", "CalibrationError", "rank 1 of 2 failed: CalibrationWarning: image level: only normal samples"),
     ("other_options", "UsageError", "different options\n  found:   image_policy 'f1' on rank 0, 'recall=1' on rank 1"),
+    ("other_ranges", "UsageError", "image_range 'extremes' on rank 0, 'quantile=0,0.9' on rank 1"),
     ("other_steps", "UsageError", "different options\n  found:   steps [] on rank 0, ['negate'] on rank 1"),
     ("other_labels", "CalibrationError", "others have not\n  found:   rank 0 with, rank 1 without"),
     ("apart", "CalibrationError", "the ranks have come to different steps of the calibration"),

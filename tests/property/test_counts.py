@@ -106,6 +106,24 @@ def test_a_narrow_host_is_counted_at_its_threshold(dtype: str, tmp_path: Path) -
     assert f"(were {rates['tp'] + rates['fp']})" in other.summary()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_sensitivity_for_a_rate_holds_on_a_narrow_host(dtype: str, tmp_path: Path) -> None:
+    """It is chosen in float32, and the constant for the host calls the very same values anomalous."""
+    rng = np.random.default_rng(6)
+    labels = rng.integers(0, 2, 900)
+    values = (rng.normal(size=900) + labels).astype(DTYPES[dtype]).astype(np.float32)
+    raw = hosts.write(hosts.score_only(dtype=dtype), tmp_path / "raw.onnx")
+    attached = attach_postprocessing(
+        raw, calibrated(values, labels), output=tmp_path / "attached.onnx", image_sensitivity_for="recall=0.9"
+    )
+    called = values >= np.float32(attached.boundary("image"))
+    tp, fp = int((called & (labels == 1)).sum()), int((called & (labels == 0)).sum())
+    assert tp == np.ceil(0.9 * labels.sum())
+    assert f"{tp} of {labels.sum()} anomalous and {fp} of {900 - labels.sum()} normal ones" in attached.summary()
+    validation = inspect_model(tmp_path / "attached.onnx").to_json()["levels"]["image"]["validation"]
+    assert (validation["tp"], validation["fp"]) == (tp, fp)
+
+
 def test_a_thinned_curve_gives_limits() -> None:
     """Between two of its thresholds no number is known, so none is told; at them it is."""
     rng = np.random.default_rng(5)

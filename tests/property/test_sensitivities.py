@@ -261,5 +261,9 @@ def test_rates_of_limits_are_limits() -> None:
     """The lowest and the highest that each could be; none over nothing."""
     counts = Counts(tp=(2, 3), fp=(0, 1), anomalous=4, normal=0)
     assert counts.rates == {"recall": (0.5, 0.75), "precision": (2 / 3, 1.0), "fpr": None}
-    assert counts.columns() == ["0.5000 to 0.7500", "0.6667 to 1.0000", "-", "0 to 1 of 0"]
+    assert counts.columns() == ["0.5000 to 0.7500", "0.6667 to 1.0000", "-", "0 to 1"]
+    near = Counts(tp=(900_100, 900_300), fp=(5, 5), anomalous=10**6, normal=10**4)
+    assert near.columns() == ["0.900", "1.0000", "0.0005", "5"]
+    few = Counts(tp=(4, 4), fp=(4, 5), anomalous=10**5, normal=10**4)
+    assert few.columns() == ["0.0000", "0.4444 to 0.5000", "0.0004 to 0.0005", "4 to 5"]
     assert Counts(tp=(0, 0), fp=(0, 0), anomalous=4, normal=3).rates["precision"] is None

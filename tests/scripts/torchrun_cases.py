@@ -97,6 +97,11 @@ def other_options(rank: int) -> None:
     scores(rank, image_policy=("f1", "recall=1")[rank]).compute(distributed=True)
 
 
+def other_ranges(rank: int) -> None:
+    """The ranks were given different ranges."""
+    scores(rank, image_range=("extremes", "quantile=0,0.9")[rank]).compute(distributed=True)
+
+
 def other_steps(rank: int) -> None:
     """The values of rank 1 alone are turned round."""
     scores(rank, step=((), "negate")[rank]).compute(distributed=True)
@@ -140,6 +145,7 @@ TROUBLE = (
     changed,
     warned,
     other_options,
+    other_ranges,
     other_steps,
     other_labels,
     apart,

@@ -215,10 +215,10 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], type[Exception], str]] 
         {},
         {"adjustable": "sensitivity", "enable_thresholding": False},
         UsageError,
-        "adjustable would have no effect",
+        "adjustable='sensitivity' would have no effect",
     ),
     "parameters-in-onnx": ({}, {"adjustable": "boundary", "as_parameters": True}, UsageError, "is for an IR"),
-    "parameters-of-nothing": ({}, {"as_parameters": True}, UsageError, "as_parameters would have no effect"),
+    "parameters-of-nothing": ({}, {"as_parameters": True}, UsageError, "as_parameters=True would have no effect"),
     "ir-version-3": (
         {"opset": 8, "ir_version": 3},
         {"adjustable": "boundary"},

@@ -211,7 +211,8 @@ def stop(self):
     time.sleep(60)
 
 files.Publication.move_into_place = stop
-attach_postprocessing(sys.argv[1], CalibrationStats.load(sys.argv[2]), output=sys.argv[3], in_place=True)
+model, stats, target = sys.argv[1:]
+attach_postprocessing(model, CalibrationStats.load(stats), output=target, in_place=model == target)
 """
 
 
@@ -230,11 +231,22 @@ def test_a_killed_run_leaves_the_input_whole_and_no_output(model: Path, in_place
     left = {path.name: path.read_bytes() for path in model.parent.iterdir() if path.is_file()}
     assert left == before
     assert all(path.name.startswith(".postproc-") for path in model.parent.iterdir() if path.is_dir())
-    attach_postprocessing(model, STATS, output=target, in_place=True)
+    attach_postprocessing(model, STATS, output=target, in_place=in_place)
     check_outputs(target)
 
 
-def test_a_folder_that_cannot_be_written_is_named(model: Path, tmp_path: Path) -> None:
-    """A target in a folder that does not exist gives a clear error."""
-    with pytest.raises(FileError, match="nowhere"):
-        attach_postprocessing(model, STATS, output=tmp_path / "nowhere" / f"out{model.suffix}")
+def test_the_folder_of_the_output_is_made(model: Path, tmp_path: Path) -> None:
+    """However deep; where nothing is written none is there, and where it fails on the way none is left."""
+    target = tmp_path / "new" / "deep" / f"out{model.suffix}"
+    attach_postprocessing(model, STATS, output=target)
+    check_outputs(target)
+    with pytest.raises(UsageError, match="no such output"):
+        attach_postprocessing(model, STATS, output=tmp_path / "new" / "other" / target.name, image_output="nothing")
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["deep"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(model: Path, tmp_path: Path) -> None:
+    """A target below a file gives a clear error."""
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError, match=r"cannot write .*\n  found:   .*file is no folder, so that none can be made"):
+        attach_postprocessing(model, STATS, output=tmp_path / "file" / "new" / f"out{model.suffix}")

@@ -43,7 +43,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def attached(folder: Path, model: onnx.ModelProto, *, suffix: str = ".onnx", **options: Any) -> tuple[Path, Path]:
-    """Write a host and attach to it; return both files."""
+    """Write a host and attach to it; return both files. A type of masks is for hosts with a map."""
+    if [item.name for item in model.graph.output] == ["pred_score"]:
+        options.pop("mask_dtype", None)
     host = folder / f"host{suffix}"
     hosts.write(model, host)
     target = folder / f"attached{suffix}"

@@ -40,14 +40,15 @@ def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_written_is_explained(tmp_path: Path) -> None:
-    """A missing folder, a folder in the place of the file, a file in the place of the folder, a device."""
-    with pytest.raises(FileError, match=r"cannot write .*a\.txt\n  found:   no folder .*missing"):
-        write_text(tmp_path / "missing" / "a.txt", "")
+    """A folder in the place of the file, a file in the place of the folder, a device; a missing folder is made."""
+    write_text(tmp_path / "missing" / "a.txt", "")
+    assert (tmp_path / "missing" / "a.txt").is_file()
     with pytest.raises(FileError, match="found:   a folder"):
         write_text(tmp_path, "")
     (tmp_path / "file").touch()
-    with pytest.raises(FileError, match="found:   no folder"):
-        write_text(tmp_path / "file" / "a.txt", "")
+    for target in (tmp_path / "file" / "a.txt", tmp_path / "file" / "new" / "a.txt"):
+        with pytest.raises(FileError, match=r"found:   .*file is no folder, so that none can be made in it"):
+            write_text(target, "")
     with pytest.raises(FileError, match="found:   a device or a pipe"):
         write_text(Path(os.devnull), "")
     with pytest.raises(FileError, match="found:   File name too long"):
@@ -188,9 +189,10 @@ def test_a_target_is_checked_without_writing_it(tmp_path: Path, monkeypatch: pyt
     """What `write_text` would refuse is refused before, with what to do; a good target is not made."""
     (tmp_path / "in.npz").write_text("input")
     check_target(tmp_path / "new.json", [tmp_path / "in.npz"])
+    check_target(tmp_path / "absent" / "a.json")
     assert contents(tmp_path) == {"in.npz": "input"}
     cases = {
-        tmp_path / "absent" / "a.json": "no folder .*\n  fix:     make the folder first",
+        tmp_path / "in.npz" / "a.json": "is no folder.*\n  fix:     choose another path",
         tmp_path: "a folder",
         tmp_path / ("x" * 300): "too long\n  fix:     choose a shorter name",
     }

@@ -57,12 +57,25 @@ def test_an_update_is_what_attaching_with_the_new_options_gives(
 
 @SUFFIXES
 def test_an_update_that_changes_nothing_says_so(suffix: str, tmp_path: Path) -> None:
-    """The output is the same bytes."""
+    """Nothing is written, and no folder for it is made."""
     path = attached(tmp_path, suffix=suffix, image_sensitivity=0.3)
-    result = update_postprocessing(path, output=tmp_path / f"out{suffix}", image_sensitivity=0.3, image_threshold=0.5)
-    assert not result.is_changed
-    assert result.summary().startswith(f"nothing changes in {path}: it decides so already")
-    assert (tmp_path / f"out{suffix}").read_bytes() == path.read_bytes()
+    result = update_postprocessing(
+        path, output=tmp_path / f"new/out{suffix}", image_sensitivity=0.3, image_threshold=0.5
+    )
+    assert (bool(result), result.is_changed, result.output) == (True, False, None)
+    assert result.summary().startswith(f"nothing to change in {path}: it decides so already")
+    assert not (tmp_path / "new").exists()
+
+
+@SUFFIXES
+def test_an_update_without_an_option_is_refused_where_it_has_nothing_to_do(suffix: str, tmp_path: Path) -> None:
+    """Where the file is to go is no option of what it decides; what is not as recorded is mended without one."""
+    path = attached(tmp_path, suffix=suffix)
+    message = r"^nothing to change: give an option\n  found: .*\n  fix: .*update .*--image-sensitivity"
+    for where in ({}, {"output": tmp_path / f"out{suffix}"}, {"in_place": True}):
+        with pytest.raises(UsageError, match=message):
+            update_postprocessing(path, **where)  # type: ignore[arg-type]
+    assert not (tmp_path / f"out{suffix}").exists()
 
 
 @SUFFIXES
@@ -133,7 +146,7 @@ def test_illegal_changes_are_refused(tmp_path: Path) -> None:
     path = attached(tmp_path)
     with pytest.raises(MetadataError, match=r"image_sensitivity 1\.5: use 0 to 1"):
         update_postprocessing(path, output=tmp_path / "out.onnx", image_sensitivity=1.5)
-    with pytest.raises(MetadataError, match="threshold is not a finite float32"):
+    with pytest.raises(UsageError, match=r"image_threshold.nan: use a finite number"):
         update_postprocessing(path, output=tmp_path / "out.onnx", image_threshold=float("nan"))
     with pytest.raises(UsageError, match="there is no other dialect to keep"):
         update_postprocessing(path, output=tmp_path / "out.onnx", keep_dialect=True, image_threshold=1.0)
@@ -224,9 +237,9 @@ def test_a_raw_comparison_is_edited_where_the_range_is_not_known(name: str, tmp_
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("262_no_norm_legacy.onnx", {"image_threshold": float("nan")}, "image level is not finite"),
-        ("262_no_minmax_legacy.xml", {"pixel_threshold": 1e39}, "pixel level is not finite"),
-        ("262_zero_range_legacy.onnx", {"image_threshold": float("-inf")}, "image level is not finite"),
+        ("262_no_norm_legacy.onnx", {"image_threshold": float("nan")}, "^image_threshold.*: use a finite number"),
+        ("262_no_minmax_legacy.xml", {"pixel_threshold": 1e39}, "^pixel_threshold.*: use a finite number"),
+        ("262_zero_range_legacy.onnx", {"image_threshold": float("-inf")}, "^image_threshold.*: use a finite number"),
         ("262_no_norm_legacy.onnx", {"image_threshold": 4.9, "image_sensitivity": 0.3}, "a sensitivity beside"),
         ("270_no_norm_dynamo.xml", {"image_threshold": 0.4, "normalized": True}, "normalized=True"),
     ],
