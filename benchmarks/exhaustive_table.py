@@ -27,7 +27,7 @@ from onnx import TensorProto, helper
 
 from postproc_export import CalibrationStats, LevelStats, attach_postprocessing
 from postproc_export.check.attached_files import load_attached
-from postproc_export.check.report import Check
+from postproc_export.check.findings import Check
 from postproc_export.check.tail import ALL, check_exhaustively
 from postproc_export.runtimes import RuntimeName
 from postproc_export.stats import Comparison, decision_boundary

@@ -267,12 +267,6 @@ class LabelDifference:
             parts=self.parts + other.parts,
         )
 
-    def brief(self) -> str:
-        """Return the numbers alone."""
-        if self.reason is not None:
-            return "not comparable"
-        return f"{self.flipped:,} / {self.count:,}" if self.flipped else f"{self.count:,}"
-
     def describe(self) -> str:
         """Return one sentence."""
         if self.reason is not None:
@@ -337,10 +331,6 @@ class ScoreDifference:
             reason=self.reason or other.reason,
             errors=Distances(*errors) if errors else None,
         )
-
-    def brief(self) -> str:
-        """Return the numbers alone."""
-        return "not comparable" if self.reason is not None else f"{self.largest:.1e}"
 
     def describe(self) -> str:
         """Return one sentence."""

@@ -525,7 +525,7 @@ class CheckOptions(StepOptions):
         Labels per output that may differ from the raw file's or the PyTorch model's though the raw value lies outside
         the band that another compilation or implementation explains.
     int8
-        Quantise the file by nncf and run that, too; by default where nncf is installed.
+        Quantise the file by nncf and run that, too.
     count
         Raw values per level for the tail alone.
     seed
@@ -565,7 +565,7 @@ class CheckOptions(StepOptions):
     other_preprocessing: bool = False
     limit: int | None = field(default=None, metadata=spelt(least=1))
     max_flips: int = field(default=0, metadata=spelt(least=0))
-    int8: bool | None = field(default=None, metadata=spelt("--int8", "--no-int8"))
+    int8: bool = field(default=False, metadata=spelt("--int8", "--no-int8"))
     count: int = field(default=COUNT, metadata=spelt(only_python=True))
     seed: int = field(default=SEED, metadata=spelt(least=0))
     threads: int | None = field(default=None, metadata=spelt(least=1))

@@ -9,14 +9,15 @@ from numpy.typing import NDArray
 from postproc_export.check.assumed import Assumed
 from postproc_export.check.attached import AttachedModel
 from postproc_export.check.attached_files import load_attached
+from postproc_export.check.findings import Check
 from postproc_export.check.inputs import RealInputs, array_inputs, image_inputs
 from postproc_export.check.record import check_record, file_checks, record_is_missing
 from postproc_export.check.reference import EagerTransform, RawFile, Reference, TorchRunner, unnamed_code
-from postproc_export.check.report import Check, FailureStore, ParityReport
+from postproc_export.check.report import FailureStore, ParityReport
 from postproc_export.check.steps import DecisionCheck, check_transform, unfit_layer, without_decisions
 from postproc_export.check.synthetic import SyntheticCheck
 from postproc_export.check.tail import check_adjusted, check_exhaustively, check_tail
-from postproc_export.check.ways import environment, has_nncf, installed_runtimes, usable_cores, whole_configurations
+from postproc_export.check.ways import environment, installed_runtimes, usable_cores, whole_configurations
 from postproc_export.check.whole import WholeCheck
 from postproc_export.errors import FileError, MissingDependencyError, UsageError, install
 from postproc_export.options import CheckOptions
@@ -71,6 +72,14 @@ def check_options(asked: CheckOptions) -> None:
         raise UsageError("a pre-processing without images", fix="leave it out, or give --images")
     if torch is not None and images is None and inputs is None:
         raise UsageError("a PyTorch model without images or inputs to feed it", fix="give --images or --inputs")
+    for option, value, is_used, needed in (
+        ("limit", asked.limit, images is not None or inputs is not None, "--images or --inputs"),
+        ("int8", asked.int8, images is not None or inputs is not None, "--images or --inputs"),
+        ("max_flips", asked.max_flips, asked.raw is not None or torch is not None, "--raw or --torch"),
+    ):
+        if value and not is_used:
+            name = f"--{option.replace('_', '-')}"
+            raise UsageError(f"{name} would have no effect", needed=needed, fix=f"leave {name} out, or give {needed}")
     if torch is None and (asked.image_output is not None or asked.pixel_output is not None):
         raise UsageError("an output was named without a PyTorch model", fix="give --torch, or leave the name out")
     if asked.save_failures is not None and isinstance(inputs, str | Path) and Path(inputs).is_file():
@@ -138,9 +147,7 @@ def _not_covered(
         yield from (f"the whole file against {name}: {reason}" for name, given in originals if given is not None)
     readers = model.form.runtimes
     missing = [name for name in readers if name not in runtimes]
-    yield from (f"{name}: it is not installed ({install(name)})" for name in missing)
-    if "onnxruntime" not in readers:
-        yield "ONNX Runtime: it does not read this format"
+    yield from (f"{name} ({install(name)}): it is not installed" for name in missing)
     for level in model.raw:
         if level not in model.levels:
             yield f"the {level} level: it is not calibrated, and '{model.raw[level].name}' stays as it is"
@@ -149,20 +156,15 @@ def _not_covered(
     if model.tail.adjustable and readers[0] != "openvino" and "openvino" in runtimes:
         names = ", ".join(model.tail.defaults)
         yield f"{names} in OpenVINO: reading an ONNX model makes constants of them"
-    yield "other devices than the CPU"
-    real = asked.images is not None or asked.inputs is not None
-    if not real:
-        yield "the whole file on real inputs: neither images nor inputs were given"
+    if asked.images is None and asked.inputs is None:
+        yield "real images (--images): none were given"
     if asked.raw is None:
-        yield "the whole file against the raw file run apart: no raw file was given"
-    elif not real:
-        yield "the raw file on real inputs: neither images nor inputs were given"
+        yield "the raw file (--raw): none was given"
     if asked.torch is None:
-        yield "the whole file against the PyTorch model: none was given"
-    if real and asked.int8 is False:
-        yield "the whole file quantised to INT8: it was not wanted"
-    elif real and not has_nncf():
-        yield f"the whole file quantised to INT8: nncf is not installed ({install('nncf')})"
+        yield "the PyTorch model (--torch): none was given"
+    if not asked.int8:
+        yield "INT8 (--int8): it was not asked for"
+    yield "other devices than the CPU"
 
 
 @called_like(CheckOptions)
@@ -201,7 +203,7 @@ def check_parity(**given: Any) -> ParityReport:
     missing = record_is_missing(attached) if of_file and asked.stats is None else None
     missing = unfit_layer(attached, assumed) if missing is None else missing
     if missing is not None:  # what needs no record is told all the same
-        return _report_of(attached, [missing, *of_file], not_checked, environment(**shared))
+        return _report_of(asked, [missing, *of_file], not_checked, environment(**shared))
     with without_decisions(attached, assumed) as (path, entire):
         model = load_attached(path, assumed)
         runtimes = usable_runtimes(model)
@@ -251,7 +253,7 @@ def check_parity(**given: Any) -> ParityReport:
     }
     described = {**environment(**shared), **{key: value for key, value in told.items() if value is not None}}
     ran = {"not_run": synthetic.not_run} if whole is None else {"whole": tuple(whole.results)}
-    return _report_of(attached, checks, not_checked, described, **ran)
+    return _report_of(asked, checks, not_checked, described, **ran)
 
 
 def assert_parity(attached: str | Path, **options: Any) -> ParityReport:
@@ -274,11 +276,16 @@ def assert_parity(attached: str | Path, **options: Any) -> ParityReport:
 
 
 def _report_of(
-    attached: Path, checks: Iterable[Check], not_checked: Iterable[str], described: Mapping[str, Any], **whole: Any
+    asked: CheckOptions, checks: Iterable[Check], not_checked: Iterable[str], described: Mapping[str, Any], **whole: Any
 ) -> ParityReport:
-    unchecked = tuple(dict.fromkeys(not_checked))
+    given = {name: getattr(asked, name) for name in ("raw", "preserved", "images", "inputs", "torch", "stats")}
     return ParityReport(
-        subject=str(attached), checks=tuple(checks), not_checked=unchecked, environment=described, **whole
+        subject=str(Path(asked.attached)),
+        checks=tuple(checks),
+        not_checked=tuple(dict.fromkeys(not_checked)),
+        environment=described,
+        given={name: str(each) for name, each in given.items() if isinstance(each, str | Path)},
+        **whole,
     )
 
 

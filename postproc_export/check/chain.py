@@ -230,6 +230,7 @@ class LevelTrace:
     band: Tolerance  # what another float32 computation of the same values explains
     scale: float = 1.0  # what scores are multiplied with to be in raw units
     errors: dict[str, ScoreDifference] = field(default_factory=dict)  # by stage; of the tail, those of its scores
+    worst: dict[str, dict[str, Any]] = field(default_factory=dict)  # by stage: where its largest error is, JSON values
     labels: dict[str, LabelDifference] = field(default_factory=dict)  # by stage: decisions that changed
     decided: LabelDifference = field(default_factory=LabelDifference)  # from the first reading to the last
     largest: float = 0.0  # error of a raw value from start to end
@@ -262,10 +263,10 @@ class LevelTrace:
         level = self.level
         for name, (before, after) in zip(names[:-1], pairwise(nodes[:-1]), strict=True):
             found = compare_scores(before.raw[level], after.raw[level], tolerance=self.band, nan="same")
-            self.errors[name] = self.errors[name].merge(found) if name in self.errors else found
+            self._add_error(name, found, shape, start, sample)
         scores = (node.scores[level].astype(np.float64) * self.scale for node in nodes[-2:])
         made = compare_scores(*scores, tolerance=self.band, dtype=None)
-        self.errors[TAIL] = self.errors[TAIL].merge(made) if TAIL in self.errors else made
+        self._add_error(TAIL, made, shape, start, sample, unit=self.scale)
         if level not in nodes[-1].labels:
             return
         for name, (before, after) in zip(names, pairwise(nodes), strict=True):
@@ -277,6 +278,24 @@ class LevelTrace:
             distances = np.abs(first.astype(np.float64) - self.boundary)
         self.distances.add(distances)
         self._add_flips(names, nodes, distances, shape, start, sample)
+
+    def _add_error(
+        self,
+        name: str,
+        found: ScoreDifference,
+        shape: tuple[int, ...],
+        start: int,
+        sample: "SampleName",
+        *,
+        unit: float = 1.0,
+    ) -> None:
+        known = self.errors.get(name)
+        self.errors[name] = found if known is None else known.merge(found)
+        if found.index is not None and (known is None or found.largest > known.largest):
+            row, column = found.index
+            before, after = (None if value is None else value / unit for value in (found.expected, found.actual))
+            values = {"before": before, "after": after}
+            self.worst[name] = {"index": _place(start + row, column, shape), "sample": sample(start + row), **values}
 
     def _add_flips(
         self,
@@ -304,7 +323,7 @@ class LevelTrace:
             row, column = int(rows[index]), int(columns[index])
             raw = float(first[row, column])
             flip = {
-                "index": (start + row, *(map(int, np.unravel_index(column, shape)) if shape else ())),
+                "index": _place(start + row, column, shape),
                 "expected": bool(labels[0][row, column]),
                 "raw": raw,
                 "distance": raw - self.boundary,
@@ -331,6 +350,7 @@ class LevelTrace:
             "count": found.count,
             "error": errors,
             "error_of_span": {key: value / self.span for key, value in errors.items()},
+            "worst": self.worst.get(stage),
             **({} if labels is None else {name: getattr(labels, name) for name in _NUMBERS}),
         }
 
@@ -350,6 +370,11 @@ class LevelTrace:
             "brought_in": self.brought_in,
             "flips": self.flips,
         }
+
+
+def _place(number: int, column: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the index of a value: the number of its sample, and its place in a map of this shape."""
+    return (number, *(map(int, np.unravel_index(column, shape)) if shape else ()))
 
 
 SampleName: TypeAlias = Callable[[int], str | None]

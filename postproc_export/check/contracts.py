@@ -32,8 +32,7 @@ class Requirement:
         """Return one line."""
         if self.holds:
             return self.found
-        fix = f"; fix: {self.fix}" if self.fix else ""
-        return f"found {self.found}; needed: {self.needed}{fix}"
+        return f"found {self.found}; needed: {self.needed}"
 
 
 MODEL_INFO: Final = "model_info"

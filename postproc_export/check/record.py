@@ -1,8 +1,9 @@
 """Checks that run nothing: the file against its record, against the raw file, and against a program's contract."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, get_args
 
 import numpy as np
 
@@ -11,15 +12,15 @@ from graph_patterns.expr import Call, Const, Expr, Scalar
 from graph_patterns.match import Match, Mismatch, find
 from postproc_export.check.attached import AttachedModel
 from postproc_export.check.contracts import CONTRACTS, check_contract
+from postproc_export.check.findings import Check, failed
 from postproc_export.check.preserved_files import compare_files
-from postproc_export.check.report import Check, failed
 from postproc_export.errors import UnsupportedModelError
 from postproc_export.inspect import inspect_model
 from postproc_export.ports import is_one_value
 from postproc_export.reading.tail import FoundTail, find_decision
 from postproc_export.record import METADATA_KEY
 from postproc_export.runtimes import PortInfo
-from postproc_export.stats import LEVELS, Level
+from postproc_export.stats import LEVELS, Comparison, Level, decision_boundary
 from postproc_export.tail import OUTPUT_NAMES, PACKED_OUTPUT, PREFIX, RAW_INPUTS, TailOutput, host_dtype
 
 
@@ -35,16 +36,17 @@ def file_checks(
     if preserved is not None:
         found = compare_files(preserved, attached)
         checks.append(Check(name="preserved", passed=bool(found), message=found.describe(), details=found.to_json()))
-        not_checked += [f"besides the tail, {sentence}" for sentence in found.not_judged]
+        not_checked += found.not_judged
     for contract in contracts:
         for item in check_contract(attached, contract):
             program = CONTRACTS[contract][0]
             if item.holds is None:
                 not_checked.append(f"{program}, {item.name}: {item.found}; needed: {item.needed}")
                 continue
-            fields = {"holds": item.holds, "found": item.found, "needed": item.needed, "fix": item.fix or None}
-            name, details = f"{contract}/{item.name.replace(' ', '-')}", {"program": program, **fields}
-            checks.append(Check(name=name, passed=item.holds, message=item.describe(), details=details))
+            name = f"{contract}/{item.name.replace(' ', '-')}"
+            details = {"program": program, "holds": item.holds, "found": item.found, "needed": item.needed}
+            fix = item.fix or None
+            checks.append(Check(name=name, passed=item.holds, message=item.describe(), fix=fix, details=details))
     return checks, not_checked
 
 
@@ -56,14 +58,14 @@ def record_is_missing(attached: Path) -> Check | None:
         "record",
         f"no entry '{METADATA_KEY}' in the file's metadata: attaching did not write it, or it was stripped since; "
         "neither constants nor decisions can be checked",
+        options={"stats": "FILE"},
     )
 
 
 _SCORES: Final = ("pred_score", "anomaly_map")
 _CONSTANTS: Final = frozenset({"alpha", "beta", "offset", "boundary", "threshold", "span", "attached"})
-_COMPRESSED: Final = (
-    "the conversion compressed constants of the tail to float16; fix: convert with compress_to_fp16=False"
-)
+REWRITE: Final = "write the tail anew from its record"
+_COMPRESSED: Final = "the conversion compressed constants of the tail to float16"
 
 
 def check_record(attached: AttachedModel) -> Iterator[Check]:
@@ -187,11 +189,13 @@ def _check_constants(attached: AttachedModel, output: TailOutput) -> Check:
     tail: Match | FoundTail | None = found if isinstance(found, Match) else _folded(attached, output, expected)
     if tail is None:
         return failed(name, f"the tail is not the one that the record describes: {found}")
+    by = "the record" if attached.record.version else "the statistics"
     wrong = [
-        f"{key} is {tail.scalars[key]:.9g} in the file, {value:.9g} by the record"
+        f"{key} is {tail.scalars[key]:.9g} in the file, {value:.9g} by {by}"
         for key, value in expected.items()
         if not _same(tail.scalars[key], value)
     ]
+    fix = REWRITE if wrong and attached.record.version else None
     if isinstance(found, Match):
         for level in LEVELS:
             value = found.inputs.get(RAW_INPUTS[level])
@@ -203,9 +207,11 @@ def _check_constants(attached: AttachedModel, output: TailOutput) -> Check:
         declared = host_dtype(attached.tail.raw, output.level)
         if recorded not in (None, declared):
             wrong.append(f"its raw value is {recorded} by the record, and {declared} in the model")
-    wrong += _outdated(attached, output.level, tail.scalars.get("boundary")) if wrong else ()
+    boundary = tail.scalars.get("boundary")
+    wrong += _outdated(attached, output.level, boundary) if wrong else ()
     if wrong and any(attached.is_rounded(value) for value in tail.values):
         wrong.append(_COMPRESSED)
+        fix = f"convert with compress_to_fp16=False, or {REWRITE}"
     shown = ", ".join(f"{key} {value:.9g}" for key, value in expected.items()) or "no constants of its own"
     is_folded = not isinstance(found, Match)
     form = "; the form is a folded one, as other tools leave it" if is_folded else ""
@@ -213,8 +219,32 @@ def _check_constants(attached: AttachedModel, output: TailOutput) -> Check:
         name=name,
         passed=not wrong,
         message=sentences(wrong) or f"{shown}: equal to the bit{form}",
-        details={"expected": expected, "found": {key: tail.scalars[key] for key in expected}, "folded": is_folded},
+        fix=fix,
+        details={
+            "expected": expected,
+            "found": {key: tail.scalars[key] for key in expected},
+            "folded": is_folded,
+            **({} if attached.record.version else {"options": _decided_with(attached, output.level, boundary)}),
+        },
     )
+
+
+def _decided_with(attached: AttachedModel, level: Level, boundary: float | None) -> dict[str, Any]:
+    """Return the options of attaching with which the statistics give a boundary; none where it has them already."""
+    if boundary is None or _same(attached.boundary(level), boundary):
+        return {}
+    stats, dtype = attached.tail.stats.level(level), host_dtype(attached.tail.raw, level)
+    assert stats is not None, "a level with a boundary is calibrated"
+    assert stats.threshold is not None, "a level with a boundary has a threshold"
+    near = 0.5 - (boundary - stats.threshold) / stats.span
+    options = attached.tail.options
+    for sensitivity in [round(near, digits) for digits in range(1, 7)] if math.isfinite(near) else [1.0, 0.0]:
+        for rule in get_args(Comparison) if 0 <= sensitivity <= 1 else ():
+            found = decision_boundary(stats, sensitivity=sensitivity, comparison=rule, dtype=dtype)
+            if _same(boundary, found):
+                others = {f"{level}_sensitivity": sensitivity} if sensitivity != options.sensitivity(level) else {}
+                return others | ({"comparison": rule} if rule != options.comparison else {})
+    return {}
 
 
 def _folded(attached: AttachedModel, output: TailOutput, expected: Mapping[str, float]) -> FoundTail | None:
@@ -248,7 +278,7 @@ def _check_guard(attached: AttachedModel) -> Check:
     over = {"image": "each image's own map", "all": "all images at once"}
     what = f"the guard reduces '{anomaly_map.name}' over {over[found.form]}" if found.form else "there is no guard"
     why = wanted.why_not if wanted.form is None else f"the outputs ask for {over[wanted.form]}"
-    return failed("guard", f"{what}: {why}; fix: `postproc-export update` writes the guard anew")
+    return failed("guard", f"{what}: {why}", fix=REWRITE)
 
 
 def _check_input(attached: AttachedModel, level: Level, own_name: str) -> Check:
@@ -270,7 +300,7 @@ def _check_input(attached: AttachedModel, level: Level, own_name: str) -> Check:
     if default is None if wanted is None else _same(default, wanted):
         return Check(name=name, passed=True, message=f"{shown}: equal to the bit")
     outdated = _outdated(attached, level, default)
-    return failed(name, sentences([f"{shown} by the record, {default} in the file", *outdated]))
+    return failed(name, sentences([f"{shown} by the record, {default} in the file", *outdated]), fix=REWRITE)
 
 
 def _outdated(attached: AttachedModel, level: Level, found: float | None) -> Iterator[str]:
@@ -281,7 +311,7 @@ def _outdated(attached: AttachedModel, level: Level, found: float | None) -> Ite
     if _same(found, attached.tail.boundary(level, "float32")):
         yield (
             f"an earlier version attached it, without regard to {half}, to which runtimes do not round what they "
-            f"compare; fix: update it, with postproc-export update {attached.path.name}"
+            "compare"
         )
 
 

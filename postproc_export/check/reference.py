@@ -370,11 +370,18 @@ class RawFile:
     def of(cls, path: Path, attached: AttachedModel, transform: EagerTransform | None) -> Self:
         """Return the original that was given.
 
-        Raises `FileError`, `UnsupportedModelError` or `UsageError` where it cannot be read or does not have the raw
-        outputs of the record.
+        Raises `FileError`, `UnsupportedModelError` or `UsageError` where it cannot be read, is an attached file itself
+        or does not have the raw outputs of the record.
         """
         raw_file, form = cls(path, attached, transform), format_of(path)
-        ports = tuple(form.outputs(form.load(path, purpose="reading an OpenVINO IR")))
+        model = form.load(path, purpose="reading an OpenVINO IR")
+        if form.recorded(model, "tail", where=str(path)) is not None:
+            raise UsageError(
+                f"{path} has post-processing, and is no raw file",
+                needed=f"the original with raw outputs that {attached.path} was made of",
+                fix="give that one with --raw, or leave --raw out",
+            )
+        ports = tuple(form.outputs(model))
         for level in attached.host_levels:
             raw_file._port(level, ports)
         return raw_file

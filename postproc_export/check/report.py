@@ -1,45 +1,27 @@
-"""What a check found: the report, its verdicts and failures, as text, JSON and JUnit XML."""
+"""What a check found: the report with its verdict, as text, JSON, JUnit XML and Markdown."""
 
-import json
-import math
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
 
-from postproc_export.check.chain import TAIL, TORCH_ATTACHED, TORCH_RAW, Baseline, LevelTrace, WayResult
+from postproc_export.check.chain import TORCH_ATTACHED, TORCH_RAW, WayResult
+from postproc_export.check.findings import Cause, Check, Verdict, advice, causes_of, plain, share, verdict, worst_flips
 from postproc_export.check.inputs import RealBatch
-from postproc_export.comparison import describe_flip
 from postproc_export.files import publishing
 from postproc_export.options import CheckOptions
+from postproc_export.outcome import Outcome
+from postproc_export.runtimes import RUNTIMES
 from postproc_export.stats import Level
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-
-def plain(value: Any) -> Any:
-    """Return JSON values only: NaN and infinities as strings, tuples as lists, unknown things as text."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    return plain(value.item()) if hasattr(value, "item") else str(value)
-
-
-_STYLES: Final = {"passed": "green", "FAILED": "bold red", "shown": "yellow"}
-_CELLS: Final = {"passed": "ok {}", "FAILED": "FAIL {}", "shown": "({})"}
-_TOLD: Final = {  # entries of the environment, as the remarks of a report call them
+_TOLD: Final = {  # entries of the environment, as the details of a report call them
     "processor": "processor",
     "processor_features": "processor features",
     "seed": "seed",
@@ -49,75 +31,10 @@ _TOLD: Final = {  # entries of the environment, as the remarks of a report call 
     "inputs": "fed",
     "synthetic": "fed",
 }
-_LEGEND: Final = (
-    "labels: how many are equal, or flipped / all; scores: largest error; in brackets: shown, decides nothing"
-)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """One check.
-
-    Parameters
-    ----------
-    name
-        What was checked and how it was run, such as ``"tail/pred_label/onnxruntime"``.
-    passed
-        The verdict; True where the check only reports.
-    message
-        One sentence: the numbers, and where it failed what was found and where.
-    judged
-        False where the outcome is shown and decides nothing.
-    way
-        The last part of the name where something ran: which runtime, optimised or not, at which precision.
-    runtime, precision
-        What it ran on and what that computes in; None where nothing ran.
-    brief
-        The numbers alone, for a cell of a table.
-    details
-        More for a machine: counts, errors, flips. JSON values.
-    """
-
-    name: str
-    passed: bool
-    message: str
-    judged: bool = True
-    way: str | None = None
-    runtime: str | None = None
-    precision: str | None = None
-    brief: str = ""
-    details: Mapping[str, Any] = field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        return self.passed
-
-    @property
-    def subject(self) -> str:
-        """The name without the way it was run."""
-        return self.name if self.way is None else self.name.removesuffix(f"/{self.way}")
-
-    @property
-    def verdict(self) -> str:
-        """Return ``"passed"``, ``"FAILED"`` or ``"shown"``."""
-        if not self.judged:
-            return "shown"
-        return "passed" if self.passed else "FAILED"
-
-    def cell(self) -> str:
-        """Return what stands in a cell of the table."""
-        return _CELLS[self.verdict].format(self.brief).strip()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object; numbers that JSON does not know become strings."""
-        document: dict[str, Any] = {"name": self.name, "passed": self.passed, "judged": self.judged}
-        for key in ("runtime", "precision"):
-            if getattr(self, key) is not None:
-                document[key] = getattr(self, key)
-        return {**document, "message": self.message, **plain(self.details)}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParityReport:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class ParityReport(Outcome):
     """What `check_parity` found; truthy where everything that was judged passed, and something was.
 
     Parameters
@@ -127,9 +44,11 @@ class ParityReport:
     checks
         Every check, in the order in which they ran.
     not_checked
-        What was not checked, one sentence each, with the reason.
+        What was not checked: each the name of it, a colon, and the reason.
     environment
         Versions, CPU, threads and seed: what is needed to run it again.
+    given
+        The files and the module that the file was compared with, fed or judged by, under the names of the options.
     whole
         What every stage from the PyTorch model to the attached file did, for each way to run it.
     not_run
@@ -140,6 +59,7 @@ class ParityReport:
     checks: tuple[Check, ...]
     not_checked: tuple[str, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
+    given: Mapping[str, str] = field(default_factory=dict)
     whole: tuple[WayResult, ...] = ()
     not_run: str | None = None
 
@@ -157,11 +77,20 @@ class ParityReport:
         """The checks that failed."""
         return tuple(check for check in self.checks if check.judged and not check.passed)
 
+    @property
+    def causes(self) -> tuple[Cause, ...]:
+        """What the failures come down to; of a report that passed, why what is shown and not judged came out so."""
+        return tuple(causes_of(self.subject, self.checks, given=self.given, whole=self.whole))
+
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of ``check --json``."""
         return {
             "passed": self.passed,
+            "verdict": self.headline(),
+            "causes": [cause.to_json() for cause in self.causes],
+            "next": self.next_step(),
             "attached": self.subject,
+            "given": dict(self.given),
             "checks": [check.to_json() for check in self.checks],
             "whole_model": [
                 plain({**result.to_json(), "verdict": verdict(result), "advice": advice(result)})
@@ -172,27 +101,109 @@ class ParityReport:
             **({} if self.not_run is None else {"not_run": self.not_run}),
         }
 
-    def dumps(self) -> str:
-        """Return the text of ``check --json``."""
-        return json.dumps(self.to_json(), indent=2, allow_nan=False)
-
-    def verdict(self) -> str:
-        """Return one sentence."""
-        judged = sum(check.judged for check in self.checks)
+    def headline(self) -> str:
+        """Return the verdict: what was proven and on what, or what is wrong; and what was not checked."""
+        judged, failed = sum(check.judged for check in self.checks), len(self.failed)
         if not judged:
-            return f"{self.subject}: nothing was checked"
-        if self.passed:
-            part = "" if self.not_run is None else f", but the file was not run as a whole: {self.not_run}"
-            return f"{self.subject}: passed, {judged} checks{part}"
-        names = ", ".join(check.name for check in self.failed)
-        return f"{self.subject}: {len(self.failed)} of {judged} checks failed: {names}"
+            found = f"FAILED: {self.subject}: nothing was checked"
+        elif failed:
+            titles = "; ".join(dict.fromkeys(cause.title for cause in self.causes))
+            found = f"FAILED: {self.subject} {titles} ({failed} of {judged} checks failed)"
+        else:
+            found = f"PASSED: {self.subject} decides as PyTorch does{self._forgiven()}: {', '.join(self._proven())}"
+        nouns = dict.fromkeys(sentence.partition(": ")[0] for sentence in self.not_checked)
+        # Where something failed, what could not be run in one way is mostly a consequence.
+        told = (noun for noun in nouns if self.passed or not noun.rpartition(" in ")[2].startswith(RUNTIMES))
+        unchecked = "; ".join(told)
+        return f"{found}. Not checked: {unchecked}." if unchecked else f"{found}."
+
+    def _forgiven(self) -> str:
+        most = max(
+            (result for result in self.whole if result.way.judged), key=lambda result: result.flipped, default=None
+        )
+        if most is None or not most.flipped:
+            return ""
+        shares = (share(trace, trace.decided.flipped) for trace in most.outcomes if trace.decided.flipped)
+        return f" but for {' and '.join(shares)}, which the band or the budget forgives"
+
+    def _proven(self) -> Iterator[str]:
+        """Yield what was run, on how much, beside what, and in what."""
+        judged = [check for check in self.checks if check.judged]
+        counts = Counter[str | None]()
+        for check in judged:
+            if check.subject in ("tail/pred_score", "tail/anomaly_map"):
+                counts[check.way] += check.details.get("count", 0)
+        if any(check.subject.startswith("exhaustive/") for check in judged):
+            yield "the tail on every float32 there is"
+        elif counts:
+            yield f"the tail on {max(counts.values()):,} raw values"
+        if self.not_run is not None:
+            yield f"but the file was not run as a whole ({self.not_run})"
+        elif "synthetic" in self.environment or "inputs" in self.environment:
+            real = re.match(r"\d+ \w+", self.environment.get("inputs", ""))
+            fed = "synthetic inputs" if real is None else real[0]
+            beside = [self.given["raw"]] if "raw" in self.given else []
+            beside += [self.given.get("torch", "the PyTorch model")] if "torch" in self.environment else []
+            yield f"the whole file on {fed}{' beside ' if beside else ''}{' and '.join(beside)}"
+        if "preserved" in self.given:
+            yield f"nothing else of {self.given['preserved']} changed"
+        yield from dict.fromkeys(f"it fits {each.details['program']}" for each in judged if "program" in each.details)
+        if "stats" in self.given:
+            yield f"by {self.given['stats']}"
+        ran = [(check.runtime, check.precision) for check in judged if check.runtime is not None]
+        for precision in dict.fromkeys(precision for _, precision in ran):
+            names = dict.fromkeys(str(runtime) for runtime, of in ran if of == precision)
+            yield f"in {' and '.join(names)} at {precision}"
+
+    def next_step(self) -> str:
+        """Return the command to run next: what mends the first cause, or what proves more; in words where none does."""
+        if not self and self.causes:
+            return self.causes[0].command or self.causes[0].fix
+        if "inputs" in self.environment:
+            return f"nothing, {self.subject} can be deployed{' at float32' if self.causes else ''}"
+        raw = ["--raw", self.given["raw"]] if "raw" in self.given else []
+        return shlex.join(["postproc-export", "check", self.subject, *raw, "--images", "FOLDER"])
+
+    def facts(self) -> Iterator[tuple[str, str]]:
+        """Yield each cause by its stage, what mends it and its worst case; then how a failure is replayed."""
+        for cause in self.causes:
+            yield cause.stage, cause.what
+            yield from ((name, text) for name, text in (("fix", cause.fix), ("worst", cause.worst)) if text)
+        yield from (("replay", each["replay"]) for each in self.environment.get("failures", ())[:1])
+
+    def summary(self) -> str:
+        """Return the report as the command prints it: the verdict, a line per cause with its mend, what to run next."""
+        return "\n".join([*self._lines(), f"next: {self.next_step()}"])
 
     def describe(self) -> str:
-        """Return the report as plain text: the verdict, every check, and what was not checked."""
-        rows = [f"  {check.verdict:<7} {check.name}: {check.message}" for check in self.checks]
-        found = [f"  {line}" for line in self.verdicts()]
-        open_ends = [f"  not checked: {sentence}" for sentence in self.not_checked]
-        return "\n".join([self.verdict(), *rows, *found, *open_ends])
+        """Return all of it: between causes and next step every check, every stage, what ran, what was not checked."""
+        return "\n".join([*self._lines(), *self._details(), f"next: {self.next_step()}"])
+
+    def _details(self) -> Iterator[str]:
+        yield from (f"{found:<6} {subject}{ways}: {message}" for found, subject, ways, message in self.findings())
+        yield from stage_table(self.whole)
+        yield from self.verdicts()
+        yield from dict.fromkeys(
+            f"ran: {check.way} on {check.runtime}, computing in {check.precision}"
+            for check in self.checks
+            if check.runtime is not None
+        )
+        for key, noun in _TOLD.items():
+            value = self.environment.get(key)
+            if isinstance(value, Mapping):
+                value = ", ".join(f"{name} {each}" for name, each in value.items())
+            if key in self.environment:
+                yield f"{noun}: {', '.join(value) if isinstance(value, list) else value}"
+        yield from (f"replay: {each['replay']}" for each in self.environment.get("failures", ())[1:])
+        yield from (f"not checked: {sentence}" for sentence in self.not_checked)
+
+    def findings(self) -> Iterator[tuple[Verdict, str, str, str]]:
+        """Yield every check's verdict, subject, ways and message; ways in which they are the same are told at once."""
+        found: dict[tuple[Verdict, str, str], list[str]] = {}
+        for check in self.checks:
+            found.setdefault((check.verdict, check.subject, check.message), []).extend([check.way] if check.way else [])
+        for (outcome, subject, message), ways in found.items():
+            yield outcome, subject, f" ({', '.join(ways)})" if ways else "", message
 
     def verdicts(self) -> list[str]:
         """Return a sentence for each way to run the whole model, and after it what went otherwise and what helps."""
@@ -202,70 +213,6 @@ class ParityReport:
             more = [*worst_flips(result), *([] if helps is None else [f"to prevent it: {helps}"])]
             lines += [verdict(result), *(f"  {line}" for line in more)]
         return lines
-
-    @property
-    def ways(self) -> list[str]:
-        """The ways of running, and ``"file"`` for what was read and not run: the columns of a table."""
-        return list(dict.fromkeys(check.way or "file" for check in self.checks))
-
-    def rows(self) -> dict[str, dict[str, Check]]:
-        """Return the checks by subject, and of each subject by way: the rows of a table."""
-        rows: dict[str, dict[str, Check]] = {}
-        for check in self.checks:
-            rows.setdefault(check.subject, {})[check.way or "file"] = check
-        return rows
-
-    def remarks(self) -> list[str]:
-        """Return what the table does not show, a line each: what ran, what failed, what was not checked, verdict."""
-        ran = dict.fromkeys(
-            f"ran: {check.way} on {check.runtime}, computing in {check.precision}"
-            for check in self.checks
-            if check.runtime is not None
-        )
-        told = []
-        for key, noun in _TOLD.items():
-            value = self.environment.get(key)
-            if isinstance(value, Mapping):
-                value = ", ".join(f"{name} {each}" for name, each in value.items())
-            if key in self.environment:
-                told.append(f"{noun}: {', '.join(value) if isinstance(value, list) else value}")
-        return [
-            *ran,
-            *told,
-            *(f"FAILED {check.name}: {check.message}" for check in self.failed),
-            *(f"replay: {item['replay']}" for item in self.environment.get("failures", ())),
-            *self.verdicts(),
-            *(f"not checked: {item}" for item in self.not_checked),
-            self.verdict(),
-        ]
-
-    def table(self) -> "Table":
-        """Return the report as a table for the terminal: one row per subject, one column per way of running."""
-        from rich.table import Table
-        from rich.text import Text
-
-        ways = self.ways
-        table = Table(title=f"parity of {self.subject}", title_justify="left", caption=_LEGEND, caption_justify="left")
-        table.add_column("check", no_wrap=True)
-        for way in ways:
-            table.add_column(way.replace("-", "\n", 1), overflow="fold")
-        group = None
-        for subject, found in self.rows().items():
-            heading, _, leaf = subject.rpartition("/")
-            if heading != group:
-                table.add_section()
-                if heading:
-                    table.add_row(Text(heading, style="bold"))
-            group = heading
-            cells = [found.get(way) for way in ways]
-            shown = (Text() if cell is None else Text(cell.cell(), style=_STYLES[cell.verdict]) for cell in cells)
-            table.add_row(Text(f" {leaf}" if heading else leaf), *shown)
-        return table
-
-
-def failed(name: str, message: str, **details: Any) -> Check:
-    """Return a check that could not be carried out, which is a failure."""
-    return Check(name=name, passed=False, message=message, details=details)
 
 
 MOST: Final = 5
@@ -324,96 +271,6 @@ class FailureStore:
         self.saved.append({"file": str(path), "replay": command})
 
 
-SHOWN_FLIPS: Final = 3
-_ROUNDING: Final = 1e-5  # the longest form of a tail stays below this at float32: docs/definition.md section 3
-
-PREVENTED_BY: Final = "INFERENCE_PRECISION_HINT=f32 or EXECUTION_MODE_HINT=ACCURACY"
-_ADVICE: Final[Mapping[str, str]] = {
-    "stored": f"compile the model with {PREVENTED_BY}: no IR carries that by itself; or calibrate at this precision",
-    "fp16": "convert and save with compress_to_fp16=False; or calibrate on the compressed model",
-    "int8": "quantise first, calibrate on the quantised model, then attach",
-}
-
-_NOUNS: Final[Mapping[Level, str]] = {"image": "labels", "pixel": "mask pixels"}
-_ONE: Final[Mapping[Level, str]] = {"image": "label", "pixel": "mask pixel"}
-_PYTORCH: Final[Mapping[Baseline, str]] = {
-    "torch": "PyTorch",
-    "raw": "PyTorch on the raw file's values",
-    "attached": "PyTorch on its own raw values",
-}
-
-
-def verdict(result: WayResult) -> str:
-    """Return one sentence: how it ran, whether it decides alike, and how near to a boundary that is."""
-    computing = f"at {result.precision}{', the default here' if result.way.precision == 'default' else ''}"
-    if result.way.weights == "fp16":
-        computing = f"at {result.precision}, weights rounded to float16"
-    elif result.way.weights == "int8":
-        computing = f"quantised, else at {result.precision}"
-    found = f"{result.way.label} {computing}: {_decided(result)}"
-    # A converter that rounds weights may round the constants of the tail, too.
-    tails = (trace.errors[stage].largest / trace.span for stage, trace in result.stages if stage == TAIL)
-    largest = max(tails, default=0.0)
-    if result.way.weights != "stored" and largest > _ROUNDING:
-        found += f"; constants of the tail were rounded, too, which moves its scores by up to {largest:.1e}"
-    return f"{found}; shown, not judged" if result.flipped and not result.way.judged else found
-
-
-def advice(result: WayResult) -> str | None:
-    """Return what keeps another precision from moving decisions; None where it moved none, or it is float32."""
-    is_exact = result.way.weights == "stored" and result.precision == "float32"
-    return None if not result.moved or is_exact else _ADVICE[result.way.weights]
-
-
-def worst_flips(result: WayResult) -> Iterator[str]:
-    """Yield the flips farthest from the boundary, a line each, and how many more there are."""
-    for trace in result.outcomes:
-        for traced in trace.flips[:SHOWN_FLIPS]:
-            name = "" if traced["sample"] is None else f" ({traced['sample']})"
-            where = f"{describe_flip(traced)}{name}, then {traced['raw_at_the_end']:.9g}; by {traced['stage']}"
-            yield f"{_ONE[trace.level]}: {where}"
-        rest = trace.decided.flipped - min(SHOWN_FLIPS, len(trace.flips))
-        if rest:
-            yield f"{rest:,} more {(_ONE if rest == 1 else _NOUNS)[trace.level]}, nearer to the boundary"
-
-
-def _decided(result: WayResult) -> str:
-    pytorch = _PYTORCH[result.baseline]
-    if not result.outcomes:
-        return "it gives no labels, so nothing is decided"
-    if not result.flipped:
-        return f"decides as {pytorch}; {_at_risk(result)}"
-    parts, bands = [], []
-    for trace in result.outcomes:
-        if trace.decided.flipped:
-            far = trace.decided.farthest
-            farthest = "" if far is None else f" (up to {far:.1e} from the boundary)"
-            parts.append(f"{_share(trace, trace.decided.flipped)}{farthest}")
-            bands.append(f"{trace.band.atol:.1e}")
-    flipped = " and ".join(parts)
-    brought = ", ".join(f"{stage} brought in {count:,}" for stage, count in result.brought_in.items())
-    if result.beyond:
-        return f"decides otherwise than {pytorch}: {flipped} flipped; {brought}"
-    return f"decides as {pytorch} but for {flipped}, all nearer to the boundary than {' and '.join(bands)}; {brought}"
-
-
-def _at_risk(result: WayResult) -> str:
-    if all(trace.largest == 0 for trace in result.outcomes):
-        return "the raw values are equal to the bit"
-    moved = [(trace, *trace.at_risk) for trace in result.outcomes if trace.largest]
-    if near := [(trace, reached, count) for trace, reached, count in moved if count]:
-        return " and ".join(
-            f"{_share(trace, count)} {'lies' if count == 1 else 'lie'} within {reached:.1e} of the boundary"
-            for trace, reached, count in near
-        )
-    nouns = " and ".join(f"no {_ONE[trace.level]} within {reached:.1e}" for trace, reached, _ in moved)
-    return f"{nouns} of the boundary, the largest error"
-
-
-def _share(trace: LevelTrace, part: int) -> str:
-    return f"{part:,} of {trace.decided.count:,} {_NOUNS[trace.level]}"
-
-
 HEADINGS: Final = (
     "stage",
     "of",
@@ -428,27 +285,30 @@ CAPTION: Final = "errors in raw units and of the calibrated span; flipped: decis
 _LEVELS: Final[dict[Level, str]] = {"image": "score", "pixel": "map"}
 
 
-def stage_table(results: Sequence[WayResult]) -> "Table":
-    """Return the table for the terminal."""
-    from rich.table import Table
-    from rich.text import Text
+def stage_table(results: Sequence[WayResult]) -> Iterator[str]:
+    """Yield the lines of a table of 80 columns: of each way its stages, with errors and the decisions they changed."""
+    if not results:
+        return
+    tops = [heading.replace(" / ", ", / ").split(", ", 1) for heading in HEADINGS]
+    headings = [tuple(top[line] if line < len(top) else "" for top in tops) for line in range(2)]
+    rows = [(result, list(_stage_rows(result))) for result in results]
+    lines = [*headings, *(cells for _, of_way in rows for cells in of_way)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
 
-    table = Table(title="stage by stage", title_justify="left", caption=CAPTION, caption_justify="left")
-    table.box, table.padding = None, (0, 1, 0, 0)
-    for heading in HEADINGS:
-        is_text = heading in ("stage", "of")
-        lines = heading.replace(", ", "\n").replace(" / ", "\n/ ")
-        table.add_column(lines, justify="left" if is_text else "right", no_wrap=True)
-    for result in results:
-        table.add_row(Text(result.way.label, style="bold" if result.way.judged else "bold yellow"))
-        for flipped, (first, *others) in _stage_rows(result):
-            style = "red" if flipped else ""
-            table.add_row(Text(f" {first}"), *(Text(cell, style=style) for cell in others))
-    return table
+    def aligned(cells: Sequence[str]) -> str:
+        texts = (f"{cell:<{width}}" for cell, width in zip(cells[:2], widths, strict=False))
+        numbers = (f"{cell:>{width}}" for cell, width in zip(cells[2:], widths[2:], strict=True))
+        return " ".join(["", *texts, *numbers]).rstrip()
+
+    yield from map(aligned, headings)
+    for result, of_way in rows:
+        yield result.way.label
+        yield from map(aligned, of_way)
+    yield CAPTION
 
 
-def _stage_rows(result: WayResult) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Yield how many decisions a stage changed, and its cells.
+def _stage_rows(result: WayResult) -> Iterator[tuple[str, ...]]:
+    """Yield the cells of every stage.
 
     A way at another precision or with other weights shares the stages of the export with the way at float32.
     """
@@ -456,7 +316,7 @@ def _stage_rows(result: WayResult) -> Iterator[tuple[int, tuple[str, ...]]]:
         if not result.way.judged and stage in (TORCH_RAW, TORCH_ATTACHED):
             continue
         errors, span, labels = trace.errors[stage], trace.span, trace.labels.get(stage)
-        cells = (
+        yield (
             stage,
             _LEVELS[trace.level],
             f"{errors.largest:.1e}",
@@ -465,7 +325,6 @@ def _stage_rows(result: WayResult) -> Iterator[tuple[int, tuple[str, ...]]]:
             f"{errors.mean / span:.1e}",
             "" if labels is None else f"{labels.flipped:,} / {labels.count:,}",
         )
-        yield 0 if labels is None else labels.flipped, cells
 
 
 _NOT_XML: Final = re.compile(r"[^\t\n\r\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")
@@ -473,25 +332,33 @@ _SIGNS: Final = {"passed": "✅", "FAILED": "❌", "shown": "👁"}
 
 
 def junit(report: ParityReport) -> str:
-    """Return the report as JUnit XML: a test case per check; what decides nothing, or was not checked, is skipped."""
+    """Return the report as JUnit XML: first a case for the verdict, then one for every check.
+
+    A check that failed tells its cause and the mend; what decides nothing, or was not checked, is skipped.
+    """
     skipped = sum(not check.judged for check in report.checks) + len(report.not_checked)
     suite = ElementTree.Element(
         "testsuite",
         name=f"parity of {report.subject}",
-        tests=str(len(report.checks) + len(report.not_checked)),
-        failures=str(len(report.failed)),
+        tests=str(1 + len(report.checks) + len(report.not_checked)),
+        failures=str(len(report.failed) + (not report)),
         errors="0",
         skipped=str(skipped),
     )
     properties = ElementTree.SubElement(suite, "properties")
     for name, value in report.environment.items():
         ElementTree.SubElement(properties, "property", name=name, value=_text(str(value)))
+    causes = {name: f"{cause.what}; fix: {cause.fix}" for cause in report.causes for name in cause.checks}
+    case = ElementTree.SubElement(suite, "testcase", classname=_text(report.subject), name="verdict")
+    told = {} if report else {"message": _text(report.headline())}
+    ElementTree.SubElement(case, "system-out" if report else "failure", told).text = _text(report.summary())
     for check in report.checks:
         case = ElementTree.SubElement(suite, "testcase", classname=_text(check.subject), name=_text(check.name))
         if not check.judged:
             ElementTree.SubElement(case, "skipped", message=_text(f"shown, decides nothing: {check.message}"))
         elif not check.passed:
-            ElementTree.SubElement(case, "failure", message=_text(check.message)).text = _text(str(check.to_json()))
+            found = f"{check.message}\n{check.to_json()}"
+            ElementTree.SubElement(case, "failure", message=_text(causes[check.name])).text = _text(found)
         else:
             ElementTree.SubElement(case, "system-out").text = _text(check.message)
     for sentence in report.not_checked:
@@ -503,21 +370,18 @@ def junit(report: ParityReport) -> str:
 
 
 def markdown(report: ParityReport) -> str:
-    """Return the report as Markdown: the verdict, a table as on the terminal, what failed, what was not checked."""
-    ways = report.ways
-    lines = [f"### {_SIGNS['passed' if report else 'FAILED']} {_cell(report.verdict())}", ""]
-    lines += [f"| check | {' | '.join(ways)} |", f"| --- |{' --- |' * len(ways)}"]
-    for subject, found in report.rows().items():
-        cells = [f"{_SIGNS[found[way].verdict]} {_cell(found[way].brief)}" if way in found else "" for way in ways]
-        lines.append(f"| {_cell(subject)} | {' | '.join(cells)} |")
+    """Return the report as Markdown: the verdict and the causes as on the terminal, then tables of all there is."""
+    lines = [f"### {_SIGNS['passed' if report else 'FAILED']} {_cell(report.headline())}", ""]
+    lines += [f"- **{name}**: {_cell(text)}" for name, text in report.facts()]
+    lines += [f"- **next**: `{_cell(report.next_step())}`", "", "| check | found |", "| --- | --- |"]
+    for outcome, subject, ways, message in report.findings():
+        lines.append(f"| {_SIGNS[outcome]} {_cell(subject)}{ways} | {_cell(message)} |")
     if report.whole:
-        # What is indented belongs to the entry before it.
         lines += ["", *(f"{'  ' if line.startswith(' ') else ''}- {_cell(line)}" for line in report.verdicts()), ""]
         lines += [f"| way | {' | '.join(HEADINGS)} |", f"| --- | --- | --- |{' ---: |' * (len(HEADINGS) - 2)}"]
         for result in report.whole:
-            lines += [f"| {result.way.label} | {' | '.join(cells)} |" for _, cells in _stage_rows(result)]
-    lines += ["", *(f"- **failed** `{check.name}`: {_cell(check.message)}" for check in report.failed)]
-    lines += [f"- not checked: {_cell(sentence)}" for sentence in report.not_checked]
+            lines += [f"| {result.way.label} | {' | '.join(cells)} |" for cells in _stage_rows(result)]
+    lines += ["", *(f"- not checked: {_cell(sentence)}" for sentence in report.not_checked)]
     lines += [f"- {key}: {_cell(str(value))}" for key, value in report.environment.items()]
     return "\n".join(lines) + "\n"
 

@@ -13,10 +13,10 @@ from postproc_export.check.assumed import Assumed
 from postproc_export.check.attached import PURPOSE, AttachedModel, RawFeeds, axes_of, numpy_dtype
 from postproc_export.check.attached_files import load_attached
 from postproc_export.check.chain import SCORES
+from postproc_export.check.findings import Check
 from postproc_export.check.inputs import RealInputs, SyntheticInputs, raw_values
 from postproc_export.check.record import check_outputs
 from postproc_export.check.reference import READS, EagerDecisions, EagerTransform, Reference, Size, named_output
-from postproc_export.check.report import Check
 from postproc_export.check.tail import CheckTally
 from postproc_export.check.ways import Configuration
 from postproc_export.comparison import Difference, compare_labels, compare_scores

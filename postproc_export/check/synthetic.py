@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from postproc_export.check.attached import AttachedModel
 from postproc_export.check.chain import BatchRuns, ModelName
+from postproc_export.check.findings import Check
 from postproc_export.check.inputs import (
     CHANNELS,
     KINDS,
@@ -22,7 +23,7 @@ from postproc_export.check.inputs import (
     unfit,
 )
 from postproc_export.check.reference import RawFile, Reference, without_tail
-from postproc_export.check.report import Check, FailureStore
+from postproc_export.check.report import FailureStore
 from postproc_export.check.steps import DecisionCheck
 from postproc_export.check.ways import Configuration
 from postproc_export.check.whole import BatchComparison, with_raw_file, with_taps

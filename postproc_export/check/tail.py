@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from graph_patterns.match import Mismatch
 from postproc_export.check.attached import AttachedModel, RawFeeds, Shapes, numpy_dtype, tail_cases
+from postproc_export.check.findings import Check, failed
 from postproc_export.check.record import computed_parts, decided_value
 from postproc_export.check.reference import LevelReference, Reference, torch_threads
-from postproc_export.check.report import Check, failed
 from postproc_export.check.ways import Configuration, whole_configurations
 from postproc_export.comparison import (
     EXACT,
@@ -79,7 +79,7 @@ class CheckTally:
             passed = bool(found)
             if isinstance(found, LabelDifference) and found.reason is None and found.count:
                 passed = found.flipped - found.near <= self.max_flips
-            yield self.check(name, passed, found.describe(), brief=found.brief(), details=_details(found))
+            yield self.check(name, passed, found.describe(), details=_details(found))
 
     def check(self, name: str, passed: bool, message: str, **more: Any) -> Check:
         """Return a check that decides where this way is judged."""

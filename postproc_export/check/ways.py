@@ -78,10 +78,9 @@ _WAYS: Final = (
 )
 
 
-def whole_configurations(runtimes: Sequence[RuntimeName], *, int8: bool | None = None) -> list[Configuration]:
-    """Return every way to run a whole file on some runtimes that read it; INT8 by default where nncf is there."""
-    wants_int8 = has_nncf() if int8 is None else int8
-    return [way for way in _WAYS if way.runtime in runtimes and (wants_int8 or way.weights != "int8")]
+def whole_configurations(runtimes: Sequence[RuntimeName], *, int8: bool = False) -> list[Configuration]:
+    """Return every way to run a whole file on some runtimes that read it; INT8 only on request."""
+    return [way for way in _WAYS if way.runtime in runtimes and (int8 or way.weights != "int8")]
 
 
 _PACKAGES: Final = ("numpy", "torch", "onnx", "onnxruntime", "openvino", "nncf")
@@ -138,11 +137,6 @@ MOST_SAMPLES: Final = 300
 """How many samples nncf takes its statistics from at most: its own default."""
 
 _PURPOSE: Final = "running a model with other weights"
-
-
-def has_nncf() -> bool:
-    """Whether nncf is installed."""
-    return find_spec("nncf") is not None
 
 
 def with_fp16_weights(model: Any, target: Path) -> Path:

@@ -21,6 +21,7 @@ from postproc_export.check.chain import (
     Trace,
     WayResult,
 )
+from postproc_export.check.findings import Check
 from postproc_export.check.inputs import RealBatch, RealInputs
 from postproc_export.check.reference import (
     READ_TAPS,
@@ -32,7 +33,7 @@ from postproc_export.check.reference import (
     image_size,
     named_output,
 )
-from postproc_export.check.report import Check, FailureStore
+from postproc_export.check.report import FailureStore
 from postproc_export.check.steps import DecisionCheck
 from postproc_export.check.tail import CheckTally, compare_tail
 from postproc_export.check.ways import Configuration, tail_patterns, with_fp16_weights, with_int8
@@ -356,7 +357,7 @@ class WholeCheck:
             elif static is not None or (apart is not None and _batch_problem(batch, apart, names) is None):
                 misses.append(f"it does not run at batch size {size}: {problem}")
             else:
-                self.not_checked.append(f"{way.label}, batch size {size}: {problem}")
+                self.not_checked.append(f"batch size {size} in {way.label}: {problem}")
                 refused.append(size)
         self._sizes = self._sizes or tuple(size for size in candidates if size not in refused) or None
         return tuple(sizes), misses
@@ -394,7 +395,7 @@ class WholeCheck:
         if keep is not None:
             self._exact[way.runtime] = keep
         if trace.problem is not None:
-            self.not_checked.append(f"{way.label}, stage by stage: {trace.problem}")
+            self.not_checked.append(f"stage by stage in {way.label}: {trace.problem}")
             return None
         self.results += [] if trace.result is None else [trace.result]
         return trace.result
@@ -410,7 +411,7 @@ class WholeCheck:
         if self._raw_file is None:
             return None
         if not self._raw_file.can_run(way):
-            self.not_checked.append(f"{way.label} does not read the raw file {self._raw_file.path}")
+            self.not_checked.append(f"the raw file in {way.label}: it does not read {self._raw_file.path}")
             return None
         try:
             return self._raw_file.open(way, threads=self._threads)

@@ -14,8 +14,6 @@ from postproc_export.errors import FileError, UsageError
 from postproc_export.options import CheckOptions
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from postproc_export.check import ParityReport
 
 
@@ -59,15 +57,11 @@ def _write_reports(report: ParityReport, *, junit: Path | None, markdown: Path |
 _OF_IMAGES: Final = image_options(CheckOptions, defaults=False)
 
 
-def _tables(report: ParityReport) -> RenderableType:
-    from rich.console import Group
-
-    from postproc_export.check.report import stage_table
-
-    return Group(report.table(), *([stage_table(report.whole)] if report.whole else []), *report.remarks())
-
-
-@command(options_of(CheckOptions, without=["preprocessing", "other_preprocessing"]), _OF_IMAGES, view=_tables)
+@command(
+    options_of(CheckOptions, without=["preprocessing", "other_preprocessing"]),
+    _OF_IMAGES,
+    details=lambda report: report.describe(),
+)
 def check(
     *,
     junit: Annotated[Path | None, Parameter(name="--junit", help="Write the report as JUnit XML, too.")] = None,
@@ -77,6 +71,9 @@ def check(
     **given: Any,
 ) -> Any:
     """Check that an attached model decides as PyTorch does, in every runtime that is installed.
+
+    The first line is the verdict, the last one what to run next. Between them each cause of a failure has a line, with
+    the mend and the worst case.
 
     Images are pre-processed as the statistics in the file record it: the default of every option for that is what is
     recorded, and another value is refused without --other-preprocessing. Without a record the defaults are those of
@@ -102,6 +99,6 @@ def check(
     try:
         _write_reports(report, junit=junit, markdown=markdown)
     except FileError:
-        show(report, _tables, is_wanted=True)
+        show(report, lambda found: found.summary(), is_wanted=True)
         raise
     return report

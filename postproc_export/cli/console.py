@@ -115,6 +115,9 @@ def wrapped(text: str, width: int | None) -> str:
         return text
     lines: list[str] = []
     for line in text.splitlines():
+        if line.startswith("next: postproc-export "):
+            lines.append(command_line(shlex.split(line)[2:], before="next: "))
+            continue
         label = next((len(found[0]) for found in _LABEL.finditer(line) if len(found[0]) <= width // 2), 4)
         own, below = " " * (len(line) - len(line.lstrip(" "))), " " * label
         wrapper = TextWrapper(

@@ -86,7 +86,7 @@ def _files(result: "DemoResult") -> str:
 
     typed = [command_line(shlex.split(line)[1:], before="  ") for line in commands(result.folder)]
     about = "\nthe same with a model of your own (as they stand, these repeat the demo)"
-    failed = [report.describe() for report in result.reports if not report]
+    failed = [report.summary() for report in result.reports if not report]
     return "\n".join([*failed, "", result.summary(), about, *typed])
 
 

@@ -238,8 +238,8 @@ def run_demo(folder: Path, *, tell: Tell) -> DemoResult:
             results.append(attach_postprocessing(folder / raw, statistics, output=folder / attached))
             tell("attach", f"{', '.join(results[-1].output_names)}: {raw} becomes {attached}")
             output, images = folder / attached, folder / "test"
-            reports.append(check_parity(output, raw=folder / raw, torch=detector, images=images, int8=False))
-            tell("check", reports[-1].verdict())
+            reports.append(check_parity(output, raw=folder / raw, torch=detector, images=images))
+            tell("check", reports[-1].headline())
 
         fed = {INPUT: as_input(crop.image for crop in test_crops)}
         before, after = (open_runner(folder / name).run(fed) for name in (RAW_ONNX, ATTACHED_ONNX))

@@ -12,7 +12,7 @@ import numpy as np
 from postproc_export.attach import attach_postprocessing, tail_options
 from postproc_export.check import check_parity
 from postproc_export.check.attached_files import load_attached
-from postproc_export.check.report import Check
+from postproc_export.check.findings import Check
 from postproc_export.check.steps import without_decisions
 from postproc_export.check.ways import Configuration
 from postproc_export.errors import UsageError
@@ -212,7 +212,9 @@ class Job:
             inputs=runner.inputs,
             outputs=runner.outputs,
             attached=replace(attached, source=final, output=final),
-            report=replace(report, subject=str(final), checks=checks, environment={**report.environment, **fed}),
+            report=replace(
+                report, subject=str(final), checks=checks, environment={**report.environment, **fed}, given={}
+            ),
         )
 
     def _raw(self, each: Format) -> Path:

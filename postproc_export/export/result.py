@@ -83,21 +83,12 @@ class ExportResult(Outcome):
             yield "sizes", f"as the model at {', '.join(self.sizes)}"
         # What was attached is the same in both formats, but for names inside the graph that had to move.
         yield from dict.fromkeys(fact for file in self.files for fact in file.attached.decisions())
-        yield from (("check", line) for file in self.files for line in _verdicts(file.report))
-        failed = ((file.path.name, each) for file in self.files for each in file.report.failed)
-        yield from (("check", f"FAILED {name}: {each.name}: {each.message}") for name, each in failed)
+        for file in self.files:
+            yield "check", file.report.headline()
+            yield from file.report.facts()
         yield from (("written", str(path)) for path in self.written)
         if not self.written:
             yield "", "nothing was written: a check failed (--keep-failed writes the files all the same)"
-
-
-def _verdicts(report: ParityReport) -> Iterator[str]:
-    """Yield one line per way of running a file."""
-    for way in report.ways:
-        checks = [check for check in report.checks if (check.way or "file") == way]
-        judged, failed = sum(check.judged for check in checks), sum(check.verdict == "FAILED" for check in checks)
-        verdict = "shown, not judged" if not judged else f"{failed} of {judged} checks FAILED" if failed else "passed"
-        yield f"{Path(report.subject).name}, {way}: {verdict}"
 
 
 STATISTICS: Final = "statistics.json"

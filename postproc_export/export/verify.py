@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from postproc_export.check.attached import AttachedModel
+from postproc_export.check.findings import Check
 from postproc_export.check.inputs import image_inputs
 from postproc_export.check.reference import EagerTransform, Reference, image_size
-from postproc_export.check.report import Check
 from postproc_export.check.tail import CheckTally, compare_tail
 from postproc_export.check.ways import Configuration
 from postproc_export.comparison import Tolerance, compare_scores, observed

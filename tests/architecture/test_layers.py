@@ -28,7 +28,7 @@ ORDER = {
         calibrator model
     """,
     "postproc_export.check": """
-        inputs assumed attached attached_files ways reference chain report preserved preserved_files
+        inputs assumed attached attached_files ways reference chain findings report preserved preserved_files
         contracts record tail steps whole synthetic
     """,
 }

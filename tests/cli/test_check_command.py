@@ -33,8 +33,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_good_file_exits_0_and_prints_a_table(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The table, what ran, what it was fed, what was not checked, and the verdict stand on stdout."""
+def test_a_good_file_exits_0_and_says_what_was_proven(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first line is the verdict, the last what to run next; every check, what ran and what was fed come with -v."""
     arguments = [
         "check",
         files / "attached.xml",
@@ -47,15 +47,38 @@ def test_a_good_file_exits_0_and_prints_a_table(files: Path, capsys: pytest.Capt
     ]
     assert main(list(map(str, arguments))) == 0
     output, errors = capsys.readouterr()
-    assert "whole/raw" in output
-    assert max(map(len, output.splitlines()[1:3])) <= 80, "the table fits a terminal of 80 columns"
-    assert "ran: openvino on openvino-cpu" in output
-    assert "seed: 20240" in output
-    assert "fed: 3 images, resized to 8x8" in output
-    assert "BGR" in output, "the pre-processing that the statistics record is used by default"
-    assert "not checked: ONNX Runtime: it does not read this format" in output
-    assert "attached.xml: passed, " in output
+    first, *_, last = output.splitlines()
+    assert first.startswith(f"PASSED: {files / 'attached.xml'} decides as PyTorch does: the tail on ")
+    assert f"the whole file on 3 images beside {files / 'raw.xml'}, in openvino-cpu" in first
+    assert first.endswith("Not checked: the PyTorch model (--torch); INT8 (--int8); other devices than the CPU.")
+    assert last.startswith(f"next: nothing, {files / 'attached.xml'} can be deployed")
+    assert "whole/raw" not in output
     assert errors == ""
+    assert main([*map(str, arguments), "-v"]) == 0
+    details = capsys.readouterr().out
+    assert details.splitlines()[0] == first
+    assert details.splitlines()[-1] == last
+    for part in ("passed whole/raw/pred_mask (openvino)", "ran: openvino on openvino-cpu", "seed: 20240"):
+        assert part in details
+    assert "fed: 3 images, resized to 8x8" in details
+    assert "BGR" in details, "the pre-processing that the statistics record is used by default"
+    assert "not checked: INT8 (--int8): it was not asked for" in details
+
+
+def test_no_word_is_broken_on_a_narrow_terminal(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At 80 columns lines end between words, and only a word of its own is longer; nothing is lost."""
+    monkeypatch.chdir(files)
+    arguments = ["check", "attached.xml", "--raw", "raw.xml", "--images", "images", "--threads", "1", "-v"]
+    assert main(arguments) == 0
+    whole = capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(arguments) == 0
+    wrapped = capsys.readouterr().out
+    assert max(map(len, whole.splitlines())) > 80
+    assert max(map(len, wrapped.splitlines())) <= 80
+    assert [word for word in wrapped.split() if word != "\\"] == whole.split()
 
 
 def test_json_goes_to_stdout_alone(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,16 +92,19 @@ def test_json_goes_to_stdout_alone(files: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_a_miss_exits_1_and_is_told_in_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A fault in the file is a miss: exit code 1, with the finding below the table."""
+    """A fault in the file is a miss: exit code 1, and the first lines say which, and what mends it."""
     raw = hosts.write(hosts.identity(), tmp_path / "raw.onnx")
     path = attach_postprocessing(raw, STATS).output
     model = onnx.load(path)
     del model.graph.output[3]
     onnx.save(model, path)
     assert main(["check", str(path), "--threads", "1"]) == 1
-    output = capsys.readouterr().out
-    assert "FAILED outputs: output 'pred_mask' is missing" in output
-    assert "checks failed: outputs" in output
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"FAILED: {path} does not decide as its record says (")
+    assert lines[1] == "  tail     output 'pred_mask' is missing"
+    assert lines[2].startswith("  fix      attach to the original again")
+    assert lines[-1] == f"next: postproc-export attach RAW --stats FILE -o {path}"
+    assert len(lines) <= 5
 
 
 @pytest.mark.parametrize(
@@ -129,7 +155,7 @@ def test_a_missing_runtime_is_said_where_another_is_left(
     monkeypatch.setattr("postproc_export.check.installed_runtimes", lambda: ("onnxruntime",))
     path = attach_postprocessing(hosts.write(hosts.identity(), tmp_path / "raw.onnx"), STATS).output
     assert main(["check", str(path), "--threads", "1"]) == 0
-    assert "not checked: openvino: it is not installed (pip install openvino)" in capsys.readouterr().out
+    assert "Not checked: openvino (pip install openvino); " in capsys.readouterr().out
 
 
 def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,10 +69,13 @@ def test_a_change_besides_the_tail_exits_1_with_the_list(
     reports = ["--junit", str(tmp_path / "new" / "j.xml"), "--markdown", str(tmp_path / "m.md")]
     assert main(["check", str(attached), "--preserved", str(raw), *reports]) == 1
     text = "1 changed: graph: initializer 'weight': values differ"
-    assert f"FAILED preserved: {text}" in capsys.readouterr().out
+    verdict, cause, *_ = capsys.readouterr().out.splitlines()
+    assert verdict.startswith(f"FAILED: {attached} is not {raw} with a tail (1 of ")
+    assert cause == f"  model    {text}"
     assert text in (tmp_path / "m.md").read_text(encoding="utf-8")
-    (failure,) = ElementTree.parse(tmp_path / "new" / "j.xml").getroot().findall("testcase/failure")
-    assert failure.get("message") == text
+    first, failure = ElementTree.parse(tmp_path / "new" / "j.xml").getroot().findall("testcase/failure")
+    assert first.get("message") == verdict
+    assert failure.get("message") == f"{text}; fix: attach to the original again: the model was changed since"
 
 
 def test_a_contract_that_is_missed_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,7 +124,7 @@ def test_assert_parity_takes_them_too(files: tuple[Path, Path]) -> None:
     raw, attached = files
     assert_parity(attached, preserved=raw, contracts=["anomalib"], count=1_000, threads=1)
     edit(attached, weight=True)
-    with pytest.raises(AssertionError, match="FAILED  preserved: 1 changed: graph: initializer 'weight': values"):
+    with pytest.raises(AssertionError, match="FAILED preserved: 1 changed: graph: initializer 'weight': values"):
         assert_parity(attached, preserved=raw, count=1_000, threads=1)
 
 
@@ -132,7 +135,7 @@ def test_assert_parity_takes_them_too(files: tuple[Path, Path]) -> None:
         pytest.param(["--preserved", "raw.xml"], "of different formats", id="another-format"),
         pytest.param(["--preserved", "raw.txt"], "raw.txt", id="no-model"),
         pytest.param(["--contract", "other"], "the contract 'other' is not known", id="unknown-contract"),
-        pytest.param(["--junit", "/dev/null/j.xml"], "the folder cannot be made", id="no-folder-for-a-report"),
+        pytest.param(["--junit", "/dev/null/j.xml"], "is no folder, so that none can be made in it", id="no-folder-for-a-report"),
     ],
 )
 def test_what_cannot_be_compared_exits_2(

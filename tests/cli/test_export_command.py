@@ -95,12 +95,13 @@ def test_a_calibration_in_the_same_run(tmp_path: Path, invoke: Invoke) -> None:
 
 
 def test_a_missed_check_is_exit_code_1(tmp_path: Path, stats: Path, invoke: Invoke) -> None:
-    """What was missed stands on stdout in full; nothing is written, and the folder is not made."""
+    """What was missed stands on stdout, one line for the cause; nothing is written, and the folder is not made."""
     arguments = ("export", "export_modules:Undecided", "--input", "1,3,16,16", "--stats", stats)
     result = invoke(*arguments, "-o", tmp_path / "dist")
     assert result.exit_code == 1
     assert "nothing was written" in result.stdout
-    assert "FAILED model.onnx: module/raw/anomaly_map/onnxruntime: " in result.stdout
+    assert f"  check    FAILED: {tmp_path / 'dist/model.onnx'} does not decide as the PyTorch model" in result.stdout
+    assert result.stdout.count("  export   ") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["stats.json"]
 
 

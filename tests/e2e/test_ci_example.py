@@ -140,15 +140,16 @@ def test_a_damaged_model_fails_the_job_and_can_be_replayed(repository: Path, tmp
     assert done.exit_code == 1, done.stderr
     summary = (root / "summary.md").read_text(encoding="utf-8")
     assert summary.startswith("### ❌")
-    assert "**failed** `preserved`: 1 changed: graph: initializer 'weight': values differ" in summary
-    assert "**failed** `constants/pred_mask`" in summary
+    assert "- **model**: 1 changed: graph: initializer 'weight': values differ" in summary
+    assert "- **tail**: pred_mask: boundary is" in summary
     failures = ElementTree.parse(root / "report" / "onnx.xml").getroot().findall("testcase/failure")
-    assert len(failures) == summary.count("**failed**")
+    assert failures[0].get("message") == done.stdout.splitlines()[0]
+    assert len(failures) > summary.count("❌")
     replay = next(line for line in done.stdout.splitlines() if line.startswith("replay: ") and "whole-raw" in line)
     assert "--threads 2" in replay
     again = here(replay.removeprefix("replay: "), root)
     assert again.exit_code == 1, again.stderr
-    assert "FAILED whole/raw/pred_mask/onnxruntime" in again.stdout
+    assert "  tail     pred_mask: boundary is" in again.stdout
 
 
 def test_a_file_that_is_missing_is_no_pass(tmp_path: Path, here: Here) -> None:

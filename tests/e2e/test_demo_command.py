@@ -48,8 +48,8 @@ def test_the_demo_is_honest_about_the_detector(demo: tuple[Path, subprocess.Comp
     assert "test crops" in line
     assert len(values) == 2
     assert all(0.9 < value < 1 for value in values)
-    assert "attached.onnx: passed" in finished.stdout
-    assert "attached.xml: passed" in finished.stdout
+    assert "PASSED: postproc-export-demo/attached.onnx decides as PyTorch does" in finished.stdout
+    assert "PASSED: postproc-export-demo/attached.xml decides as PyTorch does" in finished.stdout
 
 
 def test_the_files_of_the_demo_belong_together(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from postproc_export.check.attached_files import load_attached
-from postproc_export.check.report import Check
+from postproc_export.check.findings import Check
 from postproc_export.check.tail import ALL, CHUNK, check_exhaustively
 from postproc_export.errors import UnsupportedModelError
 from postproc_export.stats import CalibrationStats, LevelStats

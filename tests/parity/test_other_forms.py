@@ -182,9 +182,12 @@ def test_what_ovc_made_is_judged(tmp_path: Path) -> None:
     report = checked(converted(path))
     assert report, report.describe()
     assert "it was converted from ONNX" in report.environment["file"]
-    rounded = {check.subject: check.message for check in checked(compressed(path)).failed}
-    assert rounded.keys() == {"constants/pred_score", "tail/pred_score", "synthetic/tapped/pred_score"}
-    assert "convert with compress_to_fp16=False" in rounded["constants/pred_score"]
+    rounded = checked(compressed(path))
+    subjects = {"constants/pred_score", "tail/pred_score", "synthetic/tapped/pred_score"}
+    assert {check.subject for check in rounded.failed} == subjects
+    (cause,) = rounded.causes
+    assert "the conversion compressed constants of the tail to float16" in cause.what
+    assert cause.fix.startswith("convert with compress_to_fp16=False, or ")
 
 
 def test_an_input_that_a_tool_made_a_constant_of_is_missed_in_onnx(tmp_path: Path) -> None:
@@ -202,7 +205,7 @@ def test_statistics_judge_a_file_without_a_record(ir: bool, tmp_path: Path) -> N
     """What was attached with is given or assumed, and said; other statistics are a miss."""
     path = attached(tmp_path, image_sensitivity=0.3)
     path = stripped(read_and_saved(path) if ir else path)
-    with pytest.raises(UnsupportedModelError, match=r"no record of a tail[\s\S]*--stats"):
+    with pytest.raises(UnsupportedModelError, match=r"no record of a tail[\s\S]*attached with \(stats\)"):
         checked(path)
     given = checked(path, stats=STATS, image_sensitivity=0.3)
     assert given, given.describe()
@@ -241,5 +244,5 @@ def test_what_contradicts_a_record_is_refused_and_what_equals_it_is_accepted(tmp
     ):
         with pytest.raises(UsageError, match=found):
             checked(path, **options)
-    with pytest.raises(MetadataError, match="image_sensitivity is not a number"):
+    with pytest.raises(MetadataError, match=r"image_sensitivity 1\.5: use 0 to 1"):
         checked(path, stats=STATS, image_sensitivity=1.5)

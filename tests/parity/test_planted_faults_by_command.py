@@ -85,39 +85,92 @@ TORCH = ("--inputs", "images.npz", "--torch", "torch_hosts:detector")
 PRESERVED = ("--preserved", "raw.{suffix}")
 
 FAULTS = [
-    pytest.param("one_ulp_off", (), "constants/pred_label", "boundary is 0.200000018 in the file", id="ulp"),
-    pytest.param(other_threshold, (), "constants/pred_label", "0.25 by the record", id="metadata"),
-    pytest.param("greater", (), "constants/pred_label", "expected less, found Less", id="greater"),
-    pytest.param("swapped_range", (), "constants/anomaly_map", "alpha is -1.14285719 in the file", id="min-and-max"),
-    pytest.param("half_precision_boundary", (), "constants/pred_mask", "boundary is 0.300048828", id="float16"),
-    pytest.param("swapped_order", (), "outputs", "the outputs are in the order pred_label, pred_score", id="order"),
     pytest.param(
-        "frozen_input", RAW, "whole/batch/openvino", "axis 0 of input 'input' is frozen to 1", id="frozen-batch"
+        "one_ulp_off", (), "constants/pred_label", "boundary is 0.200000018 in the file", "tail", "update", id="ulp"
     ),
-    pytest.param("nan_as_normal", (), "constants/pred_mask", "expected logical_not, found", id="nan-as-normal"),
-    pytest.param("swapped_channels", RAW, "whole/raw/pred_mask/openvino", "flipped", id="channels-of-the-body"),
-    pytest.param("swapped_channels", TORCH, "whole/torch/raw_map/openvino", "channel order", id="channels-torch"),
-    pytest.param("lost_entry", PRESERVED, "preserved", "classes", id="metadata-entry"),
-    pytest.param("lost_record", PRESERVED, "record", "no entry 'postproc_export'", id="record"),
-    pytest.param("bfloat16", (), "constants/pred_mask", "in place of the raw value", id="bfloat16"),
+    pytest.param(other_threshold, (), "constants/pred_label", "0.25 by the record", "tail", "update", id="metadata"),
+    pytest.param("greater", (), "constants/pred_label", "expected less, found Less", "tail", "attach", id="greater"),
+    pytest.param(
+        "swapped_range",
+        (),
+        "constants/anomaly_map",
+        "alpha is -1.14285719 in the file",
+        "tail",
+        "update",
+        id="min-and-max",
+    ),
+    pytest.param(
+        "half_precision_boundary", (), "constants/pred_mask", "boundary is 0.300048828", "tail", "update", id="float16"
+    ),
+    pytest.param(
+        "swapped_order",
+        (),
+        "outputs",
+        "the outputs are in the order pred_label, pred_score",
+        "tail",
+        "attach",
+        id="order",
+    ),
+    pytest.param(
+        "frozen_input",
+        RAW,
+        "whole/batch/openvino",
+        "axis 0 of input 'input' is frozen to 1",
+        "tail or runtime",
+        "attach",
+        id="frozen-batch",
+    ),
+    pytest.param(
+        "nan_as_normal", (), "constants/pred_mask", "expected logical_not, found", "tail", "attach", id="nan-as-normal"
+    ),
+    pytest.param(
+        "swapped_channels", RAW, "whole/raw/pred_mask/openvino", "flipped", "model", "check", id="channels-of-the-body"
+    ),
+    pytest.param(
+        "swapped_channels",
+        TORCH,
+        "whole/torch/raw_map/openvino",
+        "channel order",
+        "export",
+        "export",
+        id="channels-torch",
+    ),
+    pytest.param("lost_entry", PRESERVED, "preserved", "classes", "model", "attach", id="metadata-entry"),
+    pytest.param("lost_record", PRESERVED, "record", "no entry 'postproc_export'", "tail", "check", id="record"),
+    pytest.param("bfloat16", (), "constants/pred_mask", "in place of the raw value", "tail", "attach", id="bfloat16"),
 ]
 
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("suffix", FORMATS)
-@pytest.mark.parametrize(("fault", "options", "name", "finding"), FAULTS)
+@pytest.mark.parametrize(("fault", "options", "name", "finding", "stage", "command"), FAULTS)
 def test_a_planted_fault_is_caught_and_named(
-    fault: Any, options: tuple[str, ...], name: str, finding: str, suffix: str, clean: Path, tmp_path: Path, invoke: Any
+    fault: Any,
+    options: tuple[str, ...],
+    name: str,
+    finding: str,
+    stage: str,
+    command: str,
+    suffix: str,
+    clean: Path,
+    tmp_path: Path,
+    invoke: Any,
 ) -> None:
-    """The command exits with 1, and the check that is missed says what is wrong."""
+    """The command exits with 1, the check that is missed says what is wrong, and one cause leads to the mend."""
     kinds = FORMATS[suffix]
     plant = getattr(kinds, fault) if isinstance(fault, str) else kinds.edited_record(fault)
     path = planted(plant, clean / f"attached.{suffix}", tmp_path)
     given = [clean / item.format(suffix=suffix) if "." in item else item for item in options]
-    result = invoke("check", path, *given, "--threads", 1, "--no-int8", "--json")
+    result = invoke("check", path, *given, "--threads", 1, "--json")
     assert result.exit_code == 1, result.stderr
-    missed = {check["name"]: check["message"] for check in json.loads(result.stdout)["checks"] if not check["passed"]}
+    document = json.loads(result.stdout)
+    missed = {check["name"]: check["message"] for check in document["checks"] if not check["passed"]}
     assert finding in missed.get(name, ""), missed
+    (cause,) = document["causes"]
+    assert set(cause["checks"]) == set(missed)
+    assert cause["stage"] in stage
+    assert cause["command"].startswith(f"postproc-export {command} ")
+    assert document["next"] == cause["command"]
 
 
 @pytest.mark.usefixtures("quick")
@@ -147,7 +200,7 @@ def test_a_record_that_cannot_be_read_is_said_to_be_so(
 def test_a_file_without_a_fault_passes_all_that_finds_them(suffix: str, clean: Path, invoke: Any) -> None:
     """The options by which the faults are found miss nothing in a file that has none."""
     options = [clean / item.format(suffix=suffix) if "." in item else item for item in (*RAW, *TORCH[2:], *PRESERVED)]
-    result = invoke("check", clean / f"attached.{suffix}", *options, "--threads", 1, "--no-int8")
+    result = invoke("check", clean / f"attached.{suffix}", *options, "--threads", 1)
     assert result.exit_code == 0, result.stdout
 
 
@@ -155,7 +208,7 @@ def test_a_file_without_a_fault_passes_all_that_finds_them(suffix: str, clean: P
 def test_a_raw_file_in_another_format_freezes_nothing(clean: Path, tmp_path: Path, invoke: Any) -> None:
     """An IR that was converted to one size before attaching passes beside an ONNX file that is open; ONNX does not."""
     frozen = planted(planted_ir.frozen_input, clean / "attached.xml", tmp_path)
-    given = ("--inputs", clean / "images.npz", "--threads", 1, "--no-int8")
+    given = ("--inputs", clean / "images.npz", "--threads", 1)
     assert invoke("check", frozen, "--raw", clean / "raw.onnx", *given).exit_code == 0
     result = invoke(
         "check",
@@ -164,4 +217,4 @@ def test_a_raw_file_in_another_format_freezes_nothing(clean: Path, tmp_path: Pat
         clean / "raw.onnx",
         *given,
     )
-    assert "FAILED whole/batch/onnxruntime: axis 0 of input 'input' is frozen to 1" in " ".join(result.stdout.split())
+    assert "  tail     axis 0 of output 'pred_score' is frozen to 1" in result.stdout

@@ -13,7 +13,8 @@ from onnx import numpy_helper
 
 from postproc_export.attach import attach_postprocessing
 from postproc_export.check import assert_parity
-from postproc_export.check.report import Check, ParityReport, failed, junit, markdown
+from postproc_export.check.findings import Check, failed
+from postproc_export.check.report import ParityReport, junit, markdown
 from postproc_export.cli import main
 from postproc_export.stats import CalibrationStats, LevelStats
 
@@ -23,8 +24,8 @@ STATS = CalibrationStats(
 REPORT = ParityReport(
     subject="model.onnx",
     checks=(
-        Check(name="tail/pred_mask/openvino", way="openvino", passed=True, message="9 labels equal", brief="9 equal"),
-        Check(name="tail/pred_mask/default", way="default", passed=True, judged=False, message="a | b", brief="a | b"),
+        Check(name="tail/pred_mask/openvino", way="openvino", passed=True, message="9 labels equal"),
+        Check(name="tail/pred_mask/default", way="default", passed=True, judged=False, message="a | b"),
         failed("outputs", "output 'pred_mask' is missing\x00", declared=["pred_score"]),
     ),
     not_checked=("other devices",),
@@ -45,30 +46,35 @@ def wrong(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_junit_has_a_case_for_every_check() -> None:
-    """Misses are failures; what decides nothing and what was not checked is skipped; the environment is kept."""
+    """The verdict comes first; misses are failures with their cause and mend; what decides nothing is skipped."""
     suite = ElementTree.fromstring(junit(REPORT))
-    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("4", "1", "2")
-    assert len(suite.findall("testcase")) == 4
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("5", "2", "2")
+    assert len(suite.findall("testcase")) == 5
     assert len(suite.findall("testcase/skipped")) == 2
-    (failure,) = suite.findall("testcase/failure")
-    assert failure.get("message") == "output 'pred_mask' is missing?"
+    verdict, failure = suite.findall("testcase/failure")
+    assert suite.findall("testcase")[0].find("failure") is verdict
+    assert verdict.get("message") == REPORT.headline()
+    assert str(verdict.text).splitlines()[0] == REPORT.headline()
+    assert str(failure.get("message")).startswith("output 'pred_mask' is missing?; fix: attach to the original again")
     assert [(item.get("name"), item.get("value")) for item in suite.iter("property")] == [("seed", "4")]
 
 
 def test_markdown_is_a_table_that_no_message_breaks() -> None:
-    """The verdict first, a column per way of running, misses in full, pipes escaped."""
+    """The verdict first, then the cause with its mend and what to run next; pipes are escaped."""
     lines = markdown(REPORT).splitlines()
-    assert lines[0].startswith("### ❌ model.onnx: 1 of 2 checks failed: outputs")
-    assert "| check | openvino | default | file |" in lines
-    assert "| tail/pred_mask | ✅ 9 equal | 👁 a \\| b |  |" in lines
-    assert any(line.startswith("- **failed** `outputs`: output 'pred_mask' is missing") for line in lines)
+    assert lines[0] == f"### ❌ {REPORT.headline()}"
+    assert lines[2].startswith("- **tail**: output 'pred_mask' is missing")
+    assert lines[3].startswith("- **fix**: attach to the original again")
+    assert lines[4] == f"- **next**: `{REPORT.next_step()}`"
+    assert "| ✅ tail/pred_mask (openvino) | 9 labels equal |" in lines
+    assert "| 👁 tail/pred_mask (default) | a \\| b |" in lines
     assert "- not checked: other devices" in lines
 
 
 def test_assert_parity_raises_with_the_whole_report(wrong: tuple[Path, Path]) -> None:
     """In a test suite one line is enough, and its failure tells everything."""
     raw, path = wrong
-    with pytest.raises(AssertionError, match=r"FAILED  constants/pred_mask: boundary is 0\.4"):
+    with pytest.raises(AssertionError, match=r"FAILED constants/pred_mask: boundary is 0\.4"):
         assert_parity(path, count=1_000, threads=1)
     good = attach_postprocessing(raw, STATS, output=path.with_name("good.onnx")).output
     assert assert_parity(good, count=1_000, threads=1).passed

@@ -18,7 +18,7 @@ STATS = CalibrationStats(
     image=LevelStats(threshold=0.2, min=-1.0, max=0.75), pixel=LevelStats(threshold=0.3, min=-0.25, max=0.625)
 )
 IMAGES = np.random.default_rng(7).integers(0, 256, (5, 3, 8, 8)).astype(np.float32) / 256
-QUICK: dict[str, Any] = {"inputs": {"input": IMAGES}, "count": 200, "int8": False}
+QUICK: dict[str, Any] = {"inputs": {"input": IMAGES}, "count": 200}
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +61,14 @@ def test_a_module_in_training_mode_is_remarked(attached: Path) -> None:
     ]
     assert report.environment["torch"]["threads"] == 1
     assert torch.get_num_threads() == before
-    assert any("evaluation mode" in line for line in report.remarks())
+    assert "evaluation mode" in report.describe()
 
 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
         pytest.param({"torch": "torch_hosts:map_alone"}, "no output that is the raw image output", id="no-score"),
-        pytest.param({"torch": "torch_hosts:ambiguous"}, "say which with --image-output", id="ambiguous"),
+        pytest.param({"torch": "torch_hosts:ambiguous"}, "say which with image_output=NAME", id="ambiguous"),
         pytest.param({"torch": "torch_hosts:decided"}, "post-processed already", id="decided"),
         pytest.param({"torch": "torch_hosts:smaller"}, "gives 16 values per sample on the pixel level", id="size"),
         pytest.param({"torch": "torch_hosts:one_for_all"}, "a score with 1 entries for", id="batch"),
@@ -135,10 +135,11 @@ def test_usage_errors_exit_with_2(attached: Path, tmp_path: Path, invoke: Any) -
 
 
 def test_the_command_compares_with_the_module(attached: Path, tmp_path: Path, invoke: Any) -> None:
-    """`check --torch` shows the stages and a verdict for each way."""
+    """`check --torch` names the module in the verdict, and with -v shows the stages and a sentence for each way."""
     np.savez(tmp_path / "images.npz", input=IMAGES)
-    arguments = ("--inputs", tmp_path / "images.npz", "--torch", "torch_hosts:detector", "--no-int8")
-    result = invoke("check", attached, *arguments)
+    arguments = ("--inputs", tmp_path / "images.npz", "--torch", "torch_hosts:detector")
+    result = invoke("check", attached, *arguments, "-v")
     assert result.exit_code == 0, result.stderr
+    assert f" {len(IMAGES)} samples beside torch_hosts:detector, in " in result.stdout.splitlines()[0]
     assert "torch -> attached" in result.stdout
     assert "openvino at float32: decides as PyTorch; " in result.stdout

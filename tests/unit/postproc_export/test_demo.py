@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from postproc_export.check.report import Check, ParityReport
+from postproc_export.check.findings import Check
+from postproc_export.check.report import ParityReport
 from postproc_export.cli import main
 from postproc_export.demo import data
 from postproc_export.demo import detector as evaluation
@@ -362,7 +363,7 @@ def test_a_missed_check_is_shown_and_exits_1(
     result = DemoResult(folder=Path("home"), attached=None, reports=(report,))  # type: ignore[arg-type]
     monkeypatch.setattr(run_module, "run_demo", lambda folder, tell: result)
     assert main(["demo"]) == code
-    assert ("1 of 1 checks failed: tail" in capsys.readouterr().out) == (not passed)
+    assert ("(1 of 1 checks failed)" in capsys.readouterr().out) == (not passed)
 
 
 def test_commands_quote_the_folder() -> None:
