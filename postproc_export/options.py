@@ -121,6 +121,21 @@ class OutputOptions(StepOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """How images are fed to a model.
+
+    Parameters
+    ----------
+    preprocessing
+        What is done to the images: a TOML or JSON file with fields of it, such as statistics that record them; in
+        Python also the fields by name, or a `Preprocessing`. What is left open is as the statistics record it, if there
+        are any, else the model decides.
+    """
+
+    preprocessing: "PreprocessingSource | None" = field(default=None, metadata=spelt(metavar="FILE", text=Path))
+
+
+@dataclass(frozen=True, kw_only=True)
 class DecisionOptions:
     """What decides, in an attached file and in `PostProcessor` alike; the defaults are docs/definition.md's.
 
@@ -448,7 +463,7 @@ class ShardOptions(CalibrationOptions):
 
 
 @dataclass(frozen=True)
-class ModelOptions(OutputOptions, ConventionOptions):
+class ModelOptions(OutputOptions, ConventionOptions, ImageOptions):
     """How a raw model is run over labelled images to calibrate it.
 
     Parameters
@@ -474,9 +489,6 @@ class ModelOptions(OutputOptions, ConventionOptions):
         Threads of the runtime.
     workers
         Threads that decode images; by default one per core, at most 8.
-    preprocessing
-        What is done to the images: a TOML or JSON file with fields of it, such as statistics that record one, or in
-        Python also the fields or a `Preprocessing` itself. What is left open, the model's input decides.
     """
 
     model: str | Path
@@ -489,11 +501,10 @@ class ModelOptions(OutputOptions, ConventionOptions):
     batch_size: int | None = field(default=None, metadata=spelt(least=1))
     threads: int | None = field(default=None, metadata=spelt(least=1))
     workers: int | None = field(default=None, metadata=spelt(least=1))
-    preprocessing: "PreprocessingSource | None" = field(default=None, metadata=spelt(metavar="FILE", text=Path))
 
 
 @dataclass(frozen=True)
-class CheckOptions(StepOptions):
+class CheckOptions(StepOptions, ImageOptions):
     """What `check_parity` and ``postproc-export check`` take.
 
     Parameters
@@ -513,10 +524,6 @@ class CheckOptions(StepOptions):
         Which output of the PyTorch model is the raw score: key, attribute or index, where names and shapes do not tell.
     pixel_output
         Which output of the PyTorch model is the raw map, given in the same way.
-    preprocessing
-        What is done to the images: a TOML or JSON file with fields of it, such as statistics that record one, or in
-        Python also the fields or a `Preprocessing` itself. By default, and where a field is left out, it is what the
-        statistics of the attached file record, else the defaults of `Preprocessing`.
     other_preprocessing
         Go on where the images are to be fed otherwise than the statistics record.
     limit
@@ -561,7 +568,6 @@ class CheckOptions(StepOptions):
     torch: "str | Module | None" = field(default=None, metadata=spelt(metavar="MODULE:FACTORY", text=str))
     image_output: str | int | None = None
     pixel_output: str | int | None = None
-    preprocessing: "PreprocessingSource | None" = field(default=None, metadata=spelt(metavar="FILE", text=Path))
     other_preprocessing: bool = False
     limit: int | None = field(default=None, metadata=spelt(least=1))
     max_flips: int = field(default=0, metadata=spelt(least=0))
@@ -581,7 +587,7 @@ class CheckOptions(StepOptions):
 
 
 @dataclass(frozen=True)
-class ExportOptions(TailOptions, OutputOptions, TargetOptions, CalibrationOptions):
+class ExportOptions(TailOptions, OutputOptions, TargetOptions, CalibrationOptions, ImageOptions):
     """What `export_model` and ``postproc-export export`` take.
 
     Parameters
@@ -613,10 +619,6 @@ class ExportOptions(TailOptions, OutputOptions, TargetOptions, CalibrationOption
         For ``calibrate``: leave the pixel level out; no masks are needed.
     images
         Folder or CSV file of images for the check, labels not needed; by default those of ``calibrate``.
-    preprocessing
-        What is done to images: a TOML or JSON file with fields of it, such as statistics that record one, or in Python
-        also the fields or a `Preprocessing` itself. By default, and where a field is left out, it is what the
-        statistics record, else the defaults of `Preprocessing` at the example's size.
     seed
         Seed of the random inputs and raw values of the check.
     keep_failed
@@ -641,9 +643,6 @@ class ExportOptions(TailOptions, OutputOptions, TargetOptions, CalibrationOption
     split: str | None = field(default=None, kw_only=True)
     image_only: bool = field(default=False, kw_only=True)
     images: str | Path | None = field(default=None, kw_only=True)
-    preprocessing: "PreprocessingSource | None" = field(
-        default=None, kw_only=True, metadata=spelt(metavar="FILE", text=Path)
-    )
     seed: int = field(default=SEED, kw_only=True, metadata=spelt(least=0))
     keep_failed: bool = field(default=False, kw_only=True)
     inputs: Sequence[Path] = field(default=(), kw_only=True, metadata=spelt(only_python=True))

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -45,6 +45,8 @@ def file_digests(model: Path) -> dict[str, str]:
 class MaskWarning(UserWarning):
     """Masks of anomalous images in which no pixel is anomalous, or some are so by half."""
 
+
+_NAMED: Final = 5  # masks that a warning names
 
 Progress = Callable[[int, int], None]
 
@@ -233,9 +235,10 @@ def _told_of_masks(empty: Sequence[Path], between: Mapping[Path, int]) -> dict[s
     found: dict[str, int] = {}
     if empty:
         found["empty_masks"] = len(empty)
+        named = ", ".join(map(str, empty[:_NAMED])) + (f" and {len(empty) - _NAMED} more" if empty[_NAMED:] else "")
         message = (
             f"{len(empty)} anomalous image(s) have a mask without an anomalous pixel at the map's size, so all their "
-            f"pixels count as normal: nothing is marked, or cropping or resizing loses it; the first mask is {empty[0]}"
+            f"pixels count as normal: nothing is marked, or cropping or resizing loses it; {named}"
         )
         warnings.warn(MaskWarning(message), stacklevel=3)
     if between:

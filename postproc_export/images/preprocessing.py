@@ -211,20 +211,15 @@ class Preprocessing:
                 fix=self._channels_fix(port),
             )
         model = (port.size(height_axis), port.size(width_axis))
-        made = replace(
-            self,
-            size=self._resolved_size(model, port),
-            layout=layout,
-            dtype=port.dtype,
-            scale=self.scale or (1.0 if port.dtype == "uint8" else float(self.highest)),
-        )
+        size = self._resolved_size(model, port)
+        made = replace(self._scaled_for(port.dtype), size=size, layout=layout, dtype=port.dtype)
         fed = made.input_size
         assert fed is not None, "there is a size or a crop"
         wanted = (model[0] or fed[0], model[1] or fed[1])
         if fed != wanted:
             option = "--image-size" if self.crop is None else "--crop"
             what = f"images of {_text(fed)} (height x width) do not fit the model's input"
-            raise UsageError(what, found=port.describe(), fix=f"give {option} {_text(wanted)}, or leave it out")
+            raise UsageError(what, found=port.describe(), fix=f"give {option} {_text(wanted)}")
         is_plain = made.scale == 1 and set(made.mean) == {0.0} and set(made.std) == {1.0} and made.bits == 8
         if port.dtype == "uint8" and not (is_plain and all(value.is_integer() for value in made.pad_value)):
             fix = "leave out --scale, --mean, --std, --preset and --bits, and pad with whole numbers"
@@ -333,7 +328,7 @@ class Preprocessing:
             warnings.warn(PreprocessingWarning(doubt), stacklevel=3)
 
     def contradictions(self, recorded: Self) -> list[str]:
-        """Return the options in which this differs from what is recorded, each with both values; both are resolved."""
+        """Return the options in which this differs from what is recorded, each with both values."""
         is_padded = self.resize == recorded.resize == "pad"
         names = [item.name for item in fields(self) if is_padded or not item.name.startswith("pad_")]
         return [
@@ -346,6 +341,10 @@ class Preprocessing:
         """Return the value of a field; one that stands for all channels as that of each."""
         value = getattr(self, name)
         return value * self.channels if name in _NUMBERS and len(value) == 1 else value
+
+    def _scaled_for(self, dtype: str) -> Self:
+        """Return it with the scale that an input of this type takes, if none is given."""
+        return replace(self, scale=self.scale or (1.0 if dtype == "uint8" else float(self.highest)))
 
     def describe(self) -> str:
         """Return one line that says what is done to an image."""
@@ -404,22 +403,19 @@ def settled(
 
     Raises a UsageError for what contradicts the record, unless `other` is true; None says that it cannot be asked for.
     """
-    usual = Preprocessing() if recorded is None else Preprocessing.from_json(recorded)
-    if given is None:
-        return usual.for_input(port)
-    made = usual.replaced(given).for_input(port)
-    if recorded is not None:
-        kept = usual.for_input(port)
-        contradictions = made.contradictions(kept)
-        if not contradictions:
-            return kept
-        if not other:
-            raise UsageError(
-                "the images would be fed otherwise than in calibration",
-                found="; ".join(contradictions),
-                needed="what the statistics record",
-                fix="leave that out" + ("" if other is None else ", or go on all the same with --other-preprocessing"),
-            )
+    usual = Preprocessing() if recorded is None else Preprocessing.from_json(recorded).for_input(port)
+    made = usual.replaced(given)._scaled_for(port.dtype)
+    contradictions = [] if recorded is None else made.contradictions(usual)
+    if recorded is not None and not contradictions:
+        return usual
+    if contradictions and not other:
+        raise UsageError(
+            "the images would be fed otherwise than in calibration",
+            found="; ".join(contradictions),
+            needed="what the statistics record",
+            fix="leave that out" + ("" if other is None else ", or go on all the same with --other-preprocessing"),
+        )
+    made = made.for_input(port)
     made.warn()
     return made
 

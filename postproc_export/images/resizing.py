@@ -29,12 +29,13 @@ def resized(image: "Image", size: tuple[int, int], interpolation: Interpolation)
     mode is I; what they overshoot by is clipped.
     """
     height, width = size
-    highest, dtype = (65535, np.uint16) if image.mode == "I" else (255, np.uint8)
     is_there, of_opencv = image.size == (width, height), _OPENCV.get(interpolation)
     if not is_there and of_opencv is None:
         filters = require("PIL.Image", purpose="resizing images").Resampling
         image = image.resize((width, height), filters[interpolation.upper()])
-    pixels: Pixels = np.clip(np.asarray(image), 0, highest).astype(dtype, copy=False)
+    pixels: Pixels = np.asarray(image)
+    if image.mode == "I":
+        pixels = np.clip(pixels, 0, 65535).astype(np.uint16)
     if is_there or of_opencv is None:
         return pixels
     whole = of_opencv(pixels.reshape(*pixels.shape[:2], -1), height, width)

@@ -14,6 +14,9 @@ from conftest import Invoke
 from image_files import save
 from PIL import Image
 
+from postproc_export import check_parity
+from postproc_export.errors import UsageError
+from postproc_export.images import Preprocessing
 from postproc_export.stats import CalibrationStats
 
 MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
@@ -348,6 +351,44 @@ def test_inspect_shows_how_images_are_fed(small: Path, tmp_path: Path, invoke: I
     bare = invoke("inspect", small / "model.onnx")
     assert "  images " not in bare.stdout
     assert json.loads(invoke("inspect", small / "model.onnx", "--json").stdout)["preprocessing"] is None
+
+
+def test_python_is_told_the_same(small: Path) -> None:
+    """In check_parity: fields, or a whole description, against the record; and none without images."""
+    attached, images = small / "attached.onnx", small / "set" / "validation"
+    for other in ({"crop": "none"}, Preprocessing(size=(8, 8))):
+        with pytest.raises(UsageError, match=r"fed otherwise than in calibration(.|\n)*--crop none, recorded 8x8"):
+            check_parity(attached, images=images, preprocessing=other, limit=1)
+    same = Preprocessing(resize="shorter", size=(12, 12), crop=(8, 8))
+    assert check_parity(attached, images=images, preprocessing=same, limit=1, int8=False)
+    report = check_parity(
+        attached, images=images, preprocessing={"scale": 1}, other_preprocessing=True, limit=1, int8=False
+    )
+    assert "divided by 1," in report.environment["inputs"]
+    for options in ({"preprocessing": same}, {"other_preprocessing": True}):
+        with pytest.raises(UsageError, match="without images"):
+            check_parity(attached, **options)
+
+
+def test_export_feeds_images_alike(small: Path, tmp_path: Path, invoke: Invoke) -> None:
+    """`--calibrate` takes the options and records them, at the example's size; statistics are not contradicted."""
+    images = small / "set" / "validation"
+    model = ["export", "export_modules:detector", "--input", "1,3,8,8", "--dynamic", "batch,height,width"]
+    done = invoke(*model, "--calibrate", images, *SMALL, "--preset", "half", "-o", tmp_path / "first")
+    assert done.exit_code == 0, done.stderr
+    recorded = CalibrationStats.load(tmp_path / "first" / "statistics.json").details["preprocessing"]
+    assert (recorded["resize"], recorded["size"], recorded["crop"], recorded["mean"]) == (
+        "shorter",
+        [12, 12],
+        [8, 8],
+        [0.5],
+    )
+    again = [*model, "--stats", tmp_path / "first" / "statistics.json", "--images", images, "-o", tmp_path / "second"]
+    done = invoke(*again, "--crop", "none", "--image-size", "8", "--resize", "stretch")
+    assert done.exit_code == 2
+    assert "--crop none, recorded 8x8" in " ".join(done.stderr.split())
+    assert "--other-preprocessing" not in done.stderr, "which export does not have"
+    assert not (tmp_path / "second").exists()
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "images.md").read_text(encoding="utf-8")

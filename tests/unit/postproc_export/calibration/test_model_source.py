@@ -306,15 +306,22 @@ def test_at_least_one_worker_decodes(dataset: Path, tmp_path: Path, workers: int
 
 
 def test_an_anomalous_image_with_an_empty_mask_is_told_of_once(dataset: Path, tmp_path: Path) -> None:
-    """With the count and the first file; where every mask has a pixel, or none is read, nothing is said."""
+    """With the count and the files, five at most; where every mask has a pixel, or none is read, nothing is said."""
     model = hosts.write(hosts.score_and_map(), tmp_path / "m.onnx")
     ModelSource.open(model, dataset, preprocessing=EXACT).calibrate(plain())  # a warning would be an error
     for name in ("crack/001_mask.png", "hole/000_mask.png"):
         _save(dataset / "ground_truth" / name, np.zeros(SIZE, np.uint8))
-    with pytest.warns(MaskWarning, match=r"2 anomalous image\(s\) .* first mask is .*crack/001_mask\.png") as told:
+    with pytest.warns(
+        MaskWarning, match=r"2 anomalous image\(s\) .*crack/001_mask\.png, .*hole/000_mask\.png$"
+    ) as told:
         ModelSource.open(model, dataset, preprocessing=EXACT, batch_size=1).calibrate(plain())
     assert len(told) == 1
     ModelSource.open(model, dataset, preprocessing=EXACT, image_only=True).calibrate(plain())
+    for index in range(3, 7):
+        _save(dataset / "validation" / "crack" / f"{index:03}.png", np.full((*SIZE, 3), 9, np.uint8))
+        _save(dataset / "ground_truth" / "crack" / f"{index:03}_mask.png", np.zeros(SIZE, np.uint8))
+    with pytest.warns(MaskWarning, match=r"6 anomalous image\(s\) .*006_mask\.png and 1 more$"):
+        ModelSource.open(model, dataset, preprocessing=EXACT).calibrate(plain())
 
 
 @pytest.mark.parametrize("asked", [None, 2])

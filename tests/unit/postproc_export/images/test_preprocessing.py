@@ -421,6 +421,11 @@ class TestFields:
             assert "--crop none, recorded 224x224; --mean 0.5, recorded 0.485,0.456,0.406" in str(raised.value)
             assert ("--other-preprocessing" in str(raised.value)) == (other is False)
         assert settled(recorded, {"crop": "none"}, port, other=True).crop is None
+        fixed = PortInfo("input", "float32", ("N", 3, 224, 224))
+        with pytest.raises(UsageError, match="--crop none, recorded 224x224"):  # before it is said not to fit
+            settled(recorded, {"crop": "none"}, fixed)
+        with pytest.raises(UsageError, match="--scale 255, recorded 2"):
+            settled({**recorded, "scale": 2.0}, {"preset": "imagenet"}, port)
         assert settled(None, {"crop": 3, "size": 4}, port).crop == (3, 3), "nothing is recorded"
 
     @pytest.mark.parametrize(
