@@ -312,15 +312,18 @@ class Preprocessing:
         if scale < 1:
             yield f"--scale {_text(scale)} is divided by: pixels reach {top:g}"
             return
+        usual = (("mean", self.mean, 0.0), ("std", self.std, 1.0))
+        chosen = {f"--{name} {_text(values)}": {*values} - {default} for name, values, default in usual}
         reach = f"pixels divided by {_text(scale)} reach from 0 to {top:g}"
-        for name, values, usual in (("mean", self.mean, 0.0), ("std", self.std, 1.0)):
-            option, chosen = f"--{name} {_text(values)}", [value for value in values if value != usual]
-            if min(values) < 0:
-                yield f"{option} is negative"
-            elif max(chosen, default=0.0) > top:
-                yield f"{option} lies beyond the pixels: {reach}; a {name} for 0 to {self.highest} needs --scale 1"
-            elif any(0 < value < top / _FIT for value in chosen):
-                yield f"{option} is small beside the pixels: {reach}; a {name} for 0 to 1 needs no --scale"
+        below = [option for option, values in chosen.items() if min(values, default=0.0) < 0]
+        above = [option for option, values in chosen.items() if max(values, default=0.0) > top]
+        small = [option for option, values in chosen.items() if any(0 < value < top / _FIT for value in values)]
+        if below:
+            yield f"{' and '.join(below)}: a mean or standard deviation of pixels is not negative"
+        if above:
+            yield f"{' and '.join(above)}: beyond the pixels ({reach}); values for 0 to {self.highest} need --scale 1"
+        elif small:
+            yield f"{' and '.join(small)}: small beside the pixels ({reach}); values for 0 to 1 need no --scale"
 
     def warn(self) -> None:
         """Warn of every doubt, where this is chosen rather than read from a record."""
