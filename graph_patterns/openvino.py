@@ -59,6 +59,7 @@ EMITTED_ONLY: Final[Mapping[str, Build]] = {
         operands[0], _integers(opset, expr.param("axes")), bool(expr.param("keepdims"))
     ),
     "resize": _resize,
+    "slice": lambda opset, _, operands: opset.slice(*operands[:3], _integers(opset, [1]), operands[3]),
     "squeeze": lambda opset, expr, operands: opset.squeeze(operands[0], _integers(opset, expr.param("axes"))),
     "top_k": _top_k,
 }

@@ -103,6 +103,17 @@ def above_thresholds(maps: Expr, thresholds: Expr, *, channels: int) -> Expr:
     return select(unknown, Const(math.nan, "nan"), highest)
 
 
+def one_channel(values: Expr, *, axis: int, index: int | None, dropped: tuple[int, ...]) -> Expr:
+    """The values of one entry of an axis, without that axis and others of size 1; None where it has one entry only.
+
+    Axes that do not have one entry then end in an error of the runtime: a Gather beyond the end gives zeros in some.
+    """
+    if index is not None:
+        bounds = (Ints((bound,), name) for bound, name in ((index, "first"), (index + 1, "end"), (axis, "axis")))
+        values = call("slice", values, *bounds)
+    return call("squeeze", values, axes=dropped)
+
+
 def gated(mask: Expr, label: Expr, *, rank: int, dtype: str) -> Expr:
     """A mask where its image's label holds, and nothing of it elsewhere; `label` is a boolean."""
     of_image = reshape(label, Ints((-1, *[1] * (rank - 1))))

@@ -16,6 +16,7 @@ from postproc_export.options import (
     changed_options,
     refuse_unused,
 )
+from postproc_export.ports import is_plain
 from postproc_export.record import AttachResult, TailSpec, parse_tails, recorded_tails
 from postproc_export.stats import CalibrationStats, as_stats
 from postproc_export.tail import calibrated_levels
@@ -73,18 +74,22 @@ def attach_model(
     """
     given = changed_options(options)
     refuse_unused(options, given)
-    if not steps and not recorded_tails(stats):
+    ports = form.outputs(model)
+    if not steps and not recorded_tails(stats) and all(map(is_plain, ports)):
         return form.attach(model, stats, options, outputs, given=given)
-    from postproc_export.steps.around import put_before, put_behind, refuse_other_tails
+    from postproc_export.steps.around import put_before, put_behind, refuse_other_tails, with_channel
     from postproc_export.steps.transforms import split
 
+    form.refuse_attached(model)
     before, behind = split(steps)
-    if before:
-        levels = calibrated_levels(stats, options)
-        outputs, _ = put_before(form, model, before, stats=stats, outputs=outputs, calibrated=levels)
-    else:
+    if not before:
         refuse_other_tails(stats, ())
+    levels = calibrated_levels(stats, options)
+    is_read = "pixel" in levels and options.includes("pixel")
+    before = with_channel(ports, before, outputs, levels, is_read=is_read)
+    if before:
+        outputs, _ = put_before(form, model, before, stats=stats, outputs=outputs, calibrated=levels)
     attached = form.attach(model, stats, options, outputs, given=given)
     if behind:
         put_behind(form, model, behind, attached.tail)
-    return replace(attached, own=tuple(spec.text for spec in steps))
+    return replace(attached, own=tuple(spec.text for spec in (*before, *behind)))

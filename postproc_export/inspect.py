@@ -12,10 +12,11 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, Final
 
 from graph_patterns.expr import ModelFileError
+from postproc_export.attach import attach_model
 from postproc_export.curve import TITLES, Counts, counts_at, sensitivity_table, table_json
 from postproc_export.errors import MetadataError, PostprocError
 from postproc_export.files import default_target
-from postproc_export.formats.base import Format, format_of
+from postproc_export.formats.base import Format, Outputs, format_of
 from postproc_export.options import TailOptions
 from postproc_export.outcome import Outcome, outcome_json
 from postproc_export.ports import FoundBy, PortInfo, select_outputs
@@ -58,7 +59,8 @@ def _default_attachment(form: Format, path: Path) -> dict[str, Any]:
     for stats in (_BOTH, CalibrationStats(image=_ANY)):
         try:
             model = form.load(path, purpose=_PURPOSE)
-            attached = form.attach(model, stats, TailOptions(), {})
+            outputs: Outputs = {"image_output": None, "pixel_output": None}
+            attached = attach_model(form, model, stats, TailOptions(), (), outputs)
             rows = _choices(path, attached, form.outputs(model))
             choices = [dict(zip(("what", "chosen", "why"), row, strict=True)) for row in rows]
             break
@@ -87,6 +89,7 @@ def _choices(path: Path, attached: AttachResult, outputs: list[PortInfo]) -> Ite
         port, rule = tail.raw.get(level), tail.selection.found.get(level)
         chosen = _MISSING[level] if port is None or rule is None else (port.describe(), _RULES[rule])
         yield _OUTPUT_TITLES[level], *chosen
+    yield from (("before", text, "the map has its channel last") for text in attached.own)
     ours = [port for port in outputs if any(port.answers_to(output.name) for output in tail.outputs)]
     shown = "; ".join(port.describe() for port in ours)
     yield "outputs", shown, "in this order; a level without statistics keeps its raw output"

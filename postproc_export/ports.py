@@ -4,12 +4,13 @@ For each level the first rule that applies decides:
 
 1. the option: a name or an index, or ``none`` to leave the level out;
 2. the name: ``pred_score``, ``anomaly_map``;
-3. the rank, where one output alone can be it: a score is ``[]``, ``[N]`` or ``[N, 1]``, a map is ``[N, H, W]`` or
-   ``[N, 1, H, W]``.
+3. the rank, where one output alone can be it: a score is ``[]``, ``[N]`` or ``[N, 1]``, a map is ``[N, H, W]``,
+   ``[N, 1, H, W]`` or ``[N, H, W, 1]``.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Final, Literal, TypeAlias, cast, get_args
 
 from postproc_export.errors import UnsupportedModelError, UsageError
@@ -23,13 +24,10 @@ RAW_NAMES: Final[dict[Level, str]] = {"image": "pred_score", "pixel": "anomaly_m
 RESULT_NAMES: Final = ("pred_label", "pred_mask")  # only a post-processed model has these
 FLOAT_TYPES: Final = ("float32", "float16", "bfloat16", "float64")
 LEAVE_OUT: Final = "none"
-CHANNEL_LAST: Final = "its channel axis is the last one (channel-last)"
 _OPTIONS: Final[dict[Level, str]] = {"image": "--image-output", "pixel": "--pixel-output"}
 _SHAPES: Final[dict[Level, str]] = {"image": "[], [N] or [N, 1]", "pixel": "[N, H, W] or [N, 1, H, W]"}
-_RANKS: Final[dict[Level, tuple[int, ...]]] = {"image": (0, 1, 2), "pixel": (3, 4)}
 _NOUNS: Final[dict[Level, str]] = {"image": "image score", "pixel": "anomaly map"}
-_CHANNEL_NAMES: Final = frozenset({"c", "channel", "channels"})
-_HEIGHT_NAMES: Final = frozenset({"h", "height"})
+_FEW: Final = 4  # channels: an axis of at most so many entries is no height or width, unless all of them are small
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,25 +71,56 @@ def shape_problem(level: Level, axes: Sequence[Axis] | None) -> str | None:
     """Return why a raw value of a level cannot have a shape; None where it can, or where that is not known."""
     if axes is None:
         return "its rank is not known" if level == "pixel" else None
-    if len(axes) not in _RANKS[level]:
-        return f"it has {len(axes)} axes"
-    if len(axes) not in (2, 4) or axes[1] == 1:
-        return None
-    if level == "pixel" and is_channel_last(axes):
-        return CHANNEL_LAST
-    if not isinstance(axes[1], int):
-        return None
     if level == "image":
-        return f"it has {'more than one' if axes[1] else 'no'} value per image"
-    return f"its channel axis is {axes[1]}"
+        sizes = [size for size in axes[1:] if size != 1]
+        if len(axes) < 2 or not sizes or (len(axes) == 2 and not isinstance(sizes[0], int)):
+            return None  # an open second axis counts as 1
+        count = prod(size for size in sizes if isinstance(size, int))
+        is_known = all(isinstance(size, int) for size in sizes)
+        return f"it has {count or 'no'} value{'s' * (count > 0)} per image" if is_known else f"it has {len(axes)} axes"
+    if len(axes) != 4:
+        return None if len(axes) == 3 else f"it has {len(axes)} axes"
+    axis = channel_axis(axes)
+    size = axes[axis or 1]
+    if axis is None and isinstance(size, int):
+        return f"its channels may be on its second axis, of {size}, or on its last, of {axes[3]}"
+    if axis == 3 and not isinstance(size, int):
+        return "its channels are on its last axis"
+    return (
+        None
+        if size == 1 or not isinstance(size, int)
+        else f"it has {size} channels{', on its last axis' * (axis == 3)}"
+    )
 
 
-def is_channel_last(axes: Sequence[Axis]) -> bool:
-    """Whether a map is [N, H, W, 1]: its second axis is not 1, and its last one is, or the axes' names say so."""
-    if len(axes) != 4 or axes[1] == 1:
-        return False
-    second, _, last = (axis.lower() if isinstance(axis, str) else axis for axis in axes[1:])
-    return last == 1 or last in _CHANNEL_NAMES or second in _HEIGHT_NAMES
+def channel_axis(axes: Sequence[Axis]) -> int | None:
+    """Return which of four axes of a map is that of its channels, 1 or 3, by their sizes; None where these do not tell.
+
+    It is the second if that has one entry; else the one that leaves a square; else the one that has at most four, or is
+    open, where the other has more. Names of axes tell nothing: exporters make them up.
+    """
+    _, second, third, last = axes
+    if second == 1 or (second != third and isinstance(third, int) and third == last):
+        return 1
+    if isinstance(third, int) and second == third and third != last:
+        return 3
+    kinds = [
+        2 if not isinstance(size, int) else 0 if size == 1 else 1 if size <= _FEW else 3 for size in (second, last)
+    ]
+    if kinds == [1, 0] or kinds[0] == kinds[1]:
+        return None
+    is_small = isinstance(third, int) and third <= _FEW and kinds == [2, 1]
+    return 1 if kinds[0] < kinds[1] or is_small else 3
+
+
+def is_channel_last(port: PortInfo) -> bool:
+    """Whether the last axis of a map is for certain that of its channels."""
+    return port.rank == 4 and port.shape is not None and channel_axis(port.shape) == 3
+
+
+def is_plain(port: PortInfo) -> bool:
+    """Whether an output has no other channel axis than the second, so that a tail can take it as it is."""
+    return port.rank != 4 or port.shape is None or channel_axis(port.shape) == 1
 
 
 def check_shapes(score: Sequence[int] | None, anomaly_map: Sequence[int] | None) -> None:
@@ -104,6 +133,8 @@ def check_shapes(score: Sequence[int] | None, anomaly_map: Sequence[int] | None)
         # an open second axis may be the one of size 1
         axes = [size if isinstance(size, int) else 1 if at == 1 else None for at, size in enumerate(shape or ())]
         problem = None if shape is None else shape_problem(level, axes)
+        if level == "pixel" and problem is None and len(axes) == 4 and channel_axis(axes) == 3:
+            problem = "its channel axis is the last one"
         if problem is not None:
             needed = f"shape {_SHAPES[level]}"
             raise UnsupportedModelError(
@@ -266,13 +297,11 @@ def select_outputs(
         needed = calibrated if image is not None or calibrated is None else LEVELS  # its maximum is the score
         pixel, pixel_found = _by_rank(ports, "pixel", image, needed)
     if image is None and pixel is None:
-        turned = [port.name for port in ports if port.dtype in FLOAT_TYPES and is_channel_last(port.shape or ())]
-        advice = f"; '{turned[0]}' is channel-last, transpose it to [N, 1, H, W] if it is a map" if turned else ""
         raise UnsupportedModelError(
             "no output of the model can be an image score or an anomaly map",
             found=list_ports(ports),
             needed=f"a float output of shape {_SHAPES['image']} (score) or {_SHAPES['pixel']} (map)",
-            fix=f"say which it is with --image-output NAME or --pixel-output NAME (or an index){advice}",
+            fix=next(_advice(ports), "say which it is with --image-output NAME or --pixel-output NAME (or an index)"),
         )
     for level, port in Selection(image, pixel).raw.items():
         _check(level, port)
@@ -366,18 +395,43 @@ def _by_rank(
 def _looks_like(level: Level, port: PortInfo) -> bool:
     if port.dtype not in FLOAT_TYPES or port.rank is None or shape_problem(level, port.shape) is not None:
         return False
-    return port.rank not in (2, 4) or port.size(1) == 1
+    if level == "image":
+        return port.rank < 2 or (port.rank == 2 and port.size(1) == 1)
+    return port.rank == 3 or port.size(channel_axis(port.shape or ()) or 1) == 1
 
 
 def _check(level: Level, port: PortInfo) -> None:
     is_float = port.dtype in FLOAT_TYPES
     problem = shape_problem(level, port.shape) if is_float else "its values are not floating-point numbers"
     if problem is not None:
-        turned = ", transpose it to [N, 1, H, W] in the model" if problem == CHANNEL_LAST else ""
+        choice = channel_choice(level, port.shape or ()) if is_float else None
+        others = f"select another output with {_OPTIONS[level]} ('none' leaves the level out)"
         raise UnsupportedModelError(
             f"output '{port.name}' cannot be the {_NOUNS[level]}: {problem}",
             found=port.describe(),
             needed=f"float32, float16, bfloat16 or float64 of shape {_SHAPES[level]}",
-            fix=f"select another output with {_OPTIONS[level]} ('none' leaves the level out){turned}, or re-export the "
-            "model with this shape",
+            fix=f"{choice}; or {others}" if choice else f"{others}, or re-export the model with this shape",
         )
+
+
+def channel_choice(level: Level, axes: Sequence[Axis]) -> str | None:
+    """Return which step makes a raw value of a shape that is none as it is; None where there is no such step."""
+    is_map = level == "pixel" and len(axes) == 4
+    axis = channel_axis(axes) if is_map else None
+    sizes = [axes[axis or 1]] if is_map else [size for size in axes[1:] if size != 1] if level == "image" else []
+    if len(sizes) != 1 or sizes[0] == 0:
+        return None
+    step = f"--step channel:index={1 if isinstance(sizes[0], int) else 0}"
+    if is_map and (axis is None or not isinstance(sizes[0], int)):
+        return f"choose one with {step},axis=last for [N, H, W, C], or {step},axis=second for [N, C, H, W]"
+    return f"choose one with {step}{',level=image' * (level == 'image' and len(axes) == 4)}"
+
+
+def _advice(ports: Iterable[PortInfo]) -> Iterator[str]:
+    """Yield what makes a score or a map of each output that has several of them for an image."""
+    for port in ports:
+        level: Level = "pixel" if port.rank == 4 else "image"
+        problem = shape_problem(level, port.shape) if port.dtype in FLOAT_TYPES else None
+        choice = channel_choice(level, port.shape or ())
+        if problem is not None and choice is not None:
+            yield f"for '{port.name}' as the {_NOUNS[level]}, {choice} ({problem})"

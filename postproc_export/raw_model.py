@@ -9,13 +9,14 @@ import numpy as np
 from postproc_export.errors import UnsupportedModelError, UsageError
 from postproc_export.formats.base import Outputs, format_of
 from postproc_export.images import Preprocessing
-from postproc_export.ports import RESULT_NAMES, Selection, select_outputs
+from postproc_export.ports import RESULT_NAMES, Selection, channel_choice, select_outputs
 from postproc_export.process import temporary_folder
 from postproc_export.record import TailSpec
 from postproc_export.runtimes import Array, PortInfo, Runner, as_float32, open_runner
 from postproc_export.stats import Level
-from postproc_export.steps.around import put_before
-from postproc_export.steps.transforms import before_threshold, resolve_all, select_raw
+from postproc_export.steps.around import put_before, with_channel
+from postproc_export.steps.plan import select_raw
+from postproc_export.steps.transforms import before_threshold, resolve_all
 
 DEFAULT_BATCH: Final = 8
 _FALLBACK_BATCHES: Final = (1, 2)  # exporters trace at one of these, and some graphs then run at nothing else
@@ -72,16 +73,18 @@ def _raw(outputs: Mapping[str, Array], name: str, level: Level, batch_size: int)
     values = as_float32(values) if values.dtype.name == "bfloat16" else values
     shape = values.shape
     if level == "image":
-        is_legal, needed = values.size == batch_size and values.ndim <= 2, "[], [N] or [N, 1]"
+        is_legal, needed = values.size == batch_size, "[], [N] or [N, 1]"
     else:
+        is_last = len(shape) == 4 and shape[1] != 1 and shape[3] == 1
+        shape = shape[:3] if is_last else shape
         is_map = len(shape) == 3 or (len(shape) == 4 and shape[1] == 1)
         is_legal, needed = is_map and shape[0] == batch_size and 0 not in shape, "[N, H, W] or [N, 1, H, W]"
     if not is_legal:
         raise UnsupportedModelError(
             f"output '{name}' has not one {'score' if level == 'image' else 'map'} per image",
-            found=f"shape {list(shape)} for {batch_size} image(s)",
+            found=f"shape {list(values.shape)} for {batch_size} image(s)",
             needed=needed,
-            fix=f"name another output with --{level}-output, or 'none'",
+            fix=channel_choice(level, shape) or f"name another output with --{level}-output, or 'none'",
         )
     return values.reshape(batch_size, *(() if level == "image" else shape[-2:]))
 
@@ -117,8 +120,8 @@ def _open_behind(
 
     def put(model: Any) -> tuple[Outputs, tuple[TailSpec, ...]]:
         ports = tuple(form.outputs(model))
-        selection = select_raw(ports, resolve_all(specs) if specs[0].is_shipped else (), **outputs)
-        before = put_before(form, model, specs, outputs=outputs)
+        selection = select_raw(ports, resolve_all(specs), **outputs)
+        before = put_before(form, model, with_channel(ports, specs, outputs), outputs=outputs)
         _refuse_post_processed(ports, selection)
         return before
 

@@ -38,7 +38,7 @@ _NEEDED: Final = "switches that are true or false, names of raw values by level,
 _SENSITIVITIES: Final = ("image_sensitivity", "pixel_sensitivity")
 
 
-BEFORE: Final = ("gaussian", "top-k", "resize", "thresholds", "negate")
+BEFORE: Final = ("gaussian", "top-k", "resize", "thresholds", "negate", "channel")
 BEHIND: Final = ("gate", "points")
 SHIPPED: Final = (*BEFORE, *BEHIND)
 NO_GRAPH_FORM: Final[Mapping[str, str]] = dict.fromkeys(
@@ -69,6 +69,11 @@ class TailSpec:
     def changes_values(self) -> bool:
         """Whether it stands before the threshold, so that statistics have to be those behind it."""
         return self.name not in BEHIND
+
+    @property
+    def keeps_values(self) -> bool:
+        """Whether the raw values behind it are those before it, so that statistics need not be behind it."""
+        return self.name == "channel" and "index" not in self.parameters
 
     @property
     def text(self) -> str:

@@ -3,7 +3,7 @@
 import importlib
 import sys
 import traceback
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -71,12 +71,14 @@ def identify_outputs(
     image_output: str | int | None = None,
     pixel_output: str | int | None = None,
     calibrated: Collection[Level] | None = None,
+    shown: "Callable[[PortInfo], PortInfo] | None" = None,
 ) -> Selection:
     """Find the raw score and the raw map in what a forward call gave for an example, by the rules of `ports`.
 
-    The options are those of `select_outputs`. The ports that are returned bear the names of `named_tensors`;
-    `raw_tensors` takes them out of every later call. Raises UsageError or UnsupportedModelError if there is no score
-    and no map, several could be one, or the module normalises and decides by itself.
+    The options are those of `select_outputs`; `shown` says what custom steps make of an output. The ports that are
+    returned bear the names of `named_tensors`; `raw_tensors` takes them out of every later call. Raises UsageError or
+    UnsupportedModelError if there is no score and no map, several could be one, or the module normalises and decides by
+    itself.
     """
     tensors = named_tensors(outputs)
     if not tensors:
@@ -94,8 +96,9 @@ def identify_outputs(
         )
     # one call does not tell whether the batch size is fixed
     shapes = {name: (None, *tensor.shape[1:]) if tensor.ndim else () for name, tensor in tensors.items()}
+    ports = [PortInfo(name, str(tensor.dtype).removeprefix("torch."), shapes[name]) for name, tensor in tensors.items()]
     return select_outputs(
-        [PortInfo(name, str(tensor.dtype).removeprefix("torch."), shapes[name]) for name, tensor in tensors.items()],
+        ports if shown is None else [*map(shown, ports)],
         image_output=image_output,
         pixel_output=pixel_output,
         calibrated=calibrated,

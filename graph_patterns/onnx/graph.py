@@ -73,6 +73,7 @@ EMITTED_ONLY: Final[Mapping[str, tuple[OnnxForm, ...]]] = {
     "range": (OnnxForm("Range", since=11),),
     "reduce_mean": (OnnxForm("ReduceMean", since=1, axes="attribute"), OnnxForm("ReduceMean", since=18, axes="input")),
     "resize": (OnnxForm("Resize", since=11),),
+    "slice": (OnnxForm("Slice", since=10),),
     "squeeze": (OnnxForm("Squeeze", since=1, axes="attribute"), OnnxForm("Squeeze", since=13, axes="input")),
     "top_k": (OnnxForm("TopK", since=10),),
 }

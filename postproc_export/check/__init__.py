@@ -25,7 +25,7 @@ from postproc_export.process import temporary_folder
 from postproc_export.record import TailSpec, parse_tails
 from postproc_export.runtimes import RuntimeName, open_runner
 from postproc_export.stats import Level, as_stats, check_comparison, check_sensitivity
-from postproc_export.steps.around import is_same
+from postproc_export.steps.around import is_asked
 from postproc_export.validation import called_like
 
 __all__ = ["Check", "ParityReport", "assert_parity", "check_parity"]
@@ -101,7 +101,7 @@ def named_tails(
     recorded = [spec for record in records for spec in record.tails]
     named = parse_tails(texts)
     for spec in named:
-        if not any(is_same(spec, other) for other in recorded):
+        if not any(is_asked(spec, other) for other in recorded):
             raise UsageError(
                 f"the tail '{spec.text}' is not the one that {attached.path} was attached with",
                 found=f"recorded: {', '.join(other.text for other in recorded) or 'none'}",

@@ -18,7 +18,7 @@ from postproc_export.formats import base
 from postproc_export.formats.base import recorded_names
 from postproc_export.options import TailOptions
 from postproc_export.ports import Guard as MapGuard
-from postproc_export.ports import Selection
+from postproc_export.ports import Selection, is_channel_last
 from postproc_export.reading.found import FoundTails
 from postproc_export.reading.tail import FoundTail, find_own_tail, find_parts
 from postproc_export.record import LayerRecord, TailRecord, Where
@@ -489,7 +489,7 @@ def _packed(attached: AttachedModel, values: RawValues, size: tuple[int, int], *
 
 
 def _sizes(port: PortInfo) -> list[tuple[int, int]]:
-    height, width = axes_of(port)[-2:]
+    height, width = axes_of(port)[1:3] if is_channel_last(port) else axes_of(port)[-2:]
     if height is not None and width is not None:
         return [(height, width)]
     return [(height or rows, width or columns) for rows, columns in SIZES]
@@ -505,7 +505,9 @@ def _shaped(values: NDArray[Any], port: PortInfo, size: tuple[int, int]) -> NDAr
     """Give values of one image each, or maps, the axes that the port declares."""
     axes = len(axes_of(port))
     typed = values.astype(numpy_dtype(port))
-    if axes >= 3:
+    if values.ndim > 1 and is_channel_last(port):
+        return typed[..., np.newaxis]
+    if values.ndim > 1:
         return typed.reshape(len(typed), *[1] * (axes - 3), *size)
     return typed.reshape(() if axes == 0 else (len(typed), *[1] * (axes - 1)))
 

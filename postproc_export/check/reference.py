@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -17,11 +18,12 @@ from postproc_export.errors import MetadataError, PostprocError, UnsupportedMode
 from postproc_export.float32 import HALVES
 from postproc_export.formats.base import DetachResult, format_of
 from postproc_export.options import TailOptions
-from postproc_export.ports import LEAVE_OUT, Selection
+from postproc_export.ports import LEAVE_OUT, Selection, is_channel_last
 from postproc_export.record import BEFORE, BEHIND, LayerRecord, TailSpec
 from postproc_export.runtimes import PortInfo, Runner, as_float32
 from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.steps.decisions import DECIDED, point_boundaries
+from postproc_export.steps.plan import shown
 from postproc_export.steps.transforms import Transform, resolve_all
 from postproc_export.tail import Tail, TailOutput
 from postproc_export.torch_modules import identify_outputs, load_module, named_tensors, raw_tensors, reason_of
@@ -94,6 +96,8 @@ class Reference:
 
         tensors = {level: as_tensor(values) for level, values in raw.items()}
         for level, port in self.attached.tail.raw.items():
+            if level in tensors and is_channel_last(port):  # it guards the score, and nothing else reads it
+                tensors[level] = tensors[level].squeeze(-1)
             if level in tensors and port.dtype in HALVES:  # tapped values come as float32
                 tensors[level] = tensors[level].to(getattr(torch, port.dtype))
         with torch.inference_mode():
@@ -246,8 +250,15 @@ class EagerTransform:
             read = next((name for name, of in READS.items() if of == level), "")
             dtype = "float32" if self.steps or read not in self.ports else self.ports[read].dtype
             tensors[level] = as_tensor(values).to(getattr(torch, dtype))
-        with torch.inference_mode():
-            made = self.module(tensors.get("image"), tensors.get("pixel"))
+        try:
+            with torch.inference_mode():
+                made = self.module(tensors.get("image"), tensors.get("pixel"))
+        except PostprocError:
+            raise
+        except (IndexError, RuntimeError, ValueError) as error:  # parameters of a shipped step that do not fit
+            shapes = ", ".join(f"{level} {list(values.shape)}" for level, values in raw.items())
+            found = " ".join(str(error).split())
+            raise UnsupportedModelError(f"the recorded steps do not run on raw values {shapes}", found=found) from error
         return {level: tensor.numpy() for level, tensor in zip(LEVELS, made, strict=True) if tensor is not None}
 
     def tolerance(self, raw: RawFeeds, made: RawFeeds) -> Tolerance:
@@ -556,7 +567,10 @@ class TorchRunner:
             original = attached.original_output(level)
             same = next((name for name in (original.name, *original.aliases) if name in names), None)
             chosen[level] = same if self._named.get(level) is None else self._named[level]
-        selection = identify_outputs(outputs, image_output=chosen["image"], pixel_output=chosen["pixel"])
+        steps = () if self._transform is None else self._transform.steps
+        selection = identify_outputs(
+            outputs, image_output=chosen["image"], pixel_output=chosen["pixel"], shown=partial(shown, transforms=steps)
+        )
         for level in levels:
             if level not in selection.raw:
                 raise UsageError(

@@ -1,5 +1,6 @@
 """Custom steps and decisions, each cut out of the file and compared with its eager twin."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,6 +27,7 @@ from postproc_export.process import temporary_folder
 from postproc_export.runtimes import PortInfo, Runner, as_float32
 from postproc_export.stats import Level
 from postproc_export.steps.decisions import DECIDED
+from postproc_export.steps.transforms import Channel
 
 Feeds: TypeAlias = Mapping[str, NDArray[Any]]
 """Arrays by the names of what a layer reads: ``"score"``, ``"map"``, ``"image"``; ``"mask"``, ``"label"``."""
@@ -76,7 +78,7 @@ def check_transform(
     assert stats is not None, "an attached file has a level with statistics"
     span = (stats.min - stats.span, stats.max + stats.span)
     cases: list[tuple[Feeds, RawFeeds, Mapping[Level, NDArray[np.float32]]]] = []
-    for feeds in _transform_feeds(ports, span, seed):
+    for feeds in _transform_feeds(ports, span, seed, [step for step in transform.steps if isinstance(step, Channel)]):
         values = {level: feeds[name] for name, level in READS.items() if name in feeds}
         size = (feeds["image"].shape[2], feeds["image"].shape[3]) if "image" in feeds else None
         try:
@@ -116,17 +118,22 @@ def check_transform(
             yield tally.check("nan", not normal, message)
 
 
-def _transform_feeds(ports: Mapping[str, PortInfo], span: tuple[float, float], seed: int) -> Iterator[Feeds]:
+def _transform_feeds(
+    ports: Mapping[str, PortInfo], span: tuple[float, float], seed: int, channels: Sequence[Channel]
+) -> Iterator[Feeds]:
     """Yield a random map, a constant one and one of a single peak, at every size that the ports leave open.
 
     Each comes a second time with a NaN in every map, at the first pixel, in the middle and at the last; else in scores.
+    `channels` say of which of several channels, none of them like another, the file reads one.
     """
     random = np.random.default_rng(seed)
     low, high = span
     fixed = next((axes[0] for port in ports.values() if (axes := axes_of(port))), None)
     sizes: list[Size] = [(1, 1)]
+    last = any(step.axis == "last" for step in channels)
+    least = {step.level: 1 + (step.index or 0) for step in channels}
     if "map" in ports:
-        height, width = axes_of(ports["map"])[-2:]
+        height, width = axes_of(ports["map"])[1:3] if last else axes_of(ports["map"])[-2:]
         sizes = list(dict.fromkeys((height or rows, width or columns) for rows, columns in SIZES))
     for size in sizes:
         peak = np.full(size, low)
@@ -134,24 +141,34 @@ def _transform_feeds(ports: Mapping[str, PortInfo], span: tuple[float, float], s
         for maps in (random.uniform(low, high, size), np.full(size, (low + high) / 2), peak):
             scores = random.uniform(low, high, fixed or _BATCH)
             values = {"score": scores, "map": np.stack([np.roll(maps, step, axis=1) for step in range(len(scores))])}
-            feeds = {name: _shaped(port, values.get(name), len(scores), size) for name, port in ports.items()}
-            yield feeds
-            name = "map" if "map" in feeds else "score"
-            rows = feeds[name].copy().reshape(len(np.atleast_1d(feeds[name])), -1)
+            name = "map" if "map" in ports else "score"
+            rows = values[name].copy().reshape(len(scores), -1)
             rows[np.arange(len(rows)), np.arange(len(rows)) % 3 * (rows.shape[1] - 1) // 2] = np.nan
-            yield {**feeds, name: rows.reshape(feeds[name].shape)}
+            for given in (values, {**values, name: rows.reshape(values[name].shape)}):
+                yield {
+                    name: _image(port, len(scores), size)
+                    if name == "image"
+                    else _shaped(port, given[name], least.get(READS[name], 1), is_last=last and name == "map")
+                    for name, port in ports.items()
+                }
 
 
-def _shaped(port: PortInfo, values: NDArray[np.float64] | None, count: int, size: Size) -> NDArray[Any]:
+def _image(port: PortInfo, count: int, size: Size) -> NDArray[Any]:
+    """Return images of a model's input, of which nothing is read but their size."""
+    _, channels, height, width = axes_of(port)
+    return np.zeros((count, channels or 3, height or 2 * size[0] + 1, width or size[1] + 3), numpy_dtype(port))
+
+
+def _shaped(port: PortInfo, values: NDArray[np.float64], least: int, *, is_last: bool) -> NDArray[Any]:
+    """Return scores (n,) or maps (n, H, W) with the axes of a port, of which an open one has the fewest that do."""
     axes = axes_of(port)
-    if values is None:  # of the input nothing is read but its size
-        height, width = size
-        return np.zeros((count, axes[1] or 3, axes[2] or 2 * height + 1, axes[3] or width + 3), numpy_dtype(port))
-    if values.ndim == 1:
-        return values.reshape((count, *[1] * (len(axes) - 1)) if axes else ()).astype(numpy_dtype(port))
-    channels = tuple(axis or 1 for axis in axes[1:-2])
-    wide = np.broadcast_to(values.reshape(count, *[1] * len(channels), *size), (count, *channels, *size))
-    return wide.astype(numpy_dtype(port))
+    others = axes[1:] if values.ndim == 1 else axes[-1:] if is_last else axes[1:-2]
+    channels = tuple(axis or least for axis in others)
+    divisors = 1.0 + np.arange(math.prod(channels))
+    wide = (values[:, np.newaxis] / divisors.reshape(-1, *[1] * (values.ndim - 1))).reshape(
+        len(values), *channels, *values.shape[1:]
+    )
+    return (np.moveaxis(wide, 1, -1) if is_last else wide if axes else wide.reshape(())).astype(numpy_dtype(port))
 
 
 def _compare_nan(

@@ -49,6 +49,7 @@ from postproc_export.policies import Policy, Range
 from postproc_export.record import parse_tail, parse_tails
 from postproc_export.runtimes import PortInfo, open_runner
 from postproc_export.stats import CalibrationStats, as_stats
+from postproc_export.steps.transforms import resolve_all, split
 from postproc_export.tail import calibrated_levels
 from postproc_export.validation import called_like
 
@@ -270,6 +271,7 @@ def export_model(**given: Any) -> ExportResult:
             image_output=asked.image_output,
             pixel_output=asked.pixel_output,
             calibrated=None if asked.stats is None else calibrated_levels(as_stats(asked.stats), TailOptions.of(asked)),
+            steps=resolve_all(split(parse_tails(asked.steps))[0]),
         )
         job = Job(asked, formats, raw, traced, axes, work)
         job.probe()

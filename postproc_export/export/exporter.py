@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -17,6 +18,8 @@ from postproc_export.process import quiet_exporter
 from postproc_export.runtimes import Array, PortInfo, first_reason
 from postproc_export.runtimes.openvino import openvino_core, port_info, save_ir
 from postproc_export.stats import LEVELS, Level
+from postproc_export.steps.plan import shown
+from postproc_export.steps.transforms import Transform
 from postproc_export.torch_modules import identify_outputs, load_module, raw_tensors, reason_of
 from postproc_export.validation import check_file
 
@@ -95,8 +98,11 @@ class RawModule:
         image_output: str | int | None = None,
         pixel_output: str | int | None = None,
         calibrated: Collection[Level] | None = None,
+        steps: Sequence[Transform] = (),
     ) -> None:
         """Run the module once and find the score and the map in what it gives, as `identify_outputs` does.
+
+        `steps` stand before the threshold, and may make a score or a map of one of several channels.
 
         A map that is neither calibrated nor chosen nor called ``anomaly_map`` is left out, with a remark. Raises
         UsageError or UnsupportedModelError if the module fails, or it is not clear which output is which.
@@ -105,7 +111,11 @@ class RawModule:
 
         outputs = _called(module, example)
         selection = identify_outputs(
-            outputs, image_output=image_output, pixel_output=pixel_output, calibrated=calibrated
+            outputs,
+            image_output=image_output,
+            pixel_output=pixel_output,
+            calibrated=calibrated,
+            shown=partial(shown, transforms=steps),
         )
         self.remarks: tuple[str, ...] = ()  # what a user should know of the outputs
         if calibrated is not None and selection.pixel_found == "rank" and selection.pixel is not None:

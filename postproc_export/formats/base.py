@@ -456,6 +456,12 @@ class Format(ABC):
         assert record is None or isinstance(record, TailRecord), "the tail has a record of its own"
         return record
 
+    def refuse_attached(self, model: Any) -> None:
+        """Raise UnsupportedModelError if a model is post-processed already."""
+        has_record = self.recorded(model, "tail", where="the model") is not None
+        found = self.find(model, where="the model")
+        refuse_attached(found, entry=f"the {self.entry} '{METADATA_KEY}'" if has_record else None)
+
     def attach(
         self,
         model: Any,
@@ -470,9 +476,7 @@ class Format(ABC):
         Raises UnsupportedModelError if there is one already or the outputs cannot be post-processed, and UsageError or
         MetadataError if statistics and options do not fit the model or each other.
         """
-        has_record = self.recorded(model, "tail", where="the model") is not None
-        found = self.find(model, where="the model")
-        refuse_attached(found, entry=f"the {self.entry} '{METADATA_KEY}'" if has_record else None)
+        self.refuse_attached(model)
         ports = self.outputs(model)
         selection = select_outputs(ports, calibrated=calibrated_levels(stats, options), **(outputs or {}))
         tail = self.build_tail(model, stats, options, selection)

@@ -40,6 +40,7 @@ from postproc_export.formats.onnx_file import (
     immovable_names,
     import_doubts,
     oldest_opset_of,
+    output_ports,
     port_of,
     rename_values,
     used_names,
@@ -131,15 +132,8 @@ class OnnxFormat(Format):
             return self.rewrite(path, target, edit, is_checked=is_checked), target
 
     def outputs(self, model: onnx.ModelProto) -> list[PortInfo]:
-        """Return the outputs; a shape that is not declared is inferred where ONNX can."""
-        declared = list(model.graph.output)
-        if all(item.type.tensor_type.HasField("shape") for item in declared):
-            return [port_of(item) for item in declared]
-        try:
-            inferred = {item.name: item for item in onnx.shape_inference.infer_shapes(model).graph.output}
-        except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-            inferred = {}  # what is not known is reported by whoever needs it, with the option that helps
-        return [port_of(inferred.get(item.name, item)) for item in declared]
+        """Return the outputs; a shape that is not declared, or tells too little, is inferred where ONNX can."""
+        return output_ports(model)
 
     def inputs(self, model: onnx.ModelProto) -> list[PortInfo]:
         """Return the inputs that no initializer gives a value to."""

@@ -7,12 +7,15 @@ another still does. The inside of a function is a scope of its own that no calle
 
 import reprlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, MutableSequence
+from dataclasses import replace
+from math import prod
 from typing import Any, Final
 
 import onnx
 
 from graph_patterns.onnx.graph import OLDEST_OPSET
 from postproc_export.formats.base import illegal
+from postproc_export.ports import is_plain
 from postproc_export.runtimes import Axis, PortInfo
 
 
@@ -168,6 +171,52 @@ def _axis(axis: onnx.TensorShapeProto.Dimension) -> Axis:
     if axis.HasField("dim_value") and axis.dim_value >= 0:
         return int(axis.dim_value)
     return axis.dim_param or None
+
+
+_SMALL: Final = 1024  # elements: what is larger is no shape, and only its own shape is looked at
+
+
+def output_ports(model: onnx.ModelProto) -> list[PortInfo]:
+    """Return the outputs of a model, in order.
+
+    Where a shape is not declared, or leaves open how many values or channels there are, sizes are inferred: exporters
+    declare an axis of size 1 by a name that they make up.
+    """
+    declared = [port_of(item) for item in model.graph.output]
+    if all(port.shape is not None and is_plain(port) and (port.rank != 2 or port.size(1)) for port in declared):
+        return declared
+    try:
+        inferred = onnx.shape_inference.infer_shapes(_without_shapes(model), data_prop=True).graph.output
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        return declared  # what is not known is reported by whoever needs it, with the option that helps
+    return [_known(port, port_of(item)) for port, item in zip(declared, inferred, strict=True)]
+
+
+def _without_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph without what it says of the shapes of its values, and without large constants."""
+    made = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    made.graph.node.extend(model.graph.node)
+    made.graph.input.extend(model.graph.input)
+    made.graph.sparse_initializer.extend(model.graph.sparse_initializer)
+    for tensor in model.graph.initializer:
+        is_small = prod(tensor.dims) <= _SMALL
+        bare = onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+        made.graph.initializer.append(tensor if is_small else bare)
+    for item in model.graph.output:
+        output = made.graph.output.add(name=item.name, type=item.type)
+        if output.type.HasField("tensor_type"):
+            output.type.tensor_type.ClearField("shape")
+    return made
+
+
+def _known(declared: PortInfo, inferred: PortInfo) -> PortInfo:
+    """Return a declared port with the sizes that were inferred of its open axes."""
+    if declared.shape is None or inferred.shape is None or declared.rank != inferred.rank:
+        return inferred if declared.shape is None else declared
+    pairs = zip(declared.shape, inferred.shape, strict=True)
+    return replace(
+        declared, shape=tuple(new if isinstance(new, int) and not isinstance(old, int) else old for old, new in pairs)
+    )
 
 
 NEEDED_IMPORT: Final = "import_was_missing"  # the original's own nodes are of the default domain, without an import

@@ -9,6 +9,7 @@ from postproc_export.attach import attach_model, tail_options
 from postproc_export.errors import require
 from postproc_export.formats.base import Format, Outputs
 from postproc_export.options import AttachInMemoryOptions
+from postproc_export.ports import is_plain
 from postproc_export.record import AttachResult, parse_tails
 from postproc_export.runtimes.openvino import import_openvino
 from postproc_export.stats import CalibrationStats, as_stats
@@ -42,8 +43,10 @@ def attach_to_onnx(**given: Any) -> AttachResult:
 
     asked = AttachInMemoryOptions(**given)
     # One layer may be in when the next is refused; without custom steps there is but one.
-    target = type(asked.model).FromString(asked.model.SerializeToString()) if asked.steps else asked.model
-    attached = _attach_to(target, OnnxFormat(), asked, given)
+    form, target = OnnxFormat(), asked.model
+    if asked.steps or not all(map(is_plain, form.outputs(asked.model))):
+        target = type(asked.model).FromString(asked.model.SerializeToString())
+    attached = _attach_to(target, form, asked, given)
     if target is not asked.model:
         asked.model.CopyFrom(target)
     return attached

@@ -152,11 +152,15 @@ class OpenVinoRunner(Runner):
         # The plugin does not compare sizes at run time: a Reshape to a fixed shape that does not fit its input reads
         # and writes beyond its buffers, which gives random numbers or ends the process. Shape inference does compare
         # them. Exports whose batch axis is declared dynamic and is not are common.
+        # Of an axis that is no 1 where a Squeeze takes it, the rank that comes out tells.
         if shapes not in self._problems:
             graph = self._model.clone()
             try:
                 graph.reshape({index: list(shape) for index, shape in enumerate(shapes)})
-                self._problems[shapes] = None
+                pairs = zip(self._model.outputs, graph.outputs, strict=True)
+                shown = ((old.partial_shape, new.partial_shape) for old, new in pairs)
+                others = (f"an output {old} would be {new}" for old, new in shown if not old.compatible(new))
+                self._problems[shapes] = next(map(RuntimeError, others), None)
             except RuntimeError as error:
                 self._problems[shapes] = error.with_traceback(None)
         return self._problems[shapes]

@@ -117,6 +117,29 @@ class Negated(TailTransform):
         )
 
 
+class OneChannel(TailTransform):
+    """One of the values of each image, or one channel of the map along an axis, which goes; the other level stays.
+
+    An `index` of None is the only one there is.
+    """
+
+    def __init__(self, index: int | None, *, level: Level, axis: int = 1) -> None:
+        super().__init__()
+        self.index, self.level, self.axis = index, level, axis
+
+    def forward(self, pred_score: Tensor | None = None, anomaly_map: Tensor | None = None) -> Raw:
+        """Return a score [N] of one [N, C], or a map [N, H, W] of one [N, C, H, W] or [N, H, W, C]."""
+        if self.level == "image":
+            return pred_score if pred_score is None else self._one(pred_score.flatten(1), 1), anomaly_map
+        return pred_score, anomaly_map if anomaly_map is None else self._one(anomaly_map, self.axis)
+
+    def _one(self, values: Tensor, axis: int) -> Tensor:
+        if self.index is not None:
+            return values.select(axis, self.index)
+        (only,) = values.unbind(axis)
+        return only
+
+
 class Chain(TailTransform):
     """Several transforms, one behind the other."""
 

@@ -4,20 +4,18 @@ import base64
 import binascii
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graph_patterns import transforms as steps
-from graph_patterns.expr import Call, Expr, FixedTensor, Input, Ints, call, cast, identity, reshape, shape_of
+from graph_patterns.expr import Expr, FixedTensor, Ints, call, reshape, shape_of
 from postproc_export.errors import FileError, UnsupportedModelError, UsageError
-from postproc_export.float32 import HALVES
-from postproc_export.formats.base import LayerOutput, Plan
-from postproc_export.ports import OutputChoice, Selection, select_outputs
+from postproc_export.ports import channel_axis, shape_problem
 from postproc_export.record import TailSpec, parse_tails
 from postproc_export.runtimes import Axis, PortInfo
 from postproc_export.stats import LEVELS, Level
@@ -35,44 +33,68 @@ Values = Mapping[str, tuple[Expr, PortInfo]]
 height and width alone, and what is declared of each."""
 
 
-def _map_of(values: Values, name: str) -> tuple[Expr, PortInfo, int]:
-    """Return the map, its port and its rank, or refuse a model without one."""
+def _map_of(values: Values, name: str, *, channels: int = 1) -> tuple[Expr, PortInfo, int]:
+    """Return the map, its port and its rank, or refuse a model without one, or with other channels."""
     expr, port = values.get("map", (None, None))
     if expr is None or port is None or port.rank is None:
         raise UnsupportedModelError(f"the tail '{name}' needs an anomaly map", found="a model with a score only")
+    if port.rank == 4 and port.size(1) not in (None, channels):
+        needed = "a map of one channel" if channels == 1 else f"a map of {channels} channels"
+        raise UnsupportedModelError(
+            f"the tail '{name}' does not fit the anomaly map", found=port.describe(), needed=needed
+        )
     return expr, port, port.rank
 
 
-class Transform(Protocol):
+RAW: Final[Mapping[str, Level]] = {"score": "image", "map": "pixel"}
+
+
+class Transform(ABC):
     """A step before the threshold."""
 
+    __slots__ = ()
     name: ClassVar[str]
+    rounds: ClassVar[bool] = True
+    """Whether values behind it may be others than the model's own: if not, they are of its element type still."""
 
     @property
+    @abstractmethod
     def parameters(self) -> dict[str, Any]:
         """The parameters as JSON values."""
 
     @classmethod
+    @abstractmethod
     def parse(cls, given: Mapping[str, Any]) -> Self:
         """Read parameters, as text of the command line or as JSON values."""
 
+    def shown(self, port: PortInfo) -> PortInfo:
+        """Return the raw output that it makes of one, as far as that decides which outputs can be raw ones."""
+        return port
+
+    def settled(self, raw: Mapping[Level, PortInfo]) -> "Iterator[Transform]":
+        """Yield what it is for the raw outputs of one model, or refuse these."""
+        yield self
+
+    @abstractmethod
     def apply(self, values: Values) -> Values:
         """Return the values behind it, or refuse a model that it does not fit."""
 
+    @abstractmethod
     def module(self) -> "TailTransform":
         """Return its eager twin."""
 
+    @abstractmethod
     def bound(self, largest: float, size: tuple[int, int]) -> tuple[float, float]:
         """Return the largest magnitude behind it, and what two implementations in float32 may differ by more."""
 
 
-@runtime_checkable
-class Exact(Transform, Protocol):
-    """A step that takes each value alone and rounds nothing.
+class Exact(Transform):
+    """A step that takes each value alone and rounds nothing: values in files can go through it as well as a model's."""
 
-    Values in files can go through it as well as a model's, and behind it they are of the model's element type still.
-    """
+    __slots__ = ()
+    rounds: ClassVar[bool] = False
 
+    @abstractmethod
     def of_values(self, level: Level, values: NDArray[Any]) -> NDArray[Any]:
         """Return values of a level, of any shape and real type, behind it: of the same type, or float32."""
 
@@ -107,7 +129,7 @@ _LARGEST_TABLE: Final = 1 << 22  # elements
 
 
 @dataclass(frozen=True, slots=True)
-class Thresholds:
+class Thresholds(Transform):
     """A threshold per pixel, region or channel: the map becomes its distance from it."""
 
     shape: tuple[int, ...]
@@ -172,15 +194,20 @@ class Thresholds:
         except (KeyError, TypeError, ValueError, zlib.error, binascii.Error) as error:
             raise UsageError(f"the tail '{cls.name}' is damaged", found=str(error)) from error
 
+    def shown(self, port: PortInfo) -> PortInfo:
+        """Return a map that has as many channels as one of a single channel."""
+        if port.shape is None or port.rank != 4 or port.size(1) != self.channels:
+            return port
+        return replace(port, shape=(port.shape[0], 1, *port.shape[2:]))
+
     def apply(self, values: Values) -> Values:
         """Subtract the thresholds; several channels need a map that has as many."""
-        maps, port, rank = _map_of(values, self.name)
+        maps, port, rank = _map_of(values, self.name, channels=self.channels)
         fits = (rank == 4 or self.channels == 1) and all(
             size in (1, found) or found is None
             for size, found in zip(self.shape[-2:], (port.size(-2), port.size(-1)), strict=True)
         )
-        declared = port.size(1) if rank == 4 else 1
-        if not fits or declared not in (None, self.channels):
+        if not fits:
             raise UnsupportedModelError(
                 f"the thresholds {list(self.shape)} do not fit the map", found=port.describe(), needed="the same sizes"
             )
@@ -202,11 +229,10 @@ class Thresholds:
         return largest, 2 * ROUNDING * largest
 
 
-class _Numbers(ABC):
+class _Numbers(Transform):
     """A transform whose parameters are attributes of the same names: numbers, None for one that is not set."""
 
     __slots__ = ()
-    name: ClassVar[str]
     keys: ClassVar[tuple[str, ...]]
 
     @property
@@ -366,7 +392,7 @@ class Resize(_Numbers):
 
 
 @dataclass(frozen=True, slots=True)
-class Negate(_Numbers):
+class Negate(_Numbers, Exact):
     """Raw values times -1, for a model of which lower ones are more anomalous."""
 
     level: Level | None = None  # None: every level that the model has
@@ -418,95 +444,130 @@ class Negate(_Numbers):
         return largest, 0.0
 
 
-RAW: Final[Mapping[str, Level]] = {"score": "image", "map": "pixel"}
-_SHIPPED: Final = (Gaussian, TopK, Resize, Thresholds, Negate)
+AXES: Final[Mapping[str, int]] = {"second": 1, "last": 3}
+"""Where the channels of a map may be: [N, C, H, W] and [N, H, W, C]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Channel(_Numbers):
+    """One channel of a map, or one value of a score that has several for each image; its axis goes."""
+
+    index: int | None = None  # from 0; None for the only channel that a map has
+    axis: str | None = None  # of a map, one of `AXES`; None where its sizes tell
+    level: Level | None = None  # None for each that has several
+    name: ClassVar[str] = "channel"
+    keys: ClassVar[tuple[str, ...]] = ("index", "axis", "level")
+    rounds: ClassVar[bool] = False
+
+    @classmethod
+    def _read(cls, given: Mapping[str, Any]) -> Self:
+        """Read ``index``, from 0, ``axis``, ``second`` or ``last``, and ``level``, ``image`` or ``pixel``."""
+        index, axis = given.get("index"), given.get("axis")
+        level = next((level for level in LEVELS if level == given.get("level")), None)
+        if index is not None and not (str(index).isdecimal() and int(index) < 2**31):
+            raise UsageError(f"the tail '{cls.name}': index is {index!r}", needed="a whole number of at least 0")
+        for key, known in (("axis", tuple(AXES)), ("level", LEVELS)):
+            if given.get(key) not in (None, *known):
+                raise UsageError(f"the tail '{cls.name}': {key} is {given[key]!r}", needed=" or ".join(known))
+        if index is None and (axis is None or level == "image"):
+            needed = "channel:index=1; or channel:axis=last or channel:axis=second for the only channel of a map"
+            raise UsageError(f"the tail '{cls.name}' does not say which one", needed=needed)
+        return cls(None if index is None else int(index), axis, level)
+
+    @property
+    def text(self) -> str:
+        """How the command line takes it."""
+        return TailSpec(self.name, self.parameters).text
+
+    def shown(self, port: PortInfo) -> PortInfo:
+        """Return an output of several values for each image as a score, and a map of several channels as one of one."""
+        is_map = port.rank == 4 and self.level != "image" and shape_problem("pixel", port.shape) is None
+        level: Level = "image" if not is_map and self._place("image", port) is not None else "pixel"
+        return self._made(level, port) if self.level in (None, level) else port
+
+    def settled(self, raw: Mapping[Level, PortInfo]) -> Iterator[Transform]:
+        """Yield one with its level, and its axis, for each raw output that has several.
+
+        Raises UnsupportedModelError if one has too few, or there is none.
+        """
+        made: list[Channel] = []
+        for level, port in raw.items():
+            place, is_asked = self._place(level, port), self.level is not None or (self.axis and level == "pixel")
+            size = None if place is None else port.size(place)
+            index = None if size == 1 and self.index == 0 and level == "pixel" else self.index
+            if place is None or self.level not in (None, level) or (level == "image" and index is None):
+                continue
+            if size == 1 and not is_asked and (place == 1 or index is not None):
+                continue  # it has one only, where that belongs
+            if size is not None and (size != 1 if index is None else index >= size):
+                what = f"'{port.name}' has {size} {'values per image' if level == 'image' else 'channels'}"
+                raise UnsupportedModelError(
+                    f"--step {self.text}: {what}", found=port.describe(), needed=f"an index from 0 to {size - 1}"
+                )
+            axis = next(axis for axis, at in AXES.items() if at == place) if level == "pixel" else None
+            made.append(Channel(index, axis, level))
+        if not made:
+            unclear = any(port.rank == 4 and self._place("pixel", port) is None for port in raw.values())
+            raise UnsupportedModelError(
+                f"--step {self.text}: there is nothing to choose from",
+                found="; ".join(port.describe() for port in raw.values()),
+                needed="a score [N, C], or a map [N, C, H, W] or [N, H, W, C]",
+                fix="say where the channels are: add axis=second or axis=last" if unclear else "leave it out",
+            )
+        yield from made
+
+    def is_settled_as(self, other: "Channel") -> bool:
+        """Whether another one can be what `settled` made of this one."""
+        is_axis = other.level == "image" or self.axis in (None, other.axis)
+        return (self.index or 0) == (other.index or 0) and is_axis and self.level in (None, other.level)
+
+    def apply(self, values: Values) -> Values:
+        """Take one of each image's values, or of each pixel's."""
+        kind, level = next((kind, level) for kind, level in RAW.items() if level == self.level)
+        expr, port = values[kind]
+        place, made = self._place(level, port), self._made(level, port)
+        if place is None:
+            raise UnsupportedModelError(
+                f"--step {self.text}: there is nothing left to choose from", found=port.describe()
+            )
+        dropped = tuple(range(1, port.rank or 0)) if level == "image" else (place,)
+        return {**values, kind: (steps.one_channel(expr, axis=place, index=self.index, dropped=dropped), made)}
+
+    def module(self) -> "TailTransform":
+        """Return `OneChannel`; UsageError for what was never settled."""
+        from postproc_export.steps.modules import OneChannel
+
+        if self.level is None or (self.level == "pixel" and self.axis is None):
+            raise UsageError(f"--step {self.text} does not say of what", needed="the level, and the axis of a map")
+        return OneChannel(self.index, level=self.level, axis=AXES[self.axis or "second"])
+
+    def bound(self, largest: float, size: tuple[int, int]) -> tuple[float, float]:
+        """Nothing is rounded."""
+        return largest, 0.0
+
+    def _place(self, level: Level, port: PortInfo) -> int | None:
+        """Return the axis that it takes one entry of; None where there is none, or several could be it."""
+        axes = port.shape or ()
+        if level == "image":
+            several = [at for at, size in enumerate(axes) if at and size != 1]
+            return several[0] if len(several) == 1 else None
+        return None if len(axes) != 4 else channel_axis(axes) if self.axis is None else AXES[self.axis]
+
+    def _made(self, level: Level, port: PortInfo) -> PortInfo:
+        """Return a port without the axis, of a score without all but the first."""
+        place, axes = self._place(level, port), port.shape or ()
+        if place is None:
+            return port
+        return replace(port, shape=axes[:1] if level == "image" else (*axes[:place], *axes[place + 1 :]))
+
+
+_SHIPPED: Final = (Gaussian, TopK, Resize, Thresholds, Negate, Channel)
 TRANSFORMS: Final[Mapping[str, type[Transform]]] = {item.name: item for item in _SHIPPED}
 
 
 def resolve(spec: TailSpec) -> Transform:
     """Return the shipped transform of a name, its parameters checked."""
     return TRANSFORMS[spec.name].parse(spec.parameters)
-
-
-def plan_transform(
-    transforms: Sequence[Transform],
-    ports: Sequence[PortInfo],
-    images: Sequence[PortInfo],
-    *,
-    image_output: OutputChoice = None,
-    pixel_output: OutputChoice = None,
-) -> Plan:
-    """Write down a chain of shipped transforms for one model: its outputs are `ports`, its inputs `images`."""
-    selection = select_raw(ports, transforms, image_output=image_output, pixel_output=pixel_output)
-    batches = [port for port in images if port.rank == 4]  # an input that may be images, its axes taken as N, C, H, W
-    read = {"score": selection.image, "map": selection.pixel, "image": batches[0] if len(batches) == 1 else None}
-    before: dict[str, tuple[Expr, PortInfo]] = {}
-    for name, port in read.items():
-        if port is not None:
-            is_plain = name == "image" or port.dtype == "float32"
-            before[name] = (Input(name) if is_plain else cast(Input(name), dtype="float32"), port)
-    values: Values = before
-    rounded: set[str] = set()
-    for transform in transforms:
-        behind = transform.apply(values)
-        if not isinstance(transform, Exact):
-            rounded |= {kind for kind in behind if behind[kind] is not values.get(kind)}
-        values = behind
-    outputs = []
-    for kind in ("score", "map"):
-        if kind in values and values[kind] != before.get(kind):
-            expr, made = values[kind]
-            old = read[kind]
-            name = made.name if old is None else old.name
-            expr = expr if isinstance(expr, Call) else identity(expr)
-            # Values that nothing has rounded are of the model's narrow type still, and decide as such.
-            dtype = next((half for half in HALVES if made.dtype == half and kind not in rounded), None)
-            expr = expr if dtype is None else cast(expr, dtype=dtype)
-            outputs.append(LayerOutput(name, expr, dtype or "float32", made.shape, None if old is None else name))
-    used = {name for output in outputs if output.expr is not None for name in inputs_of(output.expr)}
-    return Plan(
-        where="transform",
-        tails=tuple(TailSpec(transform.name, transform.parameters) for transform in transforms),
-        outputs=tuple(outputs),
-        inputs={name: port for name, port in read.items() if port is not None and name in used},
-    )
-
-
-def select_raw(
-    ports: Sequence[PortInfo],
-    transforms: Sequence[Transform] = (),
-    calibrated: Collection[Level] | None = None,
-    /,
-    *,
-    image_output: OutputChoice = None,
-    pixel_output: OutputChoice = None,
-) -> Selection:
-    """Select the raw outputs, a map of several channels among them where thresholds make one of it."""
-    first = transforms[0] if transforms else None
-    channels = first.channels if isinstance(first, Thresholds) else 1
-    shown = []
-    for port in ports:
-        is_map = port.shape is not None and port.rank == 4 and port.shape[1] == channels
-        shape = (port.shape[0], 1, *port.shape[2:]) if is_map and port.shape is not None else port.shape
-        shown.append(replace(port, shape=shape))
-    selection = select_outputs(shown, image_output=image_output, pixel_output=pixel_output, calibrated=calibrated)
-    own = {port.name: port for port in ports}
-    image, pixel = (port and own[port.name] for port in (selection.image, selection.pixel))
-    return replace(selection, image=image, pixel=pixel)
-
-
-def inputs_of(expr: Expr) -> set[str]:
-    """Return the names of the inputs that an expression reads."""
-    found: set[str] = set()
-    pending, seen = [expr], set[int]()
-    while pending:
-        current = pending.pop()
-        if isinstance(current, Input):
-            found.add(current.name)
-        elif isinstance(current, Call) and id(current) not in seen:
-            seen.add(id(current))
-            pending += current.args
-    return found
 
 
 def split(specs: Sequence[TailSpec]) -> tuple[tuple[TailSpec, ...], tuple[TailSpec, ...]]:
@@ -523,8 +584,8 @@ def split(specs: Sequence[TailSpec]) -> tuple[tuple[TailSpec, ...], tuple[TailSp
 
 
 def resolve_all(specs: Sequence[TailSpec]) -> tuple[Transform, ...]:
-    """Return shipped transforms, their parameters checked."""
-    return tuple(resolve(spec) for spec in specs)
+    """Return the shipped transforms among the steps before a threshold, their parameters checked."""
+    return tuple(resolve(spec) for spec in specs if spec.is_shipped)
 
 
 def before_threshold(specs: Sequence[TailSpec]) -> Sequence[TailSpec]:

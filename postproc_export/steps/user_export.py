@@ -23,7 +23,7 @@ from postproc_export.process import quiet_logger, temporary_folder
 from postproc_export.record import PREFIXES, LayerRecord, TailSpec
 from postproc_export.runtimes import Array, Runner, RuntimeName, as_float32, open_runner
 from postproc_export.stats import LEVELS, Level
-from postproc_export.steps.transforms import select_raw
+from postproc_export.steps.plan import select_raw
 from postproc_export.steps.user import (
     INPUTS,
     PURPOSE,

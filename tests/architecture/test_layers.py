@@ -22,7 +22,7 @@ ORDER = {
     "postproc_export.formats": """
         base onnx_file onnx openvino_file openvino
     """,
-    "postproc_export.steps": "modules transforms decisions user user_export around",
+    "postproc_export.steps": "modules transforms plan decisions user user_export around",
     "postproc_export.calibration": """
         table arrays convention counting tally search statistics shards zarr ranks dask
         calibrator model

@@ -435,31 +435,10 @@ def test_a_step_does_not_find_a_map_in_a_state(ir: bool, tmp_path: Path) -> None
         attach_postprocessing(case("mix", tmp_path, ir=ir), stats, tail="gaussian")
 
 
-@pytest.mark.parametrize(
-    ("shape", "ir"),
-    [(shape, ir) for shape in ("N,224,224,1", "N,H,W,1") for ir in (False, True)]
-    + [("n,h,w,c", False), ("N,Height,Width,channels", False)],  # an IR has no names of axes
-)
-def test_a_channel_last_map_is_refused_as_such(shape: str, ir: bool, tmp_path: Path) -> None:
-    """In words that say what it is."""
-    host = hosts.identity(score=None, map=shape, names=("pred_score", "heat"))
-    raw = hosts.raw_file(host, tmp_path, ir=ir)
-    with pytest.raises(UnsupportedModelError, match=r"'heat' cannot be the anomaly map: .*channel-last"):
-        attach_postprocessing(raw, STATS, pixel_output="heat")
-
-
 def test_a_map_of_width_one_is_one(tmp_path: Path) -> None:
     """[N, 1, H, 1] has its channel axis where it belongs."""
     _, path = attached(hosts.identity(map="N,1,H,1"), tmp_path, ir=False)
     assert check_parity(path, count=2000)
-
-
-def test_the_case_of_an_open_channel_last_map(tmp_path: Path) -> None:
-    """The axes of the case file have the names n, h, w and c."""
-    raw = case("nhwc_dyn", tmp_path, ir=False)
-    for options in ({"pixel_output": 0}, {}):
-        with pytest.raises(UnsupportedModelError, match=r"channel-last(.|\n)*transpose it to \[N, 1, H, W\]"):
-            attach_postprocessing(raw, STATS, **options)  # type: ignore[arg-type]
 
 
 @FORMATS

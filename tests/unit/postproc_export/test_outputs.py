@@ -3,7 +3,7 @@
 import pytest
 
 from postproc_export.errors import UnsupportedModelError, UsageError
-from postproc_export.ports import list_ports, select_outputs
+from postproc_export.ports import Axis, channel_axis, list_ports, select_outputs
 from postproc_export.runtimes import PortInfo
 
 SCORE = PortInfo("pred_score", "float32", ("N", 1))
@@ -122,13 +122,15 @@ def test_one_output_cannot_be_both_levels() -> None:
 @pytest.mark.parametrize(
     ("score", "reason"),
     [
-        pytest.param(port("pred_score", "N", 2), "more than one value per image", id="two-values"),
-        pytest.param(port("pred_score", "N", 1, 1), "it has 3 axes", id="rank-3"),
+        pytest.param(port("pred_score", "N", 2), "it has 2 values per image", id="two-values"),
+        pytest.param(port("pred_score", "N", 0), "it has no value per image", id="no-value"),
+        pytest.param(port("pred_score", "N", 1, 3), "it has 3 values per image", id="rank-3"),
+        pytest.param(port("pred_score", "N", 1, "C"), "it has 3 axes", id="rank-3-open"),
         pytest.param(port("pred_score", "N", dtype="int64"), "not floating-point", id="integers"),
     ],
 )
 def test_a_score_of_another_form_is_refused_by_name(score: PortInfo, reason: str) -> None:
-    """A score needs one floating-point value per image."""
+    """A score needs one floating-point value per image; where it has several, a step takes one of them."""
     with pytest.raises(UnsupportedModelError, match=f"output 'pred_score' cannot be the image score: .*{reason}"):
         select_outputs([score, MAP])
 
@@ -136,7 +138,12 @@ def test_a_score_of_another_form_is_refused_by_name(score: PortInfo, reason: str
 @pytest.mark.parametrize(
     ("anomaly_map", "reason"),
     [
-        pytest.param(port("anomaly_map", "N", 3, 8, 8), "its channel axis is 3", id="channels"),
+        pytest.param(port("anomaly_map", "N", 3, 8, 8), "it has 3 channels", id="channels"),
+        pytest.param(port("anomaly_map", "N", 9, 8, 3), "it has 3 channels, on its last axis", id="channels-last"),
+        pytest.param(port("anomaly_map", "N", 9, 8, None), "its channels are on its last axis", id="open-last"),
+        pytest.param(
+            port("anomaly_map", "N", 64, 14, 7), "on its second axis, of 64, or on its last, of 7", id="either"
+        ),
         pytest.param(port("anomaly_map", "N", 64), "it has 2 axes", id="flat"),
         pytest.param(port("anomaly_map", "N", 1, 1, 8, 8), "it has 5 axes", id="rank-5"),
         pytest.param(PortInfo("anomaly_map", "float32", None), "rank is not known", id="rank-unknown"),
@@ -147,6 +154,61 @@ def test_a_map_of_another_form_is_refused_by_name(anomaly_map: PortInfo, reason:
     """A map has three axes, or four with one channel."""
     with pytest.raises(UnsupportedModelError, match=f"output 'anomaly_map' cannot be the anomaly map: .*{reason}"):
         select_outputs([SCORE, anomaly_map])
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        ((1, "H", "W"), 1),
+        (("H", "W", 1), 3),
+        ((224, 224, 1), 3),
+        ((2, "H", "W"), 1),
+        (("H", "W", 2), 3),
+        ((2, 224, 320), 1),
+        ((240, 320, 2), 3),
+        ((64, 14, 14), 1),
+        ((14, 14, 64), 3),
+        (("junk", 14, 20), 1),
+        ((None, 3, 4), 1),
+        ((14, 20, None), 3),
+        ((1, 9, 1), 1),
+        ((2, 2, 1), 3),
+        ((None, None, None), None),
+        (("h", "w", "c"), None),
+        ((64, 14, 7), None),
+        ((3, 224, 1), None),
+        ((2, 224, 4), None),
+        ((4, 4, 4), None),
+    ],
+)
+def test_the_channel_axis_is_told_by_sizes_alone(shape: tuple[Axis, ...], axis: int | None) -> None:
+    """One entry, a square beside it, at most four entries, or open where the other is a height or width; no names."""
+    assert channel_axis(("N", *shape)) == axis
+
+
+@pytest.mark.parametrize(
+    ("output", "fix"),
+    [
+        (port("probs", "N", 2), r"for 'probs' as the image score, choose one with --step channel:index=1 \(it has 2 "),
+        (port("probs", "N", 2, 64, 64), r"for 'probs' as the anomaly map, choose one with --step channel:index=1 \("),
+        (port("m", "N", 64, 14, 7), r"--step channel:index=1,axis=last for .* or --step channel:index=1,axis=second"),
+        (port("m", "N", 9, 8, None), r"--step channel:index=0,axis=last"),
+        (port("ids", "N", 2, dtype="int64"), "say which it is with --image-output NAME"),
+        (port("none", "N", 0), "say which it is with --image-output NAME"),
+    ],
+)
+def test_a_model_of_several_values_is_refused_with_the_step_that_takes_one(output: PortInfo, fix: str) -> None:
+    """As far as there is one."""
+    with pytest.raises(UnsupportedModelError, match=rf"no output(.|\n)*fix:     .*{fix}"):
+        select_outputs([output])
+
+
+def test_a_score_may_have_further_axes_of_one() -> None:
+    """By name or option; such an output alone is a map of one pixel, whose maximum is the same."""
+    score = port("pred_score", "N", 1, 1, 1)
+    assert select_outputs([score, MAP]).image is score
+    assert select_outputs([port("s", "N", 1, 1, 1)], image_output="s").pixel is None
+    assert select_outputs([port("s", "N", 1, 1, 1)]).image is None
 
 
 def test_axes_of_unknown_size_are_trusted_by_name_only() -> None:

@@ -14,7 +14,8 @@ from postproc_export.errors import FileError, MetadataError, PostprocError, Unsu
 from postproc_export.record import TailSpec, parse_tail, parse_tails
 from postproc_export.runtimes import PortInfo
 from postproc_export.steps.modules import AboveThresholds, GaussianSmoothing, Resized, TopKMean
-from postproc_export.steps.transforms import Thresholds, plan_transform, resolve
+from postproc_export.steps.plan import plan_transform
+from postproc_export.steps.transforms import Thresholds, resolve
 
 
 @pytest.mark.parametrize(
