@@ -135,7 +135,9 @@ def test_assert_parity_takes_them_too(files: tuple[Path, Path]) -> None:
         pytest.param(["--preserved", "raw.xml"], "of different formats", id="another-format"),
         pytest.param(["--preserved", "raw.txt"], "raw.txt", id="no-model"),
         pytest.param(["--contract", "other"], "the contract 'other' is not known", id="unknown-contract"),
-        pytest.param(["--junit", "/dev/null/j.xml"], "is no folder, so that none can be made in it", id="no-folder-for-a-report"),
+        pytest.param(
+            ["--junit", "/dev/null/j.xml"], "is no folder, so that none can be made in it", id="no-folder-for-a-report"
+        ),
     ],
 )
 def test_what_cannot_be_compared_exits_2(

@@ -233,6 +233,44 @@ def test_one_option_replaces_one_field_of_a_file(small: Path, tmp_path: Path, in
 
 
 @pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        pytest.param(["--bits", "16"], "16 bits, resized to 8x8", id="16-bits"),
+        pytest.param(
+            ["--precrop", "--interpolation", "cv2-area"], "cut to the aspect of 8x8, resized to 8x8", id="precrop"
+        ),
+        pytest.param(
+            ["--resize", "pad", "--pad-at", "corner", "--pad-value", "114"],
+            "padded with 114 around the corner",
+            id="pad",
+        ),
+        pytest.param(["--resize", "none", "--crop", "8"], "not resized, the central 8x8 cropped", id="crop-alone"),
+    ],
+)
+def test_other_ways_go_from_calibration_to_check(
+    small: Path, tmp_path: Path, invoke: Invoke, options: list[str], said: str
+) -> None:
+    """What calibrate was told is what check feeds, without a word; the masks of padded images count no padding."""
+    images = dataset(tmp_path / "set", count=6, longest=30)
+    if "16" in options:
+        for path in images.rglob("*.png"):
+            with Image.open(path) as file:
+                gray = np.asarray(file.convert("L")).astype(np.uint16)
+            Image.fromarray(gray * np.uint16(257)).save(path)
+    stats, attached = tmp_path / "stats.json", tmp_path / "attached.onnx"
+    done = invoke("calibrate", small / "model.onnx", "--images", images, *options, "-o", stats)
+    assert done.exit_code == 0, done.stderr
+    assert said in done.stderr
+    pixel = CalibrationStats.load(stats).pixel
+    assert pixel is not None
+    assert ((pixel.n_normal or 0) + (pixel.n_anomalous or 0) < 6 * 64) == ("pad" in options)
+    assert invoke("attach", small / "model.onnx", "--stats", stats, "-o", attached).exit_code == 0
+    done = invoke("check", attached, "--raw", small / "model.onnx", "--images", images, "--json")
+    assert done.exit_code == 0, done.stdout
+    assert said in json.loads(done.stdout)["environment"]["inputs"]
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         pytest.param(["--preprocessing", "absent.toml"], "cannot read the pre-processing absent.toml", id="absent"),
