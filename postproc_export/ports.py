@@ -8,7 +8,7 @@ For each level the first rule that applies decides:
    ``[N, 1, H, W]`` or ``[N, H, W, 1]``.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Final, Literal, TypeAlias, cast, get_args
@@ -427,11 +427,13 @@ def channel_choice(level: Level, axes: Sequence[Axis]) -> str | None:
     return f"choose one with {step}{',level=image' * (level == 'image' and len(axes) == 4)}"
 
 
-def _advice(ports: Iterable[PortInfo]) -> Iterator[str]:
-    """Yield what makes a score or a map of each output that has several of them for an image."""
+def _advice(ports: Sequence[PortInfo]) -> Iterator[str]:
+    """Yield what makes a score or a map of each output that has several of them for an image; or that none can be."""
     for port in ports:
         level: Level = "pixel" if port.rank == 4 else "image"
         problem = shape_problem(level, port.shape) if port.dtype in FLOAT_TYPES else None
         choice = channel_choice(level, port.shape or ())
         if problem is not None and choice is not None:
             yield f"for '{port.name}' as the {_NOUNS[level]}, {choice} ({problem})"
+    if not any(port.dtype in FLOAT_TYPES for port in ports):
+        yield "export the model with its raw score or map among its outputs; none of these has floating-point values"

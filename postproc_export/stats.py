@@ -214,7 +214,7 @@ class CalibrationStats:
 
     @classmethod
     def from_json(cls, document: object, *, where: str = "the statistics") -> Self:
-        """Read the JSON object of a statistics file.
+        """Read the JSON object of a statistics file, or of the metadata.json that Anomalib 0.x and 1.x wrote.
 
         Raises
         ------
@@ -223,10 +223,12 @@ class CalibrationStats:
         """
         if not isinstance(document, Mapping):
             raise MetadataError(f"{where}: not a JSON object", found=shown(document))
-        if document.get("schema_version") != SCHEMA_VERSION or isinstance(document["schema_version"], bool):
+        if "schema_version" not in document:
+            document = _of_anomalib(document, where=where)
+        if document["schema_version"] != SCHEMA_VERSION or isinstance(document["schema_version"], bool):
             raise MetadataError(
                 f"{where}: unknown schema_version",
-                found=shown(document.get("schema_version")),
+                found=shown(document["schema_version"]),
                 needed=str(SCHEMA_VERSION),
                 fix="write the file with `postproc-export calibrate` of this version",
             )
@@ -277,6 +279,28 @@ class CalibrationStats:
             If it is not JSON (NaN and Infinity are not), a key stands twice in one object, or it is not legal.
         """
         return cls.from_json(read_json(Path(path), what="the statistics file"), where=str(path))
+
+
+def _of_anomalib(document: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """Return our form of the metadata.json of Anomalib: a threshold per level, a range for each or one for both.
+
+    A level without a range, or without a threshold, was not calibrated there. All numbers are in raw units.
+    """
+    levels = {}
+    for level, prefix in (("image", "pred_scores."), ("pixel", "anomaly_maps.")):
+        if not any(f"{prefix}{end}" in document for end in ("min", "max")):
+            prefix = ""
+        keys = {"threshold": f"{level}_threshold", "min": f"{prefix}min", "max": f"{prefix}max"}
+        if all(key in document for key in keys.values()):
+            levels[level] = {name: document[key] for name, key in keys.items()}
+    if not levels:
+        raise MetadataError(
+            f"{where} holds no statistics that are known",
+            found=f"the keys {shown(list(document))}",
+            needed='{"schema_version": 1, "image": {"threshold": 1.5, "min": 0, "max": 3}}, in raw units',
+            fix="give the file that `postproc-export calibrate` writes, or write these numbers into one like that",
+        )
+    return {"schema_version": SCHEMA_VERSION, **levels}
 
 
 def as_stats(stats: object) -> CalibrationStats:

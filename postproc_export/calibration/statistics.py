@@ -483,7 +483,8 @@ def _warn_of_orientation(
         message = (
             f"{level} level: with an AUROC of {math.floor(area['value'] * 1e4) / 1e4:.4f} the {values} hardly tell "
             f"anomalous {samples} from normal ones; the usual causes, the most frequent first: pre-processing (mean "
-            "and std forgotten or for another scale, BGR for RGB, a centre crop left out), another model or output, "
+            "and std forgotten or for another scale, BGR for RGB, a centre crop left out: --mean, --std, --scale, "
+            "--channel-order, --resize and --crop), another model or output, "
             f"wrong {truth}, {values} of the wrong sign"
         )
         if area["value"] < 0.5:

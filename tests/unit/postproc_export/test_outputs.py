@@ -193,7 +193,10 @@ def test_the_channel_axis_is_told_by_sizes_alone(shape: tuple[Axis, ...], axis: 
         (port("probs", "N", 2, 64, 64), r"for 'probs' as the anomaly map, choose one with --step channel:index=1 \("),
         (port("m", "N", 64, 14, 7), r"--step channel:index=1,axis=last for .* or --step channel:index=1,axis=second"),
         (port("m", "N", 9, 8, None), r"--step channel:index=0,axis=last"),
-        (port("ids", "N", 2, dtype="int64"), "say which it is with --image-output NAME"),
+        (
+            port("ids", "N", 2, dtype="int64"),
+            "its raw score or map among its outputs; none of these has floating-point",
+        ),
         (port("none", "N", 0), "say which it is with --image-output NAME"),
     ],
 )

@@ -192,6 +192,27 @@ def test_unknown_keys_are_kept() -> None:
     assert (stats.image.n_normal, stats.image.n_dropped) == (None, 0)
 
 
+THRESHOLDS = {"image_threshold": 1.5, "pixel_threshold": 0.25}
+SCORES = {"pred_scores.min": 0.5, "pred_scores.max": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "image", "pixel"),
+    [
+        ({**THRESHOLDS, "min": 0.0, "max": 2.0}, (1.5, 0.0, 2.0), (0.25, 0.0, 2.0)),
+        ({**THRESHOLDS, **SCORES, "anomaly_maps.min": 0.0, "anomaly_maps.max": 1.0}, (1.5, 0.5, 3.0), (0.25, 0.0, 1.0)),
+        ({**THRESHOLDS, **SCORES}, (1.5, 0.5, 3.0), None),
+        ({"image_threshold": 1.5, "min": 0.0, "max": 2.0}, (1.5, 0.0, 2.0), None),
+    ],
+    ids=["one-range", "a-range-each", "scores-alone", "image-alone"],
+)
+def test_the_metadata_of_anomalib_1_is_read(numbers: Any, image: Any, pixel: Any) -> None:
+    """Its thresholds and ranges, in raw units; a level that lacks one of its numbers is not calibrated."""
+    stats = CalibrationStats.from_json({"task": "segmentation", "transform": {}, **numbers})
+    for level, expected in ((stats.image, image), (stats.pixel, pixel)):
+        assert (level and (level.threshold, level.min, level.max)) == expected
+
+
 @pytest.mark.parametrize("level", ["image", "pixel"])
 def test_level_by_name(level: Any) -> None:
     """A level can be had by its name."""
@@ -209,7 +230,12 @@ def test_details_cannot_replace_a_level() -> None:
     ("text", "message"),
     [
         pytest.param("[]", "not a JSON object", id="list"),
-        pytest.param('{"image": null}', "unknown schema_version\n.*None", id="no-version"),
+        pytest.param(
+            '{"image": null}', "no statistics that are known\n.*'image'(.*\n)*.*schema_version", id="no-version"
+        ),
+        pytest.param("{}", r"no statistics that are known\n.*the keys \[\]", id="empty-object"),
+        pytest.param('{"image_threshold": 1}', "no statistics that are known", id="anomalib-without-range"),
+        pytest.param('{"image_threshold": 1, "min": 2, "max": 2}', "image: the range .* is empty", id="anomalib-range"),
         pytest.param('{"schema_version": 2}', "unknown schema_version\n.*2", id="newer-version"),
         pytest.param('{"schema_version": true}', "unknown schema_version\n.*True", id="bool-version"),
         pytest.param('{"schema_version": 1, "image": null}', "no level is calibrated", id="no-level"),
