@@ -6,7 +6,7 @@ payload bytes back. Tensors may be renamed, moved, copied and deleted in between
 """
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import TracebackType
@@ -21,6 +21,8 @@ from google.protobuf.message_factory import GetMessageClass
 from graph_patterns.expr import ModelFileError
 from graph_patterns.onnx.wire import (
     CHUNK,
+    LENGTH,
+    RAW_DATA,
     ChangedFileError,
     Edit,
     FileSource,
@@ -34,11 +36,13 @@ from graph_patterns.onnx.wire import (
     growth_of,
     length_of,
     positions,
+    records,
     special_kind,
     varint,
     write_all,
 )
 
+_PACKED: Final[Mapping[int, int]] = {onnx.TensorProto.FLOAT: 4 << 3 | LENGTH, onnx.TensorProto.DOUBLE: 10 << 3 | LENGTH}
 LARGEST: Final = 2**31 - 1  # bytes; protobuf's limit for a message
 _NEEDED: Final = "a serialised onnx.ModelProto with a graph"
 _SIGNATURES: Final = {
@@ -270,6 +274,22 @@ class OnnxFile:
                     yield self._source.read(at, min(CHUNK, end - at))
         except ChangedFileError:
             raise self._changed() from None
+
+    def stretch(self, tensor: onnx.TensorProto) -> tuple[int, int] | None:
+        """Return start and end of a tensor's payload in the file, where its values stand as they do in memory.
+
+        None where the payload is in the model itself, is in several pieces, or is of numbers of varying length.
+        """
+        payload = self._placeholders.find(tensor.raw_data)
+        if payload is None or len(payload) > 1:
+            return None
+        found = list(records(self._source, *payload[0]))
+        plain = {RAW_DATA, _PACKED.get(tensor.data_type)}
+        return found[0][2:] if len(found) == 1 and found[0][0] in plain else None
+
+    def read(self, start: int, length: int) -> bytes:
+        """Return some bytes of the file."""
+        return self._read(((start, start + length),))
 
     def close(self) -> None:
         """Close the file; the model stays readable, its payloads do not."""

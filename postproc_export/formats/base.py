@@ -373,6 +373,13 @@ class Format(ABC):
         return []
 
     @abstractmethod
+    def digest(self, source: Any, *, inputs: Collection[str] = ()) -> str | None:
+        """Return the content digest of a file or of a model in memory; None where weights are not at hand.
+
+        What this package added is left aside, as are the values of `inputs` that adjust it at run time.
+        """
+
+    @abstractmethod
     def view(self, model: Any) -> GraphView:
         """Return the graph, for the matcher."""
 

@@ -1,6 +1,7 @@
 """The ONNX format: layers and tails put on models, found in them and taken off, in place and without weights."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, MutableSequence, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,7 +10,7 @@ import onnx
 from graph_patterns.expr import ModelFileError, UnsupportedOpsetError
 from graph_patterns.match import Site, Value
 from graph_patterns.onnx.edit import Soundness, reads, remove, set_numbers
-from graph_patterns.onnx.file import external_files, load_skeleton
+from graph_patterns.onnx.file import external_data_locations, external_files, load_skeleton
 from graph_patterns.onnx.graph import (
     ELEMENT_TYPES,
     INITIALIZERS_NEED_NO_INPUT_SINCE,
@@ -18,6 +19,7 @@ from graph_patterns.onnx.graph import (
     default_opset,
     emit,
 )
+from graph_patterns.onnx.wire import ChangedFileError, FileSource
 from postproc_export.errors import FileError, UnsupportedModelError, UsageError
 from postproc_export.files import publishing
 from postproc_export.formats.base import (
@@ -32,10 +34,12 @@ from postproc_export.formats.base import (
     encoded_port,
     illegal,
 )
+from postproc_export.formats.digest import content_digest
 from postproc_export.formats.onnx_file import (
     NEEDED_IMPORT,
     added_import,
     computed_names,
+    content_parts,
     drop_added_import,
     immovable_names,
     import_doubts,
@@ -144,6 +148,24 @@ class OnnxFormat(Format):
         """Return the outputs that no node, input or constant gives."""
         computed = computed_names(model.graph)
         return [item.name for item in model.graph.output if item.name not in computed]
+
+    def digest(self, source: Path | onnx.ModelProto, *, inputs: Collection[str] = ()) -> str | None:
+        """Return the digest; of large weights samples are read, in the file and in those beside it."""
+        if isinstance(source, Path):
+            try:
+                with load_skeleton(source) as file, ExitStack() as opened:
+                    external = {
+                        location: opened.enter_context(closing(FileSource(path.open("rb", buffering=0))))
+                        for location, path in external_files(file.model, source.parent).items()
+                    }
+                    return content_digest(content_parts(file.model, file=file, external=external, apart=inputs))
+            except (OSError, ChangedFileError) as error:
+                raise ModelFileError(
+                    f"cannot read the weights of {source}", found=str(error) or "they changed"
+                ) from error
+        if external_data_locations(source):
+            return None
+        return content_digest(content_parts(source, file=None, external={}, apart=inputs))
 
     def view(self, model: onnx.ModelProto) -> OnnxView:
         """Return the graph, for the matcher."""

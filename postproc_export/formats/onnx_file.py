@@ -9,14 +9,20 @@ import reprlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, MutableSequence
 from dataclasses import replace
 from math import prod
+from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import onnx
 
+from graph_patterns.onnx.file import OnnxFile
 from graph_patterns.onnx.graph import OLDEST_OPSET
+from graph_patterns.onnx.wire import Source
 from postproc_export.formats.base import illegal
+from postproc_export.formats.digest import Read, constant_part, operator_part
 from postproc_export.ports import is_plain
 from postproc_export.runtimes import Axis, PortInfo
+from postproc_export.tail import PREFIX
 
 
 def subgraphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -148,6 +154,8 @@ def _rename_items(items: Iterable[onnx.ValueInfoProto | onnx.TensorProto], renam
             item.name = renamed[item.name]
 
 
+_PACKED: Final[Mapping[int, str]] = {onnx.TensorProto.FLOAT: "<f4", onnx.TensorProto.DOUBLE: "<f8"}
+_ONE_BY_ONE: Final = ("int32_data", "int64_data", "uint64_data", "string_data", "float_data")
 _NUMPY_NAMES: Final = {"FLOAT": "float32", "DOUBLE": "float64"}
 
 
@@ -269,3 +277,68 @@ def drop_added_import(model: onnx.ModelProto, original: Mapping[str, Any], *, wh
         index = [(item.domain, item.version) for item in model.opset_import].index(("", version))
         del model.opset_import[index]
     return doubts
+
+
+def content_parts(
+    model: onnx.ModelProto, *, file: OnnxFile | None, external: Mapping[Path, Source], apart: Collection[str]
+) -> Iterator[bytes]:
+    """Yield what counts of a model for its digest; not what has our prefix, nor the initializers called in `apart`.
+
+    `file` has the weights that were left out of the model, `external` what it refers to, by location.
+    """
+    for item in (each for scope in (model.graph, *model.functions) for each in _contents(scope)):
+        if isinstance(item, onnx.NodeProto):
+            if item.op_type != "Constant" or all(each.name != "value" for each in item.attribute):
+                yield operator_part(f"{item.domain.removeprefix('ai.onnx')} {item.op_type}", _attributes(item))
+        elif item.name not in apart and not item.name.startswith(PREFIX):
+            values = _bytes_of(item, file=file, external=external)
+            yield constant_part(dtype_name(item.data_type), item.dims, *values)
+
+
+def _contents(scope: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto | onnx.TensorProto]:
+    """Iterate over the nodes and tensors of a graph or function and of every graph nested in it, but for our nodes."""
+    nodes = [node for node in scope.node if not node.name.startswith(PREFIX)]
+    yield from nodes
+    attributes, sparse = [item for node in nodes for item in node.attribute], list[onnx.SparseTensorProto]()
+    if isinstance(scope, onnx.FunctionProto):
+        attributes += scope.attribute_proto
+    else:
+        yield from scope.initializer
+        sparse += scope.sparse_initializer
+    for item in attributes:
+        yield from [item.t] if item.HasField("t") else item.tensors
+        sparse += [item.sparse_tensor] if item.HasField("sparse_tensor") else item.sparse_tensors
+        for graph in [item.g] if item.HasField("g") else item.graphs:
+            yield from _contents(graph)
+    for tensor in sparse:
+        yield from (tensor.values, tensor.indices)
+
+
+def _attributes(node: onnx.NodeProto) -> list[bytes]:
+    """Return the attributes of a node, without what counts elsewhere or not at all."""
+    plain = onnx.NodeProto()
+    plain.attribute.extend(node.attribute)
+    for item in plain.attribute:
+        for field in ("t", "tensors", "g", "graphs", "sparse_tensor", "sparse_tensors", "doc_string"):
+            item.ClearField(field)
+    return sorted(item.SerializeToString(deterministic=True) for item in plain.attribute)
+
+
+def _bytes_of(tensor: onnx.TensorProto, *, file: OnnxFile | None, external: Mapping[Path, Source]) -> tuple[int, Read]:
+    """Return how many bytes the values of a tensor have, and what reads some of them."""
+    if tensor.data_location == tensor.EXTERNAL:
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        source, offset = external[Path(entries["location"])], int(entries.get("offset") or 0)
+        size = int(entries.get("length") or 0) or source.size - offset
+        return size, lambda start, length: source.read(offset + start, length)
+    stretch = None if file is None else file.stretch(tensor)
+    if stretch is not None and file is not None:
+        return stretch[1] - stretch[0], lambda start, length: file.read(stretch[0] + start, length)
+    full = tensor if file is None else file.full_tensor(tensor)
+    content = full.raw_data
+    if not content and full.data_type in _PACKED:
+        content = np.asarray(full.float_data or full.double_data, _PACKED[full.data_type]).tobytes()
+    elif not content:
+        values = onnx.TensorProto(**{name: getattr(full, name) for name in _ONE_BY_ONE})
+        content = values.SerializeToString(deterministic=True)
+    return len(content), lambda start, length: content[start : start + length]

@@ -21,9 +21,11 @@ from postproc_export.formats.base import (
     decoded_outputs,
     name_is_taken,
 )
+from postproc_export.formats.digest import content_digest
 from postproc_export.formats.openvino_file import (
     add_names,
     ambiguous,
+    content_parts,
     described,
     name_nodes,
     name_operator,
@@ -129,6 +131,11 @@ class OpenVinoFormat(Format):
     def inputs(self, model: Any) -> list[PortInfo]:
         """Return the inputs of a model."""
         return [port_info(port, f"input_{index}") for index, port in enumerate(model.inputs)]
+
+    def digest(self, source: Any, *, inputs: Collection[str] = ()) -> str:
+        """Return the digest; weights that are mapped stay so."""
+        model = self.load(source, purpose="reading an OpenVINO IR") if isinstance(source, Path) else source
+        return content_digest(content_parts(model))
 
     def view(self, model: Any) -> OpenVinoView:
         """Return the graph, for the matcher."""

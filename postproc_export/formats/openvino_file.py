@@ -8,6 +8,7 @@ import re
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
@@ -18,6 +19,7 @@ import numpy as np
 from graph_patterns.expr import free_name
 from postproc_export.errors import MetadataError, UnsupportedModelError
 from postproc_export.formats.base import illegal
+from postproc_export.formats.digest import constant_part, operator_part
 from postproc_export.process import quiet_natives, refuse_backups
 from postproc_export.reading.tail import LABEL_OUTPUT, SCORE_OUTPUT
 from postproc_export.runtimes import first_reason
@@ -366,3 +368,25 @@ def tail_constants(model: Any) -> dict[str, bytes]:
         for node in model.get_ops()
         if node.get_type_name() == "Constant" and node.get_friendly_name().startswith(PREFIX)
     }
+
+
+def content_parts(model: Any) -> Iterator[bytes]:
+    """Yield what counts of a model for its digest; not what has our prefix, nor its inputs and results."""
+    for scope in models_of(model):
+        for node in scope.get_ops():
+            kind = node.get_type_name()
+            if kind in ("Parameter", "Result") or node.get_friendly_name().startswith(PREFIX):
+                continue
+            if kind != "Constant":
+                attributes = node.get_attributes()
+                yield operator_part(kind, [f"{name} {attributes[name]}".encode() for name in sorted(attributes)])
+                continue
+            dtype, shape = node.get_element_type().get_type_name(), node.get_output_shape(0)
+            values = np.empty(0) if dtype == "string" else node.data.reshape(-1)
+            content = values.view(np.uint8)
+            yield constant_part(dtype, shape, content.size, partial(_slice, content))
+
+
+def _slice(content: Any, start: int, length: int) -> bytes:
+    sliced: bytes = content[start : start + length].tobytes()
+    return sliced

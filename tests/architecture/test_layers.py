@@ -20,7 +20,7 @@ ORDER = {
         check integrations export demo cli __main__
     """,
     "postproc_export.formats": """
-        base onnx_file onnx openvino_file openvino
+        digest base onnx_file onnx openvino_file openvino
     """,
     "postproc_export.steps": "modules transforms plan decisions user user_export around",
     "postproc_export.calibration": """
