@@ -1,24 +1,25 @@
 """Attach post-processing to a model file."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from postproc_export.files import default_target
-from postproc_export.formats.base import Format, Outputs, format_of
+from postproc_export.formats.base import Format, Judge, Outputs, format_of
 from postproc_export.options import (
     AttachInMemoryOptions,
     AttachOptions,
+    BelongingOptions,
     ExportOptions,
     TailOptions,
     changed_options,
     refuse_unused,
 )
-from postproc_export.ports import is_plain
-from postproc_export.record import AttachResult, TailSpec, parse_tails, recorded_tails
-from postproc_export.stats import CalibrationStats, as_stats
+from postproc_export.ports import PortInfo, is_plain
+from postproc_export.record import MODEL_KEY, AttachResult, TailSpec, parse_tails, recorded_tails
+from postproc_export.stats import CalibrationStats, Level, as_stats
 from postproc_export.tail import calibrated_levels
 from postproc_export.validation import called_like
 
@@ -37,6 +38,11 @@ def attach_postprocessing(**given: Any) -> AttachResult:
     Only the end of the graph changes; docs/definition.md section 7 lists what stays. The weights of an ONNX model are
     never loaded.
     """
+    return attach_file(given)
+
+
+def attach_file(given: Mapping[str, Any], **called: str) -> AttachResult:
+    """Attach as `attach_postprocessing` does; `called` is what messages call the model, see `belonging.Candidate`."""
     asked = AttachOptions(**given)
     source, own = Path(asked.model_path), parse_tails(asked.steps)
     target = default_target(source, asked.output, in_place=asked.in_place, mark="post", read=[asked.stats])
@@ -44,7 +50,17 @@ def attach_postprocessing(**given: Any) -> AttachResult:
     options, chosen = tail_options(asked, given, stats)
     outputs: Outputs = {"image_output": asked.image_output, "pixel_output": asked.pixel_output}
     form = format_of(source)
-    edit = partial(attach_model, form, stats=stats, options=options, steps=own, outputs=outputs)
+    calibrated = f"postproc-export calibrate {source} --images FOLDER -o stats.json"
+    judge = judge_of(
+        stats,
+        asked,
+        form=form,
+        source=source,
+        steps=[spec for spec in own if spec.changes_values],
+        outputs=outputs,
+        **{"where": str(source), "remedy": calibrated, **called},
+    )
+    edit = partial(attach_model, form, stats=stats, options=options, steps=own, outputs=outputs, judge=judge)
     attached = form.rewrite(source, target, edit, asked)
     return replace(attached, source=source, output=target, chosen=chosen)
 
@@ -65,8 +81,33 @@ def tail_options(
     return replace(options, **chosen), notes
 
 
+NAMELESS: Final = "the statistics do not say which model they were calibrated on, so it may be another than this one"
+
+
+def judge_of(stats: CalibrationStats | None, asked: BelongingOptions, **candidate: Any) -> Judge:
+    """Return what tells whether statistics, if there are any, belong to a model; it takes what a `Candidate` has.
+
+    All of `postproc_export.belonging` is imported only where the statistics name a model.
+    """
+
+    def judge(model: Any, raw: Mapping[Level, PortInfo]) -> tuple[str, ...]:
+        if stats is None or not isinstance(stats.details.get(MODEL_KEY), Mapping):
+            return () if stats is None else (NAMELESS,)
+        from postproc_export.belonging import Candidate
+
+        return Candidate(**candidate, model=model, raw=raw).notes(stats, other_model=asked.other_model)
+
+    return judge
+
+
 def attach_model(
-    form: Format, model: Any, stats: CalibrationStats, options: TailOptions, steps: Sequence[TailSpec], outputs: Outputs
+    form: Format,
+    model: Any,
+    stats: CalibrationStats,
+    options: TailOptions,
+    steps: Sequence[TailSpec],
+    outputs: Outputs,
+    judge: Judge = lambda *_: (),
 ) -> AttachResult:
     """Attach the tail to a model in memory, with custom steps before it and behind it.
 
@@ -76,7 +117,7 @@ def attach_model(
     refuse_unused(options, given)
     ports = form.outputs(model)
     if not steps and not recorded_tails(stats) and all(map(is_plain, ports)):
-        return form.attach(model, stats, options, outputs, given=given)
+        return form.attach(model, stats, options, outputs, given=given, judge=judge)
     from postproc_export.steps.around import put_before, put_behind, refuse_other_tails, with_channel
     from postproc_export.steps.transforms import split
 
@@ -89,7 +130,7 @@ def attach_model(
     before = with_channel(ports, before, outputs, levels, is_read=is_read)
     if before:
         outputs, _ = put_before(form, model, before, stats=stats, outputs=outputs, calibrated=levels)
-    attached = form.attach(model, stats, options, outputs, given=given)
+    attached = form.attach(model, stats, options, outputs, given=given, judge=judge)
     if behind:
         put_behind(form, model, behind, attached.tail)
     return replace(attached, own=tuple(spec.text for spec in (*before, *behind)))

@@ -315,8 +315,21 @@ class TargetOptions:
         return targets
 
 
+@dataclass(frozen=True, kw_only=True)
+class BelongingOptions:
+    """Whether statistics have to belong to the model.
+
+    Parameters
+    ----------
+    other_model
+        Use statistics that were calibrated on another model, or on another output of this one.
+    """
+
+    other_model: bool = False
+
+
 @dataclass(frozen=True)
-class AttachOptions(TailOptions, OutputOptions, FileOptions, TargetOptions):
+class AttachOptions(TailOptions, OutputOptions, BelongingOptions, FileOptions, TargetOptions):
     """What `attach_postprocessing` and ``postproc-export attach`` take.
 
     Parameters
@@ -332,7 +345,7 @@ class AttachOptions(TailOptions, OutputOptions, FileOptions, TargetOptions):
 
 
 @dataclass(frozen=True)
-class AttachInMemoryOptions(TailOptions, OutputOptions, TargetOptions):
+class AttachInMemoryOptions(TailOptions, OutputOptions, BelongingOptions, TargetOptions):
     """What `attach_to_onnx` and `attach_to_openvino` take.
 
     Parameters
@@ -349,7 +362,7 @@ class AttachInMemoryOptions(TailOptions, OutputOptions, TargetOptions):
 
 
 @dataclass(frozen=True)
-class UpdateOptions(TailOptions, FileOptions, TargetOptions):
+class UpdateOptions(TailOptions, BelongingOptions, FileOptions, TargetOptions):
     """What `update_postprocessing` and ``postproc-export update`` take; what is not given stays as it is in the file.
 
     Parameters
@@ -587,7 +600,7 @@ class CheckOptions(StepOptions, ImageOptions):
 
 
 @dataclass(frozen=True)
-class ExportOptions(TailOptions, OutputOptions, TargetOptions, CalibrationOptions, ImageOptions):
+class ExportOptions(TailOptions, OutputOptions, BelongingOptions, TargetOptions, CalibrationOptions, ImageOptions):
     """What `export_model` and ``postproc-export export`` take.
 
     Parameters

@@ -1,18 +1,18 @@
 """A raw model, loaded behind its custom steps, and run on batches of images: one score and one map of each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from postproc_export.errors import UnsupportedModelError, UsageError
-from postproc_export.formats.base import Outputs, format_of
+from postproc_export.formats.base import Format, Outputs, format_of
 from postproc_export.images import Preprocessing
 from postproc_export.ports import RESULT_NAMES, Selection, channel_choice, select_outputs
 from postproc_export.process import temporary_folder
 from postproc_export.record import TailSpec
-from postproc_export.runtimes import Array, PortInfo, Runner, as_float32, open_runner
+from postproc_export.runtimes import Array, Runner, as_float32, open_runner
 from postproc_export.stats import Level
 from postproc_export.steps.around import put_before, with_channel
 from postproc_export.steps.plan import select_raw
@@ -99,13 +99,25 @@ def open_raw(
     if steps:
         runner, outputs, recorded = _open_behind(Path(model), steps, outputs, options)
     else:
+        choose_raw(Path(model), outputs)
         runner, recorded = open_runner(model, **options), ()
     selection = select_outputs(
         runner.outputs, image_output=outputs["image_output"], pixel_output=outputs["pixel_output"]
     )
-    if not steps:
-        _refuse_post_processed(runner.outputs, selection)
     return runner, selection, recorded
+
+
+def choose_raw(path: Path, outputs: Outputs) -> Selection:
+    """Select the raw outputs of a model file without a runtime; an UnsupportedModelError if it is post-processed."""
+    form = format_of(path)
+    model = form.load(path, purpose="reading an OpenVINO IR")
+    if outputs["image_output"] is None and outputs["pixel_output"] is None:
+        _refuse_post_processed(form, model, ())
+    selection = select_outputs(
+        form.outputs(model), image_output=outputs["image_output"], pixel_output=outputs["pixel_output"]
+    )
+    _refuse_post_processed(form, model, selection.found.values())
+    return selection
 
 
 def _open_behind(
@@ -122,7 +134,7 @@ def _open_behind(
         ports = tuple(form.outputs(model))
         selection = select_raw(ports, resolve_all(specs), **outputs)
         before = put_before(form, model, with_channel(ports, specs, outputs), outputs=outputs)
-        _refuse_post_processed(ports, selection)
+        _refuse_post_processed(form, model, selection.found.values())
         return before
 
     # Windows does not delete what a runtime maps; it goes with the folder for temporary files then.
@@ -131,12 +143,14 @@ def _open_behind(
         return open_runner(runnable, **options), *before
 
 
-def _refuse_post_processed(ports: Sequence[PortInfo], selection: Selection) -> None:
-    results = [port.name for port in ports if any(port.answers_to(name) for name in RESULT_NAMES)]
-    asked = [found for found in (selection.image_found, selection.pixel_found) if found is not None]
-    if results and set(asked) != {"option"}:
+def _refuse_post_processed(form: Format, model: Any, found: Collection[str]) -> None:
+    """Refuse a model that has post-processing, but where it was named which of its outputs are raw."""
+    results = [port.name for port in form.outputs(model) if any(port.answers_to(name) for name in RESULT_NAMES)]
+    has_record = form.recorded(model, "tail", where="the model") is not None
+    if (results or has_record) and set(found) != {"option"}:
+        sign = f"an output '{results[0]}'" if results else "the record of a tail"
         raise UnsupportedModelError(
-            f"the model is post-processed already: it has an output '{results[0]}'",
+            f"the model is post-processed already: it has {sign}",
             needed="raw outputs, whose range and threshold are not known yet",
             fix="calibrate on the raw export (`postproc-export detach` makes one of a finished file), or name its raw "
             "outputs with --image-output and --pixel-output",

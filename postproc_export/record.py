@@ -31,6 +31,7 @@ PREFIXES: Final[Mapping[Where, str]] = {
 }
 METADATA_KEY: Final = KEYS["tail"]
 STATISTICS_KEY: Final = "tail"
+MODEL_KEY: Final = "model"  # in statistics: the model that they were calibrated on
 TRANSFORMED: Final = "transformed"  # in a merged record: the levels whose raw values a transform takes the place of
 RECORD_VERSION: Final = 1
 
@@ -364,6 +365,8 @@ class AttachResult(Outcome):
         The custom steps around it, as they were asked for.
     chosen
         A note on each sensitivity that was chosen for a rate.
+    remarks
+        What a user should know of whether the statistics belong to the model.
     """
 
     tail: Tail
@@ -372,6 +375,7 @@ class AttachResult(Outcome):
     output: Path | None = None
     own: tuple[str, ...] = ()
     chosen: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def renamed(self) -> Mapping[str, str]:
@@ -385,8 +389,8 @@ class AttachResult(Outcome):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know about sensitivities that were chosen, and levels that were left as they are."""
-        return (*self.chosen, *self.tail.notes)
+        """What a user should know about sensitivities that were chosen, levels that were left, and the statistics."""
+        return (*self.chosen, *self.tail.notes, *self.remarks)
 
     def boundary(self, level: Level) -> float:
         """Return the raw value from which on the file calls a score anomalous, as it stands in the file."""

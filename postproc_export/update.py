@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from graph_patterns.match import Mismatch, Site
+from postproc_export.attach import judge_of
 from postproc_export.curve import choose_sensitivities, counts_at
 from postproc_export.errors import UsageError
 from postproc_export.files import default_target
@@ -285,10 +286,9 @@ def _constants(level: Level, tail: FoundTail, changes: Changes) -> dict[str, flo
     return wanted or {"threshold": threshold}
 
 
-def _updated(
-    form: Format, model: Any, found: FoundTails, changes: Changes, *, keep_dialect: bool, where: Path
-) -> "UpdateResult":
-    """Change what the tails of a model decide; `keep_dialect` edits Anomalib's constants instead of replacing them."""
+def _updated(form: Format, model: Any, found: FoundTails, changes: Changes, *, asked: UpdateOptions) -> "UpdateResult":
+    """Change what the tails of a model decide."""
+    where = Path(asked.model_path)
     tails = found.tails
     if not tails and found.record is None:
         return UpdateResult(source=where, misses=found.misses, outputs=found.outputs, is_found=False)
@@ -301,10 +301,21 @@ def _updated(
         not tail.is_ours and before.stats.level(level) is None and changes.level_stats(level) is None
         for level, tail in tails.items()
     )  # what its constants decide is not in the file
-    if keep_dialect or must_edit:
+    judge = judge_of(
+        changes.stats,
+        asked,
+        form=form,
+        source=where,
+        where=str(where),
+        remedy=f"postproc-export detach {where} -o raw{where.suffix}, and calibrate on that",
+        attached=True,
+        inputs=frozenset() if found.record is None else found.record.inputs,
+    )
+    if asked.keep_dialect or must_edit:
         edits = edits_of(tails, changes, is_known=not unknown)
+        notes = (EDITED if asked.keep_dialect else NOT_KNOWN, *told_edits(tails, before, edits), *judge(model, {}))
+        notes = notes if edits else ()
         form.edit(model, edits)
-        notes = (EDITED if keep_dialect else NOT_KNOWN, *told_edits(tails, before, edits)) if edits else ()
         notes = (*changes.chosen, *notes)
         return UpdateResult(
             source=where, before=before, after=_after_editing(before, changes), is_changed=bool(edits), notes=notes
@@ -312,9 +323,11 @@ def _updated(
     _refuse_unknown(tails, unknown)
     wanted = changes.apply(before)
     detached, given = form.take(model, "tail", where=str(where)), changes.changed(before.options)
-    tail = form.attach(model, wanted.stats, wanted.options, _outputs(found, detached), given=given).tail
+    outputs = _outputs(found, detached)
+    attached = form.attach(model, wanted.stats, wanted.options, outputs, given=given, judge=judge)
+    tail = attached.tail
     after = State(tail.stats, tail.resolved_options, tail.narrow)
-    notes = (*changes.chosen, *tail.notes, *_narrowed(found, after))
+    notes = (*changes.chosen, *attached.notes, *_narrowed(found, after))
     if is_foreign:
         notes = (*notes, REPLACED, *((STRICT,) if after.options.comparison == "gt" else ()))
     is_eager = any(tail.is_eager for tail in tails.values())
@@ -529,7 +542,7 @@ def update_postprocessing(**given: Any) -> UpdateResult:
     results: list[UpdateResult] = []
 
     def edit(model: Any) -> bool:
-        results.append(update_model(form, model, changes, keep_dialect=asked.keep_dialect, where=source))
+        results.append(update_model(form, model, changes, asked=asked))
         return bool(results[0]) and results[0].is_changed
 
     is_written, updated = form.rewrite(source, target, edit, asked), results[0]
@@ -543,7 +556,7 @@ _OF_FILES: Final = {item.name for item in fields(FileOptions)} | {"model_path"}
 
 
 def _refuse_idle(asked: UpdateOptions, given: Mapping[str, Any]) -> None:
-    """Refuse thresholds that are none, and units of thresholds that are not given."""
+    """Refuse thresholds that are none, and units of thresholds or leave for statistics that are not given."""
     thresholds = [name for name in ("image_threshold", "pixel_threshold") if name in given]
     for name in thresholds:
         if not math.isfinite(to_float32(getattr(asked, name))):
@@ -552,10 +565,14 @@ def _refuse_idle(asked: UpdateOptions, given: Mapping[str, Any]) -> None:
     if asked.normalized and not thresholds:
         fix = "leave it out, or give --image-threshold or --pixel-threshold"
         raise UsageError("--normalized would have no effect", found="no threshold", fix=fix)
+    if asked.other_model and asked.stats is None:
+        found = "no statistics to belong to a model"
+        raise UsageError("--other-model would have no effect", found=found, fix="leave it out, or give --stats")
 
 
-def update_model(form: Format, model: Any, changes: Changes, *, keep_dialect: bool, where: Path) -> UpdateResult:
+def update_model(form: Format, model: Any, changes: Changes, *, asked: UpdateOptions) -> UpdateResult:
     """Change what the tail of a model in memory decides, between what stands around it."""
+    where = asked.model_path
     before = form.read(model, "transform", where=str(where))
     if changes.stats is not None:
         from postproc_export.steps.around import refuse_other_tails
@@ -563,7 +580,7 @@ def update_model(form: Format, model: Any, changes: Changes, *, keep_dialect: bo
         refuse_other_tails(changes.stats, () if before is None else before.tails)
     behind = form.take(model, "decision", where=str(where))
     found = form.find(model, where=str(where))
-    updated = _updated(form, model, found, changes, keep_dialect=keep_dialect, where=where)
+    updated = _updated(form, model, found, changes, asked=asked)
     if behind.record is not None and updated.tail is not None:
         from postproc_export.steps.around import put_behind
 

@@ -1,6 +1,5 @@
 """A raw model and its images as a source of calibration: batches, masks, custom steps applied."""
 
-import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from postproc_export.belonging import model_details
 from postproc_export.calibration.statistics import CalibrationWarning
-from postproc_export.errors import CalibrationError, FileError
-from postproc_export.files import model_files, usual_weights
+from postproc_export.errors import CalibrationError
+from postproc_export.files import model_files
 from postproc_export.formats.base import Outputs
 from postproc_export.images import Batch, Preprocessing, Sample, find_samples, fit_mask, image_input, load_batches
 from postproc_export.images.geometry import BoolArray
@@ -19,27 +19,13 @@ from postproc_export.images.layouts import class_counts, described, split_kind
 from postproc_export.options import ModelOptions
 from postproc_export.ports import Selection
 from postproc_export.raw_model import find_batch_size, open_raw, run_batch
-from postproc_export.record import STATISTICS_KEY, TailSpec, parse_tails
+from postproc_export.record import MODEL_KEY, STATISTICS_KEY, TailSpec, parse_tails
 from postproc_export.runtimes import Array, Runner, as_float32
-from postproc_export.stats import LEVELS, CalibrationStats
+from postproc_export.stats import CalibrationStats
 from postproc_export.validation import method_like
 
 if TYPE_CHECKING:
     from postproc_export.calibration.calibrator import Calibrator
-
-
-def file_digests(model: Path) -> dict[str, str]:
-    """Return the SHA-256 of the model file and of the weights file that goes with its name (`.bin`, `.onnx.data`)."""
-    weights = usual_weights(model)
-    digests = {}
-    for path in (model, weights) if weights.is_file() else (model,):
-        try:
-            with path.open("rb") as file:
-                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            fix = "calibrate again when nothing moves the model any more"
-            raise FileError(f"cannot read {path}", found=error.strerror, fix=fix) from error
-    return digests
 
 
 class MaskWarning(UserWarning):
@@ -65,6 +51,7 @@ class ModelSource:
     image_only: bool = False  # whether the pixel level is left out, so that no masks are needed
     workers: int | None = None  # decoding threads; None chooses
     tails: tuple[TailSpec, ...] = ()  # custom steps behind which it is calibrated, as they are recorded
+    model: Mapping[str, Any]  # what tells it from others, as it is recorded
     anomalous_label: str | float | None = None  # the label in a CSV file that says anomalous; None: 1
 
     @classmethod
@@ -77,7 +64,8 @@ class ModelSource:
         asked = ModelOptions(**given)
         outputs: Outputs = {"image_output": asked.image_output, "pixel_output": asked.pixel_output}
         options: dict[str, Any] = {"runtime": asked.runtime, "precision": asked.precision, "threads": asked.threads}
-        runner, selection, tails = open_raw(asked.model, outputs=outputs, steps=parse_tails(asked.steps), **options)
+        steps = parse_tails(asked.steps)
+        runner, selection, tails = open_raw(asked.model, outputs=outputs, steps=steps, **options)
         resolved = Preprocessing().replaced(asked.preprocessing).for_input(image_input(runner.inputs))
         resolved.warn()
         samples = tuple(find_samples(asked.images, split=asked.split, anomalous_label=asked.anomalous_label))
@@ -92,6 +80,13 @@ class ModelSource:
                 fix="add the masks, or leave the pixel level out with --image-only",
             )
         size = find_batch_size(runner, selection, resolved, asked=asked.batch_size, count=len(samples))
+
+        def exact() -> tuple[Runner, Selection]:
+            """Load it at float32, in which models are compared."""
+            if asked.precision == "float32":
+                return runner, selection
+            return open_raw(asked.model, outputs=outputs, steps=steps, **{**options, "precision": "float32"})[:2]
+
         return cls(
             path=Path(asked.model),
             runner=runner,
@@ -104,6 +99,7 @@ class ModelSource:
             workers=asked.workers,
             tails=tails,
             anomalous_label=asked.anomalous_label,
+            model=model_details(Path(asked.model), selection, exact, resolved),
         )
 
     @property
@@ -149,9 +145,8 @@ class ModelSource:
 
     def details(self) -> dict[str, Any]:
         """Return what the statistics record: model, runtime, pre-processing and counts."""
-        names = {level: port.name for level, port in self.selection.raw.items()}
         return {
-            "model": {"files": file_digests(self.path), "outputs": {level: names.get(level) for level in LEVELS}},
+            MODEL_KEY: dict(self.model),
             "runtime": {
                 "name": self.runner.name,
                 "version": self.runner.version,

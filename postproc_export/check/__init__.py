@@ -17,13 +17,13 @@ from postproc_export.check.report import FailureStore, ParityReport
 from postproc_export.check.steps import DecisionCheck, check_transform, unfit_layer, without_decisions
 from postproc_export.check.synthetic import SyntheticCheck
 from postproc_export.check.tail import check_adjusted, check_exhaustively, check_tail
-from postproc_export.check.ways import environment, installed_runtimes, usable_cores, whole_configurations
+from postproc_export.check.ways import environment, usable_cores, whole_configurations
 from postproc_export.check.whole import WholeCheck
 from postproc_export.errors import FileError, MissingDependencyError, UsageError, install
 from postproc_export.options import CheckOptions
 from postproc_export.process import temporary_folder
 from postproc_export.record import TailSpec, parse_tails
-from postproc_export.runtimes import RuntimeName, open_runner
+from postproc_export.runtimes import RuntimeName, installed_runtimes, open_runner
 from postproc_export.stats import Level, as_stats, check_comparison, check_sensitivity
 from postproc_export.steps.around import is_asked
 from postproc_export.validation import called_like

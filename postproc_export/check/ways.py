@@ -20,7 +20,7 @@ from postproc_export import __version__
 from postproc_export.check.attached import AttachedModel
 from postproc_export.check.inputs import RealInputs
 from postproc_export.errors import UnsupportedModelError, require
-from postproc_export.runtimes import RUNTIMES, Precision, Runner, RuntimeName, first_reason, open_runner
+from postproc_export.runtimes import Precision, Runner, RuntimeName, first_reason, open_runner
 from postproc_export.runtimes.openvino import import_openvino, openvino_core, read_model, without_telemetry
 from postproc_export.tail import PREFIX
 
@@ -126,11 +126,6 @@ def usable_cores() -> int:
     """Return how many cores this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return (os.cpu_count() or 1) if affinity is None else len(affinity(0))
-
-
-def installed_runtimes() -> tuple[RuntimeName, ...]:
-    """Return the runtimes that can be imported."""
-    return tuple(name for name in RUNTIMES if find_spec(name) is not None)
 
 
 MOST_SAMPLES: Final = 300

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from postproc_export.attach import attach_postprocessing, tail_options
+from postproc_export.attach import attach_file, tail_options
 from postproc_export.check import check_parity
 from postproc_export.check.attached_files import load_attached
 from postproc_export.check.findings import Check
@@ -84,6 +84,9 @@ def _check_options(asked: ExportOptions) -> None:
             needed="one of the two",
             fix="give --stats FILE, or --calibrate FOLDER to calibrate the exported graph on labelled images",
         )
+    if asked.other_model and asked.stats is None:
+        found = "statistics that are calibrated on this very model"
+        raise UsageError("--other-model would have no effect", found=found, fix="leave it out, or give --stats")
     if asked.calibrate is not None:
         find_samples(asked.calibrate, split=asked.split, anomalous_label=asked.anomalous_label)
     if asked.images is not None:
@@ -196,7 +199,10 @@ class Job:
         self.tell(f"attaching to and checking {path.name}")
         options = {name: getattr(self.asked, name) for name in changed_options(TailOptions.of(self.asked))}
         options |= {f"{level}_sensitivity_for": target.text for level, target in self.asked.targets(()).items()}
-        attached = attach_postprocessing(self._raw(each), stats, output=path, step=self.asked.steps, **options)
+        options |= {"step": self.asked.steps, "other_model": self.asked.other_model, "output": path}
+        where, remedy = f"the exported {path.name}", "--calibrate FOLDER in place of --stats"
+        given = {"model_path": self._raw(each), "stats": stats, **options}
+        attached = attach_file(given, where=where, remedy=remedy)
         runner = open_runner(path)
         refuse_fixed(self.axes, runner.inputs, in_what="the finished file")
         usual = np.concatenate([probe.images for probe in self.probes if not probe.axes])
@@ -277,15 +283,16 @@ def export_model(**given: Any) -> ExportResult:
         job.probe()
         opset = job.export()
         stats = job.calibrate()
+        files = job.finish(stats)
         result = ExportResult(
             subject=type(module).__name__,
-            files=job.finish(stats),
+            files=files,
             stats=stats,
             statistics=folder / STATISTICS,
             report=folder / REPORT,
             opset=opset,
             sizes=tuple(probe.label for probe in job.probes if probe.axes),
-            remarks=(*remarks, *raw.remarks),
+            remarks=(*remarks, *raw.remarks, *dict.fromkeys(note for file in files for note in file.attached.remarks)),
             written=(),
         )
         stats.save(job.made / STATISTICS)

@@ -323,6 +323,8 @@ class DetachResult(Outcome):
 Result = TypeVar("Result")
 Edit: TypeAlias = Callable[[Any], Result]  # changes a model in place; large weights may be placeholders in it
 PLAIN: Final = FileOptions()
+Judge: TypeAlias = Callable[[Any, Mapping[Level, PortInfo]], tuple[str, ...]]
+"""Tells of a model without a tail, and the outputs that were chosen for one, whether the statistics belong to it."""
 Outputs = dict[str, OutputChoice]  # "image_output" and "pixel_output": which outputs are the raw ones
 
 
@@ -378,6 +380,10 @@ class Format(ABC):
 
         What this package added is left aside, as are the values of `inputs` that adjust it at run time.
         """
+
+    @abstractmethod
+    def runnable(self, model: Any) -> Any:
+        """Return a copy of a model in memory as `open_runner` takes it."""
 
     @abstractmethod
     def view(self, model: Any) -> GraphView:
@@ -477,8 +483,11 @@ class Format(ABC):
         outputs: Outputs | None = None,
         *,
         given: Collection[str] = (),
+        judge: Judge = lambda *_: (),
     ) -> AttachResult:
-        """Append the tail; `given` are the names of the options that a user gave, each of which has to have an effect.
+        """Append the tail, if `judge` does not refuse the statistics.
+
+        `given` are the names of the options that a user gave, each of which has to have an effect.
 
         Raises UnsupportedModelError if there is one already or the outputs cannot be post-processed, and UsageError or
         MetadataError if statistics and options do not fit the model or each other.
@@ -489,9 +498,10 @@ class Format(ABC):
         tail = self.build_tail(model, stats, options, selection)
         given = [name for name in given if name != "mask_dtype" or options.mask_dtype != self.mask_dtype]
         refuse_unused(options, given, levels=[level for level in LEVELS if tail.names(level)])
+        remarks = judge(model, tail.raw)
         record = self.put(model, plan_tail(tail, [port.name for port in ports]))
         assert isinstance(record, TailRecord), "the tail has a record of its own"
-        return AttachResult(tail, record)
+        return AttachResult(tail, record, remarks=remarks)
 
     def find(self, model: Any, *, where: str) -> FoundTails:
         """Find the tails of a model, ours or Anomalib's, with the help of its record where that fits."""

@@ -167,6 +167,11 @@ class OnnxFormat(Format):
             return None
         return content_digest(content_parts(source, file=None, external={}, apart=inputs))
 
+    def runnable(self, model: onnx.ModelProto) -> bytes:
+        """Return the serialised model."""
+        serialised: bytes = model.SerializeToString()
+        return serialised
+
     def view(self, model: onnx.ModelProto) -> OnnxView:
         """Return the graph, for the matcher."""
         return OnnxView(model)

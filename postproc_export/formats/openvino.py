@@ -137,6 +137,10 @@ class OpenVinoFormat(Format):
         model = self.load(source, purpose="reading an OpenVINO IR") if isinstance(source, Path) else source
         return content_digest(content_parts(model))
 
+    def runnable(self, model: Any) -> Any:
+        """Return a clone, which shares the weights."""
+        return model.clone()
+
     def view(self, model: Any) -> OpenVinoView:
         """Return the graph, for the matcher."""
         return OpenVinoView(model)

@@ -406,7 +406,12 @@ def settled(
 
     Raises a UsageError for what contradicts the record, unless `other` is true; None says that it cannot be asked for.
     """
-    usual = Preprocessing() if recorded is None else Preprocessing.from_json(recorded).for_input(port)
+    try:
+        usual = Preprocessing() if recorded is None else Preprocessing.from_json(recorded).for_input(port)
+    except UsageError as error:
+        what = "the statistics are of another model: this one does not take the images that they record"
+        fix = "calibrate on this model, and give what comes out to attach or update"
+        raise UsageError(what, found=f"{error.what}; {error.found}", needed=error.needed, fix=fix) from error
     made = usual.replaced(given)._scaled_for(port.dtype)
     contradictions = [] if recorded is None else made.contradictions(usual)
     if recorded is not None and not contradictions:

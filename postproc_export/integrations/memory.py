@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from postproc_export.attach import attach_model, tail_options
+from postproc_export.attach import attach_model, judge_of, tail_options
 from postproc_export.errors import require
 from postproc_export.formats.base import Format, Outputs
 from postproc_export.options import AttachInMemoryOptions
@@ -79,7 +79,9 @@ def _attach_to(model: Any, form: Format, asked: AttachInMemoryOptions, given: Co
     stats, steps = as_stats(asked.stats), parse_tails(asked.steps)
     outputs: Outputs = {"image_output": asked.image_output, "pixel_output": asked.pixel_output}
     options, chosen = tail_options(asked, given, stats)
-    return replace(attach_model(form, model, stats, options, steps, outputs), chosen=chosen)
+    where, remedy = "the model", "statistics that were calibrated on this model"
+    judge = judge_of(stats, asked, form=form, source=model, where=where, remedy=remedy)
+    return replace(attach_model(form, model, stats, options, steps, outputs, judge), chosen=chosen)
 
 
 _INLINE: Final = 1024  # bytes; smaller tensors may be shapes and axes, which the rewriter has to be able to read

@@ -4,6 +4,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -24,6 +25,11 @@ RuntimeName = Literal["onnxruntime", "openvino"]
 
 RUNTIMES: Final[tuple[RuntimeName, ...]] = ("onnxruntime", "openvino")
 PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "default")
+
+
+def installed_runtimes() -> tuple[RuntimeName, ...]:
+    """Return the runtimes that can be imported."""
+    return tuple(name for name in RUNTIMES if find_spec(name) is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,7 +66,7 @@ def test_one_level_leaves_the_other_as_it_is(level: str, names: list[str], tmp_p
     assert list(found) == names
     np.testing.assert_array_equal(found[other], run(raw)[other])
     left = {"image": "pixel", "pixel": "image"}[level]
-    assert result.notes == (f"{left} level left out: '{other}' stays as it is, with no label or mask",)
+    assert result.tail.notes == (f"{left} level left out: '{other}' stays as it is, with no label or mask",)
 
 
 def test_a_level_that_the_model_lacks_leaves_nothing(tmp_path: Path) -> None:

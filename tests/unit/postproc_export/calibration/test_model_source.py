@@ -1,6 +1,5 @@
 """Calibrating on a raw model that is run over a folder of images."""
 
-import hashlib
 from pathlib import Path
 
 import hosts
@@ -10,8 +9,9 @@ from onnx import ModelProto
 from PIL import Image
 
 from postproc_export.calibration import Calibrator
-from postproc_export.calibration.model import MaskWarning, ModelSource, file_digests
+from postproc_export.calibration.model import MaskWarning, ModelSource
 from postproc_export.errors import CalibrationError, UnsupportedModelError, UsageError
+from postproc_export.formats.onnx import OnnxFormat
 from postproc_export.images import Preprocessing, find_samples
 from postproc_export.images.preprocessing import PreprocessingWarning
 from postproc_export.ports import select_outputs
@@ -109,7 +109,7 @@ def test_an_ir_calibrates_like_the_onnx_file(dataset: Path, tmp_path: Path) -> N
     model = hosts.to_ir(hosts.score_and_map(), tmp_path / "m.xml")
     stats = ModelSource.open(model, dataset, preprocessing=EXACT).calibrate(plain())
     assert stats.image == reference(dataset).compute().image
-    assert set(stats.details["model"]["files"]) == {"m.xml", "m.bin"}
+    assert (stats.details["model"]["name"], stats.details["model"]["format"]) == ("m.xml", "openvino")
 
 
 def test_a_map_alone_gives_its_maximum_as_score(dataset: Path, tmp_path: Path) -> None:
@@ -153,13 +153,15 @@ def test_masks_are_judged_at_the_size_of_the_map(dataset: Path, tmp_path: Path) 
 
 
 def test_the_statistics_record_how_they_came_about(dataset: Path, tmp_path: Path) -> None:
-    """Model file and digest, outputs, runtime, precision, pre-processing and counts are in the details."""
+    """Model, digest, outputs, probe, runtime, precision, pre-processing and counts are in the details."""
     model = hosts.write(hosts.score_and_map(), tmp_path / "m.onnx")
     progress: list[tuple[int, int]] = []
     source = ModelSource.open(model, dataset, preprocessing=EXACT, batch_size=4)
     details = source.calibrate(Calibrator(), progress=lambda done, total: progress.append((done, total))).details
-    assert details["model"]["files"] == {"m.onnx": hashlib.sha256(model.read_bytes()).hexdigest()}
+    assert (details["model"]["name"], details["model"]["format"]) == ("m.onnx", "onnx")
+    assert details["model"]["digest"] == OnnxFormat().digest(model)
     assert details["model"]["outputs"] == {"image": "pred_score", "pixel": "anomaly_map"}
+    assert [len(values) for values in details["model"]["probe"].values()] == [4, 4]
     assert details["runtime"]["name"] == "onnxruntime-cpu"
     assert details["runtime"]["precision"] == details["runtime"]["inference_precision"] == "float32"
     assert Preprocessing.from_json(details["preprocessing"]) == source.preprocessing
@@ -173,13 +175,6 @@ def test_the_statistics_record_how_they_came_about(dataset: Path, tmp_path: Path
         "6 normal, 5 anomalous (crack 3, hole 2), 5 masks, 4 at",
     ):
         assert part in source.describe()
-
-
-def test_external_weights_are_part_of_the_digest(tmp_path: Path) -> None:
-    """The weights file that goes with the model's name is hashed too."""
-    model = hosts.write(hosts.score_and_map(), tmp_path / "m.onnx")
-    (tmp_path / "m.onnx.data").write_bytes(b"weights")
-    assert file_digests(model)["m.onnx.data"] == hashlib.sha256(b"weights").hexdigest()
 
 
 def test_a_post_processed_model_is_refused(dataset: Path, tmp_path: Path) -> None:
