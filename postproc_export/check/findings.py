@@ -289,7 +289,10 @@ class _Finder:
             if len(group) == 1:
                 return f"is not {name} with a tail", lead.message, fix, self.again
             return title, f"{lead.message}; {told}", fix, self.again
-        if self.original is None or difference <= _OTHER_MODEL:
+        # Failed beside PyTorch, on decisions alone: the original's raw values are PyTorch's, and it is no other model.
+        outputs = {check.output for check in self.failed if check.kind == "torch"}
+        is_original = bool(outputs) and not any(output.startswith("raw_") for output in outputs)
+        if self.original is None or is_original or difference <= _OTHER_MODEL:
             return title, told, fix, self.again
         fix = f"give the file that {self.subject} was made of; if {name} is that file, attach to it again"
         told = f"{name} is another model than the one in front of the tail: {told}"

@@ -389,9 +389,12 @@ class RawFile:
         if form.recorded(model, "tail", where=str(path)) is not None:
             raise UsageError(
                 f"{path} has post-processing, and is no raw file",
-                needed=f"the original with raw outputs that {attached.path} was made of",
-                fix="give that one with --raw, or leave --raw out",
+                needed="the original, with raw outputs",
+                fix=f"give the file that {attached.path} was made of with --raw, or leave --raw out",
             )
+        for port, ours in zip(form.inputs(model), attached.inputs, strict=False):
+            if path.suffix.lower() == attached.path.suffix.lower() and not _may_become(port, ours):
+                raise raw_file._other(f"input {port.describe()}", f"input {ours.describe()}")
         ports = tuple(form.outputs(model))
         for level in attached.host_levels:
             raw_file._port(level, ports)
@@ -466,12 +469,26 @@ class RawFile:
         names = (wanted.name, *wanted.aliases) if known is None else (known,)
         found = next((port for port in ports if any(port.answers_to(name) for name in names)), None)
         if found is None:
-            raise UnsupportedModelError(
-                f"{self.path} is not the original of {self.attached.path}",
-                found="outputs " + ", ".join(port.describe() for port in ports),
-                needed=f"an output '{wanted.name}', the raw {level} output by the record",
-            )
+            outputs = "outputs " + ", ".join(port.describe() for port in ports)
+            raise self._other(outputs, f"an output '{wanted.name}', the raw {level} output by the record")
         return found
+
+    def _other(self, found: str, needed: str) -> UnsupportedModelError:
+        return UnsupportedModelError(
+            f"{self.path} is not the original of {self.attached.path}",
+            found=found,
+            needed=needed,
+            fix=f"give the file that {self.attached.path} was made of with --raw, or leave --raw out",
+        )
+
+
+def _may_become(port: PortInfo, ours: PortInfo) -> bool:
+    """Whether an input may have become another one since a tail was attached: an axis may be fixed, and none opened."""
+    if port.shape is None or ours.shape is None:
+        return port.dtype == ours.dtype
+    axes = zip(port.shape, ours.shape, strict=False)
+    is_wider = len(port.shape) == len(ours.shape) and all(axis == now for axis, now in axes if isinstance(axis, int))
+    return is_wider and port.dtype == ours.dtype
 
 
 def _dropped(values: NDArray[Any]) -> float:
@@ -522,6 +539,10 @@ class TorchRunner:
         threads: int | None = None,
         transform: EagerTransform | None = None,
     ) -> None:
+        for level, name in outputs.items():
+            if name is not None and level not in attached.host_levels:
+                found = f"no raw {level} output in {attached.path}"
+                raise UsageError(f"--{level}-output {name} would have no effect", found=found, fix="leave it out")
         self.spec = spec if isinstance(spec, str) else type(spec).__name__
         self._module, self._remarks = load_module(spec)
         self._attached, self._named, self._threads, self._transform = attached, outputs, threads, transform

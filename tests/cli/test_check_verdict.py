@@ -37,6 +37,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     weight = next(item for item in other.graph.initializer if item.name == "weight")
     weight.CopyFrom(numpy_helper.from_array(np.float32([0.9, 0.05, 0.4])[None, :, None, None], "weight"))
     hosts.write(other, Path("other.onnx"))
+    hosts.write(hosts.score_and_map(dynamic=False, size=(16, 16)), Path("small.onnx"))
+    hosts.write(hosts.score_and_map(names=("a", "b")), Path("named.onnx"))
     STATS.save("stats.json")
     attach_postprocessing("raw.onnx", STATS, output="attached.onnx")
     images = Path("bottle/test/good")
@@ -182,6 +184,8 @@ def test_int8_is_run_on_request_only(invoke: Any) -> None:
         pytest.param(["--int8"], "--int8 would have no effect", id="int8"),
         pytest.param(["--max-flips", 1], "--max-flips would have no effect", id="max-flips"),
         pytest.param(["--raw", "attached.onnx"], "attached.onnx has post-processing, and is no raw file", id="raw"),
+        pytest.param(["--raw", "small.onnx"], "small.onnx is not the original of attached.onnx", id="other-size"),
+        pytest.param(["--raw", "named.onnx"], "needed:  an output 'pred_score'", id="other-outputs"),
         pytest.param(["--raw", "nope.onnx"], "cannot read the raw model nope.onnx", id="no-raw"),
         pytest.param(["--raw", "bottle"], "bottle", id="folder"),
         pytest.param(["--preserved", "nope.onnx"], "cannot read the raw model nope.onnx", id="no-preserved"),

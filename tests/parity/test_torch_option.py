@@ -52,6 +52,14 @@ def test_an_option_chooses_among_outputs(attached: Path) -> None:
     assert "image score: two (by option)" in report.environment["torch"]["outputs"]
 
 
+def test_an_output_of_a_level_that_the_file_lacks_is_refused(tmp_path: Path) -> None:
+    """The option would choose nothing."""
+    path = attach_postprocessing(hosts.write(hosts.map_only(), tmp_path / "raw.onnx"), STATS).output
+    assert_parity(path, torch="torch_hosts:map_alone", pixel_output=0, **QUICK)
+    with pytest.raises(UsageError, match="image_output=0 would have no effect"):
+        check_parity(path, torch="torch_hosts:map_alone", image_output=0, **QUICK)
+
+
 def test_a_module_in_training_mode_is_remarked(attached: Path) -> None:
     """The report says that the module was put into evaluation mode, and with how many threads it ran."""
     before = torch.get_num_threads()

@@ -77,7 +77,8 @@ def test_an_export_is_told_from_a_raw_file() -> None:
     (model,) = causes(raw_values, RAW, torch="nets:build", raw="other.onnx")
     assert model.stage == "model"
     (body,) = causes(decisions, RAW, torch="nets:build", raw="other.onnx")
-    assert body.stage == "model"
+    assert (body.stage, body.command) == ("model", "postproc-export attach other.onnx --stats FILE -o model.onnx")
+    assert "another model" not in body.what
     two = causes(raw_values, decisions, RAW, torch="nets:build", raw="other.onnx")
     assert [cause.stage for cause in two] == ["model", "export"]
 
