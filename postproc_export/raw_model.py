@@ -112,11 +112,11 @@ def choose_raw(path: Path, outputs: Outputs) -> Selection:
     form = format_of(path)
     model = form.load(path, purpose="reading an OpenVINO IR")
     if outputs["image_output"] is None and outputs["pixel_output"] is None:
-        _refuse_post_processed(form, model, ())
+        _refuse_post_processed(form, model, (), path)
     selection = select_outputs(
         form.outputs(model), image_output=outputs["image_output"], pixel_output=outputs["pixel_output"]
     )
-    _refuse_post_processed(form, model, selection.found.values())
+    _refuse_post_processed(form, model, selection.found.values(), path)
     return selection
 
 
@@ -134,7 +134,7 @@ def _open_behind(
         ports = tuple(form.outputs(model))
         selection = select_raw(ports, resolve_all(specs), **outputs)
         before = put_before(form, model, with_channel(ports, specs, outputs), outputs=outputs)
-        _refuse_post_processed(form, model, selection.found.values())
+        _refuse_post_processed(form, model, selection.found.values(), path)
         return before
 
     # Windows does not delete what a runtime maps; it goes with the folder for temporary files then.
@@ -143,7 +143,7 @@ def _open_behind(
         return open_runner(runnable, **options), *before
 
 
-def _refuse_post_processed(form: Format, model: Any, found: Collection[str]) -> None:
+def _refuse_post_processed(form: Format, model: Any, found: Collection[str], path: Path) -> None:
     """Refuse a model that has post-processing, but where it was named which of its outputs are raw."""
     results = [port.name for port in form.outputs(model) if any(port.answers_to(name) for name in RESULT_NAMES)]
     has_record = form.recorded(model, "tail", where="the model") is not None
@@ -152,6 +152,6 @@ def _refuse_post_processed(form: Format, model: Any, found: Collection[str]) -> 
         raise UnsupportedModelError(
             f"the model is post-processed already: it has {sign}",
             needed="raw outputs, whose range and threshold are not known yet",
-            fix="calibrate on the raw export (`postproc-export detach` makes one of a finished file), or name its raw "
-            "outputs with --image-output and --pixel-output",
+            fix=f"postproc-export detach {path}, and calibrate the file that it writes; or name the raw outputs with "
+            "--image-output and --pixel-output",
         )

@@ -26,6 +26,20 @@ OTHERWISE: Final = "the images would be fed otherwise than in calibration"
 Step = tuple[str, int, tuple[str, ...]]
 
 MISTAKES: Final[dict[str, list[Step]]] = {
+    "statistics-of-another-model": [
+        (
+            "attach other.onnx --stats stats.json -o out.onnx",
+            2,
+            ("belong to another model than other.onnx", "raw.onnx"),
+        ),
+        ("update post.onnx --stats other.json -o out.onnx", 2, ("belong to another model", "postproc-export detach")),
+        ("attach raw.onnx --stats stats.json -o out.onnx", 0, ()),
+    ],
+    "statistics-of-another-size": [
+        ("attach large.onnx --stats stats.json -o out.onnx", 2, ("images of another size", "images of 3 x 8 x 8")),
+        ("calibrate large.onnx --images bottle --image-size 16 --mean 0.45 -o out.json", 0, ("large",)),
+        ("attach large.onnx --stats out.json -o out.onnx", 0, ()),
+    ],
     "missing-raw-file": [
         ("check post.onnx --raw nope.onnx", 2, ("cannot read the raw model nope.onnx", "no such file", "--raw")),
         ("check post.onnx --raw raw.onnx", 0, ()),
@@ -55,9 +69,13 @@ MISTAKES: Final[dict[str, list[Step]]] = {
         ("check out.onnx --raw last.onnx", 0, ()),
     ],
     "the-attached-file-calibrated": [
-        (f"calibrate post.onnx --images bottle {TO_JSON}", 2, ("post-processed already", "postproc-export detach")),
-        ("detach post.onnx -o out.onnx", 0, ()),
-        (f"calibrate out.onnx --images bottle {TO_JSON}", 0, ()),
+        (
+            f"calibrate post.onnx --images bottle {TO_JSON}",
+            2,
+            ("post-processed already", "postproc-export detach post.onnx,"),
+        ),
+        ("detach post.onnx", 0, ("post.raw.onnx",)),
+        (f"calibrate post.raw.onnx --images bottle {TO_JSON}", 0, ()),
     ],
     "scores-of-the-wrong-sign": [
         ("calibrate negative.npz -o out.json", 0, ("AUROC of 0.0000", CAUSES, "--step negate:level=image")),
@@ -192,6 +210,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Path("metadata.json").write_text(json.dumps({"task": "segmentation", **numbers}))
         Path("half.json").write_text(json.dumps({"task": "segmentation", "image_threshold": 0.4}))
         assert main(["calibrate", "raw.onnx", "--images", "bottle", *RIGHT.split(), "-o", "stats.json"]) == 0
+        assert main(["calibrate", "other.onnx", "--images", "bottle", *RIGHT.split(), "-o", "other.json"]) == 0
         assert main(["attach", "raw.onnx", "--stats", "stats.json", "-o", "post.onnx"]) == 0
     return folder
 
