@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, Final
 
@@ -145,6 +145,8 @@ class InspectResult(Outcome):
         Custom steps before the threshold and behind the decision, by their records; docs/steps.md.
     stats
         The statistics of the record: what the decision means in validation samples.
+    model_info
+        What stands in the file for OpenVINO Model API to read.
     defaults
         What attaching with no options would do; None unless that was asked for. ``possible`` and ``refused`` tell
         whether and why it would be refused, given statistics of both levels. ``choices`` has one object per decision
@@ -164,6 +166,7 @@ class InspectResult(Outcome):
     before: tuple[TailSpec, ...] = ()
     behind: tuple[TailSpec, ...] = ()
     stats: CalibrationStats | None = None
+    model_info: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -182,6 +185,7 @@ class InspectResult(Outcome):
             "outputs": [_port(port) for port in self.outputs],
             "attached_by": self.attached_by,
             "preprocessing": None if self.stats is None else self.stats.details.get("preprocessing"),
+            "model_info": dict(self.model_info),
             "tails": {
                 "before": [spec.to_json() for spec in self.before],
                 "behind": [spec.to_json() for spec in self.behind],
@@ -232,6 +236,8 @@ class InspectResult(Outcome):
         yield from (f"  {role:<8} {text}" for role, text in self._ports())
         if self.stats is not None and "preprocessing" in self.stats.details:
             yield f"  images   {_images_line(self.stats.details['preprocessing'])}"
+        if self.model_info:
+            yield f"  info     for Model API: {', '.join(f'{key} {value}' for key, value in self.model_info.items())}"
         yield from (f"  before   {spec.text}, on the raw values" for spec in self.before)
         for level in LEVELS:
             report = self.levels.get(level)
@@ -454,6 +460,7 @@ def inspect_model(model_path: str | Path, *, defaults: bool = False) -> InspectR
         outputs=outputs,
         levels=_report_levels(found, outputs, rounded=rounded),
         stats=None if found.record is None else found.record.stats,
+        model_info=form.model_info(model),
         attached_by=None if found.record is None else found.record.version,
         before=() if before is None else before.tails,
         behind=() if behind is None else behind.tails,

@@ -209,6 +209,8 @@ class TailOptions(DecisionOptions):
         ``boundary`` in raw units; see docs/runtime_sensitivity.md.
     as_parameters
         In an IR, make these inputs parameters, which have to be given, in place of variables.
+    model_info
+        Also write how images are fed, by the pre-processing in the statistics, for OpenVINO Model API to read.
 
     Raises
     ------
@@ -226,6 +228,7 @@ class TailOptions(DecisionOptions):
     levels: LevelChoice = "both"
     adjustable: Adjustable = field(default="nothing", metadata=spelt(flags=_ADJUSTABLE_FLAGS))
     as_parameters: bool = field(default=False, metadata=spelt("--runtime-parameters", "--runtime-variables"))
+    model_info: bool = field(default=False, metadata=spelt("--model-info", "--no-model-info"))
 
     @classmethod
     def of(cls, options: "TailOptions") -> Self:

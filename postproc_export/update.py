@@ -421,6 +421,7 @@ _SHOWN_OPTIONS: Final = {
     "scores": "enable_normalization",
     "labels": "enable_thresholding",
     "adjusted": "adjustable",
+    "settings": "model_info",
 }
 
 

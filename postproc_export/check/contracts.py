@@ -1,17 +1,20 @@
 """Whether a file fits the programs of this field that run such models: Anomalib's inferencer, OpenVINO Model API."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from postproc_export.check.preserved_files import flattened
 from postproc_export.errors import UsageError
 from postproc_export.files import is_onnx
+from postproc_export.formats.base import Format
+from postproc_export.formats.onnx import OnnxFormat
+from postproc_export.formats.openvino import OpenVinoFormat
 from postproc_export.formats.openvino_file import read_ir
 from postproc_export.images.preprocessing import Preprocessing
-from postproc_export.record import METADATA_KEY, TailRecord
+from postproc_export.model_info import DEFAULTS, WRAPPER, feeding
+from postproc_export.record import TailRecord
 from postproc_export.runtimes import PortInfo, cannot_load
 from postproc_export.runtimes.openvino import openvino_core, port_info, read_model
 from postproc_export.tail import OUTPUT_NAMES
@@ -35,7 +38,6 @@ class Requirement:
         return f"found {self.found}; needed: {self.needed}"
 
 
-MODEL_INFO: Final = "model_info"
 _PURPOSE: Final = "reading a model as its users do"
 
 
@@ -57,16 +59,10 @@ class ModelReading:
             except RuntimeError as error:
                 raise cannot_load(path.name, "OpenVINO", error) from error
             with load_skeleton(path) as file:
-                entries = {item.key: item.value for item in file.model.metadata_props}
-            found = {key.split()[-1]: value for key, value in entries.items() if MODEL_INFO in key.split()[:-1]}
+                self._read(OnnxFormat(), file.model, str(path))
         else:
             self._model = read_ir(core, path)
-            entries = flattened(self._model.get_rt_info())
-            prefix = f"{MODEL_INFO}/"
-            found = {key.removeprefix(prefix): value for key, value in entries.items() if key.startswith(prefix)}
-        self.model_info: Mapping[str, str] = found
-        text = entries.get(METADATA_KEY)
-        self.record = None if text is None else TailRecord.loads(text, where=str(path))
+            self._read(OpenVinoFormat(), self._model, str(path))
         recorded = None if self.record is None else self.record.stats.details.get("preprocessing")
         # How the images were fed in calibration; None where the record does not say.
         self.preprocessing = None if recorded is None else Preprocessing.from_json(recorded)
@@ -74,6 +70,10 @@ class ModelReading:
         self.outputs = tuple(port_info(port, "") for port in self._model.outputs)
         layouts = (parameter.get_layout() for parameter in self._model.get_parameters())
         self.layouts = ["" if item.empty else str(item.to_string()).strip("[]").replace(",", "") for item in layouts]
+
+    def _read(self, form: Format, model: Any, where: str) -> None:
+        self.model_info: Mapping[str, str] = form.model_info(model)
+        self.record: TailRecord | None = form.record(model, where=where)
 
     def compiled_names(self) -> list[frozenset[str]]:
         """Return the names of each output after compiling for the CPU, which may join those of several values."""
@@ -89,19 +89,24 @@ class ModelReading:
         fed = self.preprocessing
         return "the statistics do not say how images were fed" if fed is None else f"calibrated on {fed.describe()}"
 
-    def is_fed(self, *, scale: float, mean: float) -> bool | None:
-        """Whether calibration fed ``(pixel - mean) / scale``, pixels from 0 to 255; None where the record is silent."""
+    def is_fed(self, *, scale: Sequence[float], mean: Sequence[float]) -> bool | None:
+        """Whether calibration fed ``(pixel - mean) / scale``, pixels from 0 to 255; None where the record is silent.
+
+        Both are one number for all channels, or one per channel.
+        """
         fed = self.preprocessing
         if fed is None or fed.scale is None:
             return None
         if fed.bits != 8:
             return False
-        length = max(len(fed.mean), len(fed.std))
-        means, stds = (values if len(values) == length else values * length for values in (fed.mean, fed.std))
+        given = (fed.mean, fed.std, mean, scale)
+        if not {len(values) for values in given} <= {1, _CHANNELS}:
+            return False
+        rows = zip(*(values if len(values) > 1 else [*values] * _CHANNELS for values in given), strict=True)
         return all(
-            math.isclose(1 / (fed.scale * std), 1 / scale, rel_tol=1e-6)
-            and math.isclose(of_channel / std, mean / scale, rel_tol=1e-6, abs_tol=1e-9)
-            for of_channel, std in zip(means, stds, strict=True)
+            math.isclose(1 / (fed.scale * std), 1 / divisor, rel_tol=1e-6)
+            and math.isclose(of_channel / std, subtracted / divisor, rel_tol=1e-6, abs_tol=1e-9)
+            for of_channel, std, subtracted, divisor in rows
         )
 
 
@@ -151,6 +156,8 @@ def _listed(ports: Iterable[PortInfo]) -> str:
 # next.
 
 _CHANNELS: Final = 3
+_BYTES: Final = (255.0,)
+_ZERO: Final = (0.0,)
 
 
 def _anomalib(reading: ModelReading) -> Iterator[Requirement]:
@@ -164,7 +171,7 @@ def _anomalib(reading: ModelReading) -> Iterator[Requirement]:
     found = port.describe() + (f", layout {layout}" if layout else "")
     needed = "[N, 3, H, W]: RGB images are fed channels first, in their own size"
     yield Requirement("input layout", None if port.rank is None else fits, found, needed, _EXPORT_AGAIN)
-    fed, fits = reading.preprocessing, reading.is_fed(scale=255.0, mean=0.0)
+    fed, fits = reading.preprocessing, reading.is_fed(scale=_BYTES, mean=_ZERO)
     if fits and fed is not None:
         fits = fed.channel_order == "rgb" and fed.layout == "nchw"
     needed = "RGB from 0 to 1 without mean and standard deviation: normalising belongs into the exported graph"
@@ -188,18 +195,15 @@ def _anomalib(reading: ModelReading) -> Iterator[Requirement]:
 # a fixed size it builds a resize of its own and feeds bytes from 0 to 255, divided by nothing unless the settings say
 # so.
 
-_WRAPPER: Final = "AnomalyDetection"
-_BYTE: Final = 255.0
-
 
 def _model_api(reading: ModelReading) -> Iterator[Requirement]:
     asked = reading.model_info.get("model_type")
     yield Requirement(
         "wrapper",
-        asked is None or asked.lower() == _WRAPPER.lower(),
+        asked is None or asked.lower() == WRAPPER.lower(),
         "recognised by its outputs" if asked is None else f"model_type {asked}",
-        f"model_type {_WRAPPER} in the file's model_info, or none",
-        f"create the wrapper with model_type='{_WRAPPER}'",
+        f"model_type {WRAPPER} in the file's model_info, or none",
+        f"create the wrapper with model_type='{WRAPPER}'",
     )
     yield from _of_the_input(reading)
     if not reading.inputs:
@@ -215,6 +219,7 @@ def _model_api(reading: ModelReading) -> Iterator[Requirement]:
         _EXPORT_AGAIN,
     )
     yield _model_api_range(reading, port)
+    yield from _model_api_feeding(reading, port)
     named = {name for port in reading.outputs for name in port.aliases}
     yield Requirement(
         "outputs",
@@ -236,30 +241,55 @@ def _model_api(reading: ModelReading) -> Iterator[Requirement]:
 
 
 def _model_api_range(reading: ModelReading, port: PortInfo) -> Requirement:
-    if port.rank != 4 or None in (port.size(1), port.size(2), port.size(3)):
-        fits, found = reading.is_fed(scale=_BYTE, mean=0.0), reading.fed
+    if not _is_fixed(port):
+        fits, found = reading.is_fed(scale=_BYTES, mean=_ZERO), reading.fed
         needed = "values from 0 to 1 without mean and standard deviation: bytes are divided by 255"
         return Requirement("input values", fits, found, needed, _EXPORT_WHOLE)
     scale, mean = _setting(reading, "scale_values", 1.0), _setting(reading, "mean_values", 0.0)
     if reading.model_info.get("intensity_mode") == "scale_to_unit":
-        scale, mean = _BYTE, 0.0
-    fits = False if math.isnan(scale + mean) else reading.is_fed(scale=scale, mean=mean)
+        scale, mean = _BYTES, _ZERO
+    fits = False if math.isnan(sum(scale + mean)) or 0 in scale else reading.is_fed(scale=scale, mean=mean)
     return Requirement(
         "input values",
-        scale == _BYTE and mean == 0 if fits is None else fits,  # the field's models take 0 to 1
-        f"{port.describe()}, of a fixed size: fed bytes less {mean:g}, divided by {scale:g}; {reading.fed}",
+        set(scale) == {*_BYTES} and set(mean) == {*_ZERO} if fits is None else fits,  # the field's models take 0 to 1
+        f"{port.describe()}, of a fixed size: fed bytes less {_per_channel(mean)}, divided by {_per_channel(scale)}; "
+        f"{reading.fed}",
         "the values that the model was calibrated on, 0 to 1 where nothing says other",
-        "export with dynamic height and width, or create the wrapper with configuration={'scale_values': [255.0]}",
+        "attach with --model-info, or create the wrapper with configuration={'scale_values': [255.0]}",
     )
 
 
-def _setting(reading: ModelReading, key: str, default: float) -> float:
-    """Return a number that the file sets for all channels; NaN where they differ, or one is no number."""
+def _is_fixed(port: PortInfo) -> bool:
+    return port.rank == 4 and None not in (port.size(1), port.size(2), port.size(3))
+
+
+def _model_api_feeding(reading: ModelReading, port: PortInfo) -> Iterator[Requirement]:
+    """Yield whether images come to a fixed size as in calibration, but for the filter, which attaching tells of."""
+    fed = reading.preprocessing
+    if fed is None or not _is_fixed(port):
+        return
     try:
-        numbers = {float(item) for item in reading.model_info.get(key, str(default)).split()} or {default}
+        wanted = feeding(fed.for_input(port), port)
+    except UsageError as error:
+        yield Requirement("input geometry", False, error.what, reading.fed, _EXPORT_WHOLE)
+        return
+    found = {key: reading.model_info.get(key, usual) for key, usual in DEFAULTS.items()}
+    differing = [key for key in DEFAULTS if found[key] != wanted[key]]
+    needed = ", ".join(f"{key} {wanted[key]}" for key in differing or DEFAULTS)
+    shown = ", ".join(f"{key} {found[key]}" for key in differing or DEFAULTS)
+    yield Requirement("input geometry", not differing, shown, needed, "attach with --model-info")
+
+
+def _setting(reading: ModelReading, key: str, default: float) -> tuple[float, ...]:
+    """Return the number that the file sets for all channels, or those of each; NaN where one is no number."""
+    try:
+        return tuple(float(item) for item in reading.model_info.get(key, "").split()) or (default,)
     except ValueError:
-        return math.nan
-    return numbers.pop() if len(numbers) == 1 else math.nan
+        return (math.nan,)
+
+
+def _per_channel(values: Sequence[float]) -> str:
+    return "/".join(f"{value:g}" for value in (values if len(set(values)) > 1 else values[:1]))
 
 
 CONTRACTS: Final[Mapping[str, tuple[str, Callable[[ModelReading], Iterator[Requirement]]]]] = {

@@ -164,6 +164,8 @@ class Comparison:
         self.form.take(attached, "decision", where=where)
         is_converted = self.form.was_converted(attached, "tail")
         self.record = None if is_converted else self.form.record(attached, where=where)
+        if self.record is not None and self.record.options.model_info:
+            self.entries |= self.form.model_info_entries()
         layer = self.form.read(attached, "transform", where=where)
         if layer is not None and self.record is not None:
             self.record = _merged(self.record, layer, self.hosts(layer))

@@ -24,7 +24,7 @@ from postproc_export.formats.base import decoded_outputs
 from postproc_export.formats.onnx import OnnxFormat
 from postproc_export.formats.onnx_file import defined_names, value_names
 from postproc_export.formats.openvino import OpenVinoFormat
-from postproc_export.formats.openvino_file import described, read_ir, used_names, value_name
+from postproc_export.formats.openvino_file import described, flattened, read_ir, used_names, value_name
 from postproc_export.record import KEYS, METADATA_KEY, LayerRecord, TailRecord
 from postproc_export.runtimes.openvino import openvino_core
 from postproc_export.tail import INPUT_NAMES, PREFIX
@@ -376,16 +376,6 @@ def _bytes(constant: Any) -> NDArray[np.uint8]:
     if values.dtype.kind in "OSU":
         return np.frombuffer(repr(values.tolist()).encode(), np.uint8)
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-
-
-def flattened(info: Any, path: str = "") -> dict[str, str]:
-    """Return the entries of a model's rt_info as text, nested ones with their path."""
-    found: dict[str, str] = {}
-    for key in info:
-        value = getattr(info[key], "value", info[key])
-        name = f"{path}/{key}" if path else str(key)
-        found |= flattened(value, name) if isinstance(value, dict) else {name: str(value)}
-    return found
 
 
 class _OpenVinoComparison(Comparison):

@@ -18,6 +18,7 @@ from postproc_export import __version__
 from postproc_export.errors import MetadataError, UnsupportedModelError
 from postproc_export.files import check_suffix
 from postproc_export.float32 import Half
+from postproc_export.model_info import MODEL_INFO, WRITTEN, model_info, refuse_other_outputs, refuse_settings
 from postproc_export.options import FileOptions, LabelDtype, TailOptions, refuse_unused
 from postproc_export.outcome import Outcome, outcome_json
 from postproc_export.ports import OutputChoice, Selection, select_outputs
@@ -339,6 +340,7 @@ class Format(ABC):
     needs_raw: ClassVar[bool]  # whether a record is of no use without the raw values that it names
     runtimes: ClassVar[tuple[RuntimeName, ...]]  # what runs its files: its own runtime first, then what converts them
     mask_dtype: ClassVar[LabelDtype]  # of `pred_mask` where none is asked for
+    separator: ClassVar[str]  # what stands between `model_info` and a key of it, where entries have one name
 
     # What a format has to say of a file and of a model.
 
@@ -404,6 +406,22 @@ class Format(ABC):
     @abstractmethod
     def recorded(self, model: Any, layer: Where, *, where: str) -> str | None:
         """Return the record of a layer as it stands in the model; None where it has none."""
+
+    @abstractmethod
+    def model_info(self, model: Any) -> dict[str, str]:
+        """Return what stands in the model for OpenVINO Model API to read."""
+
+    @abstractmethod
+    def _set_model_info(self, model: Any, settings: Mapping[str, str]) -> None:
+        """Write what Model API reads into a model that has nothing of it."""
+
+    @abstractmethod
+    def _drop_model_info(self, model: Any, keys: Collection[str]) -> None:
+        """Remove what Model API reads, by these keys."""
+
+    def model_info_entries(self) -> set[str]:
+        """Return the names of the entries that attaching writes for Model API."""
+        return {f"{MODEL_INFO}{self.separator}{key}" for key in WRITTEN}
 
     def was_converted(self, model: Any, layer: Where) -> bool:
         """Whether the record of a layer is that of an ONNX model, from which this one was converted."""
@@ -498,8 +516,15 @@ class Format(ABC):
         tail = self.build_tail(model, stats, options, selection)
         given = [name for name in given if name != "mask_dtype" or options.mask_dtype != self.mask_dtype]
         refuse_unused(options, given, levels=[level for level in LEVELS if tail.names(level)])
+        plan, settings = plan_tail(tail, [port.name for port in ports]), dict[str, str]()
+        if options.model_info:
+            refuse_settings(self.model_info(model))
+            refuse_other_outputs([item if isinstance(item, str) else item.name for item in plan.final])
+            settings, notes = model_info(stats, options, self.inputs(model))
+            tail = replace(tail, notes=(*tail.notes, *notes))
         remarks = judge(model, tail.raw)
-        record = self.put(model, plan_tail(tail, [port.name for port in ports]))
+        record = self.put(model, plan)
+        self._set_model_info(model, settings)
         assert isinstance(record, TailRecord), "the tail has a record of its own"
         return AttachResult(tail, record, remarks=remarks)
 
@@ -598,6 +623,8 @@ class Format(ABC):
         else:
             refuse_misfit(layer, found.misfits, where=where)
         detached = self._take(model, found, where=where)
+        if isinstance(found.record, TailRecord) and found.record.options.model_info:
+            self._drop_model_info(model, WRITTEN)
         left, _ = find_tails(self.view(model)) if layer == "tail" else ({}, {})
         if not left:
             return detached

@@ -51,6 +51,7 @@ from postproc_export.formats.onnx_file import (
     uses_default_domain,
     value_names,
 )
+from postproc_export.model_info import MODEL_INFO
 from postproc_export.options import FileOptions, TailOptions
 from postproc_export.ports import Selection
 from postproc_export.process import claimed
@@ -92,6 +93,7 @@ class OnnxFormat(Format):
     needs_raw = False  # another tool may have given the values other names
     runtimes = ("onnxruntime", "openvino")
     mask_dtype = "bool"
+    separator = " "
 
     def load(self, path: Path, *, purpose: str) -> onnx.ModelProto:
         """Read a model without its weights; nothing else is needed for any purpose."""
@@ -190,6 +192,18 @@ class OnnxFormat(Format):
         if len(texts) > 1:
             raise illegal("text", f"{len(texts)} entries of that name", where=where)
         return texts[0] if texts else None
+
+    def model_info(self, model: onnx.ModelProto) -> dict[str, str]:
+        """Return the metadata entries of which `model_info` is a word, by the last one."""
+        entries = ((item.key.split(), item.value) for item in model.metadata_props)
+        return {words[-1]: value for words, value in entries if MODEL_INFO in words[:-1]}
+
+    def _set_model_info(self, model: onnx.ModelProto, settings: Mapping[str, str]) -> None:
+        for key, value in settings.items():
+            model.metadata_props.add(key=f"{MODEL_INFO} {key}", value=value)
+
+    def _drop_model_info(self, model: onnx.ModelProto, keys: Collection[str]) -> None:
+        _drop_entries(model, {f"{MODEL_INFO} {key}" for key in keys})
 
     def build_tail(
         self, model: onnx.ModelProto, stats: CalibrationStats, options: TailOptions, selection: Selection
@@ -320,7 +334,7 @@ class OnnxFormat(Format):
             inputs=[str(value) for value in adjusted_values(tails)],
             keep=[*(tail.raw for tail in tails.values()), *(record.read.values() if record is not None else ())],
         )
-        _drop_record(model, found.where)
+        _drop_entries(model, {KEYS[found.where]})
         if record is None:
             return _rebuilt(model, tails, outputs, where=where)
         original = decoded_outputs(record.original, where=where)
@@ -398,10 +412,10 @@ def _dimension(axis: Axis) -> onnx.TensorShapeProto.Dimension:
     return onnx.TensorShapeProto.Dimension() if axis is None else onnx.TensorShapeProto.Dimension(dim_param=axis)
 
 
-def _drop_record(model: onnx.ModelProto, layer: Where) -> None:
+def _drop_entries(model: onnx.ModelProto, keys: Collection[str]) -> None:
     entries: MutableSequence[onnx.StringStringEntryProto] = model.metadata_props
     for index in reversed(range(len(entries))):
-        if entries[index].key == KEYS[layer]:
+        if entries[index].key in keys:
             del entries[index]
 
 

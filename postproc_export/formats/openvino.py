@@ -27,6 +27,7 @@ from postproc_export.formats.openvino_file import (
     ambiguous,
     content_parts,
     described,
+    flattened,
     name_nodes,
     name_operator,
     name_outputs,
@@ -45,6 +46,7 @@ from postproc_export.formats.openvino_file import (
     value_name,
     verify_ir,
 )
+from postproc_export.model_info import MODEL_INFO
 from postproc_export.options import FileOptions, TailOptions
 from postproc_export.ports import Selection
 from postproc_export.process import backup_of, claimed
@@ -85,6 +87,7 @@ class OpenVinoFormat(Format):
     needs_raw = True
     runtimes = ("openvino",)
     mask_dtype = "uint8"
+    separator = "/"
 
     def load(self, path: Path, *, purpose: str) -> Any:
         """Read an IR."""
@@ -161,6 +164,20 @@ class OpenVinoFormat(Format):
     def was_converted(self, model: Any, layer: Where) -> bool:
         """Whether the record of a layer stands where a conversion from ONNX puts it."""
         return not model.has_rt_info([KEYS[layer]]) and bool(model.has_rt_info([_FRAMEWORK, KEYS[layer]]))
+
+    def model_info(self, model: Any) -> dict[str, str]:
+        """Return the rt_info entries below `model_info`."""
+        prefix = f"{MODEL_INFO}/"
+        entries = flattened(model.get_rt_info())
+        return {key.removeprefix(prefix): value for key, value in entries.items() if key.startswith(prefix)}
+
+    def _set_model_info(self, model: Any, settings: Mapping[str, str]) -> None:
+        for key, value in settings.items():
+            model.set_rt_info(value, [MODEL_INFO, key])
+
+    def _drop_model_info(self, model: Any, keys: Collection[str]) -> None:
+        _drop_below(model, MODEL_INFO, keys)
+        _drop_below(model, _FRAMEWORK, [f"{MODEL_INFO} {key}" for key in keys])
 
     def build_tail(self, model: Any, stats: CalibrationStats, options: TailOptions, selection: Selection) -> Tail:
         """Return a tail that finds a NaN by the L1 norm, and gives masks as uint8."""
@@ -489,12 +506,18 @@ def drop_record(model: Any, layer: Where = "tail") -> None:
     info, key = model.get_rt_info(), KEYS[layer]
     if model.has_rt_info([key]):
         del info[key]
-    if model.has_rt_info([_FRAMEWORK, key]):
-        others = [other for other in info[_FRAMEWORK] if other != key]
-        kept = {other: str(model.get_rt_info([_FRAMEWORK, other]).value) for other in others}
-        del info[_FRAMEWORK]
-        for other, value in kept.items():
-            model.set_rt_info(value, [_FRAMEWORK, other])
+    _drop_below(model, _FRAMEWORK, [key])
+
+
+def _drop_below(model: Any, section: str, keys: Collection[str]) -> None:
+    """Remove entries of a section of the rt_info, and the section where nothing else stands in it."""
+    if not any(model.has_rt_info([section, key]) for key in keys):
+        return
+    info = model.get_rt_info()
+    kept = {other: str(model.get_rt_info([section, other]).value) for other in info[section] if other not in keys}
+    del info[section]
+    for other, value in kept.items():
+        model.set_rt_info(value, [section, other])
 
 
 def _own_output(raw: Any, name: str) -> Any:

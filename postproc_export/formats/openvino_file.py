@@ -390,3 +390,13 @@ def content_parts(model: Any) -> Iterator[bytes]:
 def _slice(content: Any, start: int, length: int) -> bytes:
     sliced: bytes = content[start : start + length].tobytes()
     return sliced
+
+
+def flattened(info: Any, path: str = "") -> dict[str, str]:
+    """Return the entries of a model's rt_info as text, nested ones with their path."""
+    found: dict[str, str] = {}
+    for key in info:
+        value = getattr(info[key], "value", info[key])
+        name = f"{path}/{key}" if path else str(key)
+        found |= flattened(value, name) if isinstance(value, dict) else {name: str(value)}
+    return found

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from postproc_export.errors import UnsupportedModelError, UsageError
 from postproc_export.formats.base import Format, Outputs
+from postproc_export.model_info import refuse_other_outputs
 from postproc_export.ports import LEAVE_OUT, RAW_NAMES, Selection, is_plain
 from postproc_export.record import TailSpec, recorded_tails
 from postproc_export.runtimes import PortInfo
@@ -140,3 +141,5 @@ def put_behind(form: Format, model: Any, specs: Sequence[TailSpec], tail: Tail) 
     value = decided_values(form.view(model), tail.options)
     values = None if value is None else PortInfo(form.value_name(value), "float32", None)
     form.put(model, plan_decisions(specs, tail, values=values))
+    if tail.options.model_info:
+        refuse_other_outputs([port.name for port in form.outputs(model)])

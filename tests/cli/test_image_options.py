@@ -468,5 +468,7 @@ def test_every_option_of_the_page_is_one(invoke: Invoke) -> None:
         "--images",
         "--stats",
         "--raw",
+        "--model-info",
+        "--contract",
         "--other-preprocessing",
     }

@@ -9,8 +9,11 @@ import pytest
 from model_api.adapters import OpenvinoAdapter
 from model_api.models import Model
 from model_api.models.model import WrapperError
+from PIL import Image
 
+from postproc_export import attach_postprocessing
 from postproc_export.check.contracts import Requirement, check_contract
+from postproc_export.images import Preprocessing
 from postproc_export.runtimes import open_runner
 from postproc_export.runtimes.openvino import openvino_core
 from postproc_export.stats import CalibrationStats, LevelStats
@@ -19,9 +22,8 @@ STATS = CalibrationStats(
     image=LevelStats(threshold=0.3, min=-0.25, max=0.7), pixel=LevelStats(threshold=0.2, min=-0.25, max=0.625)
 )
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
-IMAGES = np.random.default_rng(3).integers(0, 256, (4, 16, 16, 3), np.uint8) // np.uint8(
-    [[[[1]]], [[[2]]], [[[3]]], [[[9]]]]
-)
+RNG = np.random.default_rng(3)
+IMAGES = RNG.integers(0, 256, (4, 16, 16, 3), np.uint8) // np.uint8([[[[1]]], [[[2]]], [[[3]]], [[[9]]]])
 
 
 def attached(folder: Path, *, ir: bool = True, dynamic: bool = True, settings: Any = (), **options: Any) -> Path:
@@ -87,6 +89,47 @@ def test_a_fixed_size_is_fed_bytes_unless_it_says_otherwise(tmp_path: Path) -> N
     said = attached(tmp_path, ir=False, dynamic=False, settings=[("scale_values", "255 255 255")])
     assert not missed(said)
     assert differences(said) == 0
+
+
+PHOTOS = [  # detail of 3 pixels, of all shapes
+    np.kron(values, np.ones((3, 3, 1), np.uint8))
+    for values in (RNG.integers(0, 256, (11 + n % 5, 9 + n % 7, 3), np.uint8) // np.uint8(1 + n % 4) for n in range(40))
+]
+GEOMETRIES: Any = [
+    pytest.param({}, (16, 16), id="stretch"),
+    pytest.param({"resize": "pad", "pad_value": 114}, (16, 12), id="letterbox"),
+    pytest.param({"resize": "pad", "pad_at": "corner"}, (16, 12), id="corner"),
+    pytest.param({"precrop": True}, (16, 16), id="crop"),
+    pytest.param({"preset": "imagenet"}, (16, 16), id="imagenet"),
+    pytest.param({"mean": (0.1, 0.2, 0.3), "channel_order": "bgr"}, (16, 16), id="bgr"),
+    pytest.param({"scale": 1}, (16, 16), id="bytes"),
+]
+
+
+@pytest.mark.parametrize("ir", [False, True], ids=["onnx", "ir"])
+@pytest.mark.parametrize(("fields", "size"), GEOMETRIES)
+def test_model_info_gives_our_labels(fields: dict[str, Any], size: tuple[int, int], ir: bool, tmp_path: Path) -> None:
+    """0 of 40 labels are wrong with the settings that attaching writes, and some are without them."""
+    raw = hosts.raw_file(hosts.score_and_map(dynamic=False, size=size), tmp_path, ir=ir)
+    runner = open_runner(raw, runtime="openvino")
+    fed = Preprocessing(interpolation="cv2-linear", **fields).for_input(runner.inputs[0])
+    inputs = [fed.array(Image.fromarray(photo))[None] for photo in PHOTOS]
+    scores = np.sort([float(runner.run({"input": array})["pred_score"].max()) for array in inputs])
+    gap = np.argmax(np.diff(scores[10:30])) + 10  # what is rounded otherwise must not decide
+    threshold = float(scores[gap : gap + 2].mean())
+    level = LevelStats(threshold=threshold, min=float(scores[0]) - 1, max=float(scores[-1]))
+    stats = CalibrationStats(image=level, pixel=level, details={"preprocessing": fed.to_json()})
+    wrong = {}
+    for name, written in (("with", True), ("without", False)):
+        path = attach_postprocessing(raw, stats, output=tmp_path / f"{name}{raw.suffix}", model_info=written).output
+        assert path is not None
+        ours, theirs = open_runner(path, runtime="openvino"), wrapper(path)
+        labels = [str(bool(ours.run({"input": array})["pred_label"].item())) for array in inputs]
+        assert set(labels) == {"True", "False"}
+        wrong[name] = sum(theirs(photo).pred_label != label for photo, label in zip(PHOTOS, labels, strict=True))
+        assert (not missed(path)) == (wrong[name] == 0)
+    assert wrong["with"] == 0
+    assert (wrong["without"] > 0) == (fields != {"scale": 1})
 
 
 @pytest.mark.parametrize("options", [{"keep_raw": True}, {"levels": "image"}], ids=["six-outputs", "three-outputs"])
