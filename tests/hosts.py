@@ -102,6 +102,29 @@ def identity(
     return parse(f"identity_host ({inputs}) => ({outputs}) {{\n{nodes}\n}}", opset=opset, ir_version=ir_version)
 
 
+def keras() -> ModelProto:
+    """Return a detector as tf2onnx writes it: channels last outside, transposed inside, nodes named after outputs."""
+    weights = ", ".join(map(str, CHANNEL_WEIGHTS))
+    return parse(
+        f"""keras (float[N,32,32,3] input_1) => (float[N,32,32,1] conv2d, float[N,1] dense)
+        <float[1,3,1,1] weight = {{{weights}}}, float[1] bias = {{{BIAS}}}> {{
+        [Transpose_0] planes = Transpose<perm = [0,3,1,2]>(input_1) [conv2d_1] maps = Conv(planes, weight, bias)
+        [conv2d] conv2d = Transpose<perm = [0,2,3,1]>(maps)
+        [pooling] pooled = GlobalMaxPool(maps) [dense] dense = Flatten<axis = 1>(pooled) }}"""
+    )
+
+
+def draem() -> ModelProto:
+    """Return a detector of two classes for each pixel, by softmax, and for each image; the second is the anomaly."""
+    weights = ", ".join(str(sign * weight) for sign in (-1, 1) for weight in CHANNEL_WEIGHTS)
+    return parse(
+        f"""draem (float[N,3,32,32] input) => (float[N,2,32,32] probabilities, float[N,2] score)
+        <float[2,3,1,1] weight = {{{weights}}}, float[2] bias = {{{-BIAS}, {BIAS}}}> {{
+        maps = Conv(input, weight, bias) probabilities = Softmax<axis = 1>(maps)
+        pooled = GlobalMaxPool(probabilities) score = Flatten<axis = 1>(pooled) }}"""
+    )
+
+
 def parse(graph: str, *, opset: int = 17, ir_version: int = 8) -> ModelProto:
     """Return a checked model of a graph in ONNX text."""
     model = parser.parse_model(f'<ir_version: {ir_version}, opset_import: ["" : {opset}]>\n{graph}')

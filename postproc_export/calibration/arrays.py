@@ -134,7 +134,10 @@ def level_shape(shape: tuple[int, ...], *, level: Level, place: str) -> tuple[in
         if all(length == 1 for length in shape[1:]):
             return (shape[0] if shape else 1,)
         raise CalibrationError(
-            f"{place} has more than one value per image", found=f"shape {shape}", needed="[N] or [N, 1]"
+            f"{place} has more than one value per image",
+            found=f"shape {shape}",
+            needed="[N] or [N, 1]",
+            fix="choose one with --step channel:index=1,level=image",
         )
     if len(shape) in (2, 3):
         return (1, *shape)[-3:]
@@ -143,7 +146,10 @@ def level_shape(shape: tuple[int, ...], *, level: Level, place: str) -> tuple[in
     if len(shape) == 4 and shape[3] == 1:
         return shape[:3]
     raise CalibrationError(
-        f"{place} is not a map of one channel", found=f"shape {shape}", needed="[N, 1, H, W], [N, H, W] or [H, W]"
+        f"{place} is not a map of one channel",
+        found=f"shape {shape}",
+        needed="[N, 1, H, W], [N, H, W, 1], [N, H, W] or [H, W]",
+        fix="choose one with --step channel:index=1,axis=second,level=pixel" if len(shape) == 4 else None,
     )
 
 
@@ -261,6 +267,20 @@ Box = tuple[slice, ...]
 def is_chunked(array: Any) -> bool:
     """Whether an array is stored in chunks, which are decoded whole: one of Zarr or h5py."""
     return isinstance(getattr(array, "chunks", None), tuple)
+
+
+class ChannelOf:
+    """One entry of an axis of a stored array, read as an array without that axis."""
+
+    def __init__(self, array: Any, axis: int, index: int) -> None:
+        self._array, self._axis, self._index = array, axis, index
+        self.dtype = array.dtype
+        self.shape, self.chunks = ((*of[:axis], *of[axis + 1 :]) for of in (array.shape, array.chunks))
+
+    def __getitem__(self, key: Any) -> Any:
+        key = key if isinstance(key, tuple) else (key,)
+        key = (*key, *[slice(None)] * (self._axis - len(key)))
+        return self._array[(*key[: self._axis], self._index, *key[self._axis :])]
 
 
 class StoredArray:

@@ -1,6 +1,6 @@
 """The convention of a source: the custom steps that its raw values go through, and the label that says anomalous."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,11 +10,12 @@ from postproc_export.calibration.arrays import AnyArray, Block
 from postproc_export.errors import CalibrationError, UsageError
 from postproc_export.options import ConventionOptions
 from postproc_export.record import STATISTICS_KEY
+from postproc_export.runtimes import PortInfo
 from postproc_export.stats import Level, LevelStats
 from postproc_export.validation import is_label
 
 if TYPE_CHECKING:
-    from postproc_export.steps.transforms import Exact
+    from postproc_export.steps.transforms import Channel, Exact
 
 _SHOWN: Final = 5  # labels in a message
 
@@ -22,18 +23,22 @@ _SHOWN: Final = 5  # labels in a message
 class Convention:
     """What raw values and labels mean; as asked for, else higher is more anomalous and 1 says so.
 
-    Raises UsageError for steps that take more than each value alone, or change none.
+    Raises UsageError for steps that take more than each value alone, or a channel, or change none.
     """
 
     def __init__(self, asked: ConventionOptions) -> None:
         label = asked.anomalous_label
         self.label = label.item() if isinstance(label, np.generic) else label
         self._others: set[str] = set()  # labels that this process met and that are normal
-        self._steps: Sequence[Exact] = ()
+        self._steps: Sequence[Exact | Channel] = ()
+        self._exact: Sequence[Exact] = ()
+        self._channels: Mapping[Level, Channel] = {}
         if asked.steps:
-            from postproc_export.steps.transforms import exact_steps
+            from postproc_export.steps import transforms
 
-            self._steps = exact_steps(asked.steps)
+            self._steps = steps = transforms.exact_steps(asked.steps)
+            self._exact = [step for step in steps if isinstance(step, transforms.Exact)]
+            self._channels = {step.level: step for step in steps if isinstance(step, transforms.Channel) and step.level}
 
     @property
     def details(self) -> dict[str, Any]:
@@ -42,18 +47,37 @@ class Convention:
         found: dict[str, Any] = {STATISTICS_KEY: steps} if steps else {}
         return found if self.label is None else {**found, "anomalous_label": self.label}
 
+    def channel(self, level: Level, values: Any, *, place: str) -> tuple[int, int] | None:
+        """Return the axis of values of a level, and the number on it, that a step takes; None where none does.
+
+        Raises CalibrationError if they have no such axis, or fewer entries.
+        """
+        step, shape = self._channels.get(level), tuple(values.shape)
+        if step is None:
+            return None
+        axis = step.axis_of(level, PortInfo(place, str(values.dtype), shape))
+        if axis is None or shape[axis] <= (step.index or 0) or (step.index is None and shape[axis] != 1):
+            needed = "[N, C]" if level == "image" else "[N, H, W, C]" if step.axis == "last" else "[N, C, H, W]"
+            raise CalibrationError(
+                f"{place} has not what --step {step.text} takes",
+                found=f"shape {shape}",
+                needed=f"{needed}, as the model gives them",
+                fix="give all of its channels, or leave the step out",
+            )
+        return axis, step.index or 0
+
     def blocks(self, level: Level, blocks: Iterable[Block]) -> Iterator[Block]:
         """Yield blocks of a source as they are meant: values behind the steps, labels 0 or 1.
 
         A label that is missing, NaN or an empty text, becomes NaN, which is refused where it is met.
         """
         is_label_given = self.label is not None and level == "image"
-        if not self._steps and not is_label_given:
+        if not self._exact and not is_label_given:
             yield from blocks
             return
         for block in blocks:
             values, truth = block.values, block.truth
-            for step in self._steps:
+            for step in self._exact:
                 values = step.of_values(level, values)
             if truth is not None and is_label_given:
                 truth = self._flags(truth)

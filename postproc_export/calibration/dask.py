@@ -320,7 +320,7 @@ class _Arrays(_Source):
     def __init__(self, level: Level, shard: MemoryShard, *, number: int) -> None:
         self._number = number
         self._level, self._convention = level, shard.convention
-        pairs = level_pairs(_arrays_of(shard), name=shard.name, texts=shard.convention.label is not None)
+        pairs = level_pairs(_arrays_of(shard), name=shard.name, convention=shard.convention)
         self._pair = pairs.get(level)
         self.size = 0 if self._pair is None else self._pair.place.size
 

@@ -26,6 +26,7 @@ from postproc_export.calibration.arrays import (
     KEYS,
     AnyArray,
     Block,
+    ChannelOf,
     Pair,
     Place,
     as_numpy,
@@ -128,6 +129,32 @@ class StreamedArray:
         return flat.reshape(self.shape, order="F" if self._is_fortran else "C")
 
 
+class _StreamedChannel(StreamedArray):
+    """One entry of an axis of a streamed array, without that axis, in C order."""
+
+    def __init__(self, array: StreamedArray, axis: int, index: int) -> None:
+        self._array, self._index, self._count = array, index, array.shape[axis]
+        self._behind = math.prod(array.shape[axis + 1 :])
+        self.shape, self.dtype = (*array.shape[:axis], *array.shape[axis + 1 :]), array.dtype
+        self._is_fortran = False
+
+    def chunks(self) -> Iterator[AnyArray]:
+        start, of_all = 0, self._array
+        for part in flat_chunks(np.ascontiguousarray(of_all.whole())) if of_all.order_matters else of_all.chunks():
+            places = np.arange(start, start + part.size) // self._behind % self._count
+            start += part.size
+            yield part[places == self._index]
+
+
+def _channel_of(array: Any, axis: int, index: int) -> Any:
+    """Return one entry of an axis of any array that is given, read when it is needed."""
+    if isinstance(array, StreamedArray):
+        return _StreamedChannel(array, axis, index)
+    if isinstance(array, np.ndarray) or not is_chunked(array) or hasattr(array, "dask"):
+        return array[(slice(None),) * axis + (index,)]
+    return ChannelOf(array, axis, index)
+
+
 def _read_header(stream: IO[bytes], *, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     try:
         with warnings.catch_warnings():
@@ -225,8 +252,8 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
 MEANING: Final = {name: key for key, names in NAMES.items() for name in names}
 
 
-def level_pairs(named: Mapping[str, Any], *, name: str, texts: bool = False) -> dict[Level, Pair]:
-    """Return the pairs of arrays of the levels that are there; `texts` is whether labels may be texts."""
+def level_pairs(named: Mapping[str, Any], *, name: str, convention: Convention) -> dict[Level, Pair]:
+    """Return the pairs of arrays of the levels that are there, as the convention has it, but for their values."""
     found: dict[str, str] = {}
     for key, names in NAMES.items():
         there = [alias for alias in names if alias in named]
@@ -241,7 +268,10 @@ def level_pairs(named: Mapping[str, Any], *, name: str, texts: bool = False) -> 
         key, truth_key = KEYS[level]
         if key in found:
             values, truth = named[found[key]], named[found[truth_key]] if truth_key in found else None
+            chosen = convention.channel(level, values, place=f"{name}: {found[key]}")
+            values = values if chosen is None else _channel_of(values, *chosen)
             place = Place(name, found[key], found.get(truth_key, truth_key), tuple(values.shape))
+            texts = convention.label is not None
             shapes[level] = checked_shape(level, values, truth, place=place, texts=texts)
             pairs[level] = Pair(values, truth, place)
     if not pairs:
@@ -297,9 +327,7 @@ class Shard:
 
     def pair(self, level: Level, *, verify: bool) -> Pair | None:
         """Return the arrays of a level, all of the shard checked for types and shapes."""
-        return level_pairs(self.arrays(verify=verify), name=self.name, texts=self.convention.label is not None).get(
-            level
-        )
+        return level_pairs(self.arrays(verify=verify), name=self.name, convention=self.convention).get(level)
 
     def size(self, level: Level) -> int | None:
         """Return the values of a level as the headers tell; None where only reading tells."""
@@ -403,6 +431,7 @@ class CsvShard(FileShard):
     def blocks(self, level: Level, *, verify: bool) -> Iterator[Block]:
         """Yield the image level, some ten thousand rows at a time."""
         if level == "image":
+            self.convention.channel(level, np.empty(1), place=self.name)  # which a column does not have
             with readable(self.name):
                 try:
                     with self.path.open(newline="", encoding="utf-8-sig") as stream:

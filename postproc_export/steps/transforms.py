@@ -482,7 +482,7 @@ class Channel(_Numbers):
     def shown(self, port: PortInfo) -> PortInfo:
         """Return an output of several values for each image as a score, and a map of several channels as one of one."""
         is_map = port.rank == 4 and self.level != "image" and shape_problem("pixel", port.shape) is None
-        level: Level = "image" if not is_map and self._place("image", port) is not None else "pixel"
+        level: Level = "image" if not is_map and self.axis_of("image", port) is not None else "pixel"
         return self._made(level, port) if self.level in (None, level) else port
 
     def settled(self, raw: Mapping[Level, PortInfo]) -> Iterator[Transform]:
@@ -492,7 +492,7 @@ class Channel(_Numbers):
         """
         made: list[Channel] = []
         for level, port in raw.items():
-            place, is_asked = self._place(level, port), self.level is not None or (self.axis and level == "pixel")
+            place, is_asked = self.axis_of(level, port), self.level is not None or (self.axis and level == "pixel")
             size = None if place is None else port.size(place)
             index = None if size == 1 and self.index == 0 and level == "pixel" else self.index
             if place is None or self.level not in (None, level) or (level == "image" and index is None):
@@ -507,7 +507,7 @@ class Channel(_Numbers):
             axis = next(axis for axis, at in AXES.items() if at == place) if level == "pixel" else None
             made.append(Channel(index, axis, level))
         if not made:
-            unclear = any(port.rank == 4 and self._place("pixel", port) is None for port in raw.values())
+            unclear = any(port.rank == 4 and self.axis_of("pixel", port) is None for port in raw.values())
             raise UnsupportedModelError(
                 f"--step {self.text}: there is nothing to choose from",
                 found="; ".join(port.describe() for port in raw.values()),
@@ -525,7 +525,7 @@ class Channel(_Numbers):
         """Take one of each image's values, or of each pixel's."""
         kind, level = next((kind, level) for kind, level in RAW.items() if level == self.level)
         expr, port = values[kind]
-        place, made = self._place(level, port), self._made(level, port)
+        place, made = self.axis_of(level, port), self._made(level, port)
         if place is None:
             raise UnsupportedModelError(
                 f"--step {self.text}: there is nothing left to choose from", found=port.describe()
@@ -545,7 +545,7 @@ class Channel(_Numbers):
         """Nothing is rounded."""
         return largest, 0.0
 
-    def _place(self, level: Level, port: PortInfo) -> int | None:
+    def axis_of(self, level: Level, port: PortInfo) -> int | None:
         """Return the axis that it takes one entry of; None where there is none, or several could be it."""
         axes = port.shape or ()
         if level == "image":
@@ -555,7 +555,7 @@ class Channel(_Numbers):
 
     def _made(self, level: Level, port: PortInfo) -> PortInfo:
         """Return a port without the axis, of a score without all but the first."""
-        place, axes = self._place(level, port), port.shape or ()
+        place, axes = self.axis_of(level, port), port.shape or ()
         if place is None:
             return port
         return replace(port, shape=axes[:1] if level == "image" else (*axes[:place], *axes[place + 1 :]))
@@ -599,16 +599,23 @@ def before_threshold(specs: Sequence[TailSpec]) -> Sequence[TailSpec]:
     return specs
 
 
-def exact_steps(texts: Sequence[str]) -> tuple[Exact, ...]:
-    """Return the steps that values go through without their model; raises UsageError for any that is not exact."""
-    found = []
+def exact_steps(texts: Sequence[str]) -> tuple[Exact | Channel, ...]:
+    """Return the steps that values go through without their model; raises UsageError for any other."""
+    found: list[Exact | Channel] = []
     for spec in before_threshold(parse_tails(texts)):
         step = resolve(spec) if spec.is_shipped else None
-        if step is None or not isinstance(step, Exact):
+        if isinstance(step, Channel) and (step.level is None or (step.level == "pixel" and step.axis is None)):
+            index = f"index={step.index or 0}"
+            raise UsageError(
+                f"--step {spec.text} does not say of what, and values in files or arrays do not tell",
+                fix=f"--step channel:{index},level=image for scores [N, C], "
+                f"--step channel:{index},axis=second,level=pixel for maps [N, C, H, W]",
+            )
+        if not isinstance(step, Exact | Channel):
             raise UsageError(
                 f"--step {spec.text} takes whole maps, and values without their model go through it one by one",
                 found="raw outputs in files or arrays",
-                needed="negate",
+                needed="negate, channel",
                 fix="calibrate the model itself: postproc-export calibrate model.onnx --images FOLDER "
                 f"--step {spec.text} -o stats.json",
             )

@@ -28,7 +28,9 @@ def test_every_command_runs_in_order(
     (tmp_path / "own_step.py").write_text(PAGE.split("```python\n")[1].split("```")[0], encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     np.savez(tmp_path / "scores.npz", pred_score=np.array([-1, -2, -3, -4], np.float32), gt_label=[1, 1, 0, 0])
-    assert len(COMMANDS) == 11
+    np.savez(tmp_path / "columns.npz", pred_score=np.eye(4, 2, dtype=np.float32), gt_label=[0, 1, 0, 0])
+    hosts.write(hosts.draem(), tmp_path / "draem.onnx")
+    assert len(COMMANDS) == 14
     for line in COMMANDS:
         program, *arguments = shlex.split(line)
         assert program == "postproc-export"

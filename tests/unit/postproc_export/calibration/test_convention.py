@@ -4,7 +4,7 @@ import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -134,6 +134,67 @@ def test_values_behind_a_step_mean_the_same_from_every_source(
     twice = source(PLAIN, tmp_path, step=[step, step], resamples=10)
     assert same(twice, calibrate(PLAIN, resamples=10))
     assert len(twice.details["tail"]) == 2
+
+
+OF_SCORES, OF_MAPS = "channel:index=1,level=image", "channel:index=2,axis=second,level=pixel"
+
+
+@pytest.mark.usefixtures("passes")
+@pytest.mark.parametrize("source", [each for each in SOURCES if each is not csv_and_npz])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_channel_means_the_same_from_every_source(
+    source: Callable[..., CalibrationStats], order: Literal["C", "F"], tmp_path: Path
+) -> None:
+    """As if it had been taken before, wherever the axis is and however the arrays lie; recorded as a model's is."""
+    columns = np.asarray(np.stack([1 - SCORES, SCORES], axis=1), order=order)
+    planes = np.asarray(np.stack([0 * MAPS, -MAPS, MAPS, 1 - MAPS], axis=1), order=order)
+    wanted = calibrate(PLAIN, resamples=10)
+    given = {**PLAIN, "pred_score": columns, "anomaly_map": planes}
+    found = source(given, tmp_path, step=[OF_SCORES, OF_MAPS], resamples=10)
+    assert same(found, wanted)
+    assert [each["parameters"]["index"] for each in found.details["tail"]] == [1, 2]
+    last = {**PLAIN, "anomaly_map": np.moveaxis(planes, 1, -1)}
+    steps = ["negate:level=pixel", "channel:index=1,axis=last,level=pixel"]
+    assert same(source(last, tmp_path, step=steps, resamples=10), wanted)
+
+
+@pytest.mark.parametrize(
+    ("given", "step", "error", "message"),
+    [
+        ({}, "channel:index=1", UsageError, r"does not say of what(.|\n)*channel:index=1,level=image for scores"),
+        ({}, "channel:index=1,level=pixel", UsageError, r"does not say of what(.|\n)*axis=second,level=pixel"),
+        ({}, OF_SCORES, CalibrationError, r"pred_score has not what(.|\n)*\(40,\)(.|\n)*\[N, C\]"),
+        ({"pred_score": np.zeros((40, 1))}, OF_SCORES, CalibrationError, r"has not what(.|\n)*\(40, 1\)"),
+        ({"pred_score": np.zeros((40, 2, 3))}, OF_SCORES, CalibrationError, "has not what"),
+        ({}, OF_MAPS, CalibrationError, r"anomaly_map has not what(.|\n)*\[N, C, H, W\], as the model gives them"),
+        ({"anomaly_map": MAPS[:, None]}, OF_MAPS, CalibrationError, r"has not what(.|\n)*\(40, 1, 3, 4\)"),
+        ({"anomaly_map": MAPS[:, None]}, "channel:axis=last,level=pixel", CalibrationError, r"\[N, H, W, C\]"),
+        ({"pred_score": np.zeros((40, 2))}, (), CalibrationError, "step channel:index=1,level=image"),
+        (
+            {"anomaly_map": np.zeros((40, 2, 3, 4))},
+            (),
+            CalibrationError,
+            "step channel:index=1,axis=second,level=pixel",
+        ),
+    ],
+)
+def test_a_channel_that_is_not_there_is_refused(given: Arrays, step: Any, error: type, message: str) -> None:
+    """With the shape that was found; several values without a step are refused with the one that takes one."""
+    with pytest.raises(error, match=message):
+        calibrate({**PLAIN, **given}, step=step, resamples=0)
+
+
+def test_a_column_of_a_csv_has_no_channels(tmp_path: Path) -> None:
+    """A step that takes one is refused, not passed over."""
+    (tmp_path / "s.csv").write_text("score,label\n0.5,1\n0.25,0\n")
+    with pytest.raises(CalibrationError, match=r"s.csv has not what (.|\n)*channel:index=1,level=image"):
+        calibrate(tmp_path / "s.csv", step=OF_SCORES)
+
+
+def test_the_only_channel_may_be_named(tmp_path: Path) -> None:
+    """It changes nothing."""
+    last = {**PLAIN, "anomaly_map": MAPS[..., None]}
+    assert same(npz(last, tmp_path, step="channel:axis=last,level=pixel", resamples=10), calibrate(PLAIN, resamples=10))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint64", "float16", "float64", "longdouble"])
