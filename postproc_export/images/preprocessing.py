@@ -2,7 +2,7 @@
 
 import tomllib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -163,6 +163,20 @@ class Preprocessing:
             if part is not None and whole is not None and (part[0] > whole[0] or part[1] > whole[1]):
                 what = f"a {name} of {_text(getattr(self, name))} is larger than what it is cut from"
                 raise UsageError(what, found=_text(whole), fix=f"give {_OPTIONS[name]} {_text(whole)} at most")
+
+    @classmethod
+    def from_transforms(cls, transform: object) -> Self:
+        """Read torchvision's transforms (v1 or v2, alone, in a list, a Compose or a Sequential), or a PreProcessor.
+
+        What they do has to be done by the caller, not in the exported graph: a `PreProcessor` that was exported with
+        the model is not to be read. Of tensors torchvision resizes floats, of which pixels are the nearest integers.
+
+        Raises UsageError for what cannot be expressed, by its name: random and unknown transforms, another order than
+        Grayscale, Resize, CenterCrop, Normalize, and resizing without antialiasing or with a `max_size`.
+        """
+        from postproc_export.images.transforms import fields_of
+
+        return cls(**fields_of(transform))
 
     @property
     def channels(self) -> int:
@@ -391,7 +405,7 @@ class Preprocessing:
             raise MetadataError("the recorded pre-processing is not legal", found=str(error).splitlines()[0]) from error
 
 
-PreprocessingSource: TypeAlias = Preprocessing | Mapping[str, Any] | str | Path
+PreprocessingSource: TypeAlias = Preprocessing | Mapping[str, Any] | str | Path | Callable[..., Any]
 _OPTIONS: Final = {item.name: flags_of(item)[0] for item in fields(Preprocessing)}
 
 
@@ -431,6 +445,8 @@ def settled(
 def given_fields(given: PreprocessingSource | None) -> dict[str, Any]:
     """Return the fields of a pre-processing that are given: all but those left to the model, of a mapping or a file.
 
+    Transforms of torchvision or Anomalib give all fields, as `Preprocessing.from_transforms` reads them.
+
     A file is TOML, by its suffix, or JSON: fields by name, or statistics that record them. Raises UsageError for a
     field that is not known; FileError or MetadataError, which name the file, for one that cannot be used.
     """
@@ -441,6 +457,8 @@ def given_fields(given: PreprocessingSource | None) -> dict[str, Any]:
         return {name: value for name, value in values.items() if not (value is None and name in _OPEN)}
     if isinstance(given, str | Path):
         return _read_file(Path(given))
+    if not isinstance(given, Mapping):
+        return given_fields(Preprocessing.from_transforms(given))
     for name in given:
         if name not in _OPTIONS:
             near = get_close_matches(str(name), _OPTIONS, n=1)
