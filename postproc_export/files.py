@@ -1,5 +1,6 @@
 """Files that appear whole or not at all: targets, checks before writing, copies, publication."""
 
+import codecs
 import errno
 import filecmp
 import os
@@ -12,9 +13,10 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Final
 
-from graph_patterns.onnx.wire import ChangedFileError, FileSource, write_all
+from graph_patterns.onnx.wire import ChangedFileError, FileSource, kind_of, write_all
 from postproc_export.errors import FileError, PostprocError, UsageError
 from postproc_export.process import Staging, Undoing, backup_of, digest, held_signals, refuse_backups, staging_folder
+from postproc_export.validation import check_file
 
 if sys.platform == "linux":
     import fcntl
@@ -143,15 +145,52 @@ def _link(source: Path, target: Path) -> None:
 FORMATS: Final = {".onnx": "an ONNX model", ".xml": "an OpenVINO IR"}
 
 
+_MODELS: Final = " or ".join(f"{suffix} ({what})" for suffix, what in FORMATS.items())
+CHECKPOINTS: Final = (".pt", ".pth", ".ckpt", ".safetensors")
+EXPORT_FIRST: Final = (
+    "export it first: postproc-export export MODULE:FACTORY --input 1,3,256,256 --weights {} --stats FILE -o dist"
+)
+_ARRAYS: Final = (
+    "a file of arrays",
+    "give the model; postproc-export calibrate {} -o stats.json makes statistics of it",
+)
+_OTHERS: Final = {
+    **dict.fromkeys(CHECKPOINTS, ("a PyTorch checkpoint", EXPORT_FIRST)),
+    **dict.fromkeys((".npz", ".npy"), _ARRAYS),
+    ".json": ("JSON, such as a statistics file", "give the model here, and statistics with --stats {}"),
+    ".bin": ("a file of weights, such as an IR has", "give the .xml beside it"),
+}
+
+
 def check_suffix(source: Path) -> None:
-    """Raise UsageError for a file that is no model by its suffix."""
-    if source.suffix not in FORMATS:
-        raise UsageError(
-            f"{source} is not a model that can be read or rewritten",
-            found=f"the suffix '{source.suffix}'",
-            needed=" or ".join(f"{suffix} ({what})" for suffix, what in FORMATS.items()),
-            fix="give the file that the export wrote",
-        )
+    """Raise UsageError for a file that is no model by its suffix, and say what it is."""
+    if source.suffix in FORMATS:
+        return
+    kind, fix = _OTHERS.get(source.suffix.lower(), (None, "give the file that the export wrote"))
+    what = f"{source} is {kind}, and no exported model" if kind else f"{source} is not an exported model"
+    found = None if kind else f"the suffix '{source.suffix}'" if source.suffix else "no suffix"
+    raise UsageError(what, found=found, needed=_MODELS, fix=fix.format(source))
+
+
+def check_model(path: Path, *, noun: str = "model") -> None:
+    """Refuse what is no model file, before anything opens it, and say what it is; `noun` is what the user gives it as.
+
+    Raises FileError if there is no file, and UsageError if it is another one than an ONNX model or an IR.
+    """
+    if path.is_dir():
+        models = sorted(each for each in path.iterdir() if each.suffix in FORMATS and each.is_file())
+        fix = f"give {models[0]}" if models else "give the model file"
+        raise FileError(f"cannot read the {noun} {path}", found="a folder", needed=_MODELS, fix=fix)
+    check_file(path, what=f"the {noun}")
+    check_suffix(path)
+    if path.suffix == ".xml":  # of an ONNX model its reader says what it is
+        with path.open("rb") as stream:
+            start = stream.read(64).removeprefix(codecs.BOM_UTF8).lstrip()
+        kind = kind_of(start) or f"a file that begins with {start[:20]!r}"
+        if not kind.startswith("XML"):
+            found, needed = kind, "XML in UTF-8 with the element <net>, and its .bin beside it"
+            fix = "convert the model to an IR again, with OpenVINO itself"
+            raise UsageError(f"cannot read {path}: not an OpenVINO IR", found=found, needed=needed, fix=fix)
 
 
 def usual_weights(model: Path) -> Path:
@@ -176,7 +215,7 @@ def model_files(model: Path) -> list[Path]:
 
 def is_onnx(source: Path) -> bool:
     """Whether a model file is an ONNX model, else an OpenVINO IR; raises UsageError if its suffix is neither's."""
-    check_suffix(source)
+    check_model(source)
     return source.suffix == ".onnx"
 
 
@@ -188,7 +227,7 @@ def default_target(
     `read` is what is read besides the source, paths and anything else; it must not be written, in place or not, or
     FileError is raised. Raises UsageError if the source is no model file, or the output is of the other format.
     """
-    check_suffix(source)
+    check_model(source)
     usual = source.with_suffix(f".{mark}{source.suffix}")
     target = Path(output) if output is not None else source if in_place else usual
     if target.suffix != source.suffix or target.is_dir():

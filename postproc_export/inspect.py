@@ -15,7 +15,7 @@ from graph_patterns.expr import ModelFileError
 from postproc_export.attach import attach_model
 from postproc_export.curve import TITLES, Counts, counts_at, sensitivity_table, table_json
 from postproc_export.errors import MetadataError, PostprocError
-from postproc_export.files import default_target
+from postproc_export.files import check_model, default_target
 from postproc_export.formats.base import Format, Outputs, format_of
 from postproc_export.options import TailOptions
 from postproc_export.outcome import Outcome, outcome_json
@@ -439,6 +439,7 @@ def inspect_model(model_path: str | Path, *, defaults: bool = False) -> InspectR
     """
     path = Path(model_path)
     where = str(path)
+    check_model(path)
     form = format_of(path)
     model = form.load(path, purpose=_PURPOSE)
     facts = (_onnx_facts if form.name == "onnx" else _openvino_facts)(model, path)

@@ -222,7 +222,8 @@ class CalibrationStats:
             If the version is not known, no level is there, or a level is not legal.
         """
         if not isinstance(document, Mapping):
-            raise MetadataError(f"{where}: not a JSON object", found=shown(document))
+            found = f"a list of {len(document)}" if isinstance(document, list) else shown(document)
+            raise MetadataError(f"{where}: not a JSON object", found=found, needed=_EXAMPLE, fix=_WRITE)
         if "schema_version" not in document:
             document = _of_anomalib(document, where=where)
         if document["schema_version"] != SCHEMA_VERSION or isinstance(document["schema_version"], bool):
@@ -230,7 +231,7 @@ class CalibrationStats:
                 f"{where}: unknown schema_version",
                 found=shown(document["schema_version"]),
                 needed=str(SCHEMA_VERSION),
-                fix="write the file with `postproc-export calibrate` of this version",
+                fix="calibrate with this version of postproc-export, or use the version that wrote the file",
             )
         levels = {
             name: LevelStats.from_json(document[name], where=f"{where}: {name}")
@@ -278,7 +279,11 @@ class CalibrationStats:
         MetadataError
             If it is not JSON (NaN and Infinity are not), a key stands twice in one object, or it is not legal.
         """
-        return cls.from_json(read_json(Path(path), what="the statistics file"), where=str(path))
+        return cls.from_json(read_json(Path(path), what="the statistics file", fix=_WRITE), where=str(path))
+
+
+_WRITE: Final = "give the file that `postproc-export calibrate MODEL --images FOLDER -o stats.json` writes"
+_EXAMPLE: Final = '{"schema_version": 1, "image": {"threshold": 1.5, "min": 0, "max": 3}, "pixel": null}'
 
 
 def _of_anomalib(document: Mapping[str, Any], *, where: str) -> dict[str, Any]:
@@ -296,9 +301,9 @@ def _of_anomalib(document: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     if not levels:
         raise MetadataError(
             f"{where} holds no statistics that are known",
-            found=f"the keys {shown(list(document))}",
-            needed='{"schema_version": 1, "image": {"threshold": 1.5, "min": 0, "max": 3}}, in raw units',
-            fix="give the file that `postproc-export calibrate` writes, or write these numbers into one like that",
+            found=f"the keys {', '.join(map(str, document)) or '(none)'}"[:200],
+            needed=_EXAMPLE,
+            fix=_WRITE,
         )
     return {"schema_version": SCHEMA_VERSION, **levels}
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any, Concatenate, Final, Literal, ParamSpec, TypeVar, get_args, get_origin
 
-from graph_patterns.onnx.wire import special_kind
+from graph_patterns.onnx.wire import kind_of, special_kind
 from postproc_export.errors import FileError, MetadataError, PostprocError, UsageError
 
 DEEPEST: Final = 64  # lists and objects within each other; what this package writes has 6
@@ -55,6 +55,12 @@ def check_file(path: Path, *, what: str = "", needed: str = "a file") -> None:
         raise FileError(f"cannot read {what} {path}".replace("  ", " "), found=found, needed=needed, fix=fix)
 
 
+def kind_of_file(path: Path) -> str | None:
+    """Return what a file is by its first bytes; None where they do not tell. Raises OSError if it cannot be read."""
+    with path.open("rb") as stream:
+        return kind_of(stream.read(512))
+
+
 def is_label(value: object, label: object) -> bool:
     """Whether a label in a file is the one that was named: the same text but for spaces around it, or number."""
     if str(value).strip() == str(label).strip():
@@ -71,16 +77,24 @@ def stated_twice(names: Iterable[str]) -> str | None:
     return ", ".join(map(repr, twice)) or None
 
 
-def read_json(path: Path, *, what: str) -> Any:
-    """Read a UTF-8 file as `parse_json` does; `what` names it. Raises FileError if it cannot be read."""
+def read_json(path: Path, *, what: str, fix: str) -> Any:
+    """Read a UTF-8 file as `parse_json` does; `what` names it, and `fix` says what to give instead of another one.
+
+    Raises FileError if it cannot be read, and MetadataError if it is no JSON, which says what it is.
+    """
     check_file(path, what=what)
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except OSError as error:
         raise FileError(f"cannot read {what} {path}", found=error.strerror) from error
-    except ValueError as error:  # bytes that are not UTF-8
-        raise MetadataError(f"{what} {path} is not JSON", found=str(error)) from error
-    return parse_json(text, title=f"{what} {path}")
+    kind = kind_of(content[:512])
+    try:
+        return parse_json(content.decode("utf-8"), title=f"{what} {path}")
+    except ValueError as error:  # bytes that are not UTF-8, or MetadataError
+        if isinstance(error, MetadataError) and kind == "JSON":
+            raise MetadataError(error.what, found=error.found, needed="the whole file", fix=fix) from error
+        found = kind or "bytes that are no text"
+        raise MetadataError(f"{what} {path} is not JSON", found=found, needed="JSON", fix=fix) from error
 
 
 def parse_json(text: str, *, title: str) -> Any:

@@ -24,6 +24,7 @@ from graph_patterns.onnx.wire import (
     LENGTH,
     RAW_DATA,
     ChangedFileError,
+    CutOffError,
     Edit,
     FileSource,
     MalformedError,
@@ -34,6 +35,7 @@ from graph_patterns.onnx.wire import (
     UnusualError,
     Walk,
     growth_of,
+    kind_of,
     length_of,
     positions,
     records,
@@ -44,14 +46,8 @@ from graph_patterns.onnx.wire import (
 
 _PACKED: Final[Mapping[int, int]] = {onnx.TensorProto.FLOAT: 4 << 3 | LENGTH, onnx.TensorProto.DOUBLE: 10 << 3 | LENGTH}
 LARGEST: Final = 2**31 - 1  # bytes; protobuf's limit for a message
+_IR_VERSION: Final = varint(1 << 3)
 _NEEDED: Final = "a serialised onnx.ModelProto with a graph"
-_SIGNATURES: Final = {
-    b"version https://git-lfs": "a Git LFS pointer; `git lfs pull` fetches the file itself",
-    b"PK\x03\x04": "a zip archive, such as a PyTorch checkpoint",
-    b"\x89HDF": "HDF5, such as a Keras model",
-    b"<": "XML, such as an OpenVINO IR",
-    b"{": "JSON",
-}
 
 
 def check_text(serialised: bytes) -> None:
@@ -86,11 +82,9 @@ def refuse_other_messages(model: onnx.ModelProto, *, where: str, start: bytes) -
 
 def not_a_model(where: str, reason: str, *, start: bytes) -> ModelFileError:
     """Explain a file that is no ONNX model; its first bytes may tell what it is."""
-    kind = next((kind for signature, kind in _SIGNATURES.items() if start.startswith(signature)), None)
-    found = "an empty file" if not start else kind or reason
     return ModelFileError(
         f"cannot read {where}: it is no ONNX model, or a damaged one",
-        found=found,
+        found=kind_of(start) or reason,
         needed=_NEEDED,
         fix="export or copy the model again, or give another file",
     )
@@ -318,7 +312,11 @@ class OnnxFile:
                 model = _parsed(self._source.read(0, size))
             return model
         except (MalformedError, DecodeError) as error:
-            raise not_a_model(self._name, str(error), start=self._source.read(0, min(64, size))) from error
+            start = self._source.read(0, min(64, size))
+            # every writer begins with the version of the format
+            is_cut = isinstance(error, CutOffError) and start.startswith(_IR_VERSION)
+            reason = f"it is cut off after {size:,} bytes" if is_cut else str(error)
+            raise not_a_model(self._name, reason, start=start) from error
         except ChangedFileError:
             raise self._changed() from None
         except OSError as error:

@@ -100,6 +100,36 @@ def special_kind(path: Path) -> str | None:
     return next((kind for kind, is_kind in kinds.items() if is_kind(mode)), "a device")
 
 
+_SIGNATURES: Final = {
+    b"version https://git-lfs": "a Git LFS pointer; `git lfs pull` fetches the file itself",
+    b"PK\x03\x04": "a zip archive, such as a PyTorch checkpoint",
+    b"\x93NUMPY": "an array of NumPy (.npy)",
+    b"\x80": "a pickle, such as an old PyTorch checkpoint",
+    b"\x89HDF": "HDF5, such as a Keras model",
+    b"<": "XML, such as an OpenVINO IR",
+    b"{": "JSON",
+}
+
+
+def kind_of(start: bytes) -> str | None:
+    """Return what a file is by its first bytes, some dozens of them; None where they do not tell."""
+    if not start:
+        return "an empty file"
+    if start.startswith(b"PK\x03\x04"):
+        first = start[30 : 30 + int.from_bytes(start[26:28], "little")]  # the name of its first file
+        for end, kind in ((b".npy", "arrays of NumPy (.npz)"), (b"/data.pkl", "a PyTorch checkpoint")):
+            if first.endswith(end):
+                return kind
+    for signature, kind in _SIGNATURES.items():
+        if start.startswith(signature):
+            return kind
+    is_text = start.decode("ascii", "replace").translate(_BLANKS).isprintable()
+    return f"text that begins with {start[:20].decode()!r}" if is_text else None
+
+
+_BLANKS: Final = {ord(blank): " " for blank in "\t\n\r"} | {0xFFFD: "\0"}
+
+
 def write_all(target: BinaryIO, content: bytes | memoryview) -> None:
     """Write every byte to an unbuffered file, which may take fewer at a time."""
     content = memoryview(content)
@@ -141,6 +171,10 @@ class MalformedError(Exception):
     """Bytes that are no protobuf message."""
 
 
+class CutOffError(MalformedError):
+    """Bytes that end within a protobuf message."""
+
+
 def _varint(window: bytes, offset: int, longest: int) -> tuple[int, int]:
     value = 0
     for index in range(longest):
@@ -164,7 +198,8 @@ def records(source: Source, start: int, end: int, *, skip: int = -1) -> Iterator
     """Yield tag, start, start of the body and end of each record between two positions: the body of a message.
 
     Records with a length of up to `skip` bytes are checked, but not yielded, and so is what groups hold, which are
-    unknown fields to ONNX. Raises MalformedError if the bytes are no sequence of records that ends exactly at `end`.
+    unknown fields to ONNX. Raises MalformedError if the bytes are no sequence of records that ends exactly at `end`,
+    and CutOffError if it is the last one of a whole message, from 0 on, that would end behind it.
     """
     base, window = start, b""
     position = start
@@ -192,12 +227,14 @@ def records(source: Source, start: int, end: int, *, skip: int = -1) -> Iterator
                 length = _open_or_close(tag, groups)
             body = base + offset
             if body + length > end or tag < 8:
-                raise MalformedError(f"a record that is none, or leads past the end of its message, at byte {position}")
+                found = f"a record that is none, or leads past the end of its message, at byte {position}"
+                raise MalformedError(found) if start or tag < 8 else CutOffError(found)
             if length > skip and not groups:
                 yield tag, position, body, body + length
             position = body + length
     except IndexError:
-        raise MalformedError(f"a record that is cut off, at byte {position}") from None
+        found = f"a record that is cut off, at byte {position}"
+        raise (MalformedError(found) if start else CutOffError(found)) from None
     if groups:
         raise MalformedError(f"a group without an end, in the message at byte {start}")
 

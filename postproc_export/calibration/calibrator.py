@@ -31,6 +31,7 @@ from postproc_export.calibration.statistics import level_stats
 from postproc_export.calibration.tally import Chunk, Count, Counted, LevelState, Spool, clean
 from postproc_export.calibration.zarr import ZarrShard, is_store
 from postproc_export.errors import CalibrationError, FileError, PostprocError, UsageError
+from postproc_export.files import CHECKPOINTS, EXPORT_FIRST
 from postproc_export.options import CalibrationOptions, CalibratorOptions, ShardOptions
 from postproc_export.policies import Policy, Range
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
@@ -295,8 +296,12 @@ def _shards_at(path: Path) -> list[Shard]:
         raise FileError(f"{path} is not there", needed="a file or a folder of validation outputs", fix="check the path")
     kind = _KINDS.get(path.suffix.lower())
     if kind is None:
-        fix = "give both files of the pair, or the folder they are in" if _is_npy(path) else None
-        raise FileError(f"{path} is not of a known kind", needed=".npz, .npy pairs, .csv or a Zarr group", fix=fix)
+        what, fix = "not of a known kind", "save them with numpy.savez(path, pred_score=..., gt_label=...)"
+        if _is_npy(path):
+            fix = "give both files of the pair, or the folder they are in"
+        elif path.suffix.lower() in CHECKPOINTS:
+            what, fix = "a PyTorch checkpoint, and no raw outputs", EXPORT_FIRST.format(path)
+        raise FileError(f"{path} is {what}", needed=".npz, .npy pairs, .csv or a Zarr group", fix=fix)
     return [kind(path)]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from postproc_export.belonging import model_details
 from postproc_export.calibration.statistics import CalibrationWarning
 from postproc_export.errors import CalibrationError
-from postproc_export.files import model_files
+from postproc_export.files import check_model, model_files
 from postproc_export.formats.base import Outputs
 from postproc_export.images import Batch, Preprocessing, Sample, find_samples, fit_mask, image_input, load_batches
 from postproc_export.images.geometry import BoolArray
@@ -64,11 +64,12 @@ class ModelSource:
         asked = ModelOptions(**given)
         outputs: Outputs = {"image_output": asked.image_output, "pixel_output": asked.pixel_output}
         options: dict[str, Any] = {"runtime": asked.runtime, "precision": asked.precision, "threads": asked.threads}
+        check_model(Path(asked.model))
+        samples = tuple(find_samples(asked.images, split=asked.split, anomalous_label=asked.anomalous_label))
         steps = parse_tails(asked.steps)
         runner, selection, tails = open_raw(asked.model, outputs=outputs, steps=steps, **options)
         resolved = Preprocessing().replaced(asked.preprocessing).for_input(image_input(runner.inputs))
         resolved.warn()
-        samples = tuple(find_samples(asked.images, split=asked.split, anomalous_label=asked.anomalous_label))
         if asked.split is None:
             _warn_of_split(asked.images, samples[0].split)
         missing = [sample.image for sample in samples if sample.label == 1 and sample.mask is None]

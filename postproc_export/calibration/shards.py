@@ -10,7 +10,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from lzma import LZMAError
@@ -41,7 +41,7 @@ from postproc_export.calibration.convention import Convention
 from postproc_export.errors import CalibrationError, FileError, PostprocError
 from postproc_export.options import ConventionOptions
 from postproc_export.stats import LEVELS, Level
-from postproc_export.validation import stated_twice
+from postproc_export.validation import kind_of_file, stated_twice
 
 _UNREADABLE: Final = (
     *(zipfile.BadZipFile, zlib.error, LZMAError),
@@ -72,8 +72,13 @@ def cannot_read(name: str, error: OSError) -> FileError:
 
 
 def damaged(name: str, error: BaseException) -> CalibrationError:
-    """Return the error for what is there but cannot be understood."""
+    """Return the error for what is there but cannot be understood; its first bytes may tell what it is."""
     found = f"{type(error).__name__}: {error}"
+    if isinstance(error, zipfile.BadZipFile):
+        with suppress(OSError):
+            kind = kind_of_file(Path(name)) or found
+            is_ours = kind.startswith("arrays")
+            found = found if is_ours and "not a zip" not in str(error) else f"{kind}, cut off" if is_ours else kind
     return CalibrationError(f"{name} is damaged or truncated", found=found, fix="write it again")
 
 

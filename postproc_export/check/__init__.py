@@ -20,6 +20,7 @@ from postproc_export.check.tail import check_adjusted, check_exhaustively, check
 from postproc_export.check.ways import environment, usable_cores, whole_configurations
 from postproc_export.check.whole import WholeCheck
 from postproc_export.errors import FileError, MissingDependencyError, UsageError, install
+from postproc_export.files import check_model
 from postproc_export.options import CheckOptions
 from postproc_export.process import temporary_folder
 from postproc_export.record import TailSpec, parse_tails
@@ -41,6 +42,8 @@ def check_paths(*, raw: str | Path | None, images: str | Path | None, inputs: In
         if isinstance(path, str | Path) and not Path(path).exists():
             found = "no such file or folder" if name == "images" else "no such file"
             raise FileError(f"cannot read the {noun} {path}", found=found, fix=f"give another path with --{name}")
+    if raw is not None:
+        check_model(Path(raw), noun="raw model")
 
 
 def assumptions(asked: CheckOptions) -> Assumed | None:

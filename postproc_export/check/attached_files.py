@@ -13,7 +13,8 @@ from graph_patterns.onnx.graph import ELEMENT_TYPES, LOWERINGS, OnnxView, defaul
 from graph_patterns.openvino import OpenVinoView
 from postproc_export.check.assumed import Assumed
 from postproc_export.check.attached import PURPOSE, AttachedModel
-from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError
+from postproc_export.errors import MetadataError, UnsupportedModelError
+from postproc_export.files import is_onnx
 from postproc_export.formats.base import decoded_outputs, encoded_port
 from postproc_export.formats.onnx import OnnxFormat
 from postproc_export.formats.openvino import OpenVinoFormat
@@ -26,7 +27,6 @@ from postproc_export.runtimes import PortInfo, first_reason
 from postproc_export.runtimes.openvino import import_openvino, port_info
 from postproc_export.stats import Level
 from postproc_export.tail import INPUT_NAMES
-from postproc_export.validation import check_file
 
 _FROZEN = "what adjusts the decision is a constant in this file, as conversions make of it"
 _CONVERTED = "it was converted from ONNX after it was attached: the form of the tail is a folded one"
@@ -40,14 +40,7 @@ def load_attached(path: Path, assumed: Assumed | None = None) -> AttachedModel:
     there is none and nothing in its place, `UsageError` where what is given contradicts it or does not calibrate what
     the file decides.
     """
-    check_file(path, what="the model")
-    match path.suffix.lower():
-        case ".onnx":
-            return _OnnxFile(path, assumed)
-        case ".xml":
-            return _OpenVinoFile(path, assumed)
-        case suffix:
-            raise UsageError(f"{path} is no model file", found=f"suffix '{suffix}'", needed=".onnx or .xml")
+    return (_OnnxFile if is_onnx(path) else _OpenVinoFile)(path, assumed)
 
 
 def read_values(tails: Mapping[Level, FoundTail]) -> dict[Level, Value]:

@@ -18,7 +18,6 @@ from postproc_export.record import TailRecord
 from postproc_export.runtimes import PortInfo, cannot_load
 from postproc_export.runtimes.openvino import openvino_core, port_info, read_model
 from postproc_export.tail import OUTPUT_NAMES
-from postproc_export.validation import check_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,6 @@ class ModelReading:
     """
 
     def __init__(self, path: Path) -> None:
-        check_file(path, what="the model")
         core = openvino_core(purpose=_PURPOSE)
         self._model: Any
         if is_onnx(path):

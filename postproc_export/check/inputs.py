@@ -17,7 +17,7 @@ from postproc_export.images.preprocessing import PreprocessingSource, settled
 from postproc_export.options import COUNT, SEED
 from postproc_export.runtimes import PortInfo, Runner
 from postproc_export.stats import CalibrationStats, LevelStats
-from postproc_export.validation import check_file, stated_twice
+from postproc_export.validation import check_file, kind_of_file, stated_twice
 
 FloatArray: TypeAlias = NDArray[np.floating[Any]]
 
@@ -220,9 +220,9 @@ def image_inputs(
 
     Errors are raised if there are no images, the model does not take them, or what is asked contradicts the statistics.
     """
+    found = find_samples(images, labels=False)
     port = image_input(ports)
     wanted = settled(stats.details.get("preprocessing"), preprocessing, port, other=other)
-    found = find_samples(images, labels=False)
     samples = spread(found, limit)
 
     def load(start: int, stop: int, size: int) -> Iterator[Feeds]:
@@ -276,16 +276,21 @@ def _is_shared(port: PortInfo, array: NDArray[Any], ports: Sequence[PortInfo]) -
 
 def _read(path: Path) -> Feeds:
     check_file(path, what="the inputs", needed="an .npz file")
+    fix = "write one with numpy.savez(path, NAME=array), an array for each input of the model"
     try:
-        with np.load(path, allow_pickle=False) as file:
+        kind = kind_of_file(path) or "other bytes"
+        if not kind.startswith("arrays"):
+            raise FileError(f"{path} is not an .npz file", found=kind, needed="arrays of NumPy, by name", fix=fix)
+        with path.open("rb") as stream:  # NumPy does not close a file that it cannot read
+            file = np.load(stream, allow_pickle=False)
             if (twice := stated_twice(file.files)) is not None:
-                fix = "write it again with numpy.savez"
                 raise FileError(f"{path} holds an array twice", found=twice, needed="one of each name", fix=fix)
             return {name: file[name] for name in file.files}
     except PostprocError:  # also an OSError, but says what is wrong already
         raise
     except (OSError, ValueError, AttributeError, EOFError, BadZipFile) as error:  # all that NumPy raises
-        raise FileError(f"cannot read the inputs {path}", found=str(error), needed="an .npz file") from error
+        found = f"a damaged or cut off file: {error}"
+        raise FileError(f"cannot read the inputs {path}", found=found, needed="an .npz file", fix=fix) from error
 
 
 def _choose(arrays: Feeds, port: PortInfo, ports: Sequence[PortInfo], where: str) -> NDArray[Any]:
@@ -297,6 +302,7 @@ def _choose(arrays: Feeds, port: PortInfo, ports: Sequence[PortInfo], where: str
             f"{where} has no array for the input {port.describe()}",
             found=", ".join(arrays) or "no array",
             needed=f"an array named '{port.name}'",
+            fix=f"numpy.savez(path, {port.name}=array), or --images for a folder of images",
         )
     return arrays[names[0]]
 

@@ -19,7 +19,7 @@ from graph_patterns.onnx.file import OnnxFile, external_files, load_skeleton
 from graph_patterns.onnx.wire import CHUNK, RAW_DATA
 from postproc_export.check.preserved import Change, Comparison, ModelPart, Names, Parts, Preservation, shown
 from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError
-from postproc_export.files import is_onnx
+from postproc_export.files import check_model, is_onnx
 from postproc_export.formats.base import decoded_outputs
 from postproc_export.formats.onnx import OnnxFormat
 from postproc_export.formats.onnx_file import defined_names, value_names
@@ -28,7 +28,6 @@ from postproc_export.formats.openvino_file import described, flattened, read_ir,
 from postproc_export.record import KEYS, METADATA_KEY, LayerRecord, TailRecord
 from postproc_export.runtimes.openvino import openvino_core
 from postproc_export.tail import INPUT_NAMES, PREFIX
-from postproc_export.validation import check_file
 
 
 def compare_files(raw: str | Path, attached: str | Path) -> Preservation:
@@ -39,12 +38,12 @@ def compare_files(raw: str | Path, attached: str | Path) -> Preservation:
     A file that cannot be read, another format and an illegal record are errors.
     """
     before, after = Path(raw), Path(attached)
+    check_model(before, noun="raw model")
     if is_onnx(before) != is_onnx(after):
         raise UsageError(
             f"{before} and {after} cannot be compared: they are of different formats",
             needed="the very file that was attached to",
         )
-    check_file(before, what="the raw model")
     if not is_onnx(before):
         core = openvino_core(purpose="comparing an OpenVINO IR")
         found = compare_models(read_ir(core, before), read_ir(core, after), where=str(after))

@@ -15,6 +15,7 @@ from postproc_export.check.inputs import RealBatch
 from postproc_export.check.ways import Configuration
 from postproc_export.comparison import Tolerance, narrow, own, transformed
 from postproc_export.errors import MetadataError, PostprocError, UnsupportedModelError, UsageError, require
+from postproc_export.files import check_model
 from postproc_export.float32 import HALVES
 from postproc_export.formats.base import DetachResult, format_of
 from postproc_export.options import TailOptions
@@ -27,7 +28,6 @@ from postproc_export.steps.plan import shown
 from postproc_export.steps.transforms import Transform, resolve_all
 from postproc_export.tail import Tail, TailOutput
 from postproc_export.torch_modules import identify_outputs, load_module, named_tensors, raw_tensors, reason_of
-from postproc_export.validation import check_file
 
 if TYPE_CHECKING:
     import torch
@@ -408,7 +408,7 @@ class RawFile:
         """Load the file, with the transform of the attached one behind it where that has one."""
         if self.model is not None:
             return way.open(self.model, threads=threads)
-        check_file(self.path, what="the raw model")
+        check_model(self.path, noun="raw model")
         return self.behind_transform(way.open(self.path, threads=threads))
 
     def behind_transform(self, runner: Runner) -> Runner:

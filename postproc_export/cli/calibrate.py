@@ -261,8 +261,9 @@ def _model_among(source: list[Path], images: Path | None) -> Path | None:
             fix=f"postproc-export calibrate {models[0]} --images FOLDER -o stats.json",
         )
     if images is not None and not models:
-        fix = "give the raw model as the source, or leave --images out"
-        raise UsageError("--images without a model", found=str(source[0]), needed="an .onnx or .xml file", fix=fix)
+        from postproc_export.files import check_model
+
+        check_model(source[0])
     return models[0] if models else None
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from postproc_export.errors import CalibrationError, FileError, PostprocError, UsageError
-from postproc_export.validation import check_file, is_label, stated_twice
+from postproc_export.validation import check_file, is_label, kind_of_file, stated_twice
 
 SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 NORMAL: Final = ("good", "normal", "ok")
@@ -344,7 +344,8 @@ def _rows(path: Path) -> list[Row]:
         raise
     except (csv.Error, UnicodeDecodeError) as error:
         fix = "save it as CSV in UTF-8, or give a folder of images"
-        raise CalibrationError(f"{path} is not a CSV file", found=str(error), fix=fix) from error
+        found = kind_of_file(path) or f"bytes that are no text: {error}"
+        raise CalibrationError(f"{path} is not a CSV file", found=found, fix=fix) from error
     except OSError as error:
         raise FileError(f"cannot read {path}", found=error.strerror or str(error), fix="make it readable") from error
 

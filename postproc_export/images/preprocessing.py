@@ -484,7 +484,8 @@ def _read_file(path: Path) -> dict[str, Any]:
         except ValueError as error:  # tomllib's, or bytes that are not UTF-8
             raise MetadataError(f"{what} {path} is not TOML", found=str(error)) from error
     else:
-        document = read_json(path, what=what)
+        fix = "give statistics, or a file with the fields of the pre-processing as JSON or TOML"
+        document = read_json(path, what=what, fix=fix)
     if isinstance(document, Mapping) and "schema_version" in document and document.get(_RECORDED) is None:
         fix = "give statistics of a model that was run on images, or a file with the fields"
         raise MetadataError(f"the statistics {path} record no pre-processing", fix=fix)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from postproc_export.errors import PostprocError, UnsupportedModelError, UsageError
+from postproc_export.files import check_model
 from postproc_export.ports import Axis, PortInfo
 from postproc_export.process import refuse_backups
 from postproc_export.validation import check_file
@@ -94,7 +95,8 @@ def checked_feeds(
 
 def cannot_load(label: str, runtime: str, error: Exception) -> UnsupportedModelError:
     """Return the error for a model that a runtime does not load."""
-    return UnsupportedModelError(f"{runtime} cannot load {label}", found=first_reason(error))
+    fix = f"export or convert the model again, or use another version of {runtime}"
+    return UnsupportedModelError(f"{runtime} cannot load {label}", found=first_reason(error), fix=fix)
 
 
 def cannot_run(label: str, runtime: str, error: Exception, feeds: Mapping[str, Array]) -> UnsupportedModelError:
@@ -137,13 +139,18 @@ def open_runner(
     if native == "openvino" and runtime == "onnxruntime":
         raise UsageError("ONNX Runtime does not read OpenVINO models", fix="choose the runtime openvino")
     source = str(model) if isinstance(model, (str, Path)) else model
-    if (runtime or native) == "openvino":
-        from postproc_export.runtimes.openvino import OpenVinoRunner
+    try:
+        if (runtime or native) == "openvino":
+            from postproc_export.runtimes.openvino import OpenVinoRunner
 
-        return OpenVinoRunner.load(source, precision=precision, threads=threads)
-    from postproc_export.runtimes.onnxruntime import OnnxRuntimeRunner
+            return OpenVinoRunner.load(source, precision=precision, threads=threads)
+        from postproc_export.runtimes.onnxruntime import OnnxRuntimeRunner
 
-    return OnnxRuntimeRunner.load(source, precision=precision, optimize=optimize, threads=threads)
+        return OnnxRuntimeRunner.load(source, precision=precision, optimize=optimize, threads=threads)
+    except UnsupportedModelError:
+        if isinstance(source, str) and native == "onnxruntime":
+            _refuse_damaged(Path(source))  # in words, where the file is at fault
+        raise
 
 
 def _native_runtime(model: str | Path | bytes | Any) -> RuntimeName:
@@ -151,15 +158,21 @@ def _native_runtime(model: str | Path | bytes | Any) -> RuntimeName:
     if not isinstance(model, (str, Path)):
         return "onnxruntime" if isinstance(model, bytes) else "openvino"
     path, binary = Path(model), Path(model).with_suffix(".bin")
-    runtime = _RUNTIME_OF_SUFFIX.get(path.suffix.lower())
-    if runtime is None:
-        raise UsageError(f"{path} is no model file", found=f"suffix '{path.suffix}'", needed=".onnx or .xml")
-    check_file(path, what="the model")
+    check_model(path)
+    runtime = _RUNTIME_OF_SUFFIX[path.suffix]
     refuse_backups([path, binary], verb="read")
     for weights in [binary] if runtime == "openvino" else _external_data(path):
         if weights.exists():  # else the runtime says what is missing
             check_file(weights, what="the weights")
     return runtime
+
+
+def _refuse_damaged(path: Path) -> None:
+    """Raise ModelFileError for an ONNX file that is no model, a damaged one, or misses its weights."""
+    from graph_patterns.onnx.file import external_files, load_skeleton
+
+    with load_skeleton(path) as file:
+        external_files(file.model, path.parent)
 
 
 def _external_data(path: Path) -> list[Path]:

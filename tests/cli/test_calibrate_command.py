@@ -133,7 +133,11 @@ def test_warnings_go_to_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str
         pytest.param(["absent.npz"], "absent.npz", id="missing-source"),
         pytest.param(["model.onnx"], "is a model", id="model-without-images"),
         pytest.param(["model.onnx", "val.npz", "--images", "set"], "2 source(s)", id="model-and-shard"),
-        pytest.param(["val.npz", "--images", "set"], "--images without a model", id="images-without-model"),
+        pytest.param(
+            ["val.npz", "--images", "set"],
+            "val.npz is a file of arrays, and no exported model",
+            id="images-without-model",
+        ),
         pytest.param(["val.npz", "--image-policy", "best"], "best", id="policy"),
         pytest.param(["model.onnx", "--images", "set", "--image-size", "8 by 8"], "HEIGHTxWIDTH", id="size"),
         pytest.param(["model.onnx", "--images", "set", "--mean", "a"], "--mean a", id="mean"),
@@ -164,7 +168,7 @@ def test_a_target_that_cannot_be_written_is_refused_first(
     shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Not after an hour of running the model."""
-    for target, message in ((tmp_path, "a folder"), (tmp_path / "absent" / "s.json", "no folder")):
+    for target, message in ((tmp_path, "a folder"), (shard / "new" / "s.json", "is no folder")):
         assert main(["calibrate", str(shard), "-o", str(target)]) == 2
         assert message in capsys.readouterr().err
 

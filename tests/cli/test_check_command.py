@@ -119,7 +119,7 @@ def test_a_miss_exits_1_and_is_told_in_full(tmp_path: Path, capsys: pytest.Captu
             ["attached.xml", "--comparison", "gt"], "comparison is ge by the record, gt as", id="another-rule"
         ),
         pytest.param(["raw.xml", "--pixel-sensitivity", "0.5"], "`postproc-export attach`", id="option-without-record"),
-        pytest.param(["attached.xml", "--inputs", "raw.xml"], "cannot read the inputs raw.xml", id="no-npz"),
+        pytest.param(["attached.xml", "--inputs", "raw.xml"], "raw.xml is not an .npz file", id="no-npz"),
         pytest.param(["attached.xml", "--inputs", "/dev/null"], "cannot read the inputs /dev/null", id="empty-npz"),
         pytest.param(["attached.xml", "--images", "none"], "no such file or folder", id="no-images"),
         pytest.param(

@@ -99,13 +99,18 @@ def test_writing_onto_the_input_has_to_be_asked_for(model: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [
-        ("model.pt", None, r"is not a model that can be read or rewritten\n.*'.pt'"),
+        ("model.pt", None, r"model.pt is a PyTorch checkpoint, and no exported model\n"),
+        ("model.tflite", None, r"is not an exported model\n.*'.tflite'"),
         ("model.onnx", "out.xml", "cannot write an ONNX model to out.xml"),
         ("model.xml", "out.onnx", "cannot write an OpenVINO IR to out.onnx"),
     ],
 )
-def test_a_wrong_suffix_is_refused(source: str, target: str | None, message: str) -> None:
+def test_a_wrong_suffix_is_refused(
+    source: str, target: str | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Only .onnx and .xml can be rewritten, each to its own kind."""
+    monkeypatch.chdir(tmp_path)
+    Path(source).write_text("<net>")
     with pytest.raises(UsageError, match=message):
         attach_postprocessing(source, STATS, output=target)
 

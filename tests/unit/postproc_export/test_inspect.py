@@ -204,10 +204,11 @@ def test_external_data_outside_the_folder_is_refused(location: str, tmp_path: Pa
         inspect_model(tmp_path / "in" / "m.onnx")
 
 
-def test_another_suffix_is_refused() -> None:
+def test_another_suffix_is_refused(tmp_path: Path) -> None:
     """Only ONNX models and IRs are models."""
-    with pytest.raises(UsageError, match=r"found:   the suffix '.pt'"):
-        inspect_model("model.pt")
+    (tmp_path / "model.tflite").touch()
+    with pytest.raises(UsageError, match=r"found:   the suffix '.tflite'"):
+        inspect_model(tmp_path / "model.tflite")
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])

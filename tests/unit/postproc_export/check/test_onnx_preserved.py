@@ -298,6 +298,7 @@ def test_models_in_memory_are_compared_too() -> None:
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     """Another format, no file, a damaged record: an error, and not a difference."""
     _, attached = files(tmp_path)
+    (tmp_path / "raw.xml").write_text("<net>")
     with pytest.raises(UsageError, match="of different formats"):
         compare_files(tmp_path / "raw.xml", attached)
     with pytest.raises(FileError, match="no such file"):
