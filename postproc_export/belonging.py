@@ -6,6 +6,7 @@ integers, from noise to large patches, which the model that was calibrated and t
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import permutations
 from pathlib import Path
@@ -15,14 +16,22 @@ import numpy as np
 
 from graph_patterns.expr import ExplainedError
 from postproc_export.comparison import CONSTANT, SAME_MODEL
-from postproc_export.errors import MetadataError, MissingDependencyError, UnsupportedModelError, UsageError, install
+from postproc_export.errors import (
+    MetadataError,
+    MissingDependencyError,
+    PostprocError,
+    UnsupportedModelError,
+    UsageError,
+    install,
+)
 from postproc_export.float32 import shortest
 from postproc_export.formats.base import DetachResult, Format, Outputs, format_of
 from postproc_export.images import Preprocessing, image_input
+from postproc_export.options import OriginOptions, as_typed
 from postproc_export.ports import LEAVE_OUT, PortInfo, Selection, select_outputs
 from postproc_export.process import temporary_folder
-from postproc_export.raw_model import open_raw, run_batch
-from postproc_export.record import MODEL_KEY, TailSpec
+from postproc_export.raw_model import choose_raw, open_raw, run_batch
+from postproc_export.record import MODEL_KEY, TailSpec, parse_tails
 from postproc_export.runtimes import Array, Runner, RuntimeName, as_float32, installed_runtimes, open_runner
 from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.validation import shown
@@ -57,7 +66,10 @@ def probe_pixels(height: int, width: int, channels: int) -> Array:
 
 
 def _probe_inputs(runner: Runner, preprocessing: Preprocessing | None) -> Array:
-    """Return the probe as the model takes it: images, or where nothing prepares these, numbers of its input's shape."""
+    """Return the probe as the model takes it: images, or where these do not fit it, numbers of its input's shape."""
+    if preprocessing is None:
+        with suppress(PostprocError):
+            preprocessing = Preprocessing().for_input(image_input(runner.inputs))
     if preprocessing is not None:
         settled = preprocessing.for_input(image_input(runner.inputs))
         shape = settled.blank().shape
@@ -105,22 +117,52 @@ def _plain(row: Any) -> Any:
 
 
 def model_details(
-    path: Path, selection: Selection, opened: Callable[[], Opened], preprocessing: Preprocessing | None
+    path: Path, chosen: Selection | None, opened: Callable[[], Opened], preprocessing: Preprocessing | None
 ) -> dict[str, Any]:
     """Return what statistics record of the model that they are calibrated on, and of its raw outputs.
 
-    `opened` loads it at float32, behind custom steps. A probe that cannot be run is left out, with the reason. Raises a
-    ModelFileError or PostprocError if the file cannot be read.
+    `opened` loads it at float32, behind custom steps; it selects the outputs where they are not chosen. A probe that
+    cannot be run is left out, with the reason. Raises a PostprocError if the file cannot be read.
     """
     form = format_of(path)
     document: dict[str, Any] = {"name": path.name, "format": form.name, "digest": form.digest(path)}
-    names = {level: port.name for level, port in selection.raw.items()}
-    document["outputs"] = {level: names.get(level) for level in LEVELS}
     try:
-        document["probe"] = probe(*opened(), preprocessing)
+        runner, selection = opened()
+        chosen = chosen or selection
+        document["probe"] = probe(runner, selection, preprocessing)
     except ExplainedError as error:
         document["probe"] = {"left_out": _reason(error)}
+    if chosen is not None:
+        names = {level: port.name for level, port in chosen.raw.items()}
+        document["outputs"] = {level: names.get(level) for level in LEVELS}
     return document
+
+
+def origin_details(asked: OriginOptions) -> dict[str, Any]:
+    """Return what statistics of values record of the model that gave them, and of how its images were fed.
+
+    Raises a PostprocError if the model cannot be read or is post-processed, or an option has no effect without one.
+    """
+    outputs: Outputs = {"image_output": asked.image_output, "pixel_output": asked.pixel_output}
+    fed = None if asked.preprocessing is None else Preprocessing().replaced(asked.preprocessing)
+    if asked.model is None:
+        for name, given in outputs.items():
+            if given is not None:
+                what, fix = f"{as_typed(asked, name)} would have no effect", "leave it out, or give --model"
+                raise UsageError(what, found="raw outputs, and not the model that gave them", fix=fix)
+        return {} if fed is None else {"preprocessing": fed.to_json()}
+    path, steps = Path(asked.model), parse_tails(asked.steps)
+    form = format_of(path)
+    chosen = None if steps else choose_raw(path, outputs)
+    if fed is not None:
+        fed = fed.for_input(image_input(form.inputs(form.load(path, purpose="reading an OpenVINO IR"))))
+
+    def opened() -> Opened:
+        """Load it behind the steps that the values go through."""
+        return open_raw(path, outputs=outputs, steps=steps, runtime=usable_runtime(form))[:2]
+
+    details: dict[str, Any] = {MODEL_KEY: model_details(path, chosen, opened, fed)}
+    return details if fed is None else {**details, "preprocessing": fed.to_json()}
 
 
 def _reason(error: ExplainedError) -> str:

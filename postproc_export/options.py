@@ -440,7 +440,21 @@ class CalibrationOptions(ConventionOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibratorOptions(CalibrationOptions):
+class OriginOptions(OutputOptions, ImageOptions):
+    """Where raw outputs come from that are given as values.
+
+    Parameters
+    ----------
+    model
+        Raw model (.onnx or .xml) that gave the values: the statistics say then which one they belong to, and `attach`
+        refuses any other.
+    """
+
+    model: str | Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibratorOptions(CalibrationOptions, OriginOptions):
     """What `Calibrator` takes.
 
     Parameters
@@ -457,7 +471,7 @@ class CalibratorOptions(CalibrationOptions):
 
 
 @dataclass(frozen=True)
-class ShardOptions(CalibrationOptions):
+class ShardOptions(CalibrationOptions, OriginOptions):
     """What `calibrate` takes.
 
     Parameters

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from postproc_export.belonging import origin_details
 from postproc_export.calibration.arrays import KEYS, Block, Pair, Place, as_numpy, check_labelled
 from postproc_export.calibration.convention import Convention
 from postproc_export.calibration.counting import Divide, Extremes, Part
@@ -34,6 +35,7 @@ from postproc_export.errors import CalibrationError, FileError, PostprocError, U
 from postproc_export.files import CHECKPOINTS, EXPORT_FIRST
 from postproc_export.options import CalibrationOptions, CalibratorOptions, ShardOptions
 from postproc_export.policies import Policy, Range
+from postproc_export.record import MODEL_KEY
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
 from postproc_export.validation import called_like, check_file, method_like
 
@@ -69,7 +71,7 @@ class Calibrator:
     def __init__(self, **given: Any) -> None:
         asked = CalibratorOptions(**given)
         self._asked, self._policies, self._ranges = asked, level_policies(asked), level_ranges(asked)
-        self._convention = Convention(asked)
+        self._convention, self._origin = Convention(asked), origin_details(asked)
         self._spool_dir = None if asked.spool_dir is None else Path(asked.spool_dir)
         if self._spool_dir is not None and not self._spool_dir.is_dir():
             raise FileError(
@@ -175,6 +177,9 @@ class Calibrator:
         if other._asked.exact != self._asked.exact:
             raise UsageError("an exact Calibrator and one with exact=False cannot be merged", fix="make both alike")
         self._convention.merge(other._convention)
+        digests = [each._origin.get(MODEL_KEY, {}).get("digest") for each in (self, other)]
+        if digests[0] != digests[1]:
+            raise UsageError("Calibrators of two models cannot be merged", fix="give both the same model, or none")
         for level, state in other._levels.items():
             if state.tally.labelled is not None:
                 place = Place("the other calibrator", *KEYS[level], None)
@@ -230,7 +235,8 @@ class Calibrator:
         if not any(levels.values()):
             raise CalibrationError("nothing to calibrate on: no sample was seen", needed="update() with a batch first")
         self._convention.check(levels.get("image"))
-        return CalibrationStats(image=levels.get("image"), pixel=levels.get("pixel"), details=self._convention.details)
+        details = {**self._convention.details, **self._origin}
+        return CalibrationStats(image=levels.get("image"), pixel=levels.get("pixel"), details=details)
 
     def _check_whole(self) -> None:
         if any(state.is_broken for state in self._levels.values()):
@@ -364,6 +370,7 @@ def calibrate(**given: Any) -> CalibrationStats:
     """
     asked = ShardOptions(**given)
     policies, ranges, convention = level_policies(asked), level_ranges(asked), Convention(asked)
+    origin = origin_details(asked)
     shards = find_shards(asked.source)
     for shard in shards:
         shard.convention = convention
@@ -392,7 +399,7 @@ def calibrate(**given: Any) -> CalibrationStats:
             fix="give files with arrays that have elements",
         )
     convention.check(levels["image"])
-    details = {"source": names, **convention.details}
+    details = {"source": names, **convention.details, **origin}
     return CalibrationStats(image=levels["image"], pixel=levels["pixel"], details=details)
 
 

@@ -123,20 +123,19 @@ def _interval(interval: Mapping[str, float] | None) -> str:
     return f"{low:.4f}" if f"{low:.4f}" == f"{high:.4f}" else f"{low:.4f} to {high:.4f}"
 
 
-def _check_before(
-    source: Sequence[Path], images: Path | None, output: Path, *, spool_dir: Path | None, preprocessing: Path | None
-) -> None:
+def _check_before(source: Sequence[Path], images: Path | None, output: Path, given: Mapping[str, Any]) -> None:
     """Refuse an output that is read or cannot be written, and a folder for the spool in which nothing can be.
 
     Of a model and its images, `_from_model` looks at each file once they are known.
     """
     from postproc_export.calibration.calibrator import source_files
-    from postproc_export.files import check_folder, check_target
+    from postproc_export.files import check_folder, check_target, model_files
 
-    named = [path for path in (images, preprocessing) if path is not None and path.is_file()]
-    check_target(output, source_files(source) if images is None else [*source, *named])
-    if spool_dir is not None:
-        check_folder(spool_dir)
+    named = [path for path in (images, given.get("preprocessing")) if path is not None and path.is_file()]
+    origin = model_files(given["model"]) if "model" in given else []
+    check_target(output, [*(source_files(source) if images is None else source), *named, *origin])
+    if given.get("spool_dir") is not None:
+        check_folder(given["spool_dir"])
 
 
 def _from_shards(source: Sequence[Path], given: Mapping[str, Any]) -> CalibrationStats:
@@ -187,11 +186,12 @@ def _after_calibrate(_: CalibrationStats, given: Given) -> list[object]:
     chosen = [(f"--{level}-output", given.get(f"{level}_output")) for level in LEVELS]
     steps = [("--step", text) for text in given.get("step") or ()]
     options = [word for pair in (*chosen, *steps) if pair[1] is not None for word in pair]
-    return ["attach", model or "MODEL.onnx", "--stats", output, *options]
+    return ["attach", model or given.get("model") or "MODEL.onnx", "--stats", output, *options]
 
 
 _MODEL_SUFFIXES: Final = (".onnx", ".xml")
-_OF_CALIBRATION: Final = options_of(CalibratorOptions)
+_OF_OUTPUTS: Final = ("image_output", "pixel_output")  # of a model that is run, or that gave the values
+_OF_CALIBRATION: Final = options_of(CalibratorOptions, without=["preprocessing", *_OF_OUTPUTS])
 _OF_DASK: Final = options_of(ShardOptions, only=["dask"])
 _OF_BOTH: Final = options_of(ConventionOptions)  # of calibrations from files and of models alike
 _OF_MODELS: Final = options_of(
@@ -234,16 +234,15 @@ def calibrate(
 
     model = _model_among(source, images)
     _refuse_unused(given, model)
-    files = {name: given.get(name) for name in ("spool_dir", "preprocessing")}
-    _check_before(source, images, output, **files)
+    _check_before(source, images, output, given)
     given["compare"] = COMPARED if compare else ()
     with claimed([output]):
+        preprocessing = preprocessing_of(given)
         if model is None or images is None:
-            stats = _from_shards(source, given)
+            stats = _from_shards(source, {**given, "preprocessing": preprocessing})
         else:
             from postproc_export.calibration.model import ModelSource
 
-            preprocessing = preprocessing_of(given)
             of_model = {each.name: given.pop(each.name) for each in (*_OF_MODELS, *_OF_BOTH) if each.name in given}
             opened = ModelSource.open(model, images, preprocessing=preprocessing, **of_model)
             stats = _from_model(opened, given, output=output)
@@ -268,14 +267,20 @@ def _model_among(source: list[Path], images: Path | None) -> Path | None:
 
 
 def _refuse_unused(given: Mapping[str, Any], model: Path | None) -> None:
-    of_models = {**spelling_of(_OF_IMAGES), **spelling_of(_OF_MODELS), "spool_dir": "--spool-dir"}
-    unused = [option for name, option in of_models.items() if name in given]
+    of_origin = {**spelling_of(_OF_IMAGES), **{name: f"--{name.replace('_', '-')}" for name in _OF_OUTPUTS}}
+    of_models = {**of_origin, **spelling_of(_OF_MODELS), "spool_dir": "--spool-dir"}
+    has_origin = "model" in given
+    unused = [name for name in of_models if name in given and not (has_origin and name in of_origin)]
     if unused and model is None:
+        named = ", or name the model that gave the values with --model" if unused[0] in of_origin else ""
         raise UsageError(
-            f"{unused[0]} is for a model that is run on images",
+            f"{of_models[unused[0]]} is for a model that is run on images",
             found="raw outputs in files",
-            fix="leave it out, or give a model with --images",
+            fix=f"leave it out, or give a model with --images{named}",
         )
-    if model is not None and "dask" in given:
-        fix = "leave it out, or save the raw outputs as shards and calibrate on these"
-        raise UsageError("--dask is for raw outputs in files", found=f"the model {model}", fix=fix)
+    for name, fix in (
+        ("dask", "leave it out, or save the raw outputs as shards and calibrate on these"),
+        ("model", "leave it out: the statistics name the model that is run"),
+    ):
+        if model is not None and name in given:
+            raise UsageError(f"--{name} is for raw outputs in files", found=f"the model {model}", fix=fix)

@@ -163,3 +163,64 @@ def test_an_export_with_statistics_of_another_model(invoke: Invoke, tmp_path: Pa
     ran = invoke(*command, "--calibrate", pictures(tmp_path / "set"), "--image-only", "--other-model")
     assert ran.exit_code == 2
     assert "--other-model would have no effect" in ran.stderr
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    """Raw scores in a file."""
+    np.savez(tmp_path / "val.npz", pred_score=np.array([0, 0.1, 0.5, 0.6], np.float32), gt_label=[0, 0, 1, 1])
+    return tmp_path / "val.npz"
+
+
+def test_values_in_files_with_the_model_that_gave_them(shard: Path, invoke: Invoke, tmp_path: Path) -> None:
+    """`--model` names it, and `attach` tells it from another; without it there is a note."""
+    one = hosts.raw_file(hosts.score_and_map(), tmp_path, "one")
+    other = hosts.raw_file(model_files.other(), tmp_path, "other")
+    stats, target = tmp_path / "stats.json", tmp_path / "out.onnx"
+    ran = invoke("calibrate", shard, "--model", one, "--image-size", "8x8", "--preset", "imagenet", "-o", stats)
+    assert ran.exit_code == 0, ran.stderr
+    assert f"attach {one} --stats {stats}" in ran.stdout + ran.stderr
+    assert CalibrationStats.load(stats).details["preprocessing"]["std"] == [0.229, 0.224, 0.225]
+    assert invoke("attach", other, "--stats", stats, "-o", target).exit_code == 2
+    assert invoke("attach", one, "--stats", stats, "-o", target).exit_code == 0
+    assert invoke("calibrate", shard, "-o", stats).exit_code == 0
+    assert (
+        "do not say which model they were calibrated on"
+        in invoke("attach", other, "--stats", stats, "-o", target).stdout
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "nowhere.onnx"], "nowhere.onnx"),
+        (["--model", "{shard}"], "{shard}"),
+        (["--image-output", "pred_score"], "or name the model that gave the values with --model"),
+        (["--preset", "imagenet"], "or name the model that gave the values with --model"),
+        (["--model", "{model}", "--precision", "default"], "--precision is for a model that is run on images"),
+        (["--model", "{model}", "-o", "{model}"], "it is the file that is read"),
+        (["--model", "{model}", "--image-output", "third"], "the model has no such output"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_model_of_values_that_cannot_be_named(
+    options: list[str], message: str, shard: Path, invoke: Invoke, tmp_path: Path
+) -> None:
+    """One message that names what was typed; nothing is written."""
+    model, stats = hosts.raw_file(hosts.score_and_map(), tmp_path), tmp_path / "stats.json"
+    before = model.read_bytes()
+    known = {"model": model, "shard": shard}
+    target = [] if "-o" in options else ["-o", stats]
+    ran = invoke("calibrate", shard, *(text.format(**known) for text in options), *target)
+    assert (ran.exit_code, ran.stdout) == (2, "")
+    assert message.format(**known) in ran.stderr
+    assert model.read_bytes() == before
+    assert not stats.exists()
+
+
+def test_a_model_that_is_run_is_not_named_again(invoke: Invoke, images: Path, tmp_path: Path) -> None:
+    """`--model` is for values in files."""
+    model = hosts.raw_file(hosts.score_and_map(), tmp_path)
+    ran = invoke("calibrate", model, "--images", images, "--model", model, "-o", tmp_path / "stats.json")
+    assert ran.exit_code == 2
+    assert "--model is for raw outputs in files" in ran.stderr

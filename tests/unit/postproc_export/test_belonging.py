@@ -1,6 +1,7 @@
 """Whether statistics belong to a model: the digest, the probe, the outputs, the size; what is noted, what refused."""
 
 import json
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +17,15 @@ from onnx import helper, numpy_helper
 
 from postproc_export import (
     CalibrationStats,
+    Calibrator,
     attach_postprocessing,
     attach_to_onnx,
     attach_to_openvino,
+    calibrate,
     update_postprocessing,
 )
 from postproc_export.belonging import hashed, probe, probe_pixels
-from postproc_export.errors import UsageError
+from postproc_export.errors import PostprocError, UsageError
 from postproc_export.images import Preprocessing
 from postproc_export.ports import select_outputs
 from postproc_export.runtimes import open_runner
@@ -420,3 +423,112 @@ def test_what_is_attached_keeps_the_record_of_the_model(tmp_path: Path) -> None:
     (entry,) = (item.value for item in onnx.load(result.output).metadata_props if item.key == "postproc_export")
     assert json.loads(entry)["statistics"]["model"] == json.loads(stats.dumps())["model"]
     assert numpy_helper.to_array(onnx.load(result.output).graph.initializer[0]).size
+
+
+@pytest.fixture
+def values() -> dict[str, np.ndarray]:
+    """Raw outputs of four images with their truth."""
+    scores = np.array([0.0, 0.125, 0.5, 0.25], np.float32)
+    maps = np.broadcast_to(scores[:, None, None], (4, 2, 2))
+    labels = np.array([0, 0, 1, 1])
+    return {"pred_score": scores, "gt_label": labels, "anomaly_map": maps, "gt_mask": maps > 0.2}
+
+
+def by_calibrator(values: dict[str, np.ndarray], **options: Any) -> CalibrationStats:
+    """Calibrate on batches."""
+    with Calibrator(resamples=0, **options) as calibrator:
+        calibrator.update(**values)
+        return calibrator.compute()
+
+
+def by_function(values: dict[str, np.ndarray], **options: Any) -> CalibrationStats:
+    """Calibrate on a mapping."""
+    return calibrate(values, resamples=0, **options)
+
+
+@pytest.mark.parametrize("made", [by_calibrator, by_function])
+@BOTH
+def test_values_are_recorded_with_the_model_that_gave_them(
+    made: Callable[..., CalibrationStats], ir: bool, values: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """From Python, as from images: the model, its outputs, the pre-processing and the policies; `attach` compares."""
+    raw = hosts.raw_file(hosts.score_and_map(), tmp_path, ir=ir)
+    stats = made(values, model=raw, preprocessing=Preprocessing(size=(8, 8)), image_policy="recall=1")
+    expected = statistics(raw)
+    assert stats.details["model"] == expected.details["model"]
+    assert (
+        stats.details["preprocessing"]
+        == Preprocessing(size=(8, 8), layout="nchw", scale=255.0, dtype="float32").to_json()
+    )
+    assert stats.image is not None
+    assert stats.image.policy == "recall=1"
+    assert attach_postprocessing(raw, stats).remarks == ()
+    with pytest.raises(UsageError, match=OTHER):
+        attach_postprocessing(hosts.raw_file(model_files.other(), tmp_path, "other", ir=ir), stats)
+
+
+@pytest.mark.parametrize("made", [by_calibrator, by_function])
+def test_a_model_that_gave_values_behind_a_step(
+    made: Callable[..., CalibrationStats], values: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """The probe is of the values behind the step, and the outputs that are named are recorded."""
+    raw = hosts.raw_file(hosts.score_and_map(dynamic=False), tmp_path)
+    stats = made(values, model=raw, step="negate", pixel_output="anomaly_map")
+    plain = made(values, model=raw, image_output="pred_score")
+    behind, before = (each.details["model"]["probe"] for each in (stats, plain))
+    assert behind["image"] == [-value for value in before["image"]]
+    for ours, theirs in zip(behind["pixel"], before["pixel"], strict=True):  # the first is the maximum
+        assert ours[1:] == [-value for value in theirs[1:]]
+    assert attach_postprocessing(raw, stats, step="negate").remarks == ()
+    again = hosts.raw_file(refactored(hosts.score_and_map(dynamic=False)), tmp_path, "again")
+    assert "same model" in noted(attach_postprocessing(again, stats, step="negate"))
+
+
+@pytest.mark.parametrize("made", [by_calibrator, by_function])
+def test_a_model_that_cannot_have_given_values_is_refused(
+    made: Callable[..., CalibrationStats], values: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """One that is not there, an attached one, an output that it does not have, or an output of no model at all."""
+    raw = hosts.raw_file(hosts.score_and_map(), tmp_path)
+    attached = attach_postprocessing(raw, statistics(raw)).output
+    for options, message in (
+        ({"model": tmp_path / "nowhere.onnx"}, "cannot read"),
+        ({"model": attached}, "the model is post-processed already"),
+        ({"model": raw, "image_output": "third"}, "the model has no such output"),
+        ({"image_output": "pred_score"}, "image_output pred_score would have no effect"),
+    ):
+        with pytest.raises(PostprocError, match=message):
+            made(values, **options)
+
+
+def test_a_model_that_no_runtime_runs_is_recorded_without_its_probe(
+    values: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its digest tells it all the same, and the reason stands in the place of the probe."""
+    raw = hosts.raw_file(hosts.score_and_map(), tmp_path)
+    monkeypatch.setattr("postproc_export.belonging.installed_runtimes", tuple)
+    stats = by_function(values, model=raw)
+    recorded = stats.details["model"]
+    assert recorded["probe"] == {"left_out": "no runtime for the model is installed"}
+    assert recorded["outputs"] == {"image": "pred_score", "pixel": "anomaly_map"}
+    assert attach_postprocessing(raw, stats).remarks == ()
+    assert "is not known" in noted(attach_postprocessing(hosts.raw_file(model_files.other(), tmp_path, "other"), stats))
+
+
+def test_calibrators_of_two_models_are_not_merged(values: dict[str, np.ndarray], tmp_path: Path) -> None:
+    """Of one model they are, and pickling keeps what is recorded of it."""
+    one = hosts.raw_file(hosts.score_and_map(dynamic=False), tmp_path, "one")
+    other = hosts.raw_file(model_files.other(dynamic=False), tmp_path, "other")
+    first, second, third = (Calibrator(resamples=0, model=path) for path in (one, one, other))
+    first.update(**values)
+    first.merge(pickle.loads(pickle.dumps(second)))
+    assert first.compute().details["model"]["name"] == "one.onnx"
+    with pytest.raises(UsageError, match="Calibrators of two models cannot be merged"):
+        first.merge(third)
+
+
+def test_a_pre_processing_is_recorded_without_a_model(values: dict[str, np.ndarray]) -> None:
+    """How the images were fed is known, though not to what."""
+    stats = by_calibrator(values, preprocessing={"preset": "imagenet", "size": (8, 8)})
+    assert stats.details["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
+    assert "model" not in stats.details

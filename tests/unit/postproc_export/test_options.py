@@ -80,9 +80,9 @@ def test_a_name_that_is_not_known_is_a_type_error() -> None:
 
 def test_no_public_function_has_many_parameters_of_its_own() -> None:
     """What goes beyond a handful stands in an options class."""
-    functions = [getattr(postproc_export, name) for name in postproc_export.__all__]
-    code = [getattr(each, "__wrapped__", each) for each in functions if callable(each)]
-    own = {each.__name__: len(inspect.signature(each).parameters) for each in code}
+    found = [each for name in postproc_export.__all__ if callable(each := getattr(postproc_export, name))]
+    code = [inspect.unwrap(each.__init__ if isinstance(each, type) else each) for each in found]
+    own = {each.__qualname__: len(inspect.signature(each).parameters) for each in code}
     assert {name: count for name, count in own.items() if count > OWN_PARAMETERS} == {}
 
 
