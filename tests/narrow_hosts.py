@@ -46,6 +46,12 @@ def conv(dtype: str, opset: int) -> ModelProto:
     return hosts.parse(graph + body, opset=opset, ir_version=_ir_version(opset))
 
 
+def columns(dtype: str, opset: int) -> ModelProto:
+    """Return a host with scores [N,2] by MatMul, of which the second are those of `matmul`."""
+    graph = f"host ({dtype}[N,3] x) => ({dtype}[N,2] pred_score)\n<{dtype}[3,2] w = {_weights(dtype, columns=2)}>"
+    return hosts.parse(f"{graph}\n{{\npred_score = MatMul(x, w)\n}}", opset=opset, ir_version=_ir_version(opset))
+
+
 HOSTS: Final[dict[str, Callable[[str, int], ModelProto]]] = {
     "matmul": matmul,
     "gemm": gemm,
@@ -81,8 +87,10 @@ def _scores(dtype: str, opset: int, node: str, weight: str) -> ModelProto:
     return hosts.parse(graph, opset=opset, ir_version=_ir_version(opset))
 
 
-def _weights(dtype: str) -> str:
-    bits = np.array(WEIGHTS).astype(DTYPES[dtype]).view(np.uint16)  # ONNX text holds the bits of narrow types
+def _weights(dtype: str, *, columns: int = 1) -> str:
+    """Return the weights, behind zeros in each row where there are several columns."""
+    rows = np.stack([*[np.zeros(3)] * (columns - 1), WEIGHTS], axis=1).ravel()
+    bits = rows.astype(DTYPES[dtype]).view(np.uint16)  # ONNX text holds the bits of narrow types
     return f"{{{', '.join(map(str, bits))}}}"
 
 

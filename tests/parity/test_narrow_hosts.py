@@ -26,6 +26,7 @@ from postproc_export import (
 )
 from postproc_export.errors import UsageError
 from postproc_export.float32 import half_ulp
+from postproc_export.record import parse_tail
 from postproc_export.runtimes import as_float32, open_runner
 from postproc_export.stats import LEVELS, Comparison
 from postproc_export.tail import adjusted_error
@@ -61,20 +62,20 @@ def flips(
     comparison: Comparison,
     ir: bool,
     quick: bool,
-    is_negated: bool = False,
+    step: str | None = None,
 ) -> Any:
     """Return how many labels and mask pixels are not the rule's at nine sensitivities, by way of running."""
-    model = HOSTS[host](dtype, opset)
+    model = {**HOSTS, "columns": narrow_hosts.columns}[host](dtype, opset)
     raw = hosts.raw_file(model, folder, ir=ir)
     stats = BOTH if host == "conv" else CalibrationStats(image=LEVEL)
-    stats = replace(stats, details={"tail": [{"name": "negate"}]}) if is_negated else stats
-    steps = ["negate", POINTS] if is_negated else [POINTS]
+    stats = stats if step is None else replace(stats, details={"tail": [parse_tail(step).to_json()]})
+    steps = [POINTS] if step is None else [step, POINTS]
     attached = attach_postprocessing(raw, stats, comparison=comparison, step=steps).output
     fed = {"x": narrow_hosts.inputs(host, dtype)}
     found = {}
     for name, (runtime, optimize) in ways(host, dtype, ir=ir, quick=quick).items():
         (given,) = open_runner(raw, runtime=runtime, optimize=optimize).run(fed).values()
-        given = -given if is_negated else given
+        given = -given if step == "negate" else given if step is None else given[:, 1]
         outputs = open_runner(attached, runtime=runtime, optimize=optimize).run(fed)
         wanted = {f"pred_label_at{index}": value for index, value in enumerate(SENSITIVITIES)}
         wanted |= {name: 0.5 for name in ("pred_label", "pred_mask") if name in outputs}
@@ -108,8 +109,17 @@ def test_every_narrow_value_decides_as_the_rule_does_behind_negate(
 ) -> None:
     """The step rounds nothing, so the type of the host holds behind it: no label differs in any runtime."""
     comparison: Comparison = "ge" if ir else "gt"
-    options: dict[str, Any] = {"opset": 17, "comparison": comparison, "ir": ir, "quick": True, "is_negated": True}
+    options: dict[str, Any] = {"opset": 17, "comparison": comparison, "ir": ir, "quick": True, "step": "negate"}
     found = flips(tmp_path, host, dtype, **options)
+    assert none(found), found
+
+
+@pytest.mark.parametrize("ir", [False, True], ids=["onnx", "ir"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_narrow_value_decides_as_the_rule_does_behind_a_channel(dtype: str, ir: bool, tmp_path: Path) -> None:
+    """One of two columns: it rounds nothing either."""
+    step = "channel:index=1,level=image"
+    found = flips(tmp_path, "columns", dtype, opset=17, comparison="ge", ir=ir, quick=True, step=step)
     assert none(found), found
 
 

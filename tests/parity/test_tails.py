@@ -16,7 +16,7 @@ from shipped_tails import IMAGE, PIXEL, images, stats_behind
 
 from postproc_export import CalibrationStats, attach_postprocessing, check_parity
 from postproc_export.check import ParityReport
-from postproc_export.errors import MetadataError, UsageError
+from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError
 from postproc_export.steps import user_export
 
 FED = {"input": images((4, 3, 20, 24))}
@@ -268,6 +268,30 @@ def test_a_class_that_is_gone_is_said(folder: Path, monkeypatch: pytest.MonkeyPa
         checked(path, tail="own_tails:Weighted")
 
 
+class Classes(Net):
+    """The detector of `hosts.draem` in PyTorch."""
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return a score and a map of two classes."""
+        maps = super().forward(image)["anomaly_map"]
+        probabilities = torch.softmax(torch.cat([-maps, maps], dim=1), dim=1)
+        return {"score": probabilities.amax(dim=(2, 3)), "probabilities": probabilities}
+
+
+@pytest.mark.parametrize("kind", ["onnx", "xml"])
+def test_one_of_two_classes_passes(kind: str, folder: Path) -> None:
+    """Cut out, in the whole file, behind the raw file and behind a PyTorch model with classes of its own."""
+    raw = written(folder, kind, hosts.draem())
+    steps = ["channel:index=1,level=image", "channel:index=1,axis=second,level=pixel"]
+    path = attach_postprocessing(raw, stats_behind(steps), step="channel:index=1").output
+    fed = {"input": images((4, 3, 32, 32)) / 2}
+    report = checked(path, raw=raw, inputs=fed, preserved=raw, torch=Classes(), step="channel:index=1")
+    assert report, report.describe()
+    subjects = {check.subject for check in report.checks}
+    assert {"transform/pred_score", "transform/anomaly_map", "whole/transform/anomaly_map"} <= subjects
+    assert {"whole/raw/pred_mask", "whole/torch/pred_mask", "transform/nan"} <= subjects
+
+
 Fault = Callable[[onnx.ModelProto], None]
 
 
@@ -277,6 +301,13 @@ def weights_off(model: onnx.ModelProto) -> None:
     values = numpy_helper.to_array(tensor).copy()
     values.ravel()[4] *= 1.01
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+def other_channel(model: onnx.ModelProto) -> None:
+    """It takes the channel before."""
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith(("/first", "/end")):
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) - 1, tensor.name))
 
 
 def point_off(model: onnx.ModelProto) -> None:
@@ -315,6 +346,41 @@ def test_planted_faults_are_missed_in_every_runtime(tails: list[str], fault: Fau
         "openvino",
     }
     assert {check.subject.removeprefix("synthetic/") for check in report.failed} == {subject}
+
+
+@pytest.mark.parametrize(
+    ("host", "step"),
+    [
+        ({"map": "N,2,H,W"}, "channel:index=1,axis=second,level=pixel"),
+        ({"map": "2,H,W,3"}, "channel:index=2,axis=last,level=pixel"),
+        ({"score": "N,C"}, "channel:index=3,level=image"),
+    ],
+    ids=["map", "channel-last", "score"],
+)
+def test_another_channel_is_missed(host: dict[str, Any], step: str, folder: Path) -> None:
+    """None of the channels that are fed is like another, whatever the batch."""
+    host = {"score": "2" if host.get("map") == "2,H,W,3" else "N", **host}
+    raw = hosts.write(hosts.identity(**host), folder / "m.onnx")
+    path = attach_postprocessing(raw, stats_behind([step]), step=step).output
+    assert checked(path)
+    model = onnx.load(path)
+    other_channel(model)
+    onnx.save(model, path)
+    subject = "transform/pred_score" if "image" in step else "transform/anomaly_map"
+    assert subject in {check.subject for check in checked(path).failed}
+
+
+def test_a_channel_that_the_record_alone_has_is_a_failure(folder: Path) -> None:
+    """No traceback comes of a record that lies."""
+    raw = hosts.write(hosts.identity(map="N,2,H,W"), folder / "m.onnx")
+    step = "channel:index=1,axis=second,level=pixel"
+    path = attach_postprocessing(raw, stats_behind([step]), step=step).output
+    model = onnx.load(path)
+    for item in model.metadata_props:
+        item.value = item.value.replace('"index":1', '"index":7')
+    onnx.save(model, path)
+    with pytest.raises(UnsupportedModelError, match="the recorded steps do not run on raw values"):
+        checked(path)
 
 
 def test_a_nan_that_is_lost_is_a_miss(folder: Path) -> None:

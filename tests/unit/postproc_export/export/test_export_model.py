@@ -74,6 +74,42 @@ def test_the_report_holds_every_file_and_the_module(exported: tuple[Path, Export
     assert check_parity(exported[0] / "model.onnx", count=500)
 
 
+class Classes(torch.nn.Module):
+    """Two classes of every pixel by softmax, channels second, or the second one alone, channels last."""
+
+    def __init__(self, *, is_last: bool) -> None:
+        super().__init__()
+        self.is_last = is_last
+        self.conv = torch.nn.Conv2d(3, 2, 1)
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.tensor([[-2.0, -1.0, -0.5], [2.0, 1.0, 0.5]]).reshape(2, 3, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the map, and what is highest in it."""
+        maps = torch.softmax(self.conv(images.permute(0, 3, 1, 2) if self.is_last else images), dim=1)
+        score = maps.amax(dim=(2, 3))
+        return {"map": maps[:, 1:].permute(0, 2, 3, 1), "score": score[:, 1:]} if self.is_last else {"map": maps}
+
+
+@pytest.mark.parametrize("is_last", [True, False], ids=["channel-last", "classes"])
+def test_a_channel_is_taken_of_what_the_module_gives(is_last: bool, tmp_path: Path) -> None:
+    """By itself where it is the last axis of one, by the step where there are several, in both formats."""
+    example = EXAMPLE.permute(0, 2, 3, 1).contiguous() if is_last else EXAMPLE
+    level = LevelStats(threshold=0.9, min=0.1, max=1.0)
+    step = () if is_last else "channel:index=1"
+    recorded = {"index": 1, "axis": "second", "level": "pixel"}
+    details = {} if is_last else {"tail": [{"name": "channel", "parameters": recorded}]}
+    stats = CalibrationStats(image=level, pixel=level, details=details)
+    result = export_model(
+        Classes(is_last=is_last), example, stats, output=tmp_path, formats="onnx,openvino", dynamic="batch", step=step
+    )
+    assert result, [check.message for file in result.files for check in file.report.failed]
+    for file in result.files:
+        assert [port.shape for port in file.outputs][2:] == [
+            (file.outputs[0].size(0) or file.outputs[0].shape[0], 16, 16)
+        ] * 2
+
+
 def test_a_sensitivity_is_chosen_before_the_export(tmp_path: Path) -> None:
     """From the curve in the statistics, for every file; what is out of reach is refused before anything is run."""
     curve = {"threshold": [0.5, 1.0, 2.0], "tp": [4, 4, 1], "fp": [5, 1, 0]}

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tail_forms import STATS
 
+from graph_patterns.expr import UnsupportedOpsetError
 from postproc_export import (
     CalibrationStats,
     PostProcessor,
@@ -248,6 +249,18 @@ def test_a_map_that_nothing_reads_stays_as_it_is(ir: bool, tmp_path: Path) -> No
         np.testing.assert_array_equal(found["anomaly_map"], feeds["map"])
         assert found["pred_label"].reshape(-1)[1], "the NaN in its map"
         assert check_parity(output, raw=raw, count=100, int8=False)
+
+
+@pytest.mark.parametrize("opset", [10, 11, 12, 13, 18, 21])
+def test_every_opset_has_it(opset: int, tmp_path: Path) -> None:
+    """From 10 on; below, the operator and the opset are named."""
+    host, step, specs = KINDS["both"]
+    model = hosts.identity(**host, opset=opset, ir_version=10 if opset > 18 else 5)
+    attached = attach_postprocessing(hosts.raw_file(model, tmp_path), stats_of(*specs), step=step)
+    assert_as_in_pytorch(attached.output, feeds_of(host), specs)
+    older = hosts.raw_file(hosts.identity(**host, opset=9, ir_version=5), tmp_path, "older")
+    with pytest.raises(UnsupportedOpsetError, match="Slice cannot be expressed at opset 9"):
+        attach_postprocessing(older, stats_of(*specs), step=step)
 
 
 def test_in_memory_it_is_the_same(tmp_path: Path) -> None:
