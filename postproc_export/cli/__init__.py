@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cyclopts import CycloptsError
 
     from postproc_export.cli.commands import app
-    from postproc_export.cli.console import leftovers_to_stderr
+    from postproc_export.cli.console import leftovers_to_stderr, remark
     from postproc_export.cli.usage import explained
     from postproc_export.errors import PostprocError
     from postproc_export.process import natives_of_command
@@ -34,12 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         with leftovers_to_stderr(), natives_of_command():
             code = app(arguments)
     except (PostprocError, CycloptsError) as error:
-        print(f"error: {(error if isinstance(error, PostprocError) else explained(error)).text}", file=sys.stderr)
+        remark(f"error: {(error if isinstance(error, PostprocError) else explained(error)).text}", is_error=True)
         return UNUSABLE
     except KeyboardInterrupt:
         return INTERRUPTED
     except OSError as error:  # nobody foresaw it where it was raised, such as a full disk behind stdout
-        print(f"error: {_of_the_system(error)}", file=sys.stderr)
+        remark(f"error: {_of_the_system(error)}", is_error=True)
         return UNUSABLE
     return (0 if arguments else UNUSABLE) if code is None else int(code)  # None: help or the version was shown
 

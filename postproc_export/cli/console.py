@@ -71,9 +71,9 @@ def say(text: str) -> None:
         write(wrapped(text, columns(sys.stdout)))
 
 
-def remark(text: str) -> None:
-    """Tell people on stderr what they should know; with ``--quiet`` nothing."""
-    if not _asked["quiet"] and sys.stderr is not None:
+def remark(text: str, *, is_error: bool = False) -> None:
+    """Tell people on stderr what they should know; with ``--quiet`` errors alone."""
+    if (is_error or not _asked["quiet"]) and sys.stderr is not None:
         print(wrapped(text, columns(sys.stderr)), file=sys.stderr, flush=True)
 
 
@@ -110,13 +110,19 @@ def command_line(words: Sequence[object], *, before: str = "") -> str:
 
 
 def wrapped(text: str, width: int | None) -> str:
-    """Return a text with its longer lines broken between words, and what follows below what a label is followed by."""
+    """Return a text with its longer lines broken between words, and what follows below what a label is followed by.
+
+    A line with a command stays whole: what is copied from it can be typed.
+    """
     if width is None:
         return text
     lines: list[str] = []
     for line in text.splitlines():
         if line.startswith("next: postproc-export "):
             lines.append(command_line(shlex.split(line)[2:], before="next: "))
+            continue
+        if _COMMAND.search(line):
+            lines.append(line)
             continue
         label = next((len(found[0]) for found in _LABEL.finditer(line) if len(found[0]) <= width // 2), 4)
         own, below = " " * (len(line) - len(line.lstrip(" "))), " " * label
@@ -127,6 +133,7 @@ def wrapped(text: str, width: int | None) -> str:
     return "\n".join(lines)
 
 
+_COMMAND: Final = re.compile(r"\b(?:postproc-export|pip install) ")
 _LABEL: Final = re.compile(r"^(?: +|\S+ {2,})(?:\S+(?: \S+)? {2,})?")  # of a fact, with the space before its text
 
 

@@ -191,6 +191,18 @@ def test_text_goes_on_below_text() -> None:
     assert wrapped("  a-path-that-is-longer-than-it-may-be.onnx", 20) == "  a-path-that-is-longer-than-it-may-be.onnx"
 
 
+def test_an_error_breaks_between_words_but_not_in_a_command(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, invoke: Invoke
+) -> None:
+    """Below its label; what can be copied and typed stays on one line, however narrow the terminal."""
+    whole = invoke("attach", "stats.json", "--stats", "stats.json").stderr
+    monkeypatch.setenv("COLUMNS", "30")
+    narrow = invoke("attach", "stats.json", "--stats", "stats.json").stderr
+    assert narrow.split() == whole.split()
+    assert len(narrow.splitlines()) > len(whole.splitlines())
+    assert wrapped("  fix:     first postproc-export attach model.onnx -s stats.json", 30).count("\n") == 0
+
+
 def test_a_command_that_is_broken_can_still_be_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A shell reads the same words, whatever the width."""
     words = ["attach", "my model.onnx", "--stats", "it's.json", "-o", "out.onnx"]
