@@ -1,7 +1,7 @@
 """The commands, as one application."""
 
 from textwrap import wrap
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from cyclopts import App, Parameter
 
@@ -9,6 +9,7 @@ from postproc_export import __version__
 from postproc_export.cli.attach import attach, detach, inspect, update
 from postproc_export.cli.calibrate import calibrate
 from postproc_export.cli.check import check
+from postproc_export.cli.console import write
 from postproc_export.cli.export import demo, export
 from postproc_export.cli.options import OPTIONS
 
@@ -56,5 +57,19 @@ app: Final = App(
     exit_on_error=False,
     suppress_keyboard_interrupt=False,
 )
+
+
+def completion(
+    shell: Annotated[Literal["bash", "zsh", "fish"], Parameter(help="The shell that shall read the script.")], /
+) -> int:
+    """Print a script that completes commands, options and choices in a shell; docs/installation.md says where to put it.
+
+    Example: postproc-export --completion bash
+    """
+    write(app.generate_completion(shell=shell))
+    return 0
+
+
+app.command(completion, name="--completion")
 for _place, _command in enumerate((demo, calibrate, attach, export, check, inspect, update, detach)):
     app.command(_command, name=_command.__name__, sort_key=_place)

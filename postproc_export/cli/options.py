@@ -146,8 +146,9 @@ def _parameters(
         yield inspect.Parameter(item.name, inspect.Parameter.POSITIONAL_ONLY, annotation=Annotated[kind, parameter])
     elif item.default is MISSING:
         yield keyword(item.name, annotation=Annotated[kind, parameter])
-    else:
-        yield keyword(item.name, default=item.default, annotation=Annotated[kind | None, parameter])
+    else:  # a switch stays one, which takes no value: completion asks
+        optional = kind if kind is bool else kind | None
+        yield keyword(item.name, default=item.default, annotation=Annotated[optional, parameter])
 
 
 def _whole_number(_: object, tokens: Sequence[Any]) -> int:
