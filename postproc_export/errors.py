@@ -53,6 +53,12 @@ def install(module: str) -> str:
     return f"pip install {_DISTRIBUTIONS.get(name, name.replace('_', '-'))}"
 
 
+def module_of(distribution: str) -> str:
+    """Return the module that a package installs, by the name that pip knows."""
+    known = {name: module for module, name in _DISTRIBUTIONS.items()}
+    return known.get(distribution, distribution.replace("-", "_"))
+
+
 def require(module: str, *, purpose: str) -> ModuleType:
     """Import a module that not every installation has, or say what to install and what for."""
     try:

@@ -17,10 +17,11 @@ from postproc_export.check.report import FailureStore, ParityReport
 from postproc_export.check.steps import DecisionCheck, check_transform, unfit_layer, without_decisions
 from postproc_export.check.synthetic import SyntheticCheck
 from postproc_export.check.tail import check_adjusted, check_exhaustively, check_tail
-from postproc_export.check.ways import environment, usable_cores, whole_configurations
+from postproc_export.check.ways import usable_cores, whole_configurations
 from postproc_export.check.whole import WholeCheck
 from postproc_export.errors import FileError, MissingDependencyError, UsageError, install
 from postproc_export.files import check_model
+from postproc_export.installation import environment
 from postproc_export.options import CheckOptions
 from postproc_export.process import temporary_folder
 from postproc_export.record import TailSpec, parse_tails

@@ -3,20 +3,16 @@
 import io
 import logging
 import os
-import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from importlib import metadata
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeAlias
 
 from numpy.typing import NDArray
 
-from postproc_export import __version__
 from postproc_export.check.attached import AttachedModel
 from postproc_export.check.inputs import RealInputs
 from postproc_export.errors import UnsupportedModelError, require
@@ -81,45 +77,6 @@ _WAYS: Final = (
 def whole_configurations(runtimes: Sequence[RuntimeName], *, int8: bool = False) -> list[Configuration]:
     """Return every way to run a whole file on some runtimes that read it; INT8 only on request."""
     return [way for way in _WAYS if way.runtime in runtimes and (int8 or way.weights != "int8")]
-
-
-_PACKAGES: Final = ("numpy", "torch", "onnx", "onnxruntime", "openvino", "nncf")
-# The features of a processor that decide how floats are computed.
-_FEATURES: Final = (
-    *("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni", "avx_vnni"),
-    *("amx_bf16", "amx_fp16", "amx_int8", "asimd", "bf16", "sve"),
-)
-
-
-def environment(*, seed: int, threads: int | None) -> dict[str, Any]:
-    """Return versions, processor, threads and seed; JSON values."""
-    versions = {}
-    for package in _PACKAGES:
-        if find_spec(package) is not None:
-            try:
-                versions[package] = metadata.version(package)
-            except metadata.PackageNotFoundError:
-                versions[package] = "unknown"
-    flags = set((_processor_field("flags") or _processor_field("Features") or "").split())
-    return {
-        "postproc_export": __version__,
-        "python": platform.python_version(),
-        "packages": versions,
-        "platform": platform.platform(),
-        "processor": _processor_field("model name") or platform.processor() or platform.machine(),
-        "processor_features": [feature for feature in _FEATURES if feature in flags],
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "seed": seed,
-    }
-
-
-def _processor_field(name: str) -> str | None:
-    """Return what the system tells of its first processor; None where it does not."""
-    source = Path("/proc/cpuinfo")
-    lines = source.read_text(encoding="utf-8", errors="replace").splitlines() if source.is_file() else []
-    pairs = (line.partition(":") for line in lines)
-    return next((value.strip() for key, _, value in pairs if key.strip() == name), None)
 
 
 def usable_cores() -> int:

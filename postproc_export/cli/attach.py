@@ -1,10 +1,11 @@
-"""The commands that change a file or tell of it: attach, update, detach, inspect."""
+"""The commands that change a file or tell of it, attach, update, detach and inspect; and doctor."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from postproc_export.cli.console import progress
 from postproc_export.cli.options import Given, command, options_of
 from postproc_export.options import AttachOptions, FileOptions, UpdateOptions
 from postproc_export.outcome import Outcome
@@ -98,3 +99,18 @@ def inspect(
     from postproc_export.inspect import inspect_model
 
     return inspect_model(model, defaults=defaults)
+
+
+@command(is_wanted=True)
+def doctor() -> Outcome:
+    """Say what is installed and on what machine, what of the project works here, and what would bring the rest.
+
+    Every package is imported in a process of its own, so that a broken one is told of and stops nothing. The exit code
+    is 0.
+
+    Example: postproc-export doctor --json
+    """
+    from postproc_export.installation import examine
+
+    with progress("importing", unit="packages") as advance:
+        return examine(progress=advance)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 from cyclopts import App, Parameter
 
 from postproc_export import __version__
-from postproc_export.cli.attach import attach, detach, inspect, update
+from postproc_export.cli.attach import attach, detach, doctor, inspect, update
 from postproc_export.cli.calibrate import calibrate
 from postproc_export.cli.check import check
 from postproc_export.cli.console import write
@@ -62,7 +62,7 @@ app: Final = App(
 def completion(
     shell: Annotated[Literal["bash", "zsh", "fish"], Parameter(help="The shell that shall read the script.")], /
 ) -> int:
-    """Print a script that completes commands, options and choices in a shell; docs/installation.md says where to put it.
+    """Print a script that completes commands and options in a shell; docs/installation.md says where to put it.
 
     Example: postproc-export --completion bash
     """
@@ -71,5 +71,5 @@ def completion(
 
 
 app.command(completion, name="--completion")
-for _place, _command in enumerate((demo, calibrate, attach, export, check, inspect, update, detach)):
+for _place, _command in enumerate((demo, calibrate, attach, export, check, inspect, update, detach, doctor)):
     app.command(_command, name=_command.__name__, sort_key=_place)

@@ -124,8 +124,9 @@ def wrapped(text: str, width: int | None) -> str:
         if _COMMAND.search(line):
             lines.append(line)
             continue
-        label = next((len(found[0]) for found in _LABEL.finditer(line) if len(found[0]) <= width // 2), 4)
-        own, below = " " * (len(line) - len(line.lstrip(" "))), " " * label
+        own = " " * (len(line) - len(line.lstrip(" ")))
+        label = next((found[0] for found in _LABEL.finditer(line) if len(found[0]) <= width // 2), f"{own}    ")
+        below = " " * len(label)
         wrapper = TextWrapper(
             width, initial_indent=own, subsequent_indent=below, break_long_words=False, break_on_hyphens=False
         )
@@ -134,7 +135,7 @@ def wrapped(text: str, width: int | None) -> str:
 
 
 _COMMAND: Final = re.compile(r"\b(?:postproc-export|pip install) ")
-_LABEL: Final = re.compile(r"^(?: +|\S+ {2,})(?:\S+(?: \S+)? {2,})?")  # of a fact, with the space before its text
+_LABEL: Final = re.compile(r"^ *\S+(?: \S+)? {2,}")  # of a fact, with the space before its text
 
 
 def columns(stream: Any) -> int | None:

@@ -53,8 +53,9 @@ def command(
 
     The name and the help are the function's. What it returns is printed: its JSON object, or what `view` makes of it,
     with ``--verbose`` what `details` makes of it; a command without details has no such option. The exit code is 0
-    where it is truthy, else 1. `then` gives the words of the command to run next, from the result and what was given.
-    `is_wanted` says that the command does nothing but tell, which ``--quiet`` leaves.
+    where it is truthy, else 1. A function that prints by itself returns the exit code. `then` gives the words of the
+    command to run next, from the result and what was given. `is_wanted` says that the command does nothing but tell,
+    which ``--quiet`` leaves.
     """
     common = [each for each in _COMMON if each.name != "verbose" or details is not None]
 
@@ -77,6 +78,8 @@ def command(
                 with warnings_to_stderr():
                     placed = [given[name] for name in first]
                     result = function(*placed, **{name: given[name] for name in given if name not in first})
+                if isinstance(result, int):
+                    return result
                 show(result, shown, is_wanted=is_wanted)
                 show_next(then(result, given))
             return 0 if result else 1

@@ -50,6 +50,30 @@ def openvino_core(*, purpose: str) -> Any:
     return _core(import_openvino(purpose=purpose))
 
 
+def devices() -> list[dict[str, Any]]:
+    """Return what this machine could run on: ``name``, ``full_name``, ``capabilities``, and the default ``precision``.
+
+    What a device does not tell is None.
+    """
+    core = openvino_core(purpose="finding devices")
+
+    def told(name: str, key: str) -> Any:
+        try:
+            return core.get_property(name, key)
+        except RuntimeError:
+            return None
+
+    return [
+        {
+            "name": name,
+            "full_name": told(name, "FULL_DEVICE_NAME"),
+            "capabilities": told(name, "OPTIMIZATION_CAPABILITIES"),
+            "precision": None if (hint := told(name, "INFERENCE_PRECISION_HINT")) is None else _dtype(hint),
+        }
+        for name in core.available_devices
+    ]
+
+
 def read_model(core: Any, model: str | bytes | Path) -> Any:
     """Read a model; of what no frontend takes, the frontends for other formats would tell as well."""
     with quiet_natives():
