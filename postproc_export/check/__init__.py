@@ -256,7 +256,8 @@ def check_parity(**given: Any) -> ParityReport:
         "failures": None if failures is None else failures.saved,
     }
     described = {**environment(**shared), **{key: value for key, value in told.items() if value is not None}}
-    ran = {"not_run": synthetic.not_run} if whole is None else {"whole": tuple(whole.results)}
+    ran: dict[str, Any] = {"not_run": synthetic.not_run} if whole is None else {"whole": tuple(whole.results)}
+    ran["is_original"] = None if raw_file is None else raw_file.is_original()
     return _report_of(asked, checks, not_checked, described, **ran)
 
 

@@ -130,7 +130,8 @@ _CHAIN: Final[Mapping[Stage, tuple[str, ...]]] = {
     "model": (RAW_ATTACHED,),
     "export": (TORCH_RAW, TORCH_ATTACHED),
 }
-_OTHER_MODEL: Final = 0.01  # of the span; rounded weights and another runtime move raw values by less
+_RAW: Final = frozenset(("raw_score", "raw_map"))
+_OTHER_MODEL: Final = 100  # times what is allowed, so 1 % of the span: rounded weights move raw values by less
 _LONGEST: Final = 240  # characters of a finding, such as a runtime's own words
 
 
@@ -170,13 +171,19 @@ class Cause:
 
 
 def causes_of(
-    subject: str, checks: Sequence[Check], *, given: Mapping[str, str], whole: Sequence[WayResult]
+    subject: str,
+    checks: Sequence[Check],
+    *,
+    given: Mapping[str, str],
+    whole: Sequence[WayResult],
+    is_original: bool | None,
 ) -> Iterator[Cause]:
     """Yield the causes of all failures; where nothing failed, those of what is shown and came out otherwise.
 
-    `subject` is the attached file, and `given` what it was compared with, fed and judged by, under the options' names.
+    `subject` is the attached file, and the rest as in a report.
     """
-    finder = _Finder(subject, [check for check in checks if check.judged and not check.passed], given, whole)
+    failed = [check for check in checks if check.judged and not check.passed]
+    finder = _Finder(subject, failed, given, whole, is_original=is_original)
     yield from finder.causes()
     for result in () if finder.failed else whole:
         if (helps := advice(result)) is not None:
@@ -190,8 +197,15 @@ class _Finder:
     """Puts failures down to causes."""
 
     def __init__(
-        self, subject: str, failed: Sequence[Check], given: Mapping[str, str], whole: Sequence[WayResult]
+        self,
+        subject: str,
+        failed: Sequence[Check],
+        given: Mapping[str, str],
+        whole: Sequence[WayResult],
+        *,
+        is_original: bool | None,
     ) -> None:
+        self.is_original = is_original
         self.subject, self.failed, self.given = subject, failed, given
         self.names = {check.name for check in failed}
         self.judged = [result for result in whole if result.way.judged]
@@ -223,10 +237,11 @@ class _Finder:
                 return "step"
         if kind == "torch":
             of_raw = [other.output for other in of_way if other.subject.startswith("whole/raw/")]
-            agrees = not any(f"whole/torch/{output}/{way}" in self.names for output in of_raw)
-            # The attached file is as the PyTorch model, and the raw file is neither.
-            is_other_raw = check.output not in of_raw and bool(of_raw) and agrees
-            return "model" if check.output in of_raw or is_other_raw else "export"
+            if check.output not in _RAW:
+                return "model" if check.output in of_raw else "export"
+            # Is the attached file as the PyTorch model, and the raw file neither?
+            agrees = not any(other.kind == "torch" and other.output not in _RAW for other in of_way)
+            return "model" if of_raw and agrees else "export"
         return _ABOUT.get(kind, "tail")
 
     def _cause(self, stage: Stage, group: Sequence[Check]) -> Cause:
@@ -291,8 +306,9 @@ class _Finder:
             return title, f"{lead.message}; {told}", fix, self.again
         # Failed beside PyTorch, on decisions alone: the original's raw values are PyTorch's, and it is no other model.
         outputs = {check.output for check in self.failed if check.kind == "torch"}
-        is_original = bool(outputs) and not any(output.startswith("raw_") for output in outputs)
-        if self.original is None or is_original or difference <= _OTHER_MODEL:
+        is_of_torch = bool(outputs) and outputs.isdisjoint(_RAW)
+        is_like = self.is_original is None and (is_of_torch or difference <= _OTHER_MODEL)
+        if self.original is None or self.is_original or is_like:
             return title, told, fix, self.again
         fix = f"give the file that {self.subject} was made of; if {name} is that file, attach to it again"
         told = f"{name} is another model than the one in front of the tail: {told}"
@@ -303,25 +319,21 @@ class _Finder:
         return [word for name in known for word in (f"--{name}", self.given[name])]
 
     def _difference(self, stage: Stage, group: Sequence[Check]) -> tuple[float, str]:
-        """Return by how much of the span values differ, and that in words, with the decisions that flip."""
+        """Return how many times what is allowed raw values differ by; and in words by how much, and what flips."""
         group = [check for check in group if check.subject.startswith("whole/")] or group
-        traced = [
-            (trace.errors[name].largest / trace.span, trace.errors[name].largest)
-            for result in self.judged
-            for name, trace in result.stages
-            if name in _CHAIN[stage]
-        ]
-        largest, raw = max(traced, default=(0.0, 0.0))
-        told = [f"raw values differ by up to {raw:.2g}, {largest:.2g} of the span"] if largest else []
-        if not traced:
-            largest = max((check.details.get("largest_error", 0.0) for check in group), default=0.0)
-            told = [f"scores differ by up to {largest:.2g}"] if largest else []
+        found = [check.details for check in group if check.output in _RAW and check.details.get("allowed")]
+        times = max((each["largest_error"] / each["allowed"] for each in found), default=0.0)
+        largest = max((each["largest_error"] for each in found), default=0.0)
+        traces = [pair for each in self.judged for pair in each.stages if pair[0] in _CHAIN[stage]]
+        shares = [trace.errors[name].largest / trace.span for name, trace in traces]
+        told = [f"raw values differ by up to {largest:.2g}"] if largest else []
+        told += [f"{max(shares):.2g} of the span"] if largest and shares else []
         for level in LEVELS:
             labels = [check.details for check in group if check.output == LABELS[level]]
             most = max(labels, key=lambda found: int(found.get("flipped", 0)), default={})
             if most.get("flipped"):
                 told.append(f"{most['flipped']:,} of {most['count']:,} {_NOUNS[level]} flip")
-        return largest, ", ".join(told) or _found(group)
+        return times, ", ".join(told) or _found(group)
 
     def _worst(self, stage: Stage, group: Sequence[Check]) -> str | None:
         """Return the flip farthest from the boundary, on an image where there is one; else the largest error."""

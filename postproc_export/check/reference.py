@@ -20,7 +20,7 @@ from postproc_export.float32 import HALVES
 from postproc_export.formats.base import DetachResult, format_of
 from postproc_export.options import TailOptions
 from postproc_export.ports import LEAVE_OUT, Selection, is_channel_last
-from postproc_export.record import BEFORE, BEHIND, LayerRecord, TailSpec
+from postproc_export.record import BEFORE, BEHIND, MODEL_KEY, LayerRecord, TailSpec
 from postproc_export.runtimes import PortInfo, Runner, as_float32
 from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.steps.decisions import DECIDED, point_boundaries
@@ -361,6 +361,21 @@ class RawFile:
     model: Any = None  # what is loaded in place of the file: the attached one without its tail, where that gave it
     outputs: Mapping[Level, str | int] = field(default_factory=dict)  # by name or index, where not by the record
     is_cut: bool = False  # whether it was cut off, since the tail cannot be taken off as `detach` does
+
+    def is_original(self) -> bool | None:
+        """Whether this is by its content what a tail was attached to; None where nothing tells.
+
+        Where the model in front of the tail has another content, the model that the statistics are of tells which of
+        the two is the original.
+        """
+        form, record = self.attached.form, self.attached.record
+        if format_of(self.path).name != form.name:
+            return None
+        here, in_front = form.digest(self.path), form.digest(self.attached.path, inputs=record.inputs)
+        calibrated = record.stats.details.get(MODEL_KEY)
+        if here == in_front:
+            return True
+        return {here: True, in_front: False}.get(calibrated.get("digest") if isinstance(calibrated, Mapping) else None)
 
     @property
     def level_names(self) -> tuple[str, ...]:

@@ -53,6 +53,9 @@ class ParityReport(Outcome):
         What every stage from the PyTorch model to the attached file did, for each way to run it.
     not_run
         Why the file was not run as a whole; None where it was.
+    is_original
+        Whether the raw file is by its content what the tail was attached to; None where nothing tells, or none was
+        given.
     """
 
     subject: str
@@ -62,6 +65,7 @@ class ParityReport(Outcome):
     given: Mapping[str, str] = field(default_factory=dict)
     whole: tuple[WayResult, ...] = ()
     not_run: str | None = None
+    is_original: bool | None = None
 
     @property
     def passed(self) -> bool:
@@ -80,7 +84,8 @@ class ParityReport(Outcome):
     @property
     def causes(self) -> tuple[Cause, ...]:
         """What the failures come down to; of a report that passed, why what is shown and not judged came out so."""
-        return tuple(causes_of(self.subject, self.checks, given=self.given, whole=self.whole))
+        found = causes_of(self.subject, self.checks, given=self.given, whole=self.whole, is_original=self.is_original)
+        return tuple(found)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of ``check --json``."""
@@ -91,6 +96,7 @@ class ParityReport(Outcome):
             "next": self.next_step(),
             "attached": self.subject,
             "given": dict(self.given),
+            "is_original": self.is_original,
             "checks": [check.to_json() for check in self.checks],
             "whole_model": [
                 plain({**result.to_json(), "verdict": verdict(result), "advice": advice(result)})
@@ -145,6 +151,8 @@ class ParityReport(Outcome):
             beside = [self.given["raw"]] if "raw" in self.given else []
             beside += [self.given.get("torch", "the PyTorch model")] if "torch" in self.environment else []
             yield f"the whole file on {fed}{' beside ' if beside else ''}{' and '.join(beside)}"
+            if self.is_original is False:
+                yield f"though by its content {beside[0]} is not the model in front of the tail"
         if "preserved" in self.given:
             yield f"nothing else of {self.given['preserved']} changed"
         yield from dict.fromkeys(f"it fits {each.details['program']}" for each in judged if "program" in each.details)

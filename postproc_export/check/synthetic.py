@@ -26,7 +26,7 @@ from postproc_export.check.reference import RawFile, Reference, without_tail
 from postproc_export.check.report import FailureStore
 from postproc_export.check.steps import DecisionCheck
 from postproc_export.check.ways import Configuration
-from postproc_export.check.whole import BatchComparison, with_raw_file, with_taps
+from postproc_export.check.whole import MOVED, BatchComparison, with_raw_file, with_taps
 from postproc_export.errors import MissingDependencyError, PostprocError
 from postproc_export.files import model_files
 from postproc_export.runtimes import PortInfo, Runner
@@ -229,7 +229,6 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-_MOVED: Final = 1e-5  # of a raw value: two compilations of a body, on values of any size
 _PART: Final = "synthetic"
 _WHERE: Final = {
     "run": "it cannot be loaded, unlike its original:",
@@ -332,7 +331,7 @@ class SyntheticCheck:
         reference, original = self._reference, self._plan.raw_file
         found = self._comparisons.setdefault(way, {"tapped": [with_taps(reference, way, _PART)]})
         if has_raw and "raw" not in found and original is not None:
-            found["raw"] = with_raw_file(reference, way, original, self._max_flips, part=_PART, relative=_MOVED)
+            found["raw"] = with_raw_file(reference, way, original, self._max_flips, part=_PART, relative=MOVED)
         for model, comparisons in found.items():
             for comparison in comparisons if has_raw or model != "raw" else ():
                 comparison.add(runs, self._failures, is_seeded=True)

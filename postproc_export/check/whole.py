@@ -37,10 +37,23 @@ from postproc_export.check.report import FailureStore
 from postproc_export.check.steps import DecisionCheck
 from postproc_export.check.tail import CheckTally, compare_tail
 from postproc_export.check.ways import Configuration, tail_patterns, with_fp16_weights, with_int8
-from postproc_export.comparison import EXACT, TOLERANCES, Difference, compare_scores, transformed
+from postproc_export.comparison import (
+    EXACT,
+    TOLERANCES,
+    Difference,
+    Tolerance,
+    compare_scores,
+    narrow,
+    together,
+    transformed,
+)
 from postproc_export.errors import PostprocError, UnsupportedModelError
 from postproc_export.formats.base import format_of
-from postproc_export.runtimes import Runner, RuntimeName
+from postproc_export.runtimes import Runner, RuntimeName, as_float32
+from postproc_export.stats import Level
+
+MOVED: Final = 1e-5  # of a raw value: two compilations of a body, on values of any size
+_NAMES: Final[Mapping[Level, str]] = {"image": "raw_score", "pixel": "raw_map"}
 
 Compare: TypeAlias = Callable[[BatchRuns], Mapping[str, Difference]]
 
@@ -117,8 +130,9 @@ def with_raw_file(
 ) -> list[BatchComparison]:
     """The reference on the raw file's own outputs: exact in ONNX Runtime, in OpenVINO within another compilation.
 
-    Outputs of no level that is post-processed are compared as they are. With `relative` raw values may be of any size,
-    and move by so much of the largest.
+    The raw values themselves are compared, too: scores that are clamped do not show what they are made of. Outputs of
+    no level that is post-processed are compared as they are. With `relative` raw values may be of any size, and move by
+    so much of the largest.
     """
     allowance = "recompiled" if way.runtime == "openvino" else None
 
@@ -128,7 +142,8 @@ def with_raw_file(
             largest = np.abs(values[np.isfinite(values)]).max(initial=0.0)
             raw_error[level] = raw_error.get(level, 0.0) + relative * float(largest)
         expected, outputs = runs.expected("raw"), runs.outputs("attached")
-        return compare_tail(reference, expected, outputs, raw, allowance=allowance, is_whole=True, raw_error=raw_error)
+        found = compare_tail(reference, expected, outputs, raw, allowance=allowance, is_whole=True, raw_error=raw_error)
+        return {**found, **_raw_values(reference, runs, raw_error)}
 
     def others(runs: BatchRuns) -> Mapping[str, Difference]:
         apart, runner, outputs = runs.outputs("raw"), runs.runners["raw"], runs.outputs("attached")
@@ -154,6 +169,23 @@ def with_raw_file(
     ]
 
 
+def _raw_values(reference: Reference, runs: BatchRuns, errors: Mapping[Level, float]) -> dict[str, Difference]:
+    """Compare what the raw file gives with what is read in front of the tail, within another compilation."""
+    found: dict[str, Difference] = {}
+    tail, tapped = reference.attached.tail, runs.raw("tapped")
+    for level, apart in runs.raw("raw").items():
+        stats, values, half = tail.stats.level(level), as_float32(apart), tail.narrow.get(level)
+        if stats is None or not stats.is_calibrated or level not in tapped:
+            continue
+        largest = float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
+        moved = Tolerance(atol=errors.get(level, 0.0) + MOVED * largest, reason="the same of values of any size")
+        dropped = EXACT if half is None else narrow(largest, half)
+        tolerance, beside = together(TOLERANCES["recompiled"](stats), moved, dropped), tapped[level]
+        beside = beside.reshape(values.shape) if beside.size == values.size else beside
+        found[_NAMES[level]] = compare_scores(values, beside, tolerance=tolerance, nan="same", dtype=None)
+    return found
+
+
 def with_transform(way: Configuration, transform: EagerTransform) -> BatchComparison:
     """The eager twin of a transform on the values that it reads in the same compiled model."""
 
@@ -172,7 +204,6 @@ def with_transform(way: Configuration, transform: EagerTransform) -> BatchCompar
 
 
 _BATCHES: Final = (1, 2, 8)  # exporters trace at 1 or 2, and some graphs then run at nothing else
-_NAMES = {"image": "raw_score", "pixel": "raw_map"}
 _HINT = "the usual reasons are channel order, scale, mean and std, size, and other weights"
 
 

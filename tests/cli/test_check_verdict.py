@@ -93,6 +93,45 @@ def test_a_wrong_raw_file_is_one_cause_without_images_too(invoke: Any) -> None:
 
 
 @pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("ir", [False, True], ids=["onnx", "openvino"])
+def test_the_model_that_was_calibrated_tells_the_original(ir: bool, invoke: Any) -> None:
+    """By its content: another raw file is told from an attached one that was changed, however little values differ."""
+    one, near = Path("one.xml" if ir else "one.onnx"), Path("near.xml" if ir else "near.onnx")
+    hosts.write(hosts.score_and_map(), one)
+    moved = hosts.score_and_map()
+    bias = next(item for item in moved.graph.initializer if item.name == "bias")
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(2e-3), bias.name))
+    hosts.write(moved, near)
+    calibrate = ("calibrate", one, "--images", "bottle/test", "--image-size", 32, "-o", "one.json")
+    assert invoke(*calibrate, "--image-only", "--image-policy", "quantile=0.9").exit_code == 0
+    for source in (one, near):
+        assert invoke("attach", source, "--stats", "one.json", "-o", f"post-{source}", "--other-model").exit_code == 0
+    wrong = invoke("check", f"post-{one}", "--raw", near)
+    assert wrong.exit_code == 1
+    assert f"  model    {near} is another model than the one in front of the tail: " in wrong.stdout
+    assert next_of(wrong.stdout) == ["check", f"post-{one}", "--raw", "RAW"]
+    changed = invoke("check", f"post-{near}", "--raw", one)
+    assert changed.exit_code == 1
+    assert "another model" not in changed.stdout
+    assert next_of(changed.stdout) == ["attach", str(one), "--stats", "FILE", "-o", f"post-{near}"]
+    assert "by its content" not in invoke("check", f"post-{one}", "--raw", one).stdout
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_raw_file_of_another_content_passes_by_its_values(invoke: Any) -> None:
+    """Values decide; that the file is another one is said in the verdict."""
+    calibrate = ("calibrate", "raw.onnx", "--images", "bottle/test", "--image-size", 32, "-o", "one.json")
+    assert invoke(*calibrate, "--image-only", "--image-policy", "quantile=0.9").exit_code == 0
+    assert invoke("attach", "raw.onnx", "--stats", "one.json", "-o", "one.onnx").exit_code == 0
+    model = onnx.load("raw.onnx")
+    model.graph.node.append(onnx.helper.make_node("Identity", [model.graph.output[0].name], ["unused"]))
+    onnx.save(model, "again.onnx")
+    result = invoke("check", "one.onnx", "--raw", "again.onnx")
+    assert result.exit_code == 0, result.stdout
+    assert ", though by its content again.onnx is not the model in front of the tail, " in result.stdout
+
+
+@pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("fault", ["one_ulp_off", "half_precision_boundary", "swapped_range", "half_precision_slope"])
 def test_constants_that_are_not_the_records_are_mended_by_the_last_line(fault: str, invoke: Any) -> None:
     """The command that is printed last runs as it stands, and what it writes passes."""
