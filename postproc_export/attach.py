@@ -12,13 +12,13 @@ from postproc_export.options import (
     AttachInMemoryOptions,
     AttachOptions,
     BelongingOptions,
-    ExportOptions,
     TailOptions,
     changed_options,
     refuse_unused,
 )
 from postproc_export.ports import PortInfo, is_plain
 from postproc_export.record import MODEL_KEY, AttachResult, TailSpec, parse_tails, recorded_tails
+from postproc_export.run_options import ExportOptions
 from postproc_export.stats import CalibrationStats, Level, as_stats
 from postproc_export.tail import calibrated_levels
 from postproc_export.validation import called_like

@@ -27,11 +27,12 @@ from postproc_export.errors import (
 from postproc_export.float32 import shortest
 from postproc_export.formats.base import DetachResult, Format, Outputs, format_of
 from postproc_export.images import Preprocessing, image_input
-from postproc_export.options import OriginOptions, as_typed
+from postproc_export.options import as_typed
 from postproc_export.ports import LEAVE_OUT, PortInfo, Selection, select_outputs
 from postproc_export.process import temporary_folder
 from postproc_export.raw_model import choose_raw, open_raw, run_batch
 from postproc_export.record import MODEL_KEY, TailSpec, parse_tails
+from postproc_export.run_options import OriginOptions
 from postproc_export.runtimes import Array, Runner, RuntimeName, as_float32, installed_runtimes, open_runner
 from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.validation import shown

@@ -33,9 +33,9 @@ from postproc_export.calibration.tally import Chunk, Count, Counted, LevelState,
 from postproc_export.calibration.zarr import ZarrShard, is_store
 from postproc_export.errors import CalibrationError, FileError, PostprocError, UsageError
 from postproc_export.files import CHECKPOINTS, EXPORT_FIRST
-from postproc_export.options import CalibrationOptions, CalibratorOptions, ShardOptions
 from postproc_export.policies import Policy, Range
 from postproc_export.record import MODEL_KEY
+from postproc_export.run_options import CalibrationOptions, CalibratorOptions, ShardOptions
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
 from postproc_export.validation import called_like, check_file, method_like
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from postproc_export.calibration.arrays import AnyArray, Block
 from postproc_export.errors import CalibrationError, UsageError
-from postproc_export.options import ConventionOptions
 from postproc_export.record import STATISTICS_KEY
+from postproc_export.run_options import ConventionOptions
 from postproc_export.runtimes import PortInfo
 from postproc_export.stats import Level, LevelStats
 from postproc_export.validation import is_label

@@ -16,10 +16,10 @@ from postproc_export.formats.base import Outputs
 from postproc_export.images import Batch, Preprocessing, Sample, find_samples, fit_mask, image_input, load_batches
 from postproc_export.images.geometry import BoolArray
 from postproc_export.images.layouts import class_counts, described, split_kind
-from postproc_export.options import ModelOptions
 from postproc_export.ports import Selection
 from postproc_export.raw_model import find_batch_size, open_raw, run_batch
 from postproc_export.record import MODEL_KEY, STATISTICS_KEY, TailSpec, parse_tails
+from postproc_export.run_options import ModelOptions
 from postproc_export.runtimes import Array, Runner, as_float32
 from postproc_export.stats import CalibrationStats
 from postproc_export.validation import method_like

@@ -16,8 +16,8 @@ from postproc_export.calibration.statistics import level_stats
 from postproc_export.calibration.table import Counts, Table, key_of
 from postproc_export.calibration.tally import Counted, LevelState, Tally
 from postproc_export.errors import CalibrationError, PostprocError, UsageError, require
-from postproc_export.options import CalibratorOptions
 from postproc_export.policies import Policy, Range
+from postproc_export.run_options import CalibratorOptions
 from postproc_export.stats import LEVELS, Level, LevelStats
 
 # Meetings of the ranks of a process group: no rank waits for one that has failed, and every rank learns why.

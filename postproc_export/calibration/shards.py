@@ -39,7 +39,7 @@ from postproc_export.calibration.arrays import (
 )
 from postproc_export.calibration.convention import Convention
 from postproc_export.errors import CalibrationError, FileError, PostprocError
-from postproc_export.options import ConventionOptions
+from postproc_export.run_options import ConventionOptions
 from postproc_export.stats import LEVELS, Level
 from postproc_export.validation import kind_of_file, stated_twice
 

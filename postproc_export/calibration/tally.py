@@ -27,7 +27,7 @@ from postproc_export.calibration.counting import (
 )
 from postproc_export.calibration.table import Flags, Floats, Table, key_of, merge_zeros, ordered_keys
 from postproc_export.errors import CalibrationError, FileError, PostprocError
-from postproc_export.options import Nonfinite
+from postproc_export.run_options import Nonfinite
 
 
 @dataclass(slots=True)

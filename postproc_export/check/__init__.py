@@ -22,9 +22,9 @@ from postproc_export.check.whole import WholeCheck
 from postproc_export.errors import FileError, MissingDependencyError, UsageError, install
 from postproc_export.files import check_model
 from postproc_export.installation import environment
-from postproc_export.options import CheckOptions
 from postproc_export.process import temporary_folder
 from postproc_export.record import TailSpec, parse_tails
+from postproc_export.run_options import CheckOptions
 from postproc_export.runtimes import RuntimeName, installed_runtimes, open_runner
 from postproc_export.stats import Level, as_stats, check_comparison, check_sensitivity
 from postproc_export.steps.around import is_asked
@@ -229,8 +229,7 @@ def check_parity(**given: Any) -> ParityReport:
         checks += () if transform is None else check_transform(reference, transform, tail_ways, **shared)
         checks += () if behind is None else behind.alone(tail_ways)
         checks += check_adjusted(model, tail_ways, count=asked.count, **shared)
-        if asked.exhaustive:
-            checks += check_exhaustively(model, runtimes, progress=asked.progress)
+        checks += check_exhaustively(model, runtimes, progress=asked.progress) if asked.exhaustive else ()
         ways = whole_configurations(runtimes, int8=asked.int8)
         judged: dict[str, Any] = {"threads": threads, "max_flips": asked.max_flips, "failures": failures}
         whole: WholeCheck | None = None

@@ -14,7 +14,7 @@ from postproc_export.float32 import as_bfloat16, rank_of
 from postproc_export.images import find_samples, image_input, load_batches
 from postproc_export.images.layouts import class_counts, described, spread
 from postproc_export.images.preprocessing import PreprocessingSource, settled
-from postproc_export.options import COUNT, SEED
+from postproc_export.run_options import COUNT, SEED
 from postproc_export.runtimes import PortInfo, Runner
 from postproc_export.stats import CalibrationStats, LevelStats
 from postproc_export.validation import check_file, kind_of_file, stated_twice

@@ -16,8 +16,8 @@ from postproc_export.check.chain import TORCH_ATTACHED, TORCH_RAW, WayResult
 from postproc_export.check.findings import Cause, Check, Verdict, advice, causes_of, plain, share, verdict, worst_flips
 from postproc_export.check.inputs import RealBatch
 from postproc_export.files import publishing
-from postproc_export.options import CheckOptions
 from postproc_export.outcome import Outcome
+from postproc_export.run_options import CheckOptions
 from postproc_export.runtimes import RUNTIMES
 from postproc_export.stats import Level
 

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from postproc_export.cli.console import grid, progress, quiet_logging, remark, show, stderr
 from postproc_export.cli.options import IMAGES, Given, command, image_options, options_of, preprocessing_of, spelling_of
 from postproc_export.errors import FileError, UsageError
-from postproc_export.options import CalibratorOptions, ConventionOptions, ModelOptions, ShardOptions
+from postproc_export.run_options import CalibratorOptions, ConventionOptions, ModelOptions, ShardOptions
 from postproc_export.stats import LEVELS, CalibrationStats, LevelStats
 
 if TYPE_CHECKING:

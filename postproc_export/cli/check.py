@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from postproc_export.cli.console import progress, show
 from postproc_export.cli.options import command, image_options, options_of, preprocessing_of, spelling_of
 from postproc_export.errors import FileError, UsageError
-from postproc_export.options import CheckOptions
+from postproc_export.run_options import CheckOptions
 
 if TYPE_CHECKING:
     from postproc_export.check import ParityReport

@@ -11,8 +11,8 @@ from cyclopts import Parameter
 from postproc_export.cli.console import command_line, remark, say
 from postproc_export.cli.options import Given, command, image_options, options_of, preprocessing_of, spelling_of
 from postproc_export.errors import UsageError
-from postproc_export.options import SEED, CalibrationOptions, ExportOptions
 from postproc_export.outcome import Outcome
+from postproc_export.run_options import SEED, CalibrationOptions, ExportOptions
 
 if TYPE_CHECKING:
     from postproc_export.demo.run import DemoResult

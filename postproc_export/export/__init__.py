@@ -44,9 +44,10 @@ from postproc_export.export.result import (
 from postproc_export.export.verify import Probe, decision_checks, image_probes, raw_checks, size_probes, usual_probes
 from postproc_export.files import refuse_inputs
 from postproc_export.images import Preprocessing, find_samples
-from postproc_export.options import ExportOptions, TailOptions, changed_options
+from postproc_export.options import TailOptions, changed_options
 from postproc_export.policies import Policy, Range
 from postproc_export.record import parse_tail, parse_tails
+from postproc_export.run_options import ExportOptions
 from postproc_export.runtimes import PortInfo, open_runner
 from postproc_export.stats import CalibrationStats, as_stats
 from postproc_export.steps.transforms import resolve_all, split

@@ -18,7 +18,7 @@ from postproc_export.calibration.statistics import CalibrationWarning
 from postproc_export.calibration.table import Table
 from postproc_export.errors import CalibrationError
 from postproc_export.float32 import nearest
-from postproc_export.options import CalibratorOptions
+from postproc_export.run_options import CalibratorOptions
 from postproc_export.stats import LevelStats
 
 ONE_ROUTE = [HealthCheck.function_scoped_fixture]  # the route is the same for every example of a test

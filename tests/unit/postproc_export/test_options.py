@@ -15,15 +15,8 @@ from cyclopts import App
 import postproc_export
 from postproc_export import CalibrationStats, LevelStats, attach_postprocessing
 from postproc_export.cli.options import command, options_of
-from postproc_export.options import (
-    AttachOptions,
-    CheckOptions,
-    EagerOptions,
-    ExportOptions,
-    ModelOptions,
-    ShardOptions,
-    UpdateOptions,
-)
+from postproc_export.options import AttachOptions, EagerOptions, UpdateOptions
+from postproc_export.run_options import CheckOptions, ExportOptions, ModelOptions, ShardOptions
 from postproc_export.validation import called_like, descriptions
 
 CLASSES = (AttachOptions, UpdateOptions, EagerOptions, ShardOptions, ModelOptions, CheckOptions, ExportOptions)
