@@ -28,16 +28,16 @@ g (float[N,3,8,8] input) => (float[N] pred_score, float[N,1,8,8] anomaly_map) <f
 }"""
 BARS = {
     "files": 125,
-    "lines": 29_000,
+    "lines": 34_200,
     "longest file, lines": 650,
     "longest body, lines": 60,
-    "dataclasses": 110,
+    "dataclasses": 124,
     "class names defined twice": 0,
     "functions of more than 12 parameters": 0,
     "places of ten lines alike": 0,
     "attach: files": 22,
     "attach: modules imported": 50,
-    "check: files": 40,
+    "check: files": 41,
 }
 """The most that is allowed of each figure. A capability may raise a bar by what it is worth, in its own commit."""
 
