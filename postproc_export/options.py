@@ -398,13 +398,13 @@ def refuse_unused(options: TailOptions, given: Collection[str], *, levels: Colle
     for name in given:
         typed, level = as_typed(options, name), _LEVEL_OF.get(name)
         if level is not None and level not in levels:
-            raise _unused(typed, f"the {level} level is not post-processed", instead=f"calibrate the {level} level")
+            raise unused(typed, f"the {level} level is not post-processed", instead=f"calibrate the {level} level")
         if name in _DTYPES and options.is_packed:
-            raise _unused(typed, "the packed layout is float32", instead="leave out --layout packed")
+            raise unused(typed, "the packed layout is float32", instead="leave out --layout packed")
         if name in _OF_LABELS and not options.enable_thresholding:
-            raise _unused(typed, "labels and masks are switched off", instead="switch them on with --threshold")
+            raise unused(typed, "labels and masks are switched off", instead="switch them on with --threshold")
         if name == "as_parameters" and options.as_parameters and options.adjustable == "nothing":
-            raise _unused(typed, "nothing is adjusted at run time", instead="add --runtime-sensitivity")
+            raise unused(typed, "nothing is adjusted at run time", instead="add --runtime-sensitivity")
 
 
 def as_typed(options: Any, name: str) -> str:
@@ -419,5 +419,6 @@ def as_typed(options: Any, name: str) -> str:
     return f"{flags[0]} {shortest(value) if is_float32 else value}"
 
 
-def _unused(typed: str, why: str, *, instead: str) -> UsageError:
+def unused(typed: str, why: str, *, instead: str) -> UsageError:
+    """Return the error for an option, as it is typed, that would have no effect."""
     return UsageError(f"{typed} would have no effect", found=why, fix=f"leave it out, or {instead}")

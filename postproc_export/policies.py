@@ -47,6 +47,7 @@ _KINDS: Final[Mapping[Kind, tuple[tuple[Class, ...], str]]] = {  # the classes t
 RATES: Final[tuple[Kind, ...]] = ("recall", "precision", "fpr")
 """The policies that ask for a rate."""
 
+_USUAL: Final = {"fbeta": "2", "fpr": "0.01", "quantile": "0.995", "value": "1.5", "range": "0.5"}
 _DECIMAL: Final = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
 
 COMPARED: Final = (
@@ -90,7 +91,7 @@ class Policy:
         kind = next((kind for kind in _KINDS if kind == name.strip().lower()), None)
         if kind is None:
             known = ", ".join(kind if kind == "f1" else f"{kind}=NUMBER" for kind in _KINDS)
-            raise UsageError(f"unknown policy {text!r}", needed=known)
+            raise UsageError(f"unknown policy {text!r}", needed=known, fix="such as f1 or recall=0.99")
         if kind == "f1":
             if number or "=" in text:
                 raise UsageError("the policy 'f1' takes no number", found=repr(text), fix="fbeta=B weighs recall by B")
@@ -100,15 +101,17 @@ class Policy:
 
 
 def _exact_decimal(number: str, *, kind: Kind, text: str) -> Fraction:
-    needed = _KINDS[kind][1]
+    needed, fix = _KINDS[kind][1], f"such as {kind}={_USUAL.get(kind, '0.99')}"
     if not _DECIMAL.fullmatch(number):
-        raise UsageError(f"the policy {text!r} has no number that can be read", needed=f"{kind}=NUMBER, {needed}")
+        what = f"the policy {text!r} has no number that can be read"
+        raise UsageError(what, needed=f"{kind}=NUMBER, {needed}", fix=fix)
     value = Fraction(Decimal(number))
     legal = {_RATIO: 0 <= value <= 1, _WEIGHT: 0 < value <= 1000}.get(needed, True)
     if kind == "value" and not isfinite(nearest(value)):
-        raise UsageError(f"the policy {text!r} is no finite float32", found=number, needed="at most 3.4028235e38")
+        needed = "at most 3.4028235e38"
+        raise UsageError(f"the policy {text!r} is no finite float32", found=number, needed=needed, fix=fix)
     if not legal:
-        raise UsageError(f"the number of the policy {text!r} is out of range", found=number, needed=needed)
+        raise UsageError(f"the number of the policy {text!r} is out of range", found=number, needed=needed, fix=fix)
     return value
 
 

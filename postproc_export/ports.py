@@ -10,6 +10,7 @@ For each level the first rule that applies decides:
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from math import prod
 from typing import Final, Literal, TypeAlias, cast, get_args
 
@@ -363,10 +364,13 @@ def _resolve(ports: Sequence[PortInfo], level: Level, option: str | int) -> Port
     text = str(option)
     if not isinstance(option, bool) and text.isdecimal() and text.isascii() and int(text) < len(ports):
         return ports[int(text)]
+    near = get_close_matches(text, [port.name for port in ports], n=1)
+    usual = next((port.name for port in ports if port.answers_to(RAW_NAMES[level])), "0")
     raise UsageError(
         f"{_OPTIONS[level]} {option}: the model has no such output",
         found=list_ports(ports),
         needed="one of these names, or an index",
+        fix=f"{_OPTIONS[level]} {(near or [usual])[0]}",
     )
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeAlias
 
@@ -95,7 +96,7 @@ class TailSpec:
         if not isinstance(name, str) or not isinstance(parameters, Mapping):
             raise MetadataError(f"{where}: not a custom step", found=repr(document)[:60])
         if "file" in parameters:  # the command line may name a file to read; a record holds what was read
-            raise MetadataError(f"{where}: the tail '{name}' names a file", needed="its values themselves")
+            raise MetadataError(f"{where}: the step '{name}' names a file", needed="its values themselves")
         return cls(name, dict(parameters))
 
 
@@ -106,19 +107,21 @@ def parse_tail(text: str) -> TailSpec:
     """
     name, _, rest = text.partition(":")
     if name.lower() in NO_GRAPH_FORM:
-        raise UsageError(f"the tail '{name}' has no graph form", found=NO_GRAPH_FORM[name.lower()])
+        raise UsageError(f"the step '{name}' has no graph form", found=NO_GRAPH_FORM[name.lower()])
     if name not in SHIPPED:
         if rest and "=" not in rest:
             return TailSpec(text)
-        raise UsageError(
-            f"the tail '{text}' is not known", needed=f"{', '.join(SHIPPED)}, or a class as package.module:Class"
-        )
+        needed = f"{', '.join(SHIPPED)}, or a class as package.module:Class"
+        near = get_close_matches(name, SHIPPED, n=1)
+        fix = f"--step {near[0]}" if near else "name one of these; docs/steps.md says what they do"
+        raise UsageError(f"the step '{text}' is not known", needed=needed, fix=fix)
     pairs = [item.partition("=") for item in rest.split(",")] if rest else []
     if any(not key or not value for key, _, value in pairs):
-        raise UsageError(f"the tail '{text}' cannot be read", needed=f"{name}:key=value,key=value")
+        fix = "give each parameter its value; docs/steps.md lists them"
+        raise UsageError(f"the step '{text}' cannot be read", needed=f"{name}:key=value,key=value", fix=fix)
     keys = [key for key, _, _ in pairs]
     if len(set(keys)) != len(keys):
-        raise UsageError(f"the tail '{text}' has a parameter twice", found=", ".join(keys))
+        raise UsageError(f"the step '{text}' has a parameter twice", found=", ".join(keys), fix="give each once")
     return TailSpec(name, {key: value for key, _, value in pairs})
 
 

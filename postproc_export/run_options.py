@@ -3,7 +3,7 @@
 `options.py` has what can be chosen of a tail; its rules hold here, too.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -16,10 +16,12 @@ from postproc_export.options import (
     StepOptions,
     TailOptions,
     TargetOptions,
+    as_typed,
+    unused,
 )
 from postproc_export.policies import EXTREMES
 from postproc_export.runtimes import Precision, RuntimeName
-from postproc_export.stats import Comparison
+from postproc_export.stats import Comparison, Level
 from postproc_export.validation import spelt
 
 if TYPE_CHECKING:
@@ -77,6 +79,14 @@ class CalibrationOptions(ConventionOptions):
     nonfinite: Nonfinite = "error"
     compare: Sequence[str] = field(default=(), metadata=spelt(only_python=True))
     resamples: int = field(default=1000, metadata=spelt(only_python=True))
+
+    def refuse_idle(self, levels: Collection[Level]) -> None:
+        """Refuse what was asked for a level that is none of those of which there are values."""
+        for name in ("image_policy", "image_range", "pixel_policy", "pixel_range"):
+            level, is_default = name.partition("_")[0], getattr(self, name) == getattr(CalibrationOptions(), name)
+            if not is_default and level not in levels:
+                needed = "scores" if level == "image" else "maps"
+                raise unused(as_typed(self, name), f"no {needed}", instead=f"give {needed}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -153,7 +153,7 @@ def called_like(options: Callable[P, object]) -> Callable[[Callable[..., R]], Ca
     def decorate(function: Callable[..., R]) -> Callable[P, R]:
         @functools.wraps(function)
         def flat(*args: P.args, **keywords: P.kwargs) -> R:
-            with _spelling(options):
+            with spelling(options):
                 return function(**_by_name(function.__name__, signature, args, keywords, options))
 
         _describe(flat, function, options, signature)
@@ -171,7 +171,7 @@ def method_like(
     def decorate(function: Callable[Concatenate[S, ...], R]) -> Callable[Concatenate[S, P], R]:
         @functools.wraps(function)
         def flat(self: S, /, *args: P.args, **keywords: P.kwargs) -> R:
-            with _spelling(options):
+            with spelling(options):
                 return function(self, **_by_name(function.__qualname__, signature, args, keywords, options))
 
         _describe(
@@ -261,7 +261,7 @@ _KEYWORD: Final = re.compile(r"(?<![\w.'/-])[a-z]+(?:_[a-z0-9]+)+(?![\w.'/=(-])"
 
 
 @contextmanager
-def _spelling(options: Any) -> Iterator[None]:
+def spelling(options: Any) -> Iterator[None]:
     """Spell options in errors of the block: in `text` as the command line does, in `str` as Python does."""
     try:
         yield

@@ -37,7 +37,7 @@ from postproc_export.policies import Policy, Range
 from postproc_export.record import MODEL_KEY
 from postproc_export.run_options import CalibrationOptions, CalibratorOptions, ShardOptions
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
-from postproc_export.validation import called_like, check_file, method_like
+from postproc_export.validation import called_like, check_file, method_like, spelling
 
 _KEPT: Final = 1 << 22  # values of a batch that are held as float32 beside it between checking and counting
 
@@ -112,6 +112,7 @@ class Calibrator:
             )
         return self.__dict__
 
+    @spelling(CalibratorOptions)
     def update(
         self, pred_score: Any = None, gt_label: Any = None, anomaly_map: Any = None, gt_mask: Any = None
     ) -> None:
@@ -188,6 +189,7 @@ class Calibrator:
             self._levels[level].merge(state)
         self._batches += other._batches
 
+    @spelling(CalibratorOptions)
     def compute(self, *, distributed: bool = False, group: Any = None) -> CalibrationStats:
         """Return the statistics of everything seen so far, by this process or by all of a process group.
 
@@ -235,6 +237,7 @@ class Calibrator:
         if not any(levels.values()):
             raise CalibrationError("nothing to calibrate on: no sample was seen", needed="update() with a batch first")
         self._convention.check(levels.get("image"))
+        self._asked.refuse_idle([level for level, found in levels.items() if found is not None])
         details = {**self._convention.details, **self._origin}
         return CalibrationStats(image=levels.get("image"), pixel=levels.get("pixel"), details=details)
 
@@ -399,6 +402,7 @@ def calibrate(**given: Any) -> CalibrationStats:
             fix="give files with arrays that have elements",
         )
     convention.check(levels["image"])
+    asked.refuse_idle([level for level, found in levels.items() if found is not None])
     details = {"source": names, **convention.details, **origin}
     return CalibrationStats(image=levels["image"], pixel=levels["pixel"], details=details)
 

@@ -122,7 +122,7 @@ def _checked(block: Block, nonfinite: Nonfinite, faults: Faults) -> Chunk | None
         return Chunk(values, truth, low, high, 0, block.values)
     finite = np.isfinite(values)
     if nonfinite == "error":
-        fix = 'correct the model, or leave such values out with nonfinite="drop" (`--nonfinite drop`)'
+        fix = "correct the model, or leave such values out with --nonfinite drop"
         rows = (f"{place.key} has values that are not finite as float32", "finite values", fix)
         faults.setdefault("values", Fault(place, *rows, False)).note(block, np.flatnonzero(~finite))
         return None

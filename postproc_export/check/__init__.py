@@ -22,6 +22,7 @@ from postproc_export.check.whole import WholeCheck
 from postproc_export.errors import FileError, MissingDependencyError, UsageError, install
 from postproc_export.files import check_model
 from postproc_export.installation import environment
+from postproc_export.options import as_typed
 from postproc_export.process import temporary_folder
 from postproc_export.record import TailSpec, parse_tails
 from postproc_export.run_options import CheckOptions
@@ -71,11 +72,12 @@ def check_options(asked: CheckOptions) -> None:
     check_paths(raw=asked.raw, images=asked.images, inputs=asked.inputs)
     images, inputs, torch = asked.images, asked.inputs, asked.torch
     if images is not None and inputs is not None:
-        raise UsageError("both images and inputs were given", needed="one of them")
+        raise UsageError("--images and --inputs contradict each other", needed="one of them", fix="leave the other out")
     if images is None and (asked.preprocessing is not None or asked.other_preprocessing):
         raise UsageError("a pre-processing without images", fix="leave it out, or give --images")
     if torch is not None and images is None and inputs is None:
-        raise UsageError("a PyTorch model without images or inputs to feed it", fix="give --images or --inputs")
+        fix = "leave --torch out, or give --images or --inputs"
+        raise UsageError("--torch without images or inputs to feed it", needed="--images or --inputs", fix=fix)
     for option, value, is_used, needed in (
         ("limit", asked.limit, images is not None or inputs is not None, "--images or --inputs"),
         ("int8", asked.int8, images is not None or inputs is not None, "--images or --inputs"),
@@ -84,8 +86,10 @@ def check_options(asked: CheckOptions) -> None:
         if value and not is_used:
             name = f"--{option.replace('_', '-')}"
             raise UsageError(f"{name} would have no effect", needed=needed, fix=f"leave {name} out, or give {needed}")
-    if torch is None and (asked.image_output is not None or asked.pixel_output is not None):
-        raise UsageError("an output was named without a PyTorch model", fix="give --torch, or leave the name out")
+    for name in ("image_output", "pixel_output"):
+        if torch is None and getattr(asked, name) is not None:
+            fix = "leave it out, or give --torch: without a PyTorch model the file names its raw outputs"
+            raise UsageError(f"{as_typed(asked, name)} would have no effect", needed="--torch", fix=fix)
     if asked.save_failures is not None and isinstance(inputs, str | Path) and Path(inputs).is_file():
         folder = Path(asked.save_failures)
         if folder.is_dir() and Path(inputs).absolute().parent.samefile(folder):
@@ -107,7 +111,7 @@ def named_tails(
     for spec in named:
         if not any(is_asked(spec, other) for other in recorded):
             raise UsageError(
-                f"the tail '{spec.text}' is not the one that {attached.path} was attached with",
+                f"the step '{spec.text}' is not the one that {attached.path} was attached with",
                 found=f"recorded: {', '.join(other.text for other in recorded) or 'none'}",
                 needed="a tail that the record of the file names",
                 fix=f"--step {recorded[0].text}" if recorded else "leave it out",

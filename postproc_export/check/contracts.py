@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
@@ -303,5 +304,7 @@ def check_contract(path: str | Path, contract: str) -> list[Requirement]:
     `contract` is one of `CONTRACTS`. Errors are those of `ModelReading`, and `MissingDependencyError` without OpenVINO.
     """
     if contract not in CONTRACTS:
-        raise UsageError(f"the contract '{contract}' is not known", needed=" or ".join(CONTRACTS))
+        near = get_close_matches(contract, CONTRACTS, n=1) or list(CONTRACTS)
+        fix = f"--contract {near[0]}"
+        raise UsageError(f"the contract '{contract}' is not known", needed=" or ".join(CONTRACTS), fix=fix)
     return list(CONTRACTS[contract][1](ModelReading(Path(path))))

@@ -278,6 +278,10 @@ def _refuse_unused(given: Mapping[str, Any], model: Path | None) -> None:
             found="raw outputs in files",
             fix=f"leave it out, or give a model with --images{named}",
         )
+    idle = [option for name, option in spelling_of(_OF_CALIBRATION).items() if name.startswith("pixel_")]
+    if given.get("image_only") and (typed := [option for option in idle if option[2:].replace("-", "_") in given]):
+        fix = "leave out one of them"
+        raise UsageError(f"{typed[0]} would have no effect", found="--image-only", fix=fix)
     for name, fix in (
         ("dask", "leave it out, or save the raw outputs as shards and calibrate on these"),
         ("model", "leave it out: the statistics name the model that is run"),

@@ -29,7 +29,7 @@ def plan_decisions(specs: Sequence[TailSpec], tail: Tail, *, values: PortInfo | 
     """
     if tail.options.is_packed or not tail.options.enable_thresholding:
         reason = "the results are packed into one output" if tail.options.is_packed else "labels are switched off"
-        raise UsageError(f"the tail '{specs[0].name}' needs labels of their own", found=reason, fix="leave one out")
+        raise UsageError(f"the step '{specs[0].name}' needs labels of their own", found=reason, fix="leave one out")
     parts = {part.name: part for part in tail.parts}
     outputs: list[LayerOutput] = []
     inputs: dict[str, PortInfo] = {}
@@ -38,7 +38,7 @@ def plan_decisions(specs: Sequence[TailSpec], tail: Tail, *, values: PortInfo | 
         if spec.name not in BEHIND:
             raise UsageError(f"'{spec.text}' cannot stand behind a decision", needed=" or ".join(BEHIND))
         if any(spec.name == other.name for other in made):
-            raise UsageError(f"the tail '{spec.name}' is given twice", fix="give all its parameters at once")
+            raise UsageError(f"the step '{spec.name}' is given twice", fix="give all its parameters at once")
         if spec.name == "gate":
             outputs.append(_gate(spec, parts, inputs))
             made.append(TailSpec(spec.name))
@@ -80,10 +80,10 @@ def point_boundaries(parameters: Mapping[str, Any], tail: Tail) -> dict[str, flo
 
 def _gate(spec: TailSpec, parts: Mapping[str, TailOutput], inputs: dict[str, PortInfo]) -> LayerOutput:
     if spec.parameters:
-        raise UsageError("the tail 'gate' has no parameters", found=spec.text)
+        raise UsageError("the step 'gate' has no parameters", found=spec.text)
     missing = [name for name in ("pred_label", "pred_mask") if name not in parts]
     if missing:
-        raise UnsupportedModelError("the tail 'gate' needs a label and a mask", found=f"no '{missing[0]}' in the model")
+        raise UnsupportedModelError("the step 'gate' needs a label and a mask", found=f"no '{missing[0]}' in the model")
     mask, label = parts["pred_mask"], parts["pred_label"]
     assert mask.shape is not None, "a map of unknown rank is refused when it is selected"
     inputs["mask"] = PortInfo("pred_mask", mask.dtype, mask.shape)
@@ -104,9 +104,9 @@ def point_values(points: Mapping[str, Any]) -> dict[str, Any]:
 
 def _points(spec: TailSpec, tail: Tail) -> dict[str, Any]:
     if not spec.parameters:
-        raise UsageError("the tail 'points' names no operating point", needed="points:strict=0.3,loose=recall=0.99")
+        raise UsageError("the step 'points' names no operating point", needed="points:strict=0.3,loose=recall=0.99")
     if tail.stats.image is None or "pred_label" not in {part.name for part in tail.parts}:
-        raise UnsupportedModelError("the tail 'points' needs an image label", found="no 'pred_label' in the model")
+        raise UnsupportedModelError("the step 'points' needs an image label", found="no 'pred_label' in the model")
     point_boundaries(spec.parameters, tail)
     return point_values(spec.parameters)
 
@@ -121,7 +121,7 @@ def _labels(
     label = parts["pred_label"]
     if values is None:
         raise UnsupportedModelError(
-            "the tail 'points' does not find what the label compares",
+            "the step 'points' does not find what the label compares",
             needed="a label that is one comparison with a constant",
             fix="leave out what adjusts the boundary when the model runs",
         )

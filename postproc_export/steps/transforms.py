@@ -6,6 +6,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
@@ -37,11 +38,11 @@ def _map_of(values: Values, name: str, *, channels: int = 1) -> tuple[Expr, Port
     """Return the map, its port and its rank, or refuse a model without one, or with other channels."""
     expr, port = values.get("map", (None, None))
     if expr is None or port is None or port.rank is None:
-        raise UnsupportedModelError(f"the tail '{name}' needs an anomaly map", found="a model with a score only")
+        raise UnsupportedModelError(f"the step '{name}' needs an anomaly map", found="a model with a score only")
     if port.rank == 4 and port.size(1) not in (None, channels):
         needed = "a map of one channel" if channels == 1 else f"a map of {channels} channels"
         raise UnsupportedModelError(
-            f"the tail '{name}' does not fit the anomaly map", found=port.describe(), needed=needed
+            f"the step '{name}' does not fit the anomaly map", found=port.describe(), needed=needed
         )
     return expr, port, port.rank
 
@@ -103,7 +104,11 @@ def refuse_unknown(name: str, given: Mapping[str, Any], known: tuple[str, ...]) 
     """Refuse parameters that a transform does not have."""
     unknown = [key for key in given if key not in known]
     if unknown:
-        raise UsageError(f"the tail '{name}' has no parameter '{unknown[0]}'", needed=", ".join(known) or "none")
+        near = get_close_matches(unknown[0], known, n=1)
+        fix = f"--step {name}:{near[0]}={given[unknown[0]]}" if near else "leave it out"
+        raise UsageError(
+            f"the step '{name}' has no parameter '{unknown[0]}'", needed=", ".join(known) or "none", fix=fix
+        )
 
 
 def number(name: str, key: str, value: Any, *, low: float, high: float) -> float:
@@ -113,7 +118,8 @@ def number(name: str, key: str, value: Any, *, low: float, high: float) -> float
     except (TypeError, ValueError):
         found = float("nan")
     if not low <= found <= high:
-        raise UsageError(f"the tail '{name}': {key} is {value!r}", needed=f"a number in [{low:g}, {high:g}]")
+        needed, fix = f"a number in [{low:g}, {high:g}]", f"such as --step {name}:{key}={high:g}"
+        raise UsageError(f"the step '{name}': {key} is {value!r}", needed=needed, fix=fix)
     return found
 
 
@@ -121,7 +127,8 @@ def whole(name: str, key: str, value: Any) -> int:
     """Return a parameter that is a whole number of at least 1."""
     text = str(value)
     if not text.isdecimal() or not 1 <= int(text) <= 2**31 - 1:
-        raise UsageError(f"the tail '{name}': {key} is {value!r}", needed="a whole number of at least 1")
+        fix = f"such as --step {name}:{key}=20"
+        raise UsageError(f"the step '{name}': {key} is {value!r}", needed="a whole number of at least 1", fix=fix)
     return int(text)
 
 
@@ -159,7 +166,7 @@ class Thresholds(Transform):
             return cls._unpacked(given)
         refuse_unknown(cls.name, given, ("file",))
         if "file" not in given:
-            raise UsageError(f"the tail '{cls.name}' has no file", needed="thresholds:file=thresholds.npy")
+            raise UsageError(f"the step '{cls.name}' has no file", needed="thresholds:file=thresholds.npy")
         path = Path(str(given["file"]))
         check_file(path, what="the thresholds", needed="a .npy file")
         try:
@@ -174,14 +181,14 @@ class Thresholds(Transform):
         found = np.asarray(array)
         if found.dtype.kind not in "fiu" or not 1 <= found.ndim <= 3 or not 0 < found.size <= _LARGEST_TABLE:
             raise UsageError(
-                f"the tail '{cls.name}' cannot use these values",
+                f"the step '{cls.name}' cannot use these values",
                 found=f"{found.dtype} {list(found.shape)}",
                 needed=f"numbers [H, W], [C] or [C, H, W], at most {_LARGEST_TABLE:,}",
             )
         values = found.astype("<f4")
         values = values.reshape(-1, 1, 1) if values.ndim == 1 else values
         if not np.isfinite(values).all():
-            raise UsageError(f"the tail '{cls.name}' has a threshold that is not finite")
+            raise UsageError(f"the step '{cls.name}' has a threshold that is not finite")
         return cls(values.shape, values.tobytes())
 
     @classmethod
@@ -192,7 +199,7 @@ class Thresholds(Transform):
             content = zlib.decompressobj().decompress(base64.b64decode(given["zlib"]), 4 * _LARGEST_TABLE)
             return cls.of(np.frombuffer(content, "<f4").reshape(shape))
         except (KeyError, TypeError, ValueError, zlib.error, binascii.Error) as error:
-            raise UsageError(f"the tail '{cls.name}' is damaged", found=str(error)) from error
+            raise UsageError(f"the step '{cls.name}' is damaged", found=str(error)) from error
 
     def shown(self, port: PortInfo) -> PortInfo:
         """Return a map that has as many channels as one of a single channel."""
@@ -272,7 +279,7 @@ class Gaussian(_Numbers):
         sizes = port.size(-2), port.size(-1)
         if any(size is not None and size <= radius for size in sizes):
             raise UnsupportedModelError(
-                f"the tail '{self.name}' mirrors {radius} pixels at each edge, and the map does not have them",
+                f"the step '{self.name}' mirrors {radius} pixels at each edge, and the map does not have them",
                 found=port.describe(),
                 needed=f"height and width of {radius + 1} or more",
                 fix=f"a smaller sigma than {self.sigma:g}",
@@ -312,7 +319,7 @@ class TopK(_Numbers):
         is_static = height is not None and width is not None
         if height is not None and width is not None and self.k > height * width:
             raise UnsupportedModelError(
-                f"the tail '{self.name}' takes {self.k} pixels, and the map has fewer",
+                f"the step '{self.name}' takes {self.k} pixels, and the map has fewer",
                 found=port.describe(),
                 needed=f"k of at most {height * width}",
             )
@@ -347,7 +354,7 @@ class Resize(_Numbers):
     def _read(cls, given: Mapping[str, Any]) -> Self:
         """Read ``height`` and ``width``, pixels; neither for the size of the model's input."""
         if len(given) == 1:
-            raise UsageError(f"the tail '{cls.name}' has one of height and width", needed="both, or neither")
+            raise UsageError(f"the step '{cls.name}' has one of height and width", needed="both, or neither")
         return cls(*(whole(cls.name, key, given[key]) for key in cls.keys)) if given else cls()
 
     def apply(self, values: Values) -> Values:
@@ -364,13 +371,13 @@ class Resize(_Numbers):
         image, port = values.get("image", (None, None))
         if image is None or port is None or port.shape is None:
             raise UnsupportedModelError(
-                f"the tail '{self.name}' needs one input of images [N, C, H, W]",
+                f"the step '{self.name}' needs one input of images [N, C, H, W]",
                 found="no such input, or several",
                 fix="give the size: resize:height=256,width=256",
             )
         if port.size(3) in (1, 3, 4) and port.size(1) not in (1, 3, 4):
             raise UnsupportedModelError(
-                f"the tail '{self.name}': the input '{port.name}' has its channels last",
+                f"the step '{self.name}': the input '{port.name}' has its channels last",
                 found=port.describe(),
                 needed="[N, C, H, W]",
                 fix="give the size: resize:height=256,width=256",
@@ -405,7 +412,7 @@ class Negate(_Numbers, Exact):
         found = next((level for level in LEVELS if given.get("level") == level), None)
         if found is None and "level" in given:
             raise UsageError(
-                f"the tail '{cls.name}': level is {given['level']!r}",
+                f"the step '{cls.name}': level is {given['level']!r}",
                 needed=" or ".join(LEVELS),
                 fix="leave it out for both levels",
             )
@@ -421,7 +428,7 @@ class Negate(_Numbers, Exact):
         there = {kind: values[kind] for kind, level in RAW.items() if kind in values and level in self.levels}
         if self.level is not None and not there:
             raise UnsupportedModelError(
-                f"the tail '{self.name}:level={self.level}' changes what the model does not have",
+                f"the step '{self.name}:level={self.level}' changes what the model does not have",
                 found=f"no {'score' if self.level == 'image' else 'anomaly map'} of its own",
                 fix="--step negate turns round what the model has",
             )
@@ -465,13 +472,13 @@ class Channel(_Numbers):
         index, axis = given.get("index"), given.get("axis")
         level = next((level for level in LEVELS if level == given.get("level")), None)
         if index is not None and not (str(index).isdecimal() and int(index) < 2**31):
-            raise UsageError(f"the tail '{cls.name}': index is {index!r}", needed="a whole number of at least 0")
+            raise UsageError(f"the step '{cls.name}': index is {index!r}", needed="a whole number of at least 0")
         for key, known in (("axis", tuple(AXES)), ("level", LEVELS)):
             if given.get(key) not in (None, *known):
-                raise UsageError(f"the tail '{cls.name}': {key} is {given[key]!r}", needed=" or ".join(known))
+                raise UsageError(f"the step '{cls.name}': {key} is {given[key]!r}", needed=" or ".join(known))
         if index is None and (axis is None or level == "image"):
             needed = "channel:index=1; or channel:axis=last or channel:axis=second for the only channel of a map"
-            raise UsageError(f"the tail '{cls.name}' does not say which one", needed=needed)
+            raise UsageError(f"the step '{cls.name}' does not say which one", needed=needed)
         return cls(None if index is None else int(index), axis, level)
 
     @property
@@ -593,7 +600,7 @@ def before_threshold(specs: Sequence[TailSpec]) -> Sequence[TailSpec]:
     behind = [spec for spec in specs if not spec.changes_values]
     if behind:
         raise UsageError(
-            f"the tail '{behind[0].name}' stands behind the decision: it changes no raw value",
+            f"the step '{behind[0].name}' stands behind the decision: it changes no raw value",
             fix="leave it out here, and give it when attaching",
         )
     return specs

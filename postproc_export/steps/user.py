@@ -59,7 +59,7 @@ class UserStep:
         except Exception as error:  # somebody else's code
             shown = ", ".join(_described(name, tensor) for name, tensor in values.items())
             raise UnsupportedModelError(
-                f"the tail '{self.spec.name}' does not run on {shown}",
+                f"the step '{self.spec.name}' does not run on {shown}",
                 found=reason_of(error),
                 needed="a forward that takes the raw outputs as the model gives them",
                 fix=advice(tensor.dtype for tensor in given.values() if tensor is not None),
@@ -80,16 +80,16 @@ def eager_own(spec: TailSpec) -> UserStep:
         signature.bind(**dict.fromkeys(RAW_NAMES.values()))
     except TypeError as error:
         raise UsageError(
-            f"the forward of the tail '{spec.name}' takes other arguments",
+            f"the forward of the step '{spec.name}' takes other arguments",
             found=f"forward{signature}: {error}",
             needed="forward(pred_score, anomaly_map), either of them None where the model does not have it",
         ) from error
     tensors = _tensors_of(module)
     if sum(tensor.nbytes for tensor in tensors.values()) >= _LARGEST:
-        raise UsageError(f"the tail '{spec.name}' has too many weights", needed="less than 2 GiB of them")
+        raise UsageError(f"the step '{spec.name}' has too many weights", needed="less than 2 GiB of them")
     if not _are_same(tensors, _tensors_of(_built(spec.name))):
         raise UsageError(
-            f"the tail '{spec.name}' has other weights each time that it is built",
+            f"the step '{spec.name}' has other weights each time that it is built",
             needed="the same weights whenever the class is called, for statistics, export and check build it anew",
             fix="load them from a file, or draw them with a torch.Generator of a fixed seed",
         )
@@ -165,7 +165,7 @@ def _refuse_result(name: str, given: Tensors, made: Tensors) -> None:
 
 
 def _unfit(name: str, problem: str, found: str, needed: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"the tail '{name}' {problem}", found=found, needed=needed)
+    return UnsupportedModelError(f"the step '{name}' {problem}", found=found, needed=needed)
 
 
 def by_level(name: str, result: Any) -> Tensors:
@@ -307,11 +307,11 @@ def _probe(step: UserStep, given: Tensors) -> Probe:
         made, again = step.run(given), step.run(given)
     if not _are_same(before, given):
         raise UnsupportedModelError(
-            f"the tail '{name}' changes its input in place", needed="a result of its own", fix="work on input.clone()"
+            f"the step '{name}' changes its input in place", needed="a result of its own", fix="work on input.clone()"
         )
     if not _are_same(made, again):
         raise UnsupportedModelError(
-            f"the tail '{name}' gives another result each time",
+            f"the step '{name}' gives another result each time",
             found="two calls with the same values",
             needed="a result that follows from the values alone: no dropout, no random numbers",
         )

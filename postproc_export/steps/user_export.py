@@ -66,7 +66,7 @@ def _export(form: StepAtHost, *, opset: int, runtime: RuntimeName, whose: str) -
     is_newer = any(problem.startswith(_OTHER_OPSET) for problem in tried.values())
     types = advice(tensor.dtype for tensor in form.example)
     raise UnsupportedModelError(
-        f"the tail '{form.step.spec.name}' cannot be exported at opset {opset}, {whose}",
+        f"the step '{form.step.spec.name}' cannot be exported at opset {opset}, {whose}",
         found="; ".join(f"by {name}: {problem}" for name, problem in tried.items()),
         needed=f"a graph of opset {opset} that gives what the class gives: the host is not converted",
         fix=types

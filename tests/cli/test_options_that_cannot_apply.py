@@ -48,6 +48,12 @@ REFUSED: Final = {
     "detach raw.post.xml --link-weights": "--link-weights is for external data of an ONNX model",
     "detach raw.post.onnx --in-place -o new/o.onnx": "--in-place would have no effect",
     "update raw.post.xml --link-weights --image-sensitivity 0.3": "--link-weights is for external data",
+    "calibrate scores.npz --pixel-policy fpr=0.1 -o new/s.json": "--pixel-policy fpr=0.1 would have no effect",
+    "calibrate scores.npz --pixel-range quantile=0,0.9 -o new/s.json": "--pixel-range quantile=0,0.9 would have no",
+    "calibrate raw.onnx --images . --image-only --pixel-policy f1 -o new/s.json": "--pixel-policy would have no effect",
+    "check raw.post.onnx --image-output x": "--image-output x would have no effect",
+    "check raw.post.onnx --images . --inputs scores.npz": "--images and --inputs contradict each other",
+    "check raw.post.onnx --torch a:b": "--torch without images or inputs to feed it",
     "update raw.post.onnx": "nothing to change: give an option",
     "update raw.post.xml -o new/o.xml": "nothing to change: give an option",
     "update raw.post.onnx --in-place": "nothing to change: give an option",
@@ -94,6 +100,7 @@ def test_what_is_recorded_already_is_accepted_and_writes_nothing(command: str, f
 
 
 DEFAULTS: Final = (
+    "calibrate scores.npz --pixel-policy f1 --pixel-range extremes -o new/s.json",
     "attach raw.onnx -s image.json --pixel-sensitivity 0.5 --label-dtype bool",
     "attach score.xml -s stats.json --mask-dtype uint8",
     "attach score.onnx -s stats.json --mask-dtype bool",

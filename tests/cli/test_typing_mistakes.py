@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final
 
 import hosts
+import numpy as np
 import pytest
 from conftest import Invoke
 
@@ -23,6 +24,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     STATS.save("stats.json")
     hosts.write(hosts.score_and_map(), tmp_path / "raw.onnx")
+    np.savez("raw.npz", pred_score=np.arange(4.0), gt_label=np.arange(4) // 2)
     attach_postprocessing("raw.onnx", STATS, output="post.onnx")
     return tmp_path
 
@@ -47,6 +49,13 @@ MISTAKES: Final = {
     "check post.onnx --limit 1.5": "--limit 1.5\n  needed:  a whole number\n  fix:     --limit 1",
     "check post.onnx --seed -5": "--seed -5\n  needed:  a whole number of at least 0\n  fix:     --seed 0, .*",
     "check post.onnx --image-sensitivity 2 --stats stats.json": "--image-sensitivity 2: use 0 to 1\n  fix: .*",
+    f"{ATTACH} --step gausian:sigma=4": "the step 'gausian:sigma=4' is not known\n.*\n  fix:     --step gaussian",
+    f"{ATTACH} --step gaussian:sgma=4": "the step .* 'sgma'\n.*\n  fix:     --step gaussian:sigma=4",
+    f"{ATTACH} --step gaussian:sigma=x": "the step 'gaussian': sigma is 'x'\n.*\n  fix:     such as .*",
+    f"{ATTACH} --image-output no": "--image-output no: .*\n(.*\n)*  fix:     --image-output pred_score",
+    "calibrate raw.npz -o s --image-policy f2": "unknown policy 'f2'\n.*\n  fix:     such as f1 .*",
+    "calibrate raw.npz -o s --image-policy recall=2": "the number of .*\n(.*\n)*  fix:     such as recall=0.99",
+    "check post.onnx --contract anomalb": "the contract 'anomalb' .*\n.*\n  fix:     --contract anomalib",
     "atach raw.onnx": "unknown command atach\n  needed:  demo, calibrate, .*\n  fix:     postproc-export attach",
     "nonsense": "unknown command nonsense\n  needed:  demo, .*\n  fix:     postproc-export --help .*",
 }

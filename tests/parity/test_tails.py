@@ -215,7 +215,7 @@ def test_a_name_that_the_file_does_not_record_is_refused(
     else:
         raw = written(folder, "onnx", hosts.score_and_map())
         path = attach_postprocessing(raw, CalibrationStats(image=IMAGE, pixel=PIXEL)).output
-    with pytest.raises(UsageError, match=f"the tail '{named}' is not the one that") as caught:
+    with pytest.raises(UsageError, match=f"the step '{named}' is not the one that") as caught:
         checked(path, tail=named)
     assert caught.value.found == found
 
