@@ -13,6 +13,7 @@ from scripting import run_command
 from postproc_export.runtimes.openvino import import_openvino
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every process that a test starts compiles the packages anew
+os.environ.pop("COLUMNS", None)  # of a terminal that nobody looks at: what is printed stays in whole lines
 import_openvino(purpose="the tests")  # before any test imports it: without the telemetry of a bare import
 hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
 hypothesis.settings.register_profile("fast", deadline=None, max_examples=10)

@@ -111,7 +111,7 @@ def test_what_is_adjusted_at_run_time_is_an_option(files: tuple[Path, Path], inv
             ["attach", "{model}", "--stats", "{stats}", "--runtime-parameters"],
             "--runtime-parameters would have no effect",
         ),
-        (["attach", "nowhere.onnx", "--stats", "{stats}"], "cannot read nowhere.onnx"),
+        (["attach", "nowhere.onnx", "--stats", "{stats}"], "cannot read the model nowhere.onnx"),
         (["attach", "{model}", "--stats", "nowhere.json"], "cannot read the statistics file nowhere.json"),
         (["attach", "{model}", "--stats", "{model}"], "model.onnx is not JSON"),
         (
