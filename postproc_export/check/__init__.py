@@ -219,6 +219,7 @@ def check_parity(**given: Any) -> ParityReport:
         reference, transform = Reference(model), EagerTransform.load(model, named)
         unnamed = unnamed_code(model, named)
         raw_file = None if asked.raw is None or unnamed is not None else RawFile.of(Path(asked.raw), model, transform)
+        is_original = None if raw_file is None else raw_file.is_original()
         real = real_inputs(asked, model, runtimes[0])
         exported = None
         if asked.torch is not None:
@@ -260,7 +261,7 @@ def check_parity(**given: Any) -> ParityReport:
     }
     described = {**environment(**shared), **{key: value for key, value in told.items() if value is not None}}
     ran: dict[str, Any] = {"not_run": synthetic.not_run} if whole is None else {"whole": tuple(whole.results)}
-    ran["is_original"] = None if raw_file is None else raw_file.is_original()
+    ran["is_original"] = is_original
     return _report_of(asked, checks, not_checked, described, **ran)
 
 
