@@ -261,8 +261,7 @@ def check_parity(**given: Any) -> ParityReport:
     }
     described = {**environment(**shared), **{key: value for key, value in told.items() if value is not None}}
     ran: dict[str, Any] = {"not_run": synthetic.not_run} if whole is None else {"whole": tuple(whole.results)}
-    ran["is_original"] = is_original
-    return _report_of(asked, checks, not_checked, described, **ran)
+    return _report_of(asked, checks, not_checked, described, is_original=is_original, **ran)
 
 
 def assert_parity(attached: str | Path, **options: Any) -> ParityReport:

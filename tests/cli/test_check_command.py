@@ -123,7 +123,9 @@ def test_a_miss_exits_1_and_is_told_in_full(tmp_path: Path, capsys: pytest.Captu
         pytest.param(["attached.xml", "--inputs", "/dev/null"], "cannot read the inputs /dev/null", id="empty-npz"),
         pytest.param(["attached.xml", "--images", "none"], "no such file or folder", id="no-images"),
         pytest.param(
-            ["attached.xml", "--images", "images", "--inputs", "inputs.npz"], "both images and inputs", id="both"
+            ["attached.xml", "--images", "images", "--inputs", "inputs.npz"],
+            "--images and --inputs contradict each other",
+            id="both",
         ),
     ],
 )
