@@ -97,20 +97,18 @@ def shape_problem(level: Level, axes: Sequence[Axis] | None) -> str | None:
 def channel_axis(axes: Sequence[Axis]) -> int | None:
     """Return which of four axes of a map is that of its channels, 1 or 3, by their sizes; None where these do not tell.
 
-    It is the second if that has one entry; else the one that leaves a square; else the one that has at most four, or is
-    open, where the other has more. Names of axes tell nothing: exporters make them up.
+    It has one entry; or at most four, or an open number, and the other has more. Names of axes tell nothing: exporters
+    make them up. Nor does a square, for there may be as many channels as rows.
     """
     _, second, third, last = axes
-    if second == 1 or (second != third and isinstance(third, int) and third == last):
-        return 1
-    if isinstance(third, int) and second == third and third != last:
-        return 3
     kinds = [
         2 if not isinstance(size, int) else 0 if size == 1 else 1 if size <= _FEW else 3 for size in (second, last)
     ]
+    if kinds[0] == 0:
+        return 1
     if kinds == [1, 0] or kinds[0] == kinds[1]:
         return None
-    is_small = isinstance(third, int) and third <= _FEW and kinds == [2, 1]
+    is_small = isinstance(third, int) and third <= _FEW and kinds == [2, 1]  # a map of few pixels
     return 1 if kinds[0] < kinds[1] or is_small else 3
 
 
@@ -137,9 +135,12 @@ def check_shapes(score: Sequence[int] | None, anomaly_map: Sequence[int] | None)
         if level == "pixel" and problem is None and len(axes) == 4 and channel_axis(axes) == 3:
             problem = "its channel axis is the last one"
         if problem is not None:
-            needed = f"shape {_SHAPES[level]}"
+            several = channel_choice(level, axes) is not None
             raise UnsupportedModelError(
-                f"{RAW_NAMES[level]}: {problem}", found=f"shape {list(shape or ())}", needed=needed
+                f"{RAW_NAMES[level]}: {problem}",
+                found=f"shape {list(shape or ())}",
+                needed=f"shape {_SHAPES[level]}",
+                fix="take one before: postproc_export.steps.modules.OneChannel does" if several else None,
             )
     if score is not None and anomaly_map is not None:
         images, maps = score[0] if score else 1, anomaly_map[0]

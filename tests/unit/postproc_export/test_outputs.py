@@ -1,5 +1,7 @@
 """Which outputs are selected as raw score and raw map, and which are refused."""
 
+from itertools import product
+
 import pytest
 
 from postproc_export.errors import UnsupportedModelError, UsageError
@@ -166,24 +168,34 @@ def test_a_map_of_another_form_is_refused_by_name(anomaly_map: PortInfo, reason:
         (("H", "W", 2), 3),
         ((2, 224, 320), 1),
         ((240, 320, 2), 3),
-        ((64, 14, 14), 1),
-        ((14, 14, 64), 3),
         (("junk", 14, 20), 1),
         ((None, 3, 4), 1),
         ((14, 20, None), 3),
         ((1, 9, 1), 1),
-        ((2, 2, 1), 3),
         ((None, None, None), None),
         (("h", "w", "c"), None),
         ((64, 14, 7), None),
+        ((64, 14, 14), None),
+        ((64, 64, 48), None),
+        ((2, 2, 1), None),
         ((3, 224, 1), None),
         ((2, 224, 4), None),
         ((4, 4, 4), None),
     ],
 )
 def test_the_channel_axis_is_told_by_sizes_alone(shape: tuple[Axis, ...], axis: int | None) -> None:
-    """One entry, a square beside it, at most four entries, or open where the other is a height or width; no names."""
+    """One entry, at most four, or open where the other is a height or a width; neither names nor squares."""
     assert channel_axis(("N", *shape)) == axis
+
+
+@pytest.mark.parametrize("is_last", [False, True])
+@pytest.mark.parametrize("open_axes", list(product([False, True], repeat=3)))
+def test_channels_are_never_taken_for_rows(is_last: bool, open_axes: tuple[bool, ...]) -> None:
+    """Of maps of up to four channels, and more pixels on each side: the right axis, or none."""
+    for channels, height, width in product(range(1, 5), range(5, 12), range(5, 12)):
+        sizes = (height, width, channels) if is_last else (channels, height, width)
+        shape = [None if is_open else size for is_open, size in zip(open_axes, sizes, strict=True)]
+        assert channel_axis([None, *shape]) in (None, 3 if is_last else 1)
 
 
 @pytest.mark.parametrize(

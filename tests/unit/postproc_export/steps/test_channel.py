@@ -52,7 +52,7 @@ KINDS: dict[str, tuple[dict[str, Any], str | None, list[str]]] = {  # host, opti
         "channel:index=0",
         ["channel:index=0,axis=second,level=pixel"],
     ),
-    "many-channels": ({"map": "N,9,8,8"}, "channel:index=8", ["channel:index=8,axis=second,level=pixel"]),
+    "many-channels": ({"map": "N,9,8,8"}, "channel:index=8,axis=second", ["channel:index=8,axis=second,level=pixel"]),
     "columns": ({"score": "N,2", "map": None}, "channel:index=1", ["channel:index=1,level=image"]),
     "columns-static": ({"score": "3,5", "map": "3,1,H,W"}, "channel:index=4", ["channel:index=4,level=image"]),
     "columns-open": ({"score": "N,C"}, "channel:index=1,level=image", ["channel:index=1,level=image"]),
