@@ -195,7 +195,7 @@ def test_unusable_arguments_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="no such file"):
         check_parity(tmp_path / "none.onnx")
     (tmp_path / "model.bin").write_bytes(b"")
-    with pytest.raises(UsageError, match="no model file"):
+    with pytest.raises(UsageError, match="no exported model"):
         check_parity(tmp_path / "model.bin")
     with pytest.raises(UsageError, match="both images and inputs"):
         check_parity(path, images=tmp_path, inputs={})

@@ -19,7 +19,7 @@ from graph_patterns.onnx.file import load_skeleton_from_bytes
 from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError
 from postproc_export.formats import onnx as on_onnx
 from postproc_export.formats import openvino as on_openvino
-from postproc_export.options import LABEL_DTYPES, TailOptions
+from postproc_export.options import LABEL_DTYPES, TailOptions, UpdateOptions
 from postproc_export.stats import CalibrationStats
 from postproc_export.update import Changes, update_model
 
@@ -85,7 +85,7 @@ class OnnxFormat:
 
     def update(self, model: Any, wanted: Changes) -> bool:
         """Update."""
-        return bool(update_model(on_onnx.OnnxFormat(), model, wanted, keep_dialect=False, where=Path("m")))
+        return bool(update_model(on_onnx.OnnxFormat(), model, wanted, asked=UpdateOptions(Path("m"))))
 
     def detach(self, model: Any) -> Any:
         """Detach."""
@@ -116,7 +116,7 @@ class OpenVinoFormat:
 
     def update(self, model: Any, wanted: Changes) -> bool:
         """Update."""
-        return bool(update_model(on_openvino.OpenVinoFormat(), model, wanted, keep_dialect=False, where=Path("m")))
+        return bool(update_model(on_openvino.OpenVinoFormat(), model, wanted, asked=UpdateOptions(Path("m"))))
 
     def detach(self, model: Any) -> Any:
         """Detach."""
