@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,11 @@ def test_a_calibration_in_the_same_run(tmp_path: Path, invoke: Invoke) -> None:
     assert result.exit_code == 0, result.stdout + result.stderr
     document = json.loads(result.stdout)
     assert document["passed"] is True
+    assert (document["input"], document["output"]) == ("export_modules:training", str(tmp_path / "dist"))
+    assert document["sensitivities"] == {"image": 0.5, "pixel": 0.4}
+    assert document["levels"]["pixel"]["outputs"] == ["anomaly_map", "pred_mask"]
+    assert str(tmp_path / "dist/model.onnx") in document["written"]
+    assert any("evaluation mode" in note for note in document["notes"])
     assert f"calibrating on {images} (split test)" in result.stderr
     assert f"images of {images}" in document["files"][0]["environment"]["inputs"]
     written = CalibrationStats.load(tmp_path / "dist/statistics.json")
@@ -92,6 +98,30 @@ def test_a_calibration_in_the_same_run(tmp_path: Path, invoke: Invoke) -> None:
     assert written.details["samples"]["split"] == "test"
     record = {item.key: item.value for item in onnx.load(tmp_path / "dist/model.onnx").metadata_props}
     assert json.loads(record["postproc_export"])["options"]["pixel_sensitivity"] == 0.4
+
+
+def test_the_next_command_checks_the_file_beside_the_module(tmp_path: Path, invoke: Invoke) -> None:
+    """On the images that it was calibrated on; typed as it stands, it passes. `-v` prints every check before."""
+    images = image_files.mvtec(tmp_path / "bottle")
+    arguments = (
+        "export_modules:detector",
+        "--input",
+        "1,3,16,16",
+        "--calibrate",
+        images / "test",
+        "--to",
+        "onnx",
+        "-v",
+    )
+    result = invoke("export", *arguments, "-o", tmp_path / "dist")
+    assert result.exit_code == 0, result.stderr
+    assert "module/raw/anomaly_map" in result.stdout
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith(
+        f"next: postproc-export check {tmp_path / 'dist/model.onnx'} --torch export_modules:detector"
+    )
+    checked = invoke(*shlex.split(last)[2:])
+    assert checked.exit_code == 0, checked.stdout + checked.stderr
 
 
 def test_a_missed_check_is_exit_code_1(tmp_path: Path, stats: Path, invoke: Invoke) -> None:

@@ -1,13 +1,16 @@
 """The demo: its images, its detector, its folder and its numbers."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 
+import hosts
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from postproc_export.attach import attach_postprocessing
 from postproc_export.check.findings import Check
 from postproc_export.check.report import ParityReport
 from postproc_export.cli import main
@@ -28,7 +31,7 @@ from postproc_export.demo.run import (
 )
 from postproc_export.errors import FileError, MissingDependencyError
 from postproc_export.runtimes import open_runner
-from postproc_export.stats import LevelStats
+from postproc_export.stats import CalibrationStats, LevelStats
 
 torch = pytest.importorskip("torch")
 
@@ -364,6 +367,30 @@ def test_a_missed_check_is_shown_and_exits_1(
     monkeypatch.setattr(run_module, "run_demo", lambda folder, tell: result)
     assert main(["demo"]) == code
     assert ("(1 of 1 checks failed)" in capsys.readouterr().out) == (not passed)
+
+
+def test_the_demo_speaks_json_and_can_be_quiet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One object with what was written; in quiet not a word, though the steps are told while they are done."""
+    level = LevelStats(threshold=5.0, min=0.0, max=10.0)
+    host = hosts.write(hosts.score_and_map(), tmp_path / "raw.onnx")
+    attached = attach_postprocessing(host, CalibrationStats(image=level, pixel=level), output=tmp_path / "a.onnx")
+    report = ParityReport(subject="attached.xml", checks=(Check(name="tail", passed=True, message="alike"),))
+
+    def run(folder: Path, tell: Callable[[str, str], None]) -> DemoResult:
+        tell("photos", "as they are")
+        return DemoResult(folder=folder, attached=attached, reports=(report,))
+
+    monkeypatch.setattr(run_module, "run_demo", run)
+    assert main(["demo", "-o", str(tmp_path / "home"), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["passed"], document["sensitivities"]) == (True, {"image": 0.5, "pixel": 0.5})
+    assert str(tmp_path / "home" / "picture.png") in document["written"]
+    assert main(["demo", "-q"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert main(["demo"]) == 0
+    assert capsys.readouterr().out.startswith("photos    as they are\n")
 
 
 def test_commands_quote_the_folder() -> None:
