@@ -237,7 +237,6 @@ class Calibrator:
         if not any(levels.values()):
             raise CalibrationError("nothing to calibrate on: no sample was seen", needed="update() with a batch first")
         self._convention.check(levels.get("image"))
-        self._asked.refuse_idle([level for level, found in levels.items() if found is not None])
         details = {**self._convention.details, **self._origin}
         return CalibrationStats(image=levels.get("image"), pixel=levels.get("pixel"), details=details)
 

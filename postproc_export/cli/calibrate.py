@@ -156,8 +156,10 @@ def _from_model(opened: ModelSource, given: Mapping[str, Any], *, output: Path) 
     """Calibrate on a model that is run over images, with a bar; an output that is read is refused before."""
     from postproc_export.calibration import Calibrator
     from postproc_export.files import check_target
+    from postproc_export.stats import LEVELS
 
     check_target(output, opened.files())
+    CalibratorOptions(**given).refuse_idle(LEVELS if opened.wants_pixels else ["image"])
     remark(opened.describe())
     with Calibrator(**given) as calibrator, progress("running the model", unit="images") as advance:
 
