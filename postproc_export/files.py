@@ -181,6 +181,7 @@ def check_model(path: Path, *, noun: str = "model") -> None:
         models = sorted(each for each in path.iterdir() if each.suffix in FORMATS and each.is_file())
         fix = f"give {models[0]}" if models else "give the model file"
         raise FileError(f"cannot read the {noun} {path}", found="a folder", needed=_MODELS, fix=fix)
+    refuse_backups([path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path], verb="read")
     check_file(path, what=f"the {noun}")
     check_suffix(path)
     if path.suffix == ".xml":  # of an ONNX model its reader says what it is

@@ -14,7 +14,6 @@ import numpy.typing as npt
 from postproc_export.errors import PostprocError, UnsupportedModelError, UsageError
 from postproc_export.files import check_model
 from postproc_export.ports import Axis, PortInfo
-from postproc_export.process import refuse_backups
 from postproc_export.validation import check_file
 
 __all__ = ["Array", "Axis", "PortInfo", "Precision", "Runner", "RuntimeName", "as_float32", "open_runner"]
@@ -160,7 +159,6 @@ def _native_runtime(model: str | Path | bytes | Any) -> RuntimeName:
     path, binary = Path(model), Path(model).with_suffix(".bin")
     check_model(path)
     runtime = _RUNTIME_OF_SUFFIX[path.suffix]
-    refuse_backups([path, binary], verb="read")
     for weights in [binary] if runtime == "openvino" else _external_data(path):
         if weights.exists():  # else the runtime says what is missing
             check_file(weights, what="the weights")
