@@ -110,7 +110,7 @@ def test_an_option_decides() -> None:
         pytest.param((SCORE, SCORE, MAP), "say which with --image-output", id="two-scores"),
         pytest.param("text", "gives no tensor", id="nothing"),
         pytest.param({"pred_score": SCORE, "pred_label": SCORE > 0}, "post-processed already", id="decided"),
-        pytest.param((torch.zeros(2, 3, 4, 5),), "--pixel-output", id="three-channels"),
+        pytest.param((torch.zeros(2, 3, 4, 5),), "--step channel:index=1", id="three-channels"),
     ],
 )
 def test_outputs_that_are_none_are_explained(outputs: Any, text: str) -> None:
