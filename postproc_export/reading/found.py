@@ -337,7 +337,8 @@ def nearest_miss(misses: Iterable[Mismatch]) -> Mismatch:
 
 def nothing_found(source: Path, misses: Mapping[Level, Mismatch], outputs: Collection[str]) -> str:
     """Say that a model has no post-processing: that it is a raw one, or how far the nearest pattern came."""
-    if misses.keys() and all(miss.reason.startswith("no output ") for miss in misses.values()):
+    is_raw = misses.keys() and not any(miss.depth for miss in misses.values())  # not even a last operator is ours
+    if is_raw and not set(RESULT_NAMES) & set(outputs):
         found = f"found: raw outputs {', '.join(sorted(outputs))}"
         return f"{source.name} has no post-processing; {found}; fix: postproc-export attach {source} --stats FILE"
     return f"no post-processing found: {nearest_miss(misses.values())}"

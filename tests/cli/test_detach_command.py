@@ -31,7 +31,9 @@ def test_detach_reports_a_model_without_a_tail(tmp_path: Path, capsys: pytest.Ca
     """`detach` on a plain model exits 1, says why, and writes nothing."""
     host = hosts.write(hosts.score_and_map(), tmp_path / "host.onnx")
     assert main(["detach", str(host), "-o", str(tmp_path / "raw.onnx")]) == 1
-    assert "no post-processing found: expected clip, found identity at 'pred_score'" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "host.onnx has no post-processing; found: raw outputs anomaly_map, pred_score" in printed
+    assert f"postproc-export attach {host}" in printed
     assert not (tmp_path / "raw.onnx").exists()
 
 

@@ -58,7 +58,7 @@ def test_update_reports_a_model_without_a_tail(tmp_path: Path, capsys: pytest.Ca
     """Exit code 1, nothing is written."""
     host = hosts.write(hosts.score_and_map(), tmp_path / "host.onnx")
     assert main(["update", str(host), "-o", str(tmp_path / "out.onnx"), "--image-threshold", "1"]) == 1
-    assert "no post-processing found" in capsys.readouterr().out
+    assert "has no post-processing; found: raw outputs" in capsys.readouterr().out
     assert not (tmp_path / "out.onnx").exists()
 
 

@@ -284,14 +284,14 @@ def test_a_tail_is_found_behind_other_tools(path: Path, is_stripped: bool, tmp_p
 
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])
 def test_a_model_without_a_tail_is_left_alone(suffix: str, tmp_path: Path) -> None:
-    """The result is falsy, says how far a pattern came, and nothing is written."""
+    """The result is falsy, says what the model gives, and nothing is written."""
     host = tmp_path / f"host{suffix}"
     model = hosts.score_and_map()
     hosts.write(model, host)
     result = detach_postprocessing(host, output=tmp_path / f"raw{suffix}")
     assert not result
     assert result.output is None
-    assert result.summary().startswith("no post-processing found: expected ")
+    assert result.summary().startswith(f"host{suffix} has no post-processing; found: raw outputs ")
     assert not (tmp_path / f"raw{suffix}").exists()
 
 

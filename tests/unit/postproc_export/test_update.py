@@ -118,7 +118,7 @@ def test_a_model_without_a_tail_is_left_alone(suffix: str, tmp_path: Path) -> No
     attached(tmp_path, suffix=suffix)
     result = update_postprocessing(tmp_path / f"host{suffix}", output=tmp_path / f"o{suffix}", image_threshold=1.0)
     assert not result
-    assert result.summary().startswith("no post-processing found: ")
+    assert result.summary().startswith(f"host{suffix} has no post-processing; found: raw outputs ")
     assert not (tmp_path / f"o{suffix}").exists()
 
 
