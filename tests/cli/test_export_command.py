@@ -103,6 +103,8 @@ def test_a_calibration_in_the_same_run(tmp_path: Path, invoke: Invoke) -> None:
 def test_the_next_command_checks_the_file_beside_the_module(tmp_path: Path, invoke: Invoke) -> None:
     """On the images that it was calibrated on; typed as it stands, it passes. `-v` prints every check before."""
     images = image_files.mvtec(tmp_path / "bottle")
+    for number, path in enumerate(sorted((images / "test").rglob("*.png"))):
+        image_files.save(path, image_files.PIXELS // (number + 1))
     arguments = (
         "export_modules:detector",
         "--input",
