@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, Final
 
 from graph_patterns.expr import ModelFileError
-from postproc_export.attach import attach_model
+from postproc_export.attach import NAMELESS, attach_model
 from postproc_export.curve import TITLES, Counts, counts_at, sensitivity_table, table_json
 from postproc_export.errors import MetadataError, PostprocError
 from postproc_export.files import check_model, default_target
@@ -23,7 +23,7 @@ from postproc_export.ports import FoundBy, PortInfo, select_outputs
 from postproc_export.reading.found import FoundTails
 from postproc_export.reading.report import LevelReport, report_level, report_miss, shown
 from postproc_export.reading.tail import LABEL_OUTPUT
-from postproc_export.record import AttachResult, TailSpec
+from postproc_export.record import MODEL_KEY, AttachResult, TailSpec
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
 from postproc_export.tail import NanTest
 
@@ -145,6 +145,8 @@ class InspectResult(Outcome):
         Custom steps before the threshold and behind the decision, by their records; docs/steps.md.
     stats
         The statistics of the record: what the decision means in validation samples.
+    digest
+        Of the content of the model without its post-processing; None where its weights cannot be read.
     model_info
         What stands in the file for OpenVINO Model API to read.
     defaults
@@ -166,6 +168,7 @@ class InspectResult(Outcome):
     before: tuple[TailSpec, ...] = ()
     behind: tuple[TailSpec, ...] = ()
     stats: CalibrationStats | None = None
+    digest: str | None = None
     model_info: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] | None = None
 
@@ -184,7 +187,8 @@ class InspectResult(Outcome):
             "inputs": [_port(port) for port in self.inputs],
             "outputs": [_port(port) for port in self.outputs],
             "attached_by": self.attached_by,
-            "preprocessing": None if self.stats is None else self.stats.details.get("preprocessing"),
+            "digest": self.digest,
+            **{name: None if self.stats is None else self.stats.details.get(name) for name in _ORIGIN},
             "model_info": dict(self.model_info),
             "tails": {
                 "before": [spec.to_json() for spec in self.before],
@@ -198,6 +202,7 @@ class InspectResult(Outcome):
         counts = None if stats is None else counts_at(stats, report.boundary, report.narrow)
         return {
             **report.to_json(),
+            "policy": stats and stats.policy,
             "range": stats and stats.details.get("range"),
             "extremes": stats and stats.details.get("extremes"),
             "validation": counts and counts.to_json(),
@@ -234,8 +239,9 @@ class InspectResult(Outcome):
         missing = f"; missing: {', '.join(self.weights['missing'])}" if self.weights["missing"] else ""
         yield f"  weights  {where}, {self.weights['size']:,} bytes{files}{missing}"
         yield from (f"  {role:<8} {text}" for role, text in self._ports())
-        if self.stats is not None and "preprocessing" in self.stats.details:
-            yield f"  images   {_images_line(self.stats.details['preprocessing'])}"
+        yield f"  digest   {self.digest or 'not known: the weights cannot be read'}"
+        if self.stats is not None:
+            yield from (f"  {title:<8} {text}" for title, text in _origin_rows(self.stats, self.digest))
         if self.model_info:
             yield f"  info     for Model API: {', '.join(f'{key} {value}' for key, value in self.model_info.items())}"
         yield from (f"  before   {spec.text}, on the raw values" for spec in self.before)
@@ -248,6 +254,33 @@ class InspectResult(Outcome):
         yield from (f"  behind   {spec.text}, on the decisions above" for spec in self.behind)
         if self.defaults is not None:
             yield from _default_lines(self.defaults["refused"], self.defaults["choices"])
+
+
+_ORIGIN: Final = (MODEL_KEY, "runtime", "samples", "preprocessing")  # what statistics say of how they came about
+
+
+def _origin_rows(stats: CalibrationStats, digest: str | None) -> Iterator[tuple[str, str]]:
+    """Yield which model, runtime, samples and images statistics are of, as far as they say it legally."""
+    origin = {name: value if isinstance(value := stats.details.get(name), dict) else {} for name in _ORIGIN}
+    model, runtime, samples = ({key: _word(item) for key, item in origin[name].items()} for name in _ORIGIN[:3])
+    if not model.get("digest"):
+        yield "stats", NAMELESS
+    else:
+        same = "which is this one" if model["digest"] == digest else f"whose digest is {model['digest']}"
+        yield "stats", f"calibrated on {model.get('name')} ({model.get('format')}), {same}"
+    if runtime:
+        of_runtime = f"{runtime.get('name')} {runtime.get('version')}"
+        yield "stats", f"run in {of_runtime}, computing in {runtime.get('inference_precision')}"
+    if samples.get("normal") and samples.get("anomalous"):
+        split = f", split {samples['split']}" if samples.get("split") else ""
+        yield "stats", f"on {samples['normal']} normal and {samples['anomalous']} anomalous images{split}"
+    if stats.details.get("preprocessing") is not None:
+        yield "images", _images_line(stats.details["preprocessing"])
+
+
+def _word(value: object) -> str:
+    """Return a text or number of a record in at most 60 characters; nothing for what is neither."""
+    return str(value)[:60] if isinstance(value, str | int) and str(value).isprintable() else ""
 
 
 def _images_line(recorded: object) -> str:
@@ -308,6 +341,8 @@ def _level_lines(level: Level, report: LevelReport, stats: LevelStats | None) ->
 
 def _validation_lines(stats: LevelStats, report: LevelReport) -> Iterator[str]:
     """Yield what the statistics tell of the validation samples."""
+    if stats.policy is not None:
+        yield f"    {'policy':<12} {stats.policy}{'' if stats.rule == stats.policy else f', decided by {stats.rule}'}"
     if isinstance(seen := stats.details.get("extremes"), dict):
         ends = f"{seen.get('min')} to {seen.get('max')}"
         yield f"    {'range':<12} {stats.details.get('range')} of all values; those seen are {ends}"
@@ -418,6 +453,12 @@ def _openvino_facts(model: Any, path: Path) -> dict[str, Any]:
     }
 
 
+def _digest(form: Format, path: Path, found: FoundTails) -> str | None:
+    with suppress(PostprocError):  # weights that are missing are told
+        return form.digest(path, inputs=frozenset() if found.record is None else found.record.inputs)
+    return None
+
+
 def inspect_model(model_path: str | Path, *, defaults: bool = False) -> InspectResult:
     """Say what a model file is, what is at its outputs, and what it decides.
 
@@ -461,6 +502,7 @@ def inspect_model(model_path: str | Path, *, defaults: bool = False) -> InspectR
         outputs=outputs,
         levels=_report_levels(found, outputs, rounded=rounded),
         stats=None if found.record is None else found.record.stats,
+        digest=_digest(form, path, found),
         model_info=form.model_info(model),
         attached_by=None if found.record is None else found.record.version,
         before=() if before is None else before.tails,

@@ -1,10 +1,12 @@
 """Inspecting: what a file is, what it decides, what is certain, and how a near miss explains itself."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import hosts
+import model_files
 import numpy as np
 import onnx
 import openvino
@@ -221,3 +223,76 @@ def test_the_table_names_ports_weights_and_levels(suffix: str, tmp_path: Path) -
         ["threshold", "0.5", "0.5"],
         ["threshold", "0.25", "0.5"],
     ]
+
+
+@pytest.mark.parametrize("ir", [False, True], ids=["onnx", "openvino"])
+def test_what_the_statistics_are_of_is_shown(ir: bool, tmp_path: Path) -> None:
+    """Model, digest, runtime, counts, split, policy and pre-processing of an attached file, in words and in JSON."""
+    raw = hosts.raw_file(hosts.score_and_map(), tmp_path, ir=ir)
+    stats = model_files.statistics(raw)
+    runtime = {"name": "openvino-cpu", "version": "2026.4", "precision": "default", "inference_precision": "bfloat16"}
+    samples = {"images": 5, "normal": 3, "anomalous": 2, "split": "validation"}
+    level = replace(stats.image, policy="recall=0.9", rule="recall=0.9")
+    stats = replace(stats, image=level, details={**stats.details, "runtime": runtime, "samples": samples})
+    result = inspect_model(attach_postprocessing(raw, stats).output)
+    shown = " ".join(result.summary().split())
+    for fact in (
+        f"digest {inspect_model(raw).digest}",
+        f"stats calibrated on {raw.name} ({'openvino' if ir else 'onnx'}), which is this one",
+        "stats run in openvino-cpu 2026.4, computing in bfloat16",
+        "stats on 3 normal and 2 anomalous images, split validation",
+        "images calibrated on: resized to 8x8",
+        "policy recall=0.9",
+    ):
+        assert fact in shown
+    document = json.loads(json.dumps(result.to_json()))
+    assert document["digest"] == document["model"]["digest"] == stats.details["model"]["digest"]
+    assert (document["runtime"], document["samples"]) == (runtime, samples)
+    assert document["levels"]["image"]["policy"] == "recall=0.9"
+
+
+def test_statistics_of_another_model_are_shown_to_be_so(tmp_path: Path) -> None:
+    """Attached all the same, the file has one digest and its statistics the other."""
+    stats = model_files.statistics(hosts.raw_file(hosts.score_and_map(), tmp_path, "calibrated"))
+    attached = attach_postprocessing(hosts.raw_file(model_files.other(), tmp_path), stats, other_model=True).output
+    result = inspect_model(attached)
+    assert result.digest != stats.details["model"]["digest"]
+    assert (
+        f"calibrated on calibrated.onnx (onnx), whose digest is {stats.details['model']['digest']}" in result.summary()
+    )
+
+
+def test_a_file_without_such_a_record_shows_its_digest_alone(tmp_path: Path) -> None:
+    """A raw model has no statistics, those made by hand name no model; of missing weights there is no digest."""
+    raw = hosts.raw_file(hosts.score_and_map(), tmp_path)
+    assert "stats " not in inspect_model(raw).summary()
+    level = LevelStats(threshold=0.5, min=0.0, max=1.0)
+    attached = attach_postprocessing(raw, CalibrationStats(image=level, pixel=level)).output
+    assert "the statistics do not say which model they were calibrated on" in inspect_model(attached).summary()
+    assert inspect_model(attached).to_json()["model"] is None
+    onnx.save(hosts.rich_model(), tmp_path / "far.onnx", save_as_external_data=True, location="w", size_threshold=0)
+    (tmp_path / "w").unlink()
+    assert inspect_model(tmp_path / "far.onnx").digest is None
+    assert "digest   not known: the weights cannot be read" in inspect_model(tmp_path / "far.onnx").summary()
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        {"model": "padim"},
+        {"model": {"digest": ["a"], "name": 3}},
+        {"model": {"digest": "ab", "name": "a\nb", "format": None}},
+        {"model": {"digest": "ab"}, "runtime": ["x"], "samples": {"normal": {}, "anomalous": 2}},
+        {"samples": {"split": 3}, "preprocessing": 5},
+    ],
+    ids=str,
+)
+def test_a_record_of_anything_is_shown_without_a_traceback(details: dict[str, object], tmp_path: Path) -> None:
+    """What is not legal is left out."""
+    level = LevelStats(threshold=0.5, min=0.0, max=1.0)
+    stats = CalibrationStats(image=level, pixel=level, details=details)
+    attached = attach_postprocessing(hosts.raw_file(hosts.score_and_map(), tmp_path), stats).output
+    result = inspect_model(attached)
+    assert "\n  stats    " in result.summary()
+    assert "a\nb" not in result.summary()
+    json.dumps(result.to_json())
