@@ -488,8 +488,8 @@ def _incomparable(expected: AnyArray, actual: AnyArray | None, dtype: str | None
 SAME_MODEL: Final = 0.01
 """How much of its range a raw value of one model may move from export to export, on the probe of `belonging`.
 
-Measured: up to 2e-6 between exports, 8e-4 with weights in float16, 3e-3 in bfloat16; from 0.06 on between models that
-differ in their seed, in what they were trained on, or in the samples that a memory kept.
+Measured: up to 3e-6 between exports, 7e-4 with weights in float16, 3e-3 in bfloat16; from 0.019 on between models that
+differ in their seed, in what they were trained on, or in the samples that a memory kept (`benchmarks/belonging.py`).
 """
 CONSTANT: Final = 1e-5
 """A probe on which a model's values lie closer together than that part of the range tells nothing."""
