@@ -101,11 +101,11 @@ def channel_axis(axes: Sequence[Axis]) -> int | None:
     make them up. Nor does a square, for there may be as many channels as rows.
     """
     _, second, third, last = axes
+    if second == 1:  # before the others are looked at: an export of the eager module would be bound to their sizes
+        return 1
     kinds = [
         2 if not isinstance(size, int) else 0 if size == 1 else 1 if size <= _FEW else 3 for size in (second, last)
     ]
-    if kinds[0] == 0:
-        return 1
     if kinds == [1, 0] or kinds[0] == kinds[1]:
         return None
     is_small = isinstance(third, int) and third <= _FEW and kinds == [2, 1]  # a map of few pixels

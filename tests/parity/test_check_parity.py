@@ -197,7 +197,7 @@ def test_unusable_arguments_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(b"")
     with pytest.raises(UsageError, match="no exported model"):
         check_parity(tmp_path / "model.bin")
-    with pytest.raises(UsageError, match="both images and inputs"):
+    with pytest.raises(UsageError, match="images and inputs contradict each other"):
         check_parity(path, images=tmp_path, inputs={})
     with pytest.raises(UsageError, match="has no array for the input input: float32"):
         check_parity(path, inputs={"other": IMAGES, "another": IMAGES})

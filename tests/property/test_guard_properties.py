@@ -113,6 +113,10 @@ def test_other_images_of_a_batch_change_no_label(
     order = random.permutation(BATCH)
     axes_of_batch = {name: batch_axis(axes) for name, axes in ports.items()}
 
+    pixel = tail.raw.get("pixel")
+    if pixel is not None and axes_of_batch[pixel.name] not in (None, 0):
+        return  # by other names for its axes it was taken for a map, and told; it fits no score, and does not run
+
     def labels(values: dict[str, Array]) -> list[bool]:
         found = runner.run({f"in_{name}": array for name, array in values.items()})
         result: list[bool] = found["pred_label"].astype(bool).ravel().tolist()
