@@ -101,24 +101,19 @@ def as_half_ir(model: onnx.ModelProto, folder: Path) -> Path:
     return hosts.to_ir(model, folder / "half.xml", compress_to_fp16=True)
 
 
-def detached(model: onnx.ModelProto, folder: Path) -> Path:
-    """Attach, and take it off again."""
-    path = itself(model, folder)
+def detached(model: onnx.ModelProto, folder: Path, made: Callable[[onnx.ModelProto, Path], Path] = itself) -> Path:
+    """Attach to the file that is made of it, and take that off again."""
+    path = made(model, folder)
     attached = attach_postprocessing(path, statistics(path)).output
     assert attached is not None
-    result = detach_postprocessing(attached, output=folder / "detached.onnx")
+    result = detach_postprocessing(attached, output=folder / f"detached{path.suffix}")
     assert result.output is not None
     return result.output
 
 
 def detached_ir(model: onnx.ModelProto, folder: Path) -> Path:
     """Do the same with an IR."""
-    path = as_ir(model, folder)
-    attached = attach_postprocessing(path, statistics(path)).output
-    assert attached is not None
-    result = detach_postprocessing(attached, output=folder / "detached.xml")
-    assert result.output is not None
-    return result.output
+    return detached(model, folder, as_ir)
 
 
 def moved(model: onnx.ModelProto) -> onnx.ModelProto:
