@@ -491,8 +491,9 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise MetadataError(f"the statistics {path} record no pre-processing", fix=fix)
     if isinstance(document, Mapping) and isinstance(document.get(_RECORDED), Mapping):
         return given_fields(Preprocessing.from_json(document[_RECORDED]))
-    if not isinstance(document, Mapping):
-        raise MetadataError(f"{what} {path} is no table of fields", found=shown(document))
+    if not isinstance(document, Mapping) or not document:
+        fix = "write fields by name, such as size and mean, or leave the file out"
+        raise MetadataError(f"{what} {path} is no table of fields", found=shown(document), fix=fix)
     try:
         asked = given_fields(document)
         Preprocessing(**asked)

@@ -276,6 +276,7 @@ def test_other_ways_go_from_calibration_to_check(
         pytest.param(["--preprocessing", "absent.toml"], "cannot read the pre-processing absent.toml", id="absent"),
         pytest.param(["--preprocessing", "model.onnx"], "the pre-processing model.onnx is not JSON", id="a-model"),
         pytest.param(["--preprocessing", "bare.json"], "bare.json record no pre-processing", id="bare-statistics"),
+        pytest.param(["--preprocessing", "empty.toml"], "empty.toml is no table of fields", id="empty"),
         pytest.param(["--preprocessing", "bad.toml"], "bad.toml: a pre-processing has no field 'croop'", id="field"),
         pytest.param(["--preprocessing", "out.json"], "out.json", id="the-output"),
         pytest.param(["--crop", "9", "--image-size", "12"], "images of 9x9", id="crop"),
@@ -295,6 +296,7 @@ def test_what_cannot_be_is_refused_by_name(
     Path("model.onnx").write_bytes((small / "model.onnx").read_bytes())
     Path("bare.json").write_text('{"schema_version": 1, "image": {"threshold": 1, "min": 0, "max": 2}, "pixel": null}')
     Path("bad.toml").write_text("croop = 3\n")
+    Path("empty.toml").touch()
     if "out.json" in options:
         Path("out.json").write_text("{}")
     done = invoke("calibrate", "model.onnx", "--images", small / "set" / "validation", *options, "-o", "out.json")
