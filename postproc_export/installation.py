@@ -31,6 +31,8 @@ BRINGS: Final = {
     "openvino": "OpenVINO IR in every command, and running it",
     "torch": "check, whose reference it is, and PostProcessor",
     "images": "images in calibrate and check",
+    "predict": "predict: what a finished model decides over images, with areas of masks",
+    "report": "report: one page to see and choose a sensitivity",
     "zarr": "calibrate from Zarr stores",
     "dask": "calibrate on a Dask cluster",
     "lightning": "calibrate in a Lightning validation",
