@@ -22,7 +22,7 @@ from postproc_export.stats import (
     least_sensitivity,
 )
 
-_SAMPLES: Final = {"image": "images", "pixel": "pixels"}
+SAMPLES: Final = {"image": "images", "pixel": "pixels"}
 _COMPLETE: Final = 1_999
 """The curve of so many samples leaves none out; that of more is thinned."""
 
@@ -61,7 +61,7 @@ class Counts:
 
     def sentence(self, level: Level, was: str = "") -> str:
         """Return how many samples of a level are called anomalous, and of each kind."""
-        total = f"{self.normal + self.anomalous} validation {_SAMPLES[level]}"
+        total = f"{self.normal + self.anomalous} validation {SAMPLES[level]}"
         return f"of the {total} {self.called} are called anomalous{was}: {self.describe()}"
 
     def columns(self) -> list[str]:
@@ -285,7 +285,7 @@ def _unreachable(curve: Curve, stats: LevelStats, level: Level, target: Policy, 
     what, kind = f"no sensitivity reaches {target.text} at the {level} level", target.kind
     missing = "normal" if kind == "fpr" else "anomalous"
     if not getattr(curve, missing):
-        return UsageError(what, found=f"no {missing} one among the validation {_SAMPLES[level]}")
+        return UsageError(what, found=f"no {missing} one among the validation {SAMPLES[level]}")
     better = 1 if kind == "fpr" else -1
     cells = [cell for cell in curve.cells(listed=True) if cell[2].share(kind)[1]]
     cells.sort(key=lambda cell: better * Fraction(*cell[2].share(kind)))

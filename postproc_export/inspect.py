@@ -17,6 +17,7 @@ from postproc_export.curve import TITLES, Counts, counts_at, sensitivity_table, 
 from postproc_export.errors import MetadataError, PostprocError
 from postproc_export.files import check_model, default_target
 from postproc_export.formats.base import Format, Outputs, format_of
+from postproc_export.histogram import histogram_lines
 from postproc_export.options import TailOptions
 from postproc_export.outcome import Outcome, outcome_json
 from postproc_export.ports import FoundBy, PortInfo, select_outputs
@@ -250,7 +251,11 @@ class InspectResult(Outcome):
             if report is None:
                 yield f"  {level:<8} not in the model"
                 continue
-            yield from _level_lines(level, report, self._counted(level, report))
+            counted = self._counted(level, report)
+            yield from _level_lines(level, report, counted)
+            if counted is not None:
+                drawn = histogram_lines(level, counted, boundary=report.boundary, half=report.narrow)
+                yield from (f"    {line}" for line in drawn)
         yield from (f"  behind   {spec.text}, on the decisions above" for spec in self.behind)
         if self.defaults is not None:
             yield from _default_lines(self.defaults["refused"], self.defaults["choices"])

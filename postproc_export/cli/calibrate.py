@@ -32,6 +32,7 @@ def statistics_view(stats: CalibrationStats) -> RenderableType:
     from rich.console import Group
 
     from postproc_export.curve import sensitivity_table
+    from postproc_export.histogram import histogram_lines
 
     levels = {level: found for level in LEVELS if (found := stats.level(level)) is not None}
     table = grid("", *levels, title="calibration, in raw units")
@@ -40,8 +41,11 @@ def statistics_view(stats: CalibrationStats) -> RenderableType:
         table.add_row(name, *(cells[name] for cells in columns))
     policies = {level: rows for level, found in levels.items() if (rows := found.details.get("policies"))}
     tables = {level: rows for level, found in levels.items() if (rows := sensitivity_table(found))}
+    # at sensitivity 0.5 the boundary is the threshold
+    drawn = [[*histogram_lines(level, found, boundary=found.threshold)] for level, found in levels.items()]
     return Group(
         table,
+        *("\n".join(["", *lines]) for lines in drawn if lines),
         *(_policies_view(level, rows) for level, rows in policies.items()),
         *(_sensitivities_view(level, rows) for level, rows in tables.items()),
     )

@@ -16,8 +16,8 @@ ORDER = {
     "graph_patterns": "expr catalog transforms match onnx openvino",
     "postproc_export": """
         errors process float32 validation files outcome stats policies ports runtimes installation images
-        options run_options curve tail record model_info torch_modules eager comparison reading formats steps raw_model
-        belonging attach detach update inspect calibration check integrations export demo cli __main__
+        options run_options curve histogram tail record model_info torch_modules eager comparison reading formats
+        steps raw_model belonging attach detach update inspect calibration check integrations export demo cli __main__
     """,
     "postproc_export.formats": """
         digest base onnx_file onnx openvino_file openvino
