@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from postproc_export.export import export_model
     from postproc_export.inspect import inspect_model
     from postproc_export.integrations.memory import attach_to_onnx, attach_to_openvino
+    from postproc_export.prediction import predict
     from postproc_export.stats import CalibrationStats, LevelStats, decision_boundary
     from postproc_export.update import update_postprocessing
 
@@ -35,6 +36,7 @@ __all__ = [
     "detach_postprocessing",
     "export_model",
     "inspect_model",
+    "predict",
     "update_postprocessing",
 ]
 
@@ -55,6 +57,7 @@ _HOMES: Final = {
     "detach_postprocessing": "postproc_export.detach",
     "export_model": "postproc_export.export",
     "inspect_model": "postproc_export.inspect",
+    "predict": "postproc_export.prediction",
     "update_postprocessing": "postproc_export.update",
 }
 

@@ -1,6 +1,6 @@
 """A raw model, loaded behind its custom steps, and run on batches of images: one score and one map of each."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ from postproc_export.images import Preprocessing
 from postproc_export.ports import RESULT_NAMES, Selection, channel_choice, select_outputs
 from postproc_export.process import temporary_folder
 from postproc_export.record import TailSpec
-from postproc_export.runtimes import Array, Runner, as_float32, open_runner
+from postproc_export.runtimes import Array, PortInfo, Runner, as_float32, open_runner
 from postproc_export.stats import Level
 from postproc_export.steps.around import put_before, with_channel
 from postproc_export.steps.plan import select_raw
@@ -29,11 +29,10 @@ def run_batch(runner: Runner, selection: Selection, images: Array, *, batch_size
     score of a model without one is the maximum of its map, and NaN where the map holds a NaN.
     """
     count = len(images)
-    fed = np.concatenate([images, np.repeat(images[-1:], batch_size - count, axis=0)]) if count < batch_size else images
-    outputs = runner.run({runner.inputs[0].name: fed})
-    maps = None if selection.pixel is None else _raw(outputs, selection.pixel.name, "pixel", batch_size)
+    outputs = runner.run({runner.inputs[0].name: filled(images, batch_size)})
+    maps = None if selection.pixel is None else per_image(outputs, selection.pixel.name, "pixel", batch_size)
     if selection.image is not None:
-        scores = _raw(outputs, selection.image.name, "image", batch_size)
+        scores = per_image(outputs, selection.image.name, "image", batch_size)
     else:
         assert maps is not None, "a selection has at least one level"
         scores = maps.max(axis=(1, 2))
@@ -41,19 +40,22 @@ def run_batch(runner: Runner, selection: Selection, images: Array, *, batch_size
 
 
 def find_batch_size(
-    runner: Runner, selection: Selection, preprocessing: Preprocessing, *, asked: int | None, count: int
+    port: PortInfo, run: Callable[[Array, int], object], preprocessing: Preprocessing, *, asked: int | None, count: int
 ) -> int:
-    """Return a batch size at which the model runs, found by running it on a black image."""
-    static = runner.inputs[0].size(0)
+    """Return a batch size at which a model runs, found by running it on a black image.
+
+    `port` is its input for images, and `run` runs it on some of them at a batch size, as `run_batch` does.
+    """
+    static = port.size(0)
     if static is not None and asked not in (None, static):
         fix = f"leave it out, or give {static}"
-        raise UsageError(f"--batch-size {asked} does not fit the model", found=runner.inputs[0].describe(), fix=fix)
+        raise UsageError(f"--batch-size {asked} does not fit the model", found=port.describe(), fix=fix)
     fixed = static or asked
     candidates = (fixed,) if fixed else dict.fromkeys((min(DEFAULT_BATCH, count), *_FALLBACK_BATCHES))
     failures: dict[int, UnsupportedModelError] = {}
     for size in candidates:
         try:
-            run_batch(runner, selection, preprocessing.blank()[None], batch_size=size)
+            run(preprocessing.blank()[None], size)
         except UnsupportedModelError as error:
             failures[size] = error
         else:
@@ -64,7 +66,13 @@ def find_batch_size(
     raise UnsupportedModelError(what, found=first.found, needed=first.needed, fix=first.fix or other)
 
 
-def _raw(outputs: Mapping[str, Array], name: str, level: Level, batch_size: int) -> Array:
+def filled(images: Array, batch_size: int) -> Array:
+    """Return images filled up to a batch with the last of them."""
+    missing = batch_size - len(images)
+    return np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing else images
+
+
+def per_image(outputs: Mapping[str, Array], name: str, level: Level, batch_size: int) -> Array:
     """Return the scores (n,) or the maps (n, H, W) of an output, in its own type if NumPy has it.
 
     float64 is left to the calibrator, which rounds and tells of merged values.

@@ -267,6 +267,51 @@ class CheckOptions(StepOptions, ImageOptions):
 
 
 @dataclass(frozen=True)
+class PredictOptions(ImageOptions):
+    """What `predict` and ``postproc-export predict`` take.
+
+    Parameters
+    ----------
+    model
+        Attached ONNX model (.onnx) or OpenVINO IR (.xml); Anomalib's finished exports as well.
+    images
+        Folder of images, with all folders in it, CSV file, pattern such as ``'parts/**/*.png'``, or a list of images.
+    split
+        Which split of the images to take, such as ``test``; by default the validation split, else the test split.
+    anomalous_label
+        The label in a CSV file that says anomalous, a number or a text; every other label is normal then.
+    other_preprocessing
+        Go on where the images are to be fed otherwise than the statistics in the file record.
+    raw
+        Read the raw values that the file decides on, too, by further outputs that its graph gets in memory. Without
+        them the file runs as it is.
+    runtime
+        Runtime for the model; by default the one of its format.
+    precision
+        ``float32``, or the runtime's default on this machine.
+    batch_size
+        Images per run. By default the model's own where it is static; else 8, or 1 or 2 where it does not run at 8.
+    threads
+        Threads of the runtime.
+    workers
+        Threads that decode images; by default one per core, at most 8.
+    """
+
+    model: str | Path
+    images: "str | Path | Iterable[str | Path]"
+    _: KW_ONLY
+    split: str | None = None
+    anomalous_label: str | int | float | None = field(default=None, metadata=spelt(metavar="VALUE", text=str))
+    other_preprocessing: bool = False
+    raw: bool = field(default=True, metadata=spelt("--raw", "--no-raw"))
+    runtime: RuntimeName | None = None
+    precision: Precision = "float32"
+    batch_size: int | None = field(default=None, metadata=spelt(least=1))
+    threads: int | None = field(default=None, metadata=spelt(least=1))
+    workers: int | None = field(default=None, metadata=spelt(least=1))
+
+
+@dataclass(frozen=True)
 class ExportOptions(TailOptions, OutputOptions, BelongingOptions, TargetOptions, CalibrationOptions, ImageOptions):
     """What `export_model` and ``postproc-export export`` take.
 

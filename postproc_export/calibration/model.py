@@ -80,7 +80,11 @@ class ModelSource:
                 "ground_truth/<defect>/<stem>_mask.png or <stem>.png, or the column mask of the CSV file",
                 fix="add the masks, or leave the pixel level out with --image-only",
             )
-        size = find_batch_size(runner, selection, resolved, asked=asked.batch_size, count=len(samples))
+
+        def run(images: Array, size: int) -> object:
+            return run_batch(runner, selection, images, batch_size=size)
+
+        size = find_batch_size(runner.inputs[0], run, resolved, asked=asked.batch_size, count=len(samples))
 
         def exact() -> tuple[Runner, Selection]:
             """Load it at float32, in which models are compared."""

@@ -145,11 +145,7 @@ class _OnnxFile(AttachedModel):
 
     def tapped(self, folder: Path, taps: Mapping[str, PortInfo]) -> Path:
         def tap(model: onnx.ModelProto) -> bool:
-            for name, port in taps.items():
-                cast = onnx.helper.make_node("Cast", [port.name], [name], name=name, to=onnx.TensorProto.FLOAT)
-                identity = onnx.helper.make_node("Identity", [port.name], [name], name=name)
-                model.graph.node.append(identity if port.dtype == "float32" else cast)
-                model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+            self.form.show(model, {name: port.name for name, port in taps.items()})
             return True
 
         return self._edited(folder / "tapped", tap)
@@ -335,14 +331,8 @@ class _OpenVinoFile(AttachedModel):
             ) from error
 
     def tapped(self, folder: Path, taps: Mapping[str, PortInfo]) -> Any:
-        openvino = import_openvino(purpose=PURPOSE)
         model = self.form.load(self.path, purpose=PURPOSE)
-        for tap, port in taps.items():
-            source = self._source(model, port.name)
-            if source.get_element_type() != openvino.Type.f32:
-                source = openvino.opset13.convert(source, "f32").output(0)
-            source.add_names({tap})
-            model.add_results([openvino.opset13.result(source)])
+        self.form.show(model, {name: port.name for name, port in taps.items()})
         return model
 
     def host(self, folder: Path) -> Any:

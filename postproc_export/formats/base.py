@@ -354,8 +354,7 @@ class Format(ABC):
     ) -> Result:
         """Edit the model of a file and write it to another, whole or not at all.
 
-        Nothing is written where `edit` returns something falsy. A model that is less sound than the source is refused
-        if `is_checked`, so for every file that somebody else gets to see.
+        Nothing is written where `edit` returns something falsy. `is_checked` refuses one less sound than the source.
         """
 
     @abstractmethod
@@ -394,6 +393,10 @@ class Format(ABC):
     @abstractmethod
     def value_name(self, value: Any) -> str:
         """Return how a record names a value of the graph."""
+
+    @abstractmethod
+    def show(self, model: Any, values: Mapping[str, str]) -> None:
+        """Give values, as `value_name` names them, as further float32 outputs, each under the name of its key."""
 
     @abstractmethod
     def edit(self, model: Any, numbers: Mapping[Site, float]) -> None:

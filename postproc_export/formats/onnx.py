@@ -182,6 +182,14 @@ class OnnxFormat(Format):
         """Return the name of the value."""
         return str(value)
 
+    def show(self, model: onnx.ModelProto, values: Mapping[str, str]) -> None:
+        """Add a Cast for each, which a runtime drops where the value is float32."""
+        for name, value in values.items():
+            model.graph.node.append(
+                onnx.helper.make_node("Cast", [value], [name], name=name, to=onnx.TensorProto.FLOAT)
+            )
+            model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+
     def edit(self, model: onnx.ModelProto, numbers: Mapping[Site, float]) -> None:
         """Change numbers of the tail in place."""
         set_numbers(model, numbers, prefix=PREFIX)

@@ -152,6 +152,19 @@ class OpenVinoFormat(Format):
         """Return the operator's friendly name and the number of its output."""
         return value_name(value)
 
+    def show(self, model: Any, values: Mapping[str, str]) -> None:
+        """Add a result for each, behind a conversion where the value is not float32."""
+        import openvino
+        import openvino.opset13 as opset
+
+        sources = recorded_values(model)
+        for name, value in values.items():
+            source = sources[value]
+            if source.get_element_type() != openvino.Type.f32:
+                source = opset.convert(source, "f32").output(0)
+            source.add_names({name})
+            model.add_results([new_result(source, name)])
+
     def edit(self, model: Any, numbers: Mapping[Site, float]) -> None:
         """Change numbers of the tail in place."""
         set_numbers(model, numbers, prefix=PREFIX)

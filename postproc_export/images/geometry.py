@@ -1,6 +1,7 @@
 """Where the pixels of an image go on their way to the model's input, and from there to the map."""
 
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -100,6 +101,55 @@ def fit_mask(mask: BoolArray, *, height: int, width: int) -> BoolArray:
     """
     fitted: BoolArray = mask[np.ix_(under_centers(mask.shape[0], height), under_centers(mask.shape[1], width))]
     return fitted
+
+
+class Line(NamedTuple):
+    """One axis of an image below an anomaly map."""
+
+    seen: slice  # of the image: what lies in the map
+    under: npt.NDArray[np.intp]  # the index in the map of each of these pixels, ascending
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where an anomaly map lies on its image: the pixels of the image that the model saw, and those of the map there.
+
+    The inverse of the pre-processing: each pixel of the image has the value of the map pixel under its center.
+    """
+
+    size: Size  # of the image, upright
+    rows: Line  # of the image that lie in the map
+    columns: Line
+
+    def on_image(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return a map or mask, (H, W), at the image's size; where the model saw no pixel it is 0, or False."""
+        placed = np.zeros(self.size, values.dtype)
+        placed[self.rows.seen, self.columns.seen] = values[np.ix_(self.rows.under, self.columns.under)]
+        return placed
+
+    @property
+    def seen(self) -> tuple[slice, slice]:
+        """The part of the image that the map covers: rows and columns."""
+        return self.rows.seen, self.columns.seen
+
+
+def place_map(image: Size, axes: tuple[Axis, Axis], *, map_crop: Size | None, map_size: Size) -> Placement:
+    """Return where a map of a size lies on an image that came to the input on these ways."""
+    crops = (None, None) if map_crop is None else map_crop
+    rows, columns = (_line(*each) for each in zip(axes, crops, map_size, strict=True))
+    return Placement(image, rows, columns)
+
+
+def _line(axis: Axis, crop: int | None, length: int) -> Line:
+    covered = crop or axis.size
+    offset = axis.place.start - axis.shown.start - (0 if crop is None else center_offset(axis.size, crop))
+    # All in units of 1 / (2 cut) input pixels, so that nothing is rounded.
+    unit = 2 * (axis.cut.stop - axis.cut.start)
+    centers = (2 * np.arange(unit // 2) + 1) * axis.resized
+    begin, end = max(axis.shown.start, -offset), min(axis.shown.stop, covered - offset)
+    first, last = np.searchsorted(centers, [begin * unit, max(begin, end) * unit])
+    under = (centers[first:last] + offset * unit) * length // (unit * covered)
+    return Line(slice(axis.cut.start + int(first), axis.cut.start + int(last)), under)
 
 
 def _text(size: Size) -> str:

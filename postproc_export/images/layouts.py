@@ -45,8 +45,12 @@ class Sample:
     split: str | None = None  # as the folder or the CSV file calls it; None where nothing says
 
 
+class LayoutError(UsageError):
+    """A folder of images whose layout is not known."""
+
+
 def find_samples(
-    path: str | Path, *, labels: bool = True, split: str | None = None, anomalous_label: object = None
+    path: str | Path, *, labels: bool | None = True, split: str | None = None, anomalous_label: object = None
 ) -> list[Sample]:
     """Return the validation samples of a folder or a CSV file, in the order of their paths or lines.
 
@@ -57,7 +61,8 @@ def find_samples(
 
     Of several splits the one called `split` is taken. By default that is the validation split, else the test split,
     and the training split only where no labels are needed. Raises a UsageError if that leaves none or several, or the
-    folder has no layout that is known. `anomalous_label` is the label in a CSV file that says anomalous, all others are
+    folder has no layout that is known, then a LayoutError. With `labels` None they are taken where they are known, and
+    no file is looked at. `anomalous_label` is the label in a CSV file that says anomalous, all others are
     normal then; raises a CalibrationError if no image has it, and a UsageError for a folder, whose names say.
     """
     root = Path(path)
@@ -77,13 +82,15 @@ def find_samples(
         what = f"--anomalous-label {anomalous_label}: the names of folders say what is anomalous in {root}"
         raise UsageError(what, needed="a CSV file with the columns image,label", fix="leave it out")
     samples = list(found)
+    for sample in samples if labels is not None else ():
+        for file in (sample.image, sample.mask):
+            check_file(file or sample.image, what="the image")
     if anomalous_label is not None and not any(sample.label for sample in samples):
         others = ", ".join(list(dict.fromkeys(str(sample.group) for sample in samples))[:5])
         fix = "give the label that says anomalous as it is written"
         raise CalibrationError(f"{root}: no image has --anomalous-label {anomalous_label}", found=others, fix=fix)
     if not samples:
-        needed = f"files ending in {', '.join(SUFFIXES)}"
-        raise CalibrationError(f"{root} holds no image", needed=needed, fix="give the folder that holds them")
+        raise no_image(root)
     unlabelled = [sample.image for sample in samples if sample.label is None]
     if labels and unlabelled:
         is_class = root.is_dir() and root.name.casefold() in (*NORMAL, *ANOMALOUS)
@@ -93,6 +100,20 @@ def find_samples(
             fix=f"give the folder around it: {root.parent}" if is_class else None,
         )
     return samples
+
+
+def no_image(place: object) -> CalibrationError:
+    """Return the error for a place without images."""
+    needed = f"files ending in {', '.join(SUFFIXES)}"
+    return CalibrationError(f"{place} holds no image", needed=needed, fix="give the folder that holds them")
+
+
+def images_below(folder: Path) -> Iterator[Path]:
+    """Yield the images of a folder and of all folders in it, but those of masks, sorted folder by folder."""
+    yield from _images(folder)
+    for inner in _folders(folder):
+        if inner.name.casefold() not in _MASKS:
+            yield from images_below(inner)
 
 
 def spread(samples: Sequence[Sample], limit: int | None) -> tuple[Sample, ...]:
@@ -133,7 +154,7 @@ def split_kind(name: str | None) -> str | None:
     return _KINDS.get(first[0]) if first else None
 
 
-def _choose(names: Sequence[str], asked: str | None, labels: bool, where: Path) -> str:
+def _choose(names: Sequence[str], asked: str | None, labels: bool | None, where: Path) -> str:
     """Return the split to take, of some that are there."""
     there = ", ".join(names) or "no splits"
     if asked is not None:
@@ -159,7 +180,7 @@ def _choose(names: Sequence[str], asked: str | None, labels: bool, where: Path) 
     return found[0]
 
 
-def _own_split(path: Path, name: str, asked: str | None, labels: bool) -> str | None:
+def _own_split(path: Path, name: str, asked: str | None, labels: bool | None) -> str | None:
     """Return the split that the name of a folder or file without splits in it says that it is."""
     own = name if split_kind(name) else None
     return own if asked is None else _choose([] if own is None else [own], asked, labels, path)
@@ -169,7 +190,7 @@ def _images_of_visa(root: Path) -> Path:
     return root / "Data" / "Images"
 
 
-def _from_folder(root: Path, labels: bool, asked: str | None) -> Iterator[Sample]:
+def _from_folder(root: Path, labels: bool | None, asked: str | None) -> Iterator[Sample]:
     names = [folder.name for folder in _folders(root)]
     splits = [name for name in names if split_kind(name)]
     if splits and not any(map(_sounds_normal, names)):
@@ -187,7 +208,7 @@ def _from_folder(root: Path, labels: bool, asked: str | None) -> Iterator[Sample
         images = _images(folder)
         if not images and (inside := _folders(folder)):
             found = f"the folders {', '.join(each.name for each in inside)}"
-            raise UsageError(f"{folder} holds no image", found=found, fix=f"move the images there, or {_CSV}")
+            raise LayoutError(f"{folder} holds no image", found=found, fix=f"move the images there, or {_CSV}")
         if folder in defects:
             masks = _masks(base, folder.name, is_only=len(defects) == 1)
             yield from (Sample(image, 1, _mask_of(image, masks), folder.name, split) for image in images)
@@ -207,7 +228,7 @@ def _refuse_unknown(base: Path, direct: Sequence[Path], folders: Sequence[Path])
     if not folders or (is_known and not direct and not any(map(split_kind, names))):
         return
     inner = next((folder for folder in folders if _has_layout(folder)), None)
-    raise UsageError(
+    raise LayoutError(
         f"{base} has no layout that is known",
         found=f"{len(direct)} image(s) and the folders {', '.join(folder.name for folder in folders)}",
         needed=_KNOWN,
@@ -270,10 +291,7 @@ def _folders(folder: Path) -> list[Path]:
 def _images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    found = [file for file in _listed(folder) if file.suffix.lower() in SUFFIXES and not file.is_dir()]
-    for file in found:
-        check_file(file, what="the image")
-    return found
+    return [file for file in _listed(folder) if file.suffix.lower() in SUFFIXES and not file.is_dir()]
 
 
 _OTHER_NAMES: Final = {"image_path": "image", "mask_path": "mask"}  # of Anomalib's CSV files
@@ -282,7 +300,7 @@ Row: TypeAlias = tuple[int, dict[str, str]]  # the number of its line, and its c
 
 
 def _from_csv(
-    path: Path, labels: bool, asked: str | None, thing: str | None = None, *, anomalous_label: object = None
+    path: Path, labels: bool | None, asked: str | None, thing: str | None = None, *, anomalous_label: object = None
 ) -> Iterator[Sample]:
     """Yield the samples of a CSV file: those of one split, and of VisA's lists those of one object (`thing`)."""
     rows = _rows(path)
@@ -303,7 +321,8 @@ def _from_csv(
     lines: dict[Path, int] = {}
     for number, cells in rows:
         where = f"{path}, line {number}"
-        image = _referenced(cells.get("image"), base, where=f"{where}: image")
+        is_checked = labels is not None
+        image = _referenced(cells.get("image"), base, where=f"{where}: image", is_checked=is_checked)
         if image is None:
             raise CalibrationError(f"{where}: no image is named", fix="delete the line, or name the image")
         first = lines.setdefault(image.resolve(), number)
@@ -315,7 +334,7 @@ def _from_csv(
                 fix="delete one of the two lines",
             )
         text = cells.get("label") or ""
-        if not labels or not text:
+        if labels is False or not text:
             label = None
         elif anomalous_label is None:
             label = _label(text, where=where, names_defects=path.name == "image_anno.csv")
@@ -323,7 +342,8 @@ def _from_csv(
             label = int(is_label(text, anomalous_label))
         usual = {"0": "normal", "1": "anomalous"} if anomalous_label is None else {}
         group = usual.get(text, text) or None
-        yield Sample(image, label, _referenced(cells.get("mask"), base, where=f"{where}: mask"), group, split)
+        mask = _referenced(cells.get("mask"), base, where=f"{where}: mask", is_checked=is_checked)
+        yield Sample(image, label, mask, group, split)
 
 
 def _rows(path: Path) -> list[Row]:
@@ -362,10 +382,12 @@ def _label(text: str, *, where: str, names_defects: bool) -> int:
     raise CalibrationError(f"{where}: label {text!r}", needed=needed, fix=fix)
 
 
-def _referenced(text: str | None, base: Path, *, where: str) -> Path | None:
+def _referenced(text: str | None, base: Path, *, where: str, is_checked: bool) -> Path | None:
     if not text:
         return None
     file = base / text
+    if not is_checked:
+        return file
     if not file.exists():
         needed = f"a path relative to {base}"
         raise FileError(f"{where} {file} is not there", needed=needed, fix="correct the line")

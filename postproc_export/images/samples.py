@@ -2,12 +2,12 @@
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -134,7 +134,14 @@ class Batch:
     between: tuple[int, ...]  # how many pixels of each mask's file are neither 0 nor its largest value
 
 
-_Loaded = tuple[Array, BoolArray | None, BoolArray | None, int]
+class Loaded(NamedTuple):
+    """One image as a model is fed it; the fields are those of a `Batch`, and the image itself, upright."""
+
+    array: Array
+    mask: BoolArray | None
+    shown: BoolArray | None
+    between: int
+    image: "Image"
 
 
 def load_batches(
@@ -150,23 +157,31 @@ def load_batches(
     The size of `preprocessing` has to be resolved (`Preprocessing.for_input`). With `masks`, every anomalous sample
     needs one. By default one thread per core, at most 8; at most a batch more than there are threads is decoded ahead.
     """
-    threads = workers or min(_MAX_WORKERS, os.cpu_count() or 1)
-    loaded = _load_ahead(samples, preprocessing, masks=masks, threads=threads, ahead=threads + batch_size)
-    remaining = iter(samples)
+
+    def load(sample: Sample) -> tuple[Array, BoolArray | None, BoolArray | None, int]:
+        array, mask, shown, between, _ = load_image(sample, preprocessing, with_mask=masks)
+        return array, mask, shown, between
+
+    loaded, remaining = load_ahead(samples, load, workers=workers, batch_size=batch_size), iter(samples)
     while chosen := tuple(islice(remaining, batch_size)):
         images, truth, shown, between = zip(*islice(loaded, len(chosen)), strict=True)
         yield Batch(chosen, np.stack(images), truth, shown, between)
 
 
-def _load_ahead(
-    samples: Sequence[Sample], preprocessing: Preprocessing, *, masks: bool, threads: int, ahead: int
-) -> Iterator[_Loaded]:
-    pending: deque[Future[_Loaded]] = deque()
+Made = TypeVar("Made")
+
+
+def load_ahead(
+    samples: Iterable[Sample], load: Callable[[Sample], Made], *, workers: int | None, batch_size: int
+) -> Iterator[Made]:
+    """Give what `load` makes of each sample, in order, made in worker threads as `load_batches` has them."""
+    threads = workers or min(_MAX_WORKERS, os.cpu_count() or 1)
+    pending: deque[Future[Made]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     try:
         for sample in samples:
-            pending.append(pool.submit(_load, sample, preprocessing, masks))
-            if len(pending) > ahead:
+            pending.append(pool.submit(load, sample))
+            if len(pending) > threads + batch_size:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
@@ -174,7 +189,11 @@ def _load_ahead(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _load(sample: Sample, preprocessing: Preprocessing, with_mask: bool) -> _Loaded:
+def load_image(sample: Sample, preprocessing: Preprocessing, *, with_mask: bool) -> Loaded:
+    """Decode and pre-process one image, and its mask, which an anomalous one needs then.
+
+    Raises FileError, CalibrationError or UsageError, which name the file that cannot be used.
+    """
     image = decode(sample.image, bits=preprocessing.bits)
     size, where, between = (image.height, image.width), str(sample.image), 0
     rows, columns = preprocessing.axes(size, where=where)
@@ -195,4 +214,4 @@ def _load(sample: Sample, preprocessing: Preprocessing, with_mask: bool) -> _Loa
         raise CalibrationError(f"the anomalous image {sample.image} has no mask", fix=fix)
     if preprocessing.resize == "pad":
         shown = on_input(np.ones(size, bool), rows, columns)
-    return preprocessing.array(image, where=where), mask, shown, between
+    return Loaded(preprocessing.array(image, where=where), mask, shown, between, image)

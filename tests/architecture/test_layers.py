@@ -17,7 +17,8 @@ ORDER = {
     "postproc_export": """
         errors process float32 validation files outcome stats policies ports runtimes installation images
         options run_options curve histogram tail record model_info torch_modules eager comparison reading formats
-        steps raw_model belonging attach detach update inspect calibration check integrations export demo cli __main__
+        steps raw_model belonging attach detach update inspect calibration check prediction integrations export demo cli
+        __main__
     """,
     "postproc_export.formats": """
         digest base onnx_file onnx openvino_file openvino
@@ -27,6 +28,7 @@ ORDER = {
         table arrays convention counting tally search statistics shards zarr ranks dask
         calibrator model
     """,
+    "postproc_export.prediction": "attached predictor",
     "postproc_export.check": """
         inputs assumed attached attached_files ways reference chain findings report preserved preserved_files
         contracts record tail steps whole synthetic

@@ -16,7 +16,7 @@ from postproc_export.images import Preprocessing, find_samples
 from postproc_export.images.preprocessing import PreprocessingWarning
 from postproc_export.ports import select_outputs
 from postproc_export.raw_model import find_batch_size, run_batch
-from postproc_export.runtimes import open_runner
+from postproc_export.runtimes import Array, open_runner
 
 SIZE = (8, 8)
 EXACT = Preprocessing(size=SIZE, scale=256)  # multiples of 2^-8, on which a detector is exact
@@ -237,8 +237,12 @@ class TestBatchSize:
     def find(model: ModelProto, *, asked: int | None = None, count: int = 20) -> int:
         """Return the batch size found for a model in memory."""
         runner = open_runner(model.SerializeToString())
-        preprocessing = Preprocessing().for_input(runner.inputs[0])
-        return find_batch_size(runner, select_outputs(runner.outputs), preprocessing, asked=asked, count=count)
+        port, selection = runner.inputs[0], select_outputs(runner.outputs)
+
+        def run(images: Array, size: int) -> object:
+            return run_batch(runner, selection, images, batch_size=size)
+
+        return find_batch_size(port, run, Preprocessing().for_input(port), asked=asked, count=count)
 
     @pytest.mark.parametrize("size", [1, 2])
     def test_a_graph_that_runs_at_one_size_only_is_found_out(self, size: int) -> None:
