@@ -17,8 +17,8 @@ ORDER = {
     "postproc_export": """
         errors process float32 validation files outcome stats policies ports runtimes installation images
         options run_options curve histogram tail record model_info torch_modules eager comparison reading formats
-        steps raw_model belonging attach detach update inspect calibration check prediction integrations export demo cli
-        __main__
+        steps raw_model belonging attach detach update inspect calibration ranking evaluation check prediction
+        integrations export demo cli __main__
     """,
     "postproc_export.formats": """
         digest base onnx_file onnx openvino_file openvino
