@@ -37,7 +37,7 @@ def stats(tmp_path: Path) -> Path:
     ("factory", "formats", "dynamic", "axes"),
     [
         ("resnet", "onnx", "batch,height,width", ["batch", 3, "height", "width"]),
-        ("convnext", "onnx", "batch,height,width", ["batch", 3, "height", "width"]),
+        pytest.param("convnext", "onnx", "batch,height,width", ["batch", 3, "height", "width"], marks=pytest.mark.slow),
         ("vit", "openvino", "batch", [None, 3, 64, 64]),
     ],
 )

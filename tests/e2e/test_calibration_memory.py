@@ -19,7 +19,11 @@ pytestmark = [
 
 @pytest.mark.parametrize(
     ("kind", "dtype", "policy"),
-    [("constant-f1", "float32", "f1"), ("constant-f1", "float64", "f1"), ("alternating", "float32", "fbeta=1e-9")],
+    [
+        ("constant-f1", "float32", "f1"),
+        pytest.param("constant-f1", "float64", "f1", marks=pytest.mark.slow),
+        pytest.param("alternating", "float32", "fbeta=1e-9", marks=pytest.mark.slow),
+    ],
 )
 def test_scores_that_cannot_be_pruned_stay_within_the_limit(kind: str, dtype: str, policy: str) -> None:
     """Both levels at once, with every policy compared: millions of candidates reach the same F1, and are read again."""
@@ -40,7 +44,7 @@ def test_one_large_map_is_read_in_parts(tmp_path: Path) -> None:
 
 def test_a_zarr_store_with_unlike_chunks_is_read_in_parts(tmp_path: Path) -> None:
     """Boxes on the common grid of both arrays, and the chunks being decoded, take no more."""
-    group, shape = zarr.open_group(tmp_path / "val.zarr", mode="w"), (48, 1, 1536, 1536)
+    group, shape = zarr.open_group(tmp_path / "val.zarr", mode="w"), (32, 1, 1536, 1536)
     maps = group.create_array("maps", shape=shape, chunks=(32, 1, 256, 256), dtype="f4")
     masks = group.create_array("masks", shape=shape, chunks=(10, 1, 768, 768), dtype="bool")
     rng = np.random.default_rng(0)

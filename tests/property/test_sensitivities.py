@@ -81,6 +81,7 @@ cases = st.tuples(
 )
 
 
+@settings(max_examples=50)
 @given(case=cases, rule=COMPARISONS, kind=st.sampled_from(["recall", "precision", "fpr"]), asked=RATES)
 def test_a_chosen_sensitivity_has_the_counts_that_are_told(
     case: tuple[str, int, int], rule: Comparison, kind: str, asked: str
