@@ -75,7 +75,8 @@ def test_a_wrong_raw_file_is_told_as_the_docs_show(invoke: Any) -> None:
     told = re.sub(r"\n {4,}", " ", found.group(2))
     result = invoke(*shlex.split(found.group(1)))
     assert result.exit_code == 1
-    assert re.sub(r"\d+", "0", result.stdout) == re.sub(r"\d+", "0", told)
+    printed = result.stdout.replace("; another default precision than float32", "")  # on processors without one
+    assert re.sub(r"\d+", "0", printed) == re.sub(r"\d+", "0", told)
     assert len(result.stdout.splitlines()) == 5
 
 
