@@ -9,7 +9,7 @@ from math import ceil, floor, isfinite
 from typing import Any, Final, Self, TypeAlias
 
 from postproc_export.errors import MetadataError, UsageError
-from postproc_export.float32 import Half, next_up, rank_of, ranked, rounded_to, shortest, to_float32
+from postproc_export.float32 import Half, narrowed, next_up, rank_of, ranked, rounded_to, shortest, to_float32
 from postproc_export.options import TailOptions
 from postproc_export.policies import Policy
 from postproc_export.stats import (
@@ -186,6 +186,44 @@ def _interval(level: LevelStats, cell: Cell, comparison: Comparison) -> Interval
     end = None if below is None else least_sensitivity(level, below, comparison=comparison)
     high = 1.0 if end is None and comparison == "gt" else ranked(rank_of(1.0 if end is None else end) - 1)
     return None if low is None or low > high else (low, high)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Sensitivities of one level at which the same is called anomalous."""
+
+    least: float  # float32: the first of them; they end where the next setting begins
+    decimal: float  # the one of them with the fewest digits
+    counts: Counts
+
+
+def settings(stats: LevelStats, *, comparison: Comparison = "ge", half: Half | None = None) -> list[Setting]:
+    """Return every setting of a level with a threshold, by rising sensitivity from 0 on; none without a curve.
+
+    `half` is the narrow type of the host, whose constants decide; see `Curve.at`.
+    """
+    curve = None if stats.threshold is None else Curve.of(stats)
+    if curve is None:
+        return []
+    starts = {0.0, 1.0}  # where the boundary comes down to a value that is told apart, and where it leaves it
+    for value in (*curve.thresholds, curve.highest):
+        decides = value if half is None else rounded_to(value, half)
+        below = -next_up(-(decides if half is None else narrowed(decides, half)))
+        ends = (decides, below if half is None else rounded_to(below, half))
+        found = (least_sensitivity(stats, each, comparison=comparison) for each in ends if isfinite(each))
+        starts.update(each for each in found if each is not None)
+    rows: list[tuple[float, Counts]] = []
+    for start in sorted(starts):
+        with suppress(MetadataError):  # a boundary that is subnormal is none that a file can have
+            boundary = decision_boundary(stats, sensitivity=start, comparison=comparison, dtype=half or "float32")
+            counts = curve.at(boundary, half)
+            if not rows or rows[-1][1] != counts:
+                rows.append((start, counts))
+    lasts = [ranked(rank_of(start) - 1) for start, _ in rows[1:]] + [1.0]
+    return [
+        Setting(start, _decimal((start, last), near=(start + last) / 2), counts)
+        for (start, counts), last in zip(rows, lasts, strict=True)
+    ]
 
 
 _FEW_DIGITS: Final = 4

@@ -85,7 +85,10 @@ def smallest_where(holds: Callable[[float], bool]) -> float:
 @lru_cache(maxsize=1024)  # a check asks again for every batch
 def smallest_at_least(bound: Fraction) -> float:
     """Return the smallest finite float32 that is not below an exact rational; `inf` above the largest one."""
-    return smallest_where(lambda value: Fraction(value) >= bound)
+    if abs(bound) > LARGEST:
+        return float("inf") if bound > 0 else -LARGEST
+    near = rank_of(to_float32(float(bound)))  # rounded twice: at most one off
+    return next((each for each in map(ranked, range(near - 1, near + 1)) if each >= bound), ranked(near + 1))
 
 
 @lru_cache(maxsize=1024)  # a check asks again for every batch
