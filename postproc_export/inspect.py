@@ -242,7 +242,7 @@ class InspectResult(Outcome):
         yield from (f"  {role:<8} {text}" for role, text in self._ports())
         yield f"  digest   {self.digest or 'not known: the weights cannot be read'}"
         if self.stats is not None:
-            yield from (f"  {title:<8} {text}" for title, text in _origin_rows(self.stats, self.digest))
+            yield from (f"  {title:<8} {text}" for title, text in origin_rows(self.stats, self.digest))
         if self.model_info:
             yield f"  info     for Model API: {', '.join(f'{key} {value}' for key, value in self.model_info.items())}"
         yield from (f"  before   {spec.text}, on the raw values" for spec in self.before)
@@ -264,7 +264,7 @@ class InspectResult(Outcome):
 _ORIGIN: Final = (MODEL_KEY, "runtime", "samples", "preprocessing")  # what statistics say of how they came about
 
 
-def _origin_rows(stats: CalibrationStats, digest: str | None) -> Iterator[tuple[str, str]]:
+def origin_rows(stats: CalibrationStats, digest: str | None) -> Iterator[tuple[str, str]]:
     """Yield which model, runtime, samples and images statistics are of, as far as they say it legally."""
     origin = {name: value if isinstance(value := stats.details.get(name), dict) else {} for name in _ORIGIN}
     model, runtime, samples = ({key: _word(item) for key, item in origin[name].items()} for name in _ORIGIN[:3])

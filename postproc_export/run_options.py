@@ -372,3 +372,27 @@ class ExportOptions(TailOptions, OutputOptions, BelongingOptions, TargetOptions,
     keep_failed: bool = field(default=False, kw_only=True)
     inputs: Sequence[Path] = field(default=(), kw_only=True, metadata=spelt(only_python=True))
     tell: Callable[[str], None] | None = field(default=None, kw_only=True, metadata=spelt(only_python=True))
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What `write_report` and ``postproc-export report`` take.
+
+    Parameters
+    ----------
+    stats
+        Statistics, the path of a statistics file, or a model with post-processing (.onnx or .xml) that holds them.
+    output
+        HTML file to write.
+    model
+        Model with post-processing (.onnx or .xml) that the statistics are attached to: its sensitivities are those that
+        the report begins with.
+    png
+        Folder to write the plots to as PNG, too.
+    """
+
+    stats: Source
+    _: KW_ONLY
+    output: str | Path = field(metadata=spelt("--output", "-o"))
+    model: str | Path | None = None
+    png: str | Path | None = field(default=None, metadata=spelt("--png", metavar="FOLDER"))

@@ -1,0 +1,244 @@
+"""A report on every sensitivity: one HTML file in which the boundary can be moved, and the same plots as PNG.
+
+What a test or a script can hold on to in the page:
+
+| what | where |
+| --- | --- |
+| the page is ready | `html[data-ready="true"]` |
+| a level | `section[data-level="image"]`, `section[data-level="pixel"]` |
+| a figure of a level | `[data-level="image"] [data-figure="recall"]`; the text is for people, `data-low` and `data-high` |
+| | are the limits with every digit, equal where the figure is known |
+| figures | `sensitivity`, `boundary`, `normalised`, `tp`, `fp`, `fn`, `tn`, `recall`, `precision`, `f1`, `fpr` |
+| controls of a level | `#image-sensitivity` (number), `#image-slider` (one stop for each setting), `#image-fewer` and |
+| | `#image-more` (the next setting), `#image-reset`, `#image-accept` (false alarms that are accepted) |
+| what it says | `#image-sentence`, `#image-note` (of `accept`) |
+| a plot | `#image-values`, `#image-rates`, `#image-precision-recall`, `#image-roc`, each with an svg inside |
+| the command | `#update-command`, `#copy-command`, `#copied` |
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from postproc_export.errors import UsageError, require
+from postproc_export.files import FORMATS, model_files, publishing
+from postproc_export.inspect import origin_rows
+from postproc_export.options import TailOptions
+from postproc_export.outcome import Outcome, outcome_json
+from postproc_export.report.levels import LevelView
+from postproc_export.report.page import (
+    PER,
+    PURPOSE,
+    about,
+    both,
+    command_section,
+    level_section,
+    page,
+)
+from postproc_export.run_options import ReportOptions
+from postproc_export.stats import LEVELS, CalibrationStats, Level, as_stats
+from postproc_export.update import State, state_of
+from postproc_export.validation import called_like
+
+__all__ = ["ReportResult", "write_report"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class ReportResult(Outcome):
+    """A report that was written.
+
+    Parameters
+    ----------
+    source
+        The statistics, or the model that holds them; None for statistics in memory.
+    output
+        The HTML file.
+    size
+        Its bytes.
+    state
+        What is attached, or would be by default.
+    png
+        The plots that were written as PNG, too.
+    notes
+        What a user should know.
+    """
+
+    source: Path | None
+    output: Path
+    size: int
+    state: State
+    png: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def headline(self) -> str:
+        """Return where the report is."""
+        return f"report written to {self.output} ({self.size / 1e6:.1f} MB)"
+
+    def facts(self) -> Iterator[tuple[str, str]]:
+        """Yield what it shows."""
+        for level in LEVELS:
+            boundary = self.state.boundary(level)
+            sensitivity = self.state.options.sensitivity(level)
+            yield level, "nothing decides" if boundary is None else f"boundary {boundary:.9g} at sensitivity {sensitivity:.9g}"
+        if self.png:
+            yield "plots", f"{len(self.png)} in {self.png[0].parent}"
+        yield from (("note", note) for note in self.notes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object of ``report --json``: docs/json.md."""
+        png = [str(path) for path in self.png]
+        return outcome_json(self.source, self.output, self.state.to_json(), self.notes, png=png)
+
+
+@called_like(ReportOptions)
+def write_report(**given: Any) -> ReportResult:
+    """Write what the statistics tell of every sensitivity as one HTML file, in which the boundary can be moved.
+
+    Returns
+    -------
+    ReportResult
+        What was written.
+
+    Raises
+    ------
+    PostprocError
+        If what is read is not legal or does not belong together, or a file cannot be written; nothing is written then.
+    """
+    asked = ReportOptions(**given)
+    require("altair", purpose=PURPOSE)
+    require("vl_convert", purpose=PURPOSE)
+    output = Path(asked.output)
+    subject = _subject(asked)
+    views = {level: view for level in LEVELS if (view := LevelView.of(level, subject.state)) is not None}
+    if not views:
+        raise UsageError(
+            f"nothing to report: no level of {subject.title} decides",
+            needed="a threshold of the image or the pixel level",
+            fix="calibrate with ground truth, or attach with labels",
+        )
+    from postproc_export.report.plots import compiled, plots, png
+
+    drawn = {f"{level}-{name}": plot.to_dict() for level, view in views.items() for name, plot in plots(view).items()}
+    document = {
+        "levels": both(views),
+        "per": PER,
+        "update": subject.update,
+        "plots": {name: compiled(plot) for name, plot in drawn.items()},
+    }
+    names = {level: [name.partition("-")[2] for name in drawn if name.startswith(f"{level}-")] for level in LEVELS}
+    text = page(
+        subject.title,
+        document,
+        about=about(subject.rows()),
+        verdict="",
+        levels="\n".join(level_section(level, views.get(level), names[level]) for level in LEVELS),
+        examples="",
+        command=command_section(subject.update),
+    )
+    pictures = {} if asked.png is None else {Path(asked.png) / f"{name}.png": png(plot) for name, plot in drawn.items()}
+    _write(pictures, subject.read)
+    _write({output: text.encode()}, subject.read)
+    return ReportResult(
+        source=subject.source, output=output, size=len(text.encode()), state=subject.state, png=tuple(pictures)
+    )
+
+
+def _write(contents: Mapping[Path, bytes], read: list[Path]) -> None:
+    """Write files of one folder, all or none."""
+    if contents:
+        with publishing([*contents], inputs=read) as publication:
+            for path, content in contents.items():
+                publication.temporary(path).write_bytes(content)
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """What a report is about."""
+
+    state: State
+    source: Path | None  # the statistics file, or the model that was given in its place
+    model: Path | None  # the file that decides so
+
+    @property
+    def title(self) -> str:
+        """Return the name of the model, else that of the statistics."""
+        path = self.model or self.source
+        return "statistics" if path is None else path.name
+
+    @property
+    def read(self) -> list[Path]:
+        """The files that were read."""
+        of_model = [] if self.model is None else model_files(self.model)
+        return [*of_model, *([] if self.source is None else [self.source])]
+
+    @property
+    def update(self) -> tuple[str, str]:
+        """The command that writes what is set, before and after the sensitivities."""
+        model = self.model or Path("MODEL.onnx")
+        return f"postproc-export update {quote(str(model))}", f" -o {quote(f'{model.stem}.set{model.suffix}')}"
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Yield what the statistics belong to."""
+        if self.model is not None:
+            yield "model", self.model.name
+        if self.source is not None and self.source != self.model:
+            yield "statistics file", self.source.name
+        yield from (("statistics" if label == "stats" else label, text) for label, text in origin_rows(self.state.stats, None))
+
+
+def _subject(asked: ReportOptions) -> _Subject:
+    """Read what is reported; raises UsageError where the statistics are not those of the model."""
+    given = asked.stats
+    source = None if isinstance(given, CalibrationStats) else Path(given)
+    is_model = source is not None and source.suffix.lower() in FORMATS
+    if is_model and asked.model is not None:
+        raise UsageError(
+            f"{source} is a model, and --model {asked.model} is given, too", needed="one of them", fix="leave out --model"
+        )
+    model = source if is_model else None if asked.model is None else Path(asked.model)
+    if model is None:
+        return _Subject(State(as_stats(given), TailOptions()), source, None)
+    state = _read_model(model)
+    if is_model:
+        return _Subject(state, source, model)
+    stats = as_stats(given)
+    for level in LEVELS:
+        _refuse_other(level, stats, state, asked)
+    return _Subject(State(stats, state.options, state.narrow), source, model)
+
+
+def _read_model(path: Path) -> State:
+    """Return what an attached model decides."""
+    from postproc_export.formats.base import format_of
+    from postproc_export.reading.found import nothing_found, refuse_partial
+
+    form = format_of(path)
+    model = form.load(path, purpose=PURPOSE)
+    form.take(model, "decision", where=str(path))
+    found = form.find(model, where=str(path))
+    if not found.tails and found.record is None:
+        raise UsageError(
+            nothing_found(path, found.misses, found.outputs),
+            needed="a model with post-processing",
+            fix=f"postproc-export attach {path} --stats stats.json",
+        )
+    refuse_partial(found)
+    return state_of(found.tails, found.record)
+
+
+def _refuse_other(level: Level, stats: CalibrationStats, state: State, asked: ReportOptions) -> None:
+    """Refuse statistics whose threshold or range is another one than that in the model."""
+    given, there = stats.level(level), state.stats.level(level)
+    if there is None:
+        return
+    names = ("threshold", "min", "max")
+    if given is None or any(getattr(given, name) != getattr(there, name) for name in names):
+        numbers = "no such level" if given is None else ", ".join(f"{name} {getattr(given, name)}" for name in names)
+        raise UsageError(
+            f"the statistics are not those of {asked.model}: its {level} level has others",
+            found=numbers,
+            needed=", ".join(f"{name} {getattr(there, name)}" for name in names),
+            fix=f"give the model in their place: postproc-export report {asked.model} -o {asked.output}",
+        )

@@ -1,0 +1,156 @@
+"""The page of a report: one HTML file that holds its data, its plots, its style and its scripts."""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import Any, Final
+
+from postproc_export import __version__
+from postproc_export.errors import require
+from postproc_export.report.levels import LevelView, facts
+from postproc_export.stats import LEVELS, Level
+
+PURPOSE: Final = "a report"
+_LINK: Final = re.compile(r"https://[\w./#-]+")
+PER: Final[Mapping[Level, int]] = {"image": 1_000, "pixel": 1_000_000}
+_TITLES: Final[Mapping[Level, str]] = {"image": "Image level: which parts are called defective", "pixel": "Pixel level: what is marked in a map"}
+_SAMPLES: Final[Mapping[Level, str]] = {"image": "validation images", "pixel": "pixels of the validation maps"}
+_ACCEPT: Final[Mapping[Level, str]] = {
+    "image": "False alarms per 1,000 parts that we accept",
+    "pixel": "Falsely marked pixels per million good ones that we accept",
+}
+_FIGURES: Final = {
+    "values": (
+        "Distributions",
+        "Normal values upwards, anomalous ones downwards. From the boundary on (shaded) a value is called anomalous: what "
+        "stands there above the line are false alarms, what stands below it on the other side is missed.",
+    ),
+    "rates": ("Rates over the boundary", "What recall, precision, F1 and false-positive rate would be at each boundary."),
+    "precision-recall": ("Precision over recall", "The point is the setting."),
+    "roc": ("ROC: recall over false positives", "The point is the setting."),
+}
+_B: Final = '<b data-figure="{}">-</b>'
+_SENTENCES: Final[Mapping[Level, str]] = {
+    "image": "{tp} of {anomalous} defects found, {fp} false alarms in {normal} good parts.",
+    "pixel": "{tp} of {anomalous} defect pixels marked, {fp} of {normal} good pixels marked falsely.",
+}
+
+
+def part(name: str, **values: str) -> str:
+    """Return a template of this folder with its places filled; values are HTML already."""
+    return Template(_text(name)).substitute(values)
+
+
+@cache
+def _text(name: str) -> str:
+    return (files("postproc_export.report") / name).read_text(encoding="utf-8")
+
+
+@cache
+def _vega() -> str:
+    """Return Vega Embed, without the addresses that it would link to."""
+    converter = require("vl_convert", purpose=PURPOSE)
+    bundle: str = converter.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    return _LINK.sub("", bundle)
+
+
+def definitions(rows: Iterable[tuple[str, str]]) -> str:
+    """Return rows of a definition list."""
+    return "\n".join(f"<dt>{escape(label)}</dt><dd>{escape(text)}</dd>" for label, text in rows)
+
+
+def json_text(document: object) -> str:
+    """Return JSON that can stand in a script element: nothing in it ends that, or opens a comment."""
+    text = json.dumps(document, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def page(title: str, data: Mapping[str, Any], **parts: str) -> str:
+    """Return the page; `parts` are its sections, HTML already."""
+    vega, script = _vega(), _text("report.js")
+    hashes = [base64.b64encode(hashlib.sha256(each.encode()).digest()).decode() for each in (vega, script)]
+    policy = (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+        f"script-src 'unsafe-eval' {' '.join(f'&#39;sha256-{each}&#39;' for each in hashes)}"
+    )
+    return part(
+        "page.html",
+        title=escape(title),
+        version=__version__,
+        policy=policy,
+        css=_text("report.css"),
+        vega=vega,
+        script=script,
+        data=json_text(data),
+        **parts,
+    )
+
+
+def about(rows: Iterable[tuple[str, str]]) -> str:
+    """Return what the report is about, as a list."""
+    return f'<dl class="list">\n{definitions(rows)}\n</dl>'
+
+
+def level_section(level: Level, view: LevelView | None, drawn: Sequence[str]) -> str:
+    """Return the section of a level; `drawn` are the names of its plots. One that does not decide is said to."""
+    if view is None:
+        text = "The statistics hold no threshold of this level, or labels are switched off: there is nothing to set."
+        return f'<section class="level"><h2>{escape(_TITLES[level])}</h2><p class="unknown">{text}</p></section>'
+    return part(
+        "level.html",
+        level=level,
+        title=escape(_TITLES[level]),
+        control=_control(view),
+        figures=_figures(level, drawn) or _UNKNOWN,
+        facts=definitions(facts(view)),
+        open="" if drawn else " open",
+    )
+
+
+_UNKNOWN: Final = (
+    '<p class="unknown">The statistics keep no curve, so it is not known what a setting finds. '
+    "A calibration with ground truth keeps one.</p>"
+)
+
+
+def _control(view: LevelView) -> str:
+    level, curve = view.level, view.curve
+    known = {} if curve is None else {"anomalous": f"{curve.anomalous:,}", "normal": f"{curve.normal:,}"}
+    sentence = _SENTENCES[level].format(tp=_B.format("tp"), fp=_B.format("fp"), **known) if known else ""
+    return part(
+        "control.html",
+        level=level,
+        sensitivity=str(view.sensitivity),
+        stops=str(len(view.settings) - 1 if view.settings else 1000),
+        accept=_ACCEPT[level],
+        sentence=sentence or "What a setting finds is not known.",
+        matrix=part("matrix.html", samples=_SAMPLES[level]) if known else "",
+    )
+
+
+def _figures(level: Level, drawn: Sequence[str]) -> str:
+    shown = {
+        name: f'<figure><h3>{title}</h3><figcaption>{text}</figcaption>'
+        f'<div class="plot" id="{level}-{name}" role="img" aria-label="{escape(f"{title}, {level} level. {text}")}"></div></figure>'
+        for name, (title, text) in _FIGURES.items()
+        if name in drawn
+    }
+    wide = [shown[name] for name in ("values", "rates") if name in shown]
+    pair = [shown[name] for name in ("precision-recall", "roc") if name in shown]
+    return "\n".join([*wide, *(['<div class="pair">', *pair, "</div>"] if pair else [])])
+
+
+def command_section(update: tuple[str, str] | None) -> str:
+    """Return the command that writes what is set; nothing where no level can be set."""
+    return "" if update is None else _text("command.html")
+
+
+def both(levels: Mapping[Level, LevelView]) -> dict[str, Any]:
+    """Return the data of the levels, in their order."""
+    return {level: levels[level].to_json() for level in LEVELS if level in levels}
