@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from postproc_export.inspect import inspect_model
     from postproc_export.integrations.memory import attach_to_onnx, attach_to_openvino
     from postproc_export.prediction import predict
+    from postproc_export.report import write_report
     from postproc_export.stats import CalibrationStats, LevelStats, decision_boundary
     from postproc_export.update import update_postprocessing
 
@@ -38,6 +39,7 @@ __all__ = [
     "inspect_model",
     "predict",
     "update_postprocessing",
+    "write_report",
 ]
 
 __version__: Final = "0.1.0"
@@ -59,6 +61,7 @@ _HOMES: Final = {
     "inspect_model": "postproc_export.inspect",
     "predict": "postproc_export.prediction",
     "update_postprocessing": "postproc_export.update",
+    "write_report": "postproc_export.report",
 }
 
 

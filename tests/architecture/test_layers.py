@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HEAVY = (
     *("torch", "lightning", "pytorch_lightning", "dask", "distributed"),
-    *("onnxruntime", "openvino", "matplotlib", "PIL", "skimage", "scipy"),
+    *("onnxruntime", "openvino", "matplotlib", "altair", "vl_convert", "PIL", "skimage", "scipy"),
 )
 ORDER = {
     "graph_patterns": "expr catalog transforms match onnx openvino",
@@ -18,7 +18,7 @@ ORDER = {
         errors process float32 validation files outcome stats policies ports runtimes installation images
         options run_options curve histogram tail record model_info torch_modules eager comparison reading formats
         steps raw_model belonging attach detach update inspect calibration ranking evaluation check prediction
-        integrations export demo cli __main__
+        report integrations export demo cli __main__
     """,
     "postproc_export.formats": """
         digest base onnx_file onnx openvino_file openvino
@@ -29,6 +29,7 @@ ORDER = {
         calibrator model
     """,
     "postproc_export.prediction": "attached predictor",
+    "postproc_export.report": "axis levels plots page",
     "postproc_export.check": """
         inputs assumed attached attached_files ways reference chain findings report preserved preserved_files
         contracts record tail steps whole synthetic
