@@ -6,8 +6,8 @@ What a test or a script can hold on to in the page:
 | --- | --- |
 | the page is ready | `html[data-ready="true"]` |
 | a level | `section[data-level="image"]`, `section[data-level="pixel"]` |
-| a figure of a level | `[data-level="image"] [data-figure="recall"]`; the text is for people, `data-low` and `data-high` |
-| | are the limits with every digit, equal where the figure is known |
+| a figure of a level | `[data-level="image"] [data-figure="recall"]`; the text is for people, `data-low` and |
+| | `data-high` are the limits with every digit, equal where the figure is known |
 | figures | `sensitivity`, `boundary`, `normalised`, `tp`, `fp`, `fn`, `tn`, `recall`, `precision`, `f1`, `fpr` |
 | controls of a level | `#image-sensitivity` (number), `#image-slider` (one stop for each setting), `#image-fewer` and |
 | | `#image-more` (the next setting), `#image-reset`, `#image-accept` (false alarms that are accepted) |
@@ -28,15 +28,7 @@ from postproc_export.inspect import origin_rows
 from postproc_export.options import TailOptions
 from postproc_export.outcome import Outcome, outcome_json
 from postproc_export.report.levels import LevelView
-from postproc_export.report.page import (
-    PER,
-    PURPOSE,
-    about,
-    both,
-    command_section,
-    level_section,
-    page,
-)
+from postproc_export.report.page import PER, PURPOSE, about, both, command_section, level_section, page
 from postproc_export.run_options import ReportOptions
 from postproc_export.stats import LEVELS, CalibrationStats, Level, as_stats
 from postproc_export.update import State, state_of
@@ -81,7 +73,10 @@ class ReportResult(Outcome):
         for level in LEVELS:
             boundary = self.state.boundary(level)
             sensitivity = self.state.options.sensitivity(level)
-            yield level, "nothing decides" if boundary is None else f"boundary {boundary:.9g} at sensitivity {sensitivity:.9g}"
+            yield (
+                level,
+                "nothing decides" if boundary is None else f"boundary {boundary:.9g} at sensitivity {sensitivity:.9g}",
+            )
         if self.png:
             yield "plots", f"{len(self.png)} in {self.png[0].parent}"
         yield from (("note", note) for note in self.notes)
@@ -120,7 +115,7 @@ def write_report(**given: Any) -> ReportResult:
         )
     from postproc_export.report.plots import compiled, plots, png
 
-    drawn = {f"{level}-{name}": plot.to_dict() for level, view in views.items() for name, plot in plots(view).items()}
+    drawn = {f"{level}-{name}": plot for level, view in views.items() for name, plot in plots(view).items()}
     document = {
         "levels": both(views),
         "per": PER,
@@ -185,7 +180,9 @@ class _Subject:
             yield "model", self.model.name
         if self.source is not None and self.source != self.model:
             yield "statistics file", self.source.name
-        yield from (("statistics" if label == "stats" else label, text) for label, text in origin_rows(self.state.stats, None))
+        yield from (
+            ("statistics" if label == "stats" else label, text) for label, text in origin_rows(self.state.stats, None)
+        )
 
 
 def _subject(asked: ReportOptions) -> _Subject:
@@ -195,7 +192,9 @@ def _subject(asked: ReportOptions) -> _Subject:
     is_model = source is not None and source.suffix.lower() in FORMATS
     if is_model and asked.model is not None:
         raise UsageError(
-            f"{source} is a model, and --model {asked.model} is given, too", needed="one of them", fix="leave out --model"
+            f"{source} is a model, and --model {asked.model} is given, too",
+            needed="one of them",
+            fix="leave out --model",
         )
     model = source if is_model else None if asked.model is None else Path(asked.model)
     if model is None:

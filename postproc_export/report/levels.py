@@ -126,7 +126,10 @@ def facts(view: LevelView) -> Facts:
     if view.curve is None:
         yield "curve", "none in these statistics: what a setting finds is not known"
     elif not view.curve.is_complete:
-        yield "curve", f"{len(view.curve.thresholds):,} thresholds; between two of them the fewest and the most are shown"
+        yield (
+            "curve",
+            f"{len(view.curve.thresholds):,} thresholds; between two of them the fewest and the most are shown",
+        )
 
 
 def _kind_of_range(details: Mapping[str, Any]) -> str:
@@ -140,4 +143,3 @@ def _area(found: object) -> str | None:
         return None
     low, high = found["low"], found.get("high", found["low"])
     return f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}"
-

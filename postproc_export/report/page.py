@@ -19,7 +19,10 @@ from postproc_export.stats import LEVELS, Level
 PURPOSE: Final = "a report"
 _LINK: Final = re.compile(r"https://[\w./#-]+")
 PER: Final[Mapping[Level, int]] = {"image": 1_000, "pixel": 1_000_000}
-_TITLES: Final[Mapping[Level, str]] = {"image": "Image level: which parts are called defective", "pixel": "Pixel level: what is marked in a map"}
+_TITLES: Final[Mapping[Level, str]] = {
+    "image": "Image level: which parts are called defective",
+    "pixel": "Pixel level: what is marked in a map",
+}
 _SAMPLES: Final[Mapping[Level, str]] = {"image": "validation images", "pixel": "pixels of the validation maps"}
 _ACCEPT: Final[Mapping[Level, str]] = {
     "image": "False alarms per 1,000 parts that we accept",
@@ -28,10 +31,13 @@ _ACCEPT: Final[Mapping[Level, str]] = {
 _FIGURES: Final = {
     "values": (
         "Distributions",
-        "Normal values upwards, anomalous ones downwards. From the boundary on (shaded) a value is called anomalous: what "
-        "stands there above the line are false alarms, what stands below it on the other side is missed.",
+        "Normal values upwards, anomalous ones downwards. From the boundary on (shaded) a value is called anomalous: "
+        "what stands up there are false alarms, and what hangs down before it is missed.",
     ),
-    "rates": ("Rates over the boundary", "What recall, precision, F1 and false-positive rate would be at each boundary."),
+    "rates": (
+        "Rates over the boundary",
+        "What recall, precision, F1 and false-positive rate would be at each boundary.",
+    ),
     "precision-recall": ("Precision over recall", "The point is the setting."),
     "roc": ("ROC: recall over false positives", "The point is the setting."),
 }
@@ -135,15 +141,17 @@ def _control(view: LevelView) -> str:
 
 
 def _figures(level: Level, drawn: Sequence[str]) -> str:
-    shown = {
-        name: f'<figure><h3>{title}</h3><figcaption>{text}</figcaption>'
-        f'<div class="plot" id="{level}-{name}" role="img" aria-label="{escape(f"{title}, {level} level. {text}")}"></div></figure>'
-        for name, (title, text) in _FIGURES.items()
-        if name in drawn
-    }
+    shown = {name: _figure(level, name) for name in _FIGURES if name in drawn}
     wide = [shown[name] for name in ("values", "rates") if name in shown]
     pair = [shown[name] for name in ("precision-recall", "roc") if name in shown]
     return "\n".join([*wide, *(['<div class="pair">', *pair, "</div>"] if pair else [])])
+
+
+def _figure(level: Level, name: str) -> str:
+    title, text = _FIGURES[name]
+    label = escape(f"{title}, {level} level. {text}")
+    plot = f'<div class="plot" id="{level}-{name}" role="img" aria-label="{label}"></div>'
+    return f"<figure><h3>{title}</h3><figcaption>{text}</figcaption>{plot}</figure>"
 
 
 def command_section(update: tuple[str, str] | None) -> str:

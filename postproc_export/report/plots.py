@@ -5,7 +5,7 @@ Colours are variables of report.css, so that a plot follows light, dark and prin
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from math import log10, sqrt
 from typing import Any, Final
 
@@ -51,12 +51,12 @@ def current(view: LevelView, boundary: float) -> Row:
     return {"place": view.axis.place(boundary), **middles}
 
 
-def plots(view: LevelView) -> dict[str, alt.LayerChart]:
+def plots(view: LevelView) -> dict[str, dict[str, Any]]:
     """Return the plots of a level by name; none without a curve."""
     axis, curve, boundary = view.axis, view.curve, view.state.boundary(view.level)
     if axis is None or curve is None or boundary is None:
         return {}
-    now = alt.Data(values=[current(view, boundary)], name="current")
+    now = alt.InlineData(values=[current(view, boundary)], name="current")
     drawn = {"values": _values(view, axis, curve, now)}
     points = _points(curve, axis)
     drawn["rates"] = _rates(points, axis, now)
@@ -66,9 +66,14 @@ def plots(view: LevelView) -> dict[str, alt.LayerChart]:
     return drawn
 
 
+def _chart(data: alt.InlineData | Sequence[Row]) -> Any:
+    """Return a chart of rows; Altair leaves the types of its own open."""
+    return alt.Chart(data if isinstance(data, alt.InlineData) else alt.InlineData(values=[*data]))
+
+
 def _x(axis: ValueAxis, field: str = "place", **more: Any) -> alt.X:
     ticks = axis.ticks()
-    between = [(one[0] + other[0]) / 2 for one, other in zip(ticks, ticks[1:], strict=False)]
+    between = [(one[0] + other[0]) / 2 for one, other in pairwise(ticks)]
     labels = [f"'{label}'" for _, label in ticks]
     text = "".join(f"datum.value < {place} ? {label} : " for place, label in zip(between, labels, strict=False))
     low, high = axis.ends
@@ -77,7 +82,9 @@ def _x(axis: ValueAxis, field: str = "place", **more: Any) -> alt.X:
         f"{field}:Q",
         title=axis.title(),
         scale=alt.Scale(domain=[low - pad, high + pad], nice=False, zero=False),
-        axis=alt.Axis(values=[place for place, _ in ticks], labelExpr=text + labels[-1] if labels else "''", grid=False),
+        axis=alt.Axis(
+            values=[place for place, _ in ticks], labelExpr=text + labels[-1] if labels else "''", grid=False
+        ),
         **more,
     )
 
@@ -106,21 +113,23 @@ def _bins(curve: Curve, axis: ValueAxis) -> Iterator[Row]:
                 yield {"start": start, "end": end, "height": sign * count * part, "class": name, **told}
 
 
-def _values(view: LevelView, axis: ValueAxis, curve: Curve, now: alt.Data) -> alt.LayerChart:
+def _values(view: LevelView, axis: ValueAxis, curve: Curve, now: alt.InlineData) -> dict[str, Any]:
     """Return the distributions: normal values upwards, anomalous ones downwards, and the numbers that decide."""
     bars = [*_bins(curve, axis)]
     tallest = max(abs(bar["height"]) for bar in bars)
     is_log = tallest >= _MANY
     ends = [max((sign * bar["height"] for bar in bars), default=0.0) for sign in (1, -1)]
     ends = [1.25 * end if end > 0 else tallest / 8 for end in ends]
-    powers = [10.0**power for power in range(0, int(log10(tallest)) + 2)] if is_log else []
+    powers = [10.0**power for power in range(int(log10(tallest)) + 2)] if is_log else []
     y = alt.Y(
         "height:Q",
         title=f"{_SAMPLES[view.level]}: anomalous | normal{', logarithmic' if is_log else ''}",
         scale=alt.Scale(type="symlog" if is_log else "linear", domain=[-ends[1], ends[0]], nice=False),
         axis=alt.Axis(
             values=[*(-each for each in reversed(powers)), 0, *powers] if is_log else alt.Undefined,
-            labelExpr="format(abs(datum.value), abs(datum.value) < 10000 ? ',' : '.0e')" if is_log else "abs(datum.value)",
+            labelExpr="format(abs(datum.value), abs(datum.value) < 10000 ? ',' : '.0e')"
+            if is_log
+            else "abs(datum.value)",
             tickCount=6,
             tickMinStep=1,
             minExtent=_LEFT,
@@ -132,38 +141,41 @@ def _values(view: LevelView, axis: ValueAxis, curve: Curve, now: alt.Data) -> al
         scale=alt.Scale(domain=["normal", "anomalous"], range=[_colour("normal"), _colour("anomalous")]),
         legend=alt.Legend(orient="top"),
     )
-    low, high = axis.ends
-    beyond = alt.Chart(now).mark_rect(color=_colour("ink"), opacity=0.07).encode(x=_x(axis), x2=alt.datum(high))
+    high = axis.ends[1]
+    beyond = _chart(now).mark_rect(color=_colour("ink"), opacity=0.07).encode(x=_x(axis), x2=alt.datum(high))
     drawn = (
-        alt.Chart(alt.Data(values=bars))
+        _chart(bars)
         .mark_bar(stroke=_colour("paper"), strokeWidth=0.5)
-        .encode(x=_x(axis, "start"), x2="end", y=y, y2=alt.datum(0), color=fill, tooltip=["samples:N", "from:N", "below:N"])
+        .encode(
+            x=_x(axis, "start"), x2="end", y=y, y2=alt.datum(0), color=fill, tooltip=["samples:N", "from:N", "below:N"]
+        )
     )
     layers = [beyond, *_interval(view, axis), drawn, *_marks(view, axis), *_boundary(axis, now)]
     return _sized(alt.layer(*layers), height=260)
 
 
-def _interval(view: LevelView, axis: ValueAxis) -> list[alt.Chart]:
+def _interval(view: LevelView, axis: ValueAxis) -> list[Any]:
     """Return the band of the bootstrap interval, where the statistics have one."""
     found = view.stats.details.get("threshold_interval")
     ends = [found.get(name) for name in ("low", "high")] if isinstance(found, Mapping) else []
-    if not ends or not all(isinstance(end, int | float) for end in ends):
+    places = [axis.place(end) for end in ends if isinstance(end, int | float)]
+    if len(places) < 2:
         return []
-    row = {"place": axis.place(ends[0]), "to": axis.place(ends[1])}
-    return [alt.Chart(alt.Data(values=[row])).mark_rect(color=_colour("other"), opacity=0.22).encode(x=_x(axis), x2="to")]
+    row = dict(zip(("place", "to"), places, strict=True))
+    return [_chart([row]).mark_rect(color=_colour("other"), opacity=0.22).encode(x=_x(axis), x2="to")]
 
 
-def _marks(view: LevelView, axis: ValueAxis) -> list[alt.Chart]:
+def _marks(view: LevelView, axis: ValueAxis) -> list[Any]:
     """Return lines at threshold, min and max, each with its name at the lower end."""
     numbers = {"threshold": view.stats.threshold, "min": view.stats.min, "max": view.stats.max}
     rows = [{"place": axis.place(value), "name": name} for name, value in numbers.items() if value is not None]
     if view.stats.details.get("range_is_relative"):
         rows = rows[:1]
-    data = alt.Data(values=rows)
-    rules = alt.Chart(data).mark_rule(color=_colour("soft"), strokeDash=[3, 3]).encode(x=_x(axis))
+    data = alt.InlineData(values=rows)
+    rules = _chart(data).mark_rule(color=_colour("soft"), strokeDash=[3, 3]).encode(x=_x(axis))
     low, high = axis.ends
     texts = [
-        alt.Chart(data)
+        _chart(data)
         .mark_text(color=_colour("soft"), align=align, dx=dx, dy=-5, baseline="bottom", fontSize=11)
         .encode(x=_x(axis), y=alt.value("height"), text="name:N")
         .transform_filter(f"datum.place {sign} {(low + high) / 2}")
@@ -172,12 +184,12 @@ def _marks(view: LevelView, axis: ValueAxis) -> list[alt.Chart]:
     return [rules, *texts]
 
 
-def _boundary(axis: ValueAxis, now: alt.Data) -> list[alt.Chart]:
+def _boundary(axis: ValueAxis, now: alt.InlineData) -> list[Any]:
     """Return the line of the boundary, with its name at the upper end."""
     low, high = axis.ends
-    rule = alt.Chart(now).mark_rule(color=_colour("ink"), strokeWidth=2).encode(x=_x(axis))
+    rule = _chart(now).mark_rule(color=_colour("ink"), strokeWidth=2).encode(x=_x(axis))
     texts = [
-        alt.Chart(now)
+        _chart(now)
         .mark_text(color=_colour("ink"), align=align, dx=dx, dy=4, baseline="top", fontWeight="bold", fontSize=11)
         .encode(x=_x(axis), y=alt.value(0), text=alt.value("boundary"))
         .transform_filter(f"datum.place {sign} {(low + high) / 2}")
@@ -205,17 +217,20 @@ def _points(curve: Curve, axis: ValueAxis) -> list[Row]:
     return rows
 
 
-def _rates(points: Sequence[Row], axis: ValueAxis, now: alt.Data) -> alt.LayerChart:
+def _rates(points: Sequence[Row], axis: ValueAxis, now: alt.InlineData) -> dict[str, Any]:
     """Return recall, precision, F1 and false-positive rate over the boundary."""
     rows = [
-        {"place": row["place"], "rate": _NAMES[name], "share": row[name]} for name in RATES for row in points if name in row
+        {"place": row["place"], "rate": _NAMES[name], "share": row[name]}
+        for name in RATES
+        for row in points
+        if name in row
     ]
     told = [name for name in RATES if any(name in row for row in points)]
     domain = [_NAMES[name] for name in told]
     looks = [(_colour(_RATE_COLOURS[RATES.index(name)]), _DASHES[RATES.index(name)]) for name in told]
     legend = alt.Legend(orient="top", symbolType="stroke", symbolStrokeWidth=2.5, columns=2, symbolSize=300)
     lines = (
-        alt.Chart(alt.Data(values=rows))
+        _chart(rows)
         .mark_line(interpolate="step-before", strokeWidth=2)
         .encode(
             x=_x(axis),
@@ -234,17 +249,17 @@ def _share(field: str, title: str, channel: Any = alt.Y) -> Any:
     return channel(f"{field}:Q", title=title, scale=scale, axis=alt.Axis(format="~%", tickCount=5, minExtent=_LEFT))
 
 
-def _square(points: Sequence[Row], now: alt.Data, *, x: str, y: str, colour: str) -> alt.LayerChart:
+def _square(points: Sequence[Row], now: alt.InlineData, *, x: str, y: str, colour: str) -> dict[str, Any]:
     """Return one rate over another, and where the current setting is."""
     places = {"x": _share(x, _NAMES[x], alt.X), "y": _share(y, _NAMES[y])}
-    rows = [{name: row[name] for name in (x, y)} | {"order": order} for order, row in enumerate(points) if {x, y} <= row.keys()]
-    line = (
-        alt.Chart(alt.Data(values=rows))
-        .mark_line(color=_colour(colour), strokeWidth=2)
-        .encode(**places, order=alt.Order("order:Q"))
-    )
+    rows = [
+        {name: row[name] for name in (x, y)} | {"order": order}
+        for order, row in enumerate(points)
+        if {x, y} <= row.keys()
+    ]
+    line = _chart(rows).mark_line(color=_colour(colour), strokeWidth=2).encode(**places, order=alt.Order("order:Q"))
     dot = (
-        alt.Chart(now)
+        _chart(now)
         .mark_point(filled=True, size=110, fill=_colour("ink"), stroke=_colour("paper"), strokeWidth=2, opacity=1)
         .encode(**places)
         .transform_filter(f"isValid(datum.{x}) && isValid(datum.{y})")
@@ -256,19 +271,27 @@ def _colour(name: str) -> str:
     return f"var(--{name})"
 
 
-def _sized(chart: alt.LayerChart, *, height: int) -> alt.LayerChart:
+def _sized(chart: Any, *, height: int) -> dict[str, Any]:
     """Return a plot as wide as its place on the page."""
     ink = {f"{part}Color": _colour("soft") for part in ("label", "title")}
-    return (
+    drawn: dict[str, Any] = (
         chart.properties(width="container", height=height, background="transparent", padding=4)
         .configure(font="system-ui, sans-serif", aria=False)
         .configure_view(stroke=None)
         .configure_axis(
-            **ink, gridColor=_colour("line"), domainColor=_colour("soft"), tickColor=_colour("soft"), labelOverlap=True,
-            titleFontWeight="normal", titleFontSize=12, labelFontSize=11,
+            **ink,
+            gridColor=_colour("line"),
+            domainColor=_colour("soft"),
+            tickColor=_colour("soft"),
+            labelOverlap=True,
+            titleFontWeight="normal",
+            titleFontSize=12,
+            labelFontSize=11,
         )
         .configure_legend(**ink, labelFontSize=12)
+        .to_dict()
     )
+    return drawn
 
 
 def compiled(plot: Mapping[str, Any]) -> dict[str, Any]:
