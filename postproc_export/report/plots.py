@@ -10,6 +10,7 @@ from math import log10, sqrt
 from typing import Any, Final
 
 import altair as alt
+from altair.utils.schemapi import debug_mode
 
 from postproc_export.curve import Curve, counts_at
 from postproc_export.errors import require
@@ -51,6 +52,7 @@ def current(view: LevelView, boundary: float) -> Row:
     return {"place": view.axis.place(boundary), **middles}
 
 
+@debug_mode(False)  # to hold every part of a plot against its schema takes longer than all else
 def plots(view: LevelView) -> dict[str, dict[str, Any]]:
     """Return the plots of a level by name; none without a curve."""
     axis, curve, boundary = view.axis, view.curve, view.state.boundary(view.level)
@@ -289,7 +291,7 @@ def _sized(chart: Any, *, height: int) -> dict[str, Any]:
             labelFontSize=11,
         )
         .configure_legend(**ink, labelFontSize=12)
-        .to_dict()
+        .to_dict(validate=False)
     )
     return drawn
 

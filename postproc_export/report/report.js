@@ -198,6 +198,7 @@
   const embedding = Object.entries(data.plots).map(async ([id, spec]) => {
     const how = { mode: "vega", renderer: "svg", actions: false, defaultStyle: false };
     const { view } = await vegaEmbed(byId(id), spec, how);
+    byId(id).querySelector("svg").setAttribute("aria-hidden", "true"); // its place has a name and says what it shows
     (views[byId(id).closest("[data-level]").dataset.level] ??= []).push(view);
   });
   Promise.all(embedding).then(() => {
