@@ -1,6 +1,5 @@
 """Where the pixels of an image go on their way to the model's input, and from there to the map."""
 
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -110,8 +109,7 @@ class Line(NamedTuple):
     under: npt.NDArray[np.intp]  # the index in the map of each of these pixels, ascending
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(NamedTuple):
     """Where an anomaly map lies on its image: the pixels of the image that the model saw, and those of the map there.
 
     The inverse of the pre-processing: each pixel of the image has the value of the map pixel under its center.

@@ -14,11 +14,11 @@ import csv
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from postproc_export.errors import CalibrationError, FileError, PostprocError, UsageError
 from postproc_export.validation import check_file, is_label, kind_of_file, stated_twice
@@ -50,7 +50,7 @@ class LayoutError(UsageError):
 
 
 def find_samples(
-    path: str | Path, *, labels: bool | None = True, split: str | None = None, anomalous_label: object = None
+    path: str | Path, *, labels: bool = True, split: str | None = None, anomalous_label: object = None
 ) -> list[Sample]:
     """Return the validation samples of a folder or a CSV file, in the order of their paths or lines.
 
@@ -60,31 +60,17 @@ def find_samples(
     defect may be called ``<stem>_mask`` or ``<stem>``, with any of the suffixes.
 
     Of several splits the one called `split` is taken. By default that is the validation split, else the test split,
-    and the training split only where no labels are needed. Raises a UsageError if that leaves none or several, or the
-    folder has no layout that is known, then a LayoutError. With `labels` None they are taken where they are known, and
-    no file is looked at. `anomalous_label` is the label in a CSV file that says anomalous, all others are
-    normal then; raises a CalibrationError if no image has it, and a UsageError for a folder, whose names say.
+    and the training split only where no labels are needed. Raises a UsageError if that leaves none or several, a
+    LayoutError if the folder has no layout that is known. `anomalous_label` is the label in a CSV file that says
+    anomalous, all others are normal then; raises a CalibrationError if no image has it, and a UsageError for a folder,
+    whose names say.
     """
-    root = Path(path)
-    if root.name in ("", ".."):
-        root = root.resolve()  # its name may be that of a split, and masks may lie beside it
-    if root.is_dir():
-        listing = root.parent / "split_csv" / "1cls.csv"
-        is_listed = _images_of_visa(root).is_dir() and listing.is_file()
-        found = _from_csv(listing, labels, split, root.name) if is_listed else _from_folder(root, labels, split)
-    elif not root.exists():
-        fix = "check the path"
-        raise FileError(f"cannot read the images {root}", found="no such file or folder", fix=fix)
-    else:
-        check_file(root, what="the images", needed="a folder or a CSV file")
-        found = _from_csv(root, labels, split, anomalous_label=anomalous_label)
-    if anomalous_label is not None and root.is_dir():
-        what = f"--anomalous-label {anomalous_label}: the names of folders say what is anomalous in {root}"
-        raise UsageError(what, needed="a CSV file with the columns image,label", fix="leave it out")
-    samples = list(found)
-    for sample in samples if labels is not None else ():
+    root = _named(Path(path))
+    samples = list(walk_samples(root, labels=labels, split=split, anomalous_label=anomalous_label))
+    for sample in samples:
         for file in (sample.image, sample.mask):
-            check_file(file or sample.image, what="the image")
+            if file is not None:
+                check_file(file, what="the image")
     if anomalous_label is not None and not any(sample.label for sample in samples):
         others = ", ".join(list(dict.fromkeys(str(sample.group) for sample in samples))[:5])
         fix = "give the label that says anomalous as it is written"
@@ -100,6 +86,35 @@ def find_samples(
             fix=f"give the folder around it: {root.parent}" if is_class else None,
         )
     return samples
+
+
+def walk_samples(
+    path: str | Path, *, labels: bool | None, split: str | None = None, anomalous_label: object = None
+) -> Iterator[Sample]:
+    """Yield the samples one by one; see `find_samples`.
+
+    With `labels` None they are taken where they are known, no file is looked at, and an image may come twice.
+    """
+    root = _named(Path(path))
+    if root.is_dir():
+        listing = root.parent / "split_csv" / "1cls.csv"
+        is_listed = _images_of_visa(root).is_dir() and listing.is_file()
+        if anomalous_label is not None:
+            what = f"--anomalous-label {anomalous_label}: the names of folders say what is anomalous in {root}"
+            raise UsageError(what, needed="a CSV file with the columns image,label", fix="leave it out")
+        if is_listed:
+            return _from_csv(listing, labels, split, root.name)
+        return _from_folder(root, labels, split)
+    if not root.exists():
+        fix = "check the path"
+        raise FileError(f"cannot read the images {root}", found="no such file or folder", fix=fix)
+    check_file(root, what="the images", needed="a folder or a CSV file")
+    return _from_csv(root, labels, split, anomalous_label=anomalous_label)
+
+
+def _named(root: Path) -> Path:
+    """Return a path with its last name: it may be that of a split, and masks may lie beside it."""
+    return root.resolve() if root.name in ("", "..") else root
 
 
 def no_image(place: object) -> CalibrationError:
@@ -276,22 +291,33 @@ def _mask_of(image: Path, masks: Masks) -> Path | None:
     return found[0] if found else None
 
 
-def _listed(folder: Path) -> list[Path]:
-    """Return what is in a folder, hidden files and folders left out, sorted."""
-    try:
-        return sorted(each for each in folder.iterdir() if not each.name.startswith("."))
-    except OSError as error:
-        raise FileError(f"cannot read the folder {folder}", found=error.strerror, fix="make it readable") from error
+class Listing(Sequence[Path]):
+    """Files or folders of a folder, sorted, hidden ones left out; of millions the names alone are kept."""
+
+    def __init__(self, folder: Path, is_wanted: Callable[["os.DirEntry[str]"], bool]) -> None:
+        self._folder = folder
+        try:
+            with os.scandir(folder) as there:
+                names = (each.name for each in there if not each.name.startswith(".") and is_wanted(each))
+                self._names = sorted(names)
+        except OSError as error:
+            raise FileError(f"cannot read the folder {folder}", found=error.strerror, fix="make it readable") from error
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._folder / self._names[index]
 
 
-def _folders(folder: Path) -> list[Path]:
-    return [each for each in _listed(folder) if each.is_dir()]
+def _folders(folder: Path) -> Listing:
+    return Listing(folder, lambda each: each.is_dir())
 
 
-def _images(folder: Path) -> list[Path]:
+def _images(folder: Path) -> Sequence[Path]:
     if not folder.is_dir():
         return []
-    return [file for file in _listed(folder) if file.suffix.lower() in SUFFIXES and not file.is_dir()]
+    return Listing(folder, lambda each: each.name.lower().endswith(SUFFIXES) and not each.is_dir())
 
 
 _OTHER_NAMES: Final = {"image_path": "image", "mask_path": "mask"}  # of Anomalib's CSV files
@@ -303,29 +329,28 @@ def _from_csv(
     path: Path, labels: bool | None, asked: str | None, thing: str | None = None, *, anomalous_label: object = None
 ) -> Iterator[Sample]:
     """Yield the samples of a CSV file: those of one split, and of VisA's lists those of one object (`thing`)."""
-    rows = _rows(path)
     of_visa = path.parent.name == "split_csv" or path.name == "image_anno.csv"  # with paths from VisA's own folder
     base = path.parent.parent if of_visa else path.parent
-    objects = list(dict.fromkeys(cells["object"] for _, cells in rows if of_visa and cells.get("object")))
-    if thing is not None:
-        rows = [row for row in rows if row[1].get("object") == thing]
-    elif labels and len(objects) > 1:
-        found, fix = ", ".join(objects), f"give the folder of one, such as {base / objects[0]}"
+    objects, names = dict[str, None](), dict[str, None]()
+    for _, cells in _rows(path):
+        if of_visa and cells.get("object"):
+            objects[cells["object"]] = None
+        if cells.get("split") and thing in (None, cells.get("object")):
+            names[cells["split"]] = None
+    if thing is None and labels and len(objects) > 1:
+        found, fix = ", ".join(objects), f"give the folder of one, such as {base / next(iter(objects))}"
         raise UsageError(f"{path} lists {len(objects)} objects", found=found, needed="images of one object", fix=fix)
-    names = list(dict.fromkeys(cells["split"] for _, cells in rows if cells.get("split")))
-    if names:
-        split: str | None = _choose(names, asked, labels, path)
-        rows = [row for row in rows if row[1].get("split") == split]
-    else:
-        split = _own_split(path, path.stem, asked, labels)
+    split = _choose([*names], asked, labels, path) if names else _own_split(path, path.stem, asked, labels)
     lines: dict[Path, int] = {}
-    for number, cells in rows:
+    is_checked = labels is not None
+    for number, cells in _rows(path):
+        if thing not in (None, cells.get("object")) or (names and cells.get("split") != split):
+            continue
         where = f"{path}, line {number}"
-        is_checked = labels is not None
         image = _referenced(cells.get("image"), base, where=f"{where}: image", is_checked=is_checked)
         if image is None:
             raise CalibrationError(f"{where}: no image is named", fix="delete the line, or name the image")
-        first = lines.setdefault(image.resolve(), number)
+        first = lines.setdefault(image.resolve(), number) if is_checked else number
         if first != number:  # it would count twice
             raise CalibrationError(
                 f"{where}: the image {image} a second time",
@@ -346,7 +371,7 @@ def _from_csv(
         yield Sample(image, label, mask, group, split)
 
 
-def _rows(path: Path) -> list[Row]:
+def _rows(path: Path) -> Iterator[Row]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
@@ -359,7 +384,8 @@ def _rows(path: Path) -> list[Row]:
                 fix = "delete one of them"
                 raise CalibrationError(f"{path} has a column twice", found=twice, needed=_COLUMNS, fix=fix)
             reader.fieldnames = names
-            return [(reader.line_num, {name: (row[name] or "").strip() for name in names}) for row in reader]
+            for row in reader:
+                yield reader.line_num, {name: (row[name] or "").strip() for name in names}
     except PostprocError:  # also an OSError, but says what is wrong already
         raise
     except (csv.Error, UnicodeDecodeError) as error:

@@ -168,19 +168,20 @@ def load_batches(
         yield Batch(chosen, np.stack(images), truth, shown, between)
 
 
+Given = TypeVar("Given")
 Made = TypeVar("Made")
 
 
 def load_ahead(
-    samples: Iterable[Sample], load: Callable[[Sample], Made], *, workers: int | None, batch_size: int
+    given: Iterable[Given], load: Callable[[Given], Made], *, workers: int | None, batch_size: int
 ) -> Iterator[Made]:
-    """Give what `load` makes of each sample, in order, made in worker threads as `load_batches` has them."""
+    """Yield what `load` makes of each item, in order, made in worker threads as `load_batches` has them."""
     threads = workers or min(_MAX_WORKERS, os.cpu_count() or 1)
     pending: deque[Future[Made]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     try:
-        for sample in samples:
-            pending.append(pool.submit(load, sample))
+        for each in given:
+            pending.append(pool.submit(load, each))
             if len(pending) > threads + batch_size:
                 yield pending.popleft().result()
         while pending:

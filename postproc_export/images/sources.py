@@ -2,24 +2,30 @@
 
 import glob
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
 from postproc_export.errors import UsageError
-from postproc_export.images.layouts import SUFFIXES, LayoutError, Sample, find_samples, images_below, no_image
+from postproc_export.images.layouts import SUFFIXES, LayoutError, Sample, images_below, no_image, walk_samples
 
 Images: TypeAlias = str | Path | Iterable[str | Path]
 
 
-@dataclass(frozen=True, slots=True)
 class ImageSource:
-    """Images, with what is known of each."""
+    """Images, with what is known of each; they are looked for again each time, so that they need not be kept.
 
-    base: Path  # the folder that they lie in
-    samples: Sequence[Sample]
-    notes: tuple[str, ...] = ()  # a sentence each
+    `base` is the folder that they lie in, `count` how many there are, and each of the `notes` a sentence.
+    """
+
+    def __init__(
+        self, base: Path, count: int, walk: Callable[[], Iterator[Sample]], notes: tuple[str, ...] = ()
+    ) -> None:
+        self.base, self.count, self.notes, self._walk = base, count, notes, walk
+
+    def __iter__(self) -> Iterator[Sample]:
+        return self._walk()
 
 
 def find_images(images: Images, *, split: str | None = None, anomalous_label: object = None) -> ImageSource:
@@ -37,34 +43,57 @@ def find_images(images: Images, *, split: str | None = None, anomalous_label: ob
     if split is not None or anomalous_label is not None:
         option = "--split" if split is not None else "--anomalous-label"
         raise UsageError(f"{option} is for one folder or CSV file", found=f"{len(given)} paths", fix="leave it out")
-    found = [path for each in given for path in (images_below(each) if each.is_dir() else [each])]
-    if not found:
-        raise no_image(f"a list of {len(given)} paths")
-    return _plain(Path(os.path.commonpath([path.absolute().parent for path in found])), found)
+    for each in given:
+        _refuse_other(each)
+    parents = [each.absolute() if each.is_dir() else each.absolute().parent for each in given]
+    base = Path(os.path.commonpath(parents)) if given else Path()
+    return _plain(base, partial(_of_list, given), f"a list of {len(given)} paths")
 
 
 def _of_one(path: Path, split: str | None, anomalous_label: object) -> ImageSource:
-    pattern = str(path)
-    if glob.has_magic(pattern) and not path.exists():
+    text = str(path)
+    if glob.has_magic(text) and not path.exists():
         fixed = next(each for each in path.parents if not glob.has_magic(str(each)))
-        found = sorted(fixed.glob(str(path.relative_to(fixed))))
-        return _plain(fixed, [each for each in found if each.suffix.lower() in SUFFIXES and not each.is_dir()], path)
+        # As texts, which take a third of the room of paths.
+        found = sorted(str(each) for each in fixed.glob(str(path.relative_to(fixed))) if _is_image(each))
+        return _plain(fixed, partial(map, Path, found), path)
     if path.suffix.lower() in SUFFIXES and not path.is_dir():
-        return _plain(path.parent, [path], path)
+        return _plain(path.parent, partial(_of_list, [path]), path)
     base = path if path.is_dir() else path.parent
+    walk = partial(walk_samples, path, labels=None, split=split, anomalous_label=anomalous_label)
     try:
-        samples = find_samples(path, labels=None, split=split, anomalous_label=anomalous_label)
-        return ImageSource(base, samples)
+        count = sum(1 for _ in walk())
     except LayoutError as error:
         if split is not None:
             raise
         note = f"nothing is known of the images: {error.what}; all below it are taken"
-        return _plain(base, list(images_below(path)), path, notes=(note,))
+        return _plain(base, partial(images_below, path), path, notes=(note,))
+    if not count:
+        raise no_image(path)
+    return ImageSource(base, count, walk)
+
+
+def _of_list(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in paths:
+        yield from images_below(path) if path.is_dir() else [path]
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.is_dir()
+
+
+def _refuse_other(path: Path) -> None:
+    """Raise UsageError for what is neither an image by its name nor a folder."""
+    if path.suffix.lower() not in SUFFIXES and not path.is_dir():
+        needed = f"folders, and files ending in {', '.join(SUFFIXES)}"
+        raise UsageError(f"{path} is no image", needed=needed, fix="take it out; give a CSV file alone")
 
 
 def _plain(
-    base: Path, found: Sequence[Path], where: object = "the list", *, notes: tuple[str, ...] = ()
+    base: Path, paths: Callable[[], Iterable[Path]], where: object, *, notes: tuple[str, ...] = ()
 ) -> ImageSource:
-    if not found:
+    """Return images of which nothing is known."""
+    count = sum(1 for _ in paths())
+    if not count:
         raise no_image(where)
-    return ImageSource(base, [Sample(path) for path in found], notes)
+    return ImageSource(base, count, lambda: map(Sample, paths()), notes)

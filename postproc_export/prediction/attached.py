@@ -2,9 +2,8 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from postproc_export.ports import PortInfo
 from postproc_export.process import temporary_folder
 from postproc_export.raw_model import filled, per_image
 from postproc_export.reading.found import FoundTails, Tails, refuse_damaged
+from postproc_export.reading.report import LevelReport, report_level
 from postproc_export.reading.tail import LABEL_OUTPUT, SCORE_OUTPUT
 from postproc_export.record import TailRecord
 from postproc_export.run_options import PredictOptions
@@ -29,8 +29,7 @@ _TAPS: Final[Mapping[Level, str]] = {"image": "postproc-predict/raw_score", "pix
 _PURPOSE: Final = "running an OpenVINO IR"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Outputs:
+class Outputs(NamedTuple):
     """What the file gives for a batch; None for what it does not give."""
 
     scores: NDArray[np.float32] | None  # (n,)
@@ -42,28 +41,30 @@ class Outputs:
     seconds: float  # of the model, per image
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AttachedFile:
-    """An attached file, loaded."""
+    """An attached file, loaded, with the raw values as further outputs where they are asked for.
 
-    path: Path
-    runner: Runner
-    port: PortInfo  # its input for images
-    tails: Tails
-    record: TailRecord | None  # None in an export that nothing was attached to, such as Anomalib's
-    fed: Mapping[str, Array]  # what its other inputs are given: the sensitivity or boundary that was attached
+    Parameters
+    ----------
+    path, runner, port
+        The file, the model, and its input for images.
+    tails, record
+        What was found in it; without a record it is an export that nothing was attached to, such as Anomalib's.
 
-    @classmethod
-    def open(cls, asked: PredictOptions) -> Self:
-        """Load a file, with the raw values as further outputs where they are asked for.
+    Raises
+    ------
+    UnsupportedModelError
+        If it has no post-processing.
+    """
 
-        Raises UnsupportedModelError for a model without post-processing.
-        """
-        path = Path(asked.model)
+    def __init__(self, asked: PredictOptions) -> None:
+        self.path = path = Path(asked.model)
         check_model(path)
         form = format_of(path)
         found = _found(form, path)
-        taps = {_TAPS[level]: form.value_name(tail.raw) for level, tail in found.tails.items()} if asked.raw else {}
+        self.tails: Tails = found.tails
+        self.record: TailRecord | None = found.record
+        taps = {_TAPS[level]: form.value_name(tail.raw) for level, tail in self.tails.items()} if asked.raw else {}
 
         def tap(model: Any) -> bool:
             if found.record is None:
@@ -73,29 +74,32 @@ class AttachedFile:
 
         options: dict[str, Any] = {name: getattr(asked, name) for name in ("runtime", "precision", "threads")}
         if not taps and found.record is not None:  # the file as it is
-            runner = open_runner(path, **options)
+            self.runner: Runner = open_runner(path, **options)
         else:
             with temporary_folder() as folder:
                 _, runnable = form.edited(path, folder, tap, purpose=_PURPOSE, is_checked=False)
-                runner = open_runner(runnable, **options)
-        adjusting = [port for port in runner.inputs if any(map(port.answers_to, INPUT_NAMES))]
-        return cls(
-            path=path,
-            runner=runner,
-            port=image_input([port for port in runner.inputs if port not in adjusting]),
-            tails=found.tails,
-            record=found.record,
-            fed={port.name: _default(port, found, path) for port in adjusting},
-        )
+                self.runner = open_runner(runnable, **options)
+        adjusting = [port for port in self.runner.inputs if any(map(port.answers_to, INPUT_NAMES))]
+        self.port: PortInfo = image_input([port for port in self.runner.inputs if port not in adjusting])
+        self._fed = {port.name: _default(port, found, path) for port in adjusting}
 
     @property
     def stats(self) -> CalibrationStats | None:
         """The statistics that the file records."""
         return None if self.record is None else self.record.stats
 
+    @property
+    def levels(self) -> dict[Level, LevelReport | None]:
+        """What each level decides; None where it decides nothing."""
+        tails = self.tails
+        return {
+            level: report_level(level, tails[level], record=self.record, is_rounded=False) if level in tails else None
+            for level in LEVELS
+        }
+
     def run(self, images: Array, batch_size: int) -> Outputs:
         """Run it on up to `batch_size` images, as it is fed them."""
-        count, fed = len(images), {self.port.name: filled(images, batch_size), **self.fed}
+        count, fed = len(images), {self.port.name: filled(images, batch_size), **self._fed}
         begun = time.perf_counter()
         given = self.runner.run(fed)
         seconds = (time.perf_counter() - begun) / batch_size

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from postproc_export.run_options import PredictOptions
 from postproc_export.runtimes import Array
 from postproc_export.stats import CalibrationStats
 from postproc_export.validation import called_like
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -50,8 +53,8 @@ class Prediction:
         bool, (H, W): the pixels of the map that are no padding; None where all are.
     placement
         Where the map lies on the image; None without a map.
-    pixels
-        uint8, (height, width, 3): the image itself, upright, where it was asked for.
+    image
+        The image itself, upright, where it was asked for.
     size
         Height and width of the image, upright.
     seconds
@@ -73,10 +76,19 @@ class Prediction:
     true_mask: BoolArray | None = None
     shown: BoolArray | None = None
     placement: Placement | None = None
-    pixels: NDArray[np.uint8] | None = None
+    image: "Image | None" = None
     size: Size | None = None
     seconds: float | None = None
     error: str | None = None
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """The image itself, upright, uint8, (height, width, 3); of 16 bits the upper 8."""
+        assert self.image is not None, "ask for the images"
+        values: NDArray[Any] = np.asarray(self.image)
+        if values.ndim == 2:
+            values = np.repeat((values >> 8 if self.image.mode == "I" else values)[..., None], 3, axis=2)
+        return values.astype(np.uint8, copy=False)
 
 
 _UNUSABLE: Final = (FileError, CalibrationError, UsageError)  # what one image is to blame for
@@ -98,7 +110,7 @@ class Predictor:
         self.notes = (*source.notes, *unrecorded)
         self._workers = asked.workers
         self.batch_size = find_batch_size(
-            file.port, file.run, preprocessing, asked=asked.batch_size, count=len(source.samples)
+            file.port, file.run, preprocessing, asked=asked.batch_size, count=source.count
         )
         self._placed = lru_cache(64)(self._place)
 
@@ -109,7 +121,7 @@ class Predictor:
         Raises a PostprocError if the file, the images or the options do not go together.
         """
         source = find_images(asked.images, split=asked.split, anomalous_label=asked.anomalous_label)
-        file = AttachedFile.open(asked)
+        file = AttachedFile(asked)
         recorded = None if file.stats is None else file.stats.details.get("preprocessing")
         if file.stats is not None and recorded is None and asked.preprocessing is None:
             what, fix = _UNDECIDED
@@ -122,8 +134,8 @@ class Predictor:
         """The statistics that the file records."""
         return self.file.stats
 
-    def run(self, *, pixels: bool = False) -> Iterator[Prediction]:
-        """Yield what the file decides of each image, in order; `pixels` keeps the images themselves.
+    def run(self, *, images: bool = False) -> Iterator[Prediction]:
+        """Yield what the file decides of each image, in order; `images` keeps the images themselves.
 
         An image that cannot be used is told as such, and the others go on.
         """
@@ -137,16 +149,16 @@ class Predictor:
 
         waiting: list[tuple[Sample, Loaded | PostprocError]] = []
         usable = 0
-        for pair in load_ahead(self.source.samples, load, workers=self._workers, batch_size=self.batch_size):
+        for pair in load_ahead(self.source, load, workers=self._workers, batch_size=self.batch_size):
             waiting.append(pair)
             usable += isinstance(pair[1], Loaded)
             if usable == self.batch_size:
-                yield from self._predicted(waiting, pixels=pixels)
+                yield from self._predicted(waiting, images=images)
                 waiting, usable = [], 0
-        yield from self._predicted(waiting, pixels=pixels)
+        yield from self._predicted(waiting, images=images)
 
     def _predicted(
-        self, pairs: Sequence[tuple[Sample, Loaded | PostprocError]], *, pixels: bool
+        self, pairs: Sequence[tuple[Sample, Loaded | PostprocError]], *, images: bool
     ) -> Iterator[Prediction]:
         arrays = [loaded.array for _, loaded in pairs if isinstance(loaded, Loaded)]
         outputs = self.file.run(np.stack(arrays), self.batch_size) if arrays else None
@@ -161,11 +173,11 @@ class Predictor:
             if outputs is None or not isinstance(loaded, Loaded):
                 yield replace(known, error=" ".join(str(loaded).split()))
                 continue
-            yield self._prediction(known, loaded, outputs, index, pixels=pixels)
+            yield self._prediction(known, loaded, outputs, index, images=images)
             index += 1
 
     def _prediction(
-        self, known: Prediction, loaded: Loaded, outputs: Outputs, index: int, *, pixels: bool
+        self, known: Prediction, loaded: Loaded, outputs: Outputs, index: int, *, images: bool
     ) -> Prediction:
         def of(values: Array | None) -> Any:
             return None if values is None else values[index]
@@ -191,7 +203,7 @@ class Predictor:
             true_mask=at_map(loaded.mask),
             shown=at_map(loaded.shown),
             placement=None if map_size is None else self._placed(size, map_size),
-            pixels=_pixels(loaded) if pixels else None,
+            image=loaded.image if images else None,
             size=size,
             seconds=outputs.seconds,
         )
@@ -199,14 +211,6 @@ class Predictor:
     def _place(self, size: Size, map_size: Size) -> Placement:
         crop = self.preprocessing.map_crop
         return place_map(size, self.preprocessing.axes(size), map_crop=crop, map_size=map_size)
-
-
-def _pixels(loaded: Loaded) -> NDArray[np.uint8]:
-    """Return the image as it is shown: of 16 bits the upper 8."""
-    values = np.asarray(loaded.image)
-    if values.ndim == 2:
-        values = np.repeat((values >> 8 if loaded.image.mode == "I" else values)[..., None], 3, axis=2)
-    return values.astype(np.uint8)
 
 
 @called_like(PredictOptions)

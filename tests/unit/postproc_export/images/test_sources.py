@@ -11,7 +11,7 @@ from postproc_export.images.sources import Images, find_images
 
 def names(root: Path, images: Images) -> list[str]:
     """Return the images that are found, relative to the root."""
-    return [each.image.relative_to(root).as_posix() for each in find_images(images).samples]
+    return [each.image.relative_to(root).as_posix() for each in find_images(images)]
 
 
 def test_a_known_layout_gives_labels_classes_and_masks(tmp_path: Path) -> None:
@@ -19,7 +19,7 @@ def test_a_known_layout_gives_labels_classes_and_masks(tmp_path: Path) -> None:
     root = mvtec(tmp_path / "set")
     for folder in (root, root / "test"):
         found = find_images(folder)
-        assert [(each.group, each.label, each.mask is None) for each in found.samples] == [
+        assert [(each.group, each.label, each.mask is None) for each in found] == [
             ("crack", 1, False),
             ("good", 0, True),
             ("good", 0, True),
@@ -35,7 +35,7 @@ def test_any_other_folder_is_taken_with_all_below_it(tmp_path: Path) -> None:
     (tmp_path / "in" / "notes.txt").write_text("x")
     found = find_images(tmp_path / "in")
     assert names(tmp_path / "in", tmp_path / "in") == ["b.jpg", "a/1.png", "a/2.png", "a/deep/er/x.bmp"]
-    assert {each.label for each in found.samples} == {None}
+    assert {each.label for each in found} == {None}
     assert "no layout that is known" in found.notes[0]
 
 
@@ -48,7 +48,7 @@ def test_a_pattern_a_list_and_one_image(tmp_path: Path) -> None:
     assert names(tmp_path, tmp_path / "c[1]") == ["c[1]/3.png"]
     assert names(tmp_path, tmp_path / "a" / "1.png") == ["a/1.png"]
     both = find_images([tmp_path / "c[1]" / "3.png", tmp_path / "a"])
-    assert ([each.image.name for each in both.samples], both.base) == (["3.png", "1.png", "2.png"], tmp_path)
+    assert ([each.image.name for each in both], both.base) == (["3.png", "1.png", "2.png"], tmp_path)
 
 
 def test_a_csv_file_gives_labels_where_it_has_them(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_a_csv_file_gives_labels_where_it_has_them(tmp_path: Path) -> None:
     save(tmp_path / "m.png")
     listing = tmp_path / "list.csv"
     listing.write_text("image,label,mask\na.png,bad,m.png\nabsent.png,,\n")
-    first, second = find_images(listing).samples
+    first, second = find_images(listing)
     assert (first.label, first.mask) == (1, tmp_path / "m.png")
     assert (second.label, second.image) == (None, tmp_path / "absent.png")
 

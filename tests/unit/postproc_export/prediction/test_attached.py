@@ -14,17 +14,17 @@ from postproc_export.run_options import PredictOptions
 
 def test_the_record_is_there_or_none(tmp_path: Path) -> None:
     """Of what was attached with its statistics; an export has none."""
-    own = AttachedFile.open(PredictOptions(detector(tmp_path), ""))
+    own = AttachedFile(PredictOptions(detector(tmp_path), ""))
     assert own.stats is not None
     assert {level: tail.kind for level, tail in own.tails.items()} == {"image": "attached", "pixel": "attached"}
-    other = AttachedFile.open(PredictOptions(anomalib_export(tmp_path / "other.onnx"), ""))
+    other = AttachedFile(PredictOptions(anomalib_export(tmp_path / "other.onnx"), ""))
     assert (other.stats, other.record) == (None, None)
 
 
 def test_a_smaller_batch_is_filled_up(tmp_path: Path) -> None:
     """What comes of the filling is left out, and the time is that of one image of the batch."""
     images = np.random.default_rng(1).random((5, 3, SIDE, SIDE), np.float32)
-    file = AttachedFile.open(PredictOptions(detector(tmp_path), ""))
+    file = AttachedFile(PredictOptions(detector(tmp_path), ""))
     few, all_of_them = file.run(images[:2], 4), file.run(images, 5)
     assert few.raw_scores is not None
     assert all_of_them.raw_scores is not None
@@ -36,7 +36,7 @@ def test_a_nan_in_the_map_makes_the_score_nan(tmp_path: Path) -> None:
     """The image is anomalous, and so is the pixel."""
     images = np.zeros((1, 3, SIDE, SIDE), np.float32)
     images[0, 0, 3, 4] = np.nan
-    outputs = AttachedFile.open(PredictOptions(detector(tmp_path), "")).run(images, 1)
+    outputs = AttachedFile(PredictOptions(detector(tmp_path), "")).run(images, 1)
     assert outputs.labels is not None
     assert outputs.masks is not None
     assert outputs.labels.tolist() == [True]
@@ -51,6 +51,6 @@ def test_a_record_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     entry.value = entry.value.replace('"enable_normalization":true', '"enable_normalization":false')
     onnx.save(model, path)
     with pytest.raises((MetadataError, UnsupportedModelError)):
-        AttachedFile.open(PredictOptions(path, ""))
+        AttachedFile(PredictOptions(path, ""))
     with pytest.raises(FileError, match="no such file"):
-        AttachedFile.open(PredictOptions(tmp_path / "absent.onnx", ""))
+        AttachedFile(PredictOptions(tmp_path / "absent.onnx", ""))

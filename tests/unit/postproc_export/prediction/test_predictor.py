@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from attached_files import FED, LEVEL, SIDE, STRIP, anomalib_export, detector, labelled, photo, stats
 from image_files import save
+from PIL import Image
 
 from postproc_export import decision_boundary, predict
 from postproc_export.errors import CalibrationError, UnsupportedModelError, UsageError
@@ -195,18 +196,13 @@ def test_pixels_are_the_image_upright(tmp_path: Path) -> None:
     save(tmp_path / "deep" / "a.png", grey)
     rotated = np.zeros((2, 3, 3), np.uint8)
     rotated[0, 0] = 255
-    save(
-        tmp_path / "turned" / "a.png",
-        rotated,
-        exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0",
-    )
-
-    deep = FED.replaced({"bits": 16, "scale": 65535})
-    (of_deep,) = Predictor.open(PredictOptions(detector(tmp_path, stats=stats(fed=deep)), tmp_path / "deep")).run(
-        pixels=True
-    )
+    turn = Image.Exif()
+    turn[ORIENTATION] = 6
+    save(tmp_path / "turned" / "a.png", rotated, exif=turn)
+    of_16_bits = detector(tmp_path, stats=stats(fed=FED.replaced({"bits": 16, "scale": 65535})))
+    (of_deep,) = Predictor.open(PredictOptions(of_16_bits, tmp_path / "deep")).run(images=True)
     np.testing.assert_array_equal(of_deep.pixels, np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2))
-    (turned,) = Predictor.open(PredictOptions(detector(tmp_path), tmp_path / "turned")).run(pixels=True)
+    (turned,) = Predictor.open(PredictOptions(detector(tmp_path), tmp_path / "turned")).run(images=True)
     assert turned.size == (3, 2)
     assert turned.pixels is not None
     assert np.argwhere(turned.pixels[..., 0]).tolist() == [[0, 1]]
