@@ -392,6 +392,30 @@ def publishing(
             publication.move_into_place()
 
 
+@contextmanager
+def publishing_into(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    """Yield a folder for files and folders of these names, which appear in `folder` together when the block ends.
+
+    Each takes the place of what is there under its name, and a name that was not written leaves nothing there. The
+    first name is that of the file which says that all is there: it goes first and comes last. The folder is made where
+    it is not there, and removed again if nothing is written. Raises FileError as `publishing` does.
+    """
+    with explained(folder), folder_made_for(folder / names[0]), staging_folder(folder, names) as staging:
+        yield staging.files
+        replaced = staging.path / "replaced"
+        replaced.mkdir()
+        with held_signals(), ExitStack() as undo:
+            for name in names:
+                if os.path.lexists(folder / name):
+                    (folder / name).rename(replaced / name)
+                    undo.callback((replaced / name).rename, folder / name)
+            for name in reversed(names):
+                if (staging.files / name).exists():
+                    (staging.files / name).rename(folder / name)
+                    undo.callback((folder / name).rename, staging.files / name)
+            undo.pop_all()
+
+
 def _refuse_occupied(final: Path) -> None:
     if os.path.lexists(final):
         raise FileError(

@@ -298,7 +298,7 @@ class PredictOptions(ImageOptions):
     """
 
     model: str | Path
-    images: "str | Path | Iterable[str | Path]"
+    images: str | Path | Iterable[str | Path]
     _: KW_ONLY
     split: str | None = None
     anomalous_label: str | int | float | None = field(default=None, metadata=spelt(metavar="VALUE", text=str))
@@ -309,6 +309,30 @@ class PredictOptions(ImageOptions):
     batch_size: int | None = field(default=None, metadata=spelt(least=1))
     threads: int | None = field(default=None, metadata=spelt(least=1))
     workers: int | None = field(default=None, metadata=spelt(least=1))
+
+
+@dataclass(frozen=True)
+class PredictFolderOptions(PredictOptions):
+    """What ``postproc-export predict`` takes besides.
+
+    Parameters
+    ----------
+    output
+        Folder to write, made where it is not there: ``predictions.csv``, pictures, ``contact_sheet.png``, and
+        ``metrics.json`` where labels or masks are known. What an earlier run wrote there is replaced.
+    save
+        Pictures of each image to write, in its own size: ``map``, ``mask``, ``overlay``, several of them as
+        ``map,mask``, or ``none``. By default ``overlay`` where the model has a map.
+    sheet
+        How many of the most anomalous images the contact sheet shows; 0 leaves it out.
+    progress
+        Called with the number of images done and of all.
+    """
+
+    output: str | Path = field(kw_only=True, metadata=spelt("--output", "-o"))
+    save: str | Iterable[str] | None = field(default=None, kw_only=True, metadata=spelt(metavar="PICTURES", text=str))
+    sheet: int = field(default=24, kw_only=True, metadata=spelt(least=0))
+    progress: Callable[[int, int], None] | None = field(default=None, kw_only=True, metadata=spelt(only_python=True))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from postproc_export.cli.check import check
 from postproc_export.cli.console import write
 from postproc_export.cli.export import demo, export
 from postproc_export.cli.options import OPTIONS
+from postproc_export.cli.predict import predict
 from postproc_export.cli.report import report
 
 _NARROWEST, _WIDEST = 20, 120  # columns of the text
@@ -72,5 +73,6 @@ def completion(
 
 
 app.command(completion, name="--completion")
-for _place, _command in enumerate((demo, calibrate, attach, export, check, inspect, report, update, detach, doctor)):
+_COMMANDS: Final = (demo, calibrate, attach, export, check, predict, inspect, report, update, detach, doctor)
+for _place, _command in enumerate(_COMMANDS):
     app.command(_command, name=_command.__name__, sort_key=_place)

@@ -28,7 +28,7 @@ ORDER = {
         table arrays convention counting tally search statistics shards zarr ranks dask
         calibrator model
     """,
-    "postproc_export.prediction": "attached predictor",
+    "postproc_export.prediction": "attached predictor regions folder run",
     "postproc_export.report": "axis levels plots page",
     "postproc_export.check": """
         inputs assumed attached attached_files ways reference chain findings report preserved preserved_files

@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "attach": "attach raw.onnx --stats stats.json",
     "export": f"{_EXPORT} --stats stats.json",
     "check": "check post.onnx --threads 1",
+    "predict": "predict post.onnx images -o predicted --image-size 8",
     "inspect": "inspect post.onnx",
     "update": "update post.onnx --image-sensitivity 0.3",
     "detach": "detach post.onnx",
