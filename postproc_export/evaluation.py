@@ -28,6 +28,7 @@ COLUMNS: Final = ("tp", "fp", "tn", "fn", "precision", "recall", "f1", "fpr")
 AREAS: Final = {"auroc": "AUROC", "average_precision": "average precision", "aupro": "AUPRO"}
 _AT_ONCE: Final = 1 << 16
 _TAIL: Final = 0.025
+_SURE: Final = 1e-6  # an area that may be off by more is told as such
 _SAMPLES: Final = {"image": "images", "pixel": "pixels"}
 
 
@@ -55,7 +56,9 @@ class Evaluation:
         self._stats, self._boundaries, self._narrow = stats, boundaries or {}, narrow or {}
         self._levels: dict[Level, _Seen] = {level: _Seen(level) for level in LEVELS}
         self._seconds = _OneByOne(Ranking())
-        self._images = {"total": 0, "normal": 0, "anomalous": 0, "unlabelled": 0, "masks": 0, "empty_masks": 0}
+        counted = ("total", "normal", "anomalous", "unlabelled", "masks", "empty_masks", "unmasked")
+        self._images = dict.fromkeys(counted, 0)
+        self._found: EvaluationResult | None = None  # of the images so far
 
     def add(
         self,
@@ -100,6 +103,7 @@ class Evaluation:
         UsageError
             If a mask has another size than the map, or some images have raw values and some have not.
         """
+        self._found = None
         self._images["total"] += 1
         known = "unlabelled" if label is None else "anomalous" if label else "normal"
         self._images[known] += 1
@@ -111,15 +115,24 @@ class Evaluation:
             self._images["masks"] += 1
             self._images["empty_masks"] += bool(label) and not truth.any()
             self._levels["pixel"].add_map(group, truth, shown, unit_map, raw_map, decided_mask)
+        elif any(pixels is not None for pixels in (unit_map, raw_map, decided_mask)):
+            self._images["unmasked"] += bool(label)
 
     def result(self) -> "EvaluationResult":
         """Return the figures of all images so far."""
+        if self._found is None:
+            self._found = self._result()
+        return self._found
+
+    def _result(self) -> "EvaluationResult":
         notes = []
         if self._images["empty_masks"]:
             notes.append(
                 f"{self._images['empty_masks']} anomalous image(s) have a mask without an anomalous pixel: all their "
                 "pixels count as normal"
             )
+        if self._images["unmasked"]:
+            notes.append(f"pixel level: {self._images['unmasked']} anomalous image(s) have no mask and are not counted")
         levels = {level: seen.result(self._promise(seen)) for level, seen in self._levels.items()}
         for found in levels.values():
             notes += [] if found is None else found.notes()
@@ -218,18 +231,21 @@ class _Seen:
                     needed="x".join(map(str, other.shape)),
                     fix="bring the mask to the size of the map first",
                 )
-        kept = np.ones(truth.shape, np.bool_) if shown is None else shown
-        marked = truth & kept
-        flags = truth[kept]
+
+        def pixels(values: Any) -> Any:
+            return values.ravel() if shown is None else values[shown]
+
+        flags = pixels(truth)
         self.images["anomalous"] += bool(flags.any())
         self.images["normal"] += not flags.all()
         if decided_mask is not None:
-            self._decide(group, decided_mask[kept], flags)
+            self._decide(group, pixels(decided_mask), flags)
         values = self._chosen(raw_map, unit_map)
         if values is not None:
-            picked = values[kept].astype(np.float32, copy=False)
+            picked = pixels(values).astype(np.float32, copy=False)
             self._look(picked)
-            self.ranking.add(picked, flags, regions_of(marked)[marked] - 1)
+            marked = truth if shown is None else truth & shown
+            self.ranking.add(picked, flags, regions_of(marked)[marked] - 1 if flags.any() else None)
 
     def _chosen(self, raw: Any, unit: Any) -> Any:
         """Return the raw values, else the normalised ones, and remember which: they have no common order."""
@@ -286,8 +302,6 @@ class _Seen:
 
 def regions_of(mask: BoolArray) -> NDArray[np.int32]:
     """Return the number of each pixel's region, from 1, and 0 outside: pixels that touch, at a corner too, are one."""
-    if not mask.any():
-        return np.zeros(mask.shape, np.int32)
     ndimage = require("scipy.ndimage", purpose="finding the regions of a mask")
     found: NDArray[np.int32] = ndimage.label(mask, structure=np.ones((3, 3)))[0]
     return found
@@ -388,6 +402,10 @@ class LevelResult:
         if self.values is not None and not (self.n_normal and self.n_anomalous):
             only = "normal" if self.n_normal else "anomalous"
             yield f"{self.level} level: all {what} are {only}, so the areas under curves are not defined"
+        wide = {name: (area["high"] - area["low"]) / 2 for name, area in self.areas.items() if area is not None}
+        if max(wide.values(), default=0.0) > _SURE:
+            told = ", ".join(f"{AREAS[name]} to within {half:.1g}" for name, half in wide.items())
+            yield f"{self.level} level: there are too many different values to keep them all: {told} of what is told"
         if self.n_nan:
             yield f"{self.level} level: {self.n_nan} of the {what} have the value NaN, which counts as the highest"
         if self.clamped is not None and any(self.clamped.values()):
@@ -438,7 +456,7 @@ class LevelResult:
 class EvaluationResult(Outcome):
     """What a file decided of images with known answers."""
 
-    images: Mapping[str, int]  # total, normal, anomalous, unlabelled, masks, empty_masks
+    images: Mapping[str, int]  # total, normal, anomalous, unlabelled, masks, empty_masks, unmasked
     levels: Mapping[Level, LevelResult | None]
     latency: Mapping[str, Any] | None = None  # of the model, seconds per image: median, p95, and of how many images
     notes: tuple[str, ...] = field(default=())

@@ -7,25 +7,16 @@ known: once it is taken at its worst and once at its best, and the truth lies be
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from postproc_export.calibration.counting import exact_table
 from postproc_export.calibration.statistics import auroc
-from postproc_export.calibration.table import (
-    Counts,
-    Flags,
-    Floats,
-    Keys,
-    Table,
-    float_values,
-    merge_zeros,
-    ordered_keys,
-)
+from postproc_export.calibration.table import Counts, Flags, Floats, Keys, float_values, merge_zeros, ordered_keys
 
 Weights = NDArray[np.float64]
 Limits = dict[str, float]
@@ -34,8 +25,12 @@ Limits = dict[str, float]
 FPR_LIMIT: Final = 0.3
 _NAN: Final = np.float32(np.nan)  # its key is above that of inf, so it is the most anomalous value
 _KEPT: Final = 1 << 21
-_WAITING: Final = 1 << 22
+_WAITING: Final = 1 << 23
+_FULL: Final = 0.8  # how much of what is kept may be left after merging
+_AT_ONCE: Final = 1 << 21
 _KEY_BITS: Final = 32
+_NO_REGION: Final = np.uint64(2**_KEY_BITS - 1)
+_Keys: TypeAlias = tuple[Keys, NDArray[np.uint64]]  # of normal values, and of anomalous ones with their region below
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +52,23 @@ class Ranges:
 
     @classmethod
     def of(cls, normal: Keys, anomalous: Keys, weights: Weights) -> Self:
-        """Return one range for each different key; `weights` are those of the anomalous ones."""
-        places = _distinct(normal, anomalous)
-        found = [np.searchsorted(places, keys) for keys in (normal, anomalous)]
-        counts = [np.bincount(each, minlength=places.size) for each in found]
-        together = _sums(found[1], weights, places.size)
-        return cls(places, np.zeros(places.size, np.uint8), counts[0], counts[1], together)
+        """Return one range for each different key of ascending ones; `weights` are those of the anomalous ones."""
+        keys = np.concatenate((normal, anomalous))
+        order = np.argsort(keys, kind="stable")  # two ascending runs, which this merges
+        keys, is_anomalous = keys[order], order >= normal.size
+        first = _firsts(keys)
+        sizes = np.diff(np.append(first, keys.size))
+        if not first.size:
+            return cls(keys, np.zeros(0, np.uint8), sizes, sizes, np.zeros(0))
+        weight = np.zeros(keys.size)
+        weight[is_anomalous] = weights
+        found = np.add.reduceat(is_anomalous, first, dtype=np.int64)
+        return cls(keys[first], np.zeros(first.size, np.uint8), sizes - found, found, np.add.reduceat(weight, first))
 
     def __len__(self) -> int:
         return self.starts.size
 
-    def take(self, chosen: NDArray[Any]) -> Self:
+    def take(self, chosen: NDArray[Any] | slice) -> Self:
         """Return some of the ranges."""
         return type(self)(*(getattr(self, name)[chosen] for name in self.__slots__))
 
@@ -80,8 +81,8 @@ class Ranges:
 class Ranking:
     """Counts of two classes by their ordered values; what is met may come in any order.
 
-    Up to 2^21 different values all figures are exact. Of more, each class is known within 2^-19 of its size or a few
-    times that, and the limits of a figure say how far it may be off. Memory stays below about 300 MB.
+    Up to 2^23 values, or 2^21 different ones, all figures are exact. Of more, a range holds some millionths of each
+    class, and the limits of a figure say how far it may be off. What is kept does not grow: 600 MB at most.
     """
 
     def __init__(self, *, kept: int = _KEPT, waiting: int = _WAITING) -> None:
@@ -93,7 +94,7 @@ class Ranking:
         self._clear()
 
     def _clear(self) -> None:
-        self._waiting: list[tuple[Keys, NDArray[np.uint64]]] = []
+        self._waiting: list[_Keys] = []
         self._held = 0
         self._sizes: list[Counts] = []
         self._regions = 0
@@ -113,11 +114,11 @@ class Ranking:
         """
         nan = np.isnan(values)
         keys = ordered_keys(merge_zeros(np.where(nan, _NAN, values) if nan.any() else np.ascontiguousarray(values)))
-        if truth is None:
-            truth = np.zeros(keys.size, np.bool_)
-        anomalous = keys[truth].astype(np.uint64) << np.uint64(_KEY_BITS)
+        normal, anomalous = keys, np.zeros(0, np.uint64)
+        if truth is not None and truth.any():
+            normal, anomalous = keys[~truth], keys[truth].astype(np.uint64) << np.uint64(_KEY_BITS)
         if regions is None or not regions.size:
-            anomalous |= np.uint64(0xFFFF_FFFF)
+            anomalous |= _NO_REGION
         else:
             sizes = np.bincount(regions)
             anomalous |= (regions + self._regions).astype(np.uint64)
@@ -125,21 +126,33 @@ class Ranking:
             self._regions += sizes.size
             self.n_regions += sizes.size
         self.n_anomalous += anomalous.size
-        self.n_normal += keys.size - anomalous.size
-        self._waiting.append((keys[~truth], anomalous))
+        self.n_normal += normal.size
+        self._waiting.append((normal, anomalous))
         self._held += keys.size
         if self._held >= self._limit_of_waiting:
             self._flush()
 
-    def _flush(self) -> None:
-        """Count what waits: in the ranges where it lies, else as values of its own."""
-        if not self._held:
-            return
-        normal, packed = (np.sort(np.concatenate(keys)) for keys in zip(*self._waiting, strict=True))
+    def _ordered(self, waiting: Sequence[_Keys]) -> tuple[Keys, Keys, Weights]:
+        """Return the keys of both classes, ascending, and the weights of the anomalous ones."""
+        normal, packed = (np.sort(np.concatenate(keys)) for keys in zip(*waiting, strict=True))
         weights = np.append(1.0 / np.concatenate([np.ones(0), *self._sizes]), 0.0)
-        weight = weights[np.minimum(packed & np.uint64(0xFFFF_FFFF), np.uint64(weights.size - 1)).astype(np.intp)]
-        anomalous = (packed >> np.uint64(_KEY_BITS)).astype(np.uint32)
+        region = np.minimum(packed & _NO_REGION, np.uint64(weights.size - 1)).astype(np.intp)
+        return normal, (packed >> np.uint64(_KEY_BITS)).astype(np.uint32), weights[region]
+
+    def _flush(self) -> None:
+        """Count what waits."""
+        while self._waiting:
+            some, held = list[_Keys](), 0
+            while self._waiting and held < _AT_ONCE:
+                some.append(self._waiting.pop())
+                held += sum(keys.size for keys in some[-1])
+            self._count(*self._ordered(some))
+            while len(self._open) + len(self._closed) > self._kept:
+                self._merge()
         self._clear()
+
+    def _count(self, normal: Keys, anomalous: Keys, weight: Weights) -> None:
+        """Count ascending keys in the ranges where they lie, else as values of their own."""
         ranges = self._open
         slices = [_Slices.of(ranges, keys) for keys in (normal, anomalous)]
         grown = Ranges(
@@ -156,8 +169,6 @@ class Ranking:
         self._open = Ranges.joined(
             grown.take(is_kept), Ranges.of(normal[fresh[0]], anomalous[fresh[1]], weight[fresh[1]])
         )
-        while len(self._open) + len(self._closed) > self._kept:
-            self._merge()
 
     def _shares(self, ranges: Ranges) -> NDArray[np.float64]:
         """Return the share of what was met that lies in each range, summed over the classes and the regions."""
@@ -167,56 +178,77 @@ class Ranking:
         return shares + ranges.weights / max(self.n_regions, 1)
 
     def _merge(self) -> None:
-        """Merge neighbours into ranges of at most the share that is allowed; allow more where that is not enough."""
+        """Merge neighbours into ranges of at most the share that is allowed; allow more where too many are left."""
         ranges = Ranges.joined(self._open, self._closed)
-        merged = Ranges.joined(*_merged(ranges, np.zeros(len(ranges), np.bool_), self._shares, self._limit))
+        self._open = self._closed = ranges.take(slice(0))  # what is merged is not held twice
+        merged = _merged(ranges, self._shares(ranges), self._limit)
         is_around = np.append(merged.starts[1:] <= merged.ends[:-1], False)  # others lie within it
         self._open, self._closed = merged.take(~is_around), merged.take(is_around)
-        if len(merged) > self._kept * 3 // 4:
-            self._limit *= 2
+        self._limit *= min(max(len(merged) / (_FULL * self._kept), 0.5), 2.0)
 
-    def table(self, *, best: bool) -> tuple[Table, Weights]:
-        """Return single values with counts and weights: exact ones, or each range at its best or at its worst.
-
-        At its best all normal values of a range are its lowest one, and the anomalous ones its highest.
-        """
+    def ranges(self) -> Ranges:
+        """Return what was met; values that still wait, and were not merged, as single ones: see `_around`."""
+        if self._waiting and not len(self._open):
+            return _around(*self._ordered(self._waiting))
         self._flush()
-        ranges = Ranges.joined(self._open, self._closed)
-        ends = [ranges.starts, ranges.ends] if best else [ranges.ends, ranges.starts]
-        keys = _distinct(np.sort(ends[0]), np.sort(ends[1]))
-        places = [np.searchsorted(keys, each) for each in ends]
-        counts = [np.zeros(keys.size, np.int64) for _ in ends]
-        for found, place, each in zip(counts, places, (ranges.normal, ranges.anomalous), strict=True):
-            np.add.at(found, place, each)
-        weights = _sums(places[1], ranges.weights, keys.size)
-        used = np.flatnonzero((counts[0] > 0) | (counts[1] > 0))
-        low, high = (int(keys[used[end]]) if used.size else 0 for end in (0, -1))
-        return exact_table(keys[used], counts[0][used], counts[1][used], low=low, high=high), weights[used]
+        return Ranges.joined(self._open, self._closed)
 
     def areas(self) -> dict[str, Limits | None]:
         """Return `auroc`, `average_precision` and, up to a false-positive rate of 0.3, `aupro`.
 
         None where a class, or for `aupro` a region, is missing: then the figure is not defined.
         """
-        found: dict[str, list[float | None]] = {"auroc": [], "aupro": []}
-        for best in (False, True):
-            table, weights = self.table(best=best)
-            area = auroc(table)
-            found["auroc"].append(None if area is None else area["value"])
-            found["aupro"].append(aupro(table.normal, weights) if self.n_regions else None)
-        found["average_precision"] = list(_average_precision(Ranges.joined(self._open, self._closed)))
-        return {name: limits(*found[name]) for name in ("auroc", "average_precision", "aupro")}
+        ranges = self.ranges()
+        found = [_areas(ranges, best=best) for best in ((False, True) if ranges.widths.any() else (True,))]
+        ends = {name: (found[0][name], found[-1][name]) for name in found[0]}
+        precision = _average_precision(ranges)
+        both = {"auroc": ends["auroc"], "average_precision": precision, "aupro": ends["aupro"]}
+        return {name: limits(*each) for name, each in both.items()}
 
     def quantile(self, share: float) -> float | None:
         """Return the value that a share of all values does not exceed (inverted CDF); None without a value.
 
         Of a range it is the lowest one.
         """
-        table, _ = self.table(best=True)
-        if not len(table):
+        self._flush()
+        ranges = Ranges.joined(self._open, self._closed)
+        if not len(ranges):
             return None
-        at_most = np.cumsum(table.normal + table.anomalous)
-        return float(float_values(table.starts)[np.searchsorted(at_most, share * at_most[-1])])
+        at_most = np.cumsum(ranges.normal + ranges.anomalous)
+        rank = math.ceil(share * int(at_most[-1]) - 1e-9)
+        return float(float_values(ranges.starts)[np.searchsorted(at_most, rank)])
+
+
+def _around(normal: Keys, anomalous: Keys, weights: Weights) -> Ranges:
+    """Return single values of ascending keys, with the normal ones between two anomalous ones as one: the highest.
+
+    Where they stand between these changes no area, and they are not counted one by one.
+    """
+    own = Ranges.of(normal[:0], anomalous, weights)
+    first, end = (np.searchsorted(normal, own.starts, side=side) for side in ("left", "right"))
+    begins, ends = np.append(0, end), np.append(first, normal.size)
+    used = np.flatnonzero(ends > begins)
+    zeros = np.zeros(used.size, np.int64)
+    between = Ranges(normal[ends[used] - 1], zeros.astype(np.uint8), (ends - begins)[used], zeros, zeros.astype(float))
+    return Ranges.joined(Ranges(own.starts, own.widths, end - first, own.anomalous, own.weights), between)
+
+
+def _areas(ranges: Ranges, *, best: bool) -> dict[str, float | None]:
+    """Return the areas of values that are single, or of each range at its best or at its worst.
+
+    At its best all normal values of a range are its lowest one, and the anomalous ones its highest.
+    """
+    ends = [ranges.starts, ranges.ends] if best else [ranges.ends, ranges.starts]
+    keys = np.sort(np.concatenate(ends))
+    keys = keys[_firsts(keys)]
+    places = [np.searchsorted(keys, each) for each in ends]
+    counts = [np.zeros(keys.size, np.int64) for _ in ends]
+    for found, place, each in zip(counts, places, (ranges.normal, ranges.anomalous), strict=True):
+        np.add.at(found, place, each)
+    low, high = (int(keys[end]) if keys.size else 0 for end in (0, -1))
+    area = auroc(exact_table(keys, *counts, low=low, high=high))
+    overlap = aupro(counts[0], _sums(places[1], ranges.weights, keys.size))
+    return {"auroc": None if area is None else area["value"], "aupro": overlap}
 
 
 def limits(low: float | None, high: float | None) -> Limits | None:
@@ -252,7 +284,7 @@ def _average_precision(ranges: Ranges) -> tuple[float, float] | tuple[None, None
     with np.errstate(divide="ignore", invalid="ignore"):
         one_by_one = np.where(fp > 0, gained - fp * np.log1p(gained / (tp_certain + fp)), gained)
         lowest = np.where(is_wide, one_by_one, gained * tp_certain / (tp_certain + fp))
-    highest, total = gained * tp / (tp + fp_certain), gained.sum()
+    highest, total = gained * tp / (tp + fp_certain), float(gained.sum())
     return math.fsum(lowest) / total, math.fsum(highest) / total
 
 
@@ -327,44 +359,63 @@ def _sums(numbers: NDArray[np.intp], weights: Weights, size: int) -> Weights:
     return np.bincount(numbers, weights=weights, minlength=size).astype(np.float64, copy=False)
 
 
-def _distinct(*parts: Keys) -> Keys:
-    """Return the different ones of ascending keys, ascending."""
-    keys = np.sort(np.concatenate(parts), kind="stable")
-    return keys[np.flatnonzero(np.append(True, keys[1:] != keys[:-1])[: keys.size])]
+def _firsts(keys: NDArray[Any]) -> NDArray[np.intp]:
+    """Return where each of the different ones among ascending keys begins."""
+    return np.flatnonzero(np.append(True, keys[1:] != keys[:-1])[: keys.size])
 
 
-def _merged(
-    ranges: Ranges, heavy: Flags, shares: Callable[[Ranges], Weights], limit: float, low: int = 1, high: int = _KEY_BITS
-) -> Iterator[Ranges]:
-    """Merge what lies in one range of 2^low to 2^high keys, the widest that holds no more than a share.
+def _merged(ranges: Ranges, shares: Weights, limit: float) -> Ranges:
+    """Merge what lies in one range of 2, 4, 8 ... keys, the widest that holds no more than a share.
 
-    Such ranges begin at multiples of their width. A heavy one stands for some that are done and hold more than a share
-    together. Halving the widths that are left takes few looks at each range.
+    Such ranges begin at multiples of their width. What is alone in one stays as it is.
     """
-    if low > high or heavy.all():
-        yield ranges.take(~heavy)
+    total = np.append(0.0, np.cumsum(shares))
+    place = np.arange(len(ranges), dtype=np.int32)
+    runs = _Runs(ranges.starts, ranges.ends, place, place, np.zeros(len(ranges), np.bool_))
+    first = np.sort(np.concatenate(list(_divided(runs, total, limit, 1, _KEY_BITS))))
+    starts = ranges.starts[first]
+    bits = np.frexp((starts ^ np.maximum.reduceat(ranges.ends, first)).astype(np.float64))[1]  # in which keys differ
+    starts &= ~((np.uint64(1) << bits.astype(np.uint64)) - np.uint64(1)).astype(np.uint32)
+    sums = [np.add.reduceat(each, first) for each in (ranges.normal, ranges.anomalous, ranges.weights)]
+    return Ranges(starts, bits.astype(np.uint8), *sums)
+
+
+class _Runs(NamedTuple):
+    """Runs of neighbouring ranges; a heavy one stands for some that are done and hold too much together."""
+
+    starts: Keys
+    ends: Keys
+    first: NDArray[np.int32]  # the numbers of the first and the last range
+    last: NDArray[np.int32]
+    heavy: Flags
+
+    def take(self, chosen: NDArray[Any]) -> "_Runs":
+        return _Runs(*(column[chosen] for column in self))
+
+
+def _divided(runs: _Runs, total: Weights, limit: float, low: int, high: int) -> Iterator[NDArray[np.int32]]:
+    """Yield where the runs begin that may be merged in ranges of 2^low to 2^high keys.
+
+    Halving the widths that are left takes few looks at each range.
+    """
+    if low > high or runs.heavy.all():
+        yield runs.first[~runs.heavy]
         return
     width = (low + high) // 2
-    is_narrow = ranges.widths <= width
-    wide, ranges, heavy = ranges.take(~is_narrow), ranges.take(is_narrow), heavy[is_narrow]
-    if not len(ranges):
-        yield from _merged(wide, np.zeros(len(wide), np.bool_), shares, limit, width + 1, high)
+    is_narrow = (runs.starts ^ runs.ends) <= np.uint32((1 << width) - 1)
+    wide = None if is_narrow.all() else runs.take(~is_narrow)
+    narrow = runs if wide is None else runs.take(is_narrow)
+    parents = narrow.starts >> np.uint32(width) if width < _KEY_BITS else np.zeros_like(narrow.starts)
+    lead = _firsts(parents)
+    if not lead.size:
+        yield from _divided(runs, total, limit, width + 1, high)
         return
-    parents = ranges.starts >> np.uint32(width) if width < _KEY_BITS else np.zeros_like(ranges.starts)
-    first = np.flatnonzero(np.append(True, parents[1:] != parents[:-1]))
-    sums = [np.add.reduceat(each, first) for each in (ranges.normal, ranges.anomalous, ranges.weights)]
-    starts = ranges.starts[first]
-    bits = np.frexp((starts ^ np.maximum.reduceat(ranges.ends, first)).astype(np.float64))[1]  # in which they differ
-    starts &= ~((np.uint64(1) << bits.astype(np.uint64)) - np.uint64(1)).astype(np.uint32)
-    together = Ranges(starts, bits.astype(np.uint8), *sums)
-    is_heavy = np.logical_or.reduceat(heavy, first) | (shares(together) > limit)
-    inside = np.repeat(is_heavy, np.diff(np.append(first, len(ranges))))
-    yield from _merged(ranges.take(inside), heavy[inside], shares, limit, low, width - 1)
-    for column in (together.widths, together.normal, together.anomalous, together.weights):
-        column[is_heavy] = 0
-    if len(wide):
-        marks = np.append(is_heavy, np.zeros(len(wide), np.bool_))
-        order = np.argsort(np.append(together.starts, wide.starts), kind="stable")
-        columns = [np.append(getattr(together, name), getattr(wide, name))[order] for name in Ranges.__slots__]
-        together, is_heavy = Ranges(*columns), marks[order]
-    yield from _merged(together, is_heavy, shares, limit, width + 1, high)
+    sizes = np.diff(np.append(lead, parents.size))
+    first, last = narrow.first[lead], narrow.last[lead + sizes - 1]
+    heavy = np.logical_or.reduceat(narrow.heavy, lead) | (total[last + 1] - total[first] > limit)
+    yield from _divided(narrow.take(np.repeat(heavy, sizes)), total, limit, low, width - 1)
+    wider = _Runs(narrow.starts[lead], np.maximum.reduceat(narrow.ends, lead), first, last, heavy)
+    if wide is not None:
+        order = np.argsort(np.append(wider.first, wide.first), kind="stable")
+        wider = _Runs(*(np.append(one, other)[order] for one, other in zip(wider, wide, strict=True)))
+    yield from _divided(wider, total, limit, width + 1, high)

@@ -161,7 +161,8 @@ def test_decisions_are_counted_by_level_and_folder(data: list[Image], found: dic
             assert row["f1"] == (2 * tp / (2 * tp + fp + fn) if tp + fp + fn else None)
             assert row["fpr"] == (fp / (fp + tn) if fp + tn else None)
     assert found["images"] == {
-        "total": 40, "normal": 14, "anomalous": 26, "unlabelled": 0, "masks": 40, "empty_masks": 0
+        "total": 40, "normal": 14, "anomalous": 26, "unlabelled": 0, "masks": 40, "empty_masks": 0,
+        "unmasked": 0,
     }  # fmt: skip
 
 
@@ -290,6 +291,17 @@ def test_an_empty_mask_of_an_anomalous_image_is_told(data: list[Image]) -> None:
     result = evaluation.result()
     assert result.images["empty_masks"] == 1
     assert [note for note in result.notes if "mask without an anomalous pixel" in note]
+
+
+def test_an_anomalous_image_without_a_mask_is_told(data: list[Image]) -> None:
+    """Its pixels are not counted as normal; an image without a map has none to count."""
+    evaluation = Evaluation()
+    evaluation.add(group="crack", label=True, raw_score=1.0, raw_map=data[0].values)
+    evaluation.add(group="crack", label=True, raw_score=1.0)
+    result = evaluation.result()
+    assert result.images["unmasked"] == 1
+    assert [note for note in result.notes if "1 anomalous image(s) have no mask" in note]
+    assert result.levels["pixel"] is None
 
 
 def test_latency_is_in_seconds_per_image() -> None:
