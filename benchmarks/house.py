@@ -31,7 +31,7 @@ BARS = {
     "lines": 40_000,
     "longest file, lines": 650,
     "longest body, lines": 60,
-    "dataclasses": 140,
+    "dataclasses": 160,
     "class names defined twice": 0,
     "functions of more than 12 parameters": 0,
     "places of ten lines alike": 0,
