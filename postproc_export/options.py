@@ -5,17 +5,26 @@ options, too: which commands and functions have an option is decided by the clas
 option is its entry in the docstring; `spelt` says where the command line spells it in its own way.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import chain
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, get_args
 
-from postproc_export.errors import UsageError
+from postproc_export.errors import MetadataError, UsageError
 from postproc_export.float32 import shortest, to_float32
 from postproc_export.policies import RATES, Policy
-from postproc_export.stats import LEVELS, CalibrationStats, Comparison, Level, check_comparison, check_sensitivity
+from postproc_export.stats import (
+    LEVELS,
+    CalibrationStats,
+    Comparison,
+    Level,
+    LevelStats,
+    check_comparison,
+    check_sensitivity,
+    decision_boundary,
+)
 from postproc_export.validation import choices_of, flags_of, spelt
 
 if TYPE_CHECKING:
@@ -175,6 +184,104 @@ class EagerOptions(DecisionOptions):
 
     stats: Source | None = None
     enable_threshold_matching: bool = field(default=False, kw_only=True)
+
+
+STATISTICS: Final = ("threshold", "min", "max")
+SENSITIVITIES: Final = tuple(f"{level}_sensitivity" for level in LEVELS)
+NUMBERS: Final = tuple(f"{level}_{name}" for level in LEVELS for name in (*STATISTICS, "sensitivity"))
+SWITCHES: Final = ("enable_normalization", "enable_thresholding", "enable_threshold_matching", "nan_guard")
+_OTHER: Final[Mapping[Level, Level]] = {"image": "pixel", "pixel": "image"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(EagerOptions):
+    """All that decides what a `PostProcessor` returns, checked as a whole.
+
+    Raises MetadataError if a sensitivity or a boundary is not legal, or a threshold is to be borrowed and there is
+    none, and UsageError if the comparison is not known, or a switch is not a bool.
+    """
+
+    stats: CalibrationStats = field(default_factory=CalibrationStats)
+    boundaries: Mapping[Level, float] = field(init=False, repr=False)  # float32, raw units, of the levels that decide
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{name} is not a bool", found=repr(getattr(self, name))[:60], needed="True or False")
+        stats = self.stats.with_matched_thresholds() if self.enable_threshold_matching else self.stats
+        boundaries = {
+            level: decision_boundary(
+                of_level, sensitivity=getattr(self, f"{level}_sensitivity"), comparison=self.comparison
+            )
+            for level in LEVELS
+            if (of_level := stats.level(level)) is not None and of_level.is_calibrated
+        }
+        object.__setattr__(self, "boundaries", boundaries)
+
+    def threshold_of(self, level: Level) -> str:
+        """Return the name of the threshold that counts for a level that decides: the other's where it was borrowed."""
+        own = self.stats.level(level)
+        return f"{level if own is not None and own.is_calibrated else _OTHER[level]}_threshold"
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Every number by name, as float32 values; NaN where a level has none."""
+        numbers: dict[str, float] = {}
+        for level in LEVELS:
+            for name in STATISTICS:
+                value = getattr(self.stats.level(level), name, None)
+                numbers[f"{level}_{name}"] = nan if value is None else value
+            numbers[f"{level}_sensitivity"] = getattr(self, f"{level}_sensitivity")
+        return numbers
+
+    @property
+    def flags(self) -> list[int]:
+        """The options as 0 or 1: whether the comparison is ``"gt"``, then the switches in the order of `SWITCHES`."""
+        return [int(self.comparison == "gt"), *(int(getattr(self, name)) for name in SWITCHES)]
+
+    def describe(self) -> str:
+        """Return one line per calibrated level, and one with the options."""
+        levels = [
+            f"{level}: threshold {self.numbers[self.threshold_of(level)]:.6g}, boundary {boundary:.6g}"
+            for level, boundary in self.boundaries.items()
+        ]
+        options = ", ".join(f"{name}={getattr(self, name)!r}" for name in ("comparison", *SWITCHES))
+        return "\n".join([*(levels or ["not calibrated"]), options])
+
+    @classmethod
+    def from_state(cls, numbers: Mapping[str, Any], flags: Sequence[int]) -> Self:
+        """Return the settings that have these `numbers` and `flags`: the reverse of these two.
+
+        Raises MetadataError for what the constructor refuses, and where a level has a threshold, min or max but no
+        range.
+        """
+        is_gt, *switches = flags
+        return cls(
+            stats=CalibrationStats(image=_level("image", numbers), pixel=_level("pixel", numbers)),
+            image_sensitivity=numbers["image_sensitivity"],
+            pixel_sensitivity=numbers["pixel_sensitivity"],
+            comparison="gt" if is_gt else "ge",
+            **dict(zip(SWITCHES, map(bool, switches), strict=True)),
+        )
+
+
+def _level(level: Level, numbers: Mapping[str, Any]) -> LevelStats | None:
+    values = {name: numbers[f"{level}_{name}"] for name in STATISTICS}
+    given = {name: value for name, value in values.items() if value is not None and value == value}  # NaN is not itself
+    if not given:
+        return None
+    if not {"min", "max"} <= set(given):
+        raise MetadataError(
+            f"the {level} level has no range",
+            found=", ".join(f"{name} {value}" for name, value in given.items()),
+            needed="min and max beside it, or none of the three",
+        )
+    try:
+        return LevelStats(**{"threshold": None, **given})
+    except MetadataError as error:
+        what = f"the {level} level: {error.what}"
+        raise MetadataError(what, found=error.found, needed=error.needed, fix=error.fix) from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 Nonfinite: TypeAlias = Literal["error", "drop"]
+Arithmetic: TypeAlias = Literal["torch", "numpy"]
 
 SEED: Final = 20_240
 COUNT: Final = 100_000
@@ -204,6 +205,9 @@ class CheckOptions(StepOptions, ImageOptions):
         Which output of the PyTorch model is the raw score: key, attribute or index, where names and shapes do not tell.
     pixel_output
         Which output of the PyTorch model is the raw map, given in the same way.
+    reference
+        What computes the reference: ``torch``, or ``numpy``, which gives the same bits and needs no PyTorch; by default
+        PyTorch where it is installed.
     other_preprocessing
         Go on where the images are to be fed otherwise than the statistics record.
     limit
@@ -248,6 +252,7 @@ class CheckOptions(StepOptions, ImageOptions):
     torch: "str | Module | None" = field(default=None, metadata=spelt(metavar="MODULE:FACTORY", text=str))
     image_output: str | int | None = None
     pixel_output: str | int | None = None
+    reference: Arithmetic | None = None
     other_preprocessing: bool = False
     limit: int | None = field(default=None, metadata=spelt(least=1))
     max_flips: int = field(default=0, metadata=spelt(least=0))

@@ -1,6 +1,7 @@
 """Check an attached file: against its record, its tail alone, and as a whole on real inputs."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from postproc_export.check.attached_files import load_attached
 from postproc_export.check.findings import Check
 from postproc_export.check.inputs import RealInputs, array_inputs, image_inputs
 from postproc_export.check.record import check_record, file_checks, record_is_missing
-from postproc_export.check.reference import EagerTransform, RawFile, Reference, TorchRunner, unnamed_code
+from postproc_export.check.reference import EagerTransform, RawFile, Reference, unnamed_code
 from postproc_export.check.report import FailureStore, ParityReport
 from postproc_export.check.steps import DecisionCheck, check_transform, unfit_layer, without_decisions
 from postproc_export.check.synthetic import SyntheticCheck
 from postproc_export.check.tail import check_adjusted, check_exhaustively, check_tail
+from postproc_export.check.torch_model import TorchRunner
 from postproc_export.check.ways import usable_cores, whole_configurations
 from postproc_export.check.whole import WholeCheck
 from postproc_export.errors import FileError, MissingDependencyError, UsageError, install
@@ -25,7 +27,7 @@ from postproc_export.installation import environment
 from postproc_export.options import as_typed
 from postproc_export.process import temporary_folder
 from postproc_export.record import TailSpec, parse_tails
-from postproc_export.run_options import CheckOptions
+from postproc_export.run_options import Arithmetic, CheckOptions
 from postproc_export.runtimes import RuntimeName, installed_runtimes, open_runner
 from postproc_export.stats import Level, as_stats, check_comparison, check_sensitivity
 from postproc_export.steps.around import is_asked
@@ -119,6 +121,17 @@ def named_tails(
     return named
 
 
+def usable_arithmetic(asked: CheckOptions) -> Arithmetic:
+    """Return what computes the reference: what was asked for, else PyTorch where it is installed."""
+    has_torch = find_spec("torch") is not None
+    if asked.reference == "torch" and not has_torch:
+        raise MissingDependencyError(
+            "--reference torch needs the package 'torch', which is not installed",
+            fix=f"{install('torch')}, or leave it out: NumPy gives the same bits",
+        )
+    return asked.reference or ("torch" if has_torch else "numpy")
+
+
 def usable_runtimes(model: AttachedModel) -> tuple[RuntimeName, ...]:
     """Return the installed runtimes that read the format of a file; refuse to check it with none."""
     wanted = model.form.runtimes
@@ -190,7 +203,8 @@ def check_parity(**given: Any) -> ParityReport:
         If the file, the inputs or the PyTorch model cannot be used at all, or the record of the file says otherwise
         than what is given.
     MissingDependencyError
-        If no runtime for the format is installed, or torch, the reference's own, is not.
+        If no runtime for the format is installed, or torch is not where it is asked for: by ``reference``, by ``torch``
+        or by a custom step that is a class.
 
     Notes
     -----
@@ -214,17 +228,14 @@ def check_parity(**given: Any) -> ParityReport:
         return _report_of(asked, [missing, *of_file], not_checked, environment(**shared))
     with without_decisions(attached, assumed) as (path, entire):
         model = load_attached(path, assumed)
-        runtimes = usable_runtimes(model)
-        named = named_tails(asked.steps, model, entire)
-        reference, transform = Reference(model), EagerTransform.load(model, named)
+        runtimes, named = usable_runtimes(model), named_tails(asked.steps, model, entire)
+        reference = Reference(model, usable_arithmetic(asked))
+        transform = EagerTransform.load(model, named, reference.arithmetic)
         unnamed = unnamed_code(model, named)
         raw_file = None if asked.raw is None or unnamed is not None else RawFile.of(Path(asked.raw), model, transform)
         is_original = None if raw_file is None else raw_file.is_original()
         real = real_inputs(asked, model, runtimes[0])
-        exported = None
-        if asked.torch is not None:
-            outputs: dict[Level, str | int | None] = {"image": asked.image_output, "pixel": asked.pixel_output}
-            exported = TorchRunner(asked.torch, model, outputs, threads=threads, transform=transform)
+        exported = _exported(asked, model, threads, transform)
         not_checked += _not_covered(asked, model, runtimes, unnamed)
         failures = _store(asked, threads, named, assumed)
         behind = None if entire is None else DecisionCheck(entire, model, **shared)
@@ -233,8 +244,8 @@ def check_parity(**given: Any) -> ParityReport:
         checks += check_tail(model, reference, tail_ways, count=asked.count, **shared)
         checks += () if transform is None else check_transform(reference, transform, tail_ways, **shared)
         checks += () if behind is None else behind.alone(tail_ways)
-        checks += check_adjusted(model, tail_ways, count=asked.count, **shared)
-        checks += check_exhaustively(model, runtimes, progress=asked.progress) if asked.exhaustive else ()
+        checks += check_adjusted(reference, tail_ways, count=asked.count, **shared)
+        checks += check_exhaustively(reference, runtimes, progress=asked.progress) if asked.exhaustive else ()
         ways = whole_configurations(runtimes, int8=asked.int8)
         judged: dict[str, Any] = {"threads": threads, "max_flips": asked.max_flips, "failures": failures}
         whole: WholeCheck | None = None
@@ -252,14 +263,16 @@ def check_parity(**given: Any) -> ParityReport:
     not_checked += [_NO_OTHER_PRECISION] if default == {"float32"} else []
     if failures is not None:
         failures.add_tail(checks)
+    described = environment(**shared)
     told = {
+        "reference": f"{reference.arithmetic} {described['packages'][reference.arithmetic]}",
         "file": "; ".join(model.remarks) or None,
         "inputs": None if real is None else real.description,
         "synthetic": synthetic.ran,
         "torch": None if exported is None else exported.describe(),
         "failures": None if failures is None else failures.saved,
     }
-    described = {**environment(**shared), **{key: value for key, value in told.items() if value is not None}}
+    described |= {key: value for key, value in told.items() if value is not None}
     ran: dict[str, Any] = {"not_run": synthetic.not_run} if whole is None else {"whole": tuple(whole.results)}
     return _report_of(asked, checks, not_checked, described, is_original=is_original, **ran)
 
@@ -295,6 +308,15 @@ def _report_of(
         given={name: str(each) for name, each in given.items() if isinstance(each, str | Path)},
         **whole,
     )
+
+
+def _exported(
+    asked: CheckOptions, model: AttachedModel, threads: int, transform: EagerTransform | None
+) -> TorchRunner | None:
+    if asked.torch is None:
+        return None
+    outputs: dict[Level, str | int | None] = {"image": asked.image_output, "pixel": asked.pixel_output}
+    return TorchRunner(asked.torch, model, outputs, threads=threads, transform=transform)
 
 
 def _store(

@@ -1,40 +1,54 @@
 """What an attached file is compared with: the eager tail and layers, the raw file and the PyTorch model run apart."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Protocol, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from postproc_export.check.attached import AdaptedRunner, AttachedModel, RawFeeds, excused_images
-from postproc_export.check.inputs import RealBatch
+from postproc_export.check.attached import AdaptedRunner, AttachedModel, RawFeeds, excused_images, numpy_dtype
 from postproc_export.check.ways import Configuration
 from postproc_export.comparison import Tolerance, narrow, own, transformed
-from postproc_export.errors import MetadataError, PostprocError, UnsupportedModelError, UsageError, require
+from postproc_export.errors import (
+    MetadataError,
+    MissingDependencyError,
+    PostprocError,
+    UnsupportedModelError,
+    UsageError,
+    install,
+    require,
+)
 from postproc_export.files import check_model
 from postproc_export.float32 import HALVES
 from postproc_export.formats.base import DetachResult, format_of
 from postproc_export.options import TailOptions
-from postproc_export.ports import LEAVE_OUT, Selection, is_channel_last
+from postproc_export.ports import is_channel_last
 from postproc_export.record import BEFORE, BEHIND, MODEL_KEY, LayerRecord, TailSpec
+from postproc_export.run_options import Arithmetic
 from postproc_export.runtimes import PortInfo, Runner, as_float32
 from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.steps.decisions import DECIDED, point_boundaries
-from postproc_export.steps.plan import shown
 from postproc_export.steps.transforms import Transform, resolve_all
+from postproc_export.steps.twins import behind
 from postproc_export.tail import Tail, TailOutput
-from postproc_export.torch_modules import identify_outputs, load_module, named_tensors, raw_tensors, reason_of
+from postproc_export.twin import NumpyPostProcessor
 
-if TYPE_CHECKING:
-    import torch
+Size: TypeAlias = tuple[int, int]  # height and width
+Raw: TypeAlias = tuple[NDArray[Any] | None, ...]  # score and map
+EagerTail: TypeAlias = Callable[[NDArray[Any] | None, NDArray[Any] | None], Mapping[str, NDArray[Any]]]
 
-    from postproc_export.eager import PostProcessor
+_PURPOSE: Final = "the eager reference of the check"
 
-Size = tuple[int, int]  # height and width
+
+class EagerSteps(Protocol):
+    """Custom steps before the threshold, on arrays."""
+
+    def __call__(self, score: NDArray[Any] | None, maps: NDArray[Any] | None, /, *, size: Size | None) -> Raw:
+        """Return raw score and map behind them, for an input of a size."""
 
 
 def named_output(name: str, outputs: Mapping[str, NDArray[Any]], runner: Runner) -> NDArray[Any] | None:
@@ -48,37 +62,16 @@ def image_size(feeds: Mapping[str, NDArray[Any]]) -> Size | None:
     return (images[0].shape[2], images[0].shape[3]) if len(images) == 1 else None
 
 
-@contextmanager
-def torch_threads(count: int | None) -> Iterator[None]:
-    """Let torch compute with a number of threads in each calling thread; None leaves it as it is."""
-    import torch
-
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        if count is not None:
-            torch.set_num_threads(before)
-
-
-def as_tensor(values: NDArray[Any]) -> "torch.Tensor":
-    """Return an array as a tensor of the same type; torch does not take bfloat16 from NumPy."""
-    import torch
-
-    array = np.require(values, requirements=["C", "W"])
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
-
-
 class Reference:
     """What the outputs of an attached file have to be, by the statistics and options of its record."""
 
-    def __init__(self, attached: AttachedModel) -> None:
-        self.attached = attached
-        self._module = _eager_module(attached.tail.stats, attached.tail.options)
+    def __init__(self, attached: AttachedModel, arithmetic: Arithmetic = "torch") -> None:
+        self.attached, self.arithmetic = attached, arithmetic
+        self._tail = _eager_tail(attached.tail.stats, attached.tail.options, arithmetic)
+
+    def of(self, attached: AttachedModel) -> "Reference":
+        """Return the reference for another file, in the same arithmetic."""
+        return Reference(attached, self.arithmetic)
 
     def outputs(self, raw: RawFeeds) -> dict[str, NDArray[Any]]:
         """Return float32 scores and boolean labels for the raw values, of any float type, of each level there is."""
@@ -92,19 +85,14 @@ class Reference:
         return {name: named[name] for name in self.attached.names}
 
     def _outputs(self, raw: RawFeeds) -> dict[str, NDArray[Any]]:
-        import torch
-
-        tensors = {level: as_tensor(values) for level, values in raw.items()}
+        values = dict(raw)
         for level, port in self.attached.tail.raw.items():
-            if level in tensors and is_channel_last(port):  # it guards the score, and nothing else reads it
-                tensors[level] = tensors[level].squeeze(-1)
-            if level in tensors and port.dtype in HALVES:  # tapped values come as float32
-                tensors[level] = tensors[level].to(getattr(torch, port.dtype))
-        with torch.inference_mode():
-            result = self._module(pred_score=tensors.get("image"), anomaly_map=tensors.get("pixel"))
-        # A level without statistics stays as it is, in a type that NumPy may not have.
-        named = {name: getattr(result, name) for name in self.attached.names}
-        return {name: tensor.numpy() for name, tensor in named.items() if tensor is not None}
+            if level in values and is_channel_last(port):  # it guards the score, and nothing else reads it
+                values[level] = values[level].squeeze(-1)
+            if level in values and port.dtype in HALVES:  # tapped values come as float32
+                values[level] = values[level].astype(numpy_dtype(port))
+        made = self._tail(values.get("image"), values.get("pixel"))
+        return {name: made[name] for name in self.attached.names if name in made}
 
     def decided_on(self, output: TailOutput, raw: RawFeeds) -> NDArray[np.float32]:
         """Return the float32 raw values that an output is computed from; a map's maximum where there is no score."""
@@ -128,24 +116,21 @@ class Reference:
 class LevelReference:
     """Scores and labels of one level alone, for flat raw values by the billion."""
 
-    def __init__(self, attached: AttachedModel, level: Level) -> None:
+    def __init__(self, attached: AttachedModel, level: Level, arithmetic: Arithmetic) -> None:
         stats = attached.tail.stats.level(level)
         assert stats is not None, f"the {level} level is post-processed, so it is calibrated"
         self._stats, self._level, self._options = stats, level, attached.tail.options
         alone = CalibrationStats(image=stats) if level == "image" else CalibrationStats(pixel=stats)
-        self._module = _eager_module(alone, replace(self._options, enable_normalization=True, enable_thresholding=True))
+        options = replace(self._options, enable_normalization=True, enable_thresholding=True)
+        self._tail = _eager_tail(alone, options, arithmetic)
 
     def __call__(self, raw: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Return float32 scores and boolean labels of float32 values, shape (n,)."""
-        import torch
-
-        values = torch.from_numpy(raw)
-        with torch.inference_mode():
-            if self._level == "image":
-                result = self._module(pred_score=values)
-                return result.pred_score.numpy(), result.pred_label.numpy()
-            result = self._module(anomaly_map=values.reshape(-1, 1, 1))
-            return result.anomaly_map.numpy().reshape(-1), result.pred_mask.numpy().reshape(-1)
+        if self._level == "image":
+            made = self._tail(raw, None)
+            return made["pred_score"], made["pred_label"]
+        made = self._tail(None, raw.reshape(-1, 1, 1))
+        return made["anomaly_map"].reshape(-1), made["pred_mask"].reshape(-1)
 
     def anomalib(self, raw: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]] | None:
         """Return Anomalib's labels, and where ours have to equal them; None unless the rule is ``"gt"``.
@@ -154,33 +139,38 @@ class LevelReference:
         """
         if self._options.comparison != "gt":
             return None
-        import torch
-
         stats = self._stats
-        threshold, low, high = (
-            torch.tensor(number, dtype=torch.float32) for number in (stats.threshold, stats.min, stats.max)
-        )
-        cut = 1 - torch.tensor(self._options.sensitivity(self._level), dtype=torch.float32)
-        unit = ((torch.from_numpy(raw) - threshold) / (high - low) + 0.5).clamp(0, 1)
+        threshold, low, high = (np.float32(number) for number in (stats.threshold, stats.min, stats.max))
+        cut = np.float32(1) - np.float32(self._options.sensitivity(self._level))
+        with np.errstate(all="ignore"):
+            unit = np.clip((raw - threshold) / (high - low) + np.float32(0.5), np.float32(0), np.float32(1))
         known = ~np.isnan(raw)
         if cut == 1:
             known &= raw != np.inf
-        return (unit > cut).numpy(), known
+        return unit > cut, known
 
 
-def _eager_module(stats: CalibrationStats, options: TailOptions) -> "PostProcessor":
-    require("torch", purpose="the eager reference of the check")
-    from postproc_export.eager import PostProcessor
+def _eager_tail(stats: CalibrationStats, options: TailOptions, arithmetic: Arithmetic) -> EagerTail:
+    """Return the eager tail on arrays: raw score and map in, outputs by name."""
+    settings: dict[str, Any] = {
+        name: getattr(options, name)
+        for name in (
+            *("image_sensitivity", "pixel_sensitivity", "comparison"),
+            *("nan_guard", "enable_normalization", "enable_thresholding"),
+        )
+    }
+    if arithmetic == "numpy":
+        return NumpyPostProcessor(stats=stats, **settings)
+    require("torch", purpose=_PURPOSE)
+    from postproc_export.eager import PostProcessed, PostProcessor, on_arrays
 
-    return PostProcessor(
-        stats,
-        image_sensitivity=options.image_sensitivity,
-        pixel_sensitivity=options.pixel_sensitivity,
-        comparison=options.comparison,
-        nan_guard=options.nan_guard,
-        enable_normalization=options.enable_normalization,
-        enable_thresholding=options.enable_thresholding,
-    )
+    module = PostProcessor(stats, **settings)
+
+    def run(score: NDArray[Any] | None, maps: NDArray[Any] | None) -> dict[str, NDArray[Any]]:
+        made = zip(PostProcessed._fields, on_arrays(module, score, maps), strict=True)
+        return {name: values for name, values in made if values is not None}
+
+    return run
 
 
 READS: Final[Mapping[str, Level]] = {"score": "image", "map": "pixel"}
@@ -194,16 +184,19 @@ class EagerTransform:
     record: LayerRecord
     ports: Mapping[str, PortInfo]  # what it reads, by `READS` and "image", under the names in the file
     values: Mapping[Level, str]  # what it makes for each level, under the names that `AttachedModel.cut` knows
-    module: Any  # raw score and map in, raw score and map out
+    run: EagerSteps  # raw score and map in, raw score and map out
     steps: tuple[Transform, ...]  # the shipped transforms that it is made of; none for a class of the user's
     size: Size | None = None  # of the model's input, where it is fixed
 
     @classmethod
-    def load(cls, attached: AttachedModel, named: Sequence[TailSpec] = ()) -> Self | None:
+    def load(
+        cls, attached: AttachedModel, named: Sequence[TailSpec] = (), arithmetic: Arithmetic = "torch"
+    ) -> Self | None:
         """Return the twin of a file's transform; None where it has none, or a class that the caller does not name.
 
         Code that a file alone names is not imported. Raises `UsageError` where a class cannot be imported or a
-        parameter in the record is not legal, `MetadataError` where the record names what cannot stand there.
+        parameter in the record is not legal, `MetadataError` where the record names what cannot stand there, and
+        `UsageError` or `MissingDependencyError` for a class without PyTorch.
         """
         record = attached.layer("transform")
         if record is None or unnamed_code(attached, named) is not None:
@@ -212,17 +205,13 @@ class EagerTransform:
         levels = {level: port.name for level, port in attached.raw.items() if port.name in made}
         ports = attached.layer_inputs(record)
         if any(spec.is_code for spec in record.tails):
-            from postproc_export.steps.user import eager_own
-
-            return cls(record, ports, levels, eager_own(record.tails[0]), ())
-        require("torch", purpose="the eager reference of the check")
-        from postproc_export.steps.modules import Chain
-
+            return cls(record, ports, levels, _own_steps(record.tails[0], arithmetic), ())
         steps = resolve_all(record.tails)
         images = [port for port in attached.inputs if port.rank == 4]
         height, width = (images[0].size(2), images[0].size(3)) if len(images) == 1 else (None, None)
         size = None if height is None or width is None else (height, width)
-        return cls(record, ports, levels, Chain([step.module() for step in steps]).eval(), steps, size)
+        run = partial(behind, steps) if arithmetic == "numpy" else _steps_in_torch(steps)
+        return cls(record, ports, levels, run, steps, size)
 
     @property
     def taps(self) -> dict[str, PortInfo]:
@@ -235,31 +224,25 @@ class EagerTransform:
         `size` is that of the model's input, for a map that is resized to it: `UsageError` where it is not known.
         A class of the user's that fails on these values raises `UnsupportedModelError`.
         """
-        import torch
-
-        if self.steps:
-            known = self.size or size
-            if known is not None:
-                self.module.set_size(known)
-            elif "image" in self.ports:
-                title = " ".join(spec.text for spec in self.record.tails)
-                found = "no input, or several, of images [N, C, H, W]"
-                raise UsageError(f"'{title}' resizes to the input's size", found=found)
-        tensors: dict[Level, torch.Tensor] = {}
+        known = self.size or size
+        if self.steps and known is None and "image" in self.ports:
+            title = " ".join(spec.text for spec in self.record.tails)
+            found = "no input, or several, of images [N, C, H, W]"
+            raise UsageError(f"'{title}' resizes to the input's size", found=found)
+        given: dict[Level, NDArray[Any]] = {}
         for level, values in raw.items():
             read = next((name for name, of in READS.items() if of == level), "")
-            dtype = "float32" if self.steps or read not in self.ports else self.ports[read].dtype
-            tensors[level] = as_tensor(values).to(getattr(torch, dtype))
+            is_own = not self.steps and read in self.ports
+            given[level] = values.astype(numpy_dtype(self.ports[read]) if is_own else np.float32, copy=False)
         try:
-            with torch.inference_mode():
-                made = self.module(tensors.get("image"), tensors.get("pixel"))
+            made = self.run(given.get("image"), given.get("pixel"), size=known)
         except PostprocError:
             raise
         except (IndexError, RuntimeError, ValueError) as error:  # parameters of a shipped step that do not fit
             shapes = ", ".join(f"{level} {list(values.shape)}" for level, values in raw.items())
             found = " ".join(str(error).split())
             raise UnsupportedModelError(f"the recorded steps do not run on raw values {shapes}", found=found) from error
-        return {level: tensor.numpy() for level, tensor in zip(LEVELS, made, strict=True) if tensor is not None}
+        return {level: values for level, values in zip(LEVELS, made, strict=True) if values is not None}
 
     def tolerance(self, raw: RawFeeds, made: RawFeeds) -> Tolerance:
         """Return how far a runtime's values may lie from the twin's on the same raw values."""
@@ -273,6 +256,36 @@ class EagerTransform:
             largest, added = step.bound(largest, size)
             error += added  # none of them widens a difference that comes in
         return transformed(error)
+
+
+def _steps_in_torch(steps: Sequence[Transform]) -> EagerSteps:
+    require("torch", purpose=_PURPOSE)
+    from postproc_export.eager import on_arrays
+    from postproc_export.steps.modules import Chain
+
+    chain = Chain([step.module() for step in steps]).eval()
+
+    def run(score: NDArray[Any] | None, maps: NDArray[Any] | None, *, size: Size | None) -> Raw:
+        if size is not None:
+            chain.set_size(size)
+        return on_arrays(chain, score, maps)
+
+    return run
+
+
+def _own_steps(spec: TailSpec, arithmetic: Arithmetic) -> EagerSteps:
+    """Return a class of the user's on arrays; it is one of PyTorch, and so refused where that does not compute."""
+    if find_spec("torch") is None:
+        what = f"the step '{spec.name}' is a class of PyTorch, which is not installed"
+        raise MissingDependencyError(what, needed="torch, for this step alone", fix=install("torch"))
+    if arithmetic == "numpy":
+        what = f"the step '{spec.name}' is a class of PyTorch, and has no form in NumPy"
+        raise UsageError(what, needed="--reference torch", fix="give --reference torch, or leave --reference out")
+    from postproc_export.eager import on_arrays
+    from postproc_export.steps.user import eager_own
+
+    step = eager_own(spec)
+    return lambda score, maps, *, size: on_arrays(step, score, maps)
 
 
 def unnamed_code(attached: AttachedModel, named: Sequence[TailSpec]) -> TailSpec | None:
@@ -533,100 +546,3 @@ def without_tail(attached: AttachedModel, folder: Path) -> RawFile:
         return RawFile(attached.path, attached, model=model, outputs=detached.raw_outputs)
     indices: dict[Level, str | int] = {level: index for index, level in enumerate(attached.raw)}
     return RawFile(attached.path, attached, model=attached.host(folder), outputs=indices, is_cut=True)
-
-
-_NOUNS: Final[Mapping[Level, str]] = {"image": "score", "pixel": "map"}
-
-
-class TorchRunner:
-    """A PyTorch module beside an attached file, given itself or as ``MODULE:FACTORY``.
-
-    `outputs` names those of its outputs that are the raw ones, where that is not plain. The transform of the file is
-    applied to them. Raises `UsageError` where there is no such module, or it cannot be had.
-    """
-
-    def __init__(
-        self,
-        spec: "str | torch.nn.Module",
-        attached: AttachedModel,
-        outputs: Mapping[Level, str | int | None],
-        *,
-        threads: int | None = None,
-        transform: EagerTransform | None = None,
-    ) -> None:
-        for level, name in outputs.items():
-            if name is not None and level not in attached.host_levels:
-                found = f"no raw {level} output in {attached.path}"
-                raise UsageError(f"--{level}-output {name} would have no effect", found=found, fix="leave it out")
-        self.spec = spec if isinstance(spec, str) else type(spec).__name__
-        self._module, self._remarks = load_module(spec)
-        self._attached, self._named, self._threads, self._transform = attached, outputs, threads, transform
-        self._selection: Selection | None = None
-
-    def describe(self) -> dict[str, Any]:
-        """Return what is needed to run it again; JSON values."""
-        import torch
-
-        found = {} if self._selection is None else {"outputs": self._selection.describe()}
-        threads = torch.get_num_threads() if self._threads is None else self._threads
-        remarks = {"remarks": list(self._remarks)} if self._remarks else {}
-        return {"module": self.spec, "threads": threads, **found, **remarks}
-
-    def raw(self, batch: RealBatch) -> dict[Level, NDArray[np.float32]]:
-        """Run the module on a batch and return its raw values, float32, without what came of the filling.
-
-        Raises `UsageError` if it fails on the inputs of the exported model, or gives other outputs.
-        """
-        outputs = self._call(batch.feeds)
-        try:
-            if self._selection is None:
-                self._selection = self._identify(outputs)
-            found = raw_tensors(outputs, self._selection)
-        except UnsupportedModelError as error:  # which would be a failure, were it the exported model's
-            what = f"{self.spec}: {error.what}"
-            raise UsageError(what, found=error.found, needed=error.needed, fix=error.fix) from error
-        for level, values in found.items():
-            if values.ndim and len(values) != batch.size:
-                raise UsageError(
-                    f"{self.spec} gives a {_NOUNS[level]} with {len(values)} entries for {batch.size} samples",
-                    found=f"shape {list(values.shape)}",
-                )
-        arrays = {level: values.float().numpy() for level, values in found.items()}
-        if self._transform is not None:
-            arrays = self._transform(arrays, size=image_size(batch.feeds))
-        return {level: values[: batch.valid] if values.ndim else values for level, values in arrays.items()}
-
-    def _identify(self, outputs: Any) -> Selection:
-        names, attached, levels = named_tensors(outputs), self._attached, self._attached.host_levels
-        chosen: dict[Level, str | int | None] = dict.fromkeys(LEVELS, LEAVE_OUT)
-        for level in levels:
-            original = attached.original_output(level)
-            same = next((name for name in (original.name, *original.aliases) if name in names), None)
-            chosen[level] = same if self._named.get(level) is None else self._named[level]
-        steps = () if self._transform is None else self._transform.steps
-        selection = identify_outputs(
-            outputs, image_output=chosen["image"], pixel_output=chosen["pixel"], shown=partial(shown, transforms=steps)
-        )
-        for level in levels:
-            if level not in selection.raw:
-                raise UsageError(
-                    f"{self.spec} has no output that is the raw {level} output of the exported model",
-                    found=", ".join(f"{name} {list(tensor.shape)}" for name, tensor in names.items()),
-                    needed=attached.original_output(level).describe(),
-                    fix=f"name it with --{level}-output",
-                )
-        return selection
-
-    def _call(self, feeds: Mapping[str, NDArray[Any]]) -> Any:
-        import torch
-
-        with torch_threads(self._threads), torch.no_grad():
-            try:
-                return self._module(*map(as_tensor, feeds.values()))
-            except Exception as error:
-                fed = ", ".join(f"{name}: {array.dtype.name} {list(array.shape)}" for name, array in feeds.items())
-                raise UsageError(
-                    f"{self.spec} failed on the inputs of the exported model, {fed}",
-                    found=reason_of(error),
-                    needed="a module that takes the same inputs, in the same order",
-                ) from error

@@ -26,6 +26,7 @@ _TOLD: Final = {  # entries of the environment, as the details of a report call 
     "processor_features": "processor features",
     "seed": "seed",
     "threads": "threads",
+    "reference": "reference",
     "torch": "PyTorch",
     "file": "file",
     "inputs": "fed",
@@ -116,7 +117,9 @@ class ParityReport(Outcome):
             titles = "; ".join(dict.fromkeys(cause.title for cause in self.causes))
             found = f"FAILED: {self.subject} {titles} ({failed} of {judged} checks failed)"
         else:
-            found = f"PASSED: {self.subject} decides as PyTorch does{self._forgiven()}: {', '.join(self._proven())}"
+            is_twin = str(self.environment.get("reference", "")).startswith("numpy")
+            who = "PyTorch does, by its twin in NumPy" if is_twin else "PyTorch does"
+            found = f"PASSED: {self.subject} decides as {who}{self._forgiven()}: {', '.join(self._proven())}"
         nouns = dict.fromkeys(sentence.partition(": ")[0] for sentence in self.not_checked)
         # Where something failed, what could not be run in one way is mostly a consequence.
         told = (noun for noun in nouns if self.passed or not noun.rpartition(" in ")[2].startswith(RUNTIMES))
@@ -242,7 +245,8 @@ class FailureStore:
         self._command = [str(Path(asked.attached)), *assumed, *steps]
         self._raw = [] if asked.raw is None else ["--raw", str(Path(asked.raw))]
         self._torch = ["--torch", asked.torch] if isinstance(asked.torch, str) else []
-        self._budget = ["--max-flips", str(asked.max_flips)] if asked.max_flips else []
+        self._budget = [] if asked.reference is None else ["--reference", asked.reference]
+        self._budget += ["--max-flips", str(asked.max_flips)] if asked.max_flips else []
         self._threads = [] if threads is None else ["--threads", str(threads)]
         self._counts: dict[str, int] = {}
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from threading import Lock
 from typing import Any, Final, TypeAlias
@@ -14,7 +15,7 @@ from graph_patterns.match import Mismatch
 from postproc_export.check.attached import AttachedModel, RawFeeds, Shapes, numpy_dtype, tail_cases
 from postproc_export.check.findings import Check, failed
 from postproc_export.check.record import computed_parts, decided_value
-from postproc_export.check.reference import LevelReference, Reference, torch_threads
+from postproc_export.check.reference import LevelReference, Reference
 from postproc_export.check.ways import Configuration, whole_configurations
 from postproc_export.comparison import (
     EXACT,
@@ -35,6 +36,7 @@ from postproc_export.float32 import LARGEST, half_ulp
 from postproc_export.runtimes import PortInfo, Runner, RuntimeName, as_float32, open_runner
 from postproc_export.stats import Level, LevelStats, choose_form
 from postproc_export.tail import TailOutput
+from postproc_export.torch_modules import torch_threads
 
 LABELS: Final = ("pred_label", "pred_mask")
 TRANSFORMED: Final = "the transform before the tail, in another float32 computation"
@@ -286,13 +288,14 @@ _BEYOND: Final = ((-0.5, 0.0), (1.5, 1.0), (math.nan, 1.0))
 
 
 def check_adjusted(
-    attached: AttachedModel, ways: Sequence[Configuration], *, count: int, seed: int, threads: int | None = None
+    reference: Reference, ways: Sequence[Configuration], *, count: int, seed: int, threads: int | None = None
 ) -> Iterator[Check]:
     """Compare the labels of the tail alone with the reference's at several sensitivities, where it can be adjusted.
 
     Exact at the attached sensitivity, from 1 on, for NaN, and wherever the boundary itself is given; else labels may
     differ within the distance from the boundary that docs/definition.md section 4 states.
     """
+    attached = reference.attached
     if not attached.tail.adjustable:
         return
     # OpenVINO makes constants of an ONNX model's inputs that adjust the tail.
@@ -310,7 +313,7 @@ def check_adjusted(
             continue
         is_attached = all(options.sensitivity(level) == meant for level in attached.tail.adjustable)
         is_computed = options.adjustable == "sensitivity" and meant < 1.0 and not is_attached
-        reference, allowance = Reference(adjusted), "adjusted" if is_computed else None
+        wanted, allowance = reference.of(adjusted), "adjusted" if is_computed else None
         name, shapes, runs = next(iter(tail_cases(adjusted, count=min(count, COUNT), seed=seed)))
         for way in ways:
             tally = CheckTally(f"adjusted/{given:g}", way.label, way.judged)
@@ -321,7 +324,7 @@ def check_adjusted(
                 tally.ran_on(runner)
                 for feeds in runs:
                     actual = run_tail(adjusted, runner, feeds)
-                    tally.add(compare_tail(reference, reference.outputs(feeds), actual, feeds, allowance=allowance))
+                    tally.add(compare_tail(wanted, wanted.outputs(feeds), actual, feeds, allowance=allowance))
             except PostprocError as error:
                 tally.fail(adjusted.names, f"{name}: {error}")
             yield from (check for check in tally.checks() if check.subject.rpartition("/")[2] in LABELS)
@@ -353,7 +356,7 @@ _FORMULA: Final = "anomalib-formula"
 
 
 def check_exhaustively(
-    attached: AttachedModel,
+    reference: Reference,
     runtimes: Sequence[RuntimeName],
     *,
     progress: Progress | None = None,
@@ -362,14 +365,15 @@ def check_exhaustively(
 ) -> Iterator[Check]:
     """Run every raw value of each level through the tail and compare it with the eager reference.
 
-    Values are streamed in the order of their bits, 2^20 at a time, both levels at once in a thread each; the runtimes
-    and torch take one thread each. `start` and `stop` are the first bit pattern, and the one before which to stop.
-    With the rule ``"gt"`` the reference itself is compared with Anomalib's formula written out in torch: on every value
-    but NaN and, where nothing finite is anomalous, +inf, which Anomalib calls normal.
+    Values are streamed in the order of their bits, 2^20 at a time, both levels at once in a thread each; runtimes and
+    reference take one thread each. `start` and `stop` are the first bit pattern, and the one before which to stop.
+    With the rule ``"gt"`` the reference itself is compared with Anomalib's formula written out: on every value but NaN
+    and, where nothing finite is anomalous, +inf, which Anomalib calls normal.
     """
+    attached = reference.attached
     readable = [name for name in runtimes if name in attached.form.runtimes]
     ways = [way for way in whole_configurations(readable) if way == way.exact]
-    sweeps = [_Sweep(attached, level, ways) for level in attached.levels]
+    sweeps = [_Sweep(reference, level, ways) for level in attached.levels]
     chunks = [sweep.chunks(start, stop) for sweep in sweeps]
     total, lock, done = sum(map(len, chunks)), Lock(), iter(range(1, sum(map(len, chunks)) + 1))
 
@@ -381,7 +385,8 @@ def check_exhaustively(
                 if progress is not None:
                     progress(number, total)
 
-    with torch_threads(1), ThreadPoolExecutor(max(1, len(sweeps))) as pool:
+    alone = torch_threads(1) if reference.arithmetic == "torch" else nullcontext()
+    with alone, ThreadPoolExecutor(max(1, len(sweeps))) as pool:
         for part in [pool.submit(run, *each) for each in zip(sweeps, chunks, strict=True)]:
             part.result()
     for tally in (each for sweep in sweeps for each in sweep.tallies):
@@ -391,13 +396,13 @@ def check_exhaustively(
 class _Sweep:
     """One level of one file, over all chunks."""
 
-    def __init__(self, attached: AttachedModel, level: Level, ways: Sequence[Configuration]) -> None:
-        self._attached = attached
+    def __init__(self, reference: Reference, level: Level, ways: Sequence[Configuration]) -> None:
+        self._attached = attached = reference.attached
         self._boundary = attached.boundary(level)
         self._outputs = {self._value_name(part.name): part for part in computed_parts(attached, level)}
         self._fed: Level = level if level in attached.raw else "pixel"
         self.dtype = attached.raw[self._fed].dtype
-        self._reference = LevelReference(attached, level)
+        self._reference = LevelReference(attached, level, reference.arithmetic)
         self._formula = CheckTally("exhaustive", _FORMULA)
         self._runs: list[tuple[Runner, CheckTally]] = []
         if self.dtype in _HALVES:

@@ -29,13 +29,13 @@ from postproc_export.check.reference import (
     EagerTransform,
     RawFile,
     Reference,
-    TorchRunner,
     image_size,
     named_output,
 )
 from postproc_export.check.report import FailureStore
 from postproc_export.check.steps import DecisionCheck
 from postproc_export.check.tail import CheckTally, compare_tail
+from postproc_export.check.torch_model import TorchRunner
 from postproc_export.check.ways import Configuration, tail_patterns, with_fp16_weights, with_int8
 from postproc_export.comparison import (
     EXACT,

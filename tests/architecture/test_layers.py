@@ -16,14 +16,14 @@ ORDER = {
     "graph_patterns": "expr catalog transforms match onnx openvino",
     "postproc_export": """
         errors process float32 validation files outcome stats policies ports runtimes installation images
-        options run_options curve histogram tail record model_info torch_modules eager comparison reading formats
+        options run_options curve histogram tail record model_info torch_modules eager twin comparison reading formats
         steps raw_model belonging attach detach update inspect calibration ranking evaluation check prediction
         report integrations export demo cli __main__
     """,
     "postproc_export.formats": """
         digest base onnx_file onnx openvino_file openvino
     """,
-    "postproc_export.steps": "modules transforms plan decisions user user_export around",
+    "postproc_export.steps": "modules transforms twins plan decisions user user_export around",
     "postproc_export.calibration": """
         table arrays convention counting tally search statistics shards zarr ranks dask
         calibrator model
@@ -32,7 +32,7 @@ ORDER = {
     "postproc_export.report": "axis levels plots page",
     "postproc_export.check": """
         inputs assumed attached attached_files ways reference chain findings report preserved preserved_files
-        contracts record tail steps whole synthetic
+        contracts record tail torch_model steps whole synthetic
     """,
 }
 """The rooms of a package: a room imports only from those before it."""

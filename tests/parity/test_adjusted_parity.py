@@ -15,6 +15,7 @@ from postproc_export import CalibrationStats, LevelStats
 from postproc_export.check import check_parity
 from postproc_export.check.attached_files import load_attached
 from postproc_export.check.preserved_files import compare_files
+from postproc_export.check.reference import Reference
 from postproc_export.check.tail import CHUNK, check_exhaustively
 
 STATS = CalibrationStats(
@@ -81,7 +82,9 @@ def test_it_can_be_swept(ir: bool, tmp_path: Path) -> None:
     options: dict[str, Any] = {"as_parameters": True} if ir else {}
     _, path = attached(hosts.identity(), tmp_path, ir=ir, stats=STATS, adjustable="sensitivity", **options)
     start = int(np.float32(0.5).view(np.uint32)) - CHUNK // 2
-    checks = list(check_exhaustively(load_attached(path), ("onnxruntime", "openvino"), start=start, stop=start + CHUNK))
+    checks = list(
+        check_exhaustively(Reference(load_attached(path)), ("onnxruntime", "openvino"), start=start, stop=start + CHUNK)
+    )
     assert checks
     assert all(checks), checks
 

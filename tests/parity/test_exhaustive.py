@@ -11,6 +11,7 @@ from onnx import numpy_helper
 
 from postproc_export.check.attached_files import load_attached
 from postproc_export.check.findings import Check
+from postproc_export.check.reference import Reference
 from postproc_export.check.tail import ALL, CHUNK, check_exhaustively
 from postproc_export.errors import UnsupportedModelError
 from postproc_export.stats import CalibrationStats, LevelStats
@@ -30,7 +31,9 @@ def around(value: float) -> tuple[int, int]:
 def sweep(path: Path, value: float, **host: Any) -> dict[str, Check]:
     """Return the checks of one chunk around a value, by name."""
     start, stop = around(value)
-    return {check.name: check for check in check_exhaustively(load_attached(path), BOTH, start=start, stop=stop)}
+    return {
+        check.name: check for check in check_exhaustively(Reference(load_attached(path)), BOTH, start=start, stop=stop)
+    }
 
 
 def attached(folder: Path, *, ir: bool = False, host: Any = None, **options: Any) -> Path:
@@ -64,7 +67,7 @@ def test_the_rule_gt_equals_anomalibs_formula(sensitivity: float, tmp_path: Path
 def test_all_half_precision_values_agree(dtype: str, ir: bool, tmp_path: Path) -> None:
     """A half-precision output has 65,536 values; all go in as they are, through the tail's own cast."""
     path = attached(tmp_path, ir=ir, host=hosts.identity(dtype=dtype))
-    checks = list(check_exhaustively(load_attached(path), BOTH))
+    checks = list(check_exhaustively(Reference(load_attached(path)), BOTH))
     assert all(checks), checks
     assert {check.details["count"] for check in checks} == {1 << 16}
 
