@@ -183,11 +183,13 @@ class OnnxFormat(Format):
         return str(value)
 
     def show(self, model: onnx.ModelProto, values: Mapping[str, str]) -> None:
-        """Add a Cast for each, which a runtime drops where the value is float32."""
+        """Add a Cast for each, which a runtime drops where the value is float32, and an Identity.
+
+        Without the latter ONNX Runtime gives an input's own memory for such an output, freed before it is read.
+        """
         for name, value in values.items():
-            model.graph.node.append(
-                onnx.helper.make_node("Cast", [value], [name], name=name, to=onnx.TensorProto.FLOAT)
-            )
+            cast = onnx.helper.make_node("Cast", [value], [f"{name}/float32"], to=onnx.TensorProto.FLOAT)
+            model.graph.node.extend([cast, onnx.helper.make_node("Identity", cast.output, [name], name=name)])
             model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
 
     def edit(self, model: onnx.ModelProto, numbers: Mapping[Site, float]) -> None:
