@@ -404,7 +404,7 @@ class ExportOptions(TailOptions, OutputOptions, BelongingOptions, TargetOptions,
 
 
 @dataclass(frozen=True)
-class ReportOptions:
+class ReportOptions(ImageOptions):
     """What `write_report` and ``postproc-export report`` take.
 
     Parameters
@@ -416,12 +416,28 @@ class ReportOptions:
     model
         Model with post-processing (.onnx or .xml) that the statistics are attached to: its sensitivities are those that
         the report begins with.
+    images
+        Folder or CSV file of images to run the model on: the report shows those nearest to the boundary, the worst ones
+        of each class, and what is called anomalous in each folder.
+    split
+        Which split of the images to take, such as ``test``; by default the validation split, else the test split.
+    other_preprocessing
+        Go on where the images are to be fed otherwise than the statistics record.
+    check
+        What ``postproc-export check --json`` printed of the model: the report begins with the verdict.
     png
         Folder to write the plots to as PNG, too.
+    progress
+        Called with the images that are done and all that there are.
     """
 
     stats: Source
     _: KW_ONLY
     output: str | Path = field(metadata=spelt("--output", "-o"))
     model: str | Path | None = None
+    images: str | Path | None = None
+    split: str | None = None
+    other_preprocessing: bool = False
+    check: str | Path | None = None
     png: str | Path | None = field(default=None, metadata=spelt("--png", metavar="FOLDER"))
+    progress: Callable[[int, int], None] | None = field(default=None, metadata=spelt(only_python=True))

@@ -1,6 +1,8 @@
 """Statistics for tests of the report: of random values, of heavy tails, of one class."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 
 import numpy as np
 
@@ -30,3 +32,13 @@ def heavy_tails() -> CalibrationStats:
     """Calibrate on values of which a few are a thousand times as large as most."""
     generator = np.random.default_rng(3)
     return stats_of(generator.lognormal(0, 2, 200).tolist(), generator.lognormal(2, 2, 100).tolist())
+
+
+@cache
+def thinned() -> CalibrationStats:
+    """Return statistics of pixels whose curve keeps every twentieth threshold, and the highest one."""
+    stats = two_bells(1050, level="pixel")
+    assert stats.pixel is not None
+    curve = stats.pixel.details["curve"]
+    kept = {name: [*row[:-1:20], row[-1]] for name, row in curve.items()}
+    return replace(stats, pixel=replace(stats.pixel, details={**stats.pixel.details, "curve": kept}))

@@ -14,25 +14,41 @@ What a test or a script can hold on to in the page:
 | what it says | `#image-sentence`, `#image-note` (of `accept`) |
 | a plot | `#image-values`, `#image-rates`, `#image-precision-recall`, `#image-roc`, each with an svg inside |
 | the command | `#update-command`, `#copy-command`, `#copied` |
+| an example image | `[data-example="0"]` with a `[data-verdict]`, and a `canvas` whose `data-marked` counts pixels |
+| a folder | `tr[data-folder="0"]` with a `[data-called]` |
+| the verdict of a check | `#verdict` |
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from shlex import quote
 from typing import Any
 
 from postproc_export.errors import UsageError, require
-from postproc_export.files import FORMATS, model_files, publishing
+from postproc_export.files import FORMATS, model_files, publishing, refuse_inputs
 from postproc_export.inspect import origin_rows
 from postproc_export.options import TailOptions
 from postproc_export.outcome import Outcome, outcome_json
+from postproc_export.prediction import Predictor
+from postproc_export.report.examples import MOST_SCORES, Gallery
 from postproc_export.report.levels import LevelView
-from postproc_export.report.page import PER, PURPOSE, about, both, command_section, level_section, page
-from postproc_export.run_options import ReportOptions
+from postproc_export.report.page import (
+    PER,
+    PURPOSE,
+    about,
+    both,
+    command_section,
+    example_section,
+    gallery_json,
+    level_section,
+    page,
+    verdict_section,
+)
+from postproc_export.run_options import PredictOptions, ReportOptions
 from postproc_export.stats import LEVELS, CalibrationStats, Level, as_stats
 from postproc_export.update import State, state_of
-from postproc_export.validation import called_like
+from postproc_export.validation import called_like, read_json, shown
 
 __all__ = ["ReportResult", "write_report"]
 
@@ -113,11 +129,14 @@ def write_report(**given: Any) -> ReportResult:
             needed="a threshold of the image or the pixel level",
             fix="calibrate with ground truth, or attach with labels",
         )
+    check = None if asked.check is None else _read_check(Path(asked.check), subject)
+    gallery, told = _run(asked, subject, views)
     from postproc_export.report.plots import compiled, plots, png
 
     drawn = {f"{level}-{name}": plot for level, view in views.items() for name, plot in plots(view).items()}
     document = {
         "levels": both(views),
+        **gallery_json(gallery),
         "per": PER,
         "update": subject.update,
         "plots": {name: compiled(plot) for name, plot in drawn.items()},
@@ -127,17 +146,72 @@ def write_report(**given: Any) -> ReportResult:
         subject.title,
         document,
         about=about(subject.rows()),
-        verdict="",
+        verdict=verdict_section(check),
         levels="\n".join(level_section(level, views.get(level), names[level]) for level in LEVELS),
-        examples="",
+        examples=example_section(gallery, told),
         command=command_section(subject.update),
     )
     pictures = {} if asked.png is None else {Path(asked.png) / f"{name}.png": png(plot) for name, plot in drawn.items()}
     _write(pictures, subject.read)
     _write({output: text.encode()}, subject.read)
     return ReportResult(
-        source=subject.source, output=output, size=len(text.encode()), state=subject.state, png=tuple(pictures)
+        source=subject.source,
+        output=output,
+        size=len(text.encode()),
+        state=subject.state,
+        png=tuple(pictures),
+        notes=told,
     )
+
+
+def _run(
+    asked: ReportOptions, subject: "_Subject", views: Mapping[Level, LevelView]
+) -> tuple[Gallery | None, tuple[str, ...]]:
+    """Run the model over the images that are to be shown, and say what was left out of them."""
+    if asked.images is None:
+        return None, ()
+    image = views.get("image")
+    boundary = subject.state.boundary("image")
+    if subject.model is None or image is None or boundary is None:
+        raise UsageError(
+            "--images would have no effect",
+            found="no model to run" if subject.model is None else "a model that calls no image anomalous",
+            needed="an attached model with labels of images, with --model",
+            fix="leave it out, or give --model",
+        )
+    wanted = {name: getattr(asked, name) for name in ("split", "preprocessing", "other_preprocessing")}
+    predictor = Predictor.open(PredictOptions(subject.model, asked.images, **wanted))
+    _refuse_read(asked, predictor)
+    total = predictor.source.count
+    gallery = Gallery(boundary, image.stats, pixel.stats if (pixel := views.get("pixel")) else None)
+    for done, prediction in enumerate(predictor.run(images=True), start=1):
+        gallery.add(prediction)
+        if asked.progress is not None:
+            asked.progress(done, total)
+    left_out = (f"{count} of {total} images are left out: {why}" for why, count in gallery.left_out.items())
+    too_many = f"more than {MOST_SCORES:,} images: the table of folders is left out"
+    return gallery, (*predictor.notes, *([too_many] if gallery.count > MOST_SCORES else []), *left_out)
+
+
+def _refuse_read(asked: ReportOptions, predictor: Predictor) -> None:
+    """Refuse to write onto an image or a mask."""
+    output = Path(asked.output)
+    read = (file for sample in predictor.source for file in (sample.image, sample.mask) if file is not None)
+    refuse_inputs([output], [file for file in read if file.name == output.name], fix="choose another path")
+
+
+def _read_check(path: Path, subject: "_Subject") -> Mapping[str, Any]:
+    """Read what ``check --json`` printed; raises UsageError where it is none, or of another file."""
+    fix = f"postproc-export check {subject.model or 'MODEL.onnx'} --json > {path}"
+    document = read_json(path, what="the check", fix=fix)
+    if not isinstance(document, Mapping) or not isinstance(document.get("passed"), bool):
+        raise UsageError(
+            f"{path} is no report of a check", found=shown(document), needed="passed, verdict, causes", fix=fix
+        )
+    checked = PurePath(str(document.get("attached"))).name
+    if subject.model is not None and checked != subject.model.name:
+        raise UsageError(f"{path} is the check of another file", found=checked, needed=subject.model.name, fix=fix)
+    return document
 
 
 def _write(contents: Mapping[Path, bytes], read: list[Path]) -> None:

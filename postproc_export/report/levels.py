@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, Final, Self, TypeAlias
 
 from postproc_export.curve import Counts, Curve, Setting, settings
@@ -11,7 +10,9 @@ from postproc_export.report.axis import ValueAxis
 from postproc_export.stats import Level, LevelStats
 from postproc_export.update import State
 
-Limits: TypeAlias = tuple[Fraction, Fraction]
+Share: TypeAlias = tuple[int, int]
+"""A part and its whole."""
+Limits: TypeAlias = tuple[Share, Share]
 """The lowest and the highest that a rate can be."""
 
 RATES: Final = ("recall", "precision", "f1", "fpr")
@@ -68,31 +69,34 @@ class LevelView:
 
 
 def rates(counts: Counts) -> dict[str, Limits | None]:
-    """Return recall, precision, F1 and false-positive rate, exact, each the lowest and highest; None over nothing."""
+    """Return recall, precision, F1 and false-positive rate, each the lowest and the highest; None over nothing."""
     (tp, most_tp), (fp, most_fp), anomalous, normal = counts.tp, counts.fp, counts.anomalous, counts.normal
     shares = {
-        "recall": (tp, anomalous, most_tp, anomalous),
-        "precision": (tp, tp + most_fp, most_tp, most_tp + fp),
-        "f1": (2 * tp, tp + most_fp + anomalous, 2 * most_tp, most_tp + fp + anomalous),
-        "fpr": (fp, normal, most_fp, normal),
+        "recall": ((tp, anomalous), (most_tp, anomalous)),
+        "precision": ((tp, tp + most_fp), (most_tp, most_tp + fp)),
+        "f1": ((2 * tp, tp + most_fp + anomalous), (2 * most_tp, most_tp + fp + anomalous)),
+        "fpr": ((fp, normal), (most_fp, normal)),
     }
-    return {
-        name: (Fraction(low, below) if below else Fraction(0), Fraction(high, above)) if above else None
-        for name, (low, below, high, above) in shares.items()
-    }
+    return {name: (low if low[1] else (0, 1), high) if high[1] else None for name, (low, high) in shares.items()}
 
 
 def percent(limits: Limits | None) -> str:
     """Return a rate for people, with two decimals at least: what is not 0 or 1 does not look so."""
     if limits is None:
         return "-"
-    texts = list(dict.fromkeys(_percent(each) for each in limits))
+    texts = list(dict.fromkeys(_percent(*each) for each in limits))
     return f"{' to '.join(texts)} %"
 
 
-def _percent(rate: Fraction) -> str:
-    texts = (f"{float(round(100 * rate, digits)):.{digits}f}" for digits in range(2, 14))
-    return next(text for text in texts if rate in (0, 1) or float(text) not in (0, 100))
+def _percent(part: int, whole: int) -> str:
+    """Return per cent rounded to the nearest, half to even."""
+    for digits in range(2, 14):
+        unit = 10**digits
+        scaled, rest = divmod(100 * unit * part, whole)
+        scaled += 2 * rest > whole or (2 * rest == whole and scaled % 2 == 1)
+        if part in (0, whole) or 0 < scaled < 100 * unit:
+            break
+    return f"{scaled // unit}.{scaled % unit:0{digits}}"
 
 
 Facts: TypeAlias = Iterator[tuple[str, str]]

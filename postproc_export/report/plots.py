@@ -48,7 +48,10 @@ def current(view: LevelView, boundary: float) -> Row:
     assert view.axis is not None, "a level with a curve has an axis"
     counts = counts_at(view.stats, boundary, view.state.narrow.get(view.level))
     assert counts is not None, "a level with a curve has counts"
-    middles = {name: None if found is None else float(sum(found) / 2) for name, found in rates(counts).items()}
+    middles = {
+        name: None if found is None else sum(part / whole for part, whole in found) / 2
+        for name, found in rates(counts).items()
+    }
     return {"place": view.axis.place(boundary), **middles}
 
 
@@ -107,8 +110,9 @@ def _bins(curve: Curve, axis: ValueAxis) -> Iterator[Row]:
         start, end = numbers[first] * width + low, (numbers[first] + 1) * width + low
         if not curve.is_complete:
             start, end = places[first], high if behind is None else places[last]
+            end = max(end, start + width / 4)
         top = curve.highest if behind is None else curve.thresholds[last]
-        part = width / max(end - start, width / 4)
+        part = width / (end - start)
         for name, counts, sign in (("normal", curve.fp, 1), ("anomalous", curve.tp, -1)):
             if count := counts[first] - counts[last]:
                 told = {"samples": f"{count:,} {name}", "from": f"{curve.thresholds[first]:.6g}", "below": f"{top:.6g}"}
@@ -121,7 +125,8 @@ def _values(view: LevelView, axis: ValueAxis, curve: Curve, now: alt.InlineData)
     tallest = max(abs(bar["height"]) for bar in bars)
     is_log = tallest >= _MANY
     ends = [max((sign * bar["height"] for bar in bars), default=0.0) for sign in (1, -1)]
-    ends = [1.25 * end if end > 0 else tallest / 8 for end in ends]
+    room = 12 if is_log else 1.25
+    ends = [room * end if end > 0 else tallest / 8 for end in ends]
     powers = [10.0**power for power in range(int(log10(tallest)) + 2)] if is_log else []
     y = alt.Y(
         "height:Q",
@@ -214,7 +219,7 @@ def _points(curve: Curve, axis: ValueAxis) -> list[Row]:
     rows = []
     for index in sorted(picked):
         found = rates(curve.at(curve.thresholds[index]))
-        known = {name: float(limits[0]) for name, limits in found.items() if limits is not None}
+        known = {name: limits[0][0] / limits[0][1] for name, limits in found.items() if limits is not None}
         rows.append({"place": axis.place(curve.thresholds[index]), **known})
     return rows
 

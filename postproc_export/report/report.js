@@ -112,7 +112,44 @@
   const draw = (name, row) => {
     for (const view of views[name] ?? []) view.data("current", [row]).runAsync();
   };
-  const listeners = []; // of the example images: (name, boundary)
+
+  /* example images and folders: decided anew on their raw values */
+  const floats = (text) => { // base64 of float32, the lowest byte first
+    const bytes = Uint8Array.from(atob(text), (each) => each.charCodeAt(0)), view = new DataView(bytes.buffer);
+    return Float32Array.from({ length: bytes.length / 4 }, (_, at) => view.getFloat32(4 * at, true));
+  };
+  for (const each of data.examples) each.raw = each.map === null ? null : floats(each.map);
+  data.folders = data.folders.map(floats);
+  const decide = (boundary) => { // images
+    data.examples.forEach(({ score, truth }, index) => {
+      const called = !(f32(score) < boundary), chip = document.querySelector(`[data-example="${index}"] [data-verdict]`);
+      const words = { true: ["missed", "found"], false: ["passed", "false alarm"], null: ["called normal", "called anomalous"] };
+      chip.textContent = words[truth][Number(called)];
+      chip.className = `chip ${truth === null ? "" : called === truth ? "right" : "wrong"}`;
+    });
+    data.folders.forEach((scores, index) => {
+      const row = document.querySelector(`[data-folder="${index}"]`);
+      const called = scores.reduce((sum, score) => sum + Number(!(score < boundary)), 0);
+      row.querySelector("[data-called]").textContent = number(called);
+      row.querySelector(".bar").style.width = `${(100 * called) / scores.length}%`;
+    });
+  };
+  const paint = (boundary) => { // masks
+    data.examples.forEach(({ raw, size: [rows, columns] }, index) => {
+      const canvas = document.querySelector(`[data-example="${index}"] canvas`);
+      if (raw === null || canvas === null) return;
+      [canvas.width, canvas.height] = [columns, rows];
+      const context = canvas.getContext("2d"), image = context.createImageData(columns, rows);
+      let marked = 0;
+      raw.forEach((value, at) => {
+        if (value < boundary) return;
+        marked++;
+        image.data.set([255, 140, 0, (at + Math.floor(at / columns)) % 3 ? 120 : 210], 4 * at);
+      });
+      context.putImageData(image, 0, 0);
+      canvas.dataset.marked = String(marked);
+    });
+  };
 
   const show = (name, text) => {
     const level = data.levels[name], value = Number(text);
@@ -139,7 +176,7 @@
       const middles = Object.entries(figures).map(([figure, [low, high]]) => [figure, low === null ? null : (low + high) / 2]);
       draw(name, { place: placeOf(level.axis, boundary), ...Object.fromEntries(middles) });
     }
-    for (const listener of listeners) listener(name, boundary);
+    if (name === "image") decide(boundary); else paint(boundary);
     command();
     tell(name);
   };
@@ -194,6 +231,8 @@
     }
     told.textContent = "Copied.";
   });
+
+  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((each) => { each.open = true; }));
 
   const embedding = Object.entries(data.plots).map(async ([id, spec]) => {
     const how = { mode: "vega", renderer: "svg", actions: false, defaultStyle: false };

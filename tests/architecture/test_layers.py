@@ -29,7 +29,7 @@ ORDER = {
         calibrator model
     """,
     "postproc_export.prediction": "attached predictor regions folder run",
-    "postproc_export.report": "axis levels plots page",
+    "postproc_export.report": "axis levels plots examples page",
     "postproc_export.check": """
         inputs assumed attached attached_files ways reference chain findings report preserved preserved_files
         contracts record tail torch_model steps whole synthetic

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from attached_files import detector, labelled
 from conftest import Invoke
 from report_stats import two_bells
 
@@ -39,3 +40,55 @@ def test_a_report_never_takes_the_place_of_what_it_reads(stats: Path, invoke: In
     assert result.exit_code == 2
     assert "error: " in result.stderr
     assert stats.read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def attached(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an attached model, its labelled images and its check."""
+    folder = tmp_path_factory.mktemp("attached model")
+    detector(folder, ir=False)
+    labelled(folder / "images")
+    return folder
+
+
+def check_json(path: Path, attached: str, **more: object) -> Path:
+    """Write what a check printed, as far as a report reads it."""
+    document = {"passed": False, "verdict": "FAILED: x", "causes": [{"what": "<labels> flip", "fix": "update it"}]}
+    path.write_text(json.dumps(document | {"attached": attached} | more))
+    return path
+
+
+def test_a_model_shows_its_images(attached: Path, tmp_path: Path, invoke: Invoke) -> None:
+    """A model in place of statistics is enough; its images, folders and the verdict of its check are on the page."""
+    model = next(attached.glob("*.post.onnx"))
+    check = check_json(tmp_path / "check.json", f"elsewhere/{model.name}")
+    arguments = ("report", model, "--images", attached / "images", "--check", check)
+    result = invoke(*arguments, "-o", tmp_path / "report.html")
+    assert result.exit_code == 0, result.stderr
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count('class="example"') >= 4
+    assert page.count("<tr data-folder=") == 2
+    assert "&lt;labels&gt; flip" in page
+    assert "<labels>" not in page
+    assert f"postproc-export update '{model}'" in page
+    assert "all that it shows" in page
+
+
+def test_what_does_not_belong_together_is_refused(attached: Path, stats: Path, tmp_path: Path, invoke: Invoke) -> None:
+    """Statistics of another model, the check of another file, a check that is none, and images without a model."""
+    model, output = next(attached.glob("*.post.onnx")), tmp_path / "report.html"
+    other = check_json(tmp_path / "other.json", "other.onnx")
+    empty = tmp_path / "empty.json"
+    empty.write_text("{}")
+    for arguments, found in (
+        ((stats, "--model", model), "the statistics are not those of"),
+        ((model, "--model", model), "is a model, and --model"),
+        ((model, "--check", other), "is the check of another file"),
+        ((model, "--check", empty), "is no report of a check"),
+        ((stats, "--images", attached / "images"), "--images would have no effect"),
+        ((stats, "--preset", "unit"), "--preset without images"),
+    ):
+        result = invoke("report", *arguments, "-o", output)
+        assert result.exit_code == 2
+        assert found in result.stderr
+    assert not output.exists()

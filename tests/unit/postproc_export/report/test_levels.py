@@ -1,20 +1,19 @@
 """What a report knows of a level: every setting, and figures that are those of the curve."""
 
 from bisect import bisect_right
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
-from report_stats import stats_of, two_bells
+from report_stats import stats_of, thinned, two_bells
 
 from postproc_export.curve import Counts, counts_at
-from postproc_export.errors import MetadataError
+from postproc_export.errors import CalibrationError, MetadataError
 from postproc_export.float32 import Half, ranked, to_float32
 from postproc_export.options import TailOptions
-from postproc_export.report.levels import LevelView, facts, percent, rates
+from postproc_export.report.levels import LevelView, Limits, facts, percent, rates
 from postproc_export.stats import CalibrationStats, Comparison, decision_boundary
 from postproc_export.update import State
 
@@ -37,7 +36,7 @@ def agrees(stats: CalibrationStats, comparison: Comparison, half: Half | None, s
     assert view is not None
     document, compared = view.to_json(), 0
     begins = [to_float32(each) for each in document["least"]]
-    for sensitivity in [0.0, 0.5, 1.0, *sensitivities, *begins[:50], *document["decimal"][:50]]:
+    for sensitivity in [0.0, 0.5, 1.0, *sensitivities, *begins[:30], *document["decimal"][-30:]]:
         try:
             boundary = decision_boundary(level, sensitivity=sensitivity, comparison=comparison, dtype=half or "float32")
         except MetadataError:  # subnormal
@@ -51,26 +50,24 @@ def agrees(stats: CalibrationStats, comparison: Comparison, half: Half | None, s
 
 @pytest.mark.parametrize("comparison", ["ge", "gt"])
 @pytest.mark.parametrize("half", [None, "float16", "bfloat16"])
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(normal=VALUES, anomalous=VALUES, sensitivities=st.lists(st.floats(0, 1), max_size=20))
 def test_every_sensitivity_shows_what_the_curve_counts(
     comparison: Comparison, half: Half | None, normal: list[float], anomalous: list[float], sensitivities: list[float]
 ) -> None:
     """At any sensitivity, listed or not, the page's counts are those of the boundary, for every rule and host."""
-    if len({to_float32(each) for each in (*normal, *anomalous)}) < 2:
-        return
     try:
         stats = stats_of(normal, anomalous)
-    except MetadataError:
-        return
+    except CalibrationError:  # the values are too near to one another for a range
+        reject()
     assert agrees(stats, comparison, half, sensitivities) >= 3
 
 
 @pytest.mark.parametrize("half", [None, "float16", "bfloat16"])
 def test_a_thinned_curve_shows_between_which_counts_the_truth_lies(half: Half | None) -> None:
     """Of more samples than the curve has points the fewest and the most are shown, and exact ones at its thresholds."""
-    stats = two_bells(3000, level="pixel")
-    assert agrees(stats, "ge", half, np.random.default_rng(1).uniform(0.3, 0.7, 200).tolist()) > 200
+    stats = thinned()
+    assert agrees(stats, "ge", half, np.random.default_rng(1).uniform(0.3, 0.7, 100).tolist()) > 100
     view = LevelView.of("pixel", State(stats))
     assert view is not None
     kinds = {each.counts.tp[0] == each.counts.tp[1] for each in view.settings}
@@ -92,16 +89,15 @@ def test_settings_are_apart() -> None:
 
 def test_rates_are_exact_fractions() -> None:
     """Rates are those of the counts; of limits the lowest and the highest that each can be."""
-    found = rates(Counts((3, 3), (1, 1), 4, 10))
-    assert found == {
-        "recall": (Fraction(3, 4),) * 2,
-        "precision": (Fraction(3, 4),) * 2,
-        "f1": (Fraction(6, 8),) * 2,
-        "fpr": (Fraction(1, 10),) * 2,
+    assert rates(Counts((3, 3), (1, 1), 4, 10)) == {
+        "recall": ((3, 4),) * 2,
+        "precision": ((3, 4),) * 2,
+        "f1": ((6, 8),) * 2,
+        "fpr": ((1, 10),) * 2,
     }
     limits = rates(Counts((2, 3), (0, 5), 4, 10))
-    assert limits["precision"] == (Fraction(2, 7), Fraction(1))
-    assert limits["f1"] == (Fraction(4, 11), Fraction(6, 7))
+    assert limits["precision"] == ((2, 7), (3, 3))
+    assert limits["f1"] == ((4, 11), (6, 7))
     assert rates(Counts((0, 0), (0, 0), 4, 0))["precision"] is None
     assert rates(Counts((0, 0), (0, 0), 4, 0))["fpr"] is None
 
@@ -110,14 +106,15 @@ def test_rates_are_exact_fractions() -> None:
     ("limits", "text"),
     [
         (None, "-"),
-        ((Fraction(4, 5), Fraction(4, 5)), "80.00 %"),
-        ((Fraction(0), Fraction(1)), "0.00 to 100.00 %"),
-        ((Fraction(1, 10**9), Fraction(1, 10**9)), "0.0000001 %"),
-        ((Fraction(999_999, 10**6),) * 2, "99.9999 %"),
-        ((Fraction(1, 3), Fraction(33_333, 10**5)), "33.33 %"),
+        (((4, 5), (4, 5)), "80.00 %"),
+        (((0, 3), (7, 7)), "0.00 to 100.00 %"),
+        (((1, 10**9), (1, 10**9)), "0.0000001 %"),
+        (((999_999, 10**6),) * 2, "99.9999 %"),
+        (((1, 3), (33_333, 10**5)), "33.33 %"),
+        (((1, 32), (1, 32)), "3.12 %"),  # 3.125: half to even
     ],
 )
-def test_what_is_not_all_does_not_look_so(limits: tuple[Fraction, Fraction] | None, text: str) -> None:
+def test_what_is_not_all_does_not_look_so(limits: Limits | None, text: str) -> None:
     """A rate has two decimals, or as many as tell it from 0 and from 1."""
     assert percent(limits) == text
 
