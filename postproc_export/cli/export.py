@@ -97,11 +97,11 @@ def demo(
         Path, Parameter(name=("--output", "-o"), help="Folder to write: a new or empty one, or an earlier demo's.")
     ] = Path("postproc-export-demo"),
 ) -> Outcome:
-    """Calibrate, attach and check a small detector on real photos, with no download, in about half a minute.
+    """Calibrate, attach, check and run a small detector on real photos, with no download, in less than a minute.
 
     Example: postproc-export demo --output postproc-export-demo
     """
     from postproc_export.demo.run import run_demo
 
-    remark("running the demo: about half a minute on two free cores; nothing is downloaded")
+    remark("running the demo: less than a minute on two free cores; nothing is downloaded")
     return run_demo(output, tell=lambda step, what: say(f"{step:<10}{what}"))

@@ -4,7 +4,7 @@ The photos are three texture images that scikit-image installs with itself; noth
 piece of the gravel photo as it is. A defect is drawn into a crop, and its mask is the set of pixels it was drawn on.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -221,11 +221,31 @@ def claim(folder: Path, files: Iterable[PurePosixPath]) -> None:
                 raise FileError(
                     f"{folder / file} is in the demo's way, and no demo wrote it", fix=f"move it, or {_ELSEWHERE}"
                 )
-        for file in old:
-            (folder / file).unlink(missing_ok=True)
+        _remove(folder, old)
         for parent in {(folder / file).parent for file in new}:
             parent.mkdir(parents=True, exist_ok=True)
-        (folder / MARKER).write_text("\n".join([_HEADER, *map(str, new)]) + "\n", encoding="utf-8")
+        _list(folder, new)
+
+
+def claim_written(folder: Path, name: str) -> None:
+    """Take a file, or all files of a folder, for the demo's: something else wrote them for it, into its folder."""
+    with _explained(folder):
+        paths = [folder / name, *(folder / name).rglob("*")]
+        written = {PurePosixPath(path.relative_to(folder)) for path in paths if path.is_file()}
+        _list(folder, own_files(folder) | written)
+
+
+def _list(folder: Path, files: Iterable[PurePosixPath]) -> None:
+    (folder / MARKER).write_text("\n".join([_HEADER, *sorted(map(str, files))]) + "\n", encoding="utf-8")
+
+
+def _remove(folder: Path, files: Collection[PurePosixPath]) -> None:
+    """Remove files, and the folders that are empty then."""
+    for file in files:
+        (folder / file).unlink(missing_ok=True)
+    for parent in sorted({parent for file in files for parent in file.parents} - {PurePosixPath()}, reverse=True):
+        with suppress(OSError):  # the user has put something there
+            (folder / parent).rmdir()
 
 
 def own_files(folder: Path) -> frozenset[PurePosixPath]:
@@ -260,14 +280,7 @@ def whole_or_nothing(folder: Path) -> Iterator[None]:
         if is_whole:
             return
         with suppress(OSError):
-            files = own_files(folder)
-            for file in files:
-                (folder / file).unlink(missing_ok=True)
-            for parent in sorted(
-                {parent for file in files for parent in file.parents} - {PurePosixPath()}, reverse=True
-            ):
-                with suppress(OSError):  # the user has put something there
-                    (folder / parent).rmdir()
+            _remove(folder, own_files(folder))
             (folder / MARKER).unlink(missing_ok=True)  # the list goes last
 
     with folder_made_for(folder / MARKER), claimed([folder]), orderly_end(), Undoing(undo):

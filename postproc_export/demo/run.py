@@ -24,6 +24,7 @@ from postproc_export.demo.data import (
     Gray,
     Split,
     claim,
+    claim_written,
     image_files,
     load_photos,
     make_crops,
@@ -35,8 +36,10 @@ from postproc_export.errors import require
 from postproc_export.export.exporter import INPUT, RawModule, parse_axes, write_ir, write_onnx
 from postproc_export.images import Preprocessing
 from postproc_export.outcome import Outcome, outcome_json
+from postproc_export.prediction.run import predict_folder
 from postproc_export.process import quiet_logger
 from postproc_export.record import AttachResult
+from postproc_export.report import write_report
 from postproc_export.runtimes import open_runner
 from postproc_export.stats import LEVELS, LevelStats
 
@@ -148,7 +151,10 @@ def _draw_column(
 
 Tell = Callable[[str, str], None]
 
-PACKAGES: Final = ("torch", "onnxscript", "onnxruntime", "openvino", "skimage", "PIL.Image", "matplotlib")
+PACKAGES: Final = (
+    *("torch", "onnxscript", "onnxruntime", "openvino", "skimage", "PIL.Image", "matplotlib"),
+    *("scipy", "altair", "vl_convert"),
+)
 DETECTOR: Final = "postproc_export.demo.factory:detector"
 GOOD_CROPS: Final = 30
 CROPS_EACH_DEFECT: Final = 10
@@ -156,6 +162,7 @@ LABELLED: Final[tuple[Split, ...]] = ("validation", "test")
 
 RAW_ONNX, RAW_IR, STATISTICS = "raw.onnx", "raw.xml", "statistics.json"
 ATTACHED_ONNX, ATTACHED_IR, PICTURE = "attached.onnx", "attached.xml", "picture.png"
+PREDICTIONS, REPORT = "predictions/", "report.html"
 FILES: Final = {
     "validation/": "labelled crops to calibrate on, with masks, in MVTec AD's layout",
     "test/": "labelled crops that neither fit nor calibration has seen",
@@ -165,6 +172,8 @@ FILES: Final = {
     ATTACHED_ONNX: "the deployable model: normalised scores and maps, labels and masks",
     ATTACHED_IR: "the same as OpenVINO IR, with attached.bin",
     PICTURE: "both models at work on some test crops",
+    PREDICTIONS: "what the deployable model decides of test/: a table, and where it marks the crops",
+    REPORT: "what every sensitivity finds: open it in a browser and move the boundary",
 }
 _WEIGHTS: Final = ("raw.bin", "attached.bin")
 
@@ -196,18 +205,20 @@ class DemoResult(Outcome):
 
 
 def commands(folder: Path) -> tuple[str, ...]:
-    """Return the three commands that do the same with any model; as they stand they work on the demo's files."""
+    """Return the commands that do the same with any model; as they stand they work on the demo's files."""
     at = {name: shlex.quote(str(folder / name)) for name in FILES}
     return (
         f"postproc-export calibrate {at[RAW_ONNX]} --images {at['validation/']} --image-size {CROP_SIZE}"
         f" -o {at[STATISTICS]}",
         f"postproc-export attach {at[RAW_ONNX]} --stats {at[STATISTICS]} -o {at[ATTACHED_ONNX]}",
         f"postproc-export check {at[ATTACHED_ONNX]} --torch {DETECTOR} --raw {at[RAW_ONNX]} --images {at['test/']}",
+        f"postproc-export predict {at[ATTACHED_ONNX]} {at['test/']} -o {at[PREDICTIONS]}",
+        f"postproc-export report {at[STATISTICS]} --model {at[ATTACHED_ONNX]} -o {at[REPORT]}",
     )
 
 
 def run_demo(folder: Path, *, tell: Tell) -> DemoResult:
-    """Fit, export, calibrate, attach and check the demo's detector, and draw its picture.
+    """Fit, export, calibrate, attach and check the demo's detector, run it, and report what it decides.
 
     The folder is a new or empty one, or that of an earlier run, whose files are replaced. `tell` is called after each
     step with its name and one sentence on its outcome. Raises MissingDependencyError if a package of the extra `demo`
@@ -247,7 +258,16 @@ def run_demo(folder: Path, *, tell: Tell) -> DemoResult:
         separation, decisions = evaluate(test_crops, before, after)
         tell("test", f"on the test crops, {separation}")
         tell("", f"{ATTACHED_ONNX} finds {decisions}")
+        _show(folder, tell=tell)
     return DemoResult(folder=folder, attached=results[0], reports=tuple(reports))
+
+
+def _show(folder: Path, *, tell: Tell) -> None:
+    """Predict the test crops with the attached file, and report every sensitivity."""
+    attached, test = folder / ATTACHED_ONNX, folder / "test"
+    tell("predict", predict_folder(attached, test, output=folder / PREDICTIONS).headline())
+    claim_written(folder, PREDICTIONS)
+    tell("report", write_report(folder / STATISTICS, model=attached, output=folder / REPORT).headline())
 
 
 def _write_crops(folder: Path, *, tell: Tell) -> Sequence[Crop]:

@@ -73,11 +73,11 @@ def test_the_raw_ir_is_not_compressed(demo: tuple[Path, subprocess.CompletedProc
 
 
 def test_the_printed_commands_work_as_they_stand(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    """The three commands run in order on the demo's files, and give the same statistics and files again."""
+    """The commands run in order on the demo's files, and give the same statistics and files again."""
     home, finished = demo
     folder = home / "postproc-export-demo"
     commands = [line.strip() for line in finished.stdout.splitlines() if line.strip().startswith("postproc-export ")]
-    assert [command.split()[1] for command in commands] == ["calibrate", "attach", "check"]
+    assert [command.split()[1] for command in commands] == ["calibrate", "attach", "check", "predict", "report"]
     before, stats = sorted(snapshot(folder)), CalibrationStats.load(folder / "statistics.json")
     for command in commands:
         repeated = run_command(*shlex.split(command)[1:], cwd=home)

@@ -284,6 +284,20 @@ def test_a_second_claim_removes_only_the_demos_own_files(tmp_path: Path) -> None
     assert left == [data.MARKER, "mine.txt", "test/good/mine.png"]
 
 
+def test_what_something_else_wrote_for_the_demo_is_its_own_too(tmp_path: Path) -> None:
+    """A file, or all files of a folder: the next claim removes them, and the folders that are empty then."""
+    data.claim(tmp_path, FIRST)
+    for name in ("report.html", "more/a/1.csv", "more/b/2.csv", "other/mine.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x", encoding="utf-8")
+    for name in ("report.html", "more"):
+        data.claim_written(tmp_path, name)
+    (tmp_path / "more" / "b" / "mine.txt").write_text("x", encoding="utf-8")
+    data.claim(tmp_path, FIRST)
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.name != data.MARKER)
+    assert left == ["more", "more/b", "more/b/mine.txt", "other", "other/mine.txt", "test", "test/good"]
+
+
 def test_a_folder_of_others_is_refused(tmp_path: Path) -> None:
     """A folder with files that no demo wrote is left as it is."""
     (tmp_path / "thesis.tex").write_text("x", encoding="utf-8")
@@ -395,10 +409,12 @@ def test_the_demo_speaks_json_and_can_be_quiet(
 
 def test_commands_quote_the_folder() -> None:
     """The commands can be pasted into a shell whatever the folder is called."""
-    calibrate, attach, check = commands(Path("my demo"))
+    calibrate, attach, check, predict, report = commands(Path("my demo"))
     assert calibrate.startswith("postproc-export calibrate 'my demo/raw.onnx' --images 'my demo/validation'")
     assert attach.endswith("-o 'my demo/attached.onnx'")
     assert check.endswith("--raw 'my demo/raw.onnx' --images 'my demo/test'")
+    assert predict == "postproc-export predict 'my demo/attached.onnx' 'my demo/test' -o 'my demo/predictions'"
+    assert report.endswith("--model 'my demo/attached.onnx' -o 'my demo/report.html'")
     assert "picture.png" in FILES
 
 
