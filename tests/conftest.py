@@ -1,10 +1,12 @@
 """What all tests share: hypothesis profiles, the demo's files, the command line in process."""
 
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -19,6 +21,22 @@ hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
 hypothesis.settings.register_profile("fast", deadline=None, max_examples=10)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=2000, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Let one process run all files that ask for the demo, which takes long, and else any process the next file."""
+    from xdist.scheduler import LoadFileScheduling
+
+    files = Path(__file__).parent.rglob("test_*.py")
+    of_demo = {path.name for path in files if re.search(r"\bdemo(_folder)?: ", path.read_text(encoding="utf-8"))}
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::", 1)[0]
+            return "demo" if Path(file).name in of_demo else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
