@@ -152,8 +152,13 @@ def write_report(**given: Any) -> ReportResult:
         command=command_section(subject.update),
     )
     pictures = {} if asked.png is None else {Path(asked.png) / f"{name}.png": png(plot) for name, plot in drawn.items()}
-    _write(pictures, subject.read)
-    _write({output: text.encode()}, subject.read)
+    if asked.png is not None and not pictures:
+        found, fix = "statistics without a curve, of which nothing can be drawn", "leave it out, or calibrate again"
+        raise UsageError("--png would have no effect", found=found, fix=fix)
+    with publishing([output], inputs=subject.read) as publication:
+        publication.temporary(output).write_text(text, encoding="utf-8")
+        if pictures:
+            _write(pictures, subject.read)
     return ReportResult(
         source=subject.source,
         output=output,
@@ -188,7 +193,7 @@ def _run(
         gallery.add(prediction)
         if asked.progress is not None:
             asked.progress(done, total)
-    left_out = (f"{count} of {total} images are left out: {why}" for why, count in gallery.left_out.items())
+    left_out = [f"{gallery.unusable} of {total} images are left out, the first: {why}" for why in gallery.left_out]
     too_many = f"more than {MOST_SCORES:,} images: the table of folders is left out"
     return gallery, (*predictor.notes, *([too_many] if gallery.count > MOST_SCORES else []), *left_out)
 
@@ -214,12 +219,11 @@ def _read_check(path: Path, subject: "_Subject") -> Mapping[str, Any]:
     return document
 
 
-def _write(contents: Mapping[Path, bytes], read: list[Path]) -> None:
-    """Write files of one folder, all or none."""
-    if contents:
-        with publishing([*contents], inputs=read) as publication:
-            for path, content in contents.items():
-                publication.temporary(path).write_bytes(content)
+def _write(pictures: Mapping[Path, bytes], read: list[Path]) -> None:
+    """Write the pictures of a folder, all or none."""
+    with publishing([*pictures], inputs=read) as publication:
+        for path, picture in pictures.items():
+            publication.temporary(path).write_bytes(picture)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 import base64
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappush, heappushpop
@@ -63,17 +63,16 @@ class Gallery:
     def __init__(self, boundary: float, image: LevelStats, pixel: LevelStats | None) -> None:
         self.boundary, self.image, self.pixel = boundary, image, pixel
         self.scores: dict[tuple[str, bool | None], list[float]] = defaultdict(list)
-        self.left_out: Counter[str] = Counter()
+        self.left_out: list[str] = []  # why an image is not shown: the first reason
         self.count = 0
+        self.unusable = 0
         self._kept: dict[str, list[tuple[float, int, Example]]] = defaultdict(list)
 
     def add(self, prediction: Prediction) -> None:
         """Look at one prediction, and keep what is worth it."""
-        if prediction.error is not None:
-            self.left_out[prediction.error] += 1
-            return
-        if prediction.raw_score is None:
-            self.left_out["the file gives no raw score"] += 1
+        if prediction.error is not None or prediction.raw_score is None:
+            self.unusable += 1
+            self.left_out = self.left_out or [prediction.error or "the file gives no raw score"]
             return
         score = to_float32(prediction.raw_score)
         self.count += 1

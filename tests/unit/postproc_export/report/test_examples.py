@@ -58,11 +58,11 @@ def test_a_score_that_is_no_number_is_anomalous() -> None:
 
 
 def test_what_cannot_be_used_is_counted() -> None:
-    """An image with an error or without a raw score is left out, and the reason is kept."""
+    """Images with an error or without a raw score are left out and counted; the first reason is kept, not all."""
     kept = gallery()
     kept.add(Prediction(path=Path("a.png"), error="not an image"))
     kept.add(Prediction(path=Path("b.png"), label=True))
-    assert dict(kept.left_out) == {"not an image": 1, "the file gives no raw score": 1}
+    assert (kept.unusable, kept.left_out) == (2, ["not an image"])
     assert (kept.count, [*kept.chosen()]) == (0, [])
 
 
