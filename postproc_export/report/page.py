@@ -257,7 +257,8 @@ def verdict_section(check: Mapping[str, Any] | None) -> str:
     if check is None:
         return ""
     has_passed = check["passed"] is True
-    causes = [cause for cause in check.get("causes") or () if isinstance(cause, Mapping)]
+    listed = check.get("causes")
+    causes = [cause for cause in listed if isinstance(cause, Mapping)] if isinstance(listed, list) else []
     told = ((html_text(str(cause.get("what"))), html_text(str(cause.get("fix")))) for cause in causes)
     items = "".join(f"<li>{what}<br><span>mend: {fix}</span></li>" for what, fix in told)
     sign = "passed" if has_passed else "failed"

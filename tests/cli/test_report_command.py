@@ -71,7 +71,9 @@ def test_a_model_shows_its_images(attached: Path, tmp_path: Path, invoke: Invoke
     assert "&lt;labels&gt; flip" in page
     assert "<labels>" not in page
     assert f"postproc-export update '{model}'" in page
-    assert "all that it shows" in page
+    odd = check_json(tmp_path / "odd.json", model.name, causes=5, passed=True)
+    assert invoke("report", model, "--check", odd, "-o", tmp_path / "report.html").exit_code == 0
+    assert "Check passed" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_what_does_not_belong_together_is_refused(attached: Path, stats: Path, tmp_path: Path, invoke: Invoke) -> None:
@@ -87,6 +89,7 @@ def test_what_does_not_belong_together_is_refused(attached: Path, stats: Path, t
         ((model, "--check", empty), "is no report of a check"),
         ((stats, "--images", attached / "images"), "--images would have no effect"),
         ((stats, "--preset", "unit"), "--preset without images"),
+        ((model, "--png", tmp_path / "plots"), "--png would have no effect"),
     ):
         result = invoke("report", *arguments, "-o", output)
         assert result.exit_code == 2
