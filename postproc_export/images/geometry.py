@@ -120,15 +120,27 @@ class Placement(NamedTuple):
     columns: Line
 
     def on_image(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return a map or mask, (H, W), at the image's size; where the model saw no pixel it is 0, or False."""
-        placed = np.zeros(self.size, values.dtype)
-        placed[self.rows.seen, self.columns.seen] = values[np.ix_(self.rows.under, self.columns.under)]
+        """Return a map, (H, W), or its colors, (H, W, 3), at the image's size; where the model saw no pixel it is 0."""
+        placed = np.zeros((*self.size, *values.shape[2:]), values.dtype)
+        # Columns first, of the few rows that the map has: whole rows are copied at once then.
+        placed[self.rows.seen, self.columns.seen] = values.take(self.columns.under, 1).take(self.rows.under, 0)
         return placed
+
+    def at_size(self, size: Size) -> "Placement":
+        """Return where the map lies on the same image of another size."""
+        lines = zip((self.rows, self.columns), self.size, size, strict=True)
+        return Placement(size, *(_resampled(*each) for each in lines))
 
     @property
     def seen(self) -> tuple[slice, slice]:
         """The part of the image that the map covers: rows and columns."""
         return self.rows.seen, self.columns.seen
+
+
+def _resampled(line: Line, length: int, target: int) -> Line:
+    centers = under_centers(length, target)
+    first, last = np.searchsorted(centers, [line.seen.start, line.seen.stop])
+    return Line(slice(int(first), int(last)), line.under[centers[first:last] - line.seen.start])
 
 
 def place_map(image: Size, axes: tuple[Axis, Axis], *, map_crop: Size | None, map_size: Size) -> Placement:

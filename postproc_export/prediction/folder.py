@@ -5,6 +5,7 @@ import heapq
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from postproc_export.errors import FileError, UsageError
 from postproc_export.images.layouts import SUFFIXES
-from postproc_export.images.pictures import Tile, heatmap, overlay, save_png, sheet, thumbnail
+from postproc_export.images.pictures import Tile, heatmap, overlay, reduced, save_png, sheet, thumbnail
 from postproc_export.prediction.predictor import Prediction
 from postproc_export.prediction.regions import Box, find_regions
 
@@ -99,7 +100,7 @@ class FolderWriter:
         self.folder, self.pictures = folder, pictures
         self._base, self._tiles = base, tiles
         self._made = set[Path]()
-        self._worst: list[tuple[float, int, Tile]] = []
+        self._worst: list[tuple[float, int, Prediction]] = []
         self._count = 0
 
     def rows(self, drawn: Iterable[Drawn]) -> Iterator[Prediction]:
@@ -131,7 +132,8 @@ class FolderWriter:
 
     def worst(self) -> list[Tile]:
         """Return the most anomalous images so far, the worst first."""
-        return [tile for *_, tile in sorted(self._worst, key=lambda item: (-item[0], -item[1]))]
+        worst = sorted(self._worst, key=lambda item: (-item[0], -item[1]))
+        return [_tile(prediction, self._base) for *_, prediction in worst]
 
     def finish(self) -> None:
         """Write the sheet of the most anomalous images."""
@@ -145,7 +147,9 @@ class FolderWriter:
             return
         place = (float("inf") if np.isnan(rank) else rank, -self._count)  # of equal ones the first
         if len(self._worst) < self._tiles or place > self._worst[0][:2]:
-            entry = (*place, _tile(prediction, self._base))
+            image = prediction.image
+            assert image is not None, "the images were asked for"
+            entry = (*place, replace(prediction, image=reduced(image, _SIDE)))
             (heapq.heappush if len(self._worst) < self._tiles else heapq.heapreplace)(self._worst, entry)
 
 
@@ -165,18 +169,18 @@ def _tile(prediction: Prediction, base: Path) -> Tile:
 def _picture(picture: Picture, prediction: Prediction) -> Any:
     """Return a picture in the image's own size; None where the file does not give what it shows."""
     placement, unit, mask = prediction.placement, prediction.map, prediction.mask
-    laid = None if mask is None or placement is None else placement.on_image(mask)
-    if picture == "mask":
-        return None if laid is None else np.where(laid, np.uint8(255), np.uint8(0))
-    values = None if unit is None or placement is None else placement.on_image(unit)
-    seen = (slice(0), slice(0)) if placement is None else placement.seen
     if picture == "overlay":
-        return overlay(prediction.pixels, values, laid, seen=seen)
-    if values is None:
+        pixels = prediction.pixels
+        if placement is None:
+            return pixels
+        placement = placement.at_size(pixels.shape[:2]) if pixels.shape[:2] != placement.size else placement
+    if placement is None:
         return None
-    drawn = np.zeros((*values.shape, 3), np.uint8)
-    drawn[seen] = heatmap(values[seen])
-    return drawn
+    if picture == "mask":
+        return None if mask is None else placement.on_image(np.where(mask, np.uint8(255), np.uint8(0)))
+    colors = None if unit is None else placement.on_image(heatmap(unit))
+    laid = None if mask is None or picture == "map" else placement.on_image(mask)
+    return colors if picture == "map" else overlay(pixels, colors, laid, seen=placement.seen)
 
 
 def _row(prediction: Prediction, regions: tuple[int, list[Box]] | None) -> tuple[str, ...]:

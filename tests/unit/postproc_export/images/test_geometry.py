@@ -64,3 +64,19 @@ def test_what_is_laid_on_the_image_comes_back_to_the_map() -> None:
             assert set(np.unique(placement.on_image(values))) >= set(np.unique(values))
         assert (np.diff(placement.rows.under) >= 0).all()
         assert len(placement.rows.under) == placement.rows.seen.stop - placement.rows.seen.start
+
+
+def test_the_same_image_smaller_and_larger() -> None:
+    """The map lies on the same part of it; at its own size nothing changes."""
+    placement = placed(Preprocessing(size=(8, 8), crop=(4, 4)), (16, 32), (4, 4))
+    ones = np.ones((4, 4), bool)
+    for size, rows, columns in (
+        ((8, 16), (2, 6), (4, 12)),
+        ((32, 64), (8, 24), (16, 48)),
+        ((16, 32), (4, 12), (8, 24)),
+    ):
+        expected = np.zeros(size, bool)
+        expected[slice(*rows), slice(*columns)] = True
+        np.testing.assert_array_equal(placement.at_size(size).on_image(ones), expected)
+    values = np.arange(16.0).reshape(4, 4)
+    np.testing.assert_array_equal(placement.at_size((16, 32)).on_image(values), placement.on_image(values))

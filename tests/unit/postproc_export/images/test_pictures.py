@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from postproc_export.images.pictures import COLORS, heatmap, overlay, save_png, sheet, thumbnail
+from postproc_export.images.pictures import COLORS, heatmap, overlay, reduced, save_png, sheet, thumbnail
 
 
 def luminance(colors: np.ndarray) -> np.ndarray:
@@ -35,7 +35,7 @@ def test_the_scale_can_be_read_without_color() -> None:
 def test_an_overlay_draws_only_where_the_model_saw() -> None:
     """The image stays as it is beside that; without a map it does everywhere, and it is never written to."""
     image = np.full((6, 6, 3), 100, np.uint8)
-    drawn = overlay(image, np.ones((6, 6), np.float32), seen=(slice(1, 4), slice(2, 6)))
+    drawn = overlay(image, heatmap(np.ones((6, 6))), seen=(slice(1, 4), slice(2, 6)))
     changed = (drawn != 100).any(axis=2)
     expected = np.zeros((6, 6), bool)
     expected[1:4, 2:6] = True
@@ -60,6 +60,8 @@ def test_a_mask_has_a_black_line_inside_and_a_white_one_outside() -> None:
 def test_a_thumbnail_fits_its_square(size: tuple[int, int], shown: tuple[int, int]) -> None:
     """A small image is repeated, a large one resized."""
     assert thumbnail(np.zeros((*size, 3), np.uint8), 50).shape == (*shown, 3)
+    height, width, _ = np.asarray(reduced(Image.new("RGB", size[::-1]), 50)).shape
+    assert max(height, width) == max(size) if max(size) < 100 else 50 <= max(height, width) < 100
 
 
 def test_a_sheet_has_every_tile_and_its_lines(tmp_path: Path) -> None:
