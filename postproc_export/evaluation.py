@@ -101,14 +101,25 @@ class Evaluation:
         Raises
         ------
         UsageError
-            If a mask has another size than the map, or some images have raw values and some have not.
+            If a mask has another size than the map or is not bool, or some images have raw values and some have not.
         """
+        if truth is not None:
+            arrays = {
+                "map": unit_map,
+                "raw map": raw_map,
+                "mask of the file": decided_mask,
+                "mask of what is shown": shown,
+            }
+            _check_masks(group, truth, arrays)
         self._found = None
         self._images["total"] += 1
         known = "unlabelled" if label is None else "anomalous" if label else "normal"
         self._images[known] += 1
         if seconds is not None:
             self._seconds.add(seconds, is_anomalous=False)
+        if decided and any(values is not None and np.isnan(values).any() for values in (raw_map, unit_map)):
+            # what guards the score: a NaN in the map counts as a NaN in the score, which the raw one does not show
+            raw_score, score = (None if value is None else float("nan") for value in (raw_score, score))
         if label is not None:
             self._levels["image"].add_score(group, label, score, raw_score, decided)
         if truth is not None:
@@ -218,20 +229,6 @@ class _Seen:
         raw_map: FloatArray | None,
         decided_mask: BoolArray | None,
     ) -> None:
-        for name, other in (
-            ("map", unit_map),
-            ("raw map", raw_map),
-            ("mask of the file", decided_mask),
-            ("shown", shown),
-        ):
-            if other is not None and other.shape != truth.shape:
-                raise UsageError(
-                    f"the truth of an image in '{group}' has another size than the {name}",
-                    found="x".join(map(str, truth.shape)),
-                    needed="x".join(map(str, other.shape)),
-                    fix="bring the mask to the size of the map first",
-                )
-
         def pixels(values: Any) -> Any:
             return values.ravel() if shown is None else values[shown]
 
@@ -298,6 +295,22 @@ class _Seen:
             areas=ranking.areas(),
             promise=promise,
         )
+
+
+def _check_masks(group: str, truth: BoolArray, arrays: Mapping[str, NDArray[Any] | None]) -> None:
+    """Raise UsageError unless all arrays of an image have one size, and its masks are bool."""
+    given = {"truth": truth} | {name: array for name, array in arrays.items() if array is not None}
+    for name, array in given.items():
+        if array.shape != truth.shape:
+            raise UsageError(
+                f"the truth of an image in '{group}' has another size than the {name}",
+                found="x".join(map(str, truth.shape)),
+                needed="x".join(map(str, array.shape)),
+                fix="bring the mask to the size of the map first",
+            )
+        if "map" not in name and array.dtype != np.bool_:
+            what = f"the {name} of an image in '{group}' is no mask"
+            raise UsageError(what, found=str(array.dtype), needed="bool", fix="compare it with 0 first: mask > 0")
 
 
 def regions_of(mask: BoolArray) -> NDArray[np.int32]:

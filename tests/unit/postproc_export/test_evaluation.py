@@ -247,6 +247,17 @@ def test_a_nan_is_the_most_anomalous_value() -> None:
     assert [note for note in result.notes if "1 of the images have the value NaN" in note]
 
 
+@pytest.mark.parametrize("guarded", [True, False])
+def test_a_nan_in_the_map_is_one_of_the_score_where_the_file_guards(guarded: bool) -> None:
+    """The raw score does not show what made the file call the image anomalous; without the guard it stands as it is."""
+    evaluation = Evaluation()
+    spoilt = np.full(SIZE, np.nan, np.float32)
+    evaluation.add(group="good", label=False, raw_score=5.0, decided=True, raw_map=np.ones(SIZE, np.float32))
+    evaluation.add(group="crack", label=True, raw_score=0.1, decided=guarded, raw_map=spoilt)
+    level = evaluation.result().to_json()["levels"]["image"]
+    assert (level["auroc"]["value"], level["n_nan"]) == ((1.0, 1) if guarded else (0.0, 0))
+
+
 def test_one_class_has_no_area(data: list[Image]) -> None:
     """Normal images alone: a false-positive rate, and no number where none is defined."""
     result = evaluated([image for image in data if not image.label])
@@ -281,6 +292,14 @@ def test_a_mask_of_another_size_is_refused() -> None:
         evaluation.add(group="crack", truth=np.ones((4, 4), np.bool_), raw_map=np.ones((4, 5), np.float32))
     assert (caught.value.found, caught.value.needed) == ("4x4", "4x5")
     assert evaluation.result().levels["pixel"] is None
+    assert evaluation.result().images["total"] == 0
+
+
+def test_a_mask_of_bytes_is_refused() -> None:
+    """0 and 255 would be taken for the numbers of pixels."""
+    with pytest.raises(UsageError, match="the mask of the file of an image in 'crack' is no mask") as caught:
+        Evaluation().add(group="crack", truth=np.ones(SIZE, np.bool_), decided_mask=np.ones(SIZE, np.uint8))  # type: ignore[arg-type]
+    assert (caught.value.found, caught.value.needed) == ("uint8", "bool")
 
 
 def test_an_empty_mask_of_an_anomalous_image_is_told(data: list[Image]) -> None:
