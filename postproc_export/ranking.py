@@ -129,7 +129,7 @@ class Ranking:
         self.n_normal += normal.size
         self._waiting.append((normal, anomalous))
         self._held += keys.size
-        if self._held >= self._limit_of_waiting:
+        if self._held > self._limit_of_waiting:
             self._flush()
 
     def _ordered(self, waiting: Sequence[_Keys]) -> tuple[Keys, Keys, Weights]:
