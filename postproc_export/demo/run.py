@@ -1,5 +1,6 @@
 """The demo from the photos to the checked files and their picture, by the functions of the command line."""
 
+import json
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -162,7 +163,7 @@ LABELLED: Final[tuple[Split, ...]] = ("validation", "test")
 
 RAW_ONNX, RAW_IR, STATISTICS = "raw.onnx", "raw.xml", "statistics.json"
 ATTACHED_ONNX, ATTACHED_IR, PICTURE = "attached.onnx", "attached.xml", "picture.png"
-PREDICTIONS, REPORT = "predictions/", "report.html"
+CHECK, PREDICTIONS, REPORT = "check.json", "predictions/", "report.html"
 FILES: Final = {
     "validation/": "labelled crops to calibrate on, with masks, in MVTec AD's layout",
     "test/": "labelled crops that neither fit nor calibration has seen",
@@ -172,6 +173,7 @@ FILES: Final = {
     ATTACHED_ONNX: "the deployable model: normalised scores and maps, labels and masks",
     ATTACHED_IR: "the same as OpenVINO IR, with attached.bin",
     PICTURE: "both models at work on some test crops",
+    CHECK: "what the check of the deployable model found, for programs",
     PREDICTIONS: "what the deployable model decides of test/: a table, and where it marks the crops",
     REPORT: "what every sensitivity finds: open it in a browser and move the boundary",
 }
@@ -213,7 +215,8 @@ def commands(folder: Path) -> tuple[str, ...]:
         f"postproc-export attach {at[RAW_ONNX]} --stats {at[STATISTICS]} -o {at[ATTACHED_ONNX]}",
         f"postproc-export check {at[ATTACHED_ONNX]} --torch {DETECTOR} --raw {at[RAW_ONNX]} --images {at['test/']}",
         f"postproc-export predict {at[ATTACHED_ONNX]} {at['test/']} -o {at[PREDICTIONS]}",
-        f"postproc-export report {at[STATISTICS]} --model {at[ATTACHED_ONNX]} -o {at[REPORT]}",
+        f"postproc-export report {at[STATISTICS]} --model {at[ATTACHED_ONNX]} --images {at['test/']}"
+        f" --check {at[CHECK]} -o {at[REPORT]}",
     )
 
 
@@ -258,6 +261,7 @@ def run_demo(folder: Path, *, tell: Tell) -> DemoResult:
         separation, decisions = evaluate(test_crops, before, after)
         tell("test", f"on the test crops, {separation}")
         tell("", f"{ATTACHED_ONNX} finds {decisions}")
+        (folder / CHECK).write_text(json.dumps(reports[0].to_json(), indent=2) + "\n", encoding="utf-8")
         _show(folder, tell=tell)
     return DemoResult(folder=folder, attached=results[0], reports=tuple(reports))
 
@@ -267,7 +271,9 @@ def _show(folder: Path, *, tell: Tell) -> None:
     attached, test = folder / ATTACHED_ONNX, folder / "test"
     tell("predict", predict_folder(attached, test, output=folder / PREDICTIONS).headline())
     claim_written(folder, PREDICTIONS)
-    tell("report", write_report(folder / STATISTICS, model=attached, output=folder / REPORT).headline())
+    check, report = folder / CHECK, folder / REPORT
+    written = write_report(folder / STATISTICS, model=attached, images=test, check=check, output=report)
+    tell("report", written.headline())
 
 
 def _write_crops(folder: Path, *, tell: Tell) -> Sequence[Crop]:

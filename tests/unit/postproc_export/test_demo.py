@@ -414,7 +414,7 @@ def test_commands_quote_the_folder() -> None:
     assert attach.endswith("-o 'my demo/attached.onnx'")
     assert check.endswith("--raw 'my demo/raw.onnx' --images 'my demo/test'")
     assert predict == "postproc-export predict 'my demo/attached.onnx' 'my demo/test' -o 'my demo/predictions'"
-    assert report.endswith("--model 'my demo/attached.onnx' -o 'my demo/report.html'")
+    assert "--model 'my demo/attached.onnx' --images 'my demo/test' --check 'my demo/check.json'" in report
     assert "picture.png" in FILES
 
 
