@@ -17,8 +17,10 @@ from postproc_export.float32 import shortest
 from postproc_export.inspect import inspect_model
 from postproc_export.options import TailOptions
 from postproc_export.policies import Policy
+from postproc_export.prediction import predict
 from postproc_export.report import write_report
 from postproc_export.stats import LEVELS, CalibrationStats, Level, decision_boundary
+from postproc_export.update import update_postprocessing
 
 pytestmark = pytest.mark.e2e
 
@@ -36,6 +38,15 @@ READ: Final = """([level, field, values]) => values.map((value) => {
   return shown;
 })"""
 
+DRAWN: Final = """() => [...document.querySelectorAll("[data-example]")].map((each) => {
+  const canvas = each.querySelector("canvas");
+  const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
+  copy.drawImage(canvas, 0, 0);
+  const { data } = copy.getImageData(0, 0, canvas.width, canvas.height);
+  const marks = Array.from({ length: canvas.width * canvas.height }, (_, at) => (data[4 * at + 3] ? "1" : "0"));
+  return [each.querySelector("b").textContent, each.querySelector("[data-verdict]").textContent, marks.join("")];
+})"""
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
@@ -50,7 +61,8 @@ def folder(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("a page")
     for name in ("attached.onnx", "statistics.json"):
         shutil.copy(demo_folder / name, folder / name)
-    write_report(folder / "statistics.json", model=folder / "attached.onnx", output=folder / "report.html")
+    given = {"model": folder / "attached.onnx", "images": demo_folder / "test"}
+    write_report(folder / "statistics.json", output=folder / "report.html", **given)
     return folder
 
 
@@ -151,6 +163,26 @@ def test_the_command_writes_what_is_set(opened: OpenPage, folder: Path, invoke: 
         assert found is not None
         assert found.boundary is not None
         assert shortest(found.boundary) == float(figures["boundary"][0])
+
+
+def test_masks_and_verdicts_follow(opened: OpenPage, folder: Path, demo_folder: Path) -> None:
+    """Over each example image stands what a file of these sensitivities decides: its mask to the pixel, its label."""
+    moved = folder / "moved.onnx"
+    update_postprocessing(folder / "attached.onnx", output=moved, image_sensitivity=0.44, pixel_sensitivity=0.58)
+    found = {"/".join(each.path.parts[-2:]): each for each in predict(moved, demo_folder / "test")}
+    before = opened.page.evaluate(DRAWN)
+    shown(opened, "image", "sensitivity", [0.44])
+    shown(opened, "pixel", "sensitivity", [0.58])
+    drawn = opened.page.evaluate(DRAWN)
+    assert len(drawn) >= 12
+    for name, verdict, marks in drawn:
+        decided = found[name]
+        assert decided.mask is not None
+        assert marks == "".join("1" if each else "0" for each in decided.mask.ravel()), name
+        words = {True: ("missed", "found"), False: ("passed", "false alarm")}[bool(decided.truth)]
+        assert verdict == words[bool(decided.label)]
+    assert before != drawn
+    assert {verdict for _, verdict, _ in drawn} >= {"missed", "passed"}
 
 
 def test_the_keyboard_alone_moves_the_control(opened: OpenPage) -> None:
