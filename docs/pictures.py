@@ -28,13 +28,18 @@ def save(drawn: bytes, name: str) -> None:
 
 
 def draw(page: Any) -> None:
-    """Take the pictures of an open report: the control of the image level with what it moves, and a heavy tail."""
+    """Take the pictures of an open report: a control with what it moves, a heavy tail, and some images."""
     level = page.query_selector('section[data-level="image"]').bounding_box()
     parts = ('[data-level="image"] .matrix', "#image-values")
     boxes = [page.query_selector(part).bounding_box() for part in parts]
     bottom = max(box["y"] + box["height"] for box in boxes) + 18
     save(page.screenshot(full_page=True, clip={**level, "height": bottom - level["y"]}), "report.png")
     save(page.query_selector("figure:has(#pixel-values)").screenshot(), "report_tail.png")
+    first = [page.query_selector(f'[data-example="{number}"]').bounding_box() for number in range(3)]
+    left, top = min(box["x"] for box in first) - 8, min(box["y"] for box in first) - 8
+    right, bottom = (max(box[at] + box[size] for box in first) + 8 for at, size in (("x", "width"), ("y", "height")))
+    clip = {"x": left, "y": top, "width": right - left, "height": bottom - top}
+    save(page.screenshot(full_page=True, clip=clip), "report_images.png")
 
 
 def main() -> None:

@@ -45,3 +45,13 @@ def test_the_rates_are_worked_out_right() -> None:
     assert (38 / 40, round(2 / 30, 4), 38 / (38 + 2)) == (0.95, 0.0667, 0.95)
     assert "a precision of 0.09" in DOC
     assert round(1 / (1 + 0.01 * 999), 2) == 0.09
+
+
+def test_every_picture_is_there_and_small() -> None:
+    """`docs/pictures.py` draws all of them."""
+    names = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", DOC)
+    script = (Path(__file__).parents[2] / "docs" / "pictures.py").read_text(encoding="utf-8")
+    assert len(names) == 3
+    for name in names:
+        assert (Path(__file__).parents[2] / "docs" / name).stat().st_size < 250_000
+        assert f'"{name}"' in script
