@@ -196,7 +196,7 @@ def check_model(path: Path, *, noun: str = "model") -> None:
 
 def usual_weights(model: Path) -> Path:
     """Return where the weights of a model usually are, beside it."""
-    return model.with_suffix(".bin") if model.suffix.lower() == ".xml" else model.with_name(model.name + ".data")
+    return model.with_suffix(".bin") if model.suffix.lower() == ".xml" else model.parent / f"{model.name}.data"
 
 
 def model_files(model: Path) -> list[Path]:

@@ -58,6 +58,8 @@ def find_batch_size(
             run(preprocessing.blank()[None], size)
         except UnsupportedModelError as error:
             failures[size] = error
+        except (MemoryError, OverflowError) as error:
+            raise UsageError(f"--batch-size {size} does not fit into memory", fix="give a smaller one") from error
         else:
             return size
     first = next(iter(failures.values()))

@@ -124,10 +124,14 @@ def no_image(place: object) -> CalibrationError:
 
 
 def images_below(folder: Path) -> Iterator[Path]:
-    """Yield the images of a folder and of all folders in it, but those of masks, sorted folder by folder."""
+    """Yield the images of a folder and of all folders in it, but those of masks, sorted folder by folder.
+
+    A link to a folder that it lies in is not followed: it would lead round for ever.
+    """
     yield from _images(folder)
     for inner in _folders(folder):
-        if inner.name.casefold() not in _MASKS:
+        is_loop = inner.is_symlink() and folder.resolve().is_relative_to(inner.resolve())
+        if not is_loop and inner.name.casefold() not in _MASKS:
             yield from images_below(inner)
 
 
@@ -310,14 +314,22 @@ class Listing(Sequence[Path]):
         return self._folder / self._names[index]
 
 
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry is a folder; a link to itself, which cannot be followed, is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def _folders(folder: Path) -> Listing:
-    return Listing(folder, lambda each: each.is_dir())
+    return Listing(folder, _is_folder)
 
 
 def _images(folder: Path) -> Sequence[Path]:
     if not folder.is_dir():
         return []
-    return Listing(folder, lambda each: each.name.lower().endswith(SUFFIXES) and not each.is_dir())
+    return Listing(folder, lambda each: each.name.lower().endswith(SUFFIXES) and not _is_folder(each))
 
 
 _OTHER_NAMES: Final = {"image_path": "image", "mask_path": "mask"}  # of Anomalib's CSV files

@@ -17,7 +17,7 @@ from postproc_export.images.geometry import BoolArray, on_input
 from postproc_export.images.layouts import Sample
 from postproc_export.images.preprocessing import Preprocessing
 from postproc_export.runtimes import Array
-from postproc_export.validation import check_file
+from postproc_export.validation import check_file, kind_of_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,8 +39,9 @@ _MODES: Final = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX")
 _DEEP_MODES: Final = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # gray; which of them Pillow gives depends on its version
 _PURPOSE: Final = "reading images"
 _DEPTH: Final = "bits_per_channel"
-# The content says the format, not the name. Pillow hands PostScript to another program, which runs it: not listed.
-_FORMATS: Final = ("PNG", "JPEG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "MPO", "TGA")
+# The content says the format, not the name. Pillow hands PostScript to another program, which runs it: not listed. MPO
+# is opened as JPEG; to ask for it by name raises a KeyError.
+_FORMATS: Final = ("PNG", "JPEG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "TGA")
 
 
 def decode(path: Path, *, bits: int = 8) -> "Image":
@@ -88,6 +89,8 @@ def open_upright(path: Path) -> "Image":
             image: Image = operations.exif_transpose(file)
     except Exception as error:  # Pillow's decoders raise whatever their format's parser raises
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, images.UnidentifiedImageError):
+            reason = kind_of_file(path) or "no image of a format that is read"
         fix = "replace the file, or take it out"
         raise FileError(f"cannot read the image {path}", found=reason, fix=fix) from error
     if frames != 1:

@@ -117,6 +117,20 @@ def test_a_file_in_place_of_the_folder_above(tmp_path: Path, invoke: Invoke) -> 
     assert "cannot write" in run.stderr
 
 
+@pytest.mark.parametrize(
+    ("model", "options", "said"),
+    [("", [], "cannot read the model ."), (None, ["--batch-size", 10**12], "--batch-size 1000000000000 does not fit")],
+)
+def test_slips_of_scripts_are_named(
+    tmp_path: Path, invoke: Invoke, model: str | None, options: list[object], said: str
+) -> None:
+    """A variable that is empty, and a number with too many zeros."""
+    given = detector(tmp_path) if model is None else model
+    run = invoke("predict", given, labelled(tmp_path / "images"), "-o", tmp_path / "out", *options)
+    assert (run.exit_code, said in run.stderr) == (2, True), run.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_help_has_an_example_and_every_option(invoke: Invoke) -> None:
     """Of the folder, of the model and of the images."""
     run = invoke("predict", "--help")

@@ -112,6 +112,20 @@ class TestDecode:
         with pytest.raises(FileError, match=r"cannot read the image .*broken\.png\n  found: +\S"):
             decode(path)
 
+    @pytest.mark.parametrize(
+        ("content", "kind"),
+        [(b"", "an empty file"), (b"hello", "text that begins with 'hello'"), (b"\xff" * 9, "no image of a format")],
+    )
+    def test_a_file_of_another_kind_is_said_to_be_one(self, tmp_path: Path, content: bytes, kind: str) -> None:
+        """Whatever its name says."""
+        (tmp_path / "a.png").write_bytes(content)
+        with pytest.raises(FileError, match=rf"a\.png\n  found: +{kind}"):
+            decode(tmp_path / "a.png")
+
+    def test_a_tga_file_is_read(self, tmp_path: Path) -> None:
+        """The last of the formats that are tried."""
+        np.testing.assert_array_equal(np.asarray(decode(save(tmp_path / "a.tga"))), PIXELS)
+
 
 class TestMasks:
     """Masks are binarised above 0 and take the size of the map."""

@@ -39,6 +39,23 @@ def test_any_other_folder_is_taken_with_all_below_it(tmp_path: Path) -> None:
     assert "no layout that is known" in found.notes[0]
 
 
+def test_links_that_lead_round_are_not_followed(tmp_path: Path) -> None:
+    """One to its own folder would give every image forty times; any other link to a folder is followed."""
+    save(tmp_path / "in" / "a" / "1.png")
+    save(tmp_path / "other" / "2.png")
+    (tmp_path / "in" / "a" / "round").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "other")
+    assert names(tmp_path, tmp_path / "in") == ["in/a/1.png", "in/link/2.png"]
+
+
+def test_a_link_to_itself_is_an_image_that_cannot_be_read(tmp_path: Path) -> None:
+    """It does not keep the others from being found; by any other name it is nothing."""
+    save(tmp_path / "1.png")
+    for name in ("itself.png", "itself"):
+        (tmp_path / name).symlink_to(tmp_path / name)
+    assert names(tmp_path, tmp_path) == ["1.png", "itself.png"]
+
+
 def test_a_pattern_a_list_and_one_image(tmp_path: Path) -> None:
     """A pattern that is the name of a folder is that folder; a list may hold folders."""
     for name in ("a/1.png", "a/b/2.png", "c[1]/3.png"):
