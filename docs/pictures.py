@@ -35,6 +35,7 @@ def draw(page: Any) -> None:
     bottom = max(box["y"] + box["height"] for box in boxes) + 18
     save(page.screenshot(full_page=True, clip={**level, "height": bottom - level["y"]}), "report.png")
     save(page.query_selector("figure:has(#pixel-values)").screenshot(), "report_tail.png")
+    page.evaluate("scrollTo(0, 0)")  # boxes are told from the corner of what is seen
     first = [page.query_selector(f'[data-example="{number}"]').bounding_box() for number in range(3)]
     left, top = min(box["x"] for box in first) - 8, min(box["y"] for box in first) - 8
     right, bottom = (max(box[at] + box[size] for box in first) + 8 for at, size in (("x", "width"), ("y", "height")))
