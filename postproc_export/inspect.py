@@ -458,7 +458,8 @@ def _openvino_facts(model: Any, path: Path) -> dict[str, Any]:
     }
 
 
-def _digest(form: Format, path: Path, found: FoundTails) -> str | None:
+def content_digest(form: Format, path: Path, found: FoundTails) -> str | None:
+    """Return the content digest of a file; None where its weights cannot be read."""
     with suppress(PostprocError):  # weights that are missing are told
         return form.digest(path, inputs=frozenset() if found.record is None else found.record.inputs)
     return None
@@ -507,7 +508,7 @@ def inspect_model(model_path: str | Path, *, defaults: bool = False) -> InspectR
         outputs=outputs,
         levels=_report_levels(found, outputs, rounded=rounded),
         stats=None if found.record is None else found.record.stats,
-        digest=_digest(form, path, found),
+        digest=content_digest(form, path, found),
         model_info=form.model_info(model),
         attached_by=None if found.record is None else found.record.version,
         before=() if before is None else before.tails,

@@ -27,7 +27,7 @@ from typing import Any
 
 from postproc_export.errors import UsageError, require
 from postproc_export.files import FORMATS, model_files, publishing, refuse_inputs
-from postproc_export.inspect import origin_rows
+from postproc_export.inspect import content_digest, origin_rows
 from postproc_export.options import TailOptions
 from postproc_export.outcome import Outcome, outcome_json
 from postproc_export.prediction import Predictor
@@ -233,6 +233,8 @@ class _Subject:
     state: State
     source: Path | None  # the statistics file, or the model that was given in its place
     model: Path | None  # the file that decides so
+    digest: str | None  # of the content of that
+    others: tuple[Path, ...]  # further files that are read
 
     @property
     def title(self) -> str:
@@ -244,7 +246,7 @@ class _Subject:
     def read(self) -> list[Path]:
         """The files that were read."""
         of_model = [] if self.model is None else model_files(self.model)
-        return [*of_model, *([] if self.source is None else [self.source])]
+        return [*of_model, *([] if self.source is None else [self.source]), *self.others]
 
     @property
     def update(self) -> tuple[str, str]:
@@ -258,9 +260,8 @@ class _Subject:
             yield "model", self.model.name
         if self.source is not None and self.source != self.model:
             yield "statistics file", self.source.name
-        yield from (
-            ("statistics" if label == "stats" else label, text) for label, text in origin_rows(self.state.stats, None)
-        )
+        rows = origin_rows(self.state.stats, self.digest)
+        yield from (("statistics" if label == "stats" else label, text) for label, text in rows)
 
 
 def _subject(asked: ReportOptions) -> _Subject:
@@ -275,19 +276,20 @@ def _subject(asked: ReportOptions) -> _Subject:
             fix="leave out --model",
         )
     model = source if is_model else None if asked.model is None else Path(asked.model)
+    others = tuple(Path(each) for each in (asked.check, asked.preprocessing) if isinstance(each, str | Path))
     if model is None:
-        return _Subject(State(as_stats(given), TailOptions()), source, None)
-    state = _read_model(model)
+        return _Subject(State(as_stats(given), TailOptions()), source, None, None, others)
+    state, digest = _read_model(model)
     if is_model:
-        return _Subject(state, source, model)
+        return _Subject(state, source, model, digest, others)
     stats = as_stats(given)
     for level in LEVELS:
         _refuse_other(level, stats, state, asked)
-    return _Subject(State(stats, state.options, state.narrow), source, model)
+    return _Subject(State(stats, state.options, state.narrow), source, model, digest, others)
 
 
-def _read_model(path: Path) -> State:
-    """Return what an attached model decides."""
+def _read_model(path: Path) -> tuple[State, str | None]:
+    """Return what an attached model decides, and the digest of its content."""
     from postproc_export.formats.base import format_of
     from postproc_export.reading.found import nothing_found, refuse_partial
 
@@ -302,7 +304,7 @@ def _read_model(path: Path) -> State:
             fix=f"postproc-export attach {path} --stats stats.json",
         )
     refuse_partial(found)
-    return state_of(found.tails, found.record)
+    return state_of(found.tails, found.record), content_digest(form, path, found)
 
 
 def _refuse_other(level: Level, stats: CalibrationStats, state: State, asked: ReportOptions) -> None:

@@ -33,13 +33,16 @@ def test_statistics_alone_suffice(stats: Path, tmp_path: Path, invoke: Invoke) -
     assert (tmp_path / "report.html").read_bytes() == first
 
 
-def test_a_report_never_takes_the_place_of_what_it_reads(stats: Path, invoke: Invoke) -> None:
-    """Written onto the statistics it is refused, and these stay."""
+def test_a_report_never_takes_the_place_of_what_it_reads(stats: Path, tmp_path: Path, invoke: Invoke) -> None:
+    """Written onto the statistics or the check it is refused, and these stay."""
     before = stats.read_bytes()
-    result = invoke("report", stats, "-o", stats)
-    assert result.exit_code == 2
-    assert "error: " in result.stderr
-    assert stats.read_bytes() == before
+    check = check_json(tmp_path / "check.json", "model.onnx")
+    written = check.read_bytes()
+    for target in (stats, check):
+        result = invoke("report", stats, "--check", check, "-o", target)
+        assert result.exit_code == 2
+        assert "it is the file that is read" in result.stderr
+    assert (stats.read_bytes(), check.read_bytes()) == (before, written)
 
 
 @pytest.fixture(scope="module")
