@@ -171,7 +171,9 @@ class Predictor:
                 mask_path=sample.mask,
             )
             if outputs is None or not isinstance(loaded, Loaded):
-                yield replace(known, error=" ".join(str(loaded).split()))
+                assert not isinstance(loaded, Loaded), "what can be used is run"
+                reason = f": {loaded.found}" if loaded.found else ""
+                yield replace(known, error=" ".join(f"{loaded.what}{reason}".split()))
                 continue
             yield self._prediction(known, loaded, outputs, index, images=images)
             index += 1
