@@ -82,7 +82,7 @@ class Ranking:
     """Counts of two classes by their ordered values; what is met may come in any order.
 
     Up to 2^23 values, or 2^21 different ones, all figures are exact. Of more, a range holds some millionths of each
-    class, and the limits of a figure say how far it may be off. What is kept does not grow: 600 MB at most.
+    class, and the limits of a figure say how far it may be off. What is kept does not grow: 800 MB at most.
     """
 
     def __init__(self, *, kept: int = _KEPT, waiting: int = _WAITING) -> None:
