@@ -30,6 +30,7 @@ from postproc_export.check.attached_files import load_attached
 from postproc_export.check.findings import Check
 from postproc_export.check.reference import Reference
 from postproc_export.check.tail import ALL, check_exhaustively
+from postproc_export.check.ways import whole_configurations
 from postproc_export.runtimes import RuntimeName
 from postproc_export.stats import Comparison, decision_boundary
 
@@ -109,7 +110,9 @@ def run(image: Case, pixel: Case | None, *, values: int) -> Iterator[dict[str, A
                 image_sensitivity=image.sensitivity,
                 pixel_sensitivity=0.5 if pixel is None else pixel.sensitivity,
             )
-            found = check_exhaustively(Reference(load_attached(result.output)), RUNTIMES, stop=values)
+            found = check_exhaustively(
+                Reference(load_attached(result.output)), whole_configurations(RUNTIMES), stop=values
+            )
             checks[raw.suffix] = {check.name: check for check in found}
     seconds = round(time.perf_counter() - start)
     for level, case in (("image", image), ("pixel", pixel)):

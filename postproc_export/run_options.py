@@ -20,7 +20,7 @@ from postproc_export.options import (
     unused,
 )
 from postproc_export.policies import EXTREMES
-from postproc_export.runtimes import Precision, RuntimeName
+from postproc_export.runtimes import Precision
 from postproc_export.stats import Comparison, Level
 from postproc_export.validation import spelt
 
@@ -159,7 +159,7 @@ class ModelOptions(OutputOptions, ConventionOptions, ImageOptions):
     image_only
         Leave the pixel level out; no masks are needed.
     runtime
-        Runtime for the model; by default the one of its format.
+        Runtime for the model, as `check` takes it: ``openvino:GPU``; by default the one of its format, on the CPU.
     precision
         ``float32``, or the runtime's default on this machine. Calibrate on what will be deployed: in bfloat16 the raw
         scores themselves move.
@@ -177,7 +177,7 @@ class ModelOptions(OutputOptions, ConventionOptions, ImageOptions):
     _: KW_ONLY
     split: str | None = None
     image_only: bool = False
-    runtime: RuntimeName | None = None
+    runtime: str | None = field(default=None, metadata=spelt(metavar="NAME[:DEVICE]"))
     precision: Precision = "float32"
     batch_size: int | None = field(default=None, metadata=spelt(least=1))
     threads: int | None = field(default=None, metadata=spelt(least=1))
@@ -205,6 +205,10 @@ class CheckOptions(StepOptions, ImageOptions):
         Which output of the PyTorch model is the raw score: key, attribute or index, where names and shapes do not tell.
     pixel_output
         Which output of the PyTorch model is the raw map, given in the same way.
+    runtimes
+        Run the file there, and nowhere else: a runtime by its name, after a colon one of its devices, after commas
+        options, such as ``onnxruntime:CUDAExecutionProvider,device_id=1``, ``openvino:HETERO:GPU`` or
+        ``onnx.reference``. By default every runtime that is installed, on the CPU.
     reference
         What computes the reference: ``torch``, or ``numpy``, which gives the same bits and needs no PyTorch; by default
         PyTorch where it is installed.
@@ -252,6 +256,7 @@ class CheckOptions(StepOptions, ImageOptions):
     torch: "str | Module | None" = field(default=None, metadata=spelt(metavar="MODULE:FACTORY", text=str))
     image_output: str | int | None = None
     pixel_output: str | int | None = None
+    runtimes: Iterable[str] = field(default=(), metadata=spelt("--runtime", metavar="NAME[:DEVICE]"))
     reference: Arithmetic | None = None
     other_preprocessing: bool = False
     limit: int | None = field(default=None, metadata=spelt(least=1))
@@ -291,7 +296,7 @@ class PredictOptions(ImageOptions):
         Read the raw values that the file decides on, too, by further outputs that its graph gets in memory. Without
         them the file runs as it is.
     runtime
-        Runtime for the model; by default the one of its format.
+        Runtime for the model, as `check` takes it: ``openvino:GPU``; by default the one of its format, on the CPU.
     precision
         ``float32``, or the runtime's default on this machine.
     batch_size
@@ -309,7 +314,7 @@ class PredictOptions(ImageOptions):
     anomalous_label: str | int | float | None = field(default=None, metadata=spelt(metavar="VALUE", text=str))
     other_preprocessing: bool = False
     raw: bool = field(default=True, metadata=spelt("--raw", "--no-raw"))
-    runtime: RuntimeName | None = None
+    runtime: str | None = field(default=None, metadata=spelt(metavar="NAME[:DEVICE]"))
     precision: Precision = "float32"
     batch_size: int | None = field(default=None, metadata=spelt(least=1))
     threads: int | None = field(default=None, metadata=spelt(least=1))

@@ -19,7 +19,7 @@ from postproc_export.check.steps import DecisionCheck, check_transform, unfit_la
 from postproc_export.check.synthetic import SyntheticCheck
 from postproc_export.check.tail import check_adjusted, check_exhaustively, check_tail
 from postproc_export.check.torch_model import TorchRunner
-from postproc_export.check.ways import usable_cores, whole_configurations
+from postproc_export.check.ways import Configuration, usable_cores, whole_configurations
 from postproc_export.check.whole import WholeCheck
 from postproc_export.errors import FileError, MissingDependencyError, UsageError, install
 from postproc_export.files import check_model
@@ -28,7 +28,7 @@ from postproc_export.options import as_typed
 from postproc_export.process import temporary_folder
 from postproc_export.record import TailSpec, parse_tails
 from postproc_export.run_options import Arithmetic, CheckOptions
-from postproc_export.runtimes import RuntimeName, installed_runtimes, open_runner
+from postproc_export.runtimes import RuntimeName, installed_runtimes, runner_class
 from postproc_export.stats import Level, as_stats, check_comparison, check_sensitivity
 from postproc_export.steps.around import is_asked
 from postproc_export.validation import called_like
@@ -88,6 +88,8 @@ def check_options(asked: CheckOptions) -> None:
         if value and not is_used:
             name = f"--{option.replace('_', '-')}"
             raise UsageError(f"{name} would have no effect", needed=needed, fix=f"leave {name} out, or give {needed}")
+    if asked.int8 and asked.runtimes:
+        raise UsageError("--int8 would have no effect beside --runtime", fix="leave one of them out")
     for name in ("image_output", "pixel_output"):
         if torch is None and getattr(asked, name) is not None:
             fix = "leave it out, or give --torch: without a PyTorch model the file names its raw outputs"
@@ -145,11 +147,23 @@ def usable_runtimes(model: AttachedModel) -> tuple[RuntimeName, ...]:
     return found
 
 
-def real_inputs(asked: CheckOptions, model: AttachedModel, runtime: RuntimeName) -> RealInputs | None:
+def usable_ways(asked: CheckOptions, model: AttachedModel) -> list[Configuration]:
+    """Return the ways to run a file: those asked for, else all of the installed runtimes that read it."""
+    ways = [Configuration.asked(text) for text in dict.fromkeys(asked.runtimes)]
+    for way in ways:
+        formats = runner_class(way.runtime).formats
+        if model.form.name not in formats:
+            raise UsageError(
+                f"{way.runtime} does not read {model.path}", found=model.form.name, needed=" or ".join(formats)
+            )
+    return ways or whole_configurations(usable_runtimes(model), int8=asked.int8)
+
+
+def real_inputs(asked: CheckOptions, model: AttachedModel, way: Configuration) -> RealInputs | None:
     """Return the images or inputs of a check, which have to fit the file; None where neither was given."""
     if asked.images is None and asked.inputs is None:
         return None
-    ports = model.with_values(open_runner(model.path, runtime=runtime)).inputs
+    ports = model.with_values(way.open(model.path, threads=None)).inputs
     if asked.images is not None:
         stats, other = model.record.stats, asked.other_preprocessing
         return image_inputs(asked.images, ports, stats, asked.preprocessing, limit=asked.limit, other=other)
@@ -158,7 +172,7 @@ def real_inputs(asked: CheckOptions, model: AttachedModel, runtime: RuntimeName)
 
 
 def _not_covered(
-    asked: CheckOptions, model: AttachedModel, runtimes: Sequence[RuntimeName], unnamed: TailSpec | None
+    asked: CheckOptions, model: AttachedModel, ways: Sequence[Configuration], unnamed: TailSpec | None
 ) -> Iterator[str]:
     """Yield what a check does not cover, a sentence each; the code of the class `unnamed` is not run."""
     originals = (("the raw file run apart", asked.raw), ("the PyTorch model", asked.torch))
@@ -166,8 +180,8 @@ def _not_covered(
         reason = f"the code of '{unnamed.name}' is run only where you name it, too: --step {unnamed.name}"
         yield f"the class '{unnamed.name}' before the threshold, and what it does with NaN: {reason}"
         yield from (f"the whole file against {name}: {reason}" for name, given in originals if given is not None)
-    readers = model.form.runtimes
-    missing = [name for name in readers if name not in runtimes]
+    readers, runtimes = model.form.runtimes, [way.runtime for way in ways]
+    missing = [name for name in readers if name not in runtimes and not asked.runtimes]
     yield from (f"{name} ({install(name)}): it is not installed" for name in missing)
     for level in model.raw:
         if level not in model.levels:
@@ -185,7 +199,7 @@ def _not_covered(
         yield "the PyTorch model (--torch): none was given"
     if not asked.int8:
         yield "INT8 (--int8): it was not asked for"
-    yield "other devices than the CPU"
+    yield "other devices than those asked for" if asked.runtimes else "other devices than the CPU"
 
 
 @called_like(CheckOptions)
@@ -228,25 +242,24 @@ def check_parity(**given: Any) -> ParityReport:
         return _report_of(asked, [missing, *of_file], not_checked, environment(**shared))
     with without_decisions(attached, assumed) as (path, entire):
         model = load_attached(path, assumed)
-        runtimes, named = usable_runtimes(model), named_tails(asked.steps, model, entire)
+        ways, named = usable_ways(asked, model), named_tails(asked.steps, model, entire)
         reference = Reference(model, usable_arithmetic(asked))
         transform = EagerTransform.load(model, named, reference.arithmetic)
         unnamed = unnamed_code(model, named)
         raw_file = None if asked.raw is None or unnamed is not None else RawFile.of(Path(asked.raw), model, transform)
         is_original = None if raw_file is None else raw_file.is_original()
-        real = real_inputs(asked, model, runtimes[0])
+        real = real_inputs(asked, model, ways[0])
         exported = _exported(asked, model, threads, transform)
-        not_checked += _not_covered(asked, model, runtimes, unnamed)
+        not_checked += _not_covered(asked, model, ways, unnamed)
         failures = _store(asked, threads, named, assumed)
         behind = None if entire is None else DecisionCheck(entire, model, **shared)
         checks = [*check_record(model), *of_file]
-        tail_ways = [way for way in whole_configurations(runtimes) if way.weights == "stored"]
+        tail_ways = [way for way in ways if way.weights == "stored"]
         checks += check_tail(model, reference, tail_ways, count=asked.count, **shared)
         checks += () if transform is None else check_transform(reference, transform, tail_ways, **shared)
         checks += () if behind is None else behind.alone(tail_ways)
         checks += check_adjusted(reference, tail_ways, count=asked.count, **shared)
-        checks += check_exhaustively(reference, runtimes, progress=asked.progress) if asked.exhaustive else ()
-        ways = whole_configurations(runtimes, int8=asked.int8)
+        checks += check_exhaustively(reference, ways, progress=asked.progress) if asked.exhaustive else ()
         judged: dict[str, Any] = {"threads": threads, "max_flips": asked.max_flips, "failures": failures}
         whole: WholeCheck | None = None
         with temporary_folder() as folder, temporary_folder() as other:

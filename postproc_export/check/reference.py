@@ -29,7 +29,7 @@ from postproc_export.options import TailOptions
 from postproc_export.ports import is_channel_last
 from postproc_export.record import BEFORE, BEHIND, MODEL_KEY, LayerRecord, TailSpec
 from postproc_export.run_options import Arithmetic
-from postproc_export.runtimes import PortInfo, Runner, as_float32
+from postproc_export.runtimes import PortInfo, Runner, as_float32, runner_class
 from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.steps.decisions import DECIDED, point_boundaries
 from postproc_export.steps.transforms import Transform, resolve_all
@@ -430,7 +430,7 @@ class RawFile:
 
     def can_run(self, way: Configuration) -> bool:
         """Whether a runtime reads the format of the file."""
-        return way.runtime in format_of(self.path).runtimes
+        return format_of(self.path).name in runner_class(way.runtime).formats
 
     def open(self, way: Configuration, *, threads: int | None) -> Runner:
         """Load the file, with the transform of the attached one behind it where that has one."""

@@ -246,6 +246,7 @@ class FailureStore:
         self._raw = [] if asked.raw is None else ["--raw", str(Path(asked.raw))]
         self._torch = ["--torch", asked.torch] if isinstance(asked.torch, str) else []
         self._budget = [] if asked.reference is None else ["--reference", asked.reference]
+        self._budget += [word for text in asked.runtimes for word in ("--runtime", text)]
         self._budget += ["--max-flips", str(asked.max_flips)] if asked.max_flips else []
         self._threads = [] if threads is None else ["--threads", str(threads)]
         self._counts: dict[str, int] = {}

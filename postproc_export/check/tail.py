@@ -16,7 +16,7 @@ from postproc_export.check.attached import AttachedModel, RawFeeds, Shapes, nump
 from postproc_export.check.findings import Check, failed
 from postproc_export.check.record import computed_parts, decided_value
 from postproc_export.check.reference import LevelReference, Reference
-from postproc_export.check.ways import Configuration, whole_configurations
+from postproc_export.check.ways import Configuration
 from postproc_export.comparison import (
     EXACT,
     TOLERANCES,
@@ -33,7 +33,7 @@ from postproc_export.comparison import (
 )
 from postproc_export.errors import MetadataError, MissingDependencyError, PostprocError, UnsupportedModelError
 from postproc_export.float32 import LARGEST, half_ulp
-from postproc_export.runtimes import PortInfo, Runner, RuntimeName, as_float32, open_runner
+from postproc_export.runtimes import PortInfo, Runner, as_float32, runner_class
 from postproc_export.stats import Level, LevelStats, choose_form
 from postproc_export.tail import TailOutput
 from postproc_export.torch_modules import torch_threads
@@ -299,7 +299,7 @@ def check_adjusted(
     if not attached.tail.adjustable:
         return
     # OpenVINO makes constants of an ONNX model's inputs that adjust the tail.
-    ways = [way for way in ways if way.judged and way.runtime == attached.form.runtimes[0]]
+    ways = [way for way in ways if way.judged and (way.runtime != "openvino" or attached.form.name == "openvino")]
     options, runners = attached.tail.options, dict[Configuration, Runner]()
     for given, meant in _settings(attached):
         try:
@@ -357,7 +357,7 @@ _FORMULA: Final = "anomalib-formula"
 
 def check_exhaustively(
     reference: Reference,
-    runtimes: Sequence[RuntimeName],
+    ways: Sequence[Configuration],
     *,
     progress: Progress | None = None,
     start: int = 0,
@@ -371,8 +371,8 @@ def check_exhaustively(
     and, where nothing finite is anomalous, +inf, which Anomalib calls normal.
     """
     attached = reference.attached
-    readable = [name for name in runtimes if name in attached.form.runtimes]
-    ways = [way for way in whole_configurations(readable) if way == way.exact]
+    form = attached.form.name
+    ways = [way for way in ways if way == way.exact and form in runner_class(way.runtime).formats]
     sweeps = [_Sweep(reference, level, ways) for level in attached.levels]
     chunks = [sweep.chunks(start, stop) for sweep in sweeps]
     total, lock, done = sum(map(len, chunks)), Lock(), iter(range(1, sum(map(len, chunks)) + 1))
@@ -412,7 +412,7 @@ class _Sweep:
             inputs = (PortInfo(decided_value(attached, level), "float32", (None,)),)
         for way in ways:
             model = attached.cut(tuple(self._outputs), inputs)
-            runner = attached.with_values(open_runner(model, runtime=way.runtime, optimize=way.optimize, threads=1))
+            runner = attached.with_values(way.open(model, threads=1))
             self._runs.append((runner, CheckTally("exhaustive", way.label)))
             self._runs[-1][1].ran_on(runner)
         self.tallies = [self._formula, *(tally for _, tally in self._runs)]

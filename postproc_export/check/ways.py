@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeAlias
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from postproc_export.check.attached import AttachedModel
 from postproc_export.check.inputs import RealInputs
 from postproc_export.errors import UnsupportedModelError, require
-from postproc_export.runtimes import Precision, Runner, RuntimeName, first_reason, open_runner
+from postproc_export.runtimes import Precision, Runner, Target, first_reason, open_runner
 from postproc_export.runtimes.openvino import import_openvino, openvino_core, read_model, without_telemetry
 from postproc_export.tail import PREFIX
 
@@ -33,10 +33,23 @@ class Configuration:
     otherwise, ``"int8"`` quantised by nncf: such a model is made first.
     """
 
-    runtime: RuntimeName
+    runtime: str
     precision: Precision = "float32"
     optimize: bool = True
     weights: Weights = "stored"
+    target: Target | None = None  # where it was asked for by name
+
+    @classmethod
+    def asked(cls, text: str) -> Self:
+        """Return the way that ``--runtime`` names; see `Target.parse`."""
+        target = Target.parse(text)
+        return cls(runtime=target.runtime, target=target)
+
+    @property
+    def recompiles(self) -> bool:
+        """Whether a body may come out otherwise in another file, as it does not operator by operator on the CPU."""
+        device = "" if self.target is None else self.target.device
+        return self.runtime not in ("onnxruntime", "onnx.reference") or device not in ("", "CPUExecutionProvider")
 
     @property
     def judged(self) -> bool:
@@ -46,6 +59,8 @@ class Configuration:
     @property
     def label(self) -> str:
         """Return what tells it from the others, for the names of checks."""
+        if self.target is not None:
+            return self.target.text.replace("/", "_")  # a name of a check has its parts between slashes
         if self.weights != "stored":
             return _LABELS[self.weights]
         if self.runtime == "onnxruntime":
@@ -55,13 +70,12 @@ class Configuration:
     @property
     def exact(self) -> Self:
         """The same runtime at float32, with the weights of the file."""
-        return type(self)(runtime=self.runtime)
+        return replace(self, precision="float32", optimize=True, weights="stored")
 
     def open(self, model: Any, *, threads: int | None) -> Runner:
         """Load a model to run it this way."""
-        return open_runner(
-            model, runtime=self.runtime, precision=self.precision, optimize=self.optimize, threads=threads
-        )
+        runtime = self.target or Target(self.runtime)
+        return open_runner(model, runtime=runtime, precision=self.precision, optimize=self.optimize, threads=threads)
 
 
 _WAYS: Final = (
@@ -74,7 +88,7 @@ _WAYS: Final = (
 )
 
 
-def whole_configurations(runtimes: Sequence[RuntimeName], *, int8: bool = False) -> list[Configuration]:
+def whole_configurations(runtimes: Sequence[str], *, int8: bool = False) -> list[Configuration]:
     """Return every way to run a whole file on some runtimes that read it; INT8 only on request."""
     return [way for way in _WAYS if way.runtime in runtimes and (int8 or way.weights != "int8")]
 

@@ -49,7 +49,7 @@ from postproc_export.comparison import (
 )
 from postproc_export.errors import PostprocError, UnsupportedModelError
 from postproc_export.formats.base import format_of
-from postproc_export.runtimes import Runner, RuntimeName, as_float32
+from postproc_export.runtimes import Runner, as_float32
 from postproc_export.stats import Level
 
 MOVED: Final = 1e-5  # of a raw value: two compilations of a body, on values of any size
@@ -134,7 +134,7 @@ def with_raw_file(
     no level that is post-processed are compared as they are. With `relative` raw values may be of any size, and move by
     so much of the largest.
     """
-    allowance = "recompiled" if way.runtime == "openvino" else None
+    allowance = "recompiled" if way.recompiles else None
 
     def compare(runs: BatchRuns) -> Mapping[str, Difference]:
         raw, raw_error = runs.raw("raw"), dict(raw_file.bounds(runs.runners["raw"]))
@@ -266,7 +266,7 @@ class WholeCheck:
         self._opened: dict[tuple[int, Configuration], Runner] = {}
         self._sizes: tuple[int, ...] | None = None
         self._from_torch: RawStore | None = None
-        self._exact: dict[RuntimeName, RawStore] = {}
+        self._exact: dict[str, RawStore] = {}
 
     def checks(self, ways: Sequence[Configuration]) -> Iterator[Check]:
         """Run every configuration and yield its checks."""

@@ -1,17 +1,18 @@
-"""ONNX Runtime and OpenVINO behind one protocol, and the arrays that they are fed."""
+"""The runtimes behind one protocol, found by their names, and the arrays that they are fed."""
 
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, ClassVar, Final, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from postproc_export.errors import PostprocError, UnsupportedModelError, UsageError
+from postproc_export.errors import MissingDependencyError, PostprocError, UnsupportedModelError, UsageError, install
 from postproc_export.files import check_model
 from postproc_export.ports import Axis, PortInfo
 from postproc_export.validation import check_file
@@ -52,6 +53,106 @@ class Runner(ABC):
         Feeds have the dtype and shape of their inputs; one that need not be fed may be left out. bfloat16 is
         `ml_dtypes.bfloat16`. Raises UnsupportedModelError if the runtime fails on these inputs.
         """
+
+
+class RuntimeRunner(Runner):
+    """A runner that loads models itself: what a runtime is found by."""
+
+    __slots__ = ()
+    package: ClassVar[str]  # what has to be installed, by the name of its module
+    formats: ClassVar[tuple[str, ...]]  # of the files that it reads: "onnx", "openvino"
+
+    @classmethod
+    @abstractmethod
+    def load(cls, model: Any, *, precision: Precision, optimize: bool, threads: int | None, target: "Target") -> Self:
+        """Load a file by its path as text, the bytes of an ONNX model or an `openvino.Model`; see `open_runner`."""
+
+    @classmethod
+    def refuse_missing(cls, target: "Target") -> None:
+        """Raise UsageError if the machine has no such device, or an option is none of the runtime's.
+
+        It is called for a target that names a device or options.
+        """
+        found = target.text.removeprefix(target.runtime)[1:]
+        raise UsageError(f"{target.runtime} has neither devices nor options", found=found, fix="leave it out")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a model is run: a runtime by its name, one of its devices, and options of it."""
+
+    runtime: str
+    device: str = ""  # as the runtime calls it; the CPU by default
+    options: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``NAME[:DEVICE][,KEY=VALUE...]``, such as ``openvino:HETERO:GPU,CPU`` with a comma in the device.
+
+        Raises UsageError for a runtime, device or option that is not known, MissingDependencyError for a runtime that
+        is not installed.
+        """
+        parts = text.split(",")
+        options = tuple((key, value) for key, equals, value in (part.partition("=") for part in parts) if equals)
+        name, _, device = ",".join(part for part in parts if "=" not in part).partition(":")
+        target, runner = cls(name, device, options), runner_class(name)
+        if find_spec(runner.package) is None:
+            raise MissingDependencyError(f"the runtime {name} is not installed", fix=install(runner.package))
+        if device or options:
+            runner.refuse_missing(target)
+            _refuse_unusable(runner, target)
+        return target
+
+    @property
+    def text(self) -> str:
+        """How the command line takes it."""
+        named = f"{self.runtime}:{self.device}" if self.device else self.runtime
+        return ",".join([named, *(f"{key}={value}" for key, value in self.options)])
+
+
+GROUP: Final = "postproc_export.runtimes"
+"""The entry points of runtimes in other packages: a name, and the `RuntimeRunner` that stands for it."""
+
+_SHIPPED: Final = {
+    "onnxruntime": "postproc_export.runtimes.onnxruntime:OnnxRuntimeRunner",
+    "openvino": "postproc_export.runtimes.openvino:OpenVinoRunner",
+    "onnx.reference": "postproc_export.runtimes.onnx_reference:OnnxReferenceRunner",
+}
+
+
+def runner_class(name: str) -> type[RuntimeRunner]:
+    """Return what runs models in a runtime; its package need not be installed. Raises UsageError for another name."""
+    if name in _SHIPPED:
+        entries = [EntryPoint(name, _SHIPPED[name], GROUP)]
+    else:
+        entries = list(entry_points(group=GROUP, name=name))
+    if not entries:
+        needed = " or ".join((*_SHIPPED, *entry_points(group=GROUP).names))
+        fix = "a package that brings it has to be installed" if name.isidentifier() else None
+        raise UsageError(f"unknown runtime {name!r}", needed=needed, fix=fix)
+    found: type[RuntimeRunner] = entries[0].load()
+    return found
+
+
+def _refuse_unusable(runner: type[RuntimeRunner], target: Target) -> None:
+    """Raise UsageError where a device that is there cannot be used, or not with these options."""
+    if "onnx" not in runner.formats:
+        return
+    try:
+        runner.load(_nothing(), precision="float32", optimize=True, threads=None, target=target)
+    except UnsupportedModelError as error:
+        raise UsageError(f"the runtime {target.text} cannot be used here", found=error.found) from error
+
+
+def _nothing() -> bytes:
+    """Return a model that does nothing, to see whether a device is there."""
+    from onnx import TensorProto, helper
+
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "nothing", ports[:1], ports[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    serialised: bytes = model.SerializeToString()
+    return serialised
 
 
 def as_float32(array: Array) -> npt.NDArray[np.float32]:
@@ -118,34 +219,30 @@ _RUNTIME_OF_SUFFIX: dict[str, RuntimeName] = {".onnx": "onnxruntime", ".xml": "o
 def open_runner(
     model: str | Path | bytes | Any,
     *,
-    runtime: RuntimeName | None = None,
+    runtime: str | Target | None = None,
     precision: Precision = "float32",
     optimize: bool = True,
     threads: int | None = None,
 ) -> Runner:
-    """Load a model for the CPU: an ``.onnx`` or ``.xml`` file, the bytes of an ONNX model, or an `openvino.Model`.
+    """Load an ``.onnx`` or ``.xml`` file, the bytes of an ONNX model or an `openvino.Model`, to run on the CPU.
 
-    The runtime is by default the one of the format; OpenVINO runs ONNX files too. Precision ``"default"`` is what the
-    runtime takes by itself on this machine (OpenVINO: maybe bfloat16). `optimize` concerns ONNX Runtime; OpenVINO
-    always rewrites the graph. Raises UnsupportedModelError with the first line of the runtime's reason if it does not
-    load.
+    The runtime, with another device and options where it names them, is by default the one of the format; OpenVINO runs
+    ONNX files too. Precision ``"default"`` is what the runtime takes by itself on this machine (OpenVINO: maybe
+    bfloat16). `optimize` concerns ONNX Runtime; OpenVINO always rewrites the graph. Raises UnsupportedModelError with
+    the first line of the runtime's reason if it does not load.
     """
-    if runtime not in (None, *get_args(RuntimeName)):
-        raise UsageError(f"unknown runtime {runtime!r}", needed=" or ".join(get_args(RuntimeName)))
+    target = Target.parse(runtime) if isinstance(runtime, str) else runtime
     if precision not in get_args(Precision):
         raise UsageError(f"unknown precision {precision!r}", needed=" or ".join(get_args(Precision)))
     native = _native_runtime(model)
-    if native == "openvino" and runtime == "onnxruntime":
-        raise UsageError("ONNX Runtime does not read OpenVINO models", fix="choose the runtime openvino")
+    target = target or Target(native)
+    runner = runner_class(target.runtime)
+    if native == "openvino" and native not in runner.formats:
+        shown = "ONNX Runtime" if target.runtime == "onnxruntime" else target.runtime
+        raise UsageError(f"{shown} does not read OpenVINO models", fix="choose the runtime openvino")
     source = str(model) if isinstance(model, (str, Path)) else model
     try:
-        if (runtime or native) == "openvino":
-            from postproc_export.runtimes.openvino import OpenVinoRunner
-
-            return OpenVinoRunner.load(source, precision=precision, threads=threads)
-        from postproc_export.runtimes.onnxruntime import OnnxRuntimeRunner
-
-        return OnnxRuntimeRunner.load(source, precision=precision, optimize=optimize, threads=threads)
+        return runner.load(source, precision=precision, optimize=optimize, threads=threads, target=target)
     except UnsupportedModelError:
         if isinstance(source, str) and native == "onnxruntime":
             _refuse_damaged(Path(source))  # in words, where the file is at fault

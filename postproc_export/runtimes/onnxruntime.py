@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime: on the CPU, or by another of its execution providers."""
 
 import ctypes
 import math
@@ -6,24 +6,44 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 
-from postproc_export.errors import PostprocError, UnsupportedModelError, require
+from postproc_export.errors import PostprocError, UnsupportedModelError, UsageError, require
 from postproc_export.process import quiet_natives
-from postproc_export.runtimes import Array, PortInfo, Precision, Runner, cannot_load, cannot_run, checked_feeds
+from postproc_export.runtimes import (
+    Array,
+    PortInfo,
+    Precision,
+    RuntimeRunner,
+    Target,
+    cannot_load,
+    cannot_run,
+    checked_feeds,
+)
 
 _BFLOAT16_CODE: Final = 16  # onnx.TensorProto.BFLOAT16
 _FATAL_ONLY: Final = 4  # what fails is raised; ONNX Runtime would print it to stderr as well
 _NO_SPINNING: Final = ("session.intra_op.allow_spinning", "0")  # waiting threads would take cores from decoding images
 _DTYPES: Final = {"float": "float32", "double": "float64"}
 _PURPOSE: Final = "running an ONNX model"
+_CPU: Final = "CPUExecutionProvider"
+_BROUGHT: Final = {  # by what pip knows
+    "CUDA": "onnxruntime-gpu",
+    "Tensorrt": "onnxruntime-gpu",
+    "Dml": "onnxruntime-directml",
+    "OpenVINO": "onnxruntime-openvino",
+    "QNN": "onnxruntime-qnn",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OnnxRuntimeRunner(Runner):
-    """A model in ONNX Runtime's CPU provider, which computes every operator in the type that the graph says.
+class OnnxRuntimeRunner(RuntimeRunner):
+    """A model in ONNX Runtime, whose CPU provider computes every operator in the type that the graph says.
+
+    A device is an execution provider; what that does not take runs on the CPU. Options are attributes of the session's
+    options such as ``intra_op_num_threads``, else options of the provider.
 
     ONNX Runtime reports an output of unknown rank like a scalar, so such a port has the shape ``()`` here. ONNX Runtime
     has no way to hand bfloat16 to NumPy; such values are read from memory as `ml_dtypes.bfloat16`.
@@ -31,9 +51,29 @@ class OnnxRuntimeRunner(Runner):
 
     _session: Any
     _onnxruntime: ModuleType
+    package: ClassVar[str] = "onnxruntime"
+    formats: ClassVar[tuple[str, ...]] = ("onnx",)
 
     @classmethod
-    def load(cls, model: str | bytes, *, precision: Precision, optimize: bool, threads: int | None) -> Self:
+    def refuse_missing(cls, target: Target) -> None:
+        """Raise UsageError if ONNX Runtime was built without a provider, or an option is none of the session's."""
+        onnxruntime = require("onnxruntime", purpose=_PURPOSE)
+        there, known = onnxruntime.get_available_providers(), onnxruntime.SessionOptions()
+        if target.device and target.device not in there:
+            package = _BROUGHT.get(target.device.removesuffix("ExecutionProvider"))
+            fix = "one of those found" if package is None else f"pip install {package} in place of onnxruntime"
+            what = f"ONNX Runtime has no {target.device} here"
+            raise UsageError(what, found=", ".join(there), needed="an execution provider that is installed", fix=fix)
+        for key, value in target.options:
+            own = getattr(known, key, None)
+            if own is None and target.device not in ("", _CPU):
+                continue  # the provider judges it
+            if not isinstance(own, int) or not value.lstrip("-").isdecimal():
+                needed = "a session option with a whole number, such as intra_op_num_threads=1"
+                raise UsageError(f"ONNX Runtime does not take {key}={value}", needed=needed)
+
+    @classmethod
+    def load(cls, model: Any, *, precision: Precision, optimize: bool, threads: int | None, target: Target) -> Self:
         """Load an ONNX file or the bytes of one; see `postproc_export.runtimes.open_runner`."""
         onnxruntime = require("onnxruntime", purpose=_PURPOSE)
         options = onnxruntime.SessionOptions()
@@ -43,17 +83,26 @@ class OnnxRuntimeRunner(Runner):
         options.add_session_config_entry(*_NO_SPINNING)
         if threads is not None:
             options.intra_op_num_threads = threads
+        provider, of_provider = target.device or _CPU, dict[str, str]()
+        for key, value in target.options:
+            if hasattr(options, key):
+                setattr(options, key, int(value))
+            else:
+                of_provider[key] = value
         label = Path(model).name if isinstance(model, str) else "the model"
         try:
             with quiet_natives():
-                session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+                session = onnxruntime.InferenceSession(model, options, providers=[(provider, of_provider)])
             lists = (session.get_inputs(), session.get_overridable_initializers(), session.get_outputs())
             inputs, optional, outputs = (tuple(_port(node) for node in nodes) for nodes in lists)
         except Exception as error:  # names that are no text as well
             raise cannot_load(label, "ONNX Runtime", error) from error
+        if session.get_providers()[0] != provider:  # it goes on with another one by itself
+            found = f"it runs by {session.get_providers()[0]} instead"
+            raise UnsupportedModelError(f"ONNX Runtime cannot load {label} by {provider}", found=found)
         return cls(
             label=label,
-            name="onnxruntime-cpu",
+            name="onnxruntime-cpu" if provider == _CPU else f"onnxruntime-{provider}",
             version=onnxruntime.__version__,
             precision=precision,
             inference_precision="float32",

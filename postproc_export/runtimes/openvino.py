@@ -1,5 +1,6 @@
-"""OpenVINO on the CPU."""
+"""OpenVINO: on the CPU, or on another of its devices."""
 
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -7,18 +8,19 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 
 from graph_patterns.openvino import ELEMENT_TYPES
-from postproc_export.errors import FileError, require
+from postproc_export.errors import FileError, UsageError, require
 from postproc_export.process import quiet_natives
 from postproc_export.runtimes import (
     Array,
     PortInfo,
     Precision,
-    Runner,
+    RuntimeRunner,
+    Target,
     cannot_load,
     cannot_run,
     checked_feeds,
@@ -27,6 +29,7 @@ from postproc_export.runtimes import (
 
 _TELEMETRY: Final = "openvino_telemetry"
 _KNOWN_NAMES: Final = ("pred_score", "pred_label", "anomaly_map", "pred_mask", "output")
+_VIRTUAL: Final = ("AUTO", "HETERO", "MULTI", "BATCH")
 _DTYPES: Final = {short: name for name, short in ELEMENT_TYPES.items()}
 
 
@@ -98,8 +101,8 @@ def _core(openvino: ModuleType) -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OpenVinoRunner(Runner):
-    """A model compiled for OpenVINO's CPU plugin.
+class OpenVinoRunner(RuntimeRunner):
+    """A model compiled for OpenVINO's CPU plugin, or for the device that is named; options are OpenVINO's properties.
 
     ``precision="float32"`` sets INFERENCE_PRECISION_HINT=f32 and EXECUTION_MODE_HINT=ACCURACY; without them the plugin
     takes bfloat16 where the processor has it, and raw scores move. A tensor may have several names: `PortInfo.name` is
@@ -113,18 +116,32 @@ class OpenVinoRunner(Runner):
     _problems: dict[tuple[tuple[int, ...], ...], RuntimeError | None] = field(default_factory=dict)
     _set: set[str] = field(default_factory=set)
 
+    package: ClassVar[str] = "openvino"
+    formats: ClassVar[tuple[str, ...]] = ("onnx", "openvino")
+
     @classmethod
-    def load(cls, model: Any, *, precision: Precision, threads: int | None) -> Self:
+    def refuse_missing(cls, target: Target) -> None:
+        """Raise UsageError if the machine has none of the devices that are named."""
+        there = openvino_core(purpose="finding devices").available_devices
+        named = re.split("[:,]", target.device or "CPU")
+        if missing := [name for name in named if name.split("(")[0] not in (*there, *_VIRTUAL)]:
+            fix = "install the driver of the device: postproc-export doctor lists those that are found"
+            raise UsageError(f"OpenVINO finds no device {missing[0]}", found=", ".join(there), fix=fix)
+
+    @classmethod
+    def load(cls, model: Any, *, precision: Precision, optimize: bool, threads: int | None, target: Target) -> Self:
         """Compile an IR file, an ONNX file, the bytes of one or an `openvino.Model`; see `open_runner`."""
         openvino = import_openvino(purpose="running a model in OpenVINO")
         label = Path(model).name if isinstance(model, str) else "the model"
         exact = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
         properties: dict[str, str | int] = dict(exact) if precision == "float32" else {}
-        properties |= {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
+        device = target.device or "CPU"
+        properties |= {} if threads is None or device != "CPU" else {"INFERENCE_NUM_THREADS": threads}
+        properties |= dict(target.options)
         try:
             core = openvino_core(purpose="running a model in OpenVINO")
             parsed = read_model(core, model) if isinstance(model, (str, bytes)) else model
-            compiled = core.compile_model(parsed, "CPU", properties)
+            compiled = core.compile_model(parsed, device, properties)
             request = compiled.create_infer_request()
             inputs = tuple(port_info(port, f"input_{index}") for index, port in enumerate(compiled.inputs))
             outputs = tuple(port_info(port, f"output_{index}") for index, port in enumerate(compiled.outputs))
@@ -132,10 +149,10 @@ class OpenVinoRunner(Runner):
             raise cannot_load(label, "OpenVINO", error) from error
         return cls(
             label=label,
-            name="openvino-cpu",
+            name="openvino-cpu" if device == "CPU" else f"openvino-{device}",
             version=openvino.__version__.split("-")[0],
             precision=precision,
-            inference_precision=_dtype(compiled.get_property("INFERENCE_PRECISION_HINT")),
+            inference_precision=_computes_in(compiled, precision),
             inputs=inputs,
             optional=tuple(PortInfo(state.name, "float32", ()) for state in _scalars(request)),
             outputs=outputs,
@@ -202,6 +219,13 @@ class OpenVinoRunner(Runner):
         if port.dtype != "bfloat16":
             return values
         return values.view(require("ml_dtypes", purpose="reading a bfloat16 output").bfloat16)
+
+
+def _computes_in(compiled: Any, asked: Precision) -> str:
+    try:
+        return _dtype(compiled.get_property("INFERENCE_PRECISION_HINT"))
+    except RuntimeError:  # a device that stands for others, which were told what was asked for
+        return asked
 
 
 def _scalars(request: Any) -> list[Any]:

@@ -26,6 +26,7 @@ REASONS = {
     "inspect.py": "what stands in a file besides the tail: producer, opset, weights",
     "integrations/memory.py": "the callers have models and passes of one library",
     "runtimes/__init__.py": "the files that a runtime opens besides the model",
+    "runtimes/onnx_reference.py": "the evaluator is of the package onnx, and told by its model what it reads",
     "runtimes/openvino.py": "the names of element types",
     "steps/user_export.py": "torch exports to ONNX, and what comes out is spliced into a graph",
     "validation.py": "special files are told from regular ones where bytes are copied",

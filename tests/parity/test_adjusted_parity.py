@@ -17,6 +17,7 @@ from postproc_export.check.attached_files import load_attached
 from postproc_export.check.preserved_files import compare_files
 from postproc_export.check.reference import Reference
 from postproc_export.check.tail import CHUNK, check_exhaustively
+from postproc_export.check.ways import whole_configurations
 
 STATS = CalibrationStats(
     image=LevelStats(threshold=0.5, min=0.0, max=2.7), pixel=LevelStats(threshold=0.25, min=-1.0, max=1.3)
@@ -38,6 +39,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "raw-scores": ({}, {"adjustable": "boundary", "enable_normalization": False}),
 }
 IN_AN_IR = ("sensitivity", "boundary", "packed", "map-only", "two-defaults")
+
+WAYS = whole_configurations(("onnxruntime", "openvino"))
 
 
 @pytest.mark.parametrize(
@@ -82,9 +85,7 @@ def test_it_can_be_swept(ir: bool, tmp_path: Path) -> None:
     options: dict[str, Any] = {"as_parameters": True} if ir else {}
     _, path = attached(hosts.identity(), tmp_path, ir=ir, stats=STATS, adjustable="sensitivity", **options)
     start = int(np.float32(0.5).view(np.uint32)) - CHUNK // 2
-    checks = list(
-        check_exhaustively(Reference(load_attached(path)), ("onnxruntime", "openvino"), start=start, stop=start + CHUNK)
-    )
+    checks = list(check_exhaustively(Reference(load_attached(path)), WAYS, start=start, stop=start + CHUNK))
     assert checks
     assert all(checks), checks
 

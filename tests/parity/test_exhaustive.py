@@ -13,13 +13,15 @@ from postproc_export.check.attached_files import load_attached
 from postproc_export.check.findings import Check
 from postproc_export.check.reference import Reference
 from postproc_export.check.tail import ALL, CHUNK, check_exhaustively
+from postproc_export.check.ways import whole_configurations
 from postproc_export.errors import UnsupportedModelError
 from postproc_export.stats import CalibrationStats, LevelStats
 
 STATS = CalibrationStats(
     image=LevelStats(threshold=1.5, min=-1.0, max=2.9), pixel=LevelStats(threshold=-1.25, min=-2.0, max=0.5)
 )
-BOTH: Any = ("onnxruntime", "openvino")
+BOTH = ("onnxruntime", "openvino")
+WAYS = whole_configurations(BOTH)
 
 
 def around(value: float) -> tuple[int, int]:
@@ -32,7 +34,7 @@ def sweep(path: Path, value: float, **host: Any) -> dict[str, Check]:
     """Return the checks of one chunk around a value, by name."""
     start, stop = around(value)
     return {
-        check.name: check for check in check_exhaustively(Reference(load_attached(path)), BOTH, start=start, stop=stop)
+        check.name: check for check in check_exhaustively(Reference(load_attached(path)), WAYS, start=start, stop=stop)
     }
 
 
@@ -67,7 +69,7 @@ def test_the_rule_gt_equals_anomalibs_formula(sensitivity: float, tmp_path: Path
 def test_all_half_precision_values_agree(dtype: str, ir: bool, tmp_path: Path) -> None:
     """A half-precision output has 65,536 values; all go in as they are, through the tail's own cast."""
     path = attached(tmp_path, ir=ir, host=hosts.identity(dtype=dtype))
-    checks = list(check_exhaustively(Reference(load_attached(path)), BOTH))
+    checks = list(check_exhaustively(Reference(load_attached(path)), WAYS))
     assert all(checks), checks
     assert {check.details["count"] for check in checks} == {1 << 16}
 

@@ -16,6 +16,7 @@ from postproc_export.check import check_parity
 from postproc_export.check.attached_files import load_attached
 from postproc_export.check.reference import Reference
 from postproc_export.check.tail import CHUNK, check_exhaustively
+from postproc_export.check.ways import whole_configurations
 
 FEW = 400
 IMAGES = np.random.default_rng(7).integers(0, 256, (11, 3, 8, 8)).astype(np.float32) / 256
@@ -36,6 +37,8 @@ CASES = [
     *(("raw-scores", host, ir) for host in ("map-only", "float64") for ir in (False, True)),
     *((form, "score-and-map", ir) for form in FORMS if form != "packed" for ir in (False, True)),
 ]
+
+WAYS = whole_configurations(("onnxruntime", "openvino"))
 
 
 @pytest.mark.parametrize(("form", "host", "ir"), CASES)
@@ -70,9 +73,7 @@ def test_every_form_can_be_swept(form: str, ir: bool, tmp_path: Path) -> None:
     """A million values in a row go through what each level computes; a raw score is a copy and is left out."""
     _, path = attached(hosts.score_and_map(), tmp_path, ir=ir, **FORMS[form])
     start = int(np.float32(0.5).view(np.uint32)) - CHUNK // 2
-    checks = list(
-        check_exhaustively(Reference(load_attached(path)), ("onnxruntime", "openvino"), start=start, stop=start + CHUNK)
-    )
+    checks = list(check_exhaustively(Reference(load_attached(path)), WAYS, start=start, stop=start + CHUNK))
     assert all(checks), checks
     parts = {
         "packed": {"pred_score", "pred_label", "anomaly_map", "pred_mask"},
@@ -86,7 +87,7 @@ def test_every_form_can_be_swept(form: str, ir: bool, tmp_path: Path) -> None:
 def test_all_half_precision_values_of_a_packed_tail_agree(tmp_path: Path) -> None:
     """65,536 values go in as images and maps of their own."""
     _, path = attached(hosts.identity(dtype="float16"), tmp_path, ir=False, layout="packed")
-    checks = list(check_exhaustively(Reference(load_attached(path)), ("onnxruntime", "openvino")))
+    checks = list(check_exhaustively(Reference(load_attached(path)), WAYS))
     assert all(checks), checks
     assert {check.details["count"] for check in checks} == {1 << 16}
 
