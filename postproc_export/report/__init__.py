@@ -26,7 +26,7 @@ from shlex import quote
 from typing import Any
 
 from postproc_export.errors import UsageError, require
-from postproc_export.files import FORMATS, model_files, publishing, refuse_inputs
+from postproc_export.files import FORMATS, check_target, model_files, publishing, refuse_inputs
 from postproc_export.inspect import content_digest, origin_rows
 from postproc_export.options import TailOptions
 from postproc_export.outcome import Outcome, outcome_json
@@ -122,6 +122,7 @@ def write_report(**given: Any) -> ReportResult:
     require("vl_convert", purpose=PURPOSE)
     output = Path(asked.output)
     subject = _subject(asked)
+    check_target(output, subject.read)  # before what takes long
     views = {level: view for level in LEVELS if (view := LevelView.of(level, subject.state)) is not None}
     if not views:
         raise UsageError(

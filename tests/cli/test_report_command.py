@@ -98,3 +98,14 @@ def test_what_does_not_belong_together_is_refused(attached: Path, stats: Path, t
         assert result.exit_code == 2
         assert found in result.stderr
     assert not output.exists()
+
+
+def test_a_target_that_cannot_be_written_is_refused_before_anything_is_drawn(
+    stats: Path, tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is drawn may take minutes, with images."""
+    monkeypatch.setattr("postproc_export.report.plots.plots", lambda view: pytest.fail("it was drawn"))
+    for target, found in ((tmp_path, "a folder"), (stats, "it is the file that is read")):
+        result = invoke("report", stats, "-o", target)
+        assert result.exit_code == 2
+        assert found in result.stderr
