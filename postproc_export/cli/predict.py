@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from postproc_export.cli.console import grid, progress
@@ -34,7 +35,19 @@ def _view(result: PredictResult) -> RenderableType:
 _OF_IMAGES: Final = image_options(PredictFolderOptions, defaults=False)
 
 
-@command(options_of(PredictFolderOptions, without=["preprocessing", "other_preprocessing"]), _OF_IMAGES, view=_view)
+def _next(result: PredictResult, given: Mapping[str, Any]) -> Sequence[object]:
+    """Show these images beside every other sensitivity; a report takes one source of them, and needs labels."""
+    images = given["images"]
+    is_shown = len(images) == 1 and result.levels.get("image") is not None
+    return ("report", result.source, "--images", *images, "-o", "report.html") if is_shown else ()
+
+
+@command(
+    options_of(PredictFolderOptions, without=["preprocessing", "other_preprocessing"]),
+    _OF_IMAGES,
+    view=_view,
+    then=_next,
+)
 def predict(**given: Any) -> Any:
     """Run an attached model over images, and write what it decides of each: a table, pictures, and metrics.
 

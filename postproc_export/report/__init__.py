@@ -299,11 +299,7 @@ def _read_model(path: Path) -> tuple[State, str | None]:
     form.take(model, "decision", where=str(path))
     found = form.find(model, where=str(path))
     if not found.tails and found.record is None:
-        raise UsageError(
-            nothing_found(path, found.misses, found.outputs),
-            needed="a model with post-processing",
-            fix=f"postproc-export attach {path} --stats stats.json",
-        )
+        raise UsageError(nothing_found(path, found.misses, found.outputs))
     refuse_partial(found)
     return state_of(found.tails, found.record), content_digest(form, path, found)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,10 @@ def test_it_prints_what_it_did(tmp_path: Path, invoke: Invoke) -> None:
     for text in ("decided, image level", "decided, pixel level", "1 of 2 anomalous found", "fed resized"):
         assert text in run.stdout
     assert (tmp_path / "out" / "predictions.csv").is_file()
+    last = run.stdout.splitlines()[-1]
+    assert last.startswith("next: postproc-export report ")
+    words = shlex.split(last)[2:]
+    assert invoke(*words[:-1], tmp_path / words[-1]).exit_code == 0
 
 
 def test_json_and_quiet(tmp_path: Path, invoke: Invoke) -> None:
@@ -53,6 +58,7 @@ def test_several_images_and_a_pattern(tmp_path: Path, invoke: Invoke) -> None:
         run = invoke("predict", detector(tmp_path), *images, "-o", tmp_path / "out", "--save", "none", "--sheet", 0)
         assert run.exit_code == 0, run.stderr
         assert [each.name for each in (tmp_path / "out").iterdir()] == ["predictions.csv"]
+        assert ("next: " in run.stdout) == (images is not paths), "a report takes one source of images"
 
 
 @pytest.mark.parametrize(
