@@ -152,9 +152,10 @@ class Installation(Outcome):
 
 def _of_runtime(name: str, found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if "providers" in found:
-        yield "runtime", f"{name} {found['version']}: {', '.join(found['providers'])}; CPUExecutionProvider is used"
+        used = "CPUExecutionProvider is used unless --runtime names another"
+        yield "runtime", f"{name} {found['version']}: {', '.join(found['providers'])}; {used}"
     for device in found.get("devices", ()):
-        used = "; it is used, at float32" if device["name"] == "CPU" else ""
+        used = "; it is used, at float32, unless --runtime names another" if device["name"] == "CPU" else ""
         precision = device["precision"] or "a precision that it does not tell"
         told = f"{device['name']} ({device['full_name']}), which computes in {precision} by default{used}"
         yield "runtime", f"{name} {found['version']}: {told}"
