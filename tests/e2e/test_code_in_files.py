@@ -78,7 +78,12 @@ def named(folder: Path, kind: str, name: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("onnx", NAMES[0]), ("xml", NAMES[0]), ("onnx", NAMES[1]), ("xml", NAMES[2])]
+    ("kind", "name"),
+    [
+        ("onnx", NAMES[0]),
+        ("xml", NAMES[1]),
+        *(pytest.param(kind, name, marks=pytest.mark.slow) for kind in ("onnx", "xml") for name in NAMES),
+    ],
 )
 def test_no_command_imports_what_a_file_names(
     kind: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

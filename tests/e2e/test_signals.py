@@ -7,10 +7,10 @@ COMMANDS = ("attach", "attach-external", "attach-ir", "update", "update-ir", "in
 pytestmark = pytest.mark.e2e
 
 
-@pytest.mark.parametrize("command", ["attach", "in-place-ir", "calibrate"])
-def test_a_stopped_command_loses_and_leaves_nothing(command: str) -> None:
+@pytest.mark.parametrize(("command", "count"), [("attach", "6"), ("in-place-ir", "6"), ("calibrate", "3")])
+def test_a_stopped_command_loses_and_leaves_nothing(command: str, count: str) -> None:
     """Input whole, old output or new one whole, no litter, no traceback; after SIGKILL the next run tidies up."""
-    run_script("signalled_commands.py", command, "6", "1", "forked")
+    run_script("signalled_commands.py", command, count, "1", "forked")
 
 
 def test_a_command_that_is_stopped_while_it_starts_says_one_line() -> None:
