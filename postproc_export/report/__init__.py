@@ -122,7 +122,8 @@ def write_report(**given: Any) -> ReportResult:
     require("vl_convert", purpose=PURPOSE)
     output = Path(asked.output)
     subject = _subject(asked)
-    check_target(output, subject.read)  # before what takes long
+    for target in (output, *(() if asked.png is None else [Path(asked.png, "plot.png")])):
+        check_target(target, subject.read)  # before what takes long
     views = {level: view for level in LEVELS if (view := LevelView.of(level, subject.state)) is not None}
     if not views:
         raise UsageError(

@@ -15,7 +15,7 @@ from postproc_export.cli.commands import app
 STATS: Final = CalibrationStats(
     image=LevelStats(threshold=0.5, min=0.0, max=2.0), pixel=LevelStats(threshold=0.25, min=-1.0, max=1.0)
 )
-WRITTEN: Final = ("--output", "--junit", "--markdown", "--save-failures")
+WRITTEN: Final = ("--output", "--junit", "--markdown", "--save-failures", "--png")
 """What a command writes: the folder of it is made; every other path is read, or has to be there."""
 
 _EXPORT: Final = "export export_modules:detector --input 1,3,16,16 -o dist"
@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "export": f"{_EXPORT} --stats stats.json",
     "check": "check post.onnx --threads 1",
     "predict": "predict post.onnx images -o predicted --image-size 8",
+    "report": "report stats.json -o report.html",
     "inspect": "inspect post.onnx",
     "update": "update post.onnx --image-sensitivity 0.3",
     "detach": "detach post.onnx",
@@ -39,6 +40,8 @@ BESIDE: Final = {
     "export --stats": _EXPORT,
     "export --preprocessing": f"{_EXPORT} --calibrate images",
     "check --preprocessing": "check post.onnx --threads 1 --images images",
+    "report --images": "report stats.json --model post.onnx -o report.html",
+    "report --preprocessing": "report stats.json --model post.onnx --images images -o report.html",
 }
 """Commands in which an option applies, where it does not in the usual one."""
 
@@ -94,7 +97,9 @@ def test_the_walk_meets_the_paths_that_are_known() -> None:
 def test_a_path_that_is_not_there_is_named(command: str, name: str, folder: Path, invoke: Invoke) -> None:
     """Exit code 2 with one message, nothing on stdout, nothing written: it is never left out of what is done."""
     before = sorted(folder.rglob("*"))
-    suffix = {"SOURCE": ".npz", "MODEL": ".onnx", "MODEL_PATH": ".onnx", "ATTACHED": ".onnx"}.get(name, "")
+    suffix = {"SOURCE": ".npz", "MODEL": ".onnx", "MODEL_PATH": ".onnx", "ATTACHED": ".onnx", "STATS": ".json"}.get(
+        name, ""
+    )
     result = invoke(*typed(command, name, f"nowhere{suffix}"))
     assert (result.exit_code, result.stdout) == (2, "")
     (message,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]

@@ -95,7 +95,7 @@ def test_the_workflow_is_what_a_runner_takes() -> None:
     install = next(step["run"] for step in steps() if step.get("name") == "install")
     extras = re.search(r"postproc-export\[([\w,]+)\]", install)
     assert extras is not None
-    assert set(extras.group(1).split(",")) == {"onnxruntime", "openvino", "torch", "images"}
+    assert set(extras.group(1).split(",")) == {"onnxruntime", "openvino", "images"}
 
 
 @pytest.fixture

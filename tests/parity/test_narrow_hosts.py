@@ -75,6 +75,8 @@ def flips(
     found = {}
     for name, (runtime, optimize) in ways(host, dtype, ir=ir, quick=quick).items():
         (given,) = open_runner(raw, runtime=runtime, optimize=optimize).run(fed).values()
+        if not narrow_hosts.is_computed(host, fed["x"], given):
+            pytest.skip(f"{runtime} computes {host} in {dtype} wrongly on this processor, without any tail")
         given = -given if step == "negate" else given if step is None else given[:, 1]
         outputs = open_runner(attached, runtime=runtime, optimize=optimize).run(fed)
         wanted = {f"pred_label_at{index}": value for index, value in enumerate(SENSITIVITIES)}
