@@ -143,21 +143,12 @@ class ShardOptions(CalibrationOptions, OriginOptions):
     dask: Any = field(default=None, kw_only=True, metadata=spelt(metavar="ADDRESS", text=str))
 
 
-@dataclass(frozen=True)
-class ModelOptions(OutputOptions, ConventionOptions, ImageOptions):
-    """How a raw model is run over labelled images to calibrate it.
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions(ImageOptions):
+    """How a model is run over images.
 
     Parameters
     ----------
-    model
-        ONNX model (.onnx) or OpenVINO IR (.xml) with raw outputs and one input, a batch of images.
-    images
-        Folder or CSV file of labelled images.
-    split
-        Which split of the images to take, such as ``val``; by default the validation split, else, with a warning, the
-        test split.
-    image_only
-        Leave the pixel level out; no masks are needed.
     runtime
         Runtime for the model, as `check` takes it: ``openvino:GPU``; by default the one of its format, on the CPU.
     precision
@@ -172,16 +163,35 @@ class ModelOptions(OutputOptions, ConventionOptions, ImageOptions):
         Threads that decode images; by default one per core, at most 8.
     """
 
-    model: str | Path
-    images: str | Path
-    _: KW_ONLY
-    split: str | None = None
-    image_only: bool = False
     runtime: str | None = field(default=None, metadata=spelt(metavar="NAME[:DEVICE]"))
     precision: Precision = "float32"
     batch_size: int | None = field(default=None, metadata=spelt(least=1))
     threads: int | None = field(default=None, metadata=spelt(least=1))
     workers: int | None = field(default=None, metadata=spelt(least=1))
+
+
+@dataclass(frozen=True)
+class ModelOptions(OutputOptions, ConventionOptions, BatchOptions):
+    """How a raw model is run over labelled images to calibrate it.
+
+    Parameters
+    ----------
+    model
+        ONNX model (.onnx) or OpenVINO IR (.xml) with raw outputs and one input, a batch of images.
+    images
+        Folder or CSV file of labelled images.
+    split
+        Which split of the images to take, such as ``val``; by default the validation split, else, with a warning, the
+        test split.
+    image_only
+        Leave the pixel level out; no masks are needed.
+    """
+
+    model: str | Path
+    images: str | Path
+    _: KW_ONLY
+    split: str | None = None
+    image_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -277,7 +287,7 @@ class CheckOptions(StepOptions, ImageOptions):
 
 
 @dataclass(frozen=True)
-class PredictOptions(ImageOptions):
+class PredictOptions(BatchOptions):
     """What `predict` and ``postproc-export predict`` take.
 
     Parameters
@@ -295,16 +305,6 @@ class PredictOptions(ImageOptions):
     raw
         Read the raw values that the file decides on, too, by further outputs that its graph gets in memory. Without
         them the file runs as it is.
-    runtime
-        Runtime for the model, as `check` takes it: ``openvino:GPU``; by default the one of its format, on the CPU.
-    precision
-        ``float32``, or the runtime's default on this machine.
-    batch_size
-        Images per run. By default the model's own where it is static; else 8, or 1 or 2 where it does not run at 8.
-    threads
-        Threads of the runtime.
-    workers
-        Threads that decode images; by default one per core, at most 8.
     """
 
     model: str | Path
@@ -314,11 +314,6 @@ class PredictOptions(ImageOptions):
     anomalous_label: str | int | float | None = field(default=None, metadata=spelt(metavar="VALUE", text=str))
     other_preprocessing: bool = False
     raw: bool = field(default=True, metadata=spelt("--raw", "--no-raw"))
-    runtime: str | None = field(default=None, metadata=spelt(metavar="NAME[:DEVICE]"))
-    precision: Precision = "float32"
-    batch_size: int | None = field(default=None, metadata=spelt(least=1))
-    threads: int | None = field(default=None, metadata=spelt(least=1))
-    workers: int | None = field(default=None, metadata=spelt(least=1))
 
 
 @dataclass(frozen=True)

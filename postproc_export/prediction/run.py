@@ -153,6 +153,7 @@ class _Run:
             narrow={level: found.narrow for level, found in reports.items() if found.narrow is not None},
         )
         self._is_known = False
+        self._measured: EvaluationResult | None = None
 
     def all(self) -> None:
         """Predict every image and write everything."""
@@ -168,7 +169,8 @@ class _Run:
         self._seconds = time.monotonic() - begun
         writer.finish()
         if self._is_known:
-            text = json.dumps(self._evaluation.result().to_json(), indent=2, allow_nan=False)
+            self._measured = self._evaluation.result()
+            text = json.dumps(self._measured.to_json(), indent=2, allow_nan=False)
             (writer.folder / METRICS).write_text(f"{text}\n", encoding="utf-8")
 
     def _count(self, prediction: Prediction) -> None:
@@ -208,7 +210,7 @@ class _Run:
             seconds=self._seconds,
             preprocessing=predictor.preprocessing.describe(),
             levels=predictor.file.levels,
-            evaluation=self._evaluation.result() if self._is_known else None,
+            evaluation=self._measured,
             notes=predictor.notes,
         )
 
