@@ -27,6 +27,12 @@ _COMPLETE: Final = 1_999
 """The curve of so many samples leaves none out; that of more is thinned."""
 
 
+Share: TypeAlias = tuple[int, int]
+"""A part and its whole."""
+Limits: TypeAlias = tuple[Share, Share]
+"""The lowest and the highest that a rate can be."""
+
+
 @dataclass(frozen=True, slots=True)
 class Counts:
     """Validation samples at or above a boundary."""
@@ -42,17 +48,24 @@ class Counts:
         return _range((self.tp[0] + self.fp[0], self.tp[1] + self.fp[1]))
 
     @property
+    def shares(self) -> dict[str, Limits | None]:
+        """Recall, precision, F1 and false-positive rate, the lowest and highest that each can be; None over nothing."""
+        (tp, most_tp), (fp, most_fp), anomalous, normal = self.tp, self.fp, self.anomalous, self.normal
+        found = {
+            "recall": ((tp, anomalous), (most_tp, anomalous)),
+            "precision": ((tp, tp + most_fp), (most_tp, most_tp + fp)),
+            "f1": ((2 * tp, tp + most_fp + anomalous), (2 * most_tp, most_tp + fp + anomalous)),
+            "fpr": ((fp, normal), (most_fp, normal)),
+        }
+        return {name: (low if low[1] else (0, 1), high) if high[1] else None for name, (low, high) in found.items()}
+
+    @property
     def rates(self) -> dict[str, tuple[float, float] | None]:
         """Recall, precision and false-positive rate, each the lowest and highest that it can be; None over nothing."""
-        (tp, most_tp), (fp, most_fp) = self.tp, self.fp
-        shares = {
-            "recall": (tp, self.anomalous, most_tp, self.anomalous),
-            "precision": (tp, tp + most_fp, most_tp, most_tp + fp),
-            "fpr": (fp, self.normal, most_fp, self.normal),
-        }
+        shares = self.shares
         return {
-            name: (low / below if below else 0.0, high / above) if above else None
-            for name, (low, below, high, above) in shares.items()
+            name: None if (each := shares[name]) is None else (each[0][0] / each[0][1], each[1][0] / each[1][1])
+            for name in ("recall", "precision", "fpr")
         }
 
     def describe(self) -> str:

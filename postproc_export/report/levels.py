@@ -4,16 +4,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self, TypeAlias
 
-from postproc_export.curve import Counts, Curve, Setting, settings
+from postproc_export.curve import Curve, Limits, Setting, settings
 from postproc_export.float32 import json_number, shortest
 from postproc_export.report.axis import ValueAxis
 from postproc_export.stats import Level, LevelStats
 from postproc_export.update import State
-
-Share: TypeAlias = tuple[int, int]
-"""A part and its whole."""
-Limits: TypeAlias = tuple[Share, Share]
-"""The lowest and the highest that a rate can be."""
 
 RATES: Final = ("recall", "precision", "f1", "fpr")
 
@@ -50,6 +45,7 @@ class LevelView:
     def to_json(self) -> dict[str, Any]:
         """Return what report.js shows: numbers that decide, and a list for each figure with an entry a setting."""
         axis, counts = self.axis, [each.counts for each in self.settings]
+        shares = [each.shares for each in counts]
         return {
             **{name: json_number(getattr(self.stats, name)) for name in ("threshold", "min", "max")},
             "comparison": self.state.options.comparison,
@@ -64,20 +60,8 @@ class LevelView:
             "tpMost": [each.tp[1] for each in counts],
             "fp": [each.fp[0] for each in counts],
             "fpMost": [each.fp[1] for each in counts],
-            "texts": {name: [percent(rates(each)[name]) for each in counts] for name in RATES},
+            "texts": {name: [percent(each[name]) for each in shares] for name in RATES},
         }
-
-
-def rates(counts: Counts) -> dict[str, Limits | None]:
-    """Return recall, precision, F1 and false-positive rate, each the lowest and the highest; None over nothing."""
-    (tp, most_tp), (fp, most_fp), anomalous, normal = counts.tp, counts.fp, counts.anomalous, counts.normal
-    shares = {
-        "recall": ((tp, anomalous), (most_tp, anomalous)),
-        "precision": ((tp, tp + most_fp), (most_tp, most_tp + fp)),
-        "f1": ((2 * tp, tp + most_fp + anomalous), (2 * most_tp, most_tp + fp + anomalous)),
-        "fpr": ((fp, normal), (most_fp, normal)),
-    }
-    return {name: (low if low[1] else (0, 1), high) if high[1] else None for name, (low, high) in shares.items()}
 
 
 def percent(limits: Limits | None) -> str:

@@ -15,7 +15,7 @@ from altair.utils.schemapi import debug_mode
 from postproc_export.curve import Curve, counts_at
 from postproc_export.errors import require
 from postproc_export.report.axis import ValueAxis
-from postproc_export.report.levels import RATES, LevelView, rates
+from postproc_export.report.levels import RATES, LevelView
 from postproc_export.stats import Level
 
 COLOURS: Final = {
@@ -50,7 +50,7 @@ def current(view: LevelView, boundary: float) -> Row:
     assert counts is not None, "a level with a curve has counts"
     middles = {
         name: None if found is None else sum(part / whole for part, whole in found) / 2
-        for name, found in rates(counts).items()
+        for name, found in counts.shares.items()
     }
     return {"place": view.axis.place(boundary), **middles}
 
@@ -218,7 +218,7 @@ def _points(curve: Curve, axis: ValueAxis) -> list[Row]:
             met.add(cell)
     rows = []
     for index in sorted(picked):
-        found = rates(curve.at(curve.thresholds[index]))
+        found = curve.at(curve.thresholds[index]).shares
         known = {name: limits[0][0] / limits[0][1] for name, limits in found.items() if limits is not None}
         rows.append({"place": axis.place(curve.thresholds[index]), **known})
     return rows

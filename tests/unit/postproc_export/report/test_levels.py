@@ -9,11 +9,11 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from report_stats import stats_of, thinned, two_bells
 
-from postproc_export.curve import Counts, counts_at
+from postproc_export.curve import Counts, Limits, counts_at
 from postproc_export.errors import CalibrationError, MetadataError
 from postproc_export.float32 import Half, ranked, to_float32
 from postproc_export.options import TailOptions
-from postproc_export.report.levels import LevelView, Limits, facts, percent, rates
+from postproc_export.report.levels import LevelView, facts, percent
 from postproc_export.stats import CalibrationStats, Comparison, decision_boundary
 from postproc_export.update import State
 
@@ -89,17 +89,17 @@ def test_settings_are_apart() -> None:
 
 def test_rates_are_exact_fractions() -> None:
     """Rates are those of the counts; of limits the lowest and the highest that each can be."""
-    assert rates(Counts((3, 3), (1, 1), 4, 10)) == {
+    assert Counts((3, 3), (1, 1), 4, 10).shares == {
         "recall": ((3, 4),) * 2,
         "precision": ((3, 4),) * 2,
         "f1": ((6, 8),) * 2,
         "fpr": ((1, 10),) * 2,
     }
-    limits = rates(Counts((2, 3), (0, 5), 4, 10))
+    limits = Counts((2, 3), (0, 5), 4, 10).shares
     assert limits["precision"] == ((2, 7), (3, 3))
     assert limits["f1"] == ((4, 11), (6, 7))
-    assert rates(Counts((0, 0), (0, 0), 4, 0))["precision"] is None
-    assert rates(Counts((0, 0), (0, 0), 4, 0))["fpr"] is None
+    assert Counts((0, 0), (0, 0), 4, 0).shares["precision"] is None
+    assert Counts((0, 0), (0, 0), 4, 0).shares["fpr"] is None
 
 
 @pytest.mark.parametrize(
