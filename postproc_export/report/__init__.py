@@ -209,7 +209,8 @@ def _refuse_read(asked: ReportOptions, predictor: Predictor) -> None:
 
 def _read_check(path: Path, subject: "_Subject") -> Mapping[str, Any]:
     """Read what ``check --json`` printed; raises UsageError where it is none, or of another file."""
-    fix = f"postproc-export check {subject.model or 'MODEL.onnx'} --json > {path}"
+    target = "CHECK.json" if path.exists() else path  # what is there may be needed
+    fix = f"postproc-export check {subject.model or 'MODEL.onnx'} --json > {target}"
     document = read_json(path, what="the check", fix=fix)
     if not isinstance(document, Mapping) or not isinstance(document.get("passed"), bool):
         raise UsageError(

@@ -4,6 +4,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -127,9 +128,10 @@ def runner_class(name: str) -> type[RuntimeRunner]:
     else:
         entries = list(entry_points(group=GROUP, name=name))
     if not entries:
-        needed = " or ".join((*_SHIPPED, *entry_points(group=GROUP).names))
-        fix = "a package that brings it has to be installed" if name.isidentifier() else None
-        raise UsageError(f"unknown runtime {name!r}", needed=needed, fix=fix)
+        known = (*_SHIPPED, *entry_points(group=GROUP).names)
+        near = get_close_matches(name, known, n=1)
+        fix = f"--runtime {near[0]}" if near else "install the package that brings it" if name else None
+        raise UsageError(f"unknown runtime {name!r}", needed=" or ".join(known), fix=fix)
     found: type[RuntimeRunner] = entries[0].load()
     return found
 

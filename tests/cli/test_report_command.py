@@ -90,6 +90,7 @@ def test_what_does_not_belong_together_is_refused(attached: Path, stats: Path, t
         ((model, "--model", model), "is a model, and --model"),
         ((model, "--check", other), "is the check of another file"),
         ((model, "--check", empty), "is no report of a check"),
+        ((model, "--check", stats), "--json > CHECK.json"),
         ((stats, "--images", attached / "images"), "--images would have no effect"),
         ((stats, "--preset", "unit"), "--preset without images"),
         ((model, "--png", tmp_path / "plots"), "--png would have no effect"),
