@@ -1,19 +1,31 @@
-"""The commands, as one application."""
+"""The commands, as one application; what their modules import is loaded for the command that runs."""
 
+from importlib.util import find_spec
+from inspect import cleandoc
 from textwrap import wrap
+from types import CodeType
 from typing import Annotated, Any, Final, Literal
 
 from cyclopts import App, Parameter
 
 from postproc_export import __version__
-from postproc_export.cli.attach import attach, detach, doctor, inspect, update
-from postproc_export.cli.calibrate import calibrate
-from postproc_export.cli.check import check
 from postproc_export.cli.console import write
-from postproc_export.cli.export import demo, export
 from postproc_export.cli.options import OPTIONS
-from postproc_export.cli.predict import predict
-from postproc_export.cli.report import report
+
+_HOMES: Final = {
+    "demo": "export",
+    "calibrate": "calibrate",
+    "attach": "attach",
+    "export": "export",
+    "check": "check",
+    "predict": "predict",
+    "inspect": "attach",
+    "report": "report",
+    "update": "attach",
+    "detach": "attach",
+    "doctor": "attach",
+}
+"""The module of this folder that each command stands in, in the order of the help."""
 
 _NARROWEST, _WIDEST = 20, 120  # columns of the text
 
@@ -73,6 +85,16 @@ def completion(
 
 
 app.command(completion, name="--completion")
-_COMMANDS: Final = (demo, calibrate, attach, export, check, predict, inspect, report, update, detach, doctor)
-for _place, _command in enumerate(_COMMANDS):
-    app.command(_command, name=_command.__name__, sort_key=_place)
+
+
+def _add_commands() -> None:
+    """Add every command with its docstring, read from the compiled module: running that takes long to import."""
+    for place, (name, home) in enumerate(_HOMES.items()):
+        module = f"{__package__}.{home}"
+        spec: Any = find_spec(module)
+        functions = [each for each in spec.loader.get_code(module).co_consts if isinstance(each, CodeType)]
+        (text,) = (each.co_consts[0] for each in functions if each.co_name == name)
+        app.command(f"{module}:{name}", name=name, help=cleandoc(text), sort_key=place)
+
+
+_add_commands()

@@ -14,8 +14,6 @@ from cyclopts import Group, Parameter
 
 from postproc_export.cli.console import asked_for, show, show_next, warnings_to_stderr
 from postproc_export.errors import UsageError
-from postproc_export.images import Preprocessing
-from postproc_export.images.preprocessing import given_fields, merged_fields
 from postproc_export.validation import descriptions, flags_of
 
 if TYPE_CHECKING:
@@ -193,6 +191,8 @@ def image_options(owner: Any, *, defaults: bool = True, old_layout: str = "--lay
 
     `old_layout` is the former name of the option for the layout, which is taken and not shown.
     """
+    from postproc_export.images.preprocessing import Preprocessing
+
     whole = options_of(owner, only=[_FILE, _OTHER], group=IMAGES)
     single = options_of(Preprocessing, group=IMAGES, prefix=_PREFIX, defaults=defaults)
     (layout,) = (each for each in single if each.name == f"{_PREFIX}layout")
@@ -203,6 +203,8 @@ def image_options(owner: Any, *, defaults: bool = True, old_layout: str = "--lay
 
 def preprocessing_of(given: dict[str, Any]) -> dict[str, Any] | None:
     """Take the pre-processing out of what was given: the fields of the file and in their place those of options."""
+    from postproc_export.images.preprocessing import given_fields, merged_fields
+
     names = [name for name in given if name.startswith(_PREFIX)]
     single = {name.removeprefix(_PREFIX): given.pop(name) for name in names}
     if "old_layout" in single:

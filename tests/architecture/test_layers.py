@@ -99,6 +99,13 @@ def test_start_up_is_light(statement: str) -> None:
     assert not loaded_by(statement) & {*HEAVY, "onnx", "onnx_graphsurgeon"}
 
 
+def test_the_help_loads_no_command() -> None:
+    """`--help` prints what each command does and imports none of them, so that it needs no NumPy either."""
+    loaded = loaded_by("from postproc_export.cli import main; main(['--help'])")
+    assert "Commands:" in loaded
+    assert not loaded & {*HEAVY, "numpy", "postproc_export.options", "postproc_export.cli.attach"}
+
+
 def test_graph_patterns_formats_load_no_runtime() -> None:
     """The lowerings of both formats can be imported where neither runtime is installed."""
     loaded = loaded_by("import graph_patterns.onnx.graph, graph_patterns.openvino")

@@ -45,7 +45,10 @@ COMMANDS: Final = {
     "export-both": f"{EXPORT} --to onnx,openvino",
 }
 OF_TORCH: Final = ("tmp/.ses", "tmp/torchinductor")
-HEAVY: Final = ("postproc_export.cli.commands", "postproc_export.calibration", "postproc_export.formats.onnx_file")
+HEAVY: Final = (
+    *("postproc_export.cli.commands", "postproc_export.cli.attach", "postproc_export.cli.calibrate"),
+    *("postproc_export.calibration", "postproc_export.formats.onnx_file"),
+)
 Contents = dict[str, bytes]
 
 
