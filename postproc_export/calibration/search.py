@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from math import ceil, floor, isfinite
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +60,13 @@ class BestRatio:
     def __init__(self, u: int, v: int) -> None:
         self._u, self._v = u, v
 
-    def scores(self, tp: Counts, fp: Counts, *, positives: int) -> NDArray[np.float64]:
+    @classmethod
+    def of(cls, policy: Policy) -> Self:
+        """Return the search of `f1` or `fbeta=B`."""
+        weight = policy.parameter * policy.parameter
+        return cls(weight.numerator, weight.denominator)
+
+    def scores(self, tp: Counts, fp: Counts, *, positives: int | Counts) -> NDArray[np.float64]:
         """Return the ratio times v, in float64, within 2^-46 of the exact one."""
         ratio: NDArray[np.float64] = tp / (tp.astype(np.float64) + fp + float(Fraction(self._u, self._v)) * positives)
         return ratio
@@ -229,8 +235,7 @@ def _search(policy: Policy, table: Table, spread: Range) -> Search:
     number = policy.parameter
     match policy.kind:
         case "f1" | "fbeta":
-            weight = number * number
-            return BestRatio(weight.numerator, weight.denominator)
+            return BestRatio.of(policy)
         case "recall":
             return partial(ranked, counts="tp", rank=ceil(number * table.n_anomalous))
         case "precision":

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from postproc_export.calibration.counting import Extremes, Values
+from postproc_export.calibration.resampling import threshold_interval
 from postproc_export.calibration.search import (
     MARGIN,
     BestRatio,
@@ -131,49 +132,6 @@ def curve(table: Table, chosen: Sequence[Found]) -> dict[str, list[Any]]:
         "tp": [tp for _, tp, _ in ordered],
         "fp": [fp for _, _, fp in ordered],
     }
-
-
-MAX_IMAGES: Final = 10**6
-CONFIDENCE: Final = 0.95
-_SEED: Final = 20_240_501
-LARGE: Final = 20_000
-_FEWER: Final = 5  # times fewer resamples above that many images, where the interval is narrow anyway
-
-
-def threshold_interval(table: Table, policy: Policy, spread: Range, *, resamples: int) -> dict[str, Any]:
-    """Return the 95 % percentile interval of the threshold over resamples of the images."""
-    total = table.n_normal + table.n_anomalous
-    if total > MAX_IMAGES:
-        return {"left_out": f"more than {MAX_IMAGES} images"}
-    count = resamples if total <= LARGE else max(1, resamples // _FEWER)
-    cells = np.repeat(np.arange(2 * len(table)), np.concatenate((table.normal, table.anomalous)))
-    generator = np.random.default_rng(_SEED)
-    keys = (_resampled_key(table, policy, spread, cells[generator.integers(0, total, total)]) for _ in range(count))
-    reached = sorted(key for key in keys if key is not None)
-    if not reached:
-        return {"left_out": "no resample reaches the policy"}
-    tail = (1 - CONFIDENCE) / 2
-    low, high = (reached[min(len(reached) - 1, int(share * len(reached)))] for share in (tail, 1 - tail))
-    ends = {"low": shortest(value_of(low)), "high": shortest(value_of(high))}
-    return {**ends, "confidence": CONFIDENCE, "resamples": count, "unreachable": count - len(reached)}
-
-
-def _resampled_key(
-    table: Table, policy: Policy, spread: Range, drawn: "np.ndarray[Any, np.dtype[np.intp]]"
-) -> int | None:
-    normal, anomalous = np.bincount(drawn, minlength=2 * len(table)).reshape(2, -1)
-    used = np.flatnonzero(normal + anomalous)
-    starts = table.starts[used]
-    again = Table(
-        starts=starts,
-        widths=table.widths[used],
-        normal=normal[used],
-        anomalous=anomalous[used],
-        low=int(starts[0]),
-        high=int(starts[-1]),
-    )
-    outcome = search_for(policy, again, spread)[0](again)
-    return outcome.key if isinstance(outcome, Found) else None
 
 
 def one_pass_bound(table: Table, found: Found) -> dict[str, Any]:

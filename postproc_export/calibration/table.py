@@ -77,12 +77,12 @@ class Table:
     @cached_property
     def tp(self) -> Counts:
         """Anomalous values at or above each bin's lowest value: the true positives of a threshold there."""
-        return _from_the_top(self.anomalous)
+        return from_the_top(self.anomalous)
 
     @cached_property
     def fp(self) -> Counts:
         """Normal values at or above each bin's lowest value: the false positives of a threshold there."""
-        return _from_the_top(self.normal)
+        return from_the_top(self.normal)
 
     @property
     def tp_above(self) -> Counts:
@@ -131,6 +131,7 @@ class Table:
         )
 
 
-def _from_the_top(counts: Counts) -> Counts:
-    total: Counts = np.cumsum(counts[::-1])[::-1]
+def from_the_top(counts: Counts) -> Counts:
+    """Return the sum of each count and all that follow it along the last axis."""
+    total: Counts = np.cumsum(counts[..., ::-1], axis=-1)[..., ::-1]
     return total

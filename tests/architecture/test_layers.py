@@ -25,7 +25,7 @@ ORDER = {
     """,
     "postproc_export.steps": "modules transforms twins plan decisions user user_export around",
     "postproc_export.calibration": """
-        table arrays convention counting tally search statistics shards zarr ranks dask
+        table arrays convention counting tally search resampling statistics shards zarr ranks dask
         calibrator model
     """,
     "postproc_export.prediction": "attached predictor regions folder run",

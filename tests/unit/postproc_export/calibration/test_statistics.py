@@ -1,6 +1,5 @@
 """What statistics tell besides the threshold: rates, areas, interval, at any number of values."""
 
-import math
 from fractions import Fraction
 from typing import Any
 
@@ -8,11 +7,10 @@ import numpy as np
 import pytest
 from calibration_cases import Plain
 
-from postproc_export.calibration import Calibrator, statistics, tally
+from postproc_export.calibration import Calibrator, tally
 from postproc_export.calibration.search import Found
-from postproc_export.calibration.statistics import auroc, average_precision, curve, rates_at, threshold_interval
+from postproc_export.calibration.statistics import auroc, average_precision, curve, rates_at
 from postproc_export.calibration.table import Table, key_of
-from postproc_export.policies import Policy, Range
 from postproc_export.stats import LevelStats
 
 
@@ -100,38 +98,3 @@ def test_rates_are_those_of_the_decision(policy: str) -> None:
     assert [at[name] for name in ("tp", "fp", "tn", "fn")] == [tp, fp, tn, fn]
     rates = [tp / (tp + fp), tp / (tp + fn), 2 * tp / (2 * tp + fp + fn), fp / (fp + tn)]
     assert [at[name] for name in ("precision", "recall", "f1", "fpr")] == rates
-
-
-class TestBootstrap:
-    """The interval of the image threshold."""
-
-    SPREAD = Range.parse("extremes")
-    TABLE = table_of([0.0, 1.0, 2.0, 3.0, 4.0, 5.0], [9, 5, 3, 2, 1, 0], [0, 1, 1, 2, 3, 4])
-
-    def test_the_seed_is_fixed(self) -> None:
-        """The same images give the same interval in every version: these numbers are part of the contract."""
-        found = threshold_interval(self.TABLE, Policy.parse("f1"), self.SPREAD, resamples=200)
-        assert found == {"low": 1.0, "high": 4.0, "confidence": 0.95, "resamples": 200, "unreachable": 0}
-
-    def test_large_sets_take_a_fifth_of_the_resamples(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Above that many images the interval is narrow anyway."""
-        monkeypatch.setattr(statistics, "LARGE", 30)
-        assert threshold_interval(self.TABLE, Policy.parse("f1"), self.SPREAD, resamples=200)["resamples"] == 40
-        monkeypatch.setattr(statistics, "LARGE", 31)
-        assert threshold_interval(self.TABLE, Policy.parse("f1"), self.SPREAD, resamples=200)["resamples"] == 200
-
-    def test_it_is_left_out_where_there_are_too_many_images(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """And the statistics say so, by whichever limit."""
-        monkeypatch.setattr(statistics, "MAX_IMAGES", 30)
-        found = threshold_interval(self.TABLE, Policy.parse("f1"), self.SPREAD, resamples=9)
-        assert found == {"left_out": "more than 30 images"}
-        monkeypatch.setattr(tally, "SMALL", 10)
-        stats = image_stats(np.arange(12.0), np.arange(12) > 6, resamples=9)
-        assert "12 images are more than" in stats.details["threshold_interval"]["left_out"]
-
-    def test_resamples_that_miss_the_policy_are_counted(self) -> None:
-        """A precision that few resamples reach has an interval over those, and says how few."""
-        table = table_of([1.0, 2.0, 3.0], [3, 3, 1], [1, 3, 2])
-        found = threshold_interval(table, Policy.parse("precision=0.7"), self.SPREAD, resamples=100)
-        assert 0 < found["unreachable"] < 100
-        assert not math.isnan(found["low"])
