@@ -323,7 +323,7 @@ class PredictFolderOptions(PredictOptions):
     Parameters
     ----------
     output
-        Folder to write, made where it is not there: ``predictions.csv``, pictures, ``contact_sheet.png``, and
+        Folder to write, made where it is not there: ``predictions.csv``, pictures, ``contact_sheet.jpg``, and
         ``metrics.json`` where labels or masks are known. What an earlier run wrote there is replaced.
     save
         Pictures of each image to write, in its own size: ``map``, ``mask``, ``overlay``, several of them as

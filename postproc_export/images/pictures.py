@@ -96,6 +96,11 @@ def save_png(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
     _image(pixels).save(path, format="PNG", compress_level=1, compress_type=_RUN_LENGTHS)
 
 
+def save_jpeg(path: Path, pixels: Pixels) -> None:
+    """Write a picture to look at, not to measure: a tenth of a PNG's time and a quarter of its size."""
+    _image(pixels).save(path, format="JPEG", quality=90, subsampling=0)
+
+
 def _image(pixels: npt.NDArray[np.uint8]) -> "Image":
     found: Image = require("PIL.Image", purpose=_PURPOSE).fromarray(pixels)
     return found

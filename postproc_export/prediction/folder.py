@@ -13,13 +13,13 @@ import numpy as np
 
 from postproc_export.errors import FileError, UsageError
 from postproc_export.images.layouts import SUFFIXES
-from postproc_export.images.pictures import Tile, heatmap, overlay, reduced, save_png, sheet, thumbnail
+from postproc_export.images.pictures import Tile, heatmap, overlay, reduced, save_jpeg, save_png, sheet, thumbnail
 from postproc_export.prediction.predictor import Prediction
 from postproc_export.prediction.regions import Box, find_regions
 
 Picture: TypeAlias = Literal["map", "mask", "overlay"]
 
-TABLE, METRICS, SHEET = "predictions.csv", "metrics.json", "contact_sheet.png"
+TABLE, METRICS, SHEET = "predictions.csv", "metrics.json", "contact_sheet.jpg"
 FOLDERS: Final[Mapping[Picture, str]] = {"map": "maps", "mask": "masks", "overlay": "overlays"}
 NAMES: Final = (TABLE, METRICS, SHEET, *FOLDERS.values())
 """What may be there, the table first: it says that all is there."""
@@ -138,7 +138,7 @@ class FolderWriter:
     def finish(self) -> None:
         """Write the sheet of the most anomalous images."""
         if tiles := self.worst():
-            save_png(self.folder / SHEET, sheet(tiles, side=_SIDE, columns=_ACROSS))
+            save_jpeg(self.folder / SHEET, sheet(tiles, side=_SIDE, columns=_ACROSS))
 
     def _keep_worst(self, prediction: Prediction) -> None:
         self._count += 1

@@ -175,4 +175,4 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(tmp_path: Path, invoke:
     assert left.startswith(".postproc-")
     again = invoke("predict", model, images, "-o", out, "--save", "none")
     assert again.exit_code == 0, again.stderr
-    assert sorted(each.name for each in out.iterdir()) == ["contact_sheet.png", "metrics.json", "predictions.csv"]
+    assert sorted(each.name for each in out.iterdir()) == ["contact_sheet.jpg", "metrics.json", "predictions.csv"]

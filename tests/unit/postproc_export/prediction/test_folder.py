@@ -103,7 +103,7 @@ def test_the_sheet_shows_the_most_anomalous(tmp_path: Path) -> None:
     )
     assert [lines[0] for _, lines in writer.worst()] == ["2.png", "3.png", "0.png"]
     writer.finish()
-    assert (tmp_path / "contact_sheet.png").is_file()
+    assert (tmp_path / "contact_sheet.jpg").is_file()
 
 
 def test_no_sheet_without_values(tmp_path: Path) -> None:
@@ -111,4 +111,4 @@ def test_no_sheet_without_values(tmp_path: Path) -> None:
     writer = FolderWriter(tmp_path, Path("/in"), (), 3)
     assert len(list(writer.rows([writer.draw(scored("a.png", None))]))) == 1
     writer.finish()
-    assert not (tmp_path / "contact_sheet.png").exists()
+    assert not (tmp_path / "contact_sheet.jpg").exists()

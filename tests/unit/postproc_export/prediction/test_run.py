@@ -69,7 +69,7 @@ def test_every_figure_is_right(predicted: PredictResult) -> None:
 
 def test_pictures_have_the_size_of_the_image_and_one_scale(predicted: PredictResult) -> None:
     """Masks of 0 and 255, maps in the colors of the scale, overlays of the image."""
-    assert predicted.written == ("predictions.csv", "metrics.json", "contact_sheet.png", "maps", "masks", "overlays")
+    assert predicted.written == ("predictions.csv", "metrics.json", "contact_sheet.jpg", "maps", "masks", "overlays")
     names = {f"{folder}/{name}.png" for folder in ("good", "spot") for name in ("000", "001")}
     for pictures in ("maps", "masks", "overlays"):
         assert set(files(predicted.output / pictures)) == names
@@ -238,7 +238,7 @@ def test_a_score_alone(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="save mask would have no effect"):
         predict_folder(model, images, output=tmp_path / "out", save="mask")
     result = predict_folder(model, images, output=tmp_path / "out")
-    assert result.written == ("predictions.csv", "metrics.json", "contact_sheet.png")
+    assert result.written == ("predictions.csv", "metrics.json", "contact_sheet.jpg")
     assert {(row["area"], row["boxes"], row["raw_map_max"]) for row in table(result.output)} == {("", "", "")}
     assert Counter(row["label"] for row in table(result.output)) == {"0": 2, "1": 2}
 
