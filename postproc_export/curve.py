@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from math import ceil, floor, isfinite
 from typing import Any, Final, Self, TypeAlias
 
@@ -131,6 +132,8 @@ class Curve:
         thresholds, (tp, fp) = _float32s(document.get("threshold")), rows
         if not len(thresholds) == len(tp) == len(fp) or sorted(thresholds) != thresholds:
             return None
+        if any(whole < most or not _falls(row) for row, most, whole in ((tp, tp[0], anomalous), (fp, fp[0], normal))):
+            return None
         seen = stats.details.get("extremes")
         highest = _float32s([seen.get("max")]) if isinstance(seen, Mapping) else [stats.max]
         is_complete = normal + anomalous <= _COMPLETE and stats.details.get("exact") is not False
@@ -174,6 +177,18 @@ def counts_at(stats: LevelStats, boundary: float | None, half: Half | None = Non
     """Count the validation samples of a level from a boundary on; None where the statistics hold no curve."""
     curve = Curve.of(stats)
     return None if curve is None or boundary is None else curve.at(boundary, half)
+
+
+def _falls(counts: list[int]) -> bool:
+    """Whether counts never rise, nor fall below 0."""
+    return counts[-1] >= 0 and all(one >= other for one, other in pairwise(counts))
+
+
+def missing_curve(stats: LevelStats | None) -> str:
+    """Return why a level has no curve: it never had, or what stands there is none."""
+    if stats is None or stats.details.get("curve") is None:
+        return "the statistics have no curve"
+    return "the statistics have a damaged curve"
 
 
 def _float32s(row: object) -> list[float]:
@@ -306,7 +321,7 @@ def _chosen(stats: LevelStats | None, level: Level, target: Policy, comparison: 
     curve = None if stats is None or not stats.is_calibrated else Curve.of(stats)
     if stats is None or curve is None:
         raise UsageError(
-            f"no sensitivity can be chosen for {target.text}: the statistics have no curve of the {level} level",
+            f"no sensitivity can be chosen for {target.text}: {missing_curve(stats)} of the {level} level",
             needed="statistics that were calibrated with ground truth of that level",
             fix="give them with --stats, as `postproc-export calibrate` writes them",
         )

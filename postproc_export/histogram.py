@@ -8,7 +8,7 @@ from itertools import pairwise
 from math import asinh, ceil, floor, isfinite, log, log10, sinh
 from typing import Final, Self
 
-from postproc_export.curve import SAMPLES, Curve
+from postproc_export.curve import SAMPLES, Curve, missing_curve
 from postproc_export.float32 import Half, next_up, shortest, to_float32
 from postproc_export.stats import Level, LevelStats
 
@@ -120,6 +120,8 @@ def histogram_lines(
     histogram = Histogram.of(stats, marks=[*marks.values()], half=half)
     if histogram is not None:
         yield from histogram.lines(level, marks)
+    elif "curve" in stats.details:
+        yield f"{level} level: {missing_curve(stats)}"
 
 
 def _marked(left: dict[float, list[str]], low: float, width: int) -> Iterator[str]:

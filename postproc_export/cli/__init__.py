@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         with leftovers_to_stderr(), natives_of_command():
+            _refuse_empty(arguments)
             code = app(arguments)
     except (PostprocError, CycloptsError) as error:
         remark(f"error: {(error if isinstance(error, PostprocError) else explained(error)).text}", is_error=True)
@@ -57,6 +58,19 @@ def entrypoint() -> None:
         code = UNUSABLE
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries once more, and tells
     sys.exit(code)
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Raise UsageError for an argument without a character: as a path it would be the current folder."""
+    from postproc_export.errors import UsageError
+
+    for place, argument in enumerate(arguments):
+        if not argument or (argument.startswith("--") and argument.endswith("=")):
+            before = " ".join(["postproc-export", *arguments[:place], argument]).rstrip()
+            raise UsageError(f"nothing stands behind {before}", found="an empty argument", fix=_UNSET)
+
+
+_UNSET: Final = "give a value; a variable of the shell that is not set gives none"
 
 
 def _of_the_system(error: OSError) -> "FileError":

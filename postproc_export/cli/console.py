@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
+    from rich.text import Text
 
 _NARROWEST, _WIDE = 20, 70  # columns
 _asked = {"json": False, "quiet": False}
@@ -45,7 +46,13 @@ def stdout() -> Console:
     """Return a console for tables."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=True, emoji=False, markup=False)
+    class Printable(Console):
+        """A console on which a text cannot steer the terminal."""
+
+        def render_str(self, text: str, **how: Any) -> Text:
+            return super().render_str(printable(text), **how)
+
+    return Printable(highlight=False, soft_wrap=True, emoji=False, markup=False)
 
 
 def stderr() -> Console:
@@ -65,6 +72,14 @@ def grid(*titles: str, title: str) -> Table:
     return Table(*titles, padding=(0, gap, 0, 0), title_style="bold", **look)  # type: ignore[arg-type]
 
 
+def printable(text: str) -> str:
+    """Return a text with its control characters spelt out: names of files may hold some that steer a terminal."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # not a tab, nor the end of a line
+
+
 def say(text: str) -> None:
     """Tell people on stdout what is done, while it is done."""
     if not any(_asked.values()):
@@ -74,7 +89,7 @@ def say(text: str) -> None:
 def remark(text: str, *, is_error: bool = False) -> None:
     """Tell people on stderr what they should know; with ``--quiet`` errors alone."""
     if (is_error or not _asked["quiet"]) and sys.stderr is not None:
-        print(wrapped(text, columns(sys.stderr)), file=sys.stderr, flush=True)
+        print(wrapped(printable(text), columns(sys.stderr)), file=sys.stderr, flush=True)
 
 
 def show(result: Any, view: Callable[[Any], str | RenderableType], *, is_wanted: bool) -> None:
@@ -145,9 +160,9 @@ def columns(stream: Any) -> int | None:
 
 
 def write(text: str) -> None:
-    """Write a text to stdout to the letter, for programs: nothing is styled, replaced or wrapped."""
+    """Write a text to stdout, for programs: nothing but control characters is changed."""
     if sys.stdout is not None:  # it is None where the process was started without one
-        sys.stdout.write(text.rstrip("\n") + "\n")
+        sys.stdout.write(printable(text.rstrip("\n")) + "\n")
         sys.stdout.flush()
 
 

@@ -68,9 +68,9 @@ def find_samples(
     root = _named(Path(path))
     samples = list(walk_samples(root, labels=labels, split=split, anomalous_label=anomalous_label))
     for sample in samples:
-        for file in (sample.image, sample.mask):
+        for file, what in ((sample.image, "the image"), (sample.mask, "the mask")):
             if file is not None:
-                check_file(file, what="the image")
+                check_file(file, what=what)
     if anomalous_label is not None and not any(sample.label for sample in samples):
         others = ", ".join(list(dict.fromkeys(str(sample.group) for sample in samples))[:5])
         fix = "give the label that says anomalous as it is written"

@@ -73,11 +73,11 @@ def decode(path: Path, *, bits: int = 8) -> "Image":
     return image.convert("RGB")
 
 
-def open_upright(path: Path) -> "Image":
+def open_upright(path: Path, *, what: str = "the image") -> "Image":
     """Read and decode an image file in its own mode, with its EXIF orientation applied."""
     images = require("PIL.Image", purpose=_PURPOSE)
     operations = require("PIL.ImageOps", purpose=_PURPOSE)
-    check_file(path, what="the image")
+    check_file(path, what=what)
     try:
         # Not by its name: Pillow 13 maps a file that it can name, and scrambles the rows of a rotated gray TIFF then.
         with path.open("rb") as stream, images.open(stream, formats=_FORMATS) as file:
@@ -92,7 +92,7 @@ def open_upright(path: Path) -> "Image":
         if isinstance(error, images.UnidentifiedImageError):
             reason = kind_of_file(path) or "no image of a format that is read"
         fix = "replace the file, or take it out"
-        raise FileError(f"cannot read the image {path}", found=reason, fix=fix) from error
+        raise FileError(f"cannot read {what} {path}", found=reason, fix=fix) from error
     if frames != 1:
         raise FileError(f"{path} holds {frames} frames", needed="one image", fix="save each frame as a file of its own")
     image.info[_DEPTH] = depth
@@ -106,7 +106,7 @@ def read_mask(path: Path, *, image_size: tuple[int, int]) -> tuple[BoolArray, in
     belongs to. The number is how many pixels are neither 0 nor the largest value of the mask, as its edges are where it
     was resized or saved as JPEG.
     """
-    mask = open_upright(path)
+    mask = open_upright(path, what="the mask")
     if mask.mode in ("P", "PA", "LA", "RGBA"):
         mask = mask.convert("RGB")
     values: npt.NDArray[Any] = np.asarray(mask)

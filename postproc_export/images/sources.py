@@ -2,12 +2,15 @@
 
 import glob
 import os
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from postproc_export.errors import UsageError
+import numpy as np
+
+from postproc_export.errors import CalibrationError, UsageError
 from postproc_export.images.layouts import SUFFIXES, LayoutError, Sample, images_below, no_image, walk_samples
 
 Images: TypeAlias = str | Path | Iterable[str | Path]
@@ -62,7 +65,7 @@ def _of_one(path: Path, split: str | None, anomalous_label: object) -> ImageSour
     base = path if path.is_dir() else path.parent
     walk = partial(walk_samples, path, labels=None, split=split, anomalous_label=anomalous_label)
     try:
-        count = sum(1 for _ in walk())
+        count = _count(lambda: (sample.image for sample in walk()), path)
     except LayoutError as error:
         if split is not None:
             raise
@@ -93,7 +96,26 @@ def _plain(
     base: Path, paths: Callable[[], Iterable[Path]], where: object, *, notes: tuple[str, ...] = ()
 ) -> ImageSource:
     """Return images of which nothing is known."""
-    count = sum(1 for _ in paths())
+    count = _count(paths, where)
     if not count:
         raise no_image(where)
     return ImageSource(base, count, lambda: map(Sample, paths()), notes)
+
+
+def _count(paths: Callable[[], Iterable[Path]], where: object) -> int:
+    """Return how many images there are; raises CalibrationError for one that is named twice, and would count twice.
+
+    Of each a number is kept, not its path: of two million 16 MB.
+    """
+    marks = array("q", (hash(os.path.normpath(each.absolute())) for each in paths()))
+    ordered = np.sort(np.frombuffer(marks, np.int64)) if marks else np.empty(0, np.int64)
+    alike = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+    seen = set[str]()
+    for path in paths() if alike else ():
+        full = os.path.normpath(path.absolute())
+        if full in seen:
+            what = f"{where} names the image {path} a second time"
+            raise CalibrationError(what, needed="every image once", fix="leave it out where it comes again")
+        if hash(full) in alike:
+            seen.add(full)
+    return len(marks)

@@ -76,7 +76,8 @@ class PredictResult(Outcome):
         """Return how many images were predicted."""
         said = f"{self.anomalous:,} of them anomalous" if self.levels.get("image") else "no labels in this file"
         unusable = f"; {self.unusable:,} could not be used" if self.unusable else ""
-        return f"predicted {self.images - self.unusable:,} images with {self.source}, {said}{unusable}"
+        images = self.images - self.unusable
+        return f"predicted {images:,} image{'' if images == 1 else 's'} with {self.source}, {said}{unusable}"
 
     def facts(self) -> Iterator[tuple[str, str]]:
         """Yield what was written, what could not be used, and how what was predicted fits what is known."""

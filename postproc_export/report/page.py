@@ -13,10 +13,11 @@ from string import Template
 from typing import Any, Final
 
 from postproc_export import __version__
+from postproc_export.curve import missing_curve
 from postproc_export.errors import require
 from postproc_export.report.examples import KINDS, MOST_SCORES, Example, Gallery, encoded, folders
 from postproc_export.report.levels import LevelView, facts
-from postproc_export.stats import LEVELS, Level
+from postproc_export.stats import LEVELS, Level, LevelStats
 
 PURPOSE: Final = "a report"
 _LINK: Final = re.compile(r"https://[\w./#-]+")
@@ -120,16 +121,15 @@ def level_section(level: Level, view: LevelView | None, drawn: Sequence[str]) ->
         level=level,
         title=html_text(_TITLES[level]),
         control=_control(view),
-        figures=_figures(level, drawn) or _UNKNOWN,
+        figures=_figures(level, drawn) or _unknown(view.stats),
         facts=definitions(facts(view)),
         open="" if drawn else " open",
     )
 
 
-_UNKNOWN: Final = (
-    '<p class="unknown">The statistics keep no curve, so it is not known what a setting finds. '
-    "A calibration with ground truth keeps one.</p>"
-)
+def _unknown(stats: LevelStats) -> str:
+    text = f"{missing_curve(stats).capitalize()}, so it is not known what a setting finds. "
+    return f'<p class="unknown">{text}A calibration with ground truth keeps one.</p>'
 
 
 def _control(view: LevelView) -> str:

@@ -92,7 +92,7 @@ def test_an_ir_runs_on_devices_of_openvino(files: Path, invoke: Invoke) -> None:
         ("good.onnx", "openvino:HETERO:GPU,CPU", "OpenVINO finds no device GPU"),
         ("good.onnx", "openvino:CPU,NO_SUCH_THING=1", "cannot be used here"),
         ("good.onnx", "onnx.reference:CPU", "onnx.reference has neither devices nor options"),
-        ("good.onnx", "", "unknown runtime ''"),
+        ("good.onnx", " ", "unknown runtime ' '"),
         ("good.xml", "onnx.reference", "onnx.reference does not read"),
         ("good.xml", "onnxruntime", "onnxruntime does not read"),
     ],

@@ -125,7 +125,10 @@ def test_a_file_in_place_of_the_folder_above(tmp_path: Path, invoke: Invoke) -> 
 
 @pytest.mark.parametrize(
     ("model", "options", "said"),
-    [("", [], "cannot read the model ."), (None, ["--batch-size", 10**12], "--batch-size 1000000000000 does not fit")],
+    [
+        ("", [], "nothing stands behind postproc-export predict"),
+        (None, ["--batch-size", 10**12], "--batch-size 1000000000000 does not fit"),
+    ],
 )
 def test_slips_of_scripts_are_named(
     tmp_path: Path, invoke: Invoke, model: str | None, options: list[object], said: str

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import hosts
@@ -181,6 +182,15 @@ def test_no_word_is_broken(
         assert words == before.split()
         assert all(len(line) <= columns or len(line.split()) == 1 for line in after.splitlines())
     assert columns > 40 or narrow.stdout != whole.stdout
+
+
+def test_a_name_does_not_steer_the_terminal(folder: Path, invoke: Invoke) -> None:
+    """A control character in a name is spelt out, in an error and in a table."""
+    name = "a\x1b]0;title\x07.onnx"
+    shutil.copy("attached.onnx", name)
+    for ran in (invoke("inspect", name), invoke("check", f"no {name}")):
+        assert r"a\x1b]0;title\x07.onnx" in ran.stdout + ran.stderr
+        assert not {"\x1b", "\x07"} & {*ran.stdout, *ran.stderr}
 
 
 def test_text_goes_on_below_text() -> None:

@@ -34,6 +34,8 @@ MISTAKES: Final = {
     "calibrate raw.npz": "--output is required\n  needed:  Statistics file to write\n  fix:     such as .*calibrate .*",
     "export a.b:c": "--input is required\n  needed:  Shape of its input, .*\n  fix:     such as .*export .*",
     "inspect": "MODEL is required\n  needed:  ONNX model .*\n  fix:     such as postproc-export inspect .*",
+    "predict raw.onnx '' -o out": "nothing stands behind .* predict raw.onnx\n(.|\n)*variable of the shell.*",
+    "predict raw.onnx images --split=": "nothing stands behind postproc-export .* --split=\n(.|\n)*",
     f"{ATTACH} -o": "-o needs a value\n  needed:  File to write; .*\n  fix:     such as .*",
     f"{ATTACH} -o --in-place": "-o needs a value\n(.|\n)*",
     f"{ATTACH} --imge-sensitivity 0.3": "unknown option --imge-sensitivity\n  fix:     --image-sensitivity",
@@ -65,7 +67,7 @@ MISTAKES: Final = {
 def test_a_mistake_in_typing_is_told_as_it_was_typed(command: str, folder: Path, invoke: Invoke) -> None:
     """Where, needed and fix, exit code 2, nothing on stdout, nothing written."""
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    result = invoke(*command.split())
+    result = invoke(*(word.strip("'") for word in command.split()))
     assert (result.exit_code, result.stdout) == (2, "")
     assert re.fullmatch(f"error: {MISTAKES[command]}\n", result.stderr)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before

@@ -254,7 +254,8 @@ def test_what_is_not_quite_a_curve_is_none(curve: object) -> None:
     stats = LevelStats(threshold=1.0, min=0.0, max=2.0, n_normal=1, n_anomalous=2, details=details)
     assert counts_at(stats, 1.0) is None
     assert sensitivity_table(stats) == {}
-    with pytest.raises(UsageError, match=r"the statistics have no curve of the image level\n(.|\n)*--stats"):
+    kind = "no" if curve is None else "a damaged"
+    with pytest.raises(UsageError, match=rf"the statistics have {kind} curve of the image level\n(.|\n)*--stats"):
         choose(stats, "recall=1", "ge")
 
 

@@ -93,3 +93,14 @@ def test_what_holds_no_image_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "other" / "x" / "a.png")
     with pytest.raises(UsageError, match="has no such split"):
         find_images(tmp_path / "other", split="test")
+
+
+def test_an_image_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    """It would count twice, maybe with two labels: in a CSV file, and in a folder that a list names, too."""
+    save(tmp_path / "in" / "a.png")
+    listing = tmp_path / "list.csv"
+    listing.write_text("image,label\nin/a.png,0\nin/b.png,0\nin/../in/a.png,1\n")
+    twice: list[Images] = [listing, [tmp_path / "in", tmp_path / "in" / "a.png"]]
+    for images in twice:
+        with pytest.raises(CalibrationError, match=r"names the image .*a\.png a second time"):
+            find_images(images)

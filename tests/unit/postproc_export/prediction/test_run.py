@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -164,9 +165,10 @@ def test_an_unusable_image_is_named_and_the_others_go_on(tmp_path: Path) -> None
     (tmp_path / "in" / "empty.png").touch()
     (tmp_path / "in" / "cut.png").write_bytes((tmp_path / "in" / "a.png").read_bytes()[:60])
     save(tmp_path / "in" / "small_mask.png", np.zeros((3, 3), np.uint8))
+    shutil.copy(tmp_path / "in" / "a.png", tmp_path / "in" / "b.png")
     names = ("a", "empty", "cut", "absent")
     listing = tmp_path / "list.csv"
-    lines = ["image,label,mask", *(f"in/{name}.png,0," for name in names), "in/a.png,1,in/small_mask.png"]
+    lines = ["image,label,mask", *(f"in/{name}.png,0," for name in names), "in/b.png,1,in/small_mask.png"]
     listing.write_text("\n".join(lines))
     result = predict_folder(detector(tmp_path), listing, output=tmp_path / "out")
     assert (result.images, result.unusable, bool(result)) == (5, 4, False)

@@ -67,9 +67,20 @@ def test_statistics_without_a_curve_have_a_report(tmp_path: Path) -> None:
     write_report(plain, output=tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "What a setting finds is not known." in page
-    assert "The statistics keep no curve" in page
+    assert "The statistics have no curve" in page
     assert "there is nothing to set" in page
     assert data_of(page)["plots"] == {}
+
+
+@pytest.mark.parametrize(
+    ("tp", "fp"), [([3, 2, 1], [2, 1, 2]), ([4, 2, 1], [2, 1, 0]), ([3, 2, -1], [2, 1, 0]), ([3, 2], [2, 1, 0])]
+)
+def test_a_damaged_curve_is_told(tmp_path: Path, tp: list[int], fp: list[int]) -> None:
+    """Counts that rise, above the samples that there are, below 0, or too few: not taken for a curve, nor for none."""
+    curve = {"threshold": [0.5, 1.0, 2.0], "tp": tp, "fp": fp}
+    level = {"threshold": 1, "min": 0, "max": 3, "n_normal": 2, "n_anomalous": 3, "curve": curve}
+    write_report(CalibrationStats.from_json({"schema_version": 1, "image": level}), output=tmp_path / "report.html")
+    assert "The statistics have a damaged curve" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_one_class_has_a_report(tmp_path: Path) -> None:
