@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from postproc_export.attach import attach_postprocessing
     from postproc_export.calibration import Calibrator, calibrate
     from postproc_export.check import check_parity
+    from postproc_export.check.judge import judge_outputs
+    from postproc_export.check.vectors import write_vectors
     from postproc_export.detach import detach_postprocessing
     from postproc_export.eager import PostProcessor
     from postproc_export.errors import PostprocError
@@ -37,9 +39,11 @@ __all__ = [
     "detach_postprocessing",
     "export_model",
     "inspect_model",
+    "judge_outputs",
     "predict",
     "update_postprocessing",
     "write_report",
+    "write_vectors",
 ]
 
 __version__: Final = "0.1.0"
@@ -59,9 +63,11 @@ _HOMES: Final = {
     "detach_postprocessing": "postproc_export.detach",
     "export_model": "postproc_export.export",
     "inspect_model": "postproc_export.inspect",
+    "judge_outputs": "postproc_export.check.judge",
     "predict": "postproc_export.prediction",
     "update_postprocessing": "postproc_export.update",
     "write_report": "postproc_export.report",
+    "write_vectors": "postproc_export.check.vectors",
 }
 
 

@@ -70,6 +70,32 @@ def refuse_inputs(targets: Sequence[Path], inputs: Sequence[Path], *, fix: str) 
                 raise FileError(f"cannot write {target}: {what}", fix=fix)
 
 
+def refuse_foreign(folder: Path, names: Sequence[str], *, start: str, noun: str, command: str) -> None:
+    """Raise FileError for a folder that holds anything but files of these names, which a command wrote.
+
+    The first of them tells: it begins with `start`. `noun` is what the command made.
+    """
+    if not folder.is_dir():
+        if os.path.lexists(folder):
+            needed, fix = "a folder", "choose another path"
+            raise FileError(f"cannot write to {folder}", found="no folder", needed=needed, fix=fix)
+        return
+    try:
+        there = sorted(each.name for each in folder.iterdir() if not each.name.startswith("."))
+        first = folder / names[0]
+        is_ours = first.is_file() and first.read_bytes()[:200].startswith(start.encode())
+    except OSError as error:
+        raise FileError(f"cannot read {folder}", found=error.strerror, fix="choose another folder") from error
+    foreign = [name for name in there if name not in names]
+    if foreign or (there and not is_ours):
+        raise FileError(
+            f"cannot write to {folder}: it holds other files than those of an earlier {noun}",
+            found=", ".join((foreign or there)[:5]),
+            needed=f"an empty folder, a new one, or one that {command} wrote",
+            fix="choose another folder, or take these files away",
+        )
+
+
 def refuse_unwritable(target: Path) -> None:
     """Raise FileError for a target that no file can be moved to."""
     if not (nearest := nearest_folder(target)).is_dir():

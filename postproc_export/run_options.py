@@ -287,6 +287,70 @@ class CheckOptions(StepOptions, ImageOptions):
 
 
 @dataclass(frozen=True)
+class VectorsOptions(ImageOptions):
+    """What `write_vectors` and ``postproc-export vectors`` take.
+
+    Parameters
+    ----------
+    attached
+        ONNX model (.onnx) or OpenVINO IR (.xml) that ``attach`` wrote.
+    output
+        Folder to write, made where it is not there. An earlier kit there is replaced.
+    raw
+        The original with raw outputs: the raw values of the whole file are then those that it gives by itself.
+    images
+        Folder or CSV file of real images for the whole file; labels are not needed.
+    other_preprocessing
+        Go on where the images are to be fed otherwise than the statistics record.
+    limit
+        Take at most so many images, of every class in turn.
+    count
+        Raw values per level for the tail alone, at least.
+    seed
+        Seed of the raw values and of the synthetic inputs.
+    """
+
+    attached: str | Path
+    _: KW_ONLY
+    output: str | Path = field(metadata=spelt("--output", "-o"))
+    raw: str | Path | None = None
+    images: str | Path | None = None
+    other_preprocessing: bool = False
+    limit: int = field(default=16, metadata=spelt(least=1))
+    count: int = field(default=20_000, metadata=spelt(least=1))
+    seed: int = field(default=SEED, metadata=spelt(least=0))
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """What `judge_outputs` and ``postproc-export judge`` take.
+
+    Parameters
+    ----------
+    kit
+        Folder that ``vectors`` wrote.
+    outputs
+        Folder with what another machine computed: ``tail/test_data_set_0/outputs.npz`` and so on, or
+        ``output_0.pb`` in place of each.
+    where
+        What computed them, for the report, such as ``'TensorRT 10 on an Orin'``.
+    reference
+        What computes the reference: ``torch``, or ``numpy``, which gives the same bits and needs no PyTorch; by default
+        PyTorch where it is installed.
+    max_flips
+        Labels per output of the whole file that may differ though the raw value lies outside the band that another
+        implementation explains.
+    """
+
+    kit: str | Path
+    outputs: str | Path
+    _: KW_ONLY
+    where: str | None = None
+    reference: Arithmetic | None = None
+    max_flips: int = field(default=0, metadata=spelt(least=0))
+
+
+@dataclass(frozen=True)
 class PredictOptions(BatchOptions):
     """What `predict` and ``postproc-export predict`` take.
 

@@ -1,7 +1,6 @@
 """Check an attached file: against its record, its tail alone, and as a whole on real inputs."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from postproc_export.check.attached_files import load_attached
 from postproc_export.check.findings import Check
 from postproc_export.check.inputs import RealInputs, array_inputs, image_inputs
 from postproc_export.check.record import check_record, file_checks, record_is_missing
-from postproc_export.check.reference import EagerTransform, RawFile, Reference, unnamed_code
+from postproc_export.check.reference import EagerTransform, RawFile, Reference, unnamed_code, usable_arithmetic
 from postproc_export.check.report import FailureStore, ParityReport
 from postproc_export.check.steps import DecisionCheck, check_transform, unfit_layer, without_decisions
 from postproc_export.check.synthetic import SyntheticCheck
@@ -27,7 +26,7 @@ from postproc_export.installation import environment
 from postproc_export.options import as_typed
 from postproc_export.process import temporary_folder
 from postproc_export.record import TailSpec, parse_tails
-from postproc_export.run_options import Arithmetic, CheckOptions
+from postproc_export.run_options import CheckOptions
 from postproc_export.runtimes import RuntimeName, installed_runtimes, runner_class
 from postproc_export.stats import Level, as_stats, check_comparison, check_sensitivity
 from postproc_export.steps.around import is_asked
@@ -121,17 +120,6 @@ def named_tails(
                 fix=f"--step {recorded[0].text}" if recorded else "leave it out",
             )
     return named
-
-
-def usable_arithmetic(asked: CheckOptions) -> Arithmetic:
-    """Return what computes the reference: what was asked for, else PyTorch where it is installed."""
-    has_torch = find_spec("torch") is not None
-    if asked.reference == "torch" and not has_torch:
-        raise MissingDependencyError(
-            "--reference torch needs the package 'torch', which is not installed",
-            fix=f"{install('torch')}, or leave it out: NumPy gives the same bits",
-        )
-    return asked.reference or ("torch" if has_torch else "numpy")
 
 
 def usable_runtimes(model: AttachedModel) -> tuple[RuntimeName, ...]:
@@ -243,7 +231,7 @@ def check_parity(**given: Any) -> ParityReport:
     with without_decisions(attached, assumed) as (path, entire):
         model = load_attached(path, assumed)
         ways, named = usable_ways(asked, model), named_tails(asked.steps, model, entire)
-        reference = Reference(model, usable_arithmetic(asked))
+        reference = Reference(model, usable_arithmetic(asked.reference))
         transform = EagerTransform.load(model, named, reference.arithmetic)
         unnamed = unnamed_code(model, named)
         raw_file = None if asked.raw is None or unnamed is not None else RawFile.of(Path(asked.raw), model, transform)

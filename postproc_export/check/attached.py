@@ -119,16 +119,29 @@ def unpacked(runner: Runner, parts: tuple[TailOutput, ...]) -> Runner:
             others[port.name] = other if port.name in taken else port
 
     def change(_: Arrays, outputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        values = outputs[packed.name]
-        if values.ndim != 4 or values.shape[-1] != len(PARTS):
-            raise UnsupportedModelError(
-                f"the packed output has the shape {list(values.shape)}", needed=f"[N, H, W, {len(PARTS)}]"
-            )
-        apart = {part.name: _part(part, values) for part in parts}
+        apart = parts_of(outputs[packed.name], parts)
         return {**apart, **{port.name: outputs[name] for name, port in others.items() if name in outputs}}
 
     ports = (PortInfo(part.name, part.dtype, part.shape) for part in parts)
     return AdaptedRunner.of(runner, outputs=(*ports, *others.values()), change=change)
+
+
+def parts_of(values: NDArray[Any], parts: Iterable[TailOutput]) -> dict[str, NDArray[Any]]:
+    """Return the parts of a packed output apart; errors are raised as `unpacked` says."""
+    if values.ndim != 4 or values.shape[-1] != len(PARTS):
+        raise UnsupportedModelError(
+            f"the packed output has the shape {list(values.shape)}", needed=f"[N, H, W, {len(PARTS)}]"
+        )
+    return {part.name: _part(part, values) for part in parts}
+
+
+def packed_of(parts: Arrays) -> NDArray[np.float32]:
+    """Return the packed output [N, H, W, 4] of its parts, an image's values laid over its map."""
+    maps = parts["anomaly_map"]
+    shape = (maps.shape[0], *maps.shape[-2:])
+    planes = [parts[name].reshape(shape if name in ("anomaly_map", "pred_mask") else (-1, 1, 1)) for name in PARTS]
+    made = np.stack([np.broadcast_to(plane, shape) for plane in planes], axis=-1)
+    return np.ascontiguousarray(made, np.float32)
 
 
 def _part(part: TailOutput, values: NDArray[Any]) -> NDArray[Any]:
@@ -147,7 +160,58 @@ def _part(part: TailOutput, values: NDArray[Any]) -> NDArray[Any]:
 TAPS: Final[Mapping[Level, str]] = {"image": "postproc-check/raw_score", "pixel": "postproc-check/raw_map"}
 
 
-class AttachedModel(ABC):
+class Decider:
+    """What decides, in a file or in a kit that was made of it: a tail, built anew from its statistics and options."""
+
+    tail: Tail
+
+    def __init__(self, tail: Tail) -> None:
+        self.tail = tail
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The levels that the tail post-processes."""
+        return tuple(level for level in ("image", "pixel") if self.tail.names(level))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parts of the tail, in order: its outputs, or what the packed one holds."""
+        return tuple(part.name for part in self.tail.parts)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The outputs of the tail, in order."""
+        return tuple(output.name for output in self.tail.outputs)
+
+    @property
+    def guard(self) -> Guard:
+        """How the tail guards the image level against a NaN in the map."""
+        return "none" if self.tail.guard.form is None else self.tail.nan_test
+
+    def boundary(self, level: Level) -> float | None:
+        """Return the decision boundary of a level by the record, raw units; None where it is not post-processed."""
+        return self.tail.boundary(level) if self.tail.names(level) else None
+
+    def at(self, sensitivity: float) -> "Decider":
+        """Return what decides as if both levels had been attached with a sensitivity."""
+        return Decider(tail_at(self.tail, sensitivity))
+
+
+def tail_at(tail: Tail, sensitivity: float) -> Tail:
+    """Return a tail as it is where both levels are attached with a sensitivity, which nothing adjusts."""
+    given = replace(tail.resolved_options, image_sensitivity=sensitivity, pixel_sensitivity=sensitivity)
+    options = replace(given, match_thresholds=False, adjustable="nothing", as_parameters=False)
+    return build_tail(
+        tail.stats,
+        options,
+        tail.selection,
+        nan_test=tail.nan_test,
+        default_mask_dtype="bool",  # never taken: the options name one where there are masks
+        guard=tail.guard,
+    )
+
+
+class AttachedModel(Decider, ABC):
     """An attached file of either format, what the format has to know of it, and the tail by its record."""
 
     format: ClassVar[Format]
@@ -160,7 +224,6 @@ class AttachedModel(ABC):
     tails: Mapping[Level, FoundTail]  # that were found in the graph, in whatever form
     remarks: tuple[str, ...]  # what became of the file since it was attached, and what was assumed; a sentence each
     view: GraphView  # the graph, for the matcher
-    tail: Tail  # built anew from the statistics and options of the record
     places: Mapping[str, Value | Mismatch]  # the value of each part in the graph, or why it has none
 
     def __init__(self, path: Path, assumed: Assumed | None) -> None:
@@ -284,21 +347,6 @@ class AttachedModel(ABC):
         """Return what a layer makes, by output, each under the name that `cut` and the record of the tail know."""
         return record.made
 
-    @property
-    def levels(self) -> tuple[Level, ...]:
-        """The levels that the tail post-processes."""
-        return tuple(level for level in ("image", "pixel") if self.tail.names(level))
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The parts of the tail, in order: its outputs, or what the packed one holds."""
-        return tuple(part.name for part in self.tail.parts)
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """The outputs of the tail, in order."""
-        return tuple(output.name for output in self.tail.outputs)
-
     def parts_of(self, runner: Runner, values: Mapping[str, float] | None = None) -> Runner:
         """Return a runner of the file, or of its tail alone, that gives the parts apart; see `with_values`."""
         runner = self.with_values(runner, values)
@@ -320,14 +368,20 @@ class AttachedModel(ABC):
     def at_sensitivity(self, sensitivity: float) -> Self:
         """Return the same file as if both levels had been attached with a sensitivity."""
         made = copy(self)
-        options = replace(self.tail.options, image_sensitivity=sensitivity, pixel_sensitivity=sensitivity)
-        made.tail = self._built(replace(options, adjustable="nothing"))
+        made.tail = tail_at(self.tail, sensitivity)
         return made
 
     def tail_alone(self, shapes: Shapes) -> Any:
         """Return a model of the tail alone, with raw inputs of these shapes; None is a dynamic axis."""
         ports = [PortInfo(port.name, port.dtype, shapes[level]) for level, port in self.raw.items()]
         return self.cut(self.output_names, ports)
+
+    @abstractmethod
+    def save_tail(self, folder: Path, shapes: Shapes) -> tuple[str, ...]:
+        """Write a model of the tail alone, ``model.onnx`` or ``model.xml``, and return what its inputs are called.
+
+        The same tail gives the same bytes. Those that adjust it come last.
+        """
 
     @property
     def host_levels(self) -> tuple[Level, ...]:
@@ -351,18 +405,9 @@ class AttachedModel(ABC):
         return all(tail.is_as_emitted for tail in self.tails.values())
 
     @property
-    def guard(self) -> Guard:
-        """How the tail guards the image level against a NaN in the map."""
-        return "none" if self.tail.guard.form is None else self.nan_test
-
-    @property
     def wanted_guard(self) -> MapGuard:
         """How the image level should be guarded, by the outputs that the original declared."""
         return guard_of(self._selection, self.record.stats, self.tail.options, may_refuse=False)
-
-    def boundary(self, level: Level) -> float | None:
-        """Return the decision boundary of a level by the record, raw units; None where it is not post-processed."""
-        return self.tail.boundary(level) if self.tail.names(level) else None
 
     @property
     def _selection(self) -> Selection:

@@ -12,7 +12,7 @@ from graph_patterns.match import Value
 from graph_patterns.onnx.graph import ELEMENT_TYPES, LOWERINGS, OnnxView, default_opset
 from graph_patterns.openvino import OpenVinoView
 from postproc_export.check.assumed import Assumed
-from postproc_export.check.attached import PURPOSE, AttachedModel
+from postproc_export.check.attached import PURPOSE, AttachedModel, Shapes
 from postproc_export.errors import MetadataError, UnsupportedModelError
 from postproc_export.files import is_onnx
 from postproc_export.formats.base import decoded_outputs, encoded_port
@@ -143,6 +143,16 @@ class _OnnxFile(AttachedModel):
         text: bytes = alone.SerializeToString()
         return text
 
+    def save_tail(self, folder: Path, shapes: Shapes) -> tuple[str, ...]:
+        model, is_open = onnx.ModelProto.FromString(self.tail_alone(shapes)), _is_open(shapes)
+        for item, output in zip(model.graph.output, self.tail.outputs, strict=True):
+            if output.shape is not None:  # `cut` leaves it out, and without it a file is not valid
+                last = (*(None for _ in output.shape[:-1]), 4 if self.tail.options.is_packed else None)
+                axes = last[len(last) - len(output.shape) :] if is_open else output.shape
+                item.CopyFrom(onnx.helper.make_tensor_value_info(item.name, item.type.tensor_type.elem_type, axes))
+        (folder / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
+        return tuple(item.name for item in model.graph.input)
+
     def tapped(self, folder: Path, taps: Mapping[str, PortInfo]) -> Path:
         def tap(model: onnx.ModelProto) -> bool:
             self.form.show(model, {name: port.name for name, port in taps.items()})
@@ -190,6 +200,10 @@ class _OnnxFile(AttachedModel):
     def _renamed_since(self, record: LayerRecord) -> Mapping[str, str]:
         """Return the names that values of a layer have now: the tail renamed what stood before it."""
         return self.record.renamed if record.where == "transform" else {}
+
+
+def _is_open(shapes: Shapes) -> bool:
+    return not any(isinstance(axis, int) for axes in shapes.values() for axis in axes)
 
 
 def _behind(graph: onnx.GraphProto, names: tuple[str, ...], *, stop: frozenset[str]) -> Iterator[onnx.NodeProto]:
@@ -329,6 +343,15 @@ class _OpenVinoFile(AttachedModel):
                 found=first_reason(error),
                 needed=f"only {', '.join(sorted(port.name for port in inputs))} and constants",
             ) from error
+
+    def save_tail(self, folder: Path, shapes: Shapes) -> tuple[str, ...]:
+        model = self.tail_alone(shapes)
+        for parameter in model.get_parameters():  # else they are called after how many there have been
+            parameter.set_friendly_name(min(parameter.output(0).get_names()))
+        for result in model.get_results():
+            result.set_friendly_name(f"{min(result_names(result))}/result")
+        import_openvino(purpose=PURPOSE).save_model(model, folder / "model.xml", compress_to_fp16=False)
+        return tuple(min(parameter.output(0).get_names()) for parameter in model.get_parameters())
 
     def tapped(self, folder: Path, taps: Mapping[str, PortInfo]) -> Any:
         model = self.form.load(self.path, purpose=PURPOSE)

@@ -227,6 +227,8 @@ class _Finder:
         of_way = [other for other in self.failed if other.way == way]
         if "program" in check.details:
             return "program"
+        if "kit" in self.given:
+            return "model" if kind in ("kit", "raw") else "tail"
         if kind in ("run", "batch"):
             stuck = any(other.kind == "tail" and not other.details.get("count") for other in of_way)
             return "tail" if stuck or "outputs" in self.names else "runtime"
@@ -248,6 +250,9 @@ class _Finder:
         """Return the cause of some failures, the one that says most first."""
         lead, what, command = group[0], _found(group), self.again
         match stage:
+            case _ if "kit" in self.given:
+                title, fix = _ELSEWHERE[stage]
+                command = []
             case "tail":
                 is_gone = "options" in lead.details and lead.kind == "record"
                 by = self.given.get("stats", "its record")
@@ -351,6 +356,17 @@ class _Finder:
         return next((f"{check.output}: {check.message}" for check in compared), None)
 
 
+# Where outputs of another machine are judged: what that means, and what to do there.
+_ELSEWHERE: Final[Mapping[Stage, tuple[str, str]]] = {
+    "tail": (
+        "were not computed as the tail of the kit says",
+        "run the tail there in float32, unchanged: no lower precision, no rounded constants, no flushed numbers",
+    ),
+    "model": (
+        "are of other raw values than those of the kit",
+        "look there at precision, weights and inputs; or calibrate on what is deployed",
+    ),
+}
 _USUAL: Final = "the usual reasons are channel order, scale, mean and std, size, and other weights"
 
 

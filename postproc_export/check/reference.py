@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from postproc_export.check.attached import AdaptedRunner, AttachedModel, RawFeeds, excused_images, numpy_dtype
+from postproc_export.check.attached import AdaptedRunner, AttachedModel, Decider, RawFeeds, excused_images, numpy_dtype
 from postproc_export.check.ways import Configuration
 from postproc_export.comparison import Tolerance, narrow, own, transformed
 from postproc_export.errors import (
@@ -62,37 +62,44 @@ def image_size(feeds: Mapping[str, NDArray[Any]]) -> Size | None:
     return (images[0].shape[2], images[0].shape[3]) if len(images) == 1 else None
 
 
-class Reference:
-    """What the outputs of an attached file have to be, by the statistics and options of its record."""
+def usable_arithmetic(asked: Arithmetic | None) -> Arithmetic:
+    """Return what computes the reference: what was asked for, else PyTorch where it is installed."""
+    has_torch = find_spec("torch") is not None
+    if asked == "torch" and not has_torch:
+        raise MissingDependencyError(
+            "--reference torch needs the package 'torch', which is not installed",
+            fix=f"{install('torch')}, or leave it out: NumPy gives the same bits",
+        )
+    return asked or ("torch" if has_torch else "numpy")
 
-    def __init__(self, attached: AttachedModel, arithmetic: Arithmetic = "torch") -> None:
-        self.attached, self.arithmetic = attached, arithmetic
-        self._tail = _eager_tail(attached.tail.stats, attached.tail.options, arithmetic)
 
-    def of(self, attached: AttachedModel) -> "Reference":
-        """Return the reference for another file, in the same arithmetic."""
-        return Reference(attached, self.arithmetic)
+class TailReference:
+    """What the outputs of a tail have to be, by its statistics and options."""
+
+    def __init__(self, decider: Decider, arithmetic: Arithmetic = "torch") -> None:
+        self.decider, self.arithmetic = decider, arithmetic
+        self._tail = _eager_tail(decider.tail.stats, decider.tail.options, arithmetic)
 
     def outputs(self, raw: RawFeeds) -> dict[str, NDArray[Any]]:
         """Return float32 scores and boolean labels for the raw values, of any float type, of each level there is."""
-        if self.attached.tail.guard.form == "image" or len(raw) == 1:
+        if self.decider.tail.guard.form == "image" or len(raw) == 1:
             named = self._outputs(raw)
         else:  # no image has a map of its own
             image, pixel = raw["image"], raw["pixel"]
-            if self.attached.tail.guard.form == "all" and np.isnan(as_float32(pixel)).any():
+            if self.decider.tail.guard.form == "all" and np.isnan(as_float32(pixel)).any():
                 image = np.full_like(image, np.nan)
             named = {**self._outputs({"pixel": pixel}), **self._outputs({"image": image})}
-        return {name: named[name] for name in self.attached.names}
+        return {name: named[name] for name in self.decider.names}
 
     def _outputs(self, raw: RawFeeds) -> dict[str, NDArray[Any]]:
         values = dict(raw)
-        for level, port in self.attached.tail.raw.items():
+        for level, port in self.decider.tail.raw.items():
             if level in values and is_channel_last(port):  # it guards the score, and nothing else reads it
                 values[level] = values[level].squeeze(-1)
             if level in values and port.dtype in HALVES:  # tapped values come as float32
                 values[level] = values[level].astype(numpy_dtype(port))
         made = self._tail(values.get("image"), values.get("pixel"))
-        return {name: made[name] for name in self.attached.names if name in made}
+        return {name: made[name] for name in self.decider.names if name in made}
 
     def decided_on(self, output: TailOutput, raw: RawFeeds) -> NDArray[np.float32]:
         """Return the float32 raw values that an output is computed from; a map's maximum where there is no score."""
@@ -104,13 +111,25 @@ class Reference:
 
     def excused(self, output: TailOutput, raw: RawFeeds) -> NDArray[np.bool_] | None:
         """Return where an output may be anomalous though the reference says normal; None where nowhere."""
-        is_unguarded = "image" in raw and self.attached.tail.guard.form is None
+        is_unguarded = "image" in raw and self.decider.tail.guard.form is None
         if output.level == "pixel" or "pixel" not in raw or is_unguarded:
             return None
-        maps, guard = as_float32(raw["pixel"]), self.attached.guard
-        if self.attached.tail.guard.form != "all":
+        maps, guard = as_float32(raw["pixel"]), self.decider.guard
+        if self.decider.tail.guard.form != "all":
             return excused_images(maps, guard)
         return np.full(np.shape(raw["image"]), excused_images(maps[np.newaxis], guard)[0])
+
+
+class Reference(TailReference):
+    """What the outputs of an attached file have to be, by its record."""
+
+    def __init__(self, attached: AttachedModel, arithmetic: Arithmetic = "torch") -> None:
+        super().__init__(attached, arithmetic)
+        self.attached = attached
+
+    def of(self, attached: AttachedModel) -> "Reference":
+        """Return the reference for another file, in the same arithmetic."""
+        return Reference(attached, self.arithmetic)
 
 
 class LevelReference:

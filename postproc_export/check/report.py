@@ -108,6 +108,11 @@ class ParityReport(Outcome):
             **({} if self.not_run is None else {"not_run": self.not_run}),
         }
 
+    @property
+    def _file(self) -> str:
+        """What decides: the file, or where the outputs of another machine are judged that of which the kit was made."""
+        return f"the model of {self.given['kit']}" if "kit" in self.given else self.subject
+
     def headline(self) -> str:
         """Return the verdict: what was proven and on what, or what is wrong; and what was not checked."""
         judged, failed = sum(check.judged for check in self.checks), len(self.failed)
@@ -119,7 +124,7 @@ class ParityReport(Outcome):
         else:
             is_twin = str(self.environment.get("reference", "")).startswith("numpy")
             who = "PyTorch does, by its twin in NumPy" if is_twin else "PyTorch does"
-            found = f"PASSED: {self.subject} decides as {who}{self._forgiven()}: {', '.join(self._proven())}"
+            found = f"PASSED: {self._file} decides as {who}{self._forgiven()}: {', '.join(self._proven())}"
         nouns = dict.fromkeys(sentence.partition(": ")[0] for sentence in self.not_checked)
         # Where something failed, what could not be run in one way is mostly a consequence.
         told = (noun for noun in nouns if self.passed or not noun.rpartition(" in ")[2].startswith(RUNTIMES))
@@ -164,14 +169,16 @@ class ParityReport(Outcome):
         ran = [(check.runtime, check.precision) for check in judged if check.runtime is not None]
         for precision in dict.fromkeys(precision for _, precision in ran):
             names = dict.fromkeys(str(runtime) for runtime, of in ran if of == precision)
-            yield f"in {' and '.join(names)} at {precision}"
+            yield f"in {' and '.join(names)}{'' if precision is None else f' at {precision}'}"
 
     def next_step(self) -> str:
         """Return the command to run next: what mends the first cause, or what proves more; in words where none does."""
         if not self and self.causes:
             return self.causes[0].command or self.causes[0].fix
+        if "kit" in self.given and "inputs" not in self.environment:
+            return "postproc-export vectors ATTACHED -o KIT --images FOLDER"
         if "inputs" in self.environment:
-            return f"nothing, {self.subject} can be deployed{' at float32' if self.causes else ''}"
+            return f"nothing, {self._file} can be deployed{' at float32' if self.causes else ''}"
         raw = ["--raw", self.given["raw"]] if "raw" in self.given else []
         return shlex.join(["postproc-export", "check", self.subject, *raw, "--images", "FOLDER"])
 
@@ -195,7 +202,7 @@ class ParityReport(Outcome):
         yield from stage_table(self.whole)
         yield from self.verdicts()
         yield from dict.fromkeys(
-            f"ran: {check.way} on {check.runtime}, computing in {check.precision}"
+            f"ran: {check.way} on {check.runtime}, computing in {check.precision or 'what nobody told'}"
             for check in self.checks
             if check.runtime is not None
         )

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graph_patterns.match import Mismatch
-from postproc_export.check.attached import AttachedModel, RawFeeds, Shapes, numpy_dtype, tail_cases
+from postproc_export.check.attached import AttachedModel, Decider, RawFeeds, Shapes, numpy_dtype, tail_cases
 from postproc_export.check.findings import Check, failed
 from postproc_export.check.record import computed_parts, decided_value
-from postproc_export.check.reference import LevelReference, Reference
+from postproc_export.check.reference import LevelReference, Reference, TailReference
 from postproc_export.check.ways import Configuration
 from postproc_export.comparison import (
     EXACT,
@@ -123,7 +123,7 @@ def _details(difference: Difference) -> dict[str, Any]:
 
 
 def compare_tail(
-    reference: Reference,
+    reference: TailReference,
     expected: Mapping[str, NDArray[Any]],
     actual: Mapping[str, NDArray[Any]],
     raw: RawFeeds,
@@ -140,9 +140,9 @@ def compare_tail(
     change the raw values of a level besides, raw units.
     """
     found: dict[str, Difference] = {}
-    attached, tail = reference.attached, reference.attached.tail
+    decider, tail = reference.decider, reference.decider.tail
     is_normalised = tail.options.enable_normalization
-    if attached.guard == "none" and any(part.level == "image" for part in tail.parts) and "image" not in raw:
+    if decider.guard == "none" and any(part.level == "image" for part in tail.parts) and "image" not in raw:
         expected = _without_nan_images(expected, actual, raw)
     for output in tail.parts:
         name, wanted = output.name, expected.get(output.name)
@@ -152,7 +152,7 @@ def compare_tail(
             found[name] = unknown(name, f"{what} for {values.size:,} raw values")
             continue
         level: Level = output.level if output.level in tail.raw else "pixel"
-        band = EXACT if allowance is None else TOLERANCES[allowance](_stats(attached, output))
+        band = EXACT if allowance is None else TOLERANCES[allowance](_stats(decider, output))
         band = together(band, Tolerance(atol=(raw_error or {}).get(level, 0.0), reason=TRANSFORMED))
         excused, half = reference.excused(output, raw), tail.narrow.get(output.level)
         if name in LABELS:
@@ -163,7 +163,7 @@ def compare_tail(
                 wanted,
                 actual.get(name),
                 raw=values,
-                boundary=attached.boundary(output.level),
+                boundary=decider.boundary(output.level),
                 excused=excused,
                 band=band.atol + further,
                 dtype=output.dtype,
@@ -172,7 +172,7 @@ def compare_tail(
             found[name] = compare_scores(
                 wanted if is_normalised else _saturated(wanted),
                 actual.get(name) if is_normalised or name not in actual else _saturated(actual[name]),
-                tolerance=_score_tolerance(attached, output, raw, band, is_whole=is_whole),
+                tolerance=_score_tolerance(decider, output, raw, band, is_whole=is_whole),
                 nan="anomalous" if is_normalised else "same",
                 excused=excused,
                 dtype=output.dtype,
@@ -188,28 +188,28 @@ def _saturated(scores: NDArray[Any]) -> NDArray[Any]:
 
 
 def _score_tolerance(
-    attached: AttachedModel, output: TailOutput, raw: RawFeeds, band: Tolerance, *, is_whole: bool
+    decider: Decider, output: TailOutput, raw: RawFeeds, band: Tolerance, *, is_whole: bool
 ) -> Tolerance:
     """Add how far raw values may be from their rounding to a narrow type, as far as scores show it."""
-    stats, is_normalised = _stats(attached, output), attached.tail.options.enable_normalization
-    half = attached.tail.narrow.get(output.level)
+    stats, is_normalised = _stats(decider, output), decider.tail.options.enable_normalization
+    half = decider.tail.narrow.get(output.level)
     if half is not None and is_whole:
         values = as_float32(raw[output.level if output.level in raw else "pixel"])
         finite = np.max(np.abs(values), where=np.isfinite(values), initial=0.0)
         band = together(narrow(largest_shown(stats) if is_normalised else float(finite), half), band)
     if is_normalised:
         band = Tolerance(atol=band.atol / stats.span, reason=band.reason)
-    return together(rounding_tolerance(attached, output), band)
+    return together(rounding_tolerance(decider, output), band)
 
 
-def rounding_tolerance(attached: AttachedModel, output: TailOutput) -> Tolerance:
+def rounding_tolerance(decider: Decider, output: TailOutput) -> Tolerance:
     """Return how far a score may lie from the reference: not at all where it stays raw."""
-    stats = _stats(attached, output)
-    return TOLERANCES[choose_form(stats)](stats) if attached.tail.options.enable_normalization else EXACT
+    stats = _stats(decider, output)
+    return TOLERANCES[choose_form(stats)](stats) if decider.tail.options.enable_normalization else EXACT
 
 
-def _stats(attached: AttachedModel, output: TailOutput) -> LevelStats:
-    stats = attached.tail.stats.level(output.level)
+def _stats(decider: Decider, output: TailOutput) -> LevelStats:
+    stats = decider.tail.stats.level(output.level)
     assert stats is not None, f"{output.name} is there, so its level is calibrated"
     return stats
 
@@ -301,7 +301,7 @@ def check_adjusted(
     # OpenVINO makes constants of an ONNX model's inputs that adjust the tail.
     ways = [way for way in ways if way.judged and (way.runtime != "openvino" or attached.form.name == "openvino")]
     options, runners = attached.tail.options, dict[Configuration, Runner]()
-    for given, meant in _settings(attached):
+    for given, meant in settings_of(attached):
         try:
             adjusted = attached.at_sensitivity(meant)
             is_number = options.adjustable == "sensitivity" or math.isnan(given)
@@ -330,7 +330,7 @@ def check_adjusted(
             yield from (check for check in tally.checks() if check.subject.rpartition("/")[2] in LABELS)
 
 
-def _settings(attached: AttachedModel) -> Iterator[tuple[float, float]]:
+def settings_of(attached: AttachedModel) -> Iterator[tuple[float, float]]:
     """Yield what is given, which may lie outside [0, 1] or be NaN, and the sensitivity that it counts as."""
     options = attached.tail.options
     attached_ones = dict.fromkeys(options.sensitivity(level) for level in attached.tail.adjustable)

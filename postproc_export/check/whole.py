@@ -8,6 +8,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from postproc_export.check.attached import RawFeeds
 from postproc_export.check.chain import (
     LABELS,
     SCORES,
@@ -51,6 +52,7 @@ from postproc_export.errors import PostprocError, UnsupportedModelError
 from postproc_export.formats.base import format_of
 from postproc_export.runtimes import Runner, as_float32
 from postproc_export.stats import Level
+from postproc_export.tail import Tail
 
 MOVED: Final = 1e-5  # of a raw value: two compilations of a body, on values of any size
 _NAMES: Final[Mapping[Level, str]] = {"image": "raw_score", "pixel": "raw_map"}
@@ -143,7 +145,7 @@ def with_raw_file(
             raw_error[level] = raw_error.get(level, 0.0) + relative * float(largest)
         expected, outputs = runs.expected("raw"), runs.outputs("attached")
         found = compare_tail(reference, expected, outputs, raw, allowance=allowance, is_whole=True, raw_error=raw_error)
-        return {**found, **_raw_values(reference, runs, raw_error)}
+        return {**found, **compare_raw(reference.attached.tail, runs.raw("raw"), runs.raw("tapped"), raw_error)}
 
     def others(runs: BatchRuns) -> Mapping[str, Difference]:
         apart, runner, outputs = runs.outputs("raw"), runs.runners["raw"], runs.outputs("attached")
@@ -169,11 +171,10 @@ def with_raw_file(
     ]
 
 
-def _raw_values(reference: Reference, runs: BatchRuns, errors: Mapping[Level, float]) -> dict[str, Difference]:
-    """Compare what the raw file gives with what is read in front of the tail, within another compilation."""
+def compare_raw(tail: Tail, raw: RawFeeds, tapped: RawFeeds, errors: Mapping[Level, float]) -> dict[str, Difference]:
+    """Compare raw values with those read in front of a tail, within another compilation and `errors` of a transform."""
     found: dict[str, Difference] = {}
-    tail, tapped = reference.attached.tail, runs.raw("tapped")
-    for level, apart in runs.raw("raw").items():
+    for level, apart in raw.items():
         stats, values, half = tail.stats.level(level), as_float32(apart), tail.narrow.get(level)
         if stats is None or not stats.is_calibrated or level not in tapped:
             continue

@@ -1,20 +1,26 @@
-"""The command check: its options, and the report files it writes."""
+"""The commands check, vectors and judge: their options, and the report files they write."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 from cyclopts import Parameter
 
 from postproc_export.cli.console import progress, show
 from postproc_export.cli.options import command, image_options, options_of, preprocessing_of, spelling_of
 from postproc_export.errors import FileError, UsageError
-from postproc_export.run_options import CheckOptions
+from postproc_export.run_options import CheckOptions, JudgeOptions, VectorsOptions
 
 if TYPE_CHECKING:
     from postproc_export.check import ParityReport
+    from postproc_export.check.vectors import VectorsResult
+
+Junit: TypeAlias = Annotated[Path | None, Parameter(name="--junit", help="Write the report as JUnit XML, too.")]
+Markdown: TypeAlias = Annotated[
+    Path | None, Parameter(name="--markdown", help="Append a Markdown summary to this file, such as a job page.")
+]
 
 
 def _check_before(
@@ -62,14 +68,7 @@ _OF_IMAGES: Final = image_options(CheckOptions, defaults=False)
     _OF_IMAGES,
     details=lambda report: report.describe(),
 )
-def check(
-    *,
-    junit: Annotated[Path | None, Parameter(name="--junit", help="Write the report as JUnit XML, too.")] = None,
-    markdown: Annotated[
-        Path | None, Parameter(name="--markdown", help="Append a Markdown summary to this file, such as a job page.")
-    ] = None,
-    **given: Any,
-) -> Any:
+def check(*, junit: Junit = None, markdown: Markdown = None, **given: Any) -> Any:
     """Check that an attached model decides as PyTorch does, in every runtime that is installed.
 
     The first line is the verdict, the last one what to run next. Between them each cause of a failure has a line, with
@@ -96,6 +95,58 @@ def check(
     _check_before(read, images, junit=junit, markdown=markdown, save_failures=save_failures)
     with progress("checking") as advance:
         report = check_parity(**given, preprocessing=preprocessing, progress=advance)
+    return _reported(report, junit=junit, markdown=markdown)
+
+
+_OF_KIT_IMAGES: Final = image_options(VectorsOptions, defaults=False)
+
+
+def _judge_next(result: VectorsResult, given: Mapping[str, Any]) -> Sequence[object]:
+    return ("judge", result.output, "OUTPUTS")
+
+
+@command(options_of(VectorsOptions, without=["preprocessing", "other_preprocessing"]), _OF_KIT_IMAGES, then=_judge_next)
+def vectors(**given: Any) -> Any:
+    """Write a kit: how an attached model has to decide on a machine that this one cannot reach.
+
+    The folder has the tail alone as a small model of the same format (tail/model.onnx or model.xml), ONNX test-data
+    sets for it (tail/test_data_set_0/input_0.pb, output_0.pb and so on; the same arrays in inputs.npz and outputs.npz)
+    and for the whole file (whole/test_data_set_0), and kit.json, which says what is judged and how. See
+    docs/vectors.md. Run them there, write what comes out to a folder, and give that to judge.
+
+    Images are pre-processed as the statistics in the file record it, and another value is refused without
+    --other-preprocessing.
+
+    Example: postproc-export vectors model.post.onnx -o kit --images bottle/test
+    """
+    from postproc_export.check.vectors import write_vectors
+
+    unused = [option for name, option in spelling_of(_OF_KIT_IMAGES).items() if name in given]
+    if unused and "images" not in given:
+        raise UsageError(f"{unused[0]} without images", fix="leave it out, or give --images")
+    return write_vectors(**given, preprocessing=preprocessing_of(given))
+
+
+@command(options_of(JudgeOptions), details=lambda report: report.describe())
+def judge(*, junit: Junit = None, markdown: Markdown = None, **given: Any) -> Any:
+    """Judge what another machine computed of a kit, by the rules of check; the model and its runtime are not needed.
+
+    The folder of outputs has the folders of the kit: in each test_data_set_0 and so on the outputs as output_0.pb,
+    output_1.pb, ... in the model's order, or by name in outputs.npz. A whole folder (tail, tail_open, whole) may be
+    left out, and the report says so. A copy of kit.json beside them tells of which kit they are.
+
+    Exit code: 0 everything that was computed passed, 1 a check failed, 2 the kit or the outputs cannot be used.
+
+    Example: postproc-export judge kit outputs --where 'TensorRT 10, Orin'
+    """
+    from postproc_export.check.judge import judge_outputs
+
+    _check_before([given["kit"], given["outputs"]], None, junit=junit, markdown=markdown, save_failures=None)
+    return _reported(judge_outputs(**given), junit=junit, markdown=markdown)
+
+
+def _reported(report: ParityReport, *, junit: Path | None, markdown: Path | None) -> ParityReport:
+    """Return a report after writing its files; where one cannot be written, it is printed all the same."""
     try:
         _write_reports(report, junit=junit, markdown=markdown)
     except FileError:

@@ -18,6 +18,8 @@ _HOMES: Final = {
     "attach": "attach",
     "export": "export",
     "check": "check",
+    "vectors": "check",
+    "judge": "check",
     "predict": "predict",
     "inspect": "attach",
     "report": "report",

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
-from postproc_export.errors import FileError, UsageError
+from postproc_export.errors import UsageError
 from postproc_export.images.layouts import SUFFIXES
 from postproc_export.images.pictures import Tile, heatmap, overlay, reduced, save_jpeg, save_png, sheet, thumbnail
 from postproc_export.prediction.predictor import Prediction
@@ -48,29 +48,6 @@ def parse_pictures(save: str | Iterable[str] | None, *, has_map: bool) -> tuple[
         what = f"--save {','.join(names)} would have no effect"
         raise UsageError(what, found="a model without a map", fix="leave it out")
     return tuple(each for each in FOLDERS if each in names)
-
-
-def refuse_foreign(folder: Path) -> None:
-    """Raise FileError for a folder that holds anything but what an earlier run wrote."""
-    if not folder.is_dir():
-        if os.path.lexists(folder):
-            needed, fix = "a folder", "choose another path"
-            raise FileError(f"cannot write to {folder}", found="no folder", needed=needed, fix=fix)
-        return
-    try:
-        there = sorted(each.name for each in folder.iterdir() if not each.name.startswith("."))
-        table = folder / TABLE
-        is_ours = table.is_file() and table.read_bytes()[:200].startswith(",".join(COLUMNS).encode())
-    except OSError as error:
-        raise FileError(f"cannot read {folder}", found=error.strerror, fix="choose another folder") from error
-    foreign = [name for name in there if name not in NAMES]
-    if foreign or (there and not is_ours):
-        raise FileError(
-            f"cannot write to {folder}: it holds other files than those of an earlier prediction",
-            found=", ".join((foreign or there)[:5]),
-            needed="an empty folder, a new one, or one that predict wrote",
-            fix="choose another folder, or take these files away",
-        )
 
 
 def picture_name(image: Path, base: Path) -> Path:

@@ -10,10 +10,10 @@ from typing import Any, Final
 
 from postproc_export.errors import FileError
 from postproc_export.evaluation import Evaluation, EvaluationResult
-from postproc_export.files import model_files, publishing_into, refuse_inputs
+from postproc_export.files import model_files, publishing_into, refuse_foreign, refuse_inputs
 from postproc_export.images.samples import load_ahead
 from postproc_export.outcome import Outcome, outcome_json
-from postproc_export.prediction.folder import METRICS, NAMES, TABLE, FolderWriter, parse_pictures, refuse_foreign
+from postproc_export.prediction.folder import COLUMNS, METRICS, NAMES, TABLE, FolderWriter, parse_pictures
 from postproc_export.prediction.predictor import Prediction, Predictor
 from postproc_export.reading.report import LevelReport
 from postproc_export.run_options import PredictFolderOptions
@@ -126,7 +126,7 @@ def predict_folder(**given: Any) -> PredictResult:
     images = given["images"]
     asked = PredictFolderOptions(**{**given, "images": images if isinstance(images, str | Path) else list(images)})
     folder = Path(asked.output)
-    refuse_foreign(folder)
+    refuse_foreign(folder, NAMES, start=",".join(COLUMNS), noun="prediction", command="predict")
     _refuse_read(folder, asked)
     predictor = Predictor.open(asked)
     pictures = parse_pictures(asked.save, has_map="pixel" in predictor.file.tails)

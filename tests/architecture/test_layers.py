@@ -32,7 +32,7 @@ ORDER = {
     "postproc_export.report": "axis levels plots examples page",
     "postproc_export.check": """
         inputs assumed attached attached_files ways reference chain findings report preserved preserved_files
-        contracts record tail torch_model steps whole synthetic
+        contracts record tail torch_model steps whole synthetic kit judge vectors
     """,
 }
 """The rooms of a package: a room imports only from those before it."""
