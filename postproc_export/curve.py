@@ -69,6 +69,14 @@ class Counts:
             for name in ("recall", "precision", "fpr")
         }
 
+    @property
+    def matrix(self) -> dict[str, str]:
+        """The confusion matrix: found, missed, false alarms and passed, each a number or two limits."""
+        (low, high), (few, many) = self.tp, self.fp
+        missed, passed = (self.anomalous - high, self.anomalous - low), (self.normal - many, self.normal - few)
+        cells = {"found": self.tp, "missed": missed, "false alarms": self.fp, "passed": passed}
+        return {name: _range(numbers) for name, numbers in cells.items()}
+
     def describe(self) -> str:
         """Return how many of each kind are called anomalous."""
         return f"{_range(self.tp)} of {self.anomalous} anomalous and {_range(self.fp)} of {self.normal} normal ones"

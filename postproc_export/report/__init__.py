@@ -133,7 +133,7 @@ def write_report(**given: Any) -> ReportResult:
         )
     check = None if asked.check is None else _read_check(Path(asked.check), subject)
     gallery, told = _run(asked, subject, views)
-    from postproc_export.report.plots import compiled, plots, png
+    from postproc_export.report.plots import compiled, matrix, plots, png
 
     drawn = {f"{level}-{name}": plot for level, view in views.items() for name, plot in plots(view).items()}
     document = {
@@ -153,6 +153,7 @@ def write_report(**given: Any) -> ReportResult:
         examples=example_section(gallery, told),
         command=command_section(subject.update),
     )
+    drawn |= {f"{level}-confusion": matrix(view) for level, view in views.items() if names[level]}
     pictures = {} if asked.png is None else {Path(asked.png) / f"{name}.png": png(plot) for name, plot in drawn.items()}
     if asked.png is not None and not pictures:
         found, fix = "statistics without a curve, of which nothing can be drawn", "leave it out, or calibrate again"

@@ -71,6 +71,32 @@ def plots(view: LevelView) -> dict[str, dict[str, Any]]:
     return drawn
 
 
+def matrix(view: LevelView) -> dict[str, Any]:
+    """Return the confusion matrix of a level with a curve as a plot; on the page it is a table."""
+    boundary = view.state.boundary(view.level)
+    counts = counts_at(view.stats, boundary, view.state.narrow.get(view.level))
+    assert counts is not None, "a level with a curve has counts"
+    rows = [
+        {"truth": truth, "called": f"called {called}", "count": counts.matrix[name], "name": name, "right": right}
+        for truth, called, name, right in (
+            ("anomalous", "anomalous", "found", True),
+            ("anomalous", "normal", "missed", False),
+            ("normal", "anomalous", "false alarms", False),
+            ("normal", "normal", "passed", True),
+        )
+    ]
+    places = {
+        "x": alt.X("called:N", title=_SAMPLES[view.level], axis=alt.Axis(orient="top", labelAngle=0)),
+        "y": alt.Y("truth:N", title=None, axis=alt.Axis(minExtent=_LEFT)),
+    }
+    cells = _chart(rows).encode(**places)
+    paint = alt.condition("datum.right", alt.value(_colour("normal")), alt.value(_colour("anomalous")))
+    box = cells.mark_rect(stroke=_colour("paper"), strokeWidth=4, opacity=0.16).encode(color=paint)
+    number = cells.mark_text(dy=-6, fontSize=22, fontWeight="bold", color=_colour("ink")).encode(text="count:N")
+    name = cells.mark_text(dy=16, fontSize=13, color=_colour("soft")).encode(text="name:N")
+    return _sized(alt.layer(box, number, name), height=200)
+
+
 def _chart(data: alt.InlineData | Sequence[Row]) -> Any:
     """Return a chart of rows; Altair leaves the types of its own open."""
     return alt.Chart(data if isinstance(data, alt.InlineData) else alt.InlineData(values=[*data]))

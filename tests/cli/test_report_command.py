@@ -26,6 +26,7 @@ def test_statistics_alone_suffice(stats: Path, tmp_path: Path, invoke: Invoke) -
     assert document["output"] == str(tmp_path / "report.html")
     assert document["levels"]["pixel"] is None
     names = ["image-values.png", "image-rates.png", "image-precision-recall.png", "image-roc.png"]
+    names.append("image-confusion.png")
     assert document["png"] == [str(tmp_path / "plots" / name) for name in names]
     assert all((tmp_path / "plots" / name).read_bytes().startswith(b"\x89PNG") for name in names)
     first = (tmp_path / "report.html").read_bytes()

@@ -98,6 +98,12 @@ def test_rates_are_exact_fractions() -> None:
     limits = Counts((2, 3), (0, 5), 4, 10).shares
     assert limits["precision"] == ((2, 7), (3, 3))
     assert limits["f1"] == ((4, 11), (6, 7))
+    assert Counts((2, 3), (0, 5), 4, 10).matrix == {
+        "found": "2 to 3",
+        "missed": "1 to 2",
+        "false alarms": "0 to 5",
+        "passed": "5 to 10",
+    }
     assert Counts((0, 0), (0, 0), 4, 0).shares["precision"] is None
     assert Counts((0, 0), (0, 0), 4, 0).shares["fpr"] is None
 
