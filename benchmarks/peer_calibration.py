@@ -1,0 +1,199 @@
+"""Calibration beside that of others: a threshold by F1 from labelled pixels, at growing sizes and from images.
+
+Every run has a process of its own with one thread; the processes take turns on the same files. Peak memory is the
+process's highest resident set above its imports, so arrays count where a method needs them in memory. The F1 is counted
+on all pixels at the threshold that a method gave, by the comparison that it decides with. The values are
+gamma-distributed, 2 % of them anomalous.
+
+A method whose measured bytes or seconds per pixel forbid the next size is not run there, and says so.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bench_calibration import peak_kib, postproc_export, postproc_export_shards, sklearn, torchmetrics, write_shards
+from peer_rows import OURS, Row, installed, not_installed, rows_of
+
+SIZES = (10**5, 10**6, 10**7, 10**8, 10**9)
+QUICK = SIZES[:2]
+BINS = 200
+LONGEST = 150.0  # seconds that a run may take
+BATCH = 32 * 256 * 256  # pixels of a batch of a validation loop
+Run = Callable[[], Any]
+
+
+def batches(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield maps [N,1,SIDE] and masks, about as many pixels at a time as a validation loop has."""
+    for path in sorted(folder.glob("*_maps.npy")):
+        maps = np.load(path, mmap_mode="r")
+        masks = np.load(path.with_name(path.name.replace("_maps", "_masks")), mmap_mode="r")
+        step = max(1, BATCH // maps.shape[-1])
+        for start in range(0, len(maps), step):
+            yield np.array(maps[start : start + step]), np.array(masks[start : start + step])
+
+
+def stream(folder: Path) -> Run:
+    """Feed batches to the Calibrator as they come."""
+    from postproc_export.calibration import Calibrator
+
+    def run() -> object:
+        with Calibrator() as calibrator:
+            for maps, masks in batches(folder):
+                calibrator.update(anomaly_map=maps, gt_mask=masks)
+            return calibrator.compute().to_json()["pixel"]["threshold"]
+
+    return run
+
+
+def binned(folder: Path) -> Run:
+    """Feed batches to torchmetrics' curve of evenly spaced thresholds; it needs values in [0, 1]."""
+    import torch
+    from torchmetrics.classification import BinaryPrecisionRecallCurve
+
+    def run() -> object:
+        low = min(float(maps.min()) for maps, _ in batches(folder))
+        high = max(float(maps.max()) for maps, _ in batches(folder))
+        metric = BinaryPrecisionRecallCurve(thresholds=BINS)
+        for maps, masks in batches(folder):
+            scores = (torch.from_numpy(maps).flatten() - low) / (high - low)
+            metric.update(scores, torch.from_numpy(masks).flatten().int())
+        precision, recall, thresholds = metric.compute()
+        f1 = 2 * precision * recall / (precision + recall + 1e-10)
+        return float(thresholds[torch.argmax(f1[:-1])]) * (high - low) + low
+
+    return run
+
+
+def anomalib(folder: Path) -> Run:
+    """Feed batches to Anomalib's PostProcessor as its validation loop does."""
+    import torch
+    from anomalib.data import ImageBatch
+    from anomalib.post_processing import PostProcessor
+
+    def run() -> object:
+        processor: Any = PostProcessor()
+        for maps, masks in batches(folder):
+            image = torch.zeros(len(maps), 3, 1, 1)
+            batch = ImageBatch(image=image, anomaly_map=torch.from_numpy(maps), gt_mask=torch.from_numpy(masks).bool())
+            processor.on_validation_batch_end(None, None, batch)
+        processor.on_validation_epoch_end(None, None)
+        return float(processor.pixel_threshold)
+
+    return run
+
+
+METHODS: dict[str, tuple[str, str, Callable[[Path], Run]]] = {  # who: what it imports, its package, the run
+    OURS: ("postproc_export.calibration", "", postproc_export),
+    f"{OURS}, stream": ("postproc_export.calibration", "", stream),
+    f"{OURS}, files": ("postproc_export.calibration", "", postproc_export_shards),
+    "Anomalib's PostProcessor": ("anomalib.post_processing", "anomalib", anomalib),
+    "torchmetrics, exact": ("torchmetrics.functional.classification", "torchmetrics", torchmetrics),
+    f"torchmetrics, {BINS} bins": ("torchmetrics.classification", "torchmetrics", binned),
+    "scikit-learn": ("sklearn.metrics", "scikit-learn", sklearn),
+}
+STRICT = ("Anomalib's PostProcessor",)  # those that decide by >
+
+
+def measure(who: str, folder: Path) -> dict[str, Any]:
+    """Run one method in this process: its seconds, its threshold and its peak memory."""
+    module, _, make = METHODS[who]
+    __import__(module)
+    with tempfile.TemporaryDirectory() as warm:
+        write_shards(Path(warm), "gamma", 2000)
+        make(Path(warm))()  # what is imported by the first call is not what is measured
+    before, run = peak_kib(), make(folder)
+    start = time.perf_counter()
+    threshold = run()
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "threshold": threshold, "peak_mb": (peak_kib() - before) / 1024}
+
+
+def child(who: str, folder: Path) -> dict[str, Any]:
+    """Measure in a fresh process."""
+    done = subprocess.run([sys.executable, __file__, who, str(folder)], capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def f1_reached(threshold: float, folder: Path, *, is_strict: bool) -> float:
+    """Return F1 of all pixels at a threshold."""
+    hits = called = anomalous = 0
+    for maps, masks in batches(folder):
+        decided = maps > np.float32(threshold) if is_strict else maps >= np.float32(threshold)
+        hits += int(np.count_nonzero(decided & (masks > 0)))
+        called += int(np.count_nonzero(decided))
+        anomalous += int(np.count_nonzero(masks))
+    return 2 * hits / (called + anomalous)
+
+
+def free_mb() -> float:
+    """Return the memory that is free for a process."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 1024
+
+
+def forbidden(before: tuple[int, float, float] | None, size: int) -> str:
+    """Return why a method is not run at a size, by what it took at the last one; nothing if it can be."""
+    if before is None:
+        return ""
+    last, seconds, peak = before
+    needed, took, free = peak * size / last, seconds * size / last, free_mb()
+    if needed > 0.8 * free and needed > 1000:
+        return (
+            f"not run: {needed / 1024:,.0f} GB by the {peak * 2**20 / last:.0f} bytes a pixel measured at {last:.0e}, "
+            f"of {free / 1024:.0f} GB that are free"
+        )
+    if took > LONGEST:
+        return f"not run: {took / 60:,.0f} minutes by the {1e9 * seconds / last:,.0f} ns a pixel measured at {last:.0e}"
+    return ""
+
+
+def sized(size: int, took: dict[str, tuple[int, float, float]], rounds: int) -> Iterator[Row]:
+    """Yield the rows of one size; `took` has what each method took at the last one, and is brought up to date."""
+    case = f"{size:.0e} pixels".replace("e+0", "e")
+    reasons = {
+        who: forbidden(took.get(who), size) for who, (module, *_) in METHODS.items() if installed(module.split(".")[0])
+    }
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_shards(folder, "gamma", size)
+        methods = [who for who, reason in reasons.items() if not reason]
+        runs: dict[str, list[dict[str, Any]]] = {who: [] for who in methods}
+        for _ in range(rounds):
+            for who in methods:
+                runs[who].append(child(who, folder))
+        reached = {
+            who: f1_reached(found[0]["threshold"], folder, is_strict=who in STRICT) for who, found in runs.items()
+        }
+    best = max(reached.values())
+    seconds = {who: [run["seconds"] for run in found] for who, found in runs.items()}
+    for row in rows_of("calibration", case, seconds):
+        row.peak_mb = max(run["peak_mb"] for run in runs[row.who])
+        took[row.who] = (size, row.seconds or 0.0, row.peak_mb)
+        less = best - reached[row.who]
+        row.result = f"F1 {reached[row.who]:.6f}" + (f", {less:.1g} less than can be had" if less else "")
+        yield row
+    for who, reason in reasons.items():
+        if reason:
+            yield Row(part="calibration", case=case, who=who, result=reason)
+
+
+def rows(*, quick: bool) -> Iterator[Row]:
+    """Measure every size."""
+    took: dict[str, tuple[int, float, float]] = {}
+    for size in QUICK if quick else SIZES:
+        yield from sized(size, took, rounds=1 if size >= 10**8 else 3)
+    for who, (module, package, _) in METHODS.items():
+        if not installed(module.split(".")[0]):
+            yield not_installed("calibration", "all", who, package)
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(sys.argv[1], Path(sys.argv[2]))))
