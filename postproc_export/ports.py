@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from math import prod
-from typing import Final, Literal, TypeAlias, cast, get_args
+from typing import Any, Final, Literal, TypeAlias, cast, get_args
 
 from postproc_export.errors import UnsupportedModelError, UsageError
 from postproc_export.stats import LEVELS, Level
@@ -66,6 +66,33 @@ class PortInfo:
             return f"{self.name}: {self.dtype}, rank unknown"
         axes = ", ".join("?" if axis is None else str(axis) for axis in self.shape)
         return f"{self.name}: {self.dtype} [{axes}]"
+
+
+_NUMPY_NAMES: Final = {"FLOAT": "float32", "DOUBLE": "float64"}
+
+
+def dtype_name(element_type: int) -> str:
+    """Return the name of an ONNX element type: ``"float32"``, ``"bfloat16"``, ``"bool"``, ..."""
+    from onnx import TensorProto
+
+    name: str = TensorProto.DataType.Name(element_type)
+    return _NUMPY_NAMES.get(name, name.lower())
+
+
+def port_of(item: Any) -> PortInfo:
+    """Return a port of an ONNX model from its ValueInfoProto: its name, element type and declared shape."""
+    kind = item.type.WhichOneof("value")
+    if kind != "tensor_type":
+        return PortInfo(item.name, kind or "undefined", None)
+    tensor = item.type.tensor_type
+    shape = tuple(_axis(axis) for axis in tensor.shape.dim) if tensor.HasField("shape") else None
+    return PortInfo(item.name, dtype_name(tensor.elem_type), shape)
+
+
+def _axis(axis: Any) -> Axis:
+    if axis.HasField("dim_value") and axis.dim_value >= 0:
+        return int(axis.dim_value)
+    return axis.dim_param or None
 
 
 def shape_problem(level: Level, axes: Sequence[Axis] | None) -> str | None:

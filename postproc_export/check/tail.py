@@ -298,8 +298,8 @@ def check_adjusted(
     attached = reference.attached
     if not attached.tail.adjustable:
         return
-    # OpenVINO makes constants of an ONNX model's inputs that adjust the tail.
-    ways = [way for way in ways if way.judged and (way.runtime != "openvino" or attached.form.name == "openvino")]
+    form = attached.form.name
+    ways = [way for way in ways if way.judged and form in runner_class(way.runtime).adjusts]
     options, runners = attached.tail.options, dict[Configuration, Runner]()
     for given, meant in settings_of(attached):
         try:

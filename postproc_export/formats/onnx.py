@@ -45,7 +45,6 @@ from postproc_export.formats.onnx_file import (
     import_doubts,
     oldest_opset_of,
     output_ports,
-    port_of,
     rename_values,
     used_names,
     uses_default_domain,
@@ -53,7 +52,7 @@ from postproc_export.formats.onnx_file import (
 )
 from postproc_export.model_info import MODEL_INFO
 from postproc_export.options import FileOptions, TailOptions
-from postproc_export.ports import Selection
+from postproc_export.ports import Selection, port_of
 from postproc_export.process import claimed
 from postproc_export.reading.found import (
     FoundLayer,

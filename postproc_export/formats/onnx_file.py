@@ -20,8 +20,8 @@ from graph_patterns.onnx.graph import OLDEST_OPSET
 from graph_patterns.onnx.wire import Source
 from postproc_export.formats.base import illegal
 from postproc_export.formats.digest import Read, constant_part, operator_part
-from postproc_export.ports import is_plain
-from postproc_export.runtimes import Axis, PortInfo
+from postproc_export.ports import dtype_name, is_plain, port_of
+from postproc_export.runtimes import PortInfo
 from postproc_export.tail import PREFIX
 
 
@@ -156,31 +156,6 @@ def _rename_items(items: Iterable[onnx.ValueInfoProto | onnx.TensorProto], renam
 
 _PACKED: Final[Mapping[int, str]] = {onnx.TensorProto.FLOAT: "<f4", onnx.TensorProto.DOUBLE: "<f8"}
 _ONE_BY_ONE: Final = ("int32_data", "int64_data", "uint64_data", "string_data", "float_data")
-_NUMPY_NAMES: Final = {"FLOAT": "float32", "DOUBLE": "float64"}
-
-
-def dtype_name(element_type: int) -> str:
-    """Return the name of an element type: ``"float32"``, ``"bfloat16"``, ``"bool"``, ..."""
-    name: str = onnx.TensorProto.DataType.Name(element_type)
-    return _NUMPY_NAMES.get(name, name.lower())
-
-
-def port_of(item: onnx.ValueInfoProto) -> PortInfo:
-    """Return a port: its name, element type and declared shape."""
-    kind = item.type.WhichOneof("value")
-    if kind != "tensor_type":
-        return PortInfo(item.name, kind or "undefined", None)
-    tensor = item.type.tensor_type
-    shape = tuple(_axis(axis) for axis in tensor.shape.dim) if tensor.HasField("shape") else None
-    return PortInfo(item.name, dtype_name(tensor.elem_type), shape)
-
-
-def _axis(axis: onnx.TensorShapeProto.Dimension) -> Axis:
-    if axis.HasField("dim_value") and axis.dim_value >= 0:
-        return int(axis.dim_value)
-    return axis.dim_param or None
-
-
 _SMALL: Final = 1024  # elements: what is larger is no shape, and only its own shape is looked at
 
 

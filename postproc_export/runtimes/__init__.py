@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from postproc_export.errors import MissingDependencyError, PostprocError, UnsupportedModelError, UsageError, install
 from postproc_export.files import check_model
-from postproc_export.ports import Axis, PortInfo
+from postproc_export.ports import Axis, PortInfo, port_of
 from postproc_export.validation import check_file
 
 __all__ = ["Array", "Axis", "PortInfo", "Precision", "Runner", "RuntimeName", "as_float32", "open_runner"]
@@ -56,17 +56,25 @@ class Runner(ABC):
         """
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeRunner(Runner):
     """A runner that loads models itself: what a runtime is found by."""
 
-    __slots__ = ()
-    package: ClassVar[str]  # what has to be installed, by the name of its module
+    _session: Any  # the runtime's own form of the model
+    package: ClassVar[str]  # what has to be installed, by the name of its module, or as npm knows it
     formats: ClassVar[tuple[str, ...]]  # of the files that it reads: "onnx", "openvino"
+    adjusts: ClassVar[tuple[str, ...]] = ()  # of those, the formats in which inputs that have a default can be fed
 
     @classmethod
     @abstractmethod
     def load(cls, model: Any, *, precision: Precision, optimize: bool, threads: int | None, target: "Target") -> Self:
         """Load a file by its path as text, the bytes of an ONNX model or an `openvino.Model`; see `open_runner`."""
+
+    @classmethod
+    def refuse_uninstalled(cls, name: str) -> None:
+        """Raise MissingDependencyError if what a runtime of this name needs is not installed."""
+        if find_spec(cls.package) is None:
+            raise MissingDependencyError(f"the runtime {name} is not installed", fix=install(cls.package))
 
     @classmethod
     def refuse_missing(cls, target: "Target") -> None:
@@ -97,8 +105,7 @@ class Target:
         options = tuple((key, value) for key, equals, value in (part.partition("=") for part in parts) if equals)
         name, _, device = ",".join(part for part in parts if "=" not in part).partition(":")
         target, runner = cls(name, device, options), runner_class(name)
-        if find_spec(runner.package) is None:
-            raise MissingDependencyError(f"the runtime {name} is not installed", fix=install(runner.package))
+        runner.refuse_uninstalled(name)
         if device or options:
             runner.refuse_missing(target)
             _refuse_unusable(runner, target)
@@ -118,6 +125,9 @@ _SHIPPED: Final = {
     "onnxruntime": "postproc_export.runtimes.onnxruntime:OnnxRuntimeRunner",
     "openvino": "postproc_export.runtimes.openvino:OpenVinoRunner",
     "onnx.reference": "postproc_export.runtimes.onnx_reference:OnnxReferenceRunner",
+    "onnxruntime-node": "postproc_export.runtimes.node:OnnxRuntimeNodeRunner",
+    "onnxruntime-web": "postproc_export.runtimes.node:OnnxRuntimeWebRunner",
+    "tract": "postproc_export.runtimes.tract:TractRunner",
 }
 
 
@@ -155,6 +165,21 @@ def _nothing() -> bytes:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     serialised: bytes = model.SerializeToString()
     return serialised
+
+
+def ports_of(model: str | bytes) -> tuple[tuple[PortInfo, ...], ...]:
+    """Return the inputs that have to be fed, those with a default, and the outputs, of an ONNX file or one in memory.
+
+    It is for runtimes that do not tell them. Raises ModelFileError for what is no ONNX model.
+    """
+    from graph_patterns.onnx.file import load_skeleton, load_skeleton_from_bytes
+
+    with load_skeleton(Path(model)) if isinstance(model, str) else load_skeleton_from_bytes(model) as file:
+        graph = file.model.graph
+    defaults = {each.name for each in graph.initializer}
+    inputs = [port_of(each) for each in graph.input]
+    needed = tuple(port for port in inputs if port.name not in defaults)
+    return needed, tuple(port for port in inputs if port.name in defaults), tuple(map(port_of, graph.output))
 
 
 def as_float32(array: Array) -> npt.NDArray[np.float32]:

@@ -49,10 +49,10 @@ class OnnxRuntimeRunner(RuntimeRunner):
     has no way to hand bfloat16 to NumPy; such values are read from memory as `ml_dtypes.bfloat16`.
     """
 
-    _session: Any
     _onnxruntime: ModuleType
     package: ClassVar[str] = "onnxruntime"
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
+    adjusts: ClassVar[tuple[str, ...]] = ("onnx",)
 
     @classmethod
     def refuse_missing(cls, target: Target) -> None:

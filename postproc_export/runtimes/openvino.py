@@ -111,13 +111,13 @@ class OpenVinoRunner(RuntimeRunner):
     """
 
     _model: Any
-    _request: Any
     _openvino: ModuleType
     _problems: dict[tuple[tuple[int, ...], ...], RuntimeError | None] = field(default_factory=dict)
     _set: set[str] = field(default_factory=set)
 
     package: ClassVar[str] = "openvino"
     formats: ClassVar[tuple[str, ...]] = ("onnx", "openvino")
+    adjusts: ClassVar[tuple[str, ...]] = ("openvino",)  # reading an ONNX model makes constants of its defaults
 
     @classmethod
     def refuse_missing(cls, target: Target) -> None:
@@ -157,7 +157,7 @@ class OpenVinoRunner(RuntimeRunner):
             optional=tuple(PortInfo(state.name, "float32", ()) for state in _scalars(request)),
             outputs=outputs,
             _model=parsed,
-            _request=request,
+            _session=request,
             _openvino=openvino,
         )
 
@@ -171,9 +171,9 @@ class OpenVinoRunner(RuntimeRunner):
         tensors = [self._tensor(arrays[port.name]) for port in self.inputs]
         try:
             for index, tensor in enumerate(tensors):
-                self._request.set_input_tensor(index, tensor)
+                self._session.set_input_tensor(index, tensor)
             self._set_states(arrays)
-            self._request.infer()
+            self._session.infer()
         except RuntimeError as error:
             raise cannot_run(self.label, "OpenVINO", error, arrays) from error
         return {port.name: self._array(index, port) for index, port in enumerate(self.outputs)}
@@ -181,7 +181,7 @@ class OpenVinoRunner(RuntimeRunner):
     def _set_states(self, arrays: Mapping[str, Array]) -> None:
         """Set the variables that are fed, and give those that were fed before their default again."""
         given = {port.name for port in self.optional} & arrays.keys()
-        for state in self._request.query_state() if given | self._set else ():
+        for state in self._session.query_state() if given | self._set else ():
             if state.name in given:
                 state.state = self._tensor(arrays[state.name])
             elif state.name in self._set:
@@ -215,7 +215,7 @@ class OpenVinoRunner(RuntimeRunner):
         return tensor
 
     def _array(self, index: int, port: PortInfo) -> Array:
-        values: Array = np.array(self._request.get_output_tensor(index).data)
+        values: Array = np.array(self._session.get_output_tensor(index).data)
         if port.dtype != "bfloat16":
             return values
         return values.view(require("ml_dtypes", purpose="reading a bfloat16 output").bfloat16)

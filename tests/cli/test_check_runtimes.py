@@ -82,7 +82,7 @@ def test_an_ir_runs_on_devices_of_openvino(files: Path, invoke: Invoke) -> None:
 @pytest.mark.parametrize(
     ("name", "asked", "said"),
     [
-        ("good.onnx", "tract", "unknown runtime 'tract'"),
+        ("good.onnx", "tensorrt", "unknown runtime 'tensorrt'"),
         ("good.onnx", "openvinoo", "fix:     --runtime openvino\n"),
         ("good.onnx", "onnxruntime:CUDAExecutionProvider", "pip install onnxruntime-gpu in place of onnxruntime"),
         ("good.onnx", "onnxruntime:NoSuchProvider", "ONNX Runtime has no NoSuchProvider here"),
