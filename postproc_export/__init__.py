@@ -46,7 +46,7 @@ __all__ = [
     "write_vectors",
 ]
 
-__version__: Final = "0.1.0"
+__version__: Final = "0.2.0.dev0"
 
 _HOMES: Final = {
     "CalibrationStats": "postproc_export.stats",

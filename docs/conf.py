@@ -1,0 +1,94 @@
+"""The documentation as a site: `sphinx-build docs site` writes it, and site/index.html opens from disk.
+
+What stands elsewhere is taken from there: the README and the changelog as they are, the commands' own help, and the
+docstrings of the public names.
+"""
+
+import contextlib
+import inspect
+import io
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ["COLUMNS"] = "100"  # of the commands' help
+
+import postproc_export  # noqa: E402
+from postproc_export.cli import main  # noqa: E402
+from postproc_export.cli.commands import app  # noqa: E402
+
+project = "postproc-export"
+author = project_copyright = "The postproc-export authors"
+release = postproc_export.__version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+exclude_patterns = ["examples"]
+html_theme = "furo"
+html_title = f"postproc-export {release}"
+html_show_sphinx = False
+myst_heading_anchors = 4
+autodoc_typehints = "none"  # the docstrings name the types
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+
+PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "architecture.md",
+    "CHANGELOG.md": "changelog.md",
+    "benchmarks/README.md": "benchmarks.md",
+}
+
+
+def on_the_site(text: str, folder: Path) -> str:
+    """Return a text whose links lead to pages; what is in the repository alone is named by its path."""
+
+    def link(found: re.Match[str]) -> str:
+        full = (folder / found["target"]).resolve().relative_to(ROOT).as_posix()
+        page = PAGES.get(full) or (full.removeprefix("docs/") if full.startswith("docs/") else None)
+        if page is None or page.startswith("examples/"):
+            return f"`{full}`" if found["label"].endswith(found["target"]) else f"{found['label']} (`{full}`)"
+        label = "" if found["label"] in (found["target"], full) else found["label"]  # none: the title of the page
+        return f"[{label}]({page}{found['anchor'] or ''})"
+
+    return re.sub(r"\[(?P<label>[^\]]*)\]\((?P<target>[^)#:\s]+)(?P<anchor>#[^)\s]*)?\)", link, text)
+
+
+def commands() -> str:
+    """Return the help of every command as it prints it."""
+    parts = ["# Commands\n\nWhat `--help` prints of each.\n"]
+    for name in (name for name in app if not name.startswith("-")):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            main([name, "--help"])
+        parts.append(f"## {name}\n\n```text\n{printed.getvalue().strip()}\n```\n")
+    return "\n".join(parts)
+
+
+def python() -> str:
+    """Return directives for every public name."""
+    parts = ["# Python\n\nEverything here is imported from `postproc_export`.\n"]
+    for name in (name for name in postproc_export.__all__ if not name.startswith("_")):
+        found = getattr(postproc_export, name)
+        kind = "autoclass" if inspect.isclass(found) else "autofunction"
+        members = "   :members:\n" if inspect.isclass(found) and not issubclass(found, Exception) else ""
+        parts.append(f"## {name}\n\n```{{eval-rst}}\n.. {kind}:: postproc_export.{name}\n{members}```\n")
+    return "\n".join(parts)
+
+
+def take_from_elsewhere(_: Any, page: str, source: list[str]) -> None:
+    """Fill the pages that stand elsewhere, and lead links of the others to pages."""
+    origin = next((ROOT / path for path, target in PAGES.items() if target == f"{page}.md"), None)
+    if page in ("commands", "python"):
+        source[0] = commands() if page == "commands" else python()
+    elif origin is None:
+        source[0] = on_the_site(source[0], ROOT / "docs")
+    else:
+        source[0] = on_the_site(origin.read_text(encoding="utf-8"), origin.parent) + "\n" + source[0]
+
+
+def setup(application: Any) -> None:
+    """Read every page through `take_from_elsewhere`."""
+    application.connect("source-read", take_from_elsewhere)
