@@ -225,7 +225,8 @@ def _judge_suite(judgement: Judgement, kit: Kit, name: Suite, folder: Path) -> N
         judged = {output: made[output] for output in suite["judged_outputs"]}
         beside = {RAW_NAMES[level]: as_float32(values) for level, values in raw.items()} if name == "whole" else {}
         own_names: Mapping[Level, str] = suite.get("raw_outputs", {})
-        found = Expected(judged, list(made), {**beside, **{out: made[out] for out in own_names.values()}})
+        aliases = {alias: output["name"] for output in suite["outputs"] for alias in output.get("aliases", ())}
+        found = Expected(judged, list(made), {**beside, **{out: made[out] for out in own_names.values()}}, aliases)
         outputs = found.read(folder / about["name"])
         if name != "whole":
             judgement.add_tail(outputs, raw, about)
@@ -237,5 +238,6 @@ def _judge_suite(judgement: Judgement, kit: Kit, name: Suite, folder: Path) -> N
 _NOUNS: Final[Mapping[Suite, str]] = {
     "tail": "the tail alone",
     "tail_open": "the tail alone with open axes",
+    "tail_adjusted": "the tail alone at other settings",
     "whole": "the whole file",
 }

@@ -32,7 +32,7 @@ from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.tail import Tail, build_tail
 from postproc_export.validation import check_file, kind_of_file, read_json, stated_twice
 
-Suite: TypeAlias = Literal["tail", "tail_open", "whole"]
+Suite: TypeAlias = Literal["tail", "tail_open", "tail_adjusted", "whole"]
 Arrays: TypeAlias = dict[str, NDArray[Any]]
 
 MANIFEST: Final = "kit.json"
@@ -220,11 +220,11 @@ class Expected:
     """What another machine may have computed of one set: arrays of the types and shapes that they have to have.
 
     `needed` are outputs by name, `numbered` all of them in the order of the model, those that are not judged among
-    them, and `raw` what else may be there: raw values by `RAW_NAMES`.
+    them, and `raw` what else may be there: raw values by `RAW_NAMES`. `aliases` are further names of outputs.
     """
 
-    def __init__(self, needed: Arrays, numbered: Sequence[str], raw: Arrays) -> None:
-        self.needed, self.numbered, self.raw = needed, numbered, raw
+    def __init__(self, needed: Arrays, numbered: Sequence[str], raw: Arrays, aliases: Mapping[str, str]) -> None:
+        self.needed, self.numbered, self.raw, self.aliases = needed, numbered, raw, aliases
 
     def read(self, folder: Path) -> Arrays:
         """Read ``output_K.pb`` by number, or ``outputs.npz`` by name; what is not judged is left out.
@@ -269,7 +269,8 @@ class Expected:
             kind = kind_of_file(path) or "other bytes"
             fix = "write it with numpy.savez(path, NAME=array)"
             raise FileError(f"{path} is no .npz file, or is cut off", found=kind, fix=fix) from error
-        names = [entry.filename.removesuffix(".npy") for entry in entries]
+        given = (entry.filename.removesuffix(".npy") for entry in entries)
+        names = [self.aliases.get(name, name) for name in given]
         if (twice := stated_twice(names)) is not None:
             raise FileError(f"{path} holds an array twice", found=twice, needed="one of each name")
         arrays = {}
@@ -307,6 +308,7 @@ class Expected:
 
     def _name(self, name: str, path: Path) -> str:
         """Return which output a tensor is: by its own name where that is one, else by the number of the file."""
+        name = self.aliases.get(name, name)
         if name in self.numbered or name in self.raw:
             return name
         number = path.stem.removeprefix("output_")

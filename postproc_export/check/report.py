@@ -154,7 +154,7 @@ class ParityReport(Outcome):
         if self.not_run is not None:
             yield f"but the file was not run as a whole ({self.not_run})"
         elif "synthetic" in self.environment or "inputs" in self.environment:
-            real = re.match(r"\d+ \w+", self.environment.get("inputs", ""))
+            real = re.match(r"\d+( of \d+)? \w+", self.environment.get("inputs", ""))
             fed = "synthetic inputs" if real is None else real[0]
             beside = [self.given["raw"]] if "raw" in self.given else []
             beside += [self.given.get("torch", "the PyTorch model")] if "torch" in self.environment else []

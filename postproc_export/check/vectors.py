@@ -1,5 +1,6 @@
 """Writing a kit: the tail of a file alone, and what it and the whole file have to make of values and images."""
 
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,12 +46,15 @@ from postproc_export.validation import called_like
 NAMES: Final = (MANIFEST, *SUITES)
 """What is in the folder, the manifest first: it says that all is there."""
 
-BUDGETS: Final[Mapping[Suite, int]] = {"tail": 3_000_000, "tail_open": 2_500_000, "whole": 4_000_000}
-"""Bytes that a suite may take without images, so that a kit stays below 10 MB; more is left out, and said."""
+BUDGET: Final = 9_500_000
+"""Bytes of arrays that a kit may have without images; what is more is left out, and said."""
+
+OF_DECLARED: Final = 5_000_000  # of these for the tail with the declared shapes
 
 _Batch: TypeAlias = tuple[str, Literal["synthetic", "inputs"], RealBatch]
 """What the whole file is fed in one run: in words, where it is from, and the arrays."""
 
+DECLARED: Final = "declared shapes"
 MOST_SETS: Final = 32  # of declared shapes; a batch of 1 would take one for each value
 _ADJUSTED: Final = 500  # raw values per level and sensitivity
 
@@ -147,8 +151,14 @@ class _Case:
         self.what, self.raw, self.given, self.about = what, raw, given, about
 
 
+def _size(*groups: Arrays) -> int:
+    """Return the bytes of arrays, each of which is written twice."""
+    return 2 * sum(values.nbytes for group in groups for values in group.values())
+
+
 def _fits(values: NDArray[Any], axes: Sequence[int | None]) -> bool:
-    return all(axis is None or axis == size for axis, size in zip(axes, values.shape, strict=True))
+    sizes = zip(axes, values.shape, strict=False)
+    return len(axes) == values.ndim and all(axis is None or axis == size for axis, size in sizes)
 
 
 class _Writer:
@@ -160,6 +170,7 @@ class _Writer:
         self._decider = Decider(model.tail)
         self._suites: dict[Suite, dict[str, Any]] = {}
         self._reference = Reference(model, "numpy")
+        self._room = BUDGET
         self._fed: dict[str, str] = {}  # what the whole file was fed, as the environment of a report has it
 
     def finish(self) -> Kit:
@@ -189,19 +200,26 @@ class _Writer:
         }
 
     def write_tails(self) -> None:
-        """Write the tail alone: as declared, and with open axes where some are fixed."""
+        """Write the tail alone: as declared, with open axes where some are fixed, and at other settings.
+
+        Many a reader of test-data sets cannot feed an input that has a default, so these have a folder of their own.
+        """
         declared = {level: axes_of(port) for level, port in self._model.raw.items()}
         shapes: dict[Suite, Shapes] = {"tail": declared}
-        cases: dict[Suite, list[_Case]] = {"tail": [], "tail_open": []}
+        cases: dict[Suite, list[_Case]] = {"tail": [], "tail_open": [], "tail_adjusted": []}
         for case, of_case in self._cases():
             fits = all(_fits(values, declared[level]) for level, values in case.raw.items())
-            suite: Suite = "tail" if fits else "tail_open"
+            suite: Suite = "tail_adjusted" if case.about else "tail" if fits else "tail_open"
             shapes.setdefault(suite, of_case)
             cases[suite].append(case)
         for suite, of_suite in cases.items():
             if of_suite:
                 self._write_tail(suite, shapes[suite], of_suite)
         self.notes.append("an empty batch: check feeds one")
+        layers = (self._model.layer("transform"), None if self._entire is None else self._entire.layer("decision"))
+        for layer in (layer for layer in layers if layer is not None):
+            named = ", ".join(spec.text for spec in layer.tails)
+            self.notes.append(f"the custom steps alone ({named}): they are in the whole file; check runs them")
 
     def _cases(self) -> Iterator[tuple[_Case, Shapes]]:
         """Yield what is fed, with the shapes that a tail for it declares."""
@@ -209,9 +227,8 @@ class _Writer:
         for name, shapes, runs in tail_cases(model, count=asked.count, seed=asked.seed):
             if name == "one value per map":
                 yield from ((_Case(name, raw), shapes) for raw in runs)
-            elif name == "declared shapes":
-                for raw in self._chosen(runs):
-                    yield _Case(name, raw), shapes
+            elif name == DECLARED:  # those with a special value first, then those near the boundary
+                yield from ((_Case(name, raw), shapes) for raw in sorted(runs, key=self._distance))
         if not model.tail.adjustable:
             return
         if model.format == "openvino" and not model.tail.options.as_parameters:
@@ -230,20 +247,8 @@ class _Writer:
             is_computed = model.tail.options.adjustable == "sensitivity" and meant < 1.0 and not is_attached
             about = {"sensitivity": meant, "is_computed": is_computed}
             _, shapes, runs = next(iter(tail_cases(adjusted, count=min(asked.count, _ADJUSTED), seed=asked.seed)))
-            for raw in self._chosen(runs):
+            for raw in runs:
                 yield _Case(f"adjusted to {given:g}", raw, values, about), shapes
-
-    def _chosen(self, runs: Sequence[RawFeeds]) -> Iterator[RawFeeds]:
-        """Yield runs as far as the budget goes: those with a special value first, then those near the boundary."""
-        chosen, room = 0, BUDGETS["tail"]
-        for raw in sorted(runs, key=self._distance):
-            size = 2 * sum(2 * values.nbytes + values.size for values in raw.values())
-            if chosen == MOST_SETS or size > room:
-                note = f"{len(runs) - chosen} of {len(runs)} sets of the declared shapes, for their size"
-                self.notes += [] if note in self.notes else [note]
-                return
-            chosen, room = chosen + 1, room - size
-            yield raw
 
     def _distance(self, raw: RawFeeds) -> float:
         """Return how far the nearest raw value lies from the boundary of its level, in spans; -1 for special ones."""
@@ -259,26 +264,35 @@ class _Writer:
                 found.append(float(np.abs(numbers.astype(np.float64) - boundary).min(initial=np.inf)) / stats.span)
         return min(found, default=0.0)
 
-    def _write_tail(self, suite: Suite, shapes: Shapes, cases: Iterable[_Case]) -> None:
+    def _write_tail(self, suite: Suite, shapes: Shapes, cases: Sequence[_Case]) -> None:
         folder = self._folder / suite
         folder.mkdir()
         names, sets = self._model.save_tail(folder, shapes), list[dict[str, Any]]()
-        levels = {port.name: level for level, port in self._model.raw.items()}
-        judgement = Judgement(self._decider, "numpy")
-        made: Arrays = {}
-        for number, case in enumerate(cases):
-            name, arrays = f"test_data_set_{number}", dict[str, NDArray[Any]]()
-            for given in names:
-                if given in levels:
-                    arrays[given] = case.raw[levels[given]]
-                elif given in case.given or self._model.format == "openvino":
-                    value = case.given.get(given, self._model.tail.defaults[given])
-                    arrays[given] = np.array(value, np.float32)
+        judgement, made = Judgement(self._decider, "numpy"), dict[str, NDArray[Any]]()
+        room, taken, left = min(OF_DECLARED, self._room), 0, 0
+        for case in cases:
+            if left and case.what == DECLARED:
+                left += 1
+                continue
             reference = judgement.reference(case.about.get("sensitivity"))
             made = outputs_as_file(reference, reference.outputs(case.raw))
+            arrays = self._fed_to_tail(names, case)
+            if case.what == DECLARED:
+                taken, room = taken + 1, room - _size(arrays, made)
+                if taken > MOST_SETS or room < 0:
+                    left = 1
+                    continue
+            name = f"test_data_set_{len(sets)}"
             write_set(folder / name, arrays, made)
+            self._room -= _size(arrays, made)
             judgement.add_tail(made, case.raw, case.about)
             sets.append({"name": name, "what": case.what, "inputs": list(arrays), **case.about})
+        if left:
+            count = sum(case.what == DECLARED for case in cases)
+            self.notes.append(f"{left} of {count} sets of the declared shapes: a kit is to stay small")
+        if not sets:
+            shutil.rmtree(folder)
+            return
         dtypes = {port.name: port.dtype for port in self._model.raw.values()}
         self._suites[suite] = {
             "model": "model.onnx" if self._model.format == "onnx" else "model.xml",
@@ -288,6 +302,17 @@ class _Writer:
             "rules": judgement.rules(),
             "sets": sets,
         }
+
+    def _fed_to_tail(self, names: Iterable[str], case: _Case) -> Arrays:
+        """Return what a tail with inputs of these names is fed; what adjusts it only where it has to be given."""
+        levels, defaults = {port.name: level for level, port in self._model.raw.items()}, self._model.tail.defaults
+        arrays: Arrays = {}
+        for name in names:
+            if name in levels:
+                arrays[name] = case.raw[levels[name]]
+            elif name in case.given or self._model.format == "openvino":
+                arrays[name] = np.array(case.given.get(name, defaults[name]), np.float32)
+        return arrays
 
     def write_whole(self) -> None:
         """Write the cases of the whole file, as far as a runtime for it is installed, or say why there are none."""
@@ -349,7 +374,7 @@ class _Writer:
             "is_gated": behind is not None and behind.is_gated,
             "points": {} if behind is None else {name: json_number(of) for name, of in behind.boundaries.items()},
         }
-        judgement, sets, room = Judgement(self._decider, "numpy"), list[dict[str, Any]](), BUDGETS["whole"]
+        judgement, sets = Judgement(self._decider, "numpy"), list[dict[str, Any]]()
         arrays: Arrays = {}
         made: Arrays = {}
         for what, kind, batch in batches:
@@ -357,11 +382,12 @@ class _Writer:
             runs = BatchRuns(whole, runners, self._reference, raw_file)
             raw = {level: as_float32(values) for level, values in runs.raw("raw" if raw_file else "tapped").items()}
             fed, out = self._inputs(entire, whole.feeds), self._outputs(entire, judgement, runs, raw, about)
-            size = 2 * sum(array.nbytes for array in (*fed.values(), *out.values()))
-            if kind == "synthetic" and size > room:
+            size = _size(fed, out)
+            if kind == "synthetic" and size > self._room:
                 self.notes.append(f"the whole file on {what}: it would take {size / 1e6:.1f} MB; give --images")
                 continue
-            room, arrays, made, name = room - size, fed, out, f"test_data_set_{len(sets)}"
+            arrays, made, name = fed, out, f"test_data_set_{len(sets)}"
+            self._room -= size if kind == "synthetic" else 0
             self._fed.setdefault(kind, f"synthetic inputs, seed {self._asked.seed}")
             write_set(self._folder / "whole" / name, arrays, made)
             write_npz(self._folder / "whole" / name / RAW, {RAW_NAMES[level]: each for level, each in raw.items()})
@@ -370,6 +396,8 @@ class _Writer:
         if not sets:
             return
         raw_outputs: dict[str, str] = {}
+        pairs = zip(entire.outputs, runners["attached"].outputs, strict=True)
+        aliases = {port.name: sorted({other.name, *other.aliases} - {port.name}) for port, other in pairs}
         for port in entire.outputs:
             value = entire.view.output(port.name)
             raw_outputs |= {
@@ -378,7 +406,9 @@ class _Writer:
         self._suites["whole"] = {
             **about,
             "inputs": [{"name": name, "dtype": values.dtype.name} for name, values in arrays.items()],
-            "outputs": [{"name": name, "dtype": values.dtype.name} for name, values in made.items()],
+            "outputs": [
+                {"name": name, "dtype": values.dtype.name, "aliases": aliases[name]} for name, values in made.items()
+            ],
             "judged_outputs": [*self._model.output_names, *about["points"]],
             "raw_outputs": raw_outputs,
             "rules": judgement.rules(),
@@ -406,4 +436,5 @@ class _Writer:
             for name, boundary in about["points"].items()
         }
         found = runs.outputs("attached")
-        return {port.name: made[port.name] if port.name in made else found[port.name] for port in entire.outputs}
+        pairs = zip(entire.outputs, runs.runners["attached"].outputs, strict=True)
+        return {port.name: made[port.name] if port.name in made else found[other.name] for port, other in pairs}

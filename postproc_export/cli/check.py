@@ -24,9 +24,15 @@ Markdown: TypeAlias = Annotated[
 
 
 def _check_before(
-    read: Sequence[Path], images: Path | None, *, junit: Path | None, markdown: Path | None, save_failures: Path | None
+    read: Sequence[Path],
+    images: Path | None,
+    *,
+    junit: Path | None,
+    markdown: Path | None,
+    save_failures: Path | None = None,
+    folders: Sequence[Path] = (),
 ) -> None:
-    """Refuse reports that are read, and what cannot be written; nothing is made."""
+    """Refuse reports that are read, or lie in one of some folders, and what cannot be written; nothing is made."""
     from postproc_export.files import FORMATS, check_folder, check_target, explained, model_files, refuse_inputs
     from postproc_export.images import find_samples
 
@@ -34,6 +40,7 @@ def _check_before(
     if reports:
         paths = [path for path in read if not path.is_dir()]
         files = [each for path in paths for each in (model_files(path) if path.suffix in FORMATS else [path])]
+        files += folders
         samples = [] if images is None else find_samples(images, labels=False)
         files += [path for sample in samples for path in (sample.image, sample.mask) if path is not None]
         if junit is not None:
@@ -132,7 +139,7 @@ def judge(*, junit: Junit = None, markdown: Markdown = None, **given: Any) -> An
     """Judge what another machine computed of a kit, by the rules of check; the model and its runtime are not needed.
 
     The folder of outputs has the folders of the kit: in each test_data_set_0 and so on the outputs as output_0.pb,
-    output_1.pb, ... in the model's order, or by name in outputs.npz. A whole folder (tail, tail_open, whole) may be
+    output_1.pb, ... in the model's order, or by name in outputs.npz. A whole folder (tail, whole and the like) may be
     left out, and the report says so. A copy of kit.json beside them tells of which kit they are.
 
     Exit code: 0 everything that was computed passed, 1 a check failed, 2 the kit or the outputs cannot be used.
@@ -141,7 +148,7 @@ def judge(*, junit: Junit = None, markdown: Markdown = None, **given: Any) -> An
     """
     from postproc_export.check.judge import judge_outputs
 
-    _check_before([given["kit"], given["outputs"]], None, junit=junit, markdown=markdown, save_failures=None)
+    _check_before([], None, junit=junit, markdown=markdown, folders=[given["kit"], given["outputs"]])
     return _reported(judge_outputs(**given), junit=junit, markdown=markdown)
 
 

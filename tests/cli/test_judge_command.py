@@ -1,0 +1,309 @@
+"""`vectors` and `judge` on the command line: what they print, their exit codes, and what they refuse."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import hosts
+import numpy as np
+import onnx
+import pytest
+from conftest import Invoke
+from kits import expected
+from onnx import numpy_helper
+from tail_forms import attached
+
+from postproc_export import write_vectors
+
+FIRST = "tail/test_data_set_0"
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A kit of a detector with a score and a map."""
+    folder = tmp_path_factory.mktemp("kit")
+    _, file = attached(hosts.score_and_map(), folder)
+    return write_vectors(file, output=folder / "kit", count=200).output
+
+
+@pytest.fixture
+def outputs(kit: Path, tmp_path: Path) -> Path:
+    """What the kit expects, as if it had been computed."""
+    return expected(kit, tmp_path / "outputs")
+
+
+def rewritten(outputs: Path, place: str = FIRST, **arrays: object) -> None:
+    """Put other arrays into the outputs of a set; None leaves one out."""
+    path = outputs / place / "outputs.npz"
+    with np.load(path) as found:
+        kept = {**dict(found), **arrays}
+    np.savez(path, **{name: values for name, values in kept.items() if values is not None})
+
+
+def as_tensors(outputs: Path, *, name: str = "") -> list[Path]:
+    """Write the outputs of the first set by number in place of by name."""
+    folder = outputs / FIRST
+    with np.load(folder / "outputs.npz") as found:
+        arrays = dict(found)
+    (folder / "outputs.npz").unlink()
+    paths = [folder / f"output_{number}.pb" for number in range(len(arrays))]
+    for path, values in zip(paths, arrays.values(), strict=True):
+        path.write_bytes(numpy_helper.from_array(values, name).SerializeToString())
+    return paths
+
+
+def test_what_is_expected_passes(kit: Path, outputs: Path, invoke: Invoke) -> None:
+    """The verdict names the kit, what was judged and where it ran; as JSON it is the report of a check."""
+    as_tensors(outputs)
+    command = ("judge", kit, outputs, "--where", "a camera", "--reference", "numpy")
+    done = invoke(*command)
+    assert done.exit_code == 0
+    assert f"PASSED: the model of {kit} decides as PyTorch does, by its twin in NumPy: the tail on " in done.stdout
+    assert "in a camera. Not checked: an empty batch; real images (--images).\n" in done.stdout
+    report = json.loads(invoke(*command, "--json").stdout)
+    assert report["passed"] is True
+    assert {check["name"] for check in report["checks"]} == {
+        f"{part}/{name}/a camera"
+        for part in ("tail", "whole/kit")
+        for name in ("pred_score", "pred_label", "anomaly_map", "pred_mask")
+    }
+    assert report["environment"]["reference"] == f"numpy {np.__version__}"
+    assert report["given"] == {"kit": str(kit)}
+
+
+def test_what_differs_fails(kit: Path, outputs: Path, tmp_path: Path, invoke: Invoke) -> None:
+    """One label that flipped, and a score that is NaN where a number is expected: exit code 1, cause, mend, JUnit."""
+    with np.load(outputs / FIRST / "outputs.npz") as found:
+        label, score = found["pred_label"], found["pred_score"]
+    at = int(np.flatnonzero(~np.isnan(score))[-1])
+    label[at], score[at] = ~label[at], np.nan
+    rewritten(outputs, pred_label=label, pred_score=score)
+    done = invoke("judge", kit, outputs, "--junit", tmp_path / "junit.xml", "--markdown", tmp_path / "summary.md")
+    assert done.exit_code == 1
+    assert f"FAILED: {outputs} were not computed as the tail of the kit says (2 of 8 checks failed)" in done.stdout
+    assert "  fix      run the tail there in float32, unchanged" in done.stdout
+    assert f"became {'anomalous' if label[at] else 'normal'} at [{at}, 0]" in done.stdout
+    assert 'failures="3"' in (tmp_path / "junit.xml").read_text()
+    assert "tail/pred_label" in (tmp_path / "summary.md").read_text()
+
+
+def _missing_set(outputs: Path) -> None:
+    (outputs / FIRST / "outputs.npz").unlink()
+
+
+def _extra_set(outputs: Path) -> None:
+    shutil.copytree(outputs / FIRST, outputs / "tail" / "test_data_set_99")
+
+
+def _missing_output(outputs: Path) -> None:
+    rewritten(outputs, pred_mask=None)
+
+
+def _extra_output(outputs: Path) -> None:
+    rewritten(outputs, heat=np.zeros(3))
+
+
+def _other_type(outputs: Path) -> None:
+    with np.load(outputs / FIRST / "outputs.npz") as found:
+        rewritten(outputs, pred_label=found["pred_label"].astype(np.uint8))
+
+
+def _other_shape(outputs: Path) -> None:
+    with np.load(outputs / FIRST / "outputs.npz") as found:
+        rewritten(outputs, pred_score=found["pred_score"].ravel())
+
+
+def _pickled(outputs: Path) -> None:
+    rewritten(outputs, pred_score=np.array([{"a": 1}], object))
+
+
+def _cut_off(outputs: Path) -> None:
+    path = outputs / FIRST / "outputs.npz"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _damaged(outputs: Path) -> None:
+    path = outputs / FIRST / "outputs.npz"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+def _no_zip(outputs: Path) -> None:
+    (outputs / FIRST / "outputs.npz").write_text("{}")
+
+
+def _both(outputs: Path) -> None:
+    shutil.copy(outputs / FIRST / "outputs.npz", outputs / "kept.npz")
+    as_tensors(outputs)
+    shutil.move(outputs / "kept.npz", outputs / FIRST / "outputs.npz")
+
+
+def _tensor_cut_off(outputs: Path) -> None:
+    path = as_tensors(outputs)[0]
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def _empty_tensor(outputs: Path) -> None:
+    as_tensors(outputs)[1].write_bytes(b"")
+
+
+def _too_many_tensors(outputs: Path) -> None:
+    path = as_tensors(outputs)[0]
+    shutil.copy(path, path.with_name("output_9.pb"))
+
+
+def _elsewhere(outputs: Path) -> None:
+    path = as_tensors(outputs)[0]
+    tensor = onnx.load_tensor(path)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="/etc/passwd")
+    path.write_bytes(tensor.SerializeToString())
+
+
+def _huge_tensor(outputs: Path) -> None:
+    as_tensors(outputs)[0].write_bytes(bytes(20 << 20))
+
+
+def _swapped(outputs: Path) -> None:
+    first, second, *_ = as_tensors(outputs)
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+
+
+def _empty(outputs: Path) -> None:
+    shutil.rmtree(outputs)
+    outputs.mkdir()
+
+
+def _no_folder(outputs: Path) -> None:
+    shutil.rmtree(outputs)
+
+
+def _other_kit(outputs: Path) -> None:
+    write_vectors(attached(hosts.map_only(), outputs.parent)[1], output=outputs.parent / "other", count=50)
+    shutil.copy(outputs.parent / "other" / "kit.json", outputs)
+
+
+REFUSED: dict[Callable[[Path], None], str] = {
+    _missing_set: "there are no outputs in {0}/tail/test_data_set_0",
+    _extra_set: "{0}/tail/test_data_set_99 is no set of the kit",
+    _missing_output: "{0}/tail/test_data_set_0 has no output 'pred_mask'",
+    _extra_output: "'heat' is no output of this set",
+    _other_type: "'pred_label' has another type",
+    _other_shape: "'pred_score' has another shape",
+    _pickled: "holds Python objects",
+    _cut_off: "outputs.npz is no .npz file, or is cut off",
+    _damaged: "is damaged or cut off",
+    _no_zip: "outputs.npz is no .npz file, or is cut off",
+    _both: "has both outputs.npz and output_0.pb",
+    _tensor_cut_off: "output_0.pb is damaged or cut off",
+    _empty_tensor: "'pred_label' has another type",
+    _too_many_tensors: "output_9.pb: the model has no such output",
+    _elsewhere: "output_0.pb has its values in another file",
+    _huge_tensor: "output_0.pb is too large",
+    _swapped: "'pred_score' has another type",
+    _empty: "there are no outputs in {0}",
+    _no_folder: "cannot read the outputs {0}",
+    _other_kit: "the outputs {0} are of another kit",
+}
+
+
+@pytest.mark.parametrize("spoil", REFUSED, ids=lambda spoil: spoil.__name__.strip("_"))
+def test_outputs_that_cannot_be_judged_are_refused(
+    spoil: Callable[[Path], None], kit: Path, outputs: Path, invoke: Invoke
+) -> None:
+    """One message that names the file, and exit code 2."""
+    spoil(outputs)
+    done = invoke("judge", kit, outputs)
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert REFUSED[spoil].format(outputs) in done.stderr
+    assert done.stderr.count("error: ") == 1
+
+
+def test_a_kit_is_not_judged_by_itself(kit: Path, tmp_path: Path, invoke: Invoke) -> None:
+    """Neither the kit nor a copy of it, whose expected outputs would be taken for computed ones."""
+    shutil.copytree(kit, tmp_path / "copy")
+    for folder in (kit, tmp_path / "copy"):
+        done = invoke("judge", kit, folder)
+        assert done.exit_code == 2
+        assert "is a kit or a copy of one" in done.stderr
+
+
+def test_a_damaged_kit_is_refused(kit: Path, outputs: Path, tmp_path: Path, invoke: Invoke) -> None:
+    """A file that was changed or lost, a manifest that was edited, is of another version or no manifest."""
+    copy = tmp_path / "copy"
+    shutil.copytree(kit, copy)
+    manifest, text = copy / "kit.json", (kit / "kit.json").read_text()
+    for edited, message in (
+        (text.replace('"threshold": 0.5', '"threshold": 0.6'), "was changed since it was written"),
+        (text.replace('"kit_version": 1', '"kit_version": 2'), "is no manifest of a kit"),
+        (text[:-20], "is not JSON"),
+        ("[1]", "is no manifest of a kit"),
+    ):
+        manifest.write_text(edited)
+        done = invoke("judge", copy, outputs)
+        assert done.exit_code == 2, message
+        assert message in done.stderr
+    manifest.write_text(text)
+    (copy / "tail" / "model.onnx").write_bytes(b"")
+    done = invoke("judge", copy, outputs)
+    assert done.exit_code == 2
+    assert f"the kit is damaged: {copy / 'tail' / 'model.onnx'}" in done.stderr
+    manifest.unlink()
+    done = invoke("judge", copy, outputs)
+    assert done.exit_code == 2
+    assert "cannot read the manifest" in done.stderr
+
+
+def test_no_report_is_written_onto_what_is_read(kit: Path, outputs: Path, invoke: Invoke) -> None:
+    """Neither into the kit nor among the outputs."""
+    before = (kit / "kit.json").read_bytes()
+    for target in (kit / "kit.json", outputs / "report.xml"):
+        done = invoke("judge", kit, outputs, "--junit", target)
+        assert done.exit_code == 2
+        assert f"cannot write {target}" in done.stderr
+    assert (kit / "kit.json").read_bytes() == before
+
+
+def test_a_kit_replaces_nothing_but_a_kit(kit: Path, tmp_path: Path, invoke: Invoke) -> None:
+    """A folder with other files, a file, the images: refused, and nothing is written; an earlier kit is replaced."""
+    _, file = attached(hosts.score_and_map(), tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    for target in (tmp_path / "full", file, tmp_path):
+        done = invoke("vectors", file, "-o", target)
+        assert done.exit_code == 2, target
+        assert f"cannot write to {target}" in done.stderr
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["notes.txt"]
+    again = tmp_path / "again"
+    shutil.copytree(kit, again)
+    done = invoke("vectors", file, "-o", again)
+    assert done.exit_code == 0
+    assert f"next: postproc-export judge {again} OUTPUTS" in done.stdout
+    assert (again / "kit.json").read_bytes() != (kit / "kit.json").read_bytes()
+    document = json.loads(invoke("vectors", file, "-o", again, "--json").stdout)
+    assert document["output"] == str(again)
+    assert document["sets"] == {"tail": 3, "whole": 4}
+
+
+def test_what_is_no_attached_file_gets_no_kit(tmp_path: Path, invoke: Invoke) -> None:
+    """A raw model, no file, and options that cannot apply."""
+    raw, file = attached(hosts.score_and_map(), tmp_path)
+    for arguments, message in (
+        ((raw,), f"{raw} cannot be checked: it has no record"),
+        ((tmp_path / "none.onnx",), "no such file"),
+        ((file, "--mean", "0"), "--mean without images"),
+        ((file, "--raw", file), "has post-processing, and is no raw file"),
+        ((file, "--raw", tmp_path / "none.onnx"), "cannot read the raw model"),
+        ((file, "--images", tmp_path / "none"), "no such file or folder"),
+        ((file, "--count", "0"), "--count 0"),
+    ):
+        done = invoke("vectors", *arguments, "-o", tmp_path / "kit")
+        assert done.exit_code == 2, arguments
+        assert message in done.stderr
+        assert not (tmp_path / "kit").exists()
