@@ -93,13 +93,14 @@ class PostProcessor(torch.nn.Module):
         """The statistics; assign to replace those of both levels."""
         return self._settings.stats
 
-    def forward(self, pred_score: Tensor | None = None, anomaly_map: Tensor | None = None) -> PostProcessed:
+    def forward(self, pred_score: Any = None, anomaly_map: Tensor | None = None) -> PostProcessed:
         """Post-process one batch.
 
         Parameters
         ----------
         pred_score
-            Raw scores of any float type, shape [], [N] or [N, 1]; None if the model has only a map.
+            Raw scores of any float type, shape [], [N] or [N, 1]; None if the model has only a map. Or all of the
+            batch: an object with both as attributes of these names, such as Anomalib's `InferenceBatch`.
         anomaly_map
             Raw maps of any float type, shape [N, H, W] or [N, 1, H, W]; None if the model has only a score.
 
@@ -110,6 +111,8 @@ class PostProcessor(torch.nn.Module):
         UnsupportedModelError
             If a shape is another one, or the batch sizes differ. Dynamic sizes are not checked while a graph is traced.
         """
+        if anomaly_map is None and hasattr(pred_score, "pred_score") and hasattr(pred_score, "anomaly_map"):
+            pred_score, anomaly_map = pred_score.pred_score, pred_score.anomaly_map
         _check_inputs(pred_score, anomaly_map)
         score = self._image_score(pred_score, anomaly_map) if "image" in self._settings.boundaries else pred_score
         given = anomaly_map if pred_score is None else pred_score  # `score` may be float32 already
@@ -169,14 +172,8 @@ class PostProcessor(torch.nn.Module):
         self._settings = settings
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        own = {id(self.get_buffer(name)) for name in (*NUMBERS, *_DERIVED)}
-
-        def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            # half() and the like would round the statistics; only the device is taken over
-            return tensor.to(moved.device) if id(tensor) in own and moved.dtype != tensor.dtype else moved
-
-        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
+        own = [self.get_buffer(name) for name in (*NUMBERS, *_DERIVED)]
+        super()._apply(keeping_types(own, fn), recurse)  # type: ignore[no-untyped-call]
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -198,6 +195,20 @@ class PostProcessor(torch.nn.Module):
     def extra_repr(self) -> str:
         """Return the options and, per calibrated level, the threshold and the boundary."""
         return self._settings.describe()
+
+
+def keeping_types(own: Iterable[Tensor], fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return `fn`, which a module applies to its tensors, with the type of some kept: only their device is taken over.
+
+    `half()` and the like would round statistics.
+    """
+    kept = {id(tensor) for tensor in own}
+
+    def move(tensor: Tensor) -> Tensor:
+        moved = fn(tensor)
+        return tensor.to(moved.device) if id(tensor) in kept and moved.dtype != tensor.dtype else moved
+
+    return move
 
 
 def _plain(value: object) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,18 @@ def test_image_score_is_the_maximum_of_the_map(map_shape: list[int], shape: list
     assert list(output.pred_score.shape) == list(output.pred_label.shape) == shape
     assert np.array_equal(output.pred_score.numpy(), unit_scores(expected.numpy(), IMAGE))
     assert torch.equal(output.pred_label, expected >= 1.0)
+
+
+def test_a_batch_is_taken_by_its_fields() -> None:
+    """An object with `pred_score` and `anomaly_map`, as Anomalib's models return, is the same as both."""
+    score, raw = torch.tensor([0.5, 9.0]), torch.tensor([[[1.0, 2.9]], [[3.0, 4.0]]])
+    module = PostProcessor(BOTH)
+    for given in ((score, raw), (None, raw), (score, None)):
+        assert agree(module(SimpleNamespace(pred_score=given[0], anomaly_map=given[1])), module(*given))
+    with pytest.raises(UsageError, match="nothing to post-process"):
+        module(SimpleNamespace(pred_score=None, anomaly_map=None))
+    with pytest.raises(UsageError, match="pred_score is no tensor"):
+        module(SimpleNamespace(scores=score))
 
 
 def test_a_score_alone_gives_a_score_and_a_label() -> None:
