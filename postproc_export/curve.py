@@ -177,7 +177,7 @@ class Curve:
 
     def _counts(self, place: int, lower: int) -> Counts:
         """Return the counts from a threshold on; where they are not known, also from the one below on."""
-        tp, fp = ((counts[place], counts[lower]) for counts in (self.tp, self.fp))
+        tp, fp = (self.tp[place], self.tp[lower]), (self.fp[place], self.fp[lower])
         return Counts(tp, fp, self.anomalous, self.normal)
 
 

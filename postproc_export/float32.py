@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from ctypes import c_float
 from fractions import Fraction
 from functools import lru_cache
 from math import frexp
@@ -31,8 +32,7 @@ _FINITE_RANKS: Final = range(1 - _INFINITE_RANK, _INFINITE_RANK)
 
 def to_float32(value: float) -> float:
     """Round to the nearest float32 (ties to even), `-0.0` becoming `0.0`, and return it as a Python float."""
-    with np.errstate(over="ignore", under="ignore"):
-        return float(np.float32(value)) + 0.0
+    return c_float(value).value + 0.0  # NumPy takes ten times as long where it is not to warn
 
 
 def is_subnormal(value: float) -> bool:

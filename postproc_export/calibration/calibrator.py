@@ -11,7 +11,7 @@ from typing import Any, Final, Self
 from postproc_export.belonging import origin_details
 from postproc_export.calibration.arrays import KEYS, Block, Pair, Place, as_numpy, check_labelled
 from postproc_export.calibration.convention import Convention
-from postproc_export.calibration.counting import Divide, Extremes, Part
+from postproc_export.calibration.counting import Part, Passes
 from postproc_export.calibration.dask import DaskLevel, cluster_at, has_dask
 from postproc_export.calibration.shards import (
     MEANING,
@@ -225,7 +225,7 @@ class Calibrator:
                 state.tally.counted(),
                 self._policies[level],
                 self._ranges[level],
-                values=state.ask,
+                values=state.passes(),
                 resamples=self._asked.resamples,
                 exact=self._asked.exact,
             )
@@ -406,23 +406,21 @@ def calibrate(**given: Any) -> CalibrationStats:
     return CalibrationStats(image=levels["image"], pixel=levels["pixel"], details=details)
 
 
-class _ReadLevel:
+class _ReadLevel(Passes):
     """One level of the shards, pass after pass, in this process."""
 
     def __init__(
         self, level: Level, shards: Sequence[Shard], states: States, progress: Callable[[Progress], None] | None
     ) -> None:
+        super().__init__(lambda: Part(self._blocks()))
         self._level, self._shards, self._states, self._progress = level, shards, states, progress
         self._number = 0
         self._total = None if progress is None else _total(level, shards)
 
     def first_pass(self, count: Count) -> Counted:
-        return count.run(Part(self._read())).counted()
+        return count.run(Part(self._blocks())).counted()
 
-    def __call__(self, work: Divide | Extremes) -> Any:
-        return work.run(Part(self._read()))
-
-    def _read(self) -> Iterator[Block]:
+    def _blocks(self) -> Iterator[Block]:
         self._number += 1
         done = 0
         for block in read_shards(self._level, self._shards, self._states, verify=self._number == 1):

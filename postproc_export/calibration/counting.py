@@ -14,7 +14,6 @@ from postproc_export.calibration.table import (
     Floats,
     Keys,
     Table,
-    float_values,
     is_negative_zero,
     key_of,
     merge_zeros,
@@ -65,19 +64,25 @@ class Part:
             yield to_float32_array(block.values), truth
 
 
-def pick(values: Floats, flags: Flags) -> Floats:
-    """Return the flagged values: by their numbers where they are few, which is twice as fast, else by the flags."""
-    return values[np.flatnonzero(flags) if np.count_nonzero(flags) < flags.size >> 3 else flags]
+def places_of(flags: Flags) -> Indices:
+    """Return where flags are set, as `np.flatnonzero` does.
+
+    NumPy looks for the set ones one after the other where they are a tenth at most, and counts along else: at a few
+    percent that is twice as fast, so set ones are added behind the others.
+    """
+    found = int(np.count_nonzero(flags))
+    if flags.size >> 5 < found <= flags.size // 10:
+        flags = np.concatenate((flags, np.ones(flags.size >> 3, dtype=np.bool_)))
+    return np.flatnonzero(flags)[:found]
 
 
 COARSE_WIDTH: Final = 16
 BUCKETS: Final = 1 << 16
 _NEGATIVE_ZERO_BUCKET: Final = 1 << 15  # of the raw bits
-FEW: Final = 8  # edges between buckets up to which comparing is faster than counting in a table
-_WAITING: Final = 1 << 17
-_PARTS: Final = 256
-_DENSE: Final = 0.2  # share of all values from which on a run of bins is not picked out first
-_FLUSH: Final = 1 << 20  # cells are gathered up to this many before they are counted at once
+_ZERO: Final = key_of(0.0)
+FEW: Final = 8  # buckets up to which every key of theirs is counted at once: there is no second pass over these values
+_HARDLY_ANY: Final = 64  # a part of all values
+_KEPT: Final = 1 << 22  # values of a window that are kept for the next pass
 
 
 def _to_ordered(raw_counts: NDArray[Any]) -> NDArray[Any]:
@@ -92,83 +97,108 @@ def _raw_numbers(ordered: NDArray[np.intp]) -> NDArray[np.intp]:
     return np.where(ordered < half, BUCKETS - 1 - ordered, ordered - half)
 
 
-class _Gathered:
-    """A large table of counts that is fed small arrays, gathered until counting them is worth it."""
+def count_cells(counts: Counts, cells: NDArray[np.integer[Any]]) -> None:
+    """Add to the counts of cells; few of them take no table of all as `np.bincount` makes."""
+    np.add.at(counts, cells.astype(np.intp, copy=False), 1)
 
-    def __init__(self, size: int, count: Callable[[NDArray[Any]], Counts] = np.bincount) -> None:
-        self._counts = np.zeros(size, dtype=np.int64)
-        self._count = count
-        self._limit = min(max(size, _WAITING), _FLUSH)
-        self._waiting: list[NDArray[Any]] = []
-        self._held = 0
 
-    def add(self, numbers: NDArray[Any]) -> None:
-        self._waiting.append(numbers)
-        self._held += numbers.size
-        if self._held >= self._limit or len(self._waiting) >= _PARTS:
-            self.counts()
-
-    def counts(self) -> Counts:
-        """Return the table of all that was added."""
-        if self._held:
-            found = self._count(np.concatenate(self._waiting) if len(self._waiting) > 1 else self._waiting[0])
-            self._counts[: found.size] += found
-        self._waiting, self._held = [], 0
-        return self._counts
+def _count_buckets(counts: Counts, values: Floats) -> None:
+    """Count values by the upper half of their bits, -0.0 as 0.0; looks for it only where its bucket was met."""
+    before = int(counts[_NEGATIVE_ZERO_BUCKET])
+    count_cells(counts, values.view(np.uint16)[1::2])
+    if counts[_NEGATIVE_ZERO_BUCKET] != before:
+        zeros = np.count_nonzero(is_negative_zero(values))
+        counts[_NEGATIVE_ZERO_BUCKET] -= zeros
+        counts[0] += zeros
 
 
 class CoarseHistogram:
-    """Counts of both classes in buckets of 2^16 keys."""
+    """Counts of both classes in buckets of 2^16 keys; while all values lie in few buckets, of every key of these."""
 
     def __init__(self) -> None:
-        self._all = np.zeros(BUCKETS, dtype=np.int64)
-        self._anomalous = _Gathered(BUCKETS, _bucket_counts)  # few in most chunks, so they are counted together
+        self._counts = np.zeros((2, BUCKETS), dtype=np.int64)  # of all values, and of the anomalous ones
+        self._few: range | None = range(0)  # the buckets whose keys are counted instead; None: too many were met
+        self._keys = np.zeros((2, 0), dtype=np.int64)
 
     def __getstate__(self) -> tuple[Indices, Counts]:
         """Return the buckets that were met, which is all that travels between processes."""
-        counts = np.stack([self._all, self._anomalous.counts()])
+        counts = self._bucket_counts()
         used = np.flatnonzero(counts.any(axis=0))
         return used.astype(np.uint16), counts[:, used]
 
     def __setstate__(self, state: tuple[Indices, Counts]) -> None:
         self.__init__()  # type: ignore[misc]
-        used, counts = state
-        self._all[used], self._anomalous.counts()[used] = counts
+        self._few, (used, counts) = None, state
+        self._counts[:, used] = counts
 
     def add(self, values: Floats, truth: Truth, *, low: float, high: float) -> None:
         """Count finite values whose lowest and highest are known."""
-        first, last = key_of(low) >> COARSE_WIDTH, key_of(high) >> COARSE_WIDTH
-        if last - first > FEW:
-            self._all += _bucket_counts(values)
-        else:  # one comparison with the lowest value of each bucket but the first costs less than a table
-            ordered = np.arange(first, last + 1)
-            edges = float_values((ordered[1:] << COARSE_WIDTH).astype(np.uint32))
-            at_least = np.array([values.size, *(np.count_nonzero(values >= edge) for edge in edges), 0], np.int64)
-            self._all[_raw_numbers(ordered)] += at_least[:-1] - at_least[1:]
-        if truth is not None:
-            self._anomalous.add(pick(values, truth))
+        few = self._widened(range(key_of(low) >> COARSE_WIDTH, (key_of(high) >> COARSE_WIDTH) + 1))
+        anomalous = values[:0] if truth is None else values[places_of(truth)]
+        for row, each in enumerate((values, anomalous)):
+            if few is None:
+                _count_buckets(self._counts[row], each)
+            else:
+                count_cells(self._keys[row], keys_from(few.start << COARSE_WIDTH, each))
+
+    def _widened(self, met: range) -> range | None:
+        """Make room for the keys of buckets that follow each other; return all that there is room for."""
+        few = self._few
+        if few is None or not met or (few and few.start <= met.start and met.stop <= few.stop):
+            return few
+        wide = range(min(few.start, met.start), max(few.stop, met.stop)) if few else met
+        if len(wide) > FEW:
+            self._counts, self._few, self._keys = self._bucket_counts(), None, self._keys[:, :0]
+            return None
+        keys = np.zeros((2, len(wide) << COARSE_WIDTH), dtype=np.int64)
+        if few:
+            keys[:, _within(few, wide)] = self._keys
+        self._few, self._keys = wide, keys
+        return wide
+
+    def _bucket_counts(self) -> Counts:
+        """Return the counts of all buckets in the order of their raw bits, shape (2, 65536)."""
+        if not self._few:
+            return self._counts
+        counts = np.zeros((2, BUCKETS), dtype=np.int64)
+        counts[:, _raw_numbers(np.array(self._few))] = self._keys.reshape(2, len(self._few), -1).sum(axis=2)
+        return counts
 
     def merge(self, other: "CoarseHistogram") -> None:
         """Add the counts of another histogram."""
-        self._all += other._all
-        anomalous = self._anomalous.counts()
-        anomalous += other._anomalous.counts()
+        few = self._widened(range(BUCKETS) if other._few is None else other._few)
+        if few is None:
+            self._counts += other._bucket_counts()
+        elif other._few:
+            self._keys[:, _within(other._few, few)] += other._keys
 
     def table(self, *, low: int, high: int) -> Table:
         """Return the counts as a table of bins 2^16 keys wide, with the keys of the lowest and highest value."""
-        everything, anomalous = _to_ordered(self._all), _to_ordered(self._anomalous.counts())
+        everything, anomalous = map(_to_ordered, self._bucket_counts())
         return coarse_pass(low, high).table(everything - anomalous, anomalous)
 
+    def exact_table(self, *, low: int, high: int) -> Table | None:
+        """Return one bin per distinct value; None where the keys were not counted."""
+        if not self._few:
+            return None
+        everything, anomalous = self._keys
+        used = np.flatnonzero(everything)
+        starts = (used + (self._few.start << COARSE_WIDTH)).astype(np.uint32)
+        return exact_table(starts, (everything - anomalous)[used], anomalous[used], low=low, high=high)
 
-def _bucket_counts(values: Floats) -> Counts:
-    """Count values by the upper half of their bits, -0.0 as 0.0; looks for it only where its bucket was met."""
-    upper = values.view(np.uint16)[1::2]  # 16 bits of each raw pattern: a strided view, not a copy
-    counts = np.bincount(upper, minlength=BUCKETS)
-    if counts[_NEGATIVE_ZERO_BUCKET]:
-        zeros = np.count_nonzero(is_negative_zero(values))
-        counts[_NEGATIVE_ZERO_BUCKET] -= zeros
-        counts[0] += zeros
-    return counts
+
+def _within(few: range, wide: range) -> slice:
+    """Return where the keys of some buckets stand among those of more."""
+    return slice(few.start - wide.start << COARSE_WIDTH, few.stop - wide.start << COARSE_WIDTH)
+
+
+def keys_from(first: int, values: Floats) -> Keys:
+    """Return how far the keys of values lie above a first key, below which there is none."""
+    if first > _ZERO:  # the bits of positive values are in order themselves
+        return values.view(np.uint32) - np.uint32(first - _ZERO)
+    keys = ordered_keys(merge_zeros(values))
+    keys -= np.uint32(first)
+    return keys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,14 +215,14 @@ class Divide:
     low: int  # the ordered keys of the lowest and the highest value of the whole
     high: int
     is_run: bool = False  # no other bin of the table lies between two of these
-    holds_most: bool = False  # so that counting the other values, too, costs less than leaving them out
+    is_top: bool = False  # hardly any value lies above them, so one comparison picks out those that may lie in them
 
     @classmethod
     def of(cls, table: Table, chosen: Indices, *, bits: int) -> "Divide":
         """Return the pass over chosen bins of a table, ascending and equally wide."""
         width = int(table.widths[chosen[0]])
         assert (table.widths[chosen] == width).all(), "the chosen bins are equally wide"
-        held = int(table.normal[chosen].sum() + table.anomalous[chosen].sum())
+        above = table.tp_above[chosen[-1]] + table.fp_above[chosen[-1]]
         return cls(
             starts=table.starts[chosen],
             width=width,
@@ -200,29 +230,42 @@ class Divide:
             low=table.low,
             high=table.high,
             is_run=chosen.size == chosen[-1] - chosen[0] + 1,
-            holds_most=held > (table.n_normal + table.n_anomalous) * _DENSE,
+            is_top=int(above) * _HARDLY_ANY <= table.n_normal + table.n_anomalous,
         )
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The lowest and the highest value that may lie in a chosen bin."""
+        if self.is_top:
+            return value_of(int(self.starts[0])), np.inf
+        end = int(self.starts[-1]) + (1 << self.width) - 1
+        return value_of(int(self.starts[0])), value_of(end - 1 if end == _ZERO - 1 else end)  # 0.0 is not above -0.0
 
     def run(self, part: Part) -> Table:
         """Return the finer bins of a part; the non-empty ones only."""
+        return self.count(Window(*self.ends, part.rounded()))
+
+    def count(self, window: "Window") -> Table:
+        """Return the finer bins of a window that holds the chosen ones."""
         locator, none = Locator(self), np.zeros(0, dtype=np.uint32)
         if not self.bits:
-            parts = [(none, none), *(locator.select(*each) for each in part.rounded())]
+            parts = [(none, none), *(locator.select(*each) for each in window.values())]
             everything, anomalous = (np.concatenate(keys) for keys in zip(*parts, strict=True))
             return table_of_keys(everything, anomalous, low=self.low, high=self.high)
-        size = locator.starts.size << self.bits
-        cells, anomalous_cells = (_Gathered(size + 1) for _ in range(2))
-        for values, truth in part.rounded():
-            if locator.is_run and self.holds_most:
-                cells.add(locator.clipped_cells(values))
-                anomalous_cells.add(locator.clipped_cells(values[:0] if truth is None else pick(values, truth)))
-                continue
-            keys, anomalous_keys = locator.select(values, truth)
-            cells.add(locator.cells(keys))
-            anomalous_cells.add(locator.cells(anomalous_keys))
-        normal, anomalous = cells.counts()[:size], anomalous_cells.counts()[:size]
-        normal -= anomalous
-        return self.table(normal, anomalous, starts=locator.starts)
+        counts = np.zeros((2, locator.starts.size << self.bits), dtype=np.int64)
+        for values, truth in window.values():
+            for row, keys in zip(counts, locator.select(values, truth), strict=True):
+                count_cells(row, locator.cells(keys))
+        everything, anomalous = counts
+        return self.table(everything - anomalous, anomalous, starts=locator.starts)
+
+    def among(self, exact: Table) -> Table:
+        """Return the finer bins of values that a table holds, each as a bin of its own."""
+        bins = np.searchsorted(self.starts, exact.starts, side="right") - 1
+        inside = np.flatnonzero((bins >= 0) & (exact.starts - self.starts[bins] < 1 << self.width))
+        counts = (column[inside] for column in (exact.normal, exact.anomalous))
+        found = exact_table(exact.starts[inside], *counts, low=self.low, high=self.high)
+        return self.table(*self.dense(found)) if self.bits else found
 
     def add(self, answers: Sequence[Table]) -> Table:
         """Return the finer bins of parts together: collected values are few, cells are added where they stand."""
@@ -234,12 +277,13 @@ class Divide:
         return self.table(*counts)
 
     def dense(self, finer: Table) -> Counts:
-        """Return int64 counts of shape (2, n 2^bits), normal and anomalous, of a table with these cells as bins."""
+        """Return int64 counts of shape (2, n 2^bits), normal and anomalous, of a table with bins in these cells."""
         bins = np.searchsorted(self.starts, finer.starts, side="right") - 1
         within = (finer.starts - self.starts[bins]) >> np.uint32(self.width - self.bits)
         cells = (bins << self.bits) | within.astype(np.intp)
         counts = np.zeros((2, self.starts.size << self.bits), dtype=np.int64)
-        counts[0, cells], counts[1, cells] = finer.normal, finer.anomalous
+        for column, found in zip(counts, (finer.normal, finer.anomalous), strict=True):
+            np.add.at(column, cells, found)
         return counts
 
     def table(self, normal: Counts, anomalous: Counts, *, starts: Keys | None = None) -> Table:
@@ -282,11 +326,56 @@ class Extremes:
         return min(low for low, _ in answers), max(high for _, high in answers)
 
 
+class Window:
+    """All values between two; kept once they were picked out, where they are few."""
+
+    def __init__(self, low: float, high: float, source: Iterable[tuple[Floats, Truth]]) -> None:
+        self._low, self._high, self._source = low, high, source
+        self._kept: list[tuple[Floats, Truth]] | None = None
+
+    def holds(self, low: float, high: float) -> bool:
+        """Whether all values between two others are kept."""
+        return self._kept is not None and self._low <= low and high <= self._high
+
+    def values(self) -> Iterator[tuple[Floats, Truth]]:
+        """Yield the values, float32, and their ground truth."""
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept, size = list[tuple[Floats, Truth]](), 0
+        for values, truth in self._source:
+            is_near = values >= self._low
+            if self._high < np.inf:
+                is_near &= values <= self._high
+            at = places_of(is_near)
+            picked = values[at], None if truth is None else truth[at]
+            yield picked
+            size += at.size
+            if size <= _KEPT:
+                kept.append(picked)
+            else:
+                kept.clear()
+        self._kept = kept if size <= _KEPT else None
+
+
+class Passes:
+    """The later passes over the values of a level in this process."""
+
+    def __init__(self, read: Callable[[], Part]) -> None:
+        self._read = read
+        self._window: Window | None = None
+
+    def __call__(self, work: Divide | Extremes) -> Any:
+        """Return the answer of a pass: from what the one before picked out, where that holds all it looks for."""
+        if isinstance(work, Extremes):
+            return work.run(self._read())
+        if self._window is None or not self._window.holds(*work.ends):
+            self._window = Window(*work.ends, self._read().rounded())
+        return work.count(self._window)
+
+
 Values = Callable[[Divide | Extremes], Any]
 """All values of one level, wherever they are, counted again as often as asked: returns the answer of a pass."""
-
-
-_ZERO: Final = key_of(0.0)
 
 
 class Locator:
@@ -299,11 +388,8 @@ class Locator:
     def __init__(self, divide: Divide) -> None:
         self._width, self._bits = divide.width, divide.bits
         self._first, last = int(divide.starts[0]), int(divide.starts[-1])
-        end = last + (1 << self._width) - 1
-        self._low = value_of(self._first)
-        self._high = value_of(end - 1 if end == _ZERO - 1 else end)  # that key is -0.0, which 0.0 would not exceed
         span = (last - self._first >> self._width) + 1
-        self.is_run = divide.is_run and span <= 2 * divide.starts.size  # whether `clipped_cells` can tell
+        self.is_run = divide.is_run and span <= 2 * divide.starts.size
         self.starts = divide.starts
         if self.is_run:
             self.starts = (self._first + (np.arange(span) << self._width)).astype(np.uint32)
@@ -318,30 +404,18 @@ class Locator:
         return ((keys & np.uint32(0xFFFF)) >> np.uint32(self._width)).astype(np.intp)
 
     def select(self, values: Floats, truth: Truth) -> tuple[Keys, Keys]:
-        """Return the keys of the values in chosen bins: of all of them, and of the anomalous ones among them."""
-        near = (values >= self._low) & (values <= self._high)
-        everything = self._inside(pick(values, near))
-        if truth is None:
-            return everything, np.zeros(0, dtype=np.uint32)
-        return everything, self._inside(pick(values, near & truth))
-
-    def _inside(self, values: Floats) -> Keys:
+        """Return the keys of a window's values in chosen bins: of all of them, and of the anomalous ones among them."""
         keys = ordered_keys(merge_zeros(values))
-        return keys if self.is_run else keys[np.flatnonzero(self._slots_of(keys) >= 0)]
+        flags = np.zeros(keys.size, np.bool_) if truth is None else truth
+        low, end = self._first, int(self.starts[-1]) + (1 << self._width)
+        inside = np.flatnonzero((keys >= low) & (keys < end) if self.is_run else self._slots_of(keys) >= 0)
+        if inside.size < keys.size:
+            keys, flags = keys[inside], flags[inside]
+        return keys, keys[np.flatnonzero(flags)]
 
     def _slots_of(self, keys: Keys) -> NDArray[np.int32]:
         slots: NDArray[np.int32] = self._slots[self._pages[keys >> np.uint32(16)], self._cell_in_page(keys)]
         return slots
-
-    def clipped_cells(self, values: Floats) -> Keys:
-        """Return the cell of each value, selected or not, of a run of bins; the cell after the last one for others."""
-        if self._first > _ZERO:  # the bits of positive values are in order themselves; negative ones lie above all runs
-            keys: Keys = values.view(np.uint32) - np.uint32(self._first - _ZERO)
-        else:
-            keys = ordered_keys(merge_zeros(values))
-            keys -= np.uint32(self._first)  # what lies below wraps around to far above
-        keys >>= np.uint32(self._width - self._bits)
-        return np.minimum(keys, np.uint32(self.starts.size << self._bits), out=keys)
 
     def cells(self, keys: Keys) -> NDArray[np.integer[Any]]:
         """Return the cell of each selected key."""

@@ -11,7 +11,7 @@ import numpy as np
 from postproc_export import __version__, errors
 from postproc_export.calibration import tally
 from postproc_export.calibration.arrays import AnyArray
-from postproc_export.calibration.counting import Divide, Extremes, coarse_pass, exact_table, sum_tables
+from postproc_export.calibration.counting import Divide, Extremes, Passes, coarse_pass, exact_table, sum_tables
 from postproc_export.calibration.statistics import level_stats
 from postproc_export.calibration.table import Counts, Table, key_of
 from postproc_export.calibration.tally import Counted, LevelState, Tally
@@ -225,7 +225,7 @@ def distributed_levels(
             _counted(states[level].tally, shares[level], ranks, labelled=flag),
             policies[level],
             ranges[level],
-            values=partial(_ask, states[level], ranks),
+            values=partial(_ask, states[level].passes(), ranks),
             resamples=asked.resamples,
             exact=asked.exact,
         )
@@ -269,9 +269,9 @@ def _counted(own: Tally, shares: Sequence[Mapping[str, Any]], ranks: Ranks, *, l
     return Counted(table, labelled, is_exact=is_exact, is_wide=is_wide, dropped=dropped)
 
 
-def _ask(state: LevelState, ranks: Ranks, work: Divide | Extremes) -> Any:
+def _ask(passes: Passes, ranks: Ranks, work: Divide | Extremes) -> Any:
     """Return the answer of a pass over the values of all ranks, each of which counts its own."""
-    own = state.ask(work)
+    own = passes(work)
     if isinstance(work, Extremes):
         ends = ranks.gather(np.array(own, dtype=np.float64))
         return work.add([(float(low), float(high)) for low, high in ends])

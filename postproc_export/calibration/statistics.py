@@ -96,18 +96,16 @@ def average_precision(table: Table) -> dict[str, float] | None:
     if not table.n_anomalous or not table.n_normal:
         return None
     used = np.flatnonzero(table.anomalous > 0)
-    gained = table.anomalous[used].astype(np.float64)
+    gained, total = table.anomalous[used].astype(np.float64), float(table.n_anomalous)
     tp, fp = table.tp[used].astype(np.float64), table.fp[used].astype(np.float64)
-    tp_above, fp_above = table.tp_above[used].astype(np.float64), table.fp_above[used].astype(np.float64)
     exact = (table.widths[used] == 0) | (fp == 0)
-    highest = gained * tp / (tp + np.where(exact, fp, fp_above))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        worst = gained - fp * np.log1p(gained / (tp_above + fp))
-    lowest = np.where(exact, highest, np.maximum(worst, 0.0))
-    total = float(table.n_anomalous)
-    low, high = math.fsum(lowest) / total, math.fsum(highest) / total
+    highest = gained * tp / (tp + np.where(exact, fp, table.fp_above[used]))
+    high = math.fsum(highest) / total
     if bool(exact.all()):
-        return _interval(low, high)
+        return _interval(high, high)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        worst = gained - fp * np.log1p(gained / (table.tp_above[used] + fp))
+    low = math.fsum(np.where(exact, highest, np.maximum(worst, 0.0))) / total
     return _interval(max(low - _ROUNDING, 0.0), min(high + _ROUNDING, 1.0))
 
 
@@ -220,7 +218,7 @@ def level_stats(
         return None
     if not counted.seen:
         raise _no_sample(level, counted)
-    is_exact, policy = exact or counted.is_exact, policies[0]
+    is_exact, policy, values = exact or counted.is_exact, policies[0], counted.passes(values)
     table = counted.table
     if not is_exact:  # one pass decides as if every bin held one value, its lower edge
         table = dataclasses.replace(table, widths=np.zeros_like(table.widths))
