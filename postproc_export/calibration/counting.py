@@ -82,7 +82,7 @@ _NEGATIVE_ZERO_BUCKET: Final = 1 << 15  # of the raw bits
 _ZERO: Final = key_of(0.0)
 FEW: Final = 8  # buckets up to which every key of theirs is counted at once: there is no second pass over these values
 _HARDLY_ANY: Final = 64  # a part of all values
-_KEPT: Final = 1 << 22  # values of a window that are kept for the next pass
+KEPT: Final = 1 << 22  # values of a window that are kept for the next pass
 
 
 def _to_ordered(raw_counts: NDArray[Any]) -> NDArray[Any]:
@@ -248,14 +248,17 @@ class Divide:
     def count(self, window: "Window") -> Table:
         """Return the finer bins of a window that holds the chosen ones."""
         locator, none = Locator(self), np.zeros(0, dtype=np.uint32)
+        found = (locator.find(*each) for each in window.values())
         if not self.bits:
-            parts = [(none, none), *(locator.select(*each) for each in window.values())]
+            parts = [(none, none), *((keys, keys[anomalous]) for keys, _, anomalous in found)]
             everything, anomalous = (np.concatenate(keys) for keys in zip(*parts, strict=True))
             return table_of_keys(everything, anomalous, low=self.low, high=self.high)
         counts = np.zeros((2, locator.starts.size << self.bits), dtype=np.int64)
-        for values, truth in window.values():
-            for row, keys in zip(counts, locator.select(values, truth), strict=True):
-                count_cells(row, locator.cells(keys))
+        shift, mask = np.uint32(self.width - self.bits), np.uint32((1 << self.bits) - 1)
+        for keys, numbers, anomalous in found:
+            cells = (numbers << np.uint32(self.bits)) | ((keys >> shift) & mask)
+            count_cells(counts[0], cells)
+            count_cells(counts[1], cells[anomalous])
         everything, anomalous = counts
         return self.table(everything - anomalous, anomalous, starts=locator.starts)
 
@@ -351,11 +354,11 @@ class Window:
             picked = values[at], None if truth is None else truth[at]
             yield picked
             size += at.size
-            if size <= _KEPT:
+            if size <= KEPT:
                 kept.append(picked)
             else:
                 kept.clear()
-        self._kept = kept if size <= _KEPT else None
+        self._kept = kept if size <= KEPT else None
 
 
 class Passes:
@@ -378,53 +381,52 @@ Values = Callable[[Divide | Extremes], Any]
 """All values of one level, wherever they are, counted again as often as asked: returns the answer of a pass."""
 
 
+_NOWHERE: Final = np.uint32(0xFFFF_FFFF)
+
+
 class Locator:
-    """Finds the chosen bin of a value, and its cell there; the bins are 16 or 8 bits wide.
+    """Finds the chosen bin of a value; the bins are 16 or 8 bits wide.
 
     Bins that follow each other in the table have nothing but empty ones between them, so arithmetic finds them; else a
-    table of two levels does.
+    table of pages of 2^16 keys does, and for narrower bins a second one.
     """
 
     def __init__(self, divide: Divide) -> None:
-        self._width, self._bits = divide.width, divide.bits
-        self._first, last = int(divide.starts[0]), int(divide.starts[-1])
-        span = (last - self._first >> self._width) + 1
-        self.is_run = divide.is_run and span <= 2 * divide.starts.size
+        self._width = np.uint32(divide.width)
+        self._first, last = divide.starts[0], divide.starts[-1]
+        span = int((last - self._first) >> self._width) + 1
+        self._is_run = divide.is_run and span <= 2 * divide.starts.size
         self.starts = divide.starts
-        if self.is_run:
-            self.starts = (self._first + (np.arange(span) << self._width)).astype(np.uint32)
+        if self._is_run:
+            self.starts = self._first + (np.arange(span, dtype=np.uint32) << self._width)
             return
-        pages, page_of_bin = np.unique((self.starts >> np.uint32(16)).astype(np.intp), return_inverse=True)
-        self._pages = np.zeros(BUCKETS, dtype=np.int32)
-        self._pages[pages] = np.arange(1, pages.size + 1)
-        self._slots = np.full((pages.size + 1, 1 << (16 - self._width)), -1, dtype=np.int32)
-        self._slots[page_of_bin + 1, self._cell_in_page(self.starts)] = np.arange(self.starts.size)
+        pages, page_of_bin = np.unique(self.starts >> np.uint32(16), return_inverse=True)
+        self._pages = np.full(BUCKETS, pages.size, dtype=np.uint32)
+        self._pages[pages] = np.arange(pages.size)
+        self._numbers = np.full((pages.size + 1, 1 << (16 - divide.width)), _NOWHERE)
+        self._numbers[page_of_bin, self._within_page(self.starts)] = np.arange(self.starts.size)
 
-    def _cell_in_page(self, keys: Keys) -> Indices:
-        return ((keys & np.uint32(0xFFFF)) >> np.uint32(self._width)).astype(np.intp)
+    def _within_page(self, keys: Keys) -> Keys:
+        within: Keys = (keys & np.uint32(0xFFFF)) >> self._width
+        return within
 
-    def select(self, values: Floats, truth: Truth) -> tuple[Keys, Keys]:
-        """Return the keys of a window's values in chosen bins: of all of them, and of the anomalous ones among them."""
+    def _numbers_of(self, keys: Keys) -> Keys:
+        """Return the numbers of the bins of keys; of others something beyond all numbers."""
+        if self._is_run:
+            numbers: Keys = (keys - self._first) >> self._width
+        else:
+            pages = self._pages[keys >> np.uint32(16)]
+            numbers = self._numbers[pages, 0 if self._numbers.shape[1] == 1 else self._within_page(keys)]
+        return numbers
+
+    def find(self, values: Floats, truth: Truth) -> tuple[Keys, Keys, Indices]:
+        """Return the keys of values in chosen bins, the numbers of these bins, and where the keys are anomalous."""
         keys = ordered_keys(merge_zeros(values))
-        flags = np.zeros(keys.size, np.bool_) if truth is None else truth
-        low, end = self._first, int(self.starts[-1]) + (1 << self._width)
-        inside = np.flatnonzero((keys >= low) & (keys < end) if self.is_run else self._slots_of(keys) >= 0)
+        numbers = self._numbers_of(keys)
+        inside = np.flatnonzero(numbers < self.starts.size)
         if inside.size < keys.size:
-            keys, flags = keys[inside], flags[inside]
-        return keys, keys[np.flatnonzero(flags)]
-
-    def _slots_of(self, keys: Keys) -> NDArray[np.int32]:
-        slots: NDArray[np.int32] = self._slots[self._pages[keys >> np.uint32(16)], self._cell_in_page(keys)]
-        return slots
-
-    def cells(self, keys: Keys) -> NDArray[np.integer[Any]]:
-        """Return the cell of each selected key."""
-        shift = np.uint32(self._width - self._bits)
-        if self.is_run:
-            return (keys - np.uint32(self._first)) >> shift
-        return (self._slots_of(keys).astype(np.intp) << self._bits) | (
-            (keys >> shift) & np.uint32((1 << self._bits) - 1)
-        )
+            keys, numbers, truth = keys[inside], numbers[inside], None if truth is None else truth[inside]
+        return keys, numbers, np.zeros(0, np.intp) if truth is None else np.flatnonzero(truth)
 
 
 def table_of_keys(everything: Keys, anomalous: Keys, *, low: int, high: int) -> Table:

@@ -64,7 +64,7 @@ def test_a_pass_counts_every_value_of_its_bins_and_no_other(
 @pytest.mark.parametrize("kept", [1 << 22, 100])
 def test_a_pass_within_the_last_one_reads_no_source(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where little was picked out it is kept; where much was, and beyond its ends, the values are read again."""
-    monkeypatch.setattr(counting, "_KEPT", kept)
+    monkeypatch.setattr(counting, "KEPT", kept)
     values, truth = values_around(1.0)
     reads = 0
 
