@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,22 +60,24 @@ _PROBE: Final = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {
 
 def environment(*, seed: int, threads: int | None) -> dict[str, Any]:
     """Return versions, processor, threads and seed; JSON values."""
-    versions = {}
-    for package in _PACKAGES:
-        if find_spec(package) is not None:
-            try:
-                versions[package] = metadata.version(package)
-            except metadata.PackageNotFoundError:
-                versions[package] = "unknown"
     return {
         "postproc_export": __version__,
         "python": platform.python_version(),
-        "packages": versions,
+        "packages": {package: _version(package) for package in _PACKAGES if find_spec(package) is not None},
         "platform": platform.platform(),
         **processor(),
         "threads": threads,
         "seed": seed,
     }
+
+
+@cache
+def _version(package: str) -> str:
+    """Return the version of a package, which does not change while a process runs."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def processor() -> dict[str, Any]:

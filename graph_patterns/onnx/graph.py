@@ -249,6 +249,7 @@ class OnnxView:
         self._graph = model.graph
         self._opset = default_opset(model)
         self._initializers_are_inputs = model.ir_version < INITIALIZERS_NEED_NO_INPUT_SINCE
+        self._calls: dict[str, NodeView | None] = {}  # by the value: a matcher asks for each again and again
 
     @cached_property
     def _producers(self) -> Mapping[str, onnx.NodeProto]:
@@ -277,7 +278,13 @@ class OnnxView:
 
     def producer(self, value: Value) -> NodeView | None:
         """Return the node that computes a value, read as a canonical call; None for inputs and constants."""
-        node = self._producers.get(str(value))
+        name = str(value)
+        if name not in self._calls:
+            self._calls[name] = self._call(name)
+        return self._calls[name]
+
+    def _call(self, name: str) -> NodeView | None:
+        node = self._producers.get(name)
         if node is None or node.op_type == "Constant":
             return None
         op = _OPS_BY_TYPE.get(node.op_type) if node.domain in _DEFAULT_DOMAINS else None

@@ -225,11 +225,11 @@ def check_parity(**given: Any) -> ParityReport:
     shared: dict[str, Any] = {"seed": asked.seed, "threads": threads}
     of_file, not_checked = file_checks(attached, preserved=asked.preserved, contracts=asked.contracts)
     missing = record_is_missing(attached) if of_file and asked.stats is None else None
-    missing = unfit_layer(attached, assumed) if missing is None else missing
+    if missing is None:
+        missing = unfit_layer(whole_file := load_attached(attached, assumed))
     if missing is not None:  # what needs no record is told all the same
         return _report_of(asked, [missing, *of_file], not_checked, environment(**shared))
-    with without_decisions(attached, assumed) as (path, entire):
-        model = load_attached(path, assumed)
+    with without_decisions(whole_file, assumed) as (model, entire):
         ways, named = usable_ways(asked, model), named_tails(asked.steps, model, entire)
         reference = Reference(model, usable_arithmetic(asked.reference))
         transform = EagerTransform.load(model, named, reference.arithmetic)

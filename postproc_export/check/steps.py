@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -196,34 +195,35 @@ _SIZE: Final = (5, 7)
 
 
 @contextmanager
-def without_decisions(path: Path, assumed: Assumed | None = None) -> Iterator[tuple[Path, AttachedModel | None]]:
+def without_decisions(
+    whole: AttachedModel, assumed: Assumed | None = None
+) -> Iterator[tuple[AttachedModel, AttachedModel | None]]:
     """Yield the file whose tail is the last there is, and the one given where something stands behind its decision.
 
     Where nothing does the first is the file itself; else a copy for as long as the block runs.
     """
-    whole = load_attached(path, assumed)
+    path = whole.path
     if whole.layer("decision") is None:
-        yield path, None
+        yield whole, None
         return
     with temporary_folder() as folder:
         target = folder / path.name
         whole.form.rewrite(
             path, target, lambda model: whole.form.take(model, "decision", where=str(path)), is_checked=False
         )
-        yield target, whole
+        yield load_attached(target, assumed), whole
 
 
-def unfit_layer(path: Path, assumed: Assumed | None = None) -> Check | None:
+def unfit_layer(whole: AttachedModel) -> Check | None:
     """Return the failure of a file from which what stands behind the decision cannot be taken; None where it can.
 
     Its outputs were renamed or removed since, so that nothing before them can be looked at apart.
     """
-    whole = load_attached(path, assumed)
     if whole.layer("decision") is None:
         return None
     try:
-        model = whole.form.load(path, purpose=PURPOSE)
-        whole.form.take(model, "decision", where=str(path))
+        model = whole.form.load(whole.path, purpose=PURPOSE)
+        whole.form.take(model, "decision", where=str(whole.path))
         lost = [f"nothing computes '{name}'" for name in whole.form.uncomputed(model)]
     except PostprocError as error:
         lost = [" ".join(str(error).split())]
