@@ -23,9 +23,10 @@ OF_CONVERSIONS = (
     *("default", "sensitivities", "no_labels", "no_scores", "guard_alone", "no_guard", "map_alone", "flat", "half"),
     *("own_affine", "round_numbers"),
 )  # a conversion takes seconds
+MARKS = {("dynamo.onnx", False): pytest.mark.slow}  # so does an export, and the other exporter is given all cases
 FILES = [
     *(
-        pytest.param(form, case, id=f"{form}-{case}")
+        pytest.param(form, case, id=f"{form}-{case}", marks=MARKS.get((form, case in OF_CONVERSIONS), ()))
         for form in FORMS
         for case in CASES
         if form.endswith(".onnx") or case in OF_CONVERSIONS
