@@ -18,6 +18,10 @@ from postproc_export.runtimes.openvino import import_openvino
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every process that a test starts compiles the packages anew
 os.environ.pop("COLUMNS", None)  # of a terminal that nobody looks at: what is printed stays in whole lines
+# Two processes share two cores: threads of PyTorch and NumPy that wait for each other take a fifth of the CPU time. And
+# OpenVINO's compiler and PyTorch's exporter make millions of small objects, which glibc keeps too few of to use again.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.tcache_count=60000")  # for processes that are started from here
 import_openvino(purpose="the tests")  # before any test imports it: without the telemetry of a bare import
 hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
 hypothesis.settings.register_profile("fast", deadline=None, max_examples=10)
@@ -26,7 +30,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 
 
 def pytest_runtest_setup() -> None:
-    """Let torch's exporter read the sources of its operators once, not at every export: two fifths of what one takes."""
+    """Let torch's exporter read the sources of its operators once, which take two fifths of an export."""
     registry = getattr(sys.modules.get("torch.onnx._internal.exporter._registration"), "ONNXRegistry", None)
     if registry is not None and not hasattr(registry.from_torchlib, "cache_info"):
         registry.from_torchlib = staticmethod(cache(registry.from_torchlib))

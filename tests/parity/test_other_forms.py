@@ -158,10 +158,21 @@ OPTIONS: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize(
-    "change", [read_and_saved, at_opset_20, through_graphsurgeon], ids=lambda change: change.__name__
-)
+CHANGES: tuple[Change, ...] = (read_and_saved, at_opset_20, through_graphsurgeon)
+BEHIND = [
+    # each kind behind one conversion, and the plain one behind each; all others are slow
+    pytest.param(
+        change,
+        options,
+        id=f"{change.__name__}-{options}",
+        marks=() if options == "plain" or place == index % 3 else pytest.mark.slow,
+    )
+    for index, options in enumerate(OPTIONS)
+    for place, change in enumerate(CHANGES)
+]
+
+
+@pytest.mark.parametrize(("change", "options"), BEHIND)
 def test_every_kind_of_tail_passes_behind_a_conversion(change: Change, options: str, tmp_path: Path) -> None:
     """With its record, and without it by the statistics: the same file, the same verdict."""
     host, tail = OPTIONS[options]

@@ -220,7 +220,9 @@ def test_a_name_that_the_file_does_not_record_is_refused(
     assert caught.value.found == found
 
 
-@pytest.mark.parametrize("name", [*TAILS])
+@pytest.mark.parametrize(  # the chain holds all of them
+    "name", [pytest.param(name, marks=() if name in ("gaussian", "chain") else pytest.mark.slow) for name in TAILS]
+)
 def test_naming_what_a_file_records_changes_nothing(name: str, folder: Path) -> None:
     """A shipped tail is equal by what its parameters mean, however they are written."""
     _, path = attached(folder, TAILS[name])
