@@ -130,8 +130,9 @@ def write_vectors(**given: Any) -> VectorsResult:
     refuse_foreign(folder, NAMES, start='{\n "kit_version"', noun="kit", command="vectors")
     read = [*model_files(attached), *(Path(each) for each in (asked.raw, asked.images) if each is not None)]
     refuse_inputs([folder / MANIFEST], read, fix="choose another folder")
-    with without_decisions(attached) as (path, entire), publishing_into(folder, NAMES) as staging:
-        writer = _Writer(asked, load_attached(path), entire, staging)
+    whole = load_attached(attached)
+    with without_decisions(whole) as (model, entire), publishing_into(folder, NAMES) as staging:
+        writer = _Writer(asked, model, entire, staging)
         writer.write_tails()
         writer.write_whole()
         kit = writer.finish()
