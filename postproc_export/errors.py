@@ -44,7 +44,12 @@ class MissingDependencyError(PostprocError, ImportError):
     """A package that is not installed and is needed for what is asked."""
 
 
-_DISTRIBUTIONS: Final = {"PIL": "pillow", "skimage": "scikit-image", "vl_convert": "vl-convert-python"}
+_DISTRIBUTIONS: Final = {
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "skimage": "scikit-image",
+    "vl_convert": "vl-convert-python",
+}
 
 
 def install(module: str) -> str:

@@ -30,6 +30,7 @@ BRINGS: Final = {
     "": "attach, update, detach and inspect for ONNX models; calibrate from files of raw outputs",
     "onnxruntime": "running ONNX models: calibrate with images, and check",
     "openvino": "OpenVINO IR in every command, and running it",
+    "opencv": "running ONNX models in OpenCV: --runtime opencv",
     "tract": "running ONNX models in tract: --runtime tract",
     "torch": "PostProcessor, check --torch and custom steps as classes",
     "images": "images in calibrate and check",

@@ -17,14 +17,14 @@ SWITCHES: Final = (
 
 
 @contextmanager
-def opened_browser() -> Iterator[Any]:
-    """Start the browser that is installed while the block runs; without one the test is skipped and says so."""
+def opened_browser(*switches: str) -> Iterator[Any]:
+    """Start the browser that is installed, with further switches, while the block runs; without one skip the test."""
     path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
         pytest.skip(f"no browser is installed: none of {', '.join(NAMES)}")
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=path, args=SWITCHES)
+        browser = engine.chromium.launch(executable_path=path, args=[*SWITCHES, *switches])
         yield browser
         browser.close()
 

@@ -176,9 +176,11 @@ def _not_covered(
             yield f"the {level} level: it is not calibrated, and '{model.raw[level].name}' stays as it is"
     if model.guard == "none" and "image" in model.levels and "image" not in model.raw:
         yield "the image score of a map that holds a NaN: the tail has no guard, so it is not defined"
+    empty = [name for name in dict.fromkeys(runtimes) if not runner_class(name).takes_empty]
     fixed = [name for name in dict.fromkeys(runtimes) if model.form.name not in runner_class(name).adjusts]
     if model.tail.adjustable and fixed:
         yield f"{', '.join(model.tail.defaults)} in {', '.join(fixed)}: reading an ONNX model makes constants of them"
+    yield from (f"a batch of no images in {name}, which takes none" for name in empty)
     if asked.images is None and asked.inputs is None:
         yield "real images (--images): none were given"
     if asked.raw is None:

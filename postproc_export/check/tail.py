@@ -264,8 +264,10 @@ def check_tail(
                 tally.ran_on(runner)
                 runners[way] = attached.parts_of(runner)
         for feeds in runs:
-            expected = reference.outputs(feeds)
+            expected, is_empty = reference.outputs(feeds), not all(values.size for values in feeds.values())
             for way, runner in runners.items():
+                if is_empty and not runner_class(way.runtime).takes_empty:
+                    continue
                 try:
                     tallies[way].add(compare_tail(reference, expected, run_tail(attached, runner, feeds), feeds))
                 except PostprocError as error:

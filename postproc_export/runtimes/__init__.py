@@ -63,6 +63,7 @@ class RuntimeRunner(Runner):
     _session: Any  # the runtime's own form of the model
     package: ClassVar[str]  # what has to be installed, by the name of its module, or as npm knows it
     formats: ClassVar[tuple[str, ...]]  # of the files that it reads: "onnx", "openvino"
+    takes_empty: ClassVar[bool] = True  # whether it runs on a batch of no images
     adjusts: ClassVar[tuple[str, ...]] = ()  # of those, the formats in which inputs that have a default can be fed
 
     @classmethod
@@ -127,6 +128,7 @@ _SHIPPED: Final = {
     "onnx.reference": "postproc_export.runtimes.onnx_reference:OnnxReferenceRunner",
     "onnxruntime-node": "postproc_export.runtimes.node:OnnxRuntimeNodeRunner",
     "onnxruntime-web": "postproc_export.runtimes.node:OnnxRuntimeWebRunner",
+    "opencv": "postproc_export.runtimes.opencv:OpenCvRunner",
     "tract": "postproc_export.runtimes.tract:TractRunner",
 }
 

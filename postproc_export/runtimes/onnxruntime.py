@@ -68,8 +68,8 @@ class OnnxRuntimeRunner(RuntimeRunner):
             own = getattr(known, key, None)
             if own is None and target.device not in ("", _CPU):
                 continue  # the provider judges it
-            if not isinstance(own, int) or not value.lstrip("-").isdecimal():
-                needed = "a session option with a whole number, such as intra_op_num_threads=1"
+            if _setting(own, value) is None:
+                needed = "a session option with a whole number or a name, such as intra_op_num_threads=1"
                 raise UsageError(f"ONNX Runtime does not take {key}={value}", needed=needed)
 
     @classmethod
@@ -86,7 +86,7 @@ class OnnxRuntimeRunner(RuntimeRunner):
         provider, of_provider = target.device or _CPU, dict[str, str]()
         for key, value in target.options:
             if hasattr(options, key):
-                setattr(options, key, int(value))
+                setattr(options, key, _setting(getattr(options, key), value))
             else:
                 of_provider[key] = value
         label = Path(model).name if isinstance(model, str) else "the model"
@@ -143,6 +143,14 @@ class OnnxRuntimeRunner(RuntimeRunner):
                 f"{self.label} has a bfloat16 input", found=found, fix="pip install 'onnxruntime>=1.20'"
             )
         return make(array.view(np.uint16), _BFLOAT16_CODE)
+
+
+def _setting(own: Any, value: str) -> Any:
+    """Return a text as the value of a session option: a number, or a name such as ORT_ENABLE_EXTENDED; else None."""
+    names: Mapping[str, Any] = getattr(type(own), "__members__", {})
+    if isinstance(own, int) and not names:
+        return int(value) if value.lstrip("-").isdecimal() else None
+    return names.get(value)
 
 
 def _port(node: Any) -> PortInfo:

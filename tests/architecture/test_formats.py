@@ -31,6 +31,7 @@ REASONS = {
     "runtimes/__init__.py": "the files that a runtime opens besides the model, and ports where it tells none",
     "runtimes/node.py": "weights beside an ONNX file are handed over apart",
     "runtimes/onnx_reference.py": "the evaluator is of the package onnx, and told by its model what it reads",
+    "runtimes/opencv.py": "outputs without a shape, which OpenCV does not load, get one",
     "runtimes/openvino.py": "the names of element types",
     "steps/user_export.py": "torch exports to ONNX, and what comes out is spliced into a graph",
     "validation.py": "special files are told from regular ones where bytes are copied",

@@ -1,0 +1,80 @@
+"""OpenCV's module dnn, on the CPU: it knows few operators, and needs a file that was attached for it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Final, Self
+
+import numpy as np
+import onnx
+
+from postproc_export.errors import require
+from postproc_export.process import quiet_natives
+from postproc_export.runtimes import (
+    Array,
+    Precision,
+    RuntimeRunner,
+    Target,
+    cannot_load,
+    cannot_run,
+    checked_feeds,
+    ports_of,
+)
+
+_PURPOSE: Final = "running a model in OpenCV"
+
+
+class OpenCvRunner(RuntimeRunner):
+    """A model in OpenCV, which computes in float32 and gives float32, whatever types the graph declares."""
+
+    __slots__ = ()
+    package: ClassVar[str] = "cv2"
+    formats: ClassVar[tuple[str, ...]] = ("onnx",)
+    takes_empty: ClassVar[bool] = False
+
+    @classmethod
+    def load(cls, model: Any, *, precision: Precision, optimize: bool, threads: int | None, target: Target) -> Self:
+        """Load an ONNX file or the bytes of one; see `open_runner`. The process has one number of threads for all."""
+        opencv = require("cv2", purpose=_PURPOSE)
+        label = Path(model).name if isinstance(model, str) else "the model"
+        try:
+            inputs, _, outputs = ports_of(model)
+            with quiet_natives():
+                net = opencv.dnn.readNetFromONNX(_with_shapes(model))
+            net.enableFusion(optimize)
+        except Exception as error:
+            raise cannot_load(label, "OpenCV", _reason(error)) from error
+        return cls(
+            label=label,
+            name="opencv-cpu",
+            version=opencv.__version__,
+            precision=precision,
+            inference_precision="float32",
+            inputs=inputs,
+            optional=(),
+            outputs=outputs,
+            _session=net,
+        )
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model once, as `Runner` says."""
+        arrays, names = checked_feeds(feeds, self.inputs), [port.name for port in self.outputs]
+        try:
+            with quiet_natives():
+                for name, array in arrays.items():
+                    self._session.setInput(array, name)
+                return dict(zip(names, map(np.array, self._session.forward(names)), strict=True))
+        except Exception as error:
+            raise cannot_run(self.label, "OpenCV", _reason(error), arrays) from error
+
+
+def _with_shapes(model: str | bytes) -> Any:
+    """Return a file, or the bytes of a model whose outputs have shapes: OpenCV does not load one without."""
+    proto = onnx.load(model) if isinstance(model, str) else onnx.load_model_from_string(model)
+    if all(output.type.tensor_type.HasField("shape") for output in proto.graph.output):
+        return model if isinstance(model, str) else np.frombuffer(model, np.uint8)
+    return np.frombuffer(onnx.shape_inference.infer_shapes(proto).SerializeToString(), np.uint8)
+
+
+def _reason(error: Exception) -> Exception:
+    """Return an error with the innermost reason that OpenCV gives, in one line."""
+    return RuntimeError(" ".join(str(error).split("error: ")[-1].split()))
