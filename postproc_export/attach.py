@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from postproc_export.files import default_target
 from postproc_export.formats.base import Format, Judge, Outputs, format_of
@@ -18,10 +18,12 @@ from postproc_export.options import (
 )
 from postproc_export.ports import PortInfo, is_plain
 from postproc_export.record import MODEL_KEY, AttachResult, TailSpec, parse_tails, recorded_tails
-from postproc_export.run_options import ExportOptions
 from postproc_export.stats import CalibrationStats, Level, as_stats
 from postproc_export.tail import calibrated_levels
 from postproc_export.validation import called_like
+
+if TYPE_CHECKING:
+    from postproc_export.run_options import ExportOptions
 
 
 @called_like(AttachOptions)
@@ -66,7 +68,7 @@ def attach_file(given: Mapping[str, Any], **called: str) -> AttachResult:
 
 
 def tail_options(
-    asked: AttachOptions | AttachInMemoryOptions | ExportOptions, given: Collection[str], stats: CalibrationStats
+    asked: "AttachOptions | AttachInMemoryOptions | ExportOptions", given: Collection[str], stats: CalibrationStats
 ) -> tuple[TailOptions, tuple[str, ...]]:
     """Return the options of the tail, with sensitivities for what they are to reach, and a note on each of these.
 

@@ -6,18 +6,19 @@ are and divides them by 255. It does not decode: the images that a program gives
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from postproc_export.errors import UnsupportedModelError, UsageError, require
 from postproc_export.float32 import shortest, to_float32
-from postproc_export.images.preprocessing import Preprocessing, image_input
-from postproc_export.images.resizing import resized
 from postproc_export.options import TailOptions, as_typed
 from postproc_export.runtimes import PortInfo
 from postproc_export.stats import CalibrationStats
 from postproc_export.tail import OUTPUT_NAMES
+
+if TYPE_CHECKING:
+    from postproc_export.images.preprocessing import Preprocessing
 
 MODEL_INFO: Final = "model_info"
 WRAPPER: Final = "AnomalyDetection"
@@ -68,6 +69,8 @@ def model_info(
             needed="statistics of a model that was run on images",
             fix=f"calibrate with `postproc-export calibrate MODEL --images FOLDER -o STATS`, or {_INSTEAD}",
         )
+    from postproc_export.images.preprocessing import Preprocessing, image_input
+
     fed = Preprocessing.from_json(recorded).for_input(image_input(inputs))
     decisions = {
         "model_type": WRAPPER,
@@ -82,7 +85,7 @@ def model_info(
     return decisions | settings, (note, *_difference(fed))
 
 
-def feeding(fed: Preprocessing, port: PortInfo) -> dict[str, str]:
+def feeding(fed: "Preprocessing", port: PortInfo) -> dict[str, str]:
     """Return the settings by which Model API feeds images as `fed`, which is resolved; what it cannot do is refused."""
     reasons = list(_inexpressible(fed, port))
     if reasons:
@@ -106,7 +109,7 @@ def feeding(fed: Preprocessing, port: PortInfo) -> dict[str, str]:
     }
 
 
-def _inexpressible(fed: Preprocessing, port: PortInfo) -> Iterator[str]:
+def _inexpressible(fed: "Preprocessing", port: PortInfo) -> Iterator[str]:
     if fed.channel_order == "gray":
         yield "gray images (it feeds three channels)"
     if fed.bits != 8:
@@ -129,11 +132,11 @@ def _inexpressible(fed: Preprocessing, port: PortInfo) -> Iterator[str]:
         yield "an input of dynamic height and width (it feeds RGB from 0 to 1 there, in the image's own size)"
 
 
-def _mode(fed: Preprocessing) -> str:
+def _mode(fed: "Preprocessing") -> str:
     return "NEAREST" if fed.interpolation == "nearest" and not fed.precrop else "LINEAR"
 
 
-def _difference(fed: Preprocessing) -> tuple[str, ...]:
+def _difference(fed: "Preprocessing") -> tuple[str, ...]:
     """Say by how much Model API's resizing differs from that of the calibration, where it does.
 
     Measured on one probe, blotches of 5 pixels, that is resized to a quarter.
@@ -144,6 +147,8 @@ def _difference(fed: Preprocessing) -> tuple[str, ...]:
     side = 4 * _PROBE
     noise = np.random.default_rng(0).integers(0, 256, (side // 5, side // 5), np.uint8)
     probe = image.fromarray(noise).resize((side, side), image.Resampling.BICUBIC)
+    from postproc_export.images.resizing import resized
+
     ours, mode = resized(probe, (_PROBE, _PROBE), fed.interpolation), _mode(fed)
     upper = np.asarray(probe)[1::4, 1::4]  # of two in the middle its nearest is the first, Pillow's the second
     theirs = upper if mode == "NEAREST" else resized(probe, (_PROBE, _PROBE), "cv2-linear")
