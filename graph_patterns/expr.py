@@ -93,18 +93,23 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Scalar:
-    """A float32 number that is chosen when the expression is emitted and read back when it is matched."""
+    """A float32 number that is chosen when the expression is emitted and read back when it is matched.
+
+    It is emitted with `rank` axes of size 1, and matched with any.
+    """
 
     name: str
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Const:
-    """A fixed number; `name` is what the emitted constant is called."""
+    """A fixed number; `name` is what the emitted constant is called, `rank` how many axes of size 1 it has then."""
 
     value: float
     name: str = "constant"
     dtype: str = "float32"
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +153,8 @@ def call(op: str, *args: Expr, **params: Param) -> Call:
 def bind(expr: Expr, scalars: Mapping[str, float]) -> Expr:
     """Replace each `Scalar` named in `scalars` by its number; the constant keeps the scalar's name."""
     match expr:
-        case Scalar(name) if name in scalars:
-            return Const(scalars[name], name)
+        case Scalar(name, rank) if name in scalars:
+            return Const(scalars[name], name, rank=rank)
         case Call(op, args, params):
             return Call(op, tuple(bind(arg, scalars) for arg in args), params)
         case _:
@@ -237,6 +242,11 @@ def unsqueeze(value: Expr, *, axes: tuple[int, ...]) -> Call:
     return call("unsqueeze", value, axes=axes)
 
 
+def squeeze(value: Expr, *, axes: tuple[int, ...]) -> Call:
+    """Axes of size 1 taken out."""
+    return call("squeeze", value, axes=axes)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pattern:
     """A named step of a graph.
@@ -319,8 +329,8 @@ class Builder(ABC):
         match expr:
             case Input(name):
                 return self._inputs[name]
-            case Const(value, name, dtype):
-                return self.constant(name, np.asarray(value, dtype=dtype))
+            case Const(value, name, dtype, rank):
+                return self.constant(name, np.full((1,) * rank, value, dtype=dtype))
             case Ints(values, name):
                 return self.constant(name, np.asarray(values, dtype=np.int64))
             case FixedTensor(content, shape, name):

@@ -90,6 +90,11 @@ class Match:
     values: tuple[Value, ...]
     sites: Mapping[str, tuple[Site, ...]] = field(default_factory=dict)
 
+    @property
+    def depth(self) -> int:
+        """How many nodes fitted, as of a mismatch."""
+        return len(self.nodes)
+
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
@@ -138,7 +143,7 @@ def find(
     tries = [_Trial(graph, inputs or {}).match(body, at) for body in bodies]
     matches = [result for result in tries if isinstance(result, Match)]
     if matches:
-        return max(matches, key=lambda result: len(result.nodes))
+        return max(matches, key=lambda result: result.depth)
     return max((result for result in tries if isinstance(result, Mismatch)), key=lambda miss: miss.depth)
 
 

@@ -60,7 +60,6 @@ EMITTED_ONLY: Final[Mapping[str, Build]] = {
     ),
     "resize": _resize,
     "slice": lambda opset, _, operands: opset.slice(*operands[:3], _integers(opset, [1]), operands[3]),
-    "squeeze": lambda opset, expr, operands: opset.squeeze(operands[0], _integers(opset, expr.param("axes"))),
     "top_k": _top_k,
 }
 
@@ -100,6 +99,7 @@ LOWERINGS: Final[Mapping[str, OpenVinoForm]] = {
     "reshape": OpenVinoForm("Reshape", "reshape"),
     "concat": OpenVinoForm("Concat", "concat", settings=("axis",)),
     "transpose": OpenVinoForm("Transpose", "transpose", settings=("perm",)),
+    "squeeze": OpenVinoForm("Squeeze", "squeeze", settings=("axes",)),
     "unsqueeze": OpenVinoForm("Unsqueeze", "unsqueeze", settings=("axes",)),
     "expand": OpenVinoForm("Broadcast", "broadcast"),
     # for a value of unknown rank, and in files of earlier versions; else see `copied`
@@ -203,7 +203,11 @@ class _OpenVinoBuilder(Builder):
 
 _OPS_BY_TYPE: Final = {form.type_name: op for op, form in LOWERINGS.items()}
 _ON_BOOLEANS: Final = {"BitwiseNot": "logical_not", "BitwiseAnd": "logical_and", "BitwiseOr": "logical_or"}
-_LAST_OPERANDS: Final = {"transpose": "perm", "unsqueeze": "axes"}  # the setting that is the last operand
+_LAST_OPERANDS: Final = {
+    "transpose": "perm",
+    "unsqueeze": "axes",
+    "squeeze": "axes",
+}  # the setting that is the last operand
 _DTYPES: Final = {element_type: name for name, element_type in ELEMENT_TYPES.items()}
 
 

@@ -25,6 +25,7 @@ from graph_patterns.expr import (
     reshape,
     select,
     shape_of,
+    squeeze,
     sub,
     unsqueeze,
 )
@@ -59,7 +60,7 @@ def smoothed(maps: Expr, *, sigma: float, rank: int, is_static: bool) -> Expr:
             planes = call("gather", planes, _reflected(_length(maps, axis - 4 + rank), radius), axis=axis)
     for shape in ((1, 1, len(weights), 1), (1, 1, 1, len(weights))):
         planes = call("conv", planes, table(weights, shape, "weights"))
-    return planes if rank == 4 else call("squeeze", planes, axes=(1,))
+    return planes if rank == 4 else squeeze(planes, axes=(1,))
 
 
 def top_mean(maps: Expr, *, k: int, rank: int, is_static: bool) -> Expr:
@@ -85,7 +86,7 @@ def resized(maps: Expr, sizes: Expr, *, rank: int) -> Expr:
     )
     unknown = is_nan(reduce_sum(planes, axes=(1, 2, 3), keepdims=True))
     guarded = select(unknown, Const(math.nan, "nan"), sized)
-    return guarded if rank == 4 else call("squeeze", guarded, axes=(1,))
+    return guarded if rank == 4 else squeeze(guarded, axes=(1,))
 
 
 def sizes_of(value: Expr, axes: tuple[int, ...]) -> Expr:
@@ -111,7 +112,7 @@ def one_channel(values: Expr, *, axis: int, index: int | None, dropped: tuple[in
     if index is not None:
         bounds = (Ints((bound,), name) for bound, name in ((index, "first"), (index + 1, "end"), (axis, "axis")))
         values = call("slice", values, *bounds)
-    return call("squeeze", values, axes=dropped)
+    return squeeze(values, axes=dropped)
 
 
 def gated(mask: Expr, label: Expr, *, rank: int, dtype: str) -> Expr:

@@ -107,7 +107,7 @@ def _choices(path: Path, attached: AttachResult, outputs: list[PortInfo]) -> Ite
     if tail.guard.form is None:
         yield "guard", "none", "the model has no map" if "pixel" not in tail.raw else "the model has no map that could"
     else:
-        how, why = _GUARDS[tail.nan_test]
+        how, why = _GUARDS[tail.form.nan_test]
         over = "" if tail.guard.form == "image" else ", over all images"
         yield "guard", f"{how} of '{tail.raw['pixel'].name}'{over}", why
     yield from (("note", note, "the outputs are declared so") for note in tail.guard.notes)

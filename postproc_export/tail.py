@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias, get_args
 
 from graph_patterns import catalog
-from graph_patterns.expr import Call, Expr, Input, Scalar, bind, cast, identity
+from graph_patterns.expr import Call, Expr, Input, bind, cast, identity
 from postproc_export.errors import MetadataError, UsageError
 from postproc_export.float32 import HALVES, Half, HostDtype, rounded_to, shortest
 from postproc_export.options import LabelDtype, TailOptions
@@ -122,6 +122,16 @@ def adjusted_error(stats: LevelStats) -> float:
 
 NanTest: TypeAlias = Literal["sum", "l1", "arithmetic"]
 
+
+@dataclass(frozen=True, slots=True)
+class TailForm:
+    """In which of the forms that decide alike a tail is written: what suits a format, and what its opset knows."""
+
+    nan_test: NanTest  # how it finds out that a map holds a NaN
+    maps: catalog.MapForm = "plain"  # plain is what every tail was once, the guard's shape asked for, too
+    guard_axes: catalog.Axes | None = None  # of a file that is there, where the declared shapes do not say it
+
+
 RAW_INPUTS: Final[Mapping[Level, str]] = {"image": "raw_score", "pixel": "raw_map"}
 
 
@@ -140,10 +150,10 @@ class _Parts:
     """What makes scores, labels, maps and masks of raw values, in the order of the outputs."""
 
     def __init__(
-        self, stats: CalibrationStats, options: TailOptions, selection: Selection, nan_test: NanTest, guard: Guard
+        self, stats: CalibrationStats, options: TailOptions, selection: Selection, form: TailForm, guard: Guard
     ) -> None:
         self._stats, self._options, self._raw = stats, options, selection.raw
-        self._nan_test, self._guard = nan_test, guard.form
+        self._form, self._guard = form, guard.form
 
     def outputs(self, mask_dtype: LabelDtype) -> Iterator[TailOutput]:
         """Yield the parts of each level that is calibrated and there."""
@@ -160,7 +170,7 @@ class _Parts:
 
     def _level(self, values: TailOutput, stats: LevelStats, label: str, dtype: LabelDtype) -> Iterator[TailOutput]:
         if self._options.enable_normalization:
-            yield replace(values, expr=_unit(values.expr, stats))
+            yield replace(values, expr=self._unit(values.expr, values.level, stats))
         else:  # a value of the host needs an operator of the tail behind it to bear the output's name
             yield values if isinstance(values.expr, Call) else replace(values, expr=identity(values.expr))
         if self._options.enable_thresholding:
@@ -172,14 +182,44 @@ class _Parts:
     def _score(self) -> Expr:
         if "image" in self._raw and self._guard is None:
             return self._float32("image")
-        maps, rank, over = self._float32("pixel"), _known(self._raw["pixel"].rank), self._guard
+        maps, rank, over = self._float32("pixel"), self._rank, self._guarded_over()
         score = self._float32("image") if "image" in self._raw else catalog.map_max(maps, rank=rank)
         if over is None:
             return score
-        if self._nan_test == "arithmetic":
+        if self._form.nan_test == "arithmetic":
             return catalog.nan_guard_arithmetic(score, maps, rank=rank, over=over)
-        has_nan = catalog.nan_by_sum if self._nan_test == "sum" else catalog.nan_by_l1
+        has_nan = catalog.nan_by_sum if self._form.nan_test == "sum" else catalog.nan_by_l1
         return catalog.nan_guard(score, has_nan(maps, rank=rank, over=over), over=over)
+
+    def _guarded_over(self) -> catalog.Reduced | catalog.Axes | None:
+        """Return over what the map is reduced: axes where what remains is declared as the score is, one per image."""
+        score, maps = self._raw.get("image"), self._raw["pixel"]
+        if self._guard != "image" or self._form.maps == "plain":
+            return self._guard
+        if self._form.guard_axes is not None:
+            return self._form.guard_axes
+        if score is None:
+            return (self._rank - 2, self._rank - 1)  # as the maximum is taken
+        if not score.shape or not maps.shape or score.shape[0] is None or score.shape[0] != maps.shape[0]:
+            return self._guard
+        if score.rank == 1:
+            return tuple(range(1, self._rank))
+        return (2, 3) if (score.rank, self._rank, maps.size(1)) == (2, 4, 1) else self._guard
+
+    @property
+    def _rank(self) -> int:
+        rank = self._raw["pixel"].rank
+        assert rank is not None, "a map of unknown rank is refused when it is selected"
+        return rank
+
+    def _unit(self, values: Expr, level: Level, stats: LevelStats) -> Expr:
+        alpha, beta, offset = unit_constants(stats, form := choose_form(stats))
+        maps = self._form.maps if level == "pixel" else "plain"
+        if form == "centred":
+            unit = catalog.centred_unit_score(values, rank=None if maps == "plain" else self._rank)
+            return bind(unit, {"alpha": alpha, "offset": offset})
+        viewed = catalog.viewed(values, rank=self._rank) if maps == "squeezed" else values
+        return bind(catalog.fused_unit_score(viewed), {"alpha": alpha, "beta": beta})
 
     def _float32(self, level: Level) -> Expr:
         value = Input(RAW_INPUTS[level])
@@ -187,10 +227,14 @@ class _Parts:
 
     def _decision(self, values: Expr, level: Level, stats: LevelStats) -> Expr:
         options = self._options
-        boundary: Expr = Scalar("boundary")
         if options.adjustable != "nothing":
             given = Input(input_name(level, options.adjustable))
             boundary = catalog.adjusted_boundary(given) if options.adjustable == "sensitivity" else given
+            decision = catalog.at_least(values, boundary)
+        elif level == "pixel":
+            decision = catalog.map_at_least(values, form=self._form.maps, rank=self._rank)
+        else:
+            decision = catalog.at_least(values)
         assert stats.threshold is not None, "a level with labels has a threshold"
         constants = {
             "threshold": stats.threshold,
@@ -198,25 +242,12 @@ class _Parts:
             "attached": options.sensitivity(level),
             "boundary": attached_boundary(stats, options, level, host_dtype(self._raw, level)),
         }
-        return bind(catalog.at_least(values, boundary), constants)
-
-
-def _known(rank: int | None) -> int:
-    assert rank is not None, "a map of unknown rank is refused when it is selected"
-    return rank
+        return bind(decision, constants)
 
 
 def host_dtype(raw: Mapping[Level, PortInfo], level: Level) -> HostDtype:
     """Return the type that a level's raw values were declared in: the map's where the score is its maximum."""
     return check_dtype((raw.get(level) or raw["pixel"]).dtype)
-
-
-def _unit(values: Expr, level: LevelStats) -> Expr:
-    form = choose_form(level)
-    alpha, beta, offset = unit_constants(level, form)
-    if form == "fused":
-        return bind(catalog.fused_unit_score(values), {"alpha": alpha, "beta": beta})
-    return bind(catalog.centred_unit_score(values), {"alpha": alpha, "offset": offset})
 
 
 OUTPUT_NAMES: Final = ("pred_score", "pred_label", "anomaly_map", "pred_mask")
@@ -230,7 +261,7 @@ class Tail:
     outputs: tuple[TailOutput, ...]  # in their final order
     parts: tuple[TailOutput, ...]  # the outputs themselves, or what the packed output holds
     selection: Selection
-    nan_test: NanTest  # how it finds out that a map holds a NaN
+    form: TailForm
     guard: Guard
     stats: CalibrationStats  # those that decide, thresholds matched
     options: TailOptions
@@ -290,7 +321,7 @@ def build_tail(
     options: TailOptions,
     selection: Selection,
     *,
-    nan_test: NanTest,
+    form: TailForm,
     default_mask_dtype: LabelDtype,
     guard: Guard | None = None,
 ) -> Tail:
@@ -313,7 +344,7 @@ def build_tail(
         _refuse_unpackable(selection, calibrated)
     if guard is None:
         guard = guard_of(selection, stats, options)
-    parts = tuple(_Parts(wanted, options, selection, nan_test, guard).outputs(options.mask_dtype or default_mask_dtype))
+    parts = tuple(_Parts(wanted, options, selection, form, guard).outputs(options.mask_dtype or default_mask_dtype))
     if not parts:
         raise UsageError(
             "nothing to attach: the statistics calibrate no level that the model has and that is wanted",
@@ -326,7 +357,7 @@ def build_tail(
         outputs=(_packed(parts, raw["pixel"]),) if options.is_packed else parts,
         parts=parts,
         selection=selection,
-        nan_test=nan_test,
+        form=form,
         guard=guard,
         stats=wanted,
         options=options,
@@ -338,7 +369,7 @@ def build_tail(
 def _packed(parts: Iterable[TailOutput], port: PortInfo) -> TailOutput:
     exprs = {part.name: part.expr for part in parts}
     maps, score, label, mask = (exprs[name] for name in PARTS)
-    expr = catalog.packed(maps=maps, score=score, label=label, mask=mask, rank=_known(port.rank))
+    expr = catalog.packed(maps=maps, score=score, label=label, mask=mask, rank=len(port.shape or ()))
     shape = None if port.shape is None else (port.shape[0], *port.shape[-2:], len(PARTS))
     return TailOutput(PACKED_OUTPUT, "pixel", expr, "float32", shape)
 

@@ -57,6 +57,7 @@ LOWERINGS: Final[Mapping[str, tuple[OnnxForm, ...]]] = {
     "reshape": (OnnxForm("Reshape", since=5),),  # a 0 in the shape copies the input's axis, which is 0 there too
     "concat": (OnnxForm("Concat", since=4),),
     "transpose": (OnnxForm("Transpose", since=1),),
+    "squeeze": (OnnxForm("Squeeze", since=1, axes="attribute"), OnnxForm("Squeeze", since=13, axes="input")),
     "unsqueeze": (OnnxForm("Unsqueeze", since=1, axes="attribute"), OnnxForm("Unsqueeze", since=13, axes="input")),
     "expand": (OnnxForm("Expand", since=8),),
     "identity": (OnnxForm("Identity", since=1),),
@@ -74,7 +75,6 @@ EMITTED_ONLY: Final[Mapping[str, tuple[OnnxForm, ...]]] = {
     "reduce_mean": (OnnxForm("ReduceMean", since=1, axes="attribute"), OnnxForm("ReduceMean", since=18, axes="input")),
     "resize": (OnnxForm("Resize", since=11),),
     "slice": (OnnxForm("Slice", since=10),),
-    "squeeze": (OnnxForm("Squeeze", since=1, axes="attribute"), OnnxForm("Squeeze", since=13, axes="input")),
     "top_k": (OnnxForm("TopK", since=10),),
 }
 
@@ -114,12 +114,14 @@ class OnnxTarget:
         """Whether the opset has a form of a canonical operator."""
         return bool(_known_forms(op, self.opset))
 
-    def check_integers(self) -> None:
-        """Raise UnsupportedOpsetError if a constant vector of integers has no form.
+    @property
+    def has_integers(self) -> bool:
+        """Whether a constant vector of integers has a form: from IR version 4 on, where it is no node, or opset 9."""
+        return self.opset >= CONSTANTS_HOLD_INTEGERS_SINCE or self.ir_version >= INITIALIZERS_NEED_NO_INPUT_SINCE
 
-        That is below IR version 4, where constants are nodes, and below opset 9.
-        """
-        if self.opset < CONSTANTS_HOLD_INTEGERS_SINCE and self.ir_version < INITIALIZERS_NEED_NO_INPUT_SINCE:
+    def check_integers(self) -> None:
+        """Raise UnsupportedOpsetError if a constant vector of integers has no form."""
+        if not self.has_integers:
             raise UnsupportedOpsetError(
                 f"a constant shape cannot be expressed at opset {self.opset} and IR version {self.ir_version}",
                 needed=f"opset {CONSTANTS_HOLD_INTEGERS_SINCE}, or IR version {INITIALIZERS_NEED_NO_INPUT_SINCE}",

@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal, Self, TypeAlias
+from typing import Any, ClassVar, Final, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from graph_patterns.catalog import GUARD_AXES, MapForm
 from graph_patterns.match import GraphView, Mismatch, Value
 from postproc_export.check.assumed import Assumed
 from postproc_export.check.inputs import MODERATE, SPECIAL, FloatArray, RawValues, maps_of, raw_values
@@ -24,7 +25,7 @@ from postproc_export.reading.tail import FoundTail, find_own_tail, find_parts
 from postproc_export.record import LayerRecord, TailRecord, Where
 from postproc_export.runtimes import PortInfo, Runner
 from postproc_export.stats import Level, LevelStats
-from postproc_export.tail import PACKED_OUTPUT, PARTS, Tail, TailOutput, build_tail, guard_of, place
+from postproc_export.tail import PACKED_OUTPUT, PARTS, Tail, TailForm, TailOutput, build_tail, guard_of, place
 
 PURPOSE: Final = "checking an OpenVINO IR"
 _FOLDED: Final = "another tool has been over it since it was attached: the form of the tail is a folded one"
@@ -186,7 +187,7 @@ class Decider:
     @property
     def guard(self) -> Guard:
         """How the tail guards the image level against a NaN in the map."""
-        return "none" if self.tail.guard.form is None else self.tail.nan_test
+        return "none" if self.tail.guard.form is None else self.tail.form.nan_test
 
     def boundary(self, level: Level) -> float | None:
         """Return the decision boundary of a level by the record, raw units; None where it is not post-processed."""
@@ -205,7 +206,7 @@ def tail_at(tail: Tail, sensitivity: float) -> Tail:
         tail.stats,
         options,
         tail.selection,
-        nan_test=tail.nan_test,
+        form=tail.form,
         default_mask_dtype="bool",  # never taken: the options name one where there are masks
         guard=tail.guard,
     )
@@ -414,7 +415,15 @@ class AttachedModel(Decider, ABC):
         is_by_rank = self.record.found.get("pixel") == "rank"
         return Selection(self.raw.get("image"), self.raw.get("pixel"), pixel_found="rank" if is_by_rank else None)
 
-    def _built(self, options: TailOptions) -> Tail:
+    def in_every_form(self) -> Iterator[tuple[TailOutput, ...]]:
+        """Yield each part of the tail in the forms that it may have in a file."""
+        pixel = self.raw.get("pixel")
+        own = () if pixel is None or pixel.rank is None else GUARD_AXES.get(pixel.rank, ())
+        forms = [TailForm(self.nan_test, maps) for maps in get_args(MapForm)]
+        forms += [TailForm(self.nan_test, "squeezed", axes) for axes in own]
+        yield from zip(*(self._built(self.tail.options, form).parts for form in forms), strict=True)
+
+    def _built(self, options: TailOptions, form: TailForm | None = None) -> Tail:
         guard = guard_of(self._selection, self.record.stats, options, may_refuse=False)
         found = find_own_tail(self.view, "image", options=options)
         if options.nan_guard and isinstance(found, FoundTail) and found.guard not in (None, guard.form):
@@ -423,7 +432,7 @@ class AttachedModel(Decider, ABC):
             self.record.stats,
             options,
             self._selection,
-            nan_test=self.nan_test,
+            form=form or TailForm(self.nan_test),
             default_mask_dtype=self.form.mask_dtype,
             guard=guard,
         )

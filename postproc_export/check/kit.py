@@ -29,7 +29,7 @@ from postproc_export.options import TailOptions
 from postproc_export.ports import Guard, PortInfo, Selection
 from postproc_export.process import digest
 from postproc_export.stats import LEVELS, CalibrationStats, Level
-from postproc_export.tail import Tail, build_tail
+from postproc_export.tail import Tail, TailForm, build_tail
 from postproc_export.validation import check_file, kind_of_file, read_json, stated_twice
 
 Suite: TypeAlias = Literal["tail", "tail_open", "tail_adjusted", "whole"]
@@ -52,7 +52,7 @@ def tail_json(tail: Tail) -> dict[str, Any]:
         "options": {item.name: plain(getattr(options, item.name)) for item in fields(TailOptions)},
         "raw": {level: port_json(port) for level, port in tail.raw.items()},
         "guard": tail.guard.form,
-        "nan_test": tail.nan_test,
+        "nan_test": tail.form.nan_test,
     }
 
 
@@ -73,7 +73,7 @@ def read_tail(document: Mapping[str, Any], *, where: str) -> Tail:
         CalibrationStats.from_json(document["statistics"], where=where),
         TailOptions(**document["options"]),
         Selection(ports.get("image"), ports.get("pixel")),
-        nan_test=document["nan_test"],
+        form=TailForm(document["nan_test"]),
         default_mask_dtype="bool",
         guard=Guard(document["guard"]),
     )

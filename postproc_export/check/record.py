@@ -1,13 +1,12 @@
 """Checks that run nothing: the file against its record, against the raw file, and against a program's contract."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, get_args
 
 import numpy as np
 
-from graph_patterns.catalog import UNIT_SCORE
 from graph_patterns.expr import Call, Const, Expr, Scalar
 from graph_patterns.match import Match, Mismatch, find
 from postproc_export.check.attached import AttachedModel
@@ -17,10 +16,10 @@ from postproc_export.check.preserved_files import compare_files
 from postproc_export.errors import UnsupportedModelError
 from postproc_export.inspect import inspect_model
 from postproc_export.ports import is_one_value
-from postproc_export.reading.tail import FoundTail, find_decision
+from postproc_export.reading.tail import FoundTail, find_decision, find_unit
 from postproc_export.record import METADATA_KEY
 from postproc_export.runtimes import PortInfo
-from postproc_export.stats import LEVELS, Comparison, Level, decision_boundary
+from postproc_export.stats import Comparison, Level, decision_boundary
 from postproc_export.tail import OUTPUT_NAMES, PACKED_OUTPUT, PREFIX, RAW_INPUTS, TailOutput, host_dtype
 
 
@@ -73,8 +72,8 @@ def check_record(attached: AttachedModel) -> Iterator[Check]:
     if misfits := attached.misfits:
         yield failed("record", f"it does not fit the file: {sentences(misfits)}")
     yield check_outputs(attached)
-    for part in attached.tail.parts:
-        yield _check_constants(attached, part)
+    for forms in attached.in_every_form():
+        yield _check_constants(attached, forms)
     for level, name in zip(attached.tail.adjustable, attached.tail.defaults, strict=True):
         yield _check_input(attached, level, name)
     if "image" in attached.levels and "pixel" in attached.raw:
@@ -86,18 +85,12 @@ def decided_value(attached: AttachedModel, level: Level) -> str:
 
     Raises `UnsupportedModelError` if there is no such value: the tail is not the one that the record describes.
     """
-    view = attached.view
-    found = []
-    parts = computed_parts(attached, level)
-    for part in parts:
-        at = attached.places[part.name]
-        if isinstance(at, Mismatch):
-            continue
-        if part.name not in _SCORES:
-            decision = find_decision(view, level, at=at)
-            found += [decision.inputs["values"]] if isinstance(decision, Match) else []
-        elif isinstance(unit := find(UNIT_SCORE, view, at=at), Match):
-            found.append(unit.inputs["values"])
+    view, parts = attached.view, computed_parts(attached, level)
+    places = {part.name in _SCORES: attached.places[part.name] for part in parts}
+    score, label = (places.get(is_score, Mismatch("it is not computed", level)) for is_score in (True, False))
+    decision = label if isinstance(label, Mismatch) else find_decision(view, level, at=label)
+    unit = score if isinstance(score, Mismatch) else find_unit(view, decision, at=score)
+    found = [step.inputs["values"] for step in (unit, decision) if isinstance(step, Match)]
     if len(found) != len(parts) or len(set(found)) != 1:
         raise UnsupportedModelError(
             f"{attached.path}: score and label of the {level} level are not computed from one value",
@@ -178,14 +171,17 @@ def _port_problems(attached: AttachedModel) -> Iterator[str]:
                 yield f"axis {index} of output '{output.name}' is frozen to {found}; in the raw output it is {was}"
 
 
-def _check_constants(attached: AttachedModel, output: TailOutput) -> Check:
-    """Find the expression that the record asks for and compare its constants with the recomputed ones."""
+def _check_constants(attached: AttachedModel, forms: Sequence[TailOutput]) -> Check:
+    """Find the expression that the record asks for, in any form, and compare its constants with the recomputed ones."""
+    output = forms[0]
     name = f"constants/{output.name}"
     at = attached.places[output.name]
     if isinstance(at, Mismatch):
         return failed(name, f"the tail is not the one that the record describes: {at}")
     expected: dict[str, float] = {}
-    found = find(_opened(output.expr, expected), attached.view, at=at)
+    tries = [find(_opened(form.expr, expected), attached.view, at=at) for form in forms]
+    # A host may end as the tail of another form begins: what reads the raw value is the tail.
+    found = max(tries, key=lambda match: (isinstance(match, Match), not _misread(attached, match), match.depth))
     tail: Match | FoundTail | None = found if isinstance(found, Match) else _folded(attached, output, expected)
     if tail is None:
         return failed(name, f"the tail is not the one that the record describes: {found}")
@@ -196,12 +192,7 @@ def _check_constants(attached: AttachedModel, output: TailOutput) -> Check:
         if not _same(tail.scalars[key], value)
     ]
     fix = REWRITE if wrong and attached.record.version else None
-    if isinstance(found, Match):
-        for level in LEVELS:
-            value = found.inputs.get(RAW_INPUTS[level])
-            if value is not None and not attached.is_raw(level, value):
-                where = attached.view.describe(value)
-                wrong.append(f"it reads '{where}' in place of the raw value '{attached.raw[level].name}'")
+    wrong += _misread(attached, found)
     if output.name not in _SCORES:  # the type of a narrow host may be recorded otherwise than it was declared
         recorded = attached.record.narrow.get(output.level)
         declared = host_dtype(attached.tail.raw, output.level)
@@ -227,6 +218,17 @@ def _check_constants(attached: AttachedModel, output: TailOutput) -> Check:
             **({} if attached.record.version else {"options": _decided_with(attached, output.level, boundary)}),
         },
     )
+
+
+def _misread(attached: AttachedModel, found: Match | Mismatch) -> list[str]:
+    """Return what a tail reads in place of a raw value; nothing where there is no tail."""
+    read = found.inputs if isinstance(found, Match) else {}
+    values = {level: read[name] for level, name in RAW_INPUTS.items() if name in read}
+    return [
+        f"it reads '{attached.view.describe(value)}' in place of the raw value '{attached.raw[level].name}'"
+        for level, value in values.items()
+        if not attached.is_raw(level, value)
+    ]
 
 
 def _decided_with(attached: AttachedModel, level: Level, boundary: float | None) -> dict[str, Any]:

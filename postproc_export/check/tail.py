@@ -411,7 +411,8 @@ class _Sweep:
             raw = attached.raw.values()
             inputs = tuple(replace(port, shape=(None,) * max(1, port.rank or 1)) for port in raw)
         else:
-            inputs = (PortInfo(decided_value(attached, level), "float32", (None,)),)
+            rank = attached.raw[level].rank if level == "pixel" else 1  # a map's tail takes it as one, and no score's
+            inputs = (PortInfo(decided_value(attached, level), "float32", (None,) * (rank or 1)),)
         for way in ways:
             model = attached.cut(tuple(self._outputs), inputs)
             runner = attached.with_values(way.open(model, threads=1))
@@ -457,7 +458,8 @@ class _Sweep:
     def _feeds(self, runner: Runner, values: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Half-precision values go in as images and maps of their own; the level that is not meant gets zeros."""
         if self.dtype not in _HALVES:
-            return {runner.inputs[0].name: values}
+            port = runner.inputs[0]
+            return {port.name: values.reshape(*[1] * ((port.rank or 1) - 1), -1)}
         read = {port.name for port in runner.inputs}
         feeds = {}
         for level, port in self._attached.raw.items():

@@ -69,7 +69,7 @@ from postproc_export.reading.tail import SCORE_OUTPUT, FoundTail
 from postproc_export.record import KEYS, PREFIXES, LayerRecord, TailRecord, Where
 from postproc_export.runtimes import Axis, PortInfo
 from postproc_export.stats import CalibrationStats
-from postproc_export.tail import PACKED_OUTPUT, PARTS, PREFIX, NanTest, Tail, build_tail
+from postproc_export.tail import PACKED_OUTPUT, PARTS, PREFIX, NanTest, Tail, TailForm, build_tail
 
 Make = Callable[[Mapping[str, str], Collection[str]], onnx.GraphProto]
 """Returns nodes that compute the outputs of a layer under their names, from the names of its inputs and all names."""
@@ -227,7 +227,8 @@ class OnnxFormat(Format):
                     fix="export the model again with a later opset",
                 )
         nan_test: NanTest = "sum" if target.supports("is_nan") and target.supports("select") else "arithmetic"
-        tail = build_tail(stats, options, selection, nan_test=nan_test, default_mask_dtype=self.mask_dtype)
+        form = TailForm(nan_test, "squeezed" if target.has_integers else "plain")
+        tail = build_tail(stats, options, selection, form=form, default_mask_dtype=self.mask_dtype)
         if options.as_parameters:
             raise UsageError(
                 "as_parameters is for an IR", found="an ONNX model, whose inputs have defaults", fix="leave it out"

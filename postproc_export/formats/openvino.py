@@ -67,7 +67,7 @@ from postproc_export.record import KEYS, PREFIXES, LayerRecord, TailRecord, Wher
 from postproc_export.runtimes import PortInfo
 from postproc_export.runtimes.openvino import openvino_core, port_info, save_ir
 from postproc_export.stats import CalibrationStats, Level
-from postproc_export.tail import PREFIX, Tail, build_tail
+from postproc_export.tail import PREFIX, Tail, TailForm, build_tail
 
 CONVERTED: Final = (
     "the model was converted to OpenVINO after attaching: the names and the order of its outputs are those of the "
@@ -194,7 +194,7 @@ class OpenVinoFormat(Format):
 
     def build_tail(self, model: Any, stats: CalibrationStats, options: TailOptions, selection: Selection) -> Tail:
         """Return a tail that finds a NaN by the L1 norm, and gives masks as uint8."""
-        return build_tail(stats, options, selection, nan_test="l1", default_mask_dtype=self.mask_dtype)
+        return build_tail(stats, options, selection, form=TailForm("l1", "decided"), default_mask_dtype=self.mask_dtype)
 
     def put(self, model: Any, plan: Plan, *, make: Make | None = None) -> LayerRecord:
         """Append the operators of a layer behind the results; nothing else is touched."""

@@ -252,7 +252,8 @@ def _in_every_type(*steps: Expr) -> Iterator[Expr]:
         yield from (cast(step, dtype=dtype) for dtype in LABEL_DTYPES)
 
 
-_FIXED: Final = (*_in_every_type(catalog.at_least(_VALUES)), TORCH_AT_LEAST)
+_PLAIN: Final = tuple(_in_every_type(catalog.AT_LEAST.body))
+_FIXED: Final = (*_in_every_type(*catalog.AT_LEAST), TORCH_AT_LEAST)
 _ADJUSTED: Final = tuple(_in_every_type(*catalog.ADJUSTED_AT_LEAST))
 _LABEL: Final = Pattern(name="label", body=_FIXED[0], spellings=_FIXED[1:], source=_SOURCE)
 _ADJUSTED_LABEL: Final = Pattern(name="adjusted_label", body=_ADJUSTED[0], spellings=_ADJUSTED[1:], source=_SOURCE)
@@ -272,6 +273,20 @@ def find_decision(view: GraphView, level: Level, *, at: Value) -> Match | Mismat
     name = view.describe(adjusted.inputs["adjusted"]).removeprefix(PREFIX)
     is_ours = "attached" in adjusted.scalars or name == input_name(level, "boundary")
     return adjusted if is_ours else fixed
+
+
+def find_unit(view: GraphView, decision: Match | Mismatch, *, at: Value) -> Match | Mismatch:
+    """Find the step of a normalised score: of what is decided, where it is; else a tail's own, where its names say so.
+
+    A host may end as one form of the step begins, so that the longest that fits takes of it.
+    """
+    decided = decision.inputs if isinstance(decision, Match) else {}
+    known = {"values": decided["values"]} if "values" in decided else {}
+    tries = [find(form, view, at=at, inputs=known) for form in catalog.UNIT_SCORE]
+    matches = [found for found in tries if isinstance(found, Match)]
+    if matches:
+        return max(matches, key=lambda found: (is_emitted(found), found.depth))
+    return find(catalog.UNIT_SCORE, view, at=at)
 
 
 def _decision_fields(view: GraphView, decision: Match) -> dict[str, Any]:
@@ -457,8 +472,8 @@ def _reading(scalars: Mapping[str, float], *, is_eager: bool) -> BranchReading:
 def _steps_of_tail(
     view: GraphView, level: Level, score: Value, label: Value | Mismatch, options: TailOptions | None
 ) -> Parts | Mismatch:
-    unit = find(catalog.UNIT_SCORE, view, at=score)
     decision = label if isinstance(label, Mismatch) else find_decision(view, level, at=label)
+    unit = find_unit(view, decision, at=score)
     if isinstance(unit, Mismatch):
         eager = _eager_parts(view, level, score, label) if options is None else None
         may_be_raw = options is None or not options.enable_normalization
@@ -478,6 +493,13 @@ def _steps_of_tail(
         why = f"the score is of {view.describe(values)!r}, the decision of another value"
         return Mismatch(why, view.describe(decision.inputs["values"]))
     return unit, decision, values, False
+
+
+def _lost_its_shape(view: GraphView, guard: Match) -> bool:
+    """Whether a tool took out what shapes a guard: none was written without that beside a mask of the plain form."""
+    mask = view.output("pred_mask")
+    is_shaped = any(node.op == "reshape" for node in guard.nodes) or catalog.EMITTED_GUARDS.get(guard.body) == "all"
+    return not is_shaped and mask is not None and any(find(plain, view, at=mask) for plain in _PLAIN)
 
 
 def _below(
@@ -514,7 +536,7 @@ def _below(
         maps = uncast(guard.inputs["maps"])
         form = catalog.EMITTED_GUARDS.get(guard.body)
         fields = {"guard": form or "image", "guarded_by": view.describe(maps), "guard_maps": maps}
-        is_plain, value = form is not None, guard.inputs["values"]
+        is_plain, value = form is not None and not _lost_its_shape(view, guard), guard.inputs["values"]
     if not is_eager:
         maximum = own(catalog.MAP_MAX, value) if level == "image" else None
         if maximum is not None:

@@ -65,6 +65,7 @@ CASES: dict[str, tuple[Call, Callable[[Array], Array]]] = {
     "concat": (build.concat(X, X, axis=1), lambda x: np.concatenate([x, x], axis=1)),
     "transpose": (build.transpose(X, perm=(1, 2, 0)), lambda x: x.transpose(1, 2, 0)),
     "unsqueeze": (build.unsqueeze(X, axes=(0, 3)), lambda x: x[None, :, :, None]),
+    "squeeze": (build.squeeze(build.unsqueeze(X, axes=(0,)), axes=(0,)), lambda x: x),
     "expand": (build.expand(X, Ints((5, 1, 2, 1))), lambda x: np.broadcast_to(x, (5, 2, 2, 3))),
     "identity": (build.identity(X), lambda x: x),
 }
