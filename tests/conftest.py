@@ -1,5 +1,6 @@
 """What all tests share: hypothesis profiles, the demo's files, the command line in process."""
 
+import gc
 import os
 import re
 import subprocess
@@ -22,6 +23,7 @@ os.environ.pop("COLUMNS", None)  # of a terminal that nobody looks at: what is p
 # OpenVINO's compiler and PyTorch's exporter make millions of small objects, which glibc keeps too few of to use again.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.tcache_count=60000")  # for processes that are started from here
+gc.set_threshold(100_000, 20, 20)  # exports make a million objects, which a collector counts again and again
 import_openvino(purpose="the tests")  # before any test imports it: without the telemetry of a bare import
 hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
 hypothesis.settings.register_profile("fast", deadline=None, max_examples=10)

@@ -125,18 +125,25 @@ def test_every_narrow_value_decides_as_the_rule_does_behind_a_channel(dtype: str
     assert none(found), found
 
 
+RECORDED: list[tuple[list[str], dict[str, str]]] = [
+    (["negate"], {"image": "float16", "pixel": "float16"}),
+    (["negate:level=pixel"], {"image": "float16", "pixel": "float16"}),
+    (["gaussian:sigma=1", "negate"], {"image": "float16"}),
+    (["gaussian:sigma=1", "top-k:k=3", "negate"], {}),
+]
+
+
 @pytest.mark.parametrize(
-    ("steps", "narrow"),
+    ("ir", "steps", "narrow"),
     [
-        (["negate"], {"image": "float16", "pixel": "float16"}),
-        (["negate:level=pixel"], {"image": "float16", "pixel": "float16"}),
-        (["gaussian:sigma=1", "negate"], {"image": "float16"}),
-        (["gaussian:sigma=1", "top-k:k=3", "negate"], {}),
+        # each in one format; in the other it is slow
+        pytest.param(ir, *case, marks=() if place % 2 == ir else pytest.mark.slow)
+        for place, case in enumerate(RECORDED)
+        for ir in (False, True)
     ],
 )
-@pytest.mark.parametrize("ir", [False, True], ids=["onnx", "ir"])
 def test_the_type_is_recorded_where_no_step_rounds(
-    steps: list[str], narrow: dict[str, str], ir: bool, tmp_path: Path
+    ir: bool, steps: list[str], narrow: dict[str, str], tmp_path: Path
 ) -> None:
     """Per level: a step that rounds ends the type of what it changes; `check` and `update` go by the record."""
     raw = hosts.raw_file(hosts.score_and_map(dtype="float16", opset=14), tmp_path, ir=ir)

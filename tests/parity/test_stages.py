@@ -253,18 +253,29 @@ def test_the_numbers_are_those_of_numpy(swapped: ParityReport) -> None:
     assert (near <= found.largest).sum() <= found.at_risk[1] <= (near <= found.largest * 1.01).sum()
 
 
+FORMS: list[dict[str, Any]] = [
+    {"layout": "packed"},
+    {"levels": "pixel"},
+    {"enable_normalization": False},
+    {"adjustable": "sensitivity"},
+    {"adjustable": "boundary", "layout": "packed"},
+]
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("ir", "options"),
     [
-        {"layout": "packed"},
-        {"levels": "pixel"},
-        {"enable_normalization": False},
-        {"adjustable": "sensitivity"},
-        {"adjustable": "boundary", "layout": "packed"},
+        # each form in one format; in the other it is slow
+        pytest.param(
+            ir,
+            options,
+            id=f"{'ir' if ir else 'onnx'}-{'-'.join(map(str, options.values()))}",
+            marks=() if place % 2 == ir else pytest.mark.slow,
+        )
+        for place, options in enumerate(FORMS)
+        for ir in (False, True)
     ],
-    ids=lambda item: "-".join(map(str, item.values())),
 )
-@pytest.mark.parametrize("ir", [False, True], ids=["onnx", "ir"])
 def test_every_form_of_tail_has_its_stages(ir: bool, options: dict[str, Any], tmp_path: Path) -> None:
     """Packed outputs, one level, inputs that adjust it, raw values for scores: followed stage by stage, too."""
     raw, path = attach(hosts.score_and_map(), tmp_path, ir=ir, **options)

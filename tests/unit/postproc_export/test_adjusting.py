@@ -309,9 +309,18 @@ def test_a_variable_of_that_name_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "image_boundary.post.xml").exists()
 
 
-@FORMS
 @KINDS
-@pytest.mark.parametrize("host", DETECTORS)
+@pytest.mark.parametrize(
+    ("host", "option", "ir"),
+    [
+        # every form in the first detector, and the plain one in all; the rest is slow
+        pytest.param(host, option, ir, marks=() if place == 0 or option == "plain" else pytest.mark.slow)
+        for place, host in enumerate(DETECTORS)
+        for option in OPTIONS
+        for ir in (False, True)
+        if ir or option != "parameters"
+    ],
+)
 def test_it_comes_and_goes(host: str, option: str, adjustable: Any, ir: bool, tmp_path: Path) -> None:
     """Shown by inspection, and gone with the tail: the original is back byte for byte, inputs and variables too."""
     options = {**OPTIONS[option], "adjustable": adjustable}

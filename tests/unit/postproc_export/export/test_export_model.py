@@ -236,7 +236,7 @@ def test_a_file_that_is_read_is_not_replaced(name: str, tmp_path: Path) -> None:
     assert (tmp_path / name).read_text() == "what the module was made from"
 
 
-@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize("batch", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_state_of_a_module_is_no_map(batch: int, tmp_path: Path) -> None:
     """With statistics of images alone the state is left out, with a remark, whatever the example's batch."""
     example = torch.rand(batch, 5, 3, generator=torch.Generator().manual_seed(1))
