@@ -5,8 +5,9 @@ docs/vectors.md describes the folder. ``kit.json`` says what is in it and what d
 
 import hashlib
 import json
+import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from postproc_export.options import TailOptions
 from postproc_export.ports import Guard, PortInfo, Selection
 from postproc_export.process import digest
 from postproc_export.stats import LEVELS, CalibrationStats, Level
-from postproc_export.tail import Tail, TailForm, build_tail
+from postproc_export.tail import NanTest, Tail, TailForm, build_tail
 from postproc_export.validation import check_file, kind_of_file, read_json, stated_twice
 
 Suite: TypeAlias = Literal["tail", "tail_open", "tail_adjusted", "whole"]
@@ -40,7 +41,7 @@ SUITES: Final[tuple[Suite, ...]] = get_args(Suite)
 VERSION: Final = 1
 RAW: Final = "raw.npz"
 RAW_NAMES: Final[Mapping[Level, str]] = {"image": "raw_score", "pixel": "raw_map"}
-NAN: Final = "NaN where NaN is expected, or 1 and above"
+AGAIN: Final = "copy the kit again, or write it again with vectors"
 
 
 def tail_json(tail: Tail) -> dict[str, Any]:
@@ -67,16 +68,28 @@ def _port(document: Mapping[str, Any]) -> PortInfo:
 
 
 def read_tail(document: Mapping[str, Any], *, where: str) -> Tail:
-    """Return the tail that `tail_json` wrote down."""
-    ports = {level: _port(port) for level, port in document["raw"].items()}
+    """Return the tail that `tail_json` wrote down. Raises MetadataError if it is not legal."""
+    try:
+        ports = {level: _port(port) for level, port in document["raw"].items()}
+        options = TailOptions(**document["options"])
+        guard, nan_test = _among(document["guard"], (None, "image", "all")), document["nan_test"]
+        _among(nan_test, get_args(NanTest))
+    except (KeyError, TypeError, ValueError) as error:
+        raise MetadataError(f"{where}: the tail is not legal", found=" ".join(str(error).split())) from error
     return build_tail(
-        CalibrationStats.from_json(document["statistics"], where=where),
-        TailOptions(**document["options"]),
+        CalibrationStats.from_json(document.get("statistics"), where=where),
+        options,
         Selection(ports.get("image"), ports.get("pixel")),
-        form=TailForm(document["nan_test"]),
+        form=TailForm(nan_test),
         default_mask_dtype="bool",
-        guard=Guard(document["guard"]),
+        guard=Guard(guard),
     )
+
+
+def _among(value: Any, legal: Sequence[Any]) -> Any:
+    if value not in legal:
+        raise ValueError(f"{value!r}")
+    return value
 
 
 def outputs_as_file(reference: TailReference, made: Mapping[str, NDArray[Any]]) -> Arrays:
@@ -153,12 +166,15 @@ class Kit:
         path = folder / MANIFEST
         document = read_manifest(path)
         kit = cls(folder, document)
+        sets = [(suite, each["name"]) for suite, found in document["suites"].items() for each in found["sets"]]
+        arrays = {f"{suite}/{name}/{kind}.npz" for suite, name in sets for kind in ("inputs", "outputs")}
+        if lost := sorted(arrays - document["files"].keys()):
+            raise MetadataError(f"{path} is not legal", found=f"no digest of {lost[0]}", fix=AGAIN)
         for name, known in document["files"].items():
             now = None if Path(name).is_absolute() or ".." in Path(name).parts else digest(folder / name)
             if now != known:
                 what = "no such file" if now is None else "other bytes than were written"
-                fix = "copy the kit again, or write it again with vectors"
-                raise FileError(f"the kit is damaged: {folder / name}", found=what, fix=fix)
+                raise FileError(f"the kit is damaged: {folder / name}", found=what, fix=AGAIN)
         return kit
 
     @property
@@ -206,9 +222,44 @@ def read_manifest(path: Path) -> Mapping[str, Any]:
         raise MetadataError(what, found=found, needed=f"kit_version {VERSION}", fix=fix)
     known = {name: value for name, value in document.items() if name != "digest"}
     if _digest(known) != document.get("digest"):
-        found, fix = "its digest is another one", "copy the kit again, or write it again with vectors"
-        raise MetadataError(f"{path} was changed since it was written", found=found, fix=fix)
+        raise MetadataError(f"{path} was changed since it was written", found="its digest is another one", fix=AGAIN)
+    if lacking := [key for key, is_legal in _LEGAL.items() if not is_legal(document.get(key))]:
+        raise MetadataError(f"{path} is not legal", found=f"another {lacking[0]} than vectors writes", fix=AGAIN)
     return document
+
+
+def _is_texts(found: object) -> bool:
+    return isinstance(found, list) and all(isinstance(each, str) for each in found)
+
+
+def _is_suite(name: object, suite: object) -> bool:
+    """Whether a suite has all that judging reads; the sets are folders in its own."""
+    if name not in SUITES or not isinstance(suite, dict) or not _is_texts(suite.get("judged_outputs")):
+        return False
+    lists: list[Any] = [suite.get(key) for key in ("inputs", "outputs", "sets")]
+    if not all(isinstance(rows, list) and all(isinstance(row, dict) for row in rows) for rows in lists):
+        return False
+    inputs, outputs, sets = lists
+    made = [port.get("name") for port in outputs]
+    points: Any = suite.get("points")
+    others: list[Any] = [suite.get(key) for key in ("raw_outputs", "fed")]
+    return (
+        _is_texts([port.get(key) for port in (*inputs, *outputs) for key in ("name", "dtype")])
+        and all(re.fullmatch(r"test_data_set_\d+", str(each.get("name"))) for each in sets)
+        and set(suite["judged_outputs"]) <= set(made)
+        and (name != "whole" or (isinstance(suite.get("is_gated"), bool) and isinstance(points, dict)))
+        and (name != "whole" or all(isinstance(each, dict) and _is_texts([*each.values()]) for each in others))
+        and all(of in ("inf", "-inf") or isinstance(of, int | float) for of in (points or {}).values())
+    )
+
+
+_LEGAL: Final[Mapping[str, Callable[[Any], bool]]] = {
+    "files": lambda found: isinstance(found, dict) and _is_texts([*found, *found.values()]),
+    "left_out": _is_texts,
+    "suites": lambda found: isinstance(found, dict) and all(_is_suite(*pair) for pair in found.items()),
+    "tail": lambda found: isinstance(found, dict) and isinstance(found.get("raw"), dict),
+    "seed": lambda found: isinstance(found, int),
+}
 
 
 def _digest(document: Mapping[str, Any]) -> str:

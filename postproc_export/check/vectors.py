@@ -29,11 +29,12 @@ from postproc_export.check.kit import (
 )
 from postproc_export.check.reference import EagerDecisions, EagerTransform, RawFile, Reference, unnamed_code
 from postproc_export.check.steps import without_decisions
-from postproc_export.check.synthetic import SyntheticPlan
-from postproc_export.check.tail import settings_of
+from postproc_export.check.synthetic import SyntheticPlan, one_line
+from postproc_export.check.tail import compare_tail, settings_of
 from postproc_export.check.ways import Configuration
+from postproc_export.check.whole import compare_raw
 from postproc_export.comparison import TOLERANCES
-from postproc_export.errors import MetadataError, UsageError, install, require
+from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError, install, require
 from postproc_export.files import check_model, model_files, publishing_into, refuse_foreign, refuse_inputs
 from postproc_export.float32 import json_number
 from postproc_export.outcome import Outcome, outcome_json
@@ -325,14 +326,21 @@ class _Writer:
             return
         way = Configuration(runtime=runtime)
         with temporary_folder() as folder:
-            raw_file = None if self._asked.raw is None else self._original(Path(self._asked.raw), way)
+            entire, raw_file = self._entire or self._model, None
+            try:
+                attached = self._model.with_values(way.open(entire.path, threads=1))
+            except UnsupportedModelError as error:
+                if self._asked.images is not None or self._asked.raw is not None:
+                    raise
+                self.notes.append(f"the whole file: {one_line(error)}")
+                return
             tapped = self._model.tapped(folder, self._model.taps)
-            runners: dict[ModelName, Runner] = {"tapped": self._model.parts_of(way.open(tapped, threads=1))}
-            if raw_file is not None:
+            runners: dict[ModelName, Runner] = {"attached": attached}
+            runners["tapped"] = self._model.parts_of(way.open(tapped, threads=1))
+            if self._asked.raw is not None:
+                raw_file = self._original(Path(self._asked.raw), way)
                 runners["raw"] = raw_file.open(way, threads=1)
-            entire = self._entire or self._model
-            runners["attached"] = self._model.with_values(way.open(entire.path, threads=1))
-            self._write_batches(self._batches(way, runners["attached"], raw_file), runners, raw_file, entire)
+            self._write_batches(self._batches(way, attached, raw_file), runners, raw_file, entire)
 
     def _original(self, path: Path, way: Configuration) -> RawFile:
         if (unnamed := unnamed_code(self._model, ())) is not None:
@@ -381,6 +389,7 @@ class _Writer:
         for what, kind, batch in batches:
             whole = RealBatch(batch.feeds, batch.size, batch.size)  # what fills it up is run as well
             runs = BatchRuns(whole, runners, self._reference, raw_file)
+            self._refuse_other_decisions(runs, raw_file)
             raw = {level: as_float32(values) for level, values in runs.raw("raw" if raw_file else "tapped").items()}
             fed, out = self._inputs(entire, whole.feeds), self._outputs(entire, judgement, runs, raw, about)
             size = _size(fed, out)
@@ -416,6 +425,23 @@ class _Writer:
             "fed": self._fed,
             "sets": sets,
         }
+
+    def _refuse_other_decisions(self, runs: BatchRuns, raw_file: RawFile | None) -> None:
+        """Refuse a file that does not decide here as its record says, and an original that is another model."""
+        path = self._asked.attached
+        tail = compare_tail(
+            self._reference, runs.expected("tapped"), runs.outputs("tapped"), runs.raw("tapped"), is_whole=True
+        )
+        if wrong := [f"{name}: {found.describe()}" for name, found in tail.items() if not found]:
+            fix = f"postproc-export check {path}"
+            raise UnsupportedModelError(f"{path} does not decide here as its record says", found=wrong[0], fix=fix)
+        if raw_file is None:
+            return
+        bounds = raw_file.bounds(runs.runners["raw"])
+        raw = compare_raw(self._model.tail, runs.raw("raw"), runs.raw("tapped"), bounds)
+        if wrong := [f"{name}: {found.describe()}" for name, found in raw.items() if not found]:
+            fix = f"give the file that {path} was made of with --raw, or leave --raw out"
+            raise UnsupportedModelError(f"{raw_file.path} is not the original of {path}", found=wrong[0], fix=fix)
 
     def _inputs(self, entire: AttachedModel, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         """Return what the file is fed, in its order, with what adjusts the tail where that has to be given."""

@@ -1,9 +1,11 @@
 """`vectors` and `judge` on the command line: what they print, their exit codes, and what they refuse."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hosts
 import numpy as np
@@ -260,6 +262,73 @@ def test_a_damaged_kit_is_refused(kit: Path, outputs: Path, tmp_path: Path, invo
     assert "cannot read the manifest" in done.stderr
 
 
+def _no_files(document: Any) -> None:
+    del document["files"]
+
+
+def _outside(document: Any) -> None:
+    document["files"]["../outside"] = "0"
+
+
+def _no_suites(document: Any) -> None:
+    document["suites"] = []
+
+
+def _set_outside(document: Any) -> None:
+    document["suites"]["tail"]["sets"][0]["name"] = "../../elsewhere"
+
+
+def _no_digest_of_a_set(document: Any) -> None:
+    del document["files"][f"{FIRST}/inputs.npz"]
+
+
+def _unknown_output(document: Any) -> None:
+    document["suites"]["whole"]["judged_outputs"] = ["heat"]
+
+
+def _strange_point(document: Any) -> None:
+    document["suites"]["whole"]["points"] = {"pred_label_strict": []}
+
+
+def _unknown_option(document: Any) -> None:
+    document["tail"]["options"]["rounding"] = "up"
+
+
+def _unknown_guard(document: Any) -> None:
+    document["tail"]["guard"] = "some"
+
+
+CRAFTED: dict[Callable[[Any], None], str] = {
+    _no_files: "another files than vectors writes",
+    _outside: "../outside",
+    _no_suites: "another suites than vectors writes",
+    _set_outside: "another suites than vectors writes",
+    _no_digest_of_a_set: f"no digest of {FIRST}/inputs.npz",
+    _unknown_output: "another suites than vectors writes",
+    _strange_point: "another suites than vectors writes",
+    _unknown_option: "the tail is not legal",
+    _unknown_guard: "the tail is not legal",
+}
+
+
+@pytest.mark.parametrize("craft", CRAFTED, ids=lambda craft: craft.__name__.strip("_"))
+def test_a_crafted_manifest_is_refused(
+    craft: Callable[[Any], None], kit: Path, outputs: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    """Though its digest fits: what judging reads of it has to be there, and nothing outside the kit is read."""
+    shutil.copytree(kit, tmp_path / "copy")
+    document = json.loads((kit / "kit.json").read_text())
+    del document["digest"]
+    craft(document)
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    document["digest"] = hashlib.sha256(text.encode()).hexdigest()
+    (tmp_path / "copy" / "kit.json").write_text(json.dumps(document))
+    (outputs / "kit.json").unlink()
+    done = invoke("judge", tmp_path / "copy", outputs)
+    assert done.exit_code == 2
+    assert CRAFTED[craft] in done.stderr
+
+
 def test_no_report_is_written_onto_what_is_read(kit: Path, outputs: Path, invoke: Invoke) -> None:
     """Neither into the kit nor among the outputs."""
     before = (kit / "kit.json").read_bytes()
@@ -289,6 +358,44 @@ def test_a_kit_replaces_nothing_but_a_kit(kit: Path, tmp_path: Path, invoke: Inv
     document = json.loads(invoke("vectors", file, "-o", again, "--json").stdout)
     assert document["output"] == str(again)
     assert document["sets"] == {"tail": 3, "whole": 4}
+
+
+def test_a_kit_is_of_a_file_that_decides_as_it_says(tmp_path: Path, invoke: Invoke) -> None:
+    """A tail with another constant, and the original of another model: refused, with what differs; nothing is left."""
+    _, file = attached(hosts.score_and_map(), tmp_path)
+    model = onnx.load(file)
+    alpha = (each for node in model.graph.node for each in node.attribute if each.name == "alpha")
+    next(alpha).f *= 1.5
+    onnx.save(model, tmp_path / "faulty.onnx")
+    other = hosts.score_and_map()
+    bias = next(item for item in other.graph.initializer if item.name == "bias")
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + 1, "bias"))
+    onnx.save(other, tmp_path / "other.onnx")
+    for arguments, message in (
+        ((tmp_path / "faulty.onnx",), "faulty.onnx does not decide here as its record says"),
+        ((file, "--raw", tmp_path / "other.onnx"), "other.onnx is not the original of"),
+    ):
+        done = invoke("vectors", *arguments, "-o", tmp_path / "kit")
+        assert done.exit_code == 2
+        assert message in done.stderr
+        assert "scores differ" in done.stderr
+        assert not (tmp_path / "kit").exists()
+
+
+def test_a_file_that_does_not_run_here_gets_its_tail(tmp_path: Path, invoke: Invoke) -> None:
+    """An operator that no runtime here knows: the whole file is left out, with the reason, unless it was asked for."""
+    _, file = attached(hosts.score_and_map(), tmp_path)
+    model = onnx.load(file)
+    model.opset_import.add(domain="own", version=1)
+    model.graph.node.add(op_type="Own", domain="own", input=["input"], output=["own"])
+    model.graph.output.add(name="own").type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    onnx.save(model, file)
+    done = invoke("vectors", file, "-o", tmp_path / "kit")
+    assert done.exit_code == 0
+    assert "the whole file: ONNX Runtime cannot load" in done.stdout
+    assert (tmp_path / "kit" / "tail").is_dir()
+    assert not (tmp_path / "kit" / "whole").exists()
+    assert invoke("vectors", file, "-o", tmp_path / "kit", "--raw", tmp_path / "raw.onnx").exit_code == 2
 
 
 def test_what_is_no_attached_file_gets_no_kit(tmp_path: Path, invoke: Invoke) -> None:
