@@ -330,7 +330,7 @@ class Extremes:
 
 
 class Window:
-    """All values between two; kept once they were picked out, where they are few."""
+    """All values between two, and maybe others; kept once they were picked out, where they are few."""
 
     def __init__(self, low: float, high: float, source: Iterable[tuple[Floats, Truth]]) -> None:
         self._low, self._high, self._source = low, high, source
@@ -350,10 +350,13 @@ class Window:
             is_near = values >= self._low
             if self._high < np.inf:
                 is_near &= values <= self._high
-            at = places_of(is_near)
-            picked = values[at], None if truth is None else truth[at]
+            if 2 * np.count_nonzero(is_near) > values.size:  # a pass leaves out what lies in none of its bins anyway
+                picked = values, truth
+            else:
+                at = places_of(is_near)
+                picked = values[at], None if truth is None else truth[at]
             yield picked
-            size += at.size
+            size += picked[0].size
             if size <= KEPT:
                 kept.append(picked)
             else:
@@ -403,6 +406,8 @@ class Locator:
         pages, page_of_bin = np.unique(self.starts >> np.uint32(16), return_inverse=True)
         self._pages = np.full(BUCKETS, pages.size, dtype=np.uint32)
         self._pages[pages] = np.arange(pages.size)
+        if divide.width == COARSE_WIDTH:  # a page is a bin
+            return
         self._numbers = np.full((pages.size + 1, 1 << (16 - divide.width)), _NOWHERE)
         self._numbers[page_of_bin, self._within_page(self.starts)] = np.arange(self.starts.size)
 
@@ -415,8 +420,9 @@ class Locator:
         if self._is_run:
             numbers: Keys = (keys - self._first) >> self._width
         else:
-            pages = self._pages[keys >> np.uint32(16)]
-            numbers = self._numbers[pages, 0 if self._numbers.shape[1] == 1 else self._within_page(keys)]
+            numbers = self._pages[keys >> np.uint32(16)]
+            if self._width < COARSE_WIDTH:
+                numbers = self._numbers[numbers, self._within_page(keys)]
         return numbers
 
     def find(self, values: Floats, truth: Truth) -> tuple[Keys, Keys, Indices]:
