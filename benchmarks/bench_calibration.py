@@ -6,8 +6,12 @@ the process's highest resident set above its imports: the input arrays count whe
     python benchmarks/bench_calibration.py --values 20000000 --rounds 3 --sizes 1e7 1e8 1e9
 
 The distributions have 2 % anomalous values: `normal` N(0, 1) and N(2, 1); `gamma` of shape 2, anomalous ones three
-times as wide; `offset` 1000 + normal. `adversary` has distinct values all over the float32 range, the highest quarter
-anomalous and then one in three, so that F1 is 2/3 at every one of these: a histogram can prune nearly nothing.
+times as wide; `offset` 1000 + normal; `weak` N(0, 1) and N(0.3, 1). `adversary` has distinct values all over the
+float32 range, the highest quarter anomalous and then one in three, so that F1 is 2/3 at every one of these: a histogram
+can prune nearly nothing.
+
+`times_the_yardstick` is in one process, by turns, in CPU time: arrays and a stream of maps over one plain count of the
+same values, `np.bincount` of their upper 16 bits, which every exact calibration has to do at least.
 """
 
 import argparse
@@ -24,10 +28,12 @@ from typing import Any
 
 import numpy as np
 
+from postproc_export.calibration.arrays import Block, Place
+
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
 SHARD = 10_000_000
 SIDE = 1000  # values stand in maps of 1 x SIDE
-CASES = ("gamma", "normal", "offset", "adversary")
+CASES = ("gamma", "normal", "offset", "weak", "adversary")
 METHODS = ("postproc_export", "postproc_export_shards", "torchmetrics", "sklearn")
 
 
@@ -42,7 +48,7 @@ def generate(case: str, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         values[truth] *= 3
     else:
         values = rng.standard_normal(size, dtype=np.float32)
-        values[truth] += 2
+        values[truth] += 0.3 if case == "weak" else 2
         values += 1000 if case == "offset" else 0
     return values, truth.astype(np.uint8)
 
@@ -118,6 +124,68 @@ def sklearn(folder: Path) -> Callable[[], object]:
     return run
 
 
+def yardstick(values: np.ndarray) -> None:
+    """Count all values once, by the upper 16 bits."""
+    counts = np.zeros(1 << 16, np.int64)
+    for start in range(0, values.size, 1 << 17):
+        counts += np.bincount(values[start : start + (1 << 17)].view(np.uint16)[1::2], minlength=1 << 16)
+
+
+def times_the_yardstick(folder: Path, repeat: int) -> dict[str, float]:
+    """Return how often the yardstick's time arrays and a stream take: medians of rounds."""
+    from postproc_export.calibration import Calibrator, calibrate
+
+    maps, masks = load(folder)
+
+    def stream() -> None:
+        with Calibrator() as calibrator:
+            for some, flags in zip(np.array_split(maps, 20), np.array_split(masks, 20), strict=True):
+                calibrator.update(anomaly_map=some, gt_mask=flags)
+            calibrator.compute()
+
+    calls: dict[str, Callable[[], object]] = {
+        "yardstick": lambda: yardstick(maps.ravel()),
+        "arrays": lambda: calibrate({"maps": maps, "masks": masks}),
+        "stream": stream,
+    }
+    rounds = [{name: cpu_seconds(call) for name, call in calls.items()} for _ in range(repeat + 1)][1:]
+    return {name: statistics.median(each[name] / each["yardstick"] for each in rounds) for name in ("arrays", "stream")}
+
+
+def few_images() -> dict[str, float]:
+    """Return the CPU seconds of 80 images of 256 x 256, one at a time, and of their interval alone."""
+    from postproc_export.calibration import Calibrator
+    from postproc_export.calibration.resampling import threshold_interval
+    from postproc_export.calibration.tally import Tally
+    from postproc_export.policies import Policy, Range
+
+    maps, masks = (each.reshape(80, 1, 256, 256) for each in generate("gamma", 80 << 16, 0))
+    labels = np.arange(80) % 3 == 0
+    scores = maps.max(axis=(1, 2, 3)) + 10 * labels
+    tally = Tally()
+    tally.count([Block(scores, labels, Place("here", "scores", "labels", (80,)), 0)], nonfinite="error")
+    table = tally.table(exact=True)
+
+    def whole() -> None:
+        with Calibrator() as calibrator:
+            for index in range(80):
+                row = slice(index, index + 1)
+                calibrator.update(scores[row], labels[row], maps[row], masks[row])
+            calibrator.compute()
+
+    def interval() -> object:
+        return threshold_interval(table, Policy.parse("f1"), Range.parse("extremes"), resamples=1000)
+
+    return {name: min(cpu_seconds(call) for _ in range(9)) for name, call in (("all", whole), ("interval", interval))}
+
+
+def cpu_seconds(call: Callable[[], object]) -> float:
+    """Return the CPU time of a call in this thread."""
+    start = time.thread_time()
+    call()
+    return time.thread_time() - start
+
+
 def measure(method: str, folder: Path, repeat: int) -> dict[str, Any]:
     """Run one method in this process: its best seconds, its result and its peak memory."""
     import postproc_export.calibration  # noqa: F401 - imports are not what is measured
@@ -139,7 +207,7 @@ def peak_kib() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def child(method: str, folder: Path, *, repeat: int = 1) -> dict[str, Any]:
+def child(method: str, folder: Path | str, *, repeat: int = 1) -> dict[str, Any]:
     """Measure in a fresh process with one thread."""
     command = [sys.executable, __file__, "--child", method, str(folder), str(repeat)]
     done = subprocess.run(command, env={**os.environ, **ONE_THREAD}, capture_output=True, text=True, check=True)
@@ -161,7 +229,8 @@ def compare(case: str, size: int, rounds: int, folder: Path) -> dict[str, Any]:
         method: statistics.median(a["seconds"] / b["seconds"] for a, b in zip(found[method], mine, strict=True))
         for method in ("torchmetrics", "sklearn")
     }
-    return {"values": size, "methods": rows, "times_as_fast_as": ratios}
+    plain = child("yardstick", folder, repeat=rounds)
+    return {"values": size, "methods": rows, "times_as_fast_as": ratios, "times_the_yardstick": plain}
 
 
 def row(runs: list[dict[str, Any]], size: int) -> dict[str, Any]:
@@ -184,7 +253,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.child is not None:
         method, folder, repeat = options.child
-        print(json.dumps(measure(method, Path(folder), int(repeat))))
+        if method == "yardstick":
+            found: Any = times_the_yardstick(Path(folder), int(repeat))
+        else:
+            found = few_images() if method == "few_images" else measure(method, Path(folder), int(repeat))
+        print(json.dumps(found))
         return
     from harness import environment, publish
 
@@ -202,7 +275,11 @@ def main() -> None:
             write_shards(Path(folder), "gamma", size)
             document["sizes"][str(size)] = row([child("postproc_export_shards", Path(folder))], size)
             print(size, json.dumps(document["sizes"][str(size)]), file=sys.stderr, flush=True)
-    document["ratios"] = {case: figures["times_as_fast_as"] for case, figures in document["cases"].items()}
+    document["few_images"] = child("few_images", "")
+    document["ratios"] = {
+        case: {**figures["times_as_fast_as"], "times the yardstick": figures["times_the_yardstick"]}
+        for case, figures in document["cases"].items()
+    }
     publish("calibration", document)
 
 
