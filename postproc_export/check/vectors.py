@@ -47,14 +47,15 @@ from postproc_export.validation import called_like
 NAMES: Final = (MANIFEST, *SUITES)
 """What is in the folder, the manifest first: it says that all is there."""
 
-BUDGET: Final = 9_500_000
-"""Bytes of arrays that a kit may have without images; what is more is left out, and said."""
+BUDGET: Final = 8_000_000
+"""Bytes of arrays besides images and the values one by one, whose number is asked for; what is more is left out."""
 
 OF_DECLARED: Final = 5_000_000  # of these for the tail with the declared shapes
 
 _Batch: TypeAlias = tuple[str, Literal["synthetic", "inputs"], RealBatch]
 """What the whole file is fed in one run: in words, where it is from, and the arrays."""
 
+SYNTHETIC: Final = "synthetic inputs"
 DECLARED: Final = "declared shapes"
 MOST_SETS: Final = 32  # of declared shapes; a batch of 1 would take one for each value
 _ADJUSTED: Final = 500  # raw values per level and sensitivity
@@ -286,7 +287,7 @@ class _Writer:
                     continue
             name = f"test_data_set_{len(sets)}"
             write_set(folder / name, arrays, made)
-            self._room -= _size(arrays, made)
+            self._room -= _size(arrays, made) if case.what == DECLARED else 0
             judgement.add_tail(made, case.raw, case.about)
             sets.append({"name": name, "what": case.what, "inputs": list(arrays), **case.about})
         if left:
@@ -359,7 +360,7 @@ class _Writer:
             plan.begin()
             for inputs, size in plan.fed([way]):
                 shown = inputs.shapes(size)
-                yield f"synthetic inputs {shown}", "synthetic", plan.batch(inputs, size)
+                yield f"{SYNTHETIC} {shown}", "synthetic", plan.batch(inputs, size)
             self.notes += [f"{what}: {'; '.join(dict.fromkeys(why))}" for what, why in plan.said.items()]
         if asked.images is None:
             self.notes.append("real images (--images): none were given")
@@ -394,11 +395,12 @@ class _Writer:
             fed, out = self._inputs(entire, whole.feeds), self._outputs(entire, judgement, runs, raw, about)
             size = _size(fed, out)
             if kind == "synthetic" and size > self._room:
-                self.notes.append(f"the whole file on {what}: it would take {size / 1e6:.1f} MB; give --images")
+                shapes = what.removeprefix(f"{SYNTHETIC} ")
+                self.notes.append(f"the whole file on {SYNTHETIC}: {shapes} would take {size / 1e6:.1f} MB")
                 continue
             arrays, made, name = fed, out, f"test_data_set_{len(sets)}"
             self._room -= size if kind == "synthetic" else 0
-            self._fed.setdefault(kind, f"synthetic inputs, seed {self._asked.seed}")
+            self._fed.setdefault(kind, f"{SYNTHETIC}, seed {self._asked.seed}")
             write_set(self._folder / "whole" / name, arrays, made)
             write_npz(self._folder / "whole" / name / RAW, {RAW_NAMES[level]: each for level, each in raw.items()})
             judgement.add_whole(made, raw, about, {})

@@ -20,6 +20,7 @@ from tail_forms import STATS, attached
 from postproc_export import judge_outputs, write_vectors
 from postproc_export.check.findings import Check
 from postproc_export.check.report import ParityReport
+from postproc_export.errors import MissingDependencyError
 from postproc_export.twin import NumpyPostProcessor
 
 Host = Callable[[], onnx.ModelProto]
@@ -98,6 +99,27 @@ def test_a_kit_is_small(size: int, tmp_path: Path) -> None:
     assert any("the whole file on synthetic inputs" in note for note in kit.notes) == (size > 256)
     report = judge_outputs(kit.output, expected(kit.output, tmp_path / "outputs"), reference="numpy")
     assert set(kit.notes) <= set(report.not_checked)
+
+
+def test_more_values_leave_nothing_out(tmp_path: Path) -> None:
+    """However many values are asked for, the sets of the declared shapes and of the whole file are there."""
+    _, file = attached(hosts.score_only(), tmp_path)
+    few, many = (write_vectors(file, output=tmp_path / str(count), count=count) for count in (100, 600_000))
+    assert many.size > 10_000_000
+    assert (many.sets, many.notes) == (few.sets, few.notes)
+
+
+def test_without_a_runtime_there_is_the_tail_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kit says so; images, which would have to be run, are refused."""
+    file = detector(tmp_path)
+    monkeypatch.setattr("postproc_export.check.vectors.installed_runtimes", tuple)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    kit = write_vectors(file, output=tmp_path / "kit", count=100)
+    assert list(kit.sets) == ["tail"]
+    assert "the whole file: onnxruntime is not installed (pip install onnxruntime)" in kit.notes
+    with pytest.raises(MissingDependencyError, match="pip install onnxruntime"):
+        write_vectors(file, output=tmp_path / "other", images=labelled(tmp_path / "photos"))
+    assert not (tmp_path / "other").exists()
 
 
 def test_onnx_reads_all_of_it(tmp_path: Path) -> None:
