@@ -131,7 +131,8 @@ def vectors(**given: Any) -> Any:
     unused = [option for name, option in spelling_of(_OF_KIT_IMAGES).items() if name in given]
     if unused and "images" not in given:
         raise UsageError(f"{unused[0]} without images", fix="leave it out, or give --images")
-    return write_vectors(**given, preprocessing=preprocessing_of(given))
+    preprocessing = preprocessing_of(given)  # which takes its options out of what is given
+    return write_vectors(**given, preprocessing=preprocessing)
 
 
 @command(options_of(JudgeOptions), details=lambda report: report.describe())

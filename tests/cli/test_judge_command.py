@@ -11,6 +11,7 @@ import hosts
 import numpy as np
 import onnx
 import pytest
+from attached_files import detector, labelled
 from conftest import Invoke
 from kits import expected
 from onnx import numpy_helper
@@ -380,6 +381,18 @@ def test_a_kit_is_of_a_file_that_decides_as_it_says(tmp_path: Path, invoke: Invo
         assert message in done.stderr
         assert "scores differ" in done.stderr
         assert not (tmp_path / "kit").exists()
+
+
+def test_images_are_fed_as_the_statistics_record_it(tmp_path: Path, invoke: Invoke) -> None:
+    """An option that says the same is taken, another one is refused unless it is asked to go on."""
+    file, images = detector(tmp_path), labelled(tmp_path / "photos")
+    command = ("vectors", file, "-o", tmp_path / "kit", "--images", images)
+    refused = invoke(*command, "--mean", "0.5")
+    assert refused.exit_code == 2
+    assert "the images would be fed otherwise than in calibration" in refused.stderr
+    assert not (tmp_path / "kit").exists()
+    for options in (("--mean", "0"), ("--mean", "0.5", "--other-preprocessing")):
+        assert invoke(*command, *options).exit_code == 0
 
 
 def test_a_file_that_does_not_run_here_gets_its_tail(tmp_path: Path, invoke: Invoke) -> None:
