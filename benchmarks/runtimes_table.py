@@ -84,6 +84,7 @@ ROWS: Final = (
     Row("onnxruntime-web in Chromium, WebGPU", "chromium:webgpu", "WGSL's minimum may give either operand"),
     Row("tract", "tract", "Rust's minimum gives the operand that is a number"),
     Row("onnx.reference", "onnx.reference", "NumPy's minimum and maximum keep a NaN"),
+    Row("OpenCV", "opencv", "C++'s std::min gives its first operand where one is a NaN", "opencv.onnx"),
     Row("PyTorch eager", "torch", "its clamp keeps a NaN"),
 )
 
@@ -120,6 +121,7 @@ def write_files(folder: Path, stats: CalibrationStats) -> None:
     openvino.save_model(openvino.Core().read_model(raw), ir, compress_to_fp16=False)
     attach_postprocessing(raw, stats, output=folder / "attached.onnx")
     attach_postprocessing(ir, stats, output=folder / "attached.xml")
+    attach_postprocessing(raw, stats, output=folder / "opencv.onnx", made_for="opencv")
 
 
 def feeds_of(stats: CalibrationStats, count: int) -> Iterator[dict[str, Array]]:

@@ -39,6 +39,7 @@ WRITTEN: Final = (
 _NEEDED: Final = (
     ("enable_normalization", True, "a map from 0 to 1"),
     ("label_dtype", "bool", "labels of bool, which it hands on as text"),
+    ("made_for", "any", "labels of bool, which it hands on as text"),
     ("as_parameters", False, "one input, the image"),
 )
 _BYTE: Final = 255.0

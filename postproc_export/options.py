@@ -34,6 +34,7 @@ LabelDtype: TypeAlias = Literal["bool", "uint8", "float32"]
 Layout: TypeAlias = Literal["separate", "packed"]
 LevelChoice: TypeAlias = Literal["both", "image", "pixel"]
 Adjustable: TypeAlias = Literal["nothing", "sensitivity", "boundary"]
+MadeFor: TypeAlias = Literal["any", "opencv"]
 Source: TypeAlias = CalibrationStats | str | Path
 
 LABEL_DTYPES: Final[tuple[LabelDtype, ...]] = get_args(LabelDtype)
@@ -308,6 +309,9 @@ class TailOptions(DecisionOptions):
         ``boundary`` in raw units; see docs/runtime_sensitivity.md.
     as_parameters
         In an IR, make these inputs parameters, which have to be given, in place of variables.
+    made_for
+        ``any`` runtime, or ``opencv``: its module dnn knows no IsNaN, so a NaN in a map is found by arithmetic, and it
+        gives labels and masks as float32.
     model_info
         Also write how images are fed, by the pre-processing in the statistics, for OpenVINO Model API to read.
 
@@ -327,6 +331,7 @@ class TailOptions(DecisionOptions):
     levels: LevelChoice = "both"
     adjustable: Adjustable = field(default="nothing", metadata=spelt(flags=_ADJUSTABLE_FLAGS))
     as_parameters: bool = field(default=False, metadata=spelt("--runtime-parameters", "--runtime-variables"))
+    made_for: MadeFor = field(default="any", metadata=spelt("--for"))
     model_info: bool = field(default=False, metadata=spelt("--model-info", "--no-model-info"))
 
     @classmethod
@@ -363,6 +368,11 @@ class TailOptions(DecisionOptions):
         """Whether there is one output in place of up to four."""
         return self.layout == "packed"
 
+    @property
+    def is_float32(self) -> bool:
+        """Whether labels and masks are float32, whatever their types are set to: packed, and all that OpenCV gives."""
+        return self.is_packed or self.made_for == "opencv"
+
     def sensitivity(self, level: Level) -> float:
         """Return the sensitivity of one level."""
         return self.image_sensitivity if level == "image" else self.pixel_sensitivity
@@ -380,6 +390,8 @@ class TailOptions(DecisionOptions):
             yield "levels", f"it holds both levels, and the {self.levels} level alone is wanted"
         if not self.enable_normalization:
             yield "enable_normalization", "it holds normalised scores, and they are switched off"
+        if self.made_for == "opencv":
+            yield "made_for", "it asks for shapes that are open, which OpenCV does not know"
         if not self.enable_thresholding:
             yield "enable_thresholding", "it holds labels, and they are switched off"
 
@@ -506,8 +518,11 @@ def refuse_unused(options: TailOptions, given: Collection[str], *, levels: Colle
         typed, level = as_typed(options, name), _LEVEL_OF.get(name)
         if level is not None and level not in levels:
             raise unused(typed, f"the {level} level is not post-processed", instead=f"calibrate the {level} level")
-        if name in _DTYPES and options.is_packed:
-            raise unused(typed, "the packed layout is float32", instead="leave out --layout packed")
+        if name in _DTYPES and options.is_float32:
+            what, flag = (
+                ("the packed layout is", "--layout packed") if options.is_packed else ("OpenCV's are", "--for opencv")
+            )
+            raise unused(typed, f"{what} float32", instead=f"leave out {flag}")
         if name in _OF_LABELS and not options.enable_thresholding:
             raise unused(typed, "labels and masks are switched off", instead="switch them on with --threshold")
         if name == "as_parameters" and options.as_parameters and options.adjustable == "nothing":

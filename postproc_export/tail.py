@@ -174,7 +174,7 @@ class _Parts:
         else:  # a value of the host needs an operator of the tail behind it to bear the output's name
             yield values if isinstance(values.expr, Call) else replace(values, expr=identity(values.expr))
         if self._options.enable_thresholding:
-            dtype = "float32" if self._options.is_packed else dtype
+            dtype = "float32" if self._options.is_float32 else dtype
             decision = self._decision(values.expr, values.level, stats)
             expr = decision if dtype == "bool" else cast(decision, dtype=dtype)
             yield TailOutput(label, values.level, expr, dtype, values.shape)
@@ -281,6 +281,8 @@ class Tail:
     @property
     def resolved_options(self) -> TailOptions:
         """The options, with the element type that `pred_mask` has in place of the format's default."""
+        if self.options.is_float32:
+            return self.options
         dtype = next((output.dtype for output in self.outputs if output.name == "pred_mask"), self.options.mask_dtype)
         return replace(self.options, mask_dtype=dtype)
 

@@ -226,7 +226,8 @@ class OnnxFormat(Format):
                     needed=f"opset {_BFLOAT16_CAST_SINCE} or later",
                     fix="export the model again with a later opset",
                 )
-        nan_test: NanTest = "sum" if target.supports("is_nan") and target.supports("select") else "arithmetic"
+        has_test = target.supports("is_nan") and target.supports("select") and options.made_for == "any"
+        nan_test: NanTest = "sum" if has_test else "arithmetic"
         form = TailForm(nan_test, "squeezed" if target.has_integers else "plain")
         tail = build_tail(stats, options, selection, form=form, default_mask_dtype=self.mask_dtype)
         if options.as_parameters:

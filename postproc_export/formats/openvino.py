@@ -194,6 +194,9 @@ class OpenVinoFormat(Format):
 
     def build_tail(self, model: Any, stats: CalibrationStats, options: TailOptions, selection: Selection) -> Tail:
         """Return a tail that finds a NaN by the L1 norm, and gives masks as uint8."""
+        if options.made_for != "any":
+            what = f"--for {options.made_for} is for an ONNX model"
+            raise UsageError(what, found="an OpenVINO IR", fix="attach to the ONNX file, or leave it out")
         return build_tail(stats, options, selection, form=TailForm("l1", "decided"), default_mask_dtype=self.mask_dtype)
 
     def put(self, model: Any, plan: Plan, *, make: Make | None = None) -> LayerRecord:

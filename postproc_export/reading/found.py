@@ -318,6 +318,7 @@ def _unlike(record: TailRecord, tail: FoundTail) -> Iterator[str]:
     if tail.is_normalised != options.enable_normalization:
         yield "the scores"
     dtype = options.label_dtype if tail.level == "image" else options.mask_dtype
+    dtype = "float32" if options.is_float32 else dtype
     is_other = not tail.is_packed and dtype is not None and tail.label_dtype != dtype
     if tail.decides != options.enable_thresholding or (tail.decides and is_other):
         yield "the labels"

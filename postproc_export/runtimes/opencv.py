@@ -23,6 +23,28 @@ from postproc_export.runtimes import (
 _PURPOSE: Final = "running a model in OpenCV"
 
 
+class _Session:
+    """A model, read anew for other shapes: what OpenCV planned for the first ones may be wrong for them."""
+
+    def __init__(self, opencv: Any, source: Any, *, optimize: bool) -> None:
+        self._read, self._source, self._optimize = opencv.dnn.readNetFromONNX, source, optimize
+        self._net, self._shapes = self._fresh(), list[tuple[int, ...]]()
+
+    def run(self, arrays: Mapping[str, Array], names: list[str]) -> list[Array]:
+        shapes = [array.shape for array in arrays.values()]
+        if self._shapes not in ([], shapes):
+            self._net = self._fresh()
+        self._shapes = shapes
+        for name, array in arrays.items():
+            self._net.setInput(array, name)
+        return [np.array(values) for values in self._net.forward(names)]
+
+    def _fresh(self) -> Any:
+        net = self._read(self._source)
+        net.enableFusion(self._optimize)
+        return net
+
+
 class OpenCvRunner(RuntimeRunner):
     """A model in OpenCV, which computes in float32 and gives float32, whatever types the graph declares."""
 
@@ -39,8 +61,7 @@ class OpenCvRunner(RuntimeRunner):
         try:
             inputs, _, outputs = ports_of(model)
             with quiet_natives():
-                net = opencv.dnn.readNetFromONNX(_with_shapes(model))
-            net.enableFusion(optimize)
+                session = _Session(opencv, _with_shapes(model), optimize=optimize)
         except Exception as error:
             raise cannot_load(label, "OpenCV", _reason(error)) from error
         return cls(
@@ -52,7 +73,7 @@ class OpenCvRunner(RuntimeRunner):
             inputs=inputs,
             optional=(),
             outputs=outputs,
-            _session=net,
+            _session=session,
         )
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -60,18 +81,24 @@ class OpenCvRunner(RuntimeRunner):
         arrays, names = checked_feeds(feeds, self.inputs), [port.name for port in self.outputs]
         try:
             with quiet_natives():
-                for name, array in arrays.items():
-                    self._session.setInput(array, name)
-                return dict(zip(names, map(np.array, self._session.forward(names)), strict=True))
+                return dict(zip(names, self._session.run(arrays, names), strict=True))
         except Exception as error:
             raise cannot_run(self.label, "OpenCV", _reason(error), arrays) from error
 
 
 def _with_shapes(model: str | bytes) -> Any:
-    """Return a file, or the bytes of a model whose outputs have shapes: OpenCV does not load one without."""
+    """Return a file, or the bytes of a model whose outputs have shapes and whose open axes have names.
+
+    OpenCV does not load a model without; those that a check cuts out of a file, and taps, may have neither.
+    """
     proto = onnx.load(model) if isinstance(model, str) else onnx.load_model_from_string(model)
-    if all(output.type.tensor_type.HasField("shape") for output in proto.graph.output):
-        return model if isinstance(model, str) else np.frombuffer(model, np.uint8)
+    shapes = [each.type.tensor_type.shape for each in proto.graph.input]
+    open_axes = [axis for shape in shapes for axis in shape.dim if axis.WhichOneof("value") is None]
+    has_shapes = all(output.type.tensor_type.HasField("shape") for output in proto.graph.output)
+    if isinstance(model, str) and has_shapes:
+        return model
+    for index, axis in enumerate(open_axes):
+        axis.dim_param = f"axis_{index}"
     return np.frombuffer(onnx.shape_inference.infer_shapes(proto).SerializeToString(), np.uint8)
 
 

@@ -52,8 +52,9 @@ def plan_decisions(specs: Sequence[TailSpec], tail: Tail, *, values: PortInfo | 
 def decided_values(view: GraphView, options: TailOptions) -> Value | None:
     """Return the raw value that `pred_label` compares with its boundary; None where the graph has no such label."""
     body: Expr = catalog.at_least(Input(DECIDED))
-    if options.label_dtype != "bool":
-        body = cast(body, dtype=options.label_dtype)
+    dtype = "float32" if options.is_float32 else options.label_dtype
+    if dtype != "bool":
+        body = cast(body, dtype=dtype)
     at = view.output("pred_label")
     found = None if at is None else find(Pattern(name="label", body=body, source="docs/steps.md"), view, at=at)
     return None if found is None or isinstance(found, Mismatch) else found.inputs[DECIDED]

@@ -131,6 +131,16 @@ def test_onnxruntime_decides_so_in_cpp(folder: Path) -> None:
     assert printed(commands("C++ with ONNX Runtime"), folder) == decided(folder)
 
 
+def test_opencv_decides_so(folder: Path) -> None:
+    """From a file that the page's first command attaches."""
+    if importlib.util.find_spec("cv2") is None:
+        pytest.skip("OpenCV is not installed")
+    (folder / "attached.onnx").unlink()
+    (folder / "raw.onnx").rename(folder / "model.onnx")
+    stats_behind(()).save(folder / "stats.json")
+    assert printed(commands("OpenCV"), folder) == decided(folder)
+
+
 def test_tract_decides_so_in_rust(folder: Path) -> None:
     """Compiled and linked against the library of tract's Python package."""
     needed("rustc")
