@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
@@ -455,10 +456,15 @@ def unit_constants(level: LevelStats, form: Form) -> tuple[float, float, float]:
     rational. ``"fused"``: ``hard_sigmoid(raw; 1/span, 1/2 - threshold/span)``, which subtracts no offset, 0 here.
     ``"centred"``: ``hard_sigmoid(raw - threshold; 1/span, 1/2)``.
     """
-    threshold, span = Fraction(_threshold(level)), Fraction(level.span)
+    return _constants(_threshold(level), level.span, form)
+
+
+@lru_cache(maxsize=1024)  # a check asks again for every batch
+def _constants(threshold: float, span: float, form: Form) -> tuple[float, float, float]:
+    slope = 1 / Fraction(span)
     if form == "centred":
-        return nearest(1 / span), 0.5, float(threshold)
-    return nearest(1 / span), nearest(_HALF - threshold / span), 0.0
+        return nearest(slope), 0.5, threshold + 0.0
+    return nearest(slope), nearest(_HALF - Fraction(threshold) * slope), 0.0
 
 
 def error_bound(level: LevelStats, form: Form) -> float:
@@ -527,11 +533,15 @@ def check_dtype(value: object) -> HostDtype:
 
 
 def _boundary_ge(level: LevelStats, sensitivity: float) -> float:
-    threshold = Fraction(_threshold(level))
-    if sensitivity == 1.0:
-        return float("-inf")
+    threshold = _threshold(level)
+    return float("-inf") if sensitivity == 1.0 else _least_anomalous(threshold, level.min, level.max, sensitivity)
+
+
+@lru_cache(maxsize=1024)  # a check asks again for every batch
+def _least_anomalous(threshold: float, least: float, largest: float, sensitivity: float) -> float:
     # max - min as rationals: the float32 span belongs to the normalised score alone
-    return smallest_at_least(threshold + (_HALF - Fraction(sensitivity)) * (Fraction(level.max) - Fraction(level.min)))
+    width = Fraction(largest) - Fraction(least)
+    return smallest_at_least(Fraction(threshold) + (_HALF - Fraction(sensitivity)) * width)
 
 
 def _boundary_gt(level: LevelStats, sensitivity: float) -> float:
