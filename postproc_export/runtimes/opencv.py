@@ -23,7 +23,7 @@ from postproc_export.runtimes import (
 _PURPOSE: Final = "running a model in OpenCV"
 
 
-class _Session:
+class _Net:
     """A model, read anew for other shapes: what OpenCV planned for the first ones may be wrong for them."""
 
     def __init__(self, opencv: Any, source: Any, *, optimize: bool) -> None:
@@ -61,7 +61,7 @@ class OpenCvRunner(RuntimeRunner):
         try:
             inputs, _, outputs = ports_of(model)
             with quiet_natives():
-                session = _Session(opencv, _with_shapes(model), optimize=optimize)
+                session = _Net(opencv, _with_shapes(model), optimize=optimize)
         except Exception as error:
             raise cannot_load(label, "OpenCV", _reason(error)) from error
         return cls(

@@ -20,7 +20,7 @@ from postproc_export.runtimes import (
 _PURPOSE: Final = "running a model in tract"
 
 
-class _Session:
+class _Compiled:
     """A model, and what it was compiled to for the shapes that it was fed."""
 
     def __init__(self, tract: Any, model: str | bytes, device: str) -> None:
@@ -77,7 +77,7 @@ class TractRunner(RuntimeRunner):
         label = Path(model).name if isinstance(model, str) else "the model"
         try:
             inputs, _, outputs = ports_of(model)
-            session = _Session(tract, model, target.device or "default")
+            session = _Compiled(tract, model, target.device or "default")
         except Exception as error:
             raise cannot_load(label, "tract", _reason(error)) from error
         return cls(
