@@ -6,7 +6,7 @@
 
 It runs in the environment that benchmarks/peers.txt describes. What is not installed has a row that says so. Each part
 runs in a process of its own with one thread; all that is compared is run in turn in one run. Results go to
-results/peers.json and results/peers.md; parts that are not run again keep their rows.
+results/peers.json and results/peers.md and into the README's table; parts that are not run again keep their rows.
 """
 
 import argparse
@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from harness import environment
-from peer_rows import COLUMNS, Row, table
+from peer_rows import COLUMNS, OURS, Row, ratio_text, table
 
-PARTS = ("tail", "calibration", "commands")
+PARTS = ("tail", "models", "calibration", "files", "checks", "commands")
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parents[1] / "README.md"
+MARKS = ("<!-- peers -->", "<!-- /peers -->")
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
 PACKAGES = tuple(
     line.split("==")[0].split("[")[0]
@@ -55,19 +56,56 @@ def measure(part: str, target: Path, *, quick: bool) -> None:
 
 def markdown(document: dict[str, Any]) -> str:
     """Return the whole table, with what it depends on."""
-    told = document["environment"]
-    packages = ", ".join(f"{name} {version or '(not installed)'}" for name, version in told["packages"].items())
-    rows = [Row(**row).cells() for part in document["parts"].values() for row in part]
+    runs = "\n".join(f"- {part}: {_told(found['environment'])}" for part, found in document.items())
+    rows = [Row(**row).cells() for found in document.values() for row in found["rows"]]
     return f"""# Beside the peers
 
-Written by `python benchmarks/peers.py` on {told["cores"]} cores of {told["cpu"]}, Python {told["python"]}, commit
-{told["commit"]}: {packages}.
+Written by `python benchmarks/peers.py`. All of a case ran in turn in one run. "by ours" is the median over the rounds
+of a time by ours in the same round: more than 1 is slower than this project. The spread is the interquartile range by
+the median. The parts ran here:
 
-All of a case ran in turn in one run. "by ours" is the median over the rounds of a time by ours in the same round: more
-than 1 is slower than this project. The spread is the interquartile range by the median.
+{runs}
 
 {table(COLUMNS, rows)}
 """
+
+
+def _told(machine: dict[str, Any]) -> str:
+    packages = ", ".join(f"{name} {version or '(not installed)'}" for name, version in machine["packages"].items())
+    commit = f"commit {machine['commit'][:12]}"
+    return f"{machine['cores']} cores of {machine['cpu']}, Python {machine['python']}, {commit}; {packages}"
+
+
+# What the README shows: what is done, the part and the case of it.
+SHOWN = {
+    "tail of 4x2048² in ONNX Runtime": ("tail", "4x2048² behind nothing, ONNX Runtime"),
+    "the same behind a convolution": ("tail", "4x2048² behind Conv 3x3, ONNX Runtime"),
+    "the same in OpenVINO": ("tail", "4x2048² behind Conv 3x3, OpenVINO"),
+    "calibrating 10^7 pixels": ("calibration", "1e7 pixels"),
+    "attaching to 1 GiB": ("files", "attach, 1 GiB inline"),
+    "updating it": ("files", "update, 1 GiB inline"),
+    "attaching to an IR of 1 GiB": ("files", "attach, 1 GiB IR"),
+}
+
+
+def readme_table(document: dict[str, Any]) -> str:
+    """Return the README's table: each job, and how many times as long as this project others take for it."""
+    rows = [Row(**row) for found in document.values() for row in found["rows"]]
+    lines = []
+    for job, (part, case) in SHOWN.items():
+        others = [row for row in rows if (row.part, row.case) == (part, case) and not row.who.startswith(OURS)]
+        others.sort(key=lambda row: row.ratio or 0)
+        lines.append([job, ", ".join(f"{row.who} {ratio_text(row.ratio)}" for row in others if row.ratio is not None)])
+    checks = [row for row in rows if (row.part, row.case) == ("checks", "all faults")]
+    lines.append(["twelve planted faults", "; ".join(f"{row.who}: {row.result}" for row in checks)])
+    return table(("job", "time of others by ours"), lines)
+
+
+def renew_readme(document: dict[str, Any]) -> None:
+    """Put the table between its marks in the README."""
+    before, _, rest = README.read_text("utf-8").partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    README.write_text(f"{before}{MARKS[0]}\n{readme_table(document)}\n{MARKS[1]}{after}", "utf-8")
 
 
 def main() -> None:
@@ -81,16 +119,17 @@ def main() -> None:
     if options.rows is not None:
         measure(options.parts[0], options.rows, quick=options.quick)
         return
-    path = RESULTS / "peers.json"
-    document = json.loads(path.read_text("utf-8")) if path.exists() else {"parts": {}}
-    if not options.readme:
-        document["environment"] = environment(*PACKAGES)
-        for part in options.parts:
-            document["parts"][part] = run_part(part, quick=options.quick)
+    found = {}
+    for part in () if options.readme else options.parts:
+        found[part] = {"environment": environment(*PACKAGES), "rows": run_part(part, quick=options.quick)}
     if options.quick:
         return
+    path = RESULTS / "peers.json"
+    document = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    document = {part: rows for part in PARTS if (rows := found.get(part, document.get(part))) is not None}
     path.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
     path.with_suffix(".md").write_text(markdown(document), "utf-8")
+    renew_readme(document)
 
 
 if __name__ == "__main__":
