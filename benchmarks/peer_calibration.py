@@ -8,21 +8,20 @@ gamma-distributed, 2 % of them anomalous.
 A method whose measured bytes or seconds per pixel forbid the next size is not run there, and says so.
 """
 
-import json
-import subprocess
-import sys
+import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from bench_calibration import peak_kib, postproc_export, postproc_export_shards, sklearn, torchmetrics, write_shards
-from peer_rows import OURS, Row, installed, not_installed, rows_of
+from onnx import parser
+from peer_rows import OURS, Row, Wanted, installed, not_installed, rows_of
 
 SIZES = (10**5, 10**6, 10**7, 10**8, 10**9)
-QUICK = SIZES[:2]
 BINS = 200
 LONGEST = 150.0  # seconds that a run may take
 BATCH = 32 * 256 * 256  # pixels of a batch of a validation loop
@@ -89,6 +88,90 @@ def anomalib(folder: Path) -> Run:
     return run
 
 
+PHOTOS, SIZE = 32, 256
+IMAGES = f"{PHOTOS} images of 900², model at {SIZE}²"
+MODEL = f"""<ir_version: 8, opset_import: ["": 17]>
+raw (float[N,3,{SIZE},{SIZE}] input) => (float[N,1] pred_score, float[N,1,{SIZE},{SIZE}] anomaly_map)
+<float[1,3,1,1] weight = {{-1.0, -1.0, -1.0}}> {{
+    anomaly_map = Conv(input, weight) most = GlobalMaxPool(anomaly_map) pred_score = Flatten(most)
+}}"""
+
+
+def images(folder: Path) -> Run:
+    """Calibrate on image files with a model, as `calibrate --images` does; the first run is for the imports."""
+    from bench_images import calibrated
+
+    from postproc_export.calibration.model import ModelSource
+    from postproc_export.images import Preprocessing
+
+    source = ModelSource.open(folder / "raw.onnx", folder / "images", preprocessing=Preprocessing(size=(SIZE, SIZE)))
+    calibrated(source)
+    return lambda: calibrated(source).to_json()["pixel"]["threshold"]
+
+
+def images_by_hand(folder: Path) -> Run:
+    """Decode with Pillow, run ONNX Runtime, and build torchmetrics' exact curves of scores and pixels."""
+    import onnxruntime
+    import torch
+    from PIL import Image
+    from torchmetrics.functional.classification import binary_precision_recall_curve
+
+    session = onnxruntime.InferenceSession(folder / "raw.onnx", providers=["CPUExecutionProvider"])
+    paths = sorted(folder.glob("images/good/*")) + sorted(folder.glob("images/patch/*"))
+
+    def opened(path: Path, kind: str, resampling: Image.Resampling) -> np.ndarray:
+        return np.asarray(Image.open(path).convert(kind).resize((SIZE, SIZE), resampling))
+
+    def run() -> object:
+        found, masks = [], []
+        for start in range(0, len(paths), 8):
+            batch = paths[start : start + 8]
+            values = np.stack([opened(path, "RGB", Image.Resampling.BILINEAR) for path in batch])
+            found.append(session.run(None, {"input": values.transpose(0, 3, 1, 2).astype(np.float32) / 255}))
+            for path in batch:
+                mask = folder / f"images/ground_truth/patch/{path.stem}_mask.png"
+                is_normal = path.parent.name == "good"
+                nothing = np.zeros((SIZE, SIZE), np.uint8)
+                masks.append(nothing if is_normal else opened(mask, "L", Image.Resampling.NEAREST))
+        truth = np.stack(masks) > 0
+        reached = []
+        for level, labels in ((0, truth.any(axis=(1, 2))), (1, truth)):
+            raw = np.concatenate([outputs[level] for outputs in found])
+            low, high = raw.min(), raw.max()
+            scores = torch.from_numpy((raw - low) / (high - low)).flatten()
+            curve = binary_precision_recall_curve(scores, torch.from_numpy(labels).flatten().int())
+            precision, recall, thresholds = curve
+            f1 = 2 * precision * recall / (precision + recall + 1e-10)
+            reached.append(float(thresholds[torch.argmax(f1[:-1])]) * float(high - low) + float(low))
+        return reached[1]
+
+    run()
+    return run
+
+
+def image_rows(rounds: int) -> Iterator[Row]:
+    """Yield the rows of calibration on image files."""
+    from bench_images import write_photos
+
+    ways = {OURS: images}
+    if installed("torchmetrics"):
+        ways["Pillow, ONNX Runtime and torchmetrics by hand"] = images_by_hand
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        onnx.save(parser.parse_model(MODEL), folder / "raw.onnx")
+        (folder / "images").mkdir()
+        write_photos(folder / "images", PHOTOS)
+        runs = {who: [] for who in ways}
+        for _ in range(rounds):
+            for who, make in ways.items():
+                runs[who].append(child(make, folder))
+    seconds = {who: [run["seconds"] for run in found] for who, found in runs.items()}
+    results = {who: f"threshold {found[0]['threshold']:.6g}" for who, found in runs.items()}
+    for row in rows_of("calibration", IMAGES, seconds, results):
+        row.peak_mb = max(run["peak_mb"] for run in runs[row.who])
+        yield row
+
+
 METHODS: dict[str, tuple[str, str, Callable[[Path], Run]]] = {  # who: what it imports, its package, the run
     OURS: ("postproc_export.calibration", "", postproc_export),
     f"{OURS}, stream": ("postproc_export.calibration", "", stream),
@@ -101,25 +184,34 @@ METHODS: dict[str, tuple[str, str, Callable[[Path], Run]]] = {  # who: what it i
 STRICT = ("Anomalib's PostProcessor",)  # those that decide by >
 
 
-def measure(who: str, folder: Path) -> dict[str, Any]:
-    """Run one method in this process: its seconds, its threshold and its peak memory."""
-    module, _, make = METHODS[who]
-    __import__(module)
+def warm_up(whos: Sequence[str]) -> None:
+    """Import what the methods need and call each on next to nothing, so that neither is measured."""
     with tempfile.TemporaryDirectory() as warm:
         write_shards(Path(warm), "gamma", 2000)
-        make(Path(warm))()  # what is imported by the first call is not what is measured
+        for who in whos:
+            __import__(METHODS[who][0])
+            METHODS[who][2](Path(warm))()
+
+
+def measure(answer: Any, make: Callable[[Path], Run], folder: Path) -> None:
+    """Run one method in this process and send its seconds, its threshold and its peak memory."""
     before, run = peak_kib(), make(folder)
     start = time.perf_counter()
     threshold = run()
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "threshold": threshold, "peak_mb": (peak_kib() - before) / 1024}
+    answer.send({"seconds": seconds, "threshold": threshold, "peak_mb": (peak_kib() - before) / 1024})
 
 
-def child(who: str, folder: Path) -> dict[str, Any]:
-    """Measure in a fresh process."""
-    done = subprocess.run([sys.executable, __file__, who, str(folder)], capture_output=True, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+def child(make: Callable[[Path], Run], folder: Path) -> dict[str, Any]:
+    """Measure in a process of its own, a copy of this one, which has imported everything."""
+    context = multiprocessing.get_context("fork")
+    found, answer = context.Pipe(duplex=False)
+    process = context.Process(target=measure, args=(answer, make, folder))
+    process.start()
+    answer.close()  # so that the end of the child ends the wait
+    result: dict[str, Any] = found.recv()
+    process.join()
+    return result
 
 
 def f1_reached(threshold: float, folder: Path, *, is_strict: bool) -> float:
@@ -155,9 +247,14 @@ def forbidden(before: tuple[int, float, float] | None, size: int) -> str:
     return ""
 
 
+def sized_case(size: int) -> str:
+    """Return the case of so many pixels."""
+    return f"{size:.0e} pixels".replace("e+0", "e")
+
+
 def sized(size: int, took: dict[str, tuple[int, float, float]], rounds: int) -> Iterator[Row]:
     """Yield the rows of one size; `took` has what each method took at the last one, and is brought up to date."""
-    case = f"{size:.0e} pixels".replace("e+0", "e")
+    case = sized_case(size)
     reasons = {
         who: forbidden(took.get(who), size) for who, (module, *_) in METHODS.items() if installed(module.split(".")[0])
     }
@@ -168,7 +265,7 @@ def sized(size: int, took: dict[str, tuple[int, float, float]], rounds: int) -> 
         runs: dict[str, list[dict[str, Any]]] = {who: [] for who in methods}
         for _ in range(rounds):
             for who in methods:
-                runs[who].append(child(who, folder))
+                runs[who].append(child(METHODS[who][2], folder))
         reached = {
             who: f1_reached(found[0]["threshold"], folder, is_strict=who in STRICT) for who, found in runs.items()
         }
@@ -185,15 +282,15 @@ def sized(size: int, took: dict[str, tuple[int, float, float]], rounds: int) -> 
             yield Row(part="calibration", case=case, who=who, result=reason)
 
 
-def rows(*, quick: bool) -> Iterator[Row]:
+def rows(wanted: Wanted) -> Iterator[Row]:
     """Measure every size."""
     took: dict[str, tuple[int, float, float]] = {}
-    for size in QUICK if quick else SIZES:
-        yield from sized(size, took, rounds=1 if size >= 10**8 else 3)
+    warm_up([who for who, (module, *_) in METHODS.items() if installed(module.split(".")[0])])
+    for size in SIZES:
+        if wanted(sized_case(size)):
+            yield from sized(size, took, rounds=1 if size >= 10**8 else 3)
+    if wanted(IMAGES):
+        yield from image_rows(rounds=5)
     for who, (module, package, _) in METHODS.items():
         if not installed(module.split(".")[0]):
             yield not_installed("calibration", "all", who, package)
-
-
-if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1], Path(sys.argv[2]))))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import parser
-from peer_rows import OURS, Row, error_text, installed, not_installed, process, rows_of
+from peer_rows import OURS, Row, Wanted, error_text, installed, not_installed, process, rows_of
 
 PROGRAM = [sys.executable, "-m", "postproc_export"]
 MODEL = """<ir_version: 8, opset_import: ["": 17]>
@@ -117,14 +117,14 @@ def measured(words: str, commands: Mapping[str, list[str]], folder: Path, *, sec
         yield row
 
 
-def rows(*, quick: bool) -> Iterator[Row]:
+def rows(wanted: Wanted) -> Iterator[Row]:
     """Measure every command."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_files(folder)
         for words, commands in jobs().items():
-            if not (quick and words.startswith(("demo", "export", "doctor"))):
-                yield from measured(words, commands, folder, seconds=1 if quick else 30)
+            if wanted(words):
+                yield from measured(words, commands, folder, seconds=30)
     for module, package in (("polygraphy", "polygraphy"), ("optimum", "optimum[onnx]"), ("anomalib", "anomalib")):
         if not installed(module):
             yield not_installed("commands", "all", module, package)

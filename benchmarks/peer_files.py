@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper, parser
-from peer_rows import OURS, Row, installed, not_installed, process, rows_of
+from peer_rows import OURS, Row, Wanted, installed, not_installed, process, rows_of
 
 MB = 2**20
 SIZES = {"1 MB": 1, "100 MB": 100, "1 GiB": 1024}
 KINDS = ("inline", "external", "IR")
+OPERATIONS = ("attach", "update", "detach")
 LAST = "gain"  # the node that computes the raw score
 TAIL = """<ir_version: 8, opset_import: ["": 17]>
 tail (float[N] value) => (float[N] unit, bool[N] label)
@@ -304,10 +305,13 @@ def same_as(raw: Path, made: Path) -> str:
     return lost(raw, made)
 
 
-def rows(*, quick: bool) -> Iterator[Row]:
+def rows(wanted: Wanted) -> Iterator[Row]:
     """Measure every operation, size and kind of file."""
-    for size, megabytes in list(SIZES.items())[: 1 if quick else None]:
+    for size, megabytes in SIZES.items():
         for kind in KINDS:
+            operations = [name for name in OPERATIONS if wanted(f"{name}, {size} {kind}")]
+            if not operations:
+                continue
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
                 # in a process of its own, so that the weights do not stay in this one
@@ -320,8 +324,8 @@ def rows(*, quick: bool) -> Iterator[Row]:
                     f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); {write}",
                 ]
                 subprocess.run([*command, name, str(megabytes), kind], check=True)
-                for operation in ("attach", "update", "detach"):
-                    yield from case_rows(operation, size, kind, folder, rounds=2 if quick or megabytes > 500 else 5)
+                for operation in operations:
+                    yield from case_rows(operation, size, kind, folder, rounds=2 if megabytes > 500 else 5)
     for who, (module, package, _) in WAYS.items():
         if not installed(module):
             yield not_installed("files", "all", who, package)

@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 import openvino
 from harness import Call
-from peer_rows import OURS, Row, in_turn, installed, not_installed, rows_of
+from peer_rows import OURS, Row, Wanted, in_turn, installed, not_installed, rows_of
 
 from postproc_export import CalibrationStats, LevelStats, attach_postprocessing, detach_postprocessing
 
@@ -88,7 +88,7 @@ def openvino_call(path: Path, image: np.ndarray) -> Call:
 RUNTIMES = {"ONNX Runtime": onnxruntime_call, "OpenVINO": openvino_call}
 
 
-def rows(*, quick: bool) -> Iterator[Row]:
+def rows(wanted: Wanted) -> Iterator[Row]:
     """Measure every model in both runtimes."""
     if not installed("anomalib"):
         yield not_installed("models", "all", "Anomalib 2.7", "anomalib")
@@ -96,14 +96,14 @@ def rows(*, quick: bool) -> Iterator[Row]:
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     image = np.random.default_rng(0).random((1, 3, SIZE, SIZE), dtype=np.float32)
-    for name in list(MODELS)[: 1 if quick else None]:
+    for name in filter(wanted, MODELS):
         with tempfile.TemporaryDirectory() as folder:
             files = write_files(name, Path(folder))
             for runtime, call in RUNTIMES.items():
                 calls = {
                     who: call(path, image) for who, path in sorted(files.items(), key=lambda item: item[0] != OURS)
                 }
-                seconds = in_turn(calls, seconds=3 if quick else 30, most=401)
+                seconds = in_turn(calls, seconds=30, most=401)
                 yield from rows_of("models", f"{name} {SIZE}², {runtime}", seconds, added(seconds))
 
 

@@ -7,13 +7,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness import Call, interleaved
 
 OURS = "postproc-export"
+Wanted = Callable[[str], bool]
+"""Whether a case is to be measured."""
 
 
 @dataclass(kw_only=True)

@@ -15,7 +15,7 @@ import onnxruntime
 import openvino
 from harness import Call
 from onnx import compose, parser
-from peer_rows import OURS, Row, in_turn, installed, not_installed, rows_of
+from peer_rows import OURS, Row, Wanted, in_turn, installed, not_installed, rows_of
 
 from postproc_export import CalibrationStats, LevelStats, PostProcessor, attach_to_onnx, attach_to_openvino
 
@@ -26,7 +26,6 @@ STATS = CalibrationStats(  # those of the exports
     pixel=LevelStats(threshold=4.661016464233398, min=0.6696368455886841, max=12.298707962036133),
 )
 SHAPES = ((1, 256), (32, 256), (1, 512), (8, 512), (1, 1024), (32, 1024), (4, 2048), (1, 4096))
-QUICK = ((1, 256), (4, 512))
 HOSTS = {"nothing": "Identity(amap)", "Conv 3x3": "Conv<pads = [1, 1, 1, 1]>(amap, weight)"}
 NAMES = ("pred_score", "anomaly_map")
 
@@ -274,18 +273,19 @@ def less_raw(seconds: dict[str, list[float]]) -> dict[str, list[float]]:
     return {who: [a - b for a, b in zip(values, raw, strict=True)] for who, values in seconds.items()}
 
 
-def rows(*, quick: bool) -> Iterator[Row]:
+def rows(wanted: Wanted) -> Iterator[Row]:
     """Measure every shape, runtime and raw model."""
-    budget = 1.0 if quick else 5.0
-    for count, size in QUICK if quick else SHAPES:
+    for count, size in SHAPES:
         values = inputs((count, size))
         for behind in HOSTS:
             for runtime in ("ONNX Runtime", "OpenVINO"):
+                case = f"{count}x{size}² behind {behind}, {runtime}"
+                if not wanted(case):
+                    continue
                 calls = in_graph(runtime, behind, values)
                 if behind == "nothing" and runtime == "ONNX Runtime":
                     calls |= behind_the_model(values)
-                case = f"{count}x{size}² behind {behind}, {runtime}"
-                seconds = less_raw(in_turn(calls, seconds=budget))
+                seconds = less_raw(in_turn(calls, seconds=5))
                 yield from rows_of("tail", case, seconds, NOTES)
     for who, (name, _) in OUTSIDE.items():
         if not installed(name):

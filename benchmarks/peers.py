@@ -1,18 +1,19 @@
 """The project beside its peers: tail, calibration, editing files, checks and whole processes, in one table.
 
     python benchmarks/peers.py                       # everything, in less than an hour
-    python benchmarks/peers.py --quick --parts tail  # does it run?
+    python benchmarks/peers.py --parts tail --cases '1x256|2048'  # some of it
     python benchmarks/peers.py --readme              # only renew the README's table from results/peers.json
 
 It runs in the environment that benchmarks/peers.txt describes. What is not installed has a row that says so. Each part
 runs in a process of its own with one thread; all that is compared is run in turn in one run. Results go to
-results/peers.json and results/peers.md and into the README's table; parts that are not run again keep their rows.
+results/peers.json and results/peers.md and into the README's table, part by part; parts that are not run keep theirs.
 """
 
 import argparse
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -35,20 +36,24 @@ PACKAGES = tuple(
 )
 
 
-def run_part(part: str, *, quick: bool) -> list[dict[str, Any]]:
+def run_part(part: str, cases: str) -> list[dict[str, Any]]:
     """Return the rows of a part, which runs in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "rows.json"
-        command = [sys.executable, __file__, "--parts", part, "--rows", str(found), *(["--quick"] if quick else [])]
+        command = [sys.executable, __file__, "--parts", part, "--rows", str(found), "--cases", cases]
         subprocess.run(command, env=os.environ | ONE_THREAD, check=True)
         rows: list[dict[str, Any]] = json.loads(found.read_text("utf-8"))
         return rows
 
 
-def measure(part: str, target: Path, *, quick: bool) -> None:
+def measure(part: str, target: Path, cases: str) -> None:
     """Run a part in this process, tell each row as it comes, and write all of them."""
-    rows = []
-    for row in importlib.import_module(f"peer_{part}").rows(quick=quick):
+    rows, pattern = [], re.compile(cases)
+
+    def wanted(case: str) -> bool:
+        return pattern.search(case) is not None
+
+    for row in importlib.import_module(f"peer_{part}").rows(wanted):
         print(" | ".join(cell for cell in row.cells() if cell), flush=True)
         rows.append(asdict(row))
     target.write_text(json.dumps(rows), "utf-8")
@@ -112,18 +117,20 @@ def main() -> None:
     """Run what is asked for and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS)
-    parser.add_argument("--quick", action="store_true", help="small cases only, printed and not written to results")
+    parser.add_argument("--cases", default="", help="a regular expression: only cases that it is found in")
     parser.add_argument("--readme", action="store_true", help="renew the README's table and measure nothing")
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rows is not None:
-        measure(options.parts[0], options.rows, quick=options.quick)
+        measure(options.parts[0], options.rows, options.cases)
         return
-    found = {}
-    for part in () if options.readme else options.parts:
-        found[part] = {"environment": environment(*PACKAGES), "rows": run_part(part, quick=options.quick)}
-    if options.quick:
-        return
+    for part in options.parts if not options.readme else ():
+        renew({part: {"environment": environment(*PACKAGES), "rows": run_part(part, options.cases)}})
+    renew({})
+
+
+def renew(found: dict[str, Any]) -> None:
+    """Put the rows of parts into the results, and make the page and the README's table of them."""
     path = RESULTS / "peers.json"
     document = json.loads(path.read_text("utf-8")) if path.exists() else {}
     document = {part: rows for part in PARTS if (rows := found.get(part, document.get(part))) is not None}
