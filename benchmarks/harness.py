@@ -14,7 +14,9 @@ from typing import Any
 Call = Callable[[], object]
 
 
-def interleaved(calls: Mapping[str, Call], *, rounds: int, warm_up: int = 3) -> dict[str, list[float]]:
+def interleaved(
+    calls: Mapping[str, Call], *, rounds: int, warm_up: int = 3, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Return the seconds of each call in each round; the calls take turns, so that a drift meets all of them."""
     for call in calls.values():
         for _ in range(warm_up):
@@ -22,9 +24,9 @@ def interleaved(calls: Mapping[str, Call], *, rounds: int, warm_up: int = 3) -> 
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = clock()
             call()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return seconds
 
 

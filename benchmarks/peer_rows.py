@@ -70,14 +70,17 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def in_turn(calls: Mapping[str, Call], *, seconds: float, least: int = 7, most: int = 101) -> dict[str, list[float]]:
-    """Return the seconds of each call in each of as many rounds as fit into a time, after one of warm-up."""
+    """Return the processor's seconds of each call in each of as many rounds as fit into a time, after a warm-up.
+
+    All calls have one thread, so that this is their time on a machine that does nothing else.
+    """
     for call in calls.values():
         call()
     start = time.perf_counter()
     for call in calls.values():
         call()
     rounds = int(seconds / (time.perf_counter() - start))
-    return interleaved(calls, rounds=min(most, max(least, rounds)), warm_up=0)
+    return interleaved(calls, rounds=min(most, max(least, rounds)), warm_up=0, clock=time.process_time)
 
 
 def spread(values: Sequence[float]) -> float | None:
