@@ -1,9 +1,9 @@
 """Calibration beside that of others: a threshold by F1 from labelled pixels, at growing sizes and from images.
 
 Every run has a process of its own with one thread; the processes take turns on the same files. The time is that of the
-processor, so that a machine that does more meets none of them; of images, whose decoding has threads, it is all of it. Peak memory is the
-process's highest resident set above its imports, so arrays count where a method needs them in memory. The F1 is counted
-on all pixels at the threshold that a method gave, by the comparison that it decides with. The values are
+processor, so that other work on the machine does not count; for image files it is that of all threads. Peak memory is
+the process's highest resident set above its imports, so arrays count where a method needs them in memory. The F1 is
+counted on all pixels at the threshold that a method gave, by the comparison that it decides with. The values are
 gamma-distributed, 2 % of them anomalous.
 
 A method whose measured bytes or seconds per pixel forbid the next size is not run there, and says so.

@@ -67,7 +67,9 @@ def markdown(document: dict[str, Any]) -> str:
 
 Written by `python benchmarks/peers.py`. All of a case ran in turn in one run. "by ours" is the median over the rounds
 of a time by ours in the same round: more than 1 is slower than this project. The spread is the interquartile range by
-the median. Times of "tail", "models" and "calibration" are the processor's, all others go by the clock. The parts ran here:
+the median. The times of "tail", "models" and "calibration" are the processor's; all others go by the clock.
+
+The parts ran here:
 
 {runs}
 
