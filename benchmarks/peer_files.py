@@ -325,7 +325,7 @@ def rows(wanted: Wanted) -> Iterator[Row]:
                 ]
                 subprocess.run([*command, name, str(megabytes), kind], check=True)
                 for operation in operations:
-                    yield from case_rows(operation, size, kind, folder, rounds=2 if megabytes > 500 else 5)
+                    yield from case_rows(operation, size, kind, folder, rounds=2 if megabytes > 500 else 3)
     for who, (module, package, _) in WAYS.items():
         if not installed(module):
             yield not_installed("files", "all", who, package)

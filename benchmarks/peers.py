@@ -96,16 +96,16 @@ SHOWN = {
 
 
 def readme_table(document: dict[str, Any]) -> str:
-    """Return the README's table: each job, and how many times as long as this project others take for it."""
+    """Return the README's table: each job that was measured, and how many times as long as this project others take."""
     rows = [Row(**row) for found in document.values() for row in found["rows"]]
     lines = []
-    for job, (part, case) in SHOWN.items():
-        others = [row for row in rows if (row.part, row.case) == (part, case) and not row.who.startswith(OURS)]
-        others.sort(key=lambda row: row.ratio or 0)
-        lines.append([job, ", ".join(f"{row.who} {ratio_text(row.ratio)}" for row in others if row.ratio is not None)])
+    for job, case in SHOWN.items():
+        others = [row for row in rows if (row.part, row.case) == case and row.ratio is not None]
+        others = sorted((row for row in others if not row.who.startswith(OURS)), key=lambda row: row.ratio)
+        lines.append([job, ", ".join(f"{row.who} {ratio_text(row.ratio)}" for row in others)])
     checks = [row for row in rows if (row.part, row.case) == ("checks", "all faults")]
     lines.append(["twelve planted faults", "; ".join(f"{row.who}: {row.result}" for row in checks)])
-    return table(("job", "time of others by ours"), lines)
+    return table(("job", "time of others by ours"), [line for line in lines if line[1]])
 
 
 def renew_readme(document: dict[str, Any]) -> None:
