@@ -94,7 +94,11 @@ def spread(values: Sequence[float]) -> float | None:
 def rows_of(
     part: str, case: str, seconds: Mapping[str, list[float]], results: Mapping[str, str] | None = None
 ) -> list[Row]:
-    """Return a row for each that took part in a case; the ratio is the median of those within a round."""
+    """Return a row for each that took part in a case.
+
+    The ratio is the median of those within a round; that of the medians where a time is a difference that noise may
+    make negative; and none where that of ours is.
+    """
     ours = seconds.get(OURS)
     return [
         Row(
@@ -103,11 +107,19 @@ def rows_of(
             who=who,
             seconds=statistics.median(values),
             spread=spread(values),
-            ratio=None if ours is None else statistics.median(a / b for a, b in zip(values, ours, strict=True)),
+            ratio=None if ours is None else ratio_of(values, ours),
             result=(results or {}).get(who, ""),
         )
         for who, values in seconds.items()
     ]
+
+
+def ratio_of(values: Sequence[float], ours: Sequence[float]) -> float | None:
+    """Return how many times as long something takes as ours does."""
+    if min(ours) > 0:
+        return statistics.median(a / b for a, b in zip(values, ours, strict=True))
+    middle = statistics.median(ours)
+    return statistics.median(values) / middle if middle > 0 else None
 
 
 LAUNCHER = """

@@ -56,7 +56,7 @@ def measure(part: str, target: Path, cases: str) -> None:
     for row in importlib.import_module(f"peer_{part}").rows(wanted):
         print(" | ".join(cell for cell in row.cells() if cell), flush=True)
         rows.append(asdict(row))
-    target.write_text(json.dumps(rows), "utf-8")
+        target.write_text(json.dumps(rows), "utf-8")
 
 
 def markdown(document: dict[str, Any]) -> str:
