@@ -256,7 +256,7 @@ def behind_the_model(values: list[np.ndarray]) -> dict[str, Call]:
 OUTSIDE = {
     "OpenCV": ("cv2", opencv_call),
     "Model API": ("model_api", model_api_call),
-    "Anomalib 2.7, PyTorch": ("anomalib", anomalib_call),
+    "Anomalib 2.7 in PyTorch": ("anomalib", anomalib_call),
 }
 NOTES = {
     "Model API": "rounds the map to a byte and resizes it, too",
