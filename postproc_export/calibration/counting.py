@@ -83,7 +83,7 @@ _ZERO: Final = key_of(0.0)
 FEW: Final = 8  # buckets up to which every key of theirs is counted at once: there is no second pass over these values
 _ONE: Final = np.int64(1)  # of the type of the counts, or NumPy adds fifty times as slowly
 _HARDLY_ANY: Final = 64  # a part of all values
-KEPT: Final = 1 << 22  # values of a window that are kept for the next pass
+KEPT: Final = 1 << 21  # values of a window that are kept for the next pass
 
 
 def _to_ordered(raw_counts: NDArray[Any]) -> NDArray[Any]:

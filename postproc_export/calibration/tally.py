@@ -339,7 +339,7 @@ class Count:
 
 
 SPOOLED: Final = 1 << 18  # values that are kept together
-IN_MEMORY: Final = 80 << 20  # bytes of values that stay in memory, which is twice as fast as a file
+IN_MEMORY: Final = 1 << 24  # bytes of values that stay in memory
 
 
 class Spool:
