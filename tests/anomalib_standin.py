@@ -14,6 +14,7 @@ if find_spec("anomalib") is None:
 
 AnomalibModule: Any = import_module("anomalib.models").AnomalibModule
 AnomalibPostProcessor: Any = import_module("anomalib.post_processing").PostProcessor
+CompressionType: Any = import_module("anomalib.deploy").CompressionType
 ImageBatch: Any = import_module("anomalib.data").ImageBatch
 InferenceBatch: Any = import_module("anomalib.data").InferenceBatch
 

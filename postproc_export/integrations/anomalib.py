@@ -32,6 +32,7 @@ _PURPOSE: Final = "the post-processor for Anomalib"
 _BASE: Any = require("anomalib.post_processing", purpose=_PURPOSE).PostProcessor
 _BATCH: Any = require("anomalib.data", purpose=_PURPOSE).InferenceBatch
 _MODEL: Any = require("anomalib.models", purpose=_PURPOSE).AnomalibModule
+_BY_LABELS: Any = require("anomalib.deploy", purpose=_PURPOSE).CompressionType.INT8_ACQ
 
 _KEY: Final = "postproc_export"  # in a checkpoint, beside what Anomalib's class reads
 _CONFIG: Final = "anomalib_post_processor_config"
@@ -153,7 +154,10 @@ class AnomalibPostProcessor(_BASE):  # type: ignore[misc]
         return CalibrationStats(**levels, details=known.details)
 
     def transform(self, predictions: Any) -> Any:
-        """Return what is calibrated, normalised and decided, an `InferenceBatch`; by default what the model gave."""
+        """Return what is calibrated, normalised and decided; by default what the model gave.
+
+        Takes and returns an `InferenceBatch` with scores [N] or [N, 1] and maps [N, 1, H, W], raw, or None.
+        """
         return predictions
 
     def forward(self, predictions: Any) -> Any:
@@ -169,7 +173,7 @@ class AnomalibPostProcessor(_BASE):  # type: ignore[misc]
 
     def post_process_batch(self, batch: Any) -> None:
         """Post-process a batch of `Engine.test` or `Engine.predict` by `forward`; labels of the model's own stay."""
-        made = self(_BATCH(pred_score=batch.pred_score, anomaly_map=batch.anomaly_map))
+        made = self(_raw(batch.pred_score, batch.anomaly_map))
         batch.pred_score, batch.anomaly_map = made.pred_score, made.anomaly_map
         for name in ("pred_label", "pred_mask"):
             if getattr(batch, name) is None:
@@ -256,8 +260,8 @@ class AnomalibPostProcessor(_BASE):  # type: ignore[misc]
 
     def _extract(self, outputs: Any, batch: Any) -> dict[str, Any]:
         """Return what is calibrated of a batch: raw values behind `transform`, and ground truth."""
-        found = {"pred_score": None, "anomaly_map": None, **find_arrays(outputs, batch)}
-        raw = self.transform(_BATCH(pred_score=found["pred_score"], anomaly_map=found["anomaly_map"]))
+        found = find_arrays(outputs, batch)
+        raw = self.transform(_raw(found.get("pred_score"), found.get("anomaly_map")))
         score, maps = raw.pred_score, raw.anomaly_map
         if score is None and maps is not None:
             score = maps.amax(dim=(-2, -1))
@@ -341,6 +345,11 @@ PostProcessor = AnomalibPostProcessor
 """By the name that Anomalib has, so that one import is all that changes."""
 
 
+def _raw(score: Any, maps: Any) -> Any:
+    """Return what a model gave, of a batch in which Anomalib has taken the channel axis out of the maps."""
+    return _BATCH(pred_score=score, anomaly_map=maps[:, None] if maps is not None and maps.ndim == 3 else maps)
+
+
 def _options(options: type[DecisionOptions], settings: Settings) -> dict[str, Any]:
     return {item.name: getattr(settings, item.name) for item in fields(options)}
 
@@ -359,12 +368,18 @@ def _exporting(original: Callable[..., Path]) -> Callable[..., Path]:
         is_ours = isinstance(own, AnomalibPostProcessor) and type(own).forward is AnomalibPostProcessor.forward
         if not is_ours or own._is_raw or not (own.enable_normalization or own.enable_thresholding):
             return original(model, export_root, *args, **kwargs)
-        given = inspect.signature(original).bind(model, export_root, *args, **kwargs).arguments.get("input_size")
+        given = inspect.signature(original).bind(model, export_root, *args, **kwargs).arguments
+        if given.get("compression_type") == _BY_LABELS:
+            raise UsageError(
+                f"{_BY_LABELS.name} judges the model by its labels while it quantises, and the tail is attached behind",
+                fix="INT8_PTQ, and `postproc-export check` for what it costs",
+            )
+        size = given.get("input_size")
         target: Path = own.export(
             lambda folder: original(model, folder, *args, **kwargs),
             Path(export_root),
-            size=given or model.input_size,
-            is_fixed=given is not None,
+            size=size or model.input_size,
+            is_fixed=size is not None,
         )
         return target
 

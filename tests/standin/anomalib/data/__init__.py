@@ -27,6 +27,11 @@ class ImageBatch:
     anomaly_map: torch.Tensor | None = None
     pred_mask: torch.Tensor | None = None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("anomaly_map", "pred_mask") and value is not None and value.ndim == 4:
+            value = value.squeeze(1)
+        super().__setattr__(name, value)
+
     def update(self, in_place: bool = True, **changes: Any) -> "ImageBatch":
         """Set fields."""
         for name, value in changes.items():

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from anomalib.data import InferenceBatch
+from anomalib.deploy import CompressionType
 from anomalib.post_processing import PostProcessor
 
 CONFIG = "anomalib_post_processor_config"
@@ -114,7 +115,7 @@ class AnomalibModule(torch.nn.Module):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             model = openvino.convert_model(self.to_onnx(folder, model_file_name, input_size, **(onnx_kwargs or {})))
-            openvino.save_model(model, path, compress_to_fp16=compression_type == "fp16")
+            openvino.save_model(model, path, compress_to_fp16=compression_type == CompressionType.FP16)
         return path
 
 

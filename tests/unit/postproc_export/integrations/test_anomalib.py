@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from anomalib_standin import AnomalibModule, AnomalibPostProcessor, ImageBatch, InferenceBatch, trainer, validate
+from anomalib_standin import (
+    AnomalibModule,
+    AnomalibPostProcessor,
+    CompressionType,
+    ImageBatch,
+    InferenceBatch,
+    trainer,
+    validate,
+)
 
 from postproc_export import check_parity, detach_postprocessing, inspect_model
 from postproc_export import update_postprocessing as update
@@ -35,7 +43,7 @@ def batch(count: int = 12, seed: int = 0, **changes: Any) -> Any:
     masks = torch.zeros(count, *SIZE, dtype=torch.bool)
     masks[::2, :3, :3] = True
     raw = AnomalibModule(post_processor=False)(pixels)
-    given = {"pred_score": raw.pred_score, "anomaly_map": raw.anomaly_map[:, 0], "gt_mask": masks}
+    given = {"pred_score": raw.pred_score, "anomaly_map": raw.anomaly_map, "gt_mask": masks}
     return ImageBatch(image=pixels, gt_label=masks.any(dim=2).any(dim=1), **{**given, **changes})
 
 
@@ -91,7 +99,7 @@ def test_a_map_alone_gives_the_score() -> None:
     validate(made, seen)
     assert made.stats.to_json() == calibrated().stats.to_json()
     made.post_process_batch(seen)
-    assert torch.equal(seen.pred_label, batch().pred_score >= made.stats.image.threshold)
+    assert torch.equal(seen.pred_label.reshape(-1), batch().pred_score >= made.stats.image.threshold)
 
 
 def test_a_level_without_ground_truth_borrows_the_threshold() -> None:
@@ -308,6 +316,16 @@ def test_what_cannot_be_exported_leaves_what_was_there(method: str, tmp_path: Pa
     assert {each: each.read_bytes() for each in path.parent.iterdir()} == before
 
 
+def test_compression_leaves_the_tail_alone(tmp_path: Path) -> None:
+    """The numbers of the tail are float32 beside weights of FP16; what needs labels while it quantises is refused."""
+    made = calibrated(image_policy="value=1.2345678")
+    path, model = exported("to_openvino", tmp_path, made, input_size=SIZE, compression_type=CompressionType.FP16)
+    assert_alike(path, model)
+    assert check_parity(path).passed
+    with pytest.raises(UsageError, match="INT8_ACQ judges the model by its labels"):
+        exported("to_openvino", tmp_path, made, input_size=SIZE, compression_type=CompressionType.INT8_ACQ)
+
+
 def test_other_post_processors_are_exported_as_before(tmp_path: Path) -> None:
     """None, and Anomalib's own."""
     for number, other in enumerate((False, AnomalibPostProcessor())):
@@ -324,6 +342,7 @@ class Twice(PostProcessor):
 
     def transform(self, predictions: Any) -> Any:
         """Double scores and maps."""
+        assert predictions.anomaly_map.ndim == 4
         return predictions._replace(pred_score=predictions.pred_score * 2, anomaly_map=predictions.anomaly_map * 2)
 
 
@@ -348,6 +367,9 @@ def test_a_transform_is_calibrated_behind_and_exported(method: str, tmp_path: Pa
     """The statistics are those of doubled values; the file doubles, and has our tail and record."""
     made = calibrated_twice()
     assert made.stats.image.threshold == 2 * calibrated().stats.image.threshold
+    seen, model = batch(seed=4), AnomalibModule(post_processor=made)
+    made.post_process_batch(seen)
+    assert torch.equal(seen.pred_mask[:, None], model(seen.image).pred_mask)
     path, model = exported(method, tmp_path, made, input_size=SIZE)
     assert inspect_model(path).to_json()["levels"]["pixel"]["tail"] == "postproc_export"
     assert_alike(path, model)
