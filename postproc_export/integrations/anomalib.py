@@ -20,6 +20,7 @@ from postproc_export.calibration import Calibrator
 from postproc_export.eager import PostProcessor as EagerPostProcessor
 from postproc_export.eager import keeping_types
 from postproc_export.errors import MetadataError, UsageError, require
+from postproc_export.files import folder_made_for
 from postproc_export.images import Preprocessing
 from postproc_export.images.geometry import Size
 from postproc_export.integrations.lightning import CalibrationHooks, find_arrays
@@ -328,15 +329,15 @@ class AnomalibPostProcessor(_BASE):  # type: ignore[misc]
             finally:
                 self._is_raw = False
             target = root / raw.relative_to(folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            attached = attach_postprocessing(
-                raw,
-                stats,
-                output=target,
-                match_thresholds=settings.enable_threshold_matching,
-                model_info=is_fixed and is_full and settings.enable_thresholding,
-                **{name: value for name, value in _options(DecisionOptions, settings).items() if name not in idle},
-            )
+            with folder_made_for(target):
+                attached = attach_postprocessing(
+                    raw,
+                    stats,
+                    output=target,
+                    match_thresholds=settings.enable_threshold_matching,
+                    model_info=is_fixed and is_full and settings.enable_thresholding,
+                    **{name: value for name, value in _options(DecisionOptions, settings).items() if name not in idle},
+                )
         _log.info("attached to %s: %s", target, "; ".join(attached.notes))
         return target
 

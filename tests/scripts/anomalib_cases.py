@@ -365,12 +365,13 @@ def interface() -> dict[str, list[str]]:
     from anomalib.data import ImageBatch
     from anomalib.models import AnomalibModule
 
-    return {
-        f"{kind.__name__}.{name}": [*inspect.signature(member).parameters]
-        for kind in (AnomalibPostProcessor, AnomalibModule, InferenceBatch, ImageBatch)
-        for name, member in inspect.getmembers(kind, inspect.isroutine)
-        if name == "__init__" or not name.startswith("__")
-    }
+    found = {"InferenceBatch": [*InferenceBatch._fields]}
+    for kind in (AnomalibPostProcessor, AnomalibModule, InferenceBatch, ImageBatch):
+        for name in {name for each in kind.__mro__ for name in vars(each)}:
+            member = inspect.getattr_static(kind, name)
+            if inspect.isfunction(member) or isinstance(member, (classmethod, staticmethod)):
+                found[f"{kind.__name__}.{name}"] = [*inspect.signature(getattr(kind, name)).parameters]
+    return found
 
 
 def main(name: str, folder: Path) -> None:

@@ -22,7 +22,7 @@ from postproc_export import check_parity, detach_postprocessing, inspect_model
 from postproc_export import update_postprocessing as update
 from postproc_export.calibration import CalibrationWarning, Calibrator
 from postproc_export.eager import PostProcessor as EagerPostProcessor
-from postproc_export.errors import CalibrationError, MetadataError, PostprocError, UsageError
+from postproc_export.errors import CalibrationError, FileError, MetadataError, PostprocError, UsageError
 from postproc_export.integrations.anomalib import PostProcessor
 from postproc_export.runtimes import open_runner
 
@@ -314,6 +314,9 @@ def test_what_cannot_be_exported_leaves_what_was_there(method: str, tmp_path: Pa
     with pytest.raises(MetadataError, match="no range"):
         getattr(model, method)(tmp_path, input_size=SIZE)
     assert {each: each.read_bytes() for each in path.parent.iterdir()} == before
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(FileError, match="taken"):
+        exported(method, tmp_path / "taken", calibrated(), input_size=SIZE)
 
 
 def test_compression_leaves_the_tail_alone(tmp_path: Path) -> None:
