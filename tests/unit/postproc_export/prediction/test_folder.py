@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from postproc_export.errors import FileError, UsageError
-from postproc_export.prediction.folder import COLUMNS, FolderWriter, parse_pictures, picture_name, refuse_foreign
+from postproc_export.files import refuse_foreign
+from postproc_export.prediction import folder as folders
+from postproc_export.prediction.folder import COLUMNS, FolderWriter, parse_pictures, picture_name
 from postproc_export.prediction.predictor import Prediction
 
 
@@ -50,30 +52,35 @@ def test_no_two_images_have_one_picture() -> None:
     assert picture_name(Path("/base/in/x/../a/1.png"), Path("/base/in")) == Path("a/1.png")
 
 
+def refuse(folder: Path) -> None:
+    """Refuse a folder as `predict` does."""
+    refuse_foreign(folder, folders.NAMES, start=",".join(COLUMNS), noun="prediction", command="predict")
+
+
 class TestForeign:
     """A folder with anything but an earlier prediction is left alone."""
 
     def test_an_earlier_prediction_and_nothing_are_replaced(self, tmp_path: Path) -> None:
         """Hidden files do not count; a folder need not be there."""
-        refuse_foreign(tmp_path / "absent")
-        refuse_foreign(tmp_path)
+        refuse(tmp_path / "absent")
+        refuse(tmp_path)
         (tmp_path / ".hidden").touch()
         (tmp_path / "predictions.csv").write_text(",".join(COLUMNS) + "\n")
         (tmp_path / "masks").mkdir()
-        refuse_foreign(tmp_path)
+        refuse(tmp_path)
 
     @pytest.mark.parametrize("name", ["notes.txt", "masks", "predictions.csv"])
     def test_other_files_are_not(self, tmp_path: Path, name: str) -> None:
         """A file of another name, a folder of masks without our table, a table of somebody else's."""
         (tmp_path / name).mkdir() if name == "masks" else (tmp_path / name).write_text("path,label\n")
         with pytest.raises(FileError, match=rf"holds other files(.|\n)*{name}"):
-            refuse_foreign(tmp_path)
+            refuse(tmp_path)
 
     def test_a_file_is_no_folder(self, tmp_path: Path) -> None:
         """It is refused before anything runs."""
         (tmp_path / "out").touch()
         with pytest.raises(FileError, match="no folder"):
-            refuse_foreign(tmp_path / "out")
+            refuse(tmp_path / "out")
 
 
 def scored(name: str, raw: float | None, score: float | None = None) -> Prediction:
