@@ -36,13 +36,13 @@ def scores(rank: int) -> Calibrator:
 def in_second_pass(rank: int, act: Callable[[], NoReturn]) -> None:
     """Compute on all ranks, where rank 1 does something else instead of its second pass."""
 
-    def run(self: Divide, *arguments: Any) -> NoReturn:
+    def count(self: Divide, *arguments: Any) -> NoReturn:
         act()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tally, "SMALL", 0)
         if rank == 1:
-            patch.setattr(Divide, "run", run)
+            patch.setattr(Divide, "count", count)
         scores(rank).compute(distributed=True)
 
 
