@@ -16,9 +16,17 @@ def node_of(model: onnx.ModelProto, output: str) -> onnx.NodeProto:
     return next(node for node in model.graph.node if output in node.output)
 
 
+def less_of(model: onnx.ModelProto, output: str) -> onnx.NodeProto:
+    """Return the comparison that decides a label or mask, whatever shapes stand behind it."""
+    node = node_of(model, output)
+    while node.op_type != "Less":
+        node = node_of(model, node.input[0])
+    return node
+
+
 def constant_of(model: onnx.ModelProto, output: str) -> onnx.TensorProto:
     """Return the boundary that a label is compared with."""
-    less = node_of(model, node_of(model, output).input[0])
+    less = less_of(model, output)
     return next(tensor for tensor in model.graph.initializer if tensor.name == less.input[1])
 
 
@@ -53,8 +61,7 @@ def greater(model: onnx.ModelProto) -> None:
 
 def nan_as_normal(model: onnx.ModelProto) -> None:
     """Decide by `boundary <= s`, false for NaN on every processor, as GreaterEqual is not in OpenVINO."""
-    label = node_of(model, "pred_mask")
-    less = node_of(model, label.input[0])
+    label, less = node_of(model, "pred_mask"), less_of(model, "pred_mask")
     label.op_type, less.op_type = "Identity", "LessOrEqual"
     less.input[:] = list(reversed(less.input))
 
@@ -76,7 +83,7 @@ def frozen_guard(model: onnx.ModelProto) -> None:
 
 def bfloat16(model: onnx.ModelProto) -> None:
     """Compute the map's tail on values rounded to bfloat16."""
-    raw = node_of(model, "anomaly_map").input[0]
+    raw = less_of(model, "pred_mask").input[0]
     casts = [
         helper.make_node("Cast", [raw], ["postproc/low"], name="postproc/low", to=TensorProto.BFLOAT16),
         helper.make_node("Cast", ["postproc/low"], ["postproc/high"], name="postproc/high", to=TensorProto.FLOAT),
