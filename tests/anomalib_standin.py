@@ -1,16 +1,14 @@
-"""Anomalib where it is installed, else the stand-in for it; and validations without a Trainer."""
+"""The stand-in for Anomalib, also where Anomalib is installed; and validations without a Trainer."""
 
 import sys
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
 STANDIN: Final = Path(__file__).parent / "standin"
 
-if find_spec("anomalib") is None:
-    sys.path.append(str(STANDIN))
+sys.path.insert(0, str(STANDIN))
 
 AnomalibModule: Any = import_module("anomalib.models").AnomalibModule
 AnomalibPostProcessor: Any = import_module("anomalib.post_processing").PostProcessor
