@@ -304,11 +304,7 @@ class Case:
             wanted = self.predicted()
             made = {path.suffix: path for path in self.exports(root, custom.__name__)}
             found[custom.__name__] = {
-                suffix: {
-                    "off": self.off(path, wanted),
-                    "levels": inspect_model(path).to_json()["levels"]["pixel"]["tail"],
-                }
-                for suffix, path in made.items()
+                suffix: {"off": self.off(path, wanted), "tails": tails(path)} for suffix, path in made.items()
             }
         return found
 
