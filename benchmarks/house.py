@@ -27,11 +27,11 @@ g (float[N,3,8,8] input) => (float[N] pred_score, float[N,1,8,8] anomaly_map) <f
     pred_score = ReduceMax<axes = [1], keepdims = 0>(j)
 }"""
 BARS = {
-    "files": 148,
-    "lines": 39_100,
+    "files": 153,
+    "lines": 42_000,
     "longest file, lines": 650,
     "longest body, lines": 60,
-    "dataclasses": 152,
+    "dataclasses": 157,
     "class names defined twice": 0,
     "functions of more than 12 parameters": 0,
     "places of ten lines alike": 0,
