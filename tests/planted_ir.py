@@ -16,9 +16,19 @@ def result_of(model: Any, name: str) -> Any:
 
 
 def decision_of(model: Any, name: str) -> Any:
-    """Return the operator that decides a label or mask: behind a conversion to the mask's type, maybe."""
+    """Return the operator that decides a label or mask, whatever type and shape are made of that behind it."""
     node = result_of(model, name).input_value(0).get_node()
-    return node.input_value(0).get_node() if node.get_type_name() == "Convert" else node
+    while node.get_type_name() in ("Convert", "Unsqueeze"):
+        node = node.input_value(0).get_node()
+    return node
+
+
+def less_of(model: Any, name: str) -> Any:
+    """Return the comparison that decides a label or mask, whatever view of it is decided on."""
+    node = decision_of(model, name)
+    while node.get_type_name() != "Less":
+        node = node.input_value(0).get_node()
+    return node
 
 
 def _constant(node: Any, change: Callable[[Any], Any]) -> None:
@@ -36,13 +46,12 @@ def _in_place_of(old: Any, new: Any) -> None:
 
 def one_ulp_off(model: Any) -> None:
     """Move the boundary of the image level up by one ulp."""
-    less = decision_of(model, "pred_label").input_value(0).get_node()
-    _constant(less, lambda value: np.nextafter(value, np.float32(np.inf)))
+    _constant(less_of(model, "pred_label"), lambda value: np.nextafter(value, np.float32(np.inf)))
 
 
 def half_precision_boundary(model: Any) -> None:
     """Round the boundary of the pixel level to float16, as a converter may."""
-    _constant(decision_of(model, "pred_mask").input_value(0).get_node(), lambda value: value.astype(np.float16))
+    _constant(less_of(model, "pred_mask"), lambda value: value.astype(np.float16))
 
 
 def swapped_range(model: Any) -> None:
@@ -54,7 +63,7 @@ def greater(model: Any) -> None:
     """Decide by `>` in place of `>=`: not (s <= boundary)."""
     import openvino.opset13 as opset
 
-    less = decision_of(model, "pred_label").input_value(0).get_node()
+    less = less_of(model, "pred_label")
     _in_place_of(less, opset.less_equal(less.input_value(0), less.input_value(1)))
 
 
@@ -62,8 +71,7 @@ def nan_as_normal(model: Any) -> None:
     """Decide by `boundary <= s`, false for NaN on every processor: GreaterEqual is true for it with AVX-512."""
     import openvino.opset13 as opset
 
-    label = decision_of(model, "pred_mask")
-    less = label.input_value(0).get_node()
+    label, less = decision_of(model, "pred_mask"), less_of(model, "pred_mask")
     _in_place_of(label, opset.less_equal(less.input_value(1), less.input_value(0)))
 
 
@@ -72,9 +80,7 @@ def bfloat16(model: Any) -> None:
     import openvino.opset13 as opset
 
     for name in ("anomaly_map", "pred_mask"):
-        node = result_of(model, name).input_value(0).get_node()
-        while node.get_type_name() in ("Convert", "LogicalNot"):
-            node = node.input_value(0).get_node()
+        node = less_of(model, name) if name == "pred_mask" else result_of(model, name).input_value(0).get_node()
         low = opset.convert(node.input_value(0), "bf16")
         node.input(0).replace_source_output(opset.convert(low, "f32").output(0))
 

@@ -98,7 +98,7 @@ def bfloat16(model: onnx.ModelProto) -> None:
 
 def other_input(model: onnx.ModelProto) -> None:
     """Let the label read a graph input in place of the raw value."""
-    node_of(model, node_of(model, "pred_mask").input[0]).input[0] = "map"
+    less_of(model, "pred_mask").input[0] = "map"
 
 
 def swapped_order(model: onnx.ModelProto) -> None:
