@@ -75,10 +75,16 @@ def no_guard(model: onnx.ModelProto) -> None:
 
 
 def frozen_guard(model: onnx.ModelProto) -> None:
-    """Freeze the batch axis inside the tail: reshape to the shape that an example had."""
-    reshape = next(node for node in model.graph.node if node.op_type == "Reshape")
+    """Freeze the batch axis inside the tail: guard as earlier files do, by the shape that an example had."""
+    axes = next(each for each in model.graph.initializer if each.name == "postproc/pred_score/axes")
+    axes.CopyFrom(numpy_helper.from_array(np.array([1, 2, 3]), axes.name))
+    where = next(node for node in model.graph.node if node.op_type == "Where")
     model.graph.initializer.append(numpy_helper.from_array(np.array([1, 1]), "postproc/frozen"))
-    reshape.input[1] = "postproc/frozen"
+    frozen = helper.make_node(
+        "Reshape", [where.input[0], "postproc/frozen"], ["postproc/reshaped"], name="postproc/reshaped"
+    )
+    model.graph.node.insert([*model.graph.node].index(where), frozen)
+    where.input[0] = "postproc/reshaped"
 
 
 def bfloat16(model: onnx.ModelProto) -> None:
