@@ -172,11 +172,13 @@ class Case:
         found = {}
         for runtime in ("onnxruntime", "openvino") if path.suffix == ".onnx" else ("openvino",):
             runner, pixels = open_runner(path, runtime=runtime), self.pixels()
+            pixels = np.concatenate([pixels, pixels[: -len(pixels) % self.batch]])  # the last batch is full, too
             runs = [
                 runner.run({runner.inputs[0].name: pixels[at : at + self.batch]})
                 for at in range(0, len(pixels), self.batch)
             ]
-            made = {name: np.concatenate([run[name].reshape(-1) for run in runs]) for name in wanted}
+            given = {name: np.concatenate([run[name].reshape(-1) for run in runs]) for name in wanted}
+            made = {name: values[: wanted[name].size] for name, values in given.items()}
             found[runtime] = {
                 "labels": int((made["pred_label"] != wanted["pred_label"]).sum()),
                 "pixels": int((made["pred_mask"] != wanted["pred_mask"]).sum()) if "pred_mask" in wanted else 0,
