@@ -216,8 +216,7 @@ class _Parts:
         alpha, beta, offset = unit_constants(stats, form := choose_form(stats))
         maps = self._form.maps if level == "pixel" else "plain"
         if form == "centred":
-            unit = catalog.centred_unit_score(values, rank=None if maps == "plain" else self._rank)
-            return bind(unit, {"alpha": alpha, "offset": offset})
+            return bind(catalog.centred_unit_score(values), {"alpha": alpha, "offset": offset})
         viewed = catalog.viewed(values, rank=self._rank) if maps == "squeezed" else values
         return bind(catalog.fused_unit_score(viewed), {"alpha": alpha, "beta": beta})
 

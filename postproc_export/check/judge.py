@@ -202,7 +202,9 @@ def _refuse_other(folder: Path, kit: Kit) -> Iterator[str]:
     """Refuse outputs of another kit, and the kit itself or a copy; yield what nothing tells."""
     if not folder.is_dir():
         found = "a file" if folder.exists() else "no such folder"
-        raise FileError(f"cannot read the outputs {folder}", found=found, needed="a folder of outputs")
+        raise FileError(
+            f"cannot read the outputs {folder}", found=found, needed="a folder of outputs", fix="check the path"
+        )
     if copied := next((path for pattern in ("*/*/input*", "*/model.*") for path in folder.glob(pattern)), None):
         fix = "write what was computed to a folder of its own: what the kit expects would be judged as computed"
         raise FileError(f"{folder} is a kit or a copy of one, and no folder of outputs", found=str(copied), fix=fix)

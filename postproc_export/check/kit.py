@@ -162,7 +162,9 @@ class Kit:
         """
         if not folder.is_dir():
             found = "a file" if folder.exists() else "no such folder"
-            raise FileError(f"cannot read the kit {folder}", found=found, needed="a folder that vectors wrote")
+            raise FileError(
+                f"cannot read the kit {folder}", found=found, needed="a folder that vectors wrote", fix="check the path"
+            )
         path = folder / MANIFEST
         document = read_manifest(path)
         kit = cls(folder, document)

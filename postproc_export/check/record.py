@@ -204,7 +204,8 @@ def _check_constants(attached: AttachedModel, forms: Sequence[TailOutput]) -> Ch
         wrong.append(_COMPRESSED)
         fix = f"convert with compress_to_fp16=False, or {REWRITE}"
     shown = ", ".join(f"{key} {value:.9g}" for key, value in expected.items()) or "no constants of its own"
-    is_folded = not isinstance(found, Match)
+    read = attached.tails.get(output.level)
+    is_folded = not isinstance(found, Match) or (read is not None and not read.is_as_emitted)
     form = "; the form is a folded one, as other tools leave it" if is_folded else ""
     return Check(
         name=name,

@@ -9,7 +9,7 @@ import pytest
 from conftest import Invoke
 from image_files import save
 
-from postproc_export import CalibrationStats, LevelStats, attach_postprocessing
+from postproc_export import CalibrationStats, LevelStats, attach_postprocessing, write_vectors
 from postproc_export.cli.commands import app
 
 STATS: Final = CalibrationStats(
@@ -31,6 +31,8 @@ COMMANDS: Final = {
     "inspect": "inspect post.onnx",
     "update": "update post.onnx --image-sensitivity 0.3",
     "detach": "detach post.onnx",
+    "vectors": "vectors post.onnx -o kit.new",
+    "judge": "judge kit kit.outputs",
 }
 BESIDE: Final = {
     "calibrate --images": "calibrate raw.onnx -o new.json",
@@ -40,6 +42,7 @@ BESIDE: Final = {
     "export --stats": _EXPORT,
     "export --preprocessing": f"{_EXPORT} --calibrate images",
     "check --preprocessing": "check post.onnx --threads 1 --images images",
+    "vectors --preprocessing": "vectors post.onnx --images images -o kit.new",
     "report --images": "report stats.json --model post.onnx -o report.html",
     "report --preprocessing": "report stats.json --model post.onnx --images images -o report.html",
 }
@@ -62,14 +65,26 @@ def places() -> list[tuple[str, str]]:
     ]
 
 
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small kit of the attached model."""
+    folder = tmp_path_factory.mktemp("kit")
+    attached = folder / "post.onnx"
+    attach_postprocessing(hosts.write(hosts.score_and_map(), folder / "raw.onnx"), STATS, output=attached)
+    write_vectors(attached, output=folder / "kit", count=100)
+    return folder / "kit"
+
+
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, kit: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What the commands read, in their working folder."""
     monkeypatch.chdir(tmp_path)
     STATS.save("stats.json")
     attach_postprocessing(hosts.write(hosts.score_and_map(), tmp_path / "raw.onnx"), STATS, output="post.onnx")
     np.savez("raw.npz", pred_score=np.arange(40.0), gt_label=np.arange(40) // 20)
     save(tmp_path / "images" / "good" / "0.png", np.zeros((8, 8, 3), np.uint8))
+    Path("kit").symlink_to(kit)
+    Path("kit.outputs").mkdir()
     return tmp_path
 
 

@@ -35,4 +35,4 @@ def test_the_page_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         else:
             exec(text, {})
         assert Path("report.html").stat().st_size > 500_000
-    assert len([*Path("plots").glob("*.png")]) == 8
+    assert len([*Path("plots").glob("*.png")]) == 10

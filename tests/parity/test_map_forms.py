@@ -17,6 +17,7 @@ from postproc_export.attach import attach_postprocessing
 from postproc_export.check import check_parity
 from postproc_export.detach import detach_postprocessing
 from postproc_export.inspect import inspect_model
+from postproc_export.stats import CalibrationStats, LevelStats, choose_form
 from postproc_export.update import update_postprocessing
 
 EARLIER = Path(__file__).parents[1] / "data" / "earlier"
@@ -25,6 +26,12 @@ VIEW = """g (float[N,3,H,W] input) => (float[N,1] pred_score, float[N,1,H,W] ano
   <float[1,3,1,1] weights = {0.5, 0.25, 0.125}, int64[4] shape = {-1, 0, 0, 0}> {
   mixed = Conv(input, weights) pred_score = ReduceMax<axes = [2, 3], keepdims = 0>(mixed)
   anomaly_map = Reshape(mixed, shape) }"""  # which ends as a tail begins
+
+
+VIEWS = """g (float[N,3,H,W] input) => (float[N,1] pred_score, float[N,1,H,W] anomaly_map)
+  <float[1,3,1,1] weights = {0.5, 0.25, 0.125}, int64[4] planes = {0, -1, 0, 0}> {
+  mixed = Conv(input, weights) shape = Shape(mixed) flat = Reshape(mixed, planes)
+  anomaly_map = Reshape(flat, shape) pred_score = ReduceMax<axes = [2, 3], keepdims = 0>(anomaly_map) }"""
 
 
 def operators(path: Path) -> list[str]:
@@ -40,6 +47,19 @@ def operators(path: Path) -> list[str]:
 def attached(folder: Path, *, ir: bool = False, **options: object) -> Path:
     """Attach to a detector whose map is a view."""
     return attach_postprocessing(hosts.raw_file(hosts.parse(VIEW), folder, ir=ir), STATS, **options).output
+
+
+@pytest.mark.parametrize("ir", [False, True], ids=["onnx", "ir"])
+@pytest.mark.parametrize("threshold", [0.0, 0.5], ids=["fused", "centred"])
+def test_no_axis_of_the_map_is_lost(threshold: float, ir: bool, tmp_path: Path) -> None:
+    """OpenVINO moves views through operators: a batch of 3 comes out as one, in each form of the score."""
+    level = LevelStats(threshold=threshold, min=threshold - 0.5, max=threshold + 0.5)
+    assert choose_form(level) == ("fused" if threshold == 0.0 else "centred")
+    host = hosts.raw_file(hosts.parse(VIEWS), tmp_path, ir=ir)
+    result = attach_postprocessing(
+        host, CalibrationStats(image=level, pixel=level), output=tmp_path / f"a{host.suffix}"
+    )
+    assert check_parity(result.output, count=300, threads=1)
 
 
 @pytest.mark.parametrize("name", FILES)
