@@ -74,10 +74,8 @@ def no_guard(model: onnx.ModelProto) -> None:
         node.input[:] = [raw if name == guard.output[0] else name for name in node.input]
 
 
-def frozen_guard(model: onnx.ModelProto) -> None:
-    """Freeze the batch axis inside the tail: guard as earlier files do, by the shape that an example had."""
-    axes = next(each for each in model.graph.initializer if each.name == "postproc/pred_score/axes")
-    axes.CopyFrom(numpy_helper.from_array(np.array([1, 2, 3]), axes.name))
+def laid_out_for_one(model: onnx.ModelProto) -> None:
+    """Freeze the batch axis inside the tail: lay out what guards the score in the shape that an example had."""
     where = next(node for node in model.graph.node if node.op_type == "Where")
     model.graph.initializer.append(numpy_helper.from_array(np.array([1, 1]), "postproc/frozen"))
     frozen = helper.make_node(
@@ -85,6 +83,13 @@ def frozen_guard(model: onnx.ModelProto) -> None:
     )
     model.graph.node.insert([*model.graph.node].index(where), frozen)
     where.input[0] = "postproc/reshaped"
+
+
+def frozen_guard(model: onnx.ModelProto) -> None:
+    """Freeze the batch axis of a guard as earlier files have it, which other tools leave so, too."""
+    axes = next(each for each in model.graph.initializer if each.name == "postproc/pred_score/axes")
+    axes.CopyFrom(numpy_helper.from_array(np.array([1, 2, 3]), axes.name))
+    laid_out_for_one(model)
 
 
 def bfloat16(model: onnx.ModelProto) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import hosts
 import numpy as np
 import onnx
+import planted_onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
@@ -58,12 +59,6 @@ def with_constant(model: onnx.ModelProto, name: str, values: list[int]) -> str:
     return name
 
 
-def frozen_batch(model: onnx.ModelProto) -> None:
-    """The guard's shape became [1, 1], as a tool that was told one batch size makes of it."""
-    node = next(node for node in model.graph.node if node.op_type == "Reshape")
-    node.input[1] = with_constant(model, "postproc/frozen", [1, 1])
-
-
 def frozen_height(model: onnx.ModelProto) -> None:
     """The mask is laid out at the first height and width that is tried, and at no other."""
     node = next(node for node in model.graph.node if "pred_mask" in node.output)
@@ -75,7 +70,7 @@ def frozen_height(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("fault", "runs", "fails"),
     [
-        pytest.param(frozen_batch, "input [1, 3, 64, 96]", "input [3, 3, 128, 64]", id="batch-3"),
+        pytest.param(planted_onnx.laid_out_for_one, "input [1, 3, 64, 96]", "input [3, 3, 128, 64]", id="batch-3"),
         pytest.param(frozen_height, "input [3, 3, 64, 96]", "input [1, 3, 128, 64]", id="another-size"),
     ],
 )

@@ -5,8 +5,8 @@ from pathlib import Path
 import hosts
 import numpy as np
 import onnx
+import planted_onnx
 import pytest
-from onnx import numpy_helper
 
 from postproc_export.attach import attach_postprocessing
 from postproc_export.check import check_parity
@@ -41,9 +41,7 @@ def test_a_file_that_freezes_the_batch_is_a_miss_beside_its_raw_file(tmp_path: P
     raw = hosts.write(hosts.score_and_map(), tmp_path / "raw.onnx")
     path = attach_postprocessing(raw, STATS).output
     model = onnx.load(path)
-    reshape = next(node for node in model.graph.node if node.op_type == "Reshape")
-    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 1]), "postproc/frozen"))
-    reshape.input[1] = "postproc/frozen"
+    planted_onnx.laid_out_for_one(model)
     onnx.save(model, path)
     report = check_parity(path, raw=raw, inputs={"input": IMAGES}, count=1_000, threads=1)
     batch = [check for check in report.failed if check.subject == "whole/batch"]
