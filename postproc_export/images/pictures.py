@@ -1,6 +1,7 @@
 """Pictures of what a model says: heatmaps, masks and overlays, and a sheet of many images."""
 
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -76,8 +77,12 @@ def _grown(mask: BoolArray) -> BoolArray:
 
 
 def reduced(image: "Image", side: int) -> "Image":
-    """Return an image with a side of at least `side` and below twice as much, quickly; a smaller one as it is."""
-    factor = max(image.size) // side
+    """Return an image with its longer side between 0.8 and 2 times `side`, quickly; a smaller one as it is.
+
+    A large one fits into the square then, so that `thumbnail` has nothing left to do.
+    """
+    longest = max(image.size)
+    factor = ceil(longest / side) if longest >= 4 * side else longest // side
     return image.reduce(factor) if factor > 1 else image
 
 
