@@ -1,7 +1,7 @@
 """The documentation as a site: `sphinx-build docs site` writes it, and site/index.html opens from disk.
 
-What stands elsewhere is taken from there: the README and the changelog as they are, the commands' own help, and the
-docstrings of the public names.
+What stands elsewhere is taken from there: the README and the changelog as they are, the commands' own help, the
+docstrings of the public names, and the keys of the JSON schemas.
 """
 
 import contextlib
@@ -9,13 +9,16 @@ import inspect
 import io
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 os.environ["COLUMNS"] = "100"  # of the commands' help
+
+import schema_tables  # noqa: E402
 
 import postproc_export  # noqa: E402
 from postproc_export.cli import main  # noqa: E402
@@ -47,6 +50,8 @@ def on_the_site(text: str, folder: Path) -> str:
 
     def link(found: re.Match[str]) -> str:
         full = (folder / found["target"]).resolve().relative_to(ROOT).as_posix()
+        if full.startswith("docs/schemas/"):  # kept together as files, since they refer to each other
+            return f'<a href="{full.removeprefix("docs/")}">{found["label"]}</a>'
         page = PAGES.get(full) or (full.removeprefix("docs/") if full.startswith("docs/") else None)
         if page is None or page.startswith("examples/"):
             return f"`{full}`" if found["label"].endswith(found["target"]) else f"{found['label']} (`{full}`)"
@@ -84,11 +89,18 @@ def take_from_elsewhere(_: Any, page: str, source: list[str]) -> None:
     if page in ("commands", "python"):
         source[0] = commands() if page == "commands" else python()
     elif origin is None:
-        source[0] = on_the_site(source[0], ROOT / "docs")
+        source[0] = on_the_site(source[0].replace("<!-- keys -->", schema_tables.tables()), ROOT / "docs")
     else:
         source[0] = on_the_site(origin.read_text(encoding="utf-8"), origin.parent) + "\n" + source[0]
+
+
+def copy_schemas(application: Any, error: Exception | None) -> None:
+    """Put the schemas beside the pages."""
+    if error is None:
+        shutil.copytree(schema_tables.FOLDER, Path(application.outdir) / "schemas", dirs_exist_ok=True)
 
 
 def setup(application: Any) -> None:
     """Read every page through `take_from_elsewhere`."""
     application.connect("source-read", take_from_elsewhere)
+    application.connect("build-finished", copy_schemas)

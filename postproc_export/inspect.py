@@ -174,7 +174,7 @@ class InspectResult(Outcome):
     defaults: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the machine-readable form of docs/definition.md section 9; what is not known is None."""
+        """Return the machine-readable form of docs/json.md; what is not known is None."""
         levels = {level: report and self._level_json(level, report) for level, report in self.levels.items()}
         notes = [f"{level} level: {note}" for level, report in self.levels.items() if report for note in report.notes]
         return {

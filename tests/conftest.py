@@ -1,6 +1,7 @@
 """What all tests share: hypothesis profiles, the demo's files, the command line in process."""
 
 import gc
+import json
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from schemas import SCHEMA_OF, faults
 from scripting import run_command
 
 from postproc_export.runtimes.openvino import import_openvino
@@ -83,7 +85,7 @@ Invoke = Callable[..., Invoked]
 
 @pytest.fixture
 def invoke(capfd: pytest.CaptureFixture[str]) -> Invoke:
-    """Run the command line in this process."""
+    """Run the command line in this process; a JSON object that it prints has to be as docs/schemas says."""
 
     def run(*arguments: object) -> Invoked:
         from postproc_export.cli import main
@@ -91,6 +93,8 @@ def invoke(capfd: pytest.CaptureFixture[str]) -> Invoke:
         capfd.readouterr()
         exit_code = main([str(argument) for argument in arguments])
         captured = capfd.readouterr()
+        if "--json" in arguments and exit_code < 2:
+            assert faults(SCHEMA_OF.get(str(arguments[0]), str(arguments[0])), json.loads(captured.out)) == []
         return Invoked(exit_code, captured.out, captured.err)
 
     return run

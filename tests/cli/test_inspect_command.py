@@ -24,7 +24,7 @@ def test_inspect_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", ["270_sens_03_07_dynamo.onnx", "262_sens_03_07_legacy.xml"])
 def test_inspect_prints_json(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The form of docs/definition.md section 9, nothing else on stdout."""
+    """The form of docs/json.md, nothing else on stdout."""
     assert main(["inspect", str(FOLDER / name), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     image = document["levels"]["image"]

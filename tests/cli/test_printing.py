@@ -1,7 +1,6 @@
 """What every command prints, and what `--json`, `--quiet`, `--verbose` and the width of the terminal make of it."""
 
 import json
-import re
 import shlex
 import shutil
 from pathlib import Path
@@ -75,25 +74,14 @@ def test_json_is_one_object_and_nothing_else(name: str, folder: Path, invoke: In
 
 
 def test_the_page_about_json_holds(folder: Path, invoke: Invoke) -> None:
-    """Its commands run as they stand; every key that it names for a command is in that command's object."""
+    """Its commands run as they stand, and what they print is by the schemas, which `invoke` compares."""
     page = (Path(__file__).parents[2] / "docs" / "json.md").read_text(encoding="utf-8")
     (folder / "raw model.onnx").rename(folder / "model.onnx")
-    objects = {}
-    for line in page.split("```sh\n")[1].split("```")[0].strip().splitlines():
+    lines = page.split("```sh\n")[1].split("```")[0].strip().splitlines()
+    assert [line.split()[1] for line in lines] == ["attach", "update", "detach", "inspect"]
+    for line in lines:
         result = invoke(*shlex.split(line)[1:])
         assert (result.exit_code, result.stderr) == (0, "")
-        objects[line.split()[1]] = json.loads(result.stdout)
-    command = ""
-    for name, keys in re.findall(
-        r"^\| (?:`(\w+)` )?\| (`.*?) \|", page.split("## What some have")[1], flags=re.MULTILINE
-    ):
-        command = name or command
-        for key in re.findall(r"`([^`]+)`", keys):
-            found = objects.get(command, {})
-            for part in key.replace("*", "image").split("."):
-                assert command not in objects or part in found, f"{command}: {key}"
-                found = found.get(part) if isinstance(found, dict) else {}
-    assert objects.keys() == {"attach", "update", "detach", "inspect"}
 
 
 @pytest.mark.parametrize("name", ["update", "detach"])

@@ -9,6 +9,7 @@ import hosts
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from schemas import faults
 
 from postproc_export.attach import attach_postprocessing
 from postproc_export.check.findings import Check
@@ -399,6 +400,7 @@ def test_the_demo_speaks_json_and_can_be_quiet(
     monkeypatch.setattr(run_module, "run_demo", run)
     assert main(["demo", "-o", str(tmp_path / "home"), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
+    assert faults("demo", document) == []
     assert (document["passed"], document["sensitivities"]) == (True, {"image": 0.5, "pixel": 0.5})
     assert str(tmp_path / "home" / "picture.png") in document["written"]
     assert main(["demo", "-q"]) == 0

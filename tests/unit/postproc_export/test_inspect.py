@@ -70,7 +70,7 @@ def test_an_attached_model_tells_what_it_decides(suffix: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])
 def test_the_json_form_has_the_keys_that_others_read(suffix: str, tmp_path: Path) -> None:
-    """docs/definition.md section 9; unknown values are null, and it is strict JSON."""
+    """docs/json.md; unknown values are null, and it is strict JSON."""
     path = attached(tmp_path, suffix=suffix, stats=CalibrationStats(image=IMAGE))
     document = json.loads(json.dumps(inspect_model(path).to_json(), allow_nan=False))
     assert document["format"] == {".onnx": "onnx", ".xml": "openvino"}[suffix]
