@@ -23,7 +23,7 @@ DOCTOR, *REST = re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL)
 def test_the_doctor_tells_what_the_page_says(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The doctor names every extra, as the schema says in JSON; both commands tell of one examination, which is long."""
+    """The doctor names every extra, as the schema says in JSON; both commands tell of one long examination."""
     found = examine()
     monkeypatch.setattr(installation, "examine", lambda **_: found)
     printed = {}
