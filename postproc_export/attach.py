@@ -15,6 +15,7 @@ from postproc_export.options import (
     TailOptions,
     changed_options,
     refuse_unused,
+    with_decision,
 )
 from postproc_export.ports import PortInfo, is_plain
 from postproc_export.record import MODEL_KEY, AttachResult, TailSpec, parse_tails, recorded_tails
@@ -48,8 +49,8 @@ def attach_file(given: Mapping[str, Any], **called: str) -> AttachResult:
     asked = AttachOptions(**given)
     source, own = Path(asked.model_path), parse_tails(asked.steps)
     target = default_target(source, asked.output, in_place=asked.in_place, mark="post", read=[asked.stats])
-    stats = as_stats(asked.stats)
-    options, chosen = tail_options(asked, given, stats)
+    stats, given, told = with_decision(as_stats(asked.stats), given)
+    options, chosen = tail_options(asked := AttachOptions(**given), given, stats)
     outputs: Outputs = {"image_output": asked.image_output, "pixel_output": asked.pixel_output}
     form = format_of(source)
     calibrated = f"postproc-export calibrate {source} --images FOLDER -o stats.json"
@@ -64,7 +65,7 @@ def attach_file(given: Mapping[str, Any], **called: str) -> AttachResult:
     )
     edit = partial(attach_model, form, stats=stats, options=options, steps=own, outputs=outputs, judge=judge)
     attached = form.rewrite(source, target, edit, asked)
-    return replace(attached, source=source, output=target, chosen=chosen)
+    return replace(attached, source=source, output=target, chosen=(*told, *chosen))
 
 
 def tail_options(

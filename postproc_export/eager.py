@@ -12,7 +12,7 @@ from torch.utils._pytree import _register_namedtuple
 
 from postproc_export.errors import UsageError, require
 from postproc_export.float32 import HALVES, Half, narrowed
-from postproc_export.options import NUMBERS, SENSITIVITIES, SWITCHES, EagerOptions, Settings
+from postproc_export.options import NUMBERS, SENSITIVITIES, SWITCHES, EagerOptions, Settings, with_decision
 from postproc_export.ports import check_shapes
 from postproc_export.stats import LEVELS, CalibrationStats, Comparison, Level, as_stats
 from postproc_export.validation import method_like
@@ -82,7 +82,10 @@ class PostProcessor(torch.nn.Module):
     def __init__(self, **given: Any) -> None:
         super().__init__()
         self._is_loading = False
-        settings = Settings(**{**given, "stats": as_stats(given.get("stats"))})
+        stats, given, _ = with_decision(as_stats(given.get("stats")), given)
+        if given.pop("match_thresholds", False):  # as files call it
+            given.setdefault("enable_threshold_matching", True)
+        settings = Settings(**{**given, "stats": stats})
         for name in (*NUMBERS, *_DERIVED):
             self.register_buffer(name, torch.empty((), dtype=torch.float32), persistent=name in NUMBERS)
         self.register_buffer("flags", torch.empty(len(_OPTIONS), dtype=torch.uint8))

@@ -64,13 +64,17 @@ def module_of(distribution: str) -> str:
     return known.get(distribution, distribution.replace("-", "_"))
 
 
-def require(module: str, *, purpose: str) -> ModuleType:
-    """Import a module that not every installation has, or say what to install and what for."""
+def require(module: str, *, purpose: str, extra: str | None = None) -> ModuleType:
+    """Import a module that not every installation has, or say what to install and what for.
+
+    `extra` is the one of ours that brings it.
+    """
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
             raise
         raise MissingDependencyError(
-            f"{purpose} needs the package '{module.split('.')[0]}', which is not installed", fix=install(module)
+            f"{purpose} needs the package '{module.split('.')[0]}', which is not installed",
+            fix=install(module) if extra is None else f'pip install "postproc-export[{extra}]"',
         ) from error

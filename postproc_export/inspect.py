@@ -268,6 +268,9 @@ def origin_rows(stats: CalibrationStats, digest: str | None) -> Iterator[tuple[s
     """Yield which model, runtime, samples and images statistics are of, as far as they say it legally."""
     origin = {name: value if isinstance(value := stats.details.get(name), dict) else {} for name in _ORIGIN}
     model, runtime, samples = ({key: _word(item) for key, item in origin[name].items()} for name in _ORIGIN[:3])
+    source = stats.details.get("read_from")
+    if isinstance(source, dict):
+        yield "stats", f"read from {_word(source.get('file'))}: {_word(source.get('kind'))}"
     if not model.get("digest"):
         yield "stats", NAMELESS
     else:

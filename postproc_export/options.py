@@ -6,7 +6,7 @@ option is its entry in the docstring; `spelt` says where the command line spells
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain
 from math import isfinite, nan
 from pathlib import Path
@@ -25,7 +25,7 @@ from postproc_export.stats import (
     check_sensitivity,
     decision_boundary,
 )
-from postproc_export.validation import choices_of, flags_of, spelt
+from postproc_export.validation import choices_of, flags_of, shown, spelt
 
 if TYPE_CHECKING:
     from postproc_export.images.preprocessing import PreprocessingSource
@@ -451,7 +451,8 @@ class AttachOptions(TailOptions, OutputOptions, BelongingOptions, FileOptions, T
     model_path
         ONNX model (.onnx) or OpenVINO IR (.xml, its .bin beside it) with raw outputs.
     stats
-        Statistics, or the path of a statistics file, as ``calibrate`` writes it.
+        Statistics, or the path of a statistics file, as ``calibrate`` writes it; also a checkpoint of Anomalib or of
+        the calibration callback, and Anomalib's JSON files. What they say of the decision counts where no option does.
     """
 
     model_path: str | Path
@@ -484,7 +485,7 @@ class UpdateOptions(TailOptions, BelongingOptions, FileOptions, TargetOptions):
     model_path
         ONNX model (.onnx) or OpenVINO IR (.xml, its .bin beside it) with post-processing.
     stats
-        Statistics, or the path of a statistics file, that take the place of those in the file.
+        Statistics, or the path of a statistics file or a checkpoint, that take the place of those in the file.
     image_threshold
         New threshold of the image score, in raw units.
     pixel_threshold
@@ -501,6 +502,51 @@ class UpdateOptions(TailOptions, BelongingOptions, FileOptions, TargetOptions):
     pixel_threshold: float | None = field(default=None, kw_only=True)
     normalized: bool = field(default=False, kw_only=True)
     keep_dialect: bool = field(default=False, kw_only=True)
+
+
+DECISION: Final = "decision"
+"""In statistics: options that decide beside them, by name, where their source has some."""
+
+_DECIDING: Final = (*(item.name for item in fields(DecisionOptions)), "match_thresholds")
+
+
+def with_decision(
+    stats: CalibrationStats, given: Mapping[str, Any]
+) -> tuple[CalibrationStats, dict[str, Any], tuple[str, ...]]:
+    """Return statistics without what they say of the decision, the options with it, and notes on it.
+
+    What was given counts before it, and what it says of a level or of labels that are not wanted is left out.
+    Raises MetadataError if it is not legal.
+    """
+    recorded = stats.details.get(DECISION, {})
+    if not isinstance(recorded, Mapping) or set(recorded) - set(_DECIDING):
+        found = f"{DECISION}: {shown(recorded)}"
+        raise MetadataError(
+            "the statistics hold a decision that is not legal", found=found, needed=", ".join(_DECIDING)
+        )
+    wrong = [name for name in (*SWITCHES, "match_thresholds") if not isinstance(recorded.get(name, True), bool)]
+    if wrong:
+        what = f"{wrong[0]} in the statistics is not a switch"
+        raise MetadataError(what, found=shown(recorded[wrong[0]]), needed="true or false")
+    idle = {name for name in _LEVEL_OF if given.get("levels", "both") not in ("both", _LEVEL_OF[name])}
+    idle |= {name.removesuffix("_for") for name in given}
+    if not {**recorded, **given}.get("enable_thresholding", True):
+        idle |= {*_OF_LABELS}
+    taken = {name: value for name, value in recorded.items() if name not in idle}
+    typed = TailOptions(**taken)
+    source = stats.details.get("read_from")
+    source = source if isinstance(source, Mapping) else {}
+    told = [as_typed(typed, name) for name in changed_options(typed)]
+    notes = source.get("notes")
+    details = {name: value for name, value in stats.details.items() if name != DECISION}
+    return (
+        replace(stats, details=details),
+        {**given, **{name: getattr(typed, name) for name in taken}},
+        (
+            *([f"as the statistics have it: {', '.join(told)}"] if told else []),
+            *(str(note) for note in (notes if isinstance(notes, list) else []) if str(note).isprintable()),
+        ),
+    )
 
 
 def changed_options(options: TailOptions) -> list[str]:

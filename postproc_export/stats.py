@@ -31,7 +31,7 @@ from postproc_export.float32 import (
     to_float32,
 )
 from postproc_export.outcome import brief_repr, html_table
-from postproc_export.validation import check_count, read_json, shown
+from postproc_export.validation import check_count, check_file, kind_of_file, read_json, shown
 
 SCHEMA_VERSION: Final = 1
 MIN_SPAN: Final = 2.0**-75
@@ -271,16 +271,24 @@ class CalibrationStats:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a statistics file.
+        """Read a statistics file, or the statistics in a checkpoint of Anomalib or of the calibration callback.
 
         Raises
         ------
         FileError
-            If the file cannot be read.
+            If the file cannot be read; a checkpoint that holds code is not.
         MetadataError
             If it is not JSON (NaN and Infinity are not), a key stands twice in one object, or it is not legal.
+        MissingDependencyError
+            If it is a checkpoint, and torch is not installed.
         """
-        return cls.from_json(read_json(Path(path), what="the statistics file", fix=_WRITE), where=str(path))
+        path = Path(path)
+        check_file(path, what="the statistics file")
+        if (kind_of_file(path) or "").endswith("PyTorch checkpoint"):
+            from postproc_export.checkpoint import statistics_document
+
+            return cls.from_json(statistics_document(path), where=str(path))
+        return cls.from_json(read_json(path, what="the statistics file", fix=_WRITE), where=str(path))
 
 
 _WRITE: Final = "give the file that `postproc-export calibrate MODEL --images FOLDER -o stats.json` writes"
@@ -288,17 +296,23 @@ _EXAMPLE: Final = '{"schema_version": 1, "image": {"threshold": 1.5, "min": 0, "
 
 
 def _of_anomalib(document: Mapping[str, Any], *, where: str) -> dict[str, Any]:
-    """Return our form of the metadata.json of Anomalib: a threshold per level, a range for each or one for both.
+    """Return our form of what Anomalib writes as JSON: metadata.json, or the stats.json of a tiled ensemble.
 
-    A level without a range, or without a threshold, was not calibrated there. All numbers are in raw units.
+    There is a threshold per level, and a range for each or one for both. A level without a range, or without a
+    threshold, was not calibrated there. All numbers are in raw units.
     """
-    levels = {}
-    for level, prefix in (("image", "pred_scores."), ("pixel", "anomaly_maps.")):
-        if not any(f"{prefix}{end}" in document for end in ("min", "max")):
-            prefix = ""
-        keys = {"threshold": f"{level}_threshold", "min": f"{prefix}min", "max": f"{prefix}max"}
-        if all(key in document for key in keys.values()):
-            levels[level] = {name: document[key] for name, key in keys.items()}
+    levels, ranges = {}, document.get("minmax")  # of an ensemble: an object with both ranges
+    for level, names in (("image", ("pred_scores", "pred_score")), ("pixel", ("anomaly_maps", "anomaly_map"))):
+        if isinstance(ranges, Mapping):
+            found = [ranges[name] for name in names if isinstance(ranges.get(name), Mapping)]
+            numbers = {end: found[0].get(end) if found else None for end in _FLOATS[1:]}
+            numbers["threshold"] = document.get(f"{level}_threshold")
+        else:
+            prefix = f"{names[0]}." if any(f"{names[0]}.{end}" in document for end in _FLOATS[1:]) else ""
+            keys = {"threshold": f"{level}_threshold", "min": f"{prefix}min", "max": f"{prefix}max"}
+            numbers = {name: document.get(key) for name, key in keys.items()}
+        if None not in numbers.values():
+            levels[level] = numbers
     if not levels:
         raise MetadataError(
             f"{where} holds no statistics that are known",
@@ -306,7 +320,21 @@ def _of_anomalib(document: Mapping[str, Any], *, where: str) -> dict[str, Any]:
             needed=_EXAMPLE,
             fix=_WRITE,
         )
-    return {"schema_version": SCHEMA_VERSION, **levels}
+    kind, notes = _KINDS[isinstance(ranges, Mapping)]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        **levels,
+        "read_from": {"kind": kind, "file": Path(where).name, "notes": [*notes]},
+    }
+
+
+_KINDS: Final[Mapping[bool, tuple[str, tuple[str, ...]]]] = {
+    False: ("metadata.json of Anomalib 0 or 1", ()),
+    True: (
+        "stats.json of a tiled ensemble of Anomalib",
+        ("they are of the joined outputs of all tiles: the model of one tile has others",),
+    ),
+}
 
 
 def as_stats(stats: object) -> CalibrationStats:

@@ -13,7 +13,7 @@ from postproc_export.errors import UsageError
 from postproc_export.files import default_target
 from postproc_export.float32 import Half, to_float32
 from postproc_export.formats.base import DetachResult, Format, Outputs, format_of
-from postproc_export.options import FileOptions, TailOptions, UpdateOptions, as_typed, refuse_unused
+from postproc_export.options import FileOptions, TailOptions, UpdateOptions, as_typed, refuse_unused, with_decision
 from postproc_export.outcome import Outcome, outcome_json
 from postproc_export.policies import Policy
 from postproc_export.ports import LEAVE_OUT
@@ -75,7 +75,7 @@ class Changes:
     normalized: bool = False  # the thresholds are not raw, but in units of the scores that the file gives now
     options: Mapping[str, Any] = field(default_factory=dict)  # the fields of `TailOptions` that change
     targets: Mapping[Level, Policy] = field(default_factory=dict)  # what sensitivities are to reach
-    chosen: tuple[str, ...] = ()  # a note on each of these
+    chosen: tuple[str, ...] = ()  # notes on these, and on what the statistics say of the decision
 
     def level_stats(self, level: Level) -> LevelStats | None:
         """Return the new statistics of a level."""
@@ -99,7 +99,7 @@ class Changes:
             return self
         wanted = self.apply(state)
         sensitivities, chosen = choose_sensitivities(self.targets, wanted.stats, wanted.options)
-        return replace(self, options={**self.options, **sensitivities}, targets={}, chosen=chosen)
+        return replace(self, options={**self.options, **sensitivities}, targets={}, chosen=(*self.chosen, *chosen))
 
     def changed(self, options: TailOptions) -> list[str]:
         """Return the names of the options that are other ones than those of the file."""
@@ -312,7 +312,9 @@ def _updated(form: Format, model: Any, found: FoundTails, changes: Changes, *, a
         inputs=frozenset() if found.record is None else found.record.inputs,
     )
     if asked.keep_dialect or must_edit:
-        edits = edits_of(tails, changes, is_known=not unknown)
+        same = set(changes.options) - set(changes.changed(before.options))
+        other = {name: value for name, value in changes.options.items() if name not in same}
+        edits = edits_of(tails, replace(changes, options=other), is_known=not unknown)
         notes = (EDITED if asked.keep_dialect else NOT_KNOWN, *told_edits(tails, before, edits), *judge(model, {}))
         notes = notes if edits else ()
         form.edit(model, edits)
@@ -528,15 +530,20 @@ def update_postprocessing(**given: Any) -> UpdateResult:
     """
     given = {name: value for name, value in given.items() if value is not None}
     asked = UpdateOptions(**given)
-    source, stats = Path(asked.model_path), asked.stats
+    source, stats, told = Path(asked.model_path), asked.stats, tuple[str, ...]()
     _refuse_idle(asked, given)
+    found = None if stats is None else as_stats(stats)
+    if found is not None:
+        found, given, told = with_decision(found, given)
+        asked = UpdateOptions(**given)
     changes = Changes(
-        stats=None if stats is None else as_stats(stats),
+        stats=found,
         image_threshold=asked.image_threshold,
         pixel_threshold=asked.pixel_threshold,
         normalized=asked.normalized,
         options={item.name: getattr(asked, item.name) for item in fields(TailOptions) if item.name in given},
         targets=asked.targets(given),
+        chosen=told,
     )
     target = default_target(source, asked.output, in_place=asked.in_place, mark="updated", read=[stats])
     form = format_of(source)
@@ -548,8 +555,8 @@ def update_postprocessing(**given: Any) -> UpdateResult:
 
     is_written, updated = form.rewrite(source, target, edit, asked), results[0]
     if updated and not is_written and not given.keys() - _OF_FILES:
-        found, fix = f"{source}, and no option", f"such as postproc-export update {source} --image-sensitivity 0.7"
-        raise UsageError("nothing to change: give an option", found=found, fix=fix)
+        there, fix = f"{source}, and no option", f"such as postproc-export update {source} --image-sensitivity 0.7"
+        raise UsageError("nothing to change: give an option", found=there, fix=fix)
     return replace(updated, output=target if is_written else None)
 
 

@@ -23,7 +23,7 @@ from postproc_export.check.whole import WholeCheck
 from postproc_export.errors import FileError, MissingDependencyError, UsageError, install
 from postproc_export.files import check_model
 from postproc_export.installation import environment
-from postproc_export.options import as_typed
+from postproc_export.options import as_typed, with_decision
 from postproc_export.process import temporary_folder
 from postproc_export.record import TailSpec, parse_tails
 from postproc_export.run_options import CheckOptions
@@ -59,12 +59,13 @@ def assumptions(asked: CheckOptions) -> Assumed | None:
             check_sensitivity(getattr(asked, name), name=name)
     if asked.comparison is not None:
         check_comparison(asked.comparison)
+    names = ("image_sensitivity", "pixel_sensitivity", "comparison")
+    given = {name: getattr(asked, name) for name in names if getattr(asked, name) is not None}
+    known = None if stats is None else as_stats(stats)
+    if known is not None:
+        known, given, _ = with_decision(known, given)
     return Assumed(
-        stats=None if stats is None else as_stats(stats),
-        path=stats if isinstance(stats, (str, Path)) else None,
-        image_sensitivity=asked.image_sensitivity,
-        pixel_sensitivity=asked.pixel_sensitivity,
-        comparison=asked.comparison,
+        stats=known, path=stats if isinstance(stats, (str, Path)) else None, **{name: given.get(name) for name in names}
     )
 
 

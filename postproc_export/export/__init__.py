@@ -44,7 +44,7 @@ from postproc_export.export.result import (
 from postproc_export.export.verify import Probe, decision_checks, image_probes, raw_checks, size_probes, usual_probes
 from postproc_export.files import refuse_inputs
 from postproc_export.images import Preprocessing, find_samples
-from postproc_export.options import TailOptions, changed_options
+from postproc_export.options import TailOptions, changed_options, with_decision
 from postproc_export.policies import Policy, Range
 from postproc_export.record import parse_tail, parse_tails
 from postproc_export.run_options import ExportOptions
@@ -253,13 +253,14 @@ def export_model(**given: Any) -> ExportResult:
     The graph is exported once, by ``torch.onnx.export(dynamo=True)``; the IR is converted from it. Every dynamic axis
     has to be symbolic in each written file, and is run at another size in its runtime and compared with the module.
     """
-    asked = ExportOptions(**given)
+    asked, told = ExportOptions(**given), tuple[str, ...]()
     _check_options(asked)
     asked.targets(given)
     formats, folder = parse_formats(asked.formats), Path(asked.output)
     if asked.stats is not None:
-        asked = replace(asked, stats=as_stats(asked.stats))
-        tail_options(asked, given, as_stats(asked.stats))  # what cannot be reached is refused now, not at the end
+        stats, given, told = with_decision(as_stats(asked.stats), given)
+        asked = replace(ExportOptions(**given), stats=stats)
+        tail_options(asked, given, stats)  # what cannot be reached is refused now, not at the end
     named = [given.get("stats"), asked.calibrate, asked.images, *asked.inputs]
     read = [Path(path) for path in named if isinstance(path, (str, Path)) and Path(path).is_file()]
     # Of a folder of images nothing is replaced.
@@ -293,7 +294,12 @@ def export_model(**given: Any) -> ExportResult:
             report=folder / REPORT,
             opset=opset,
             sizes=tuple(probe.label for probe in job.probes if probe.axes),
-            remarks=(*remarks, *raw.remarks, *dict.fromkeys(note for file in files for note in file.attached.remarks)),
+            remarks=(
+                *told,
+                *remarks,
+                *raw.remarks,
+                *dict.fromkeys(note for file in files for note in file.attached.remarks),
+            ),
             written=(),
         )
         stats.save(job.made / STATISTICS)

@@ -17,6 +17,7 @@ import torch
 
 from postproc_export.attach import attach_postprocessing
 from postproc_export.calibration import Calibrator
+from postproc_export.checkpoint import CONFIG, OWN, buffer_of
 from postproc_export.eager import PostProcessor as EagerPostProcessor
 from postproc_export.eager import keeping_types
 from postproc_export.errors import MetadataError, UsageError, require
@@ -35,20 +36,13 @@ _BATCH: Any = require("anomalib.data", purpose=_PURPOSE).InferenceBatch
 _MODEL: Any = require("anomalib.models", purpose=_PURPOSE).AnomalibModule
 _BY_LABELS: Any = require("anomalib.deploy", purpose=_PURPOSE).CompressionType.INT8_ACQ
 
-_KEY: Final = "postproc_export"  # in a checkpoint, beside what Anomalib's class reads
-_CONFIG: Final = "anomalib_post_processor_config"
 _CALIBRATING: Final = ("image_policy", "pixel_policy", "image_range", "pixel_range")
 _DECIDING: Final = ("image_sensitivity", "pixel_sensitivity", "comparison", *SWITCHES)
 
 _log = logging.getLogger(__name__)
 
 
-def _buffer(level: Level, name: str) -> str:
-    """Return what Anomalib calls the buffer of a number."""
-    return f"_{level}_{name}" if name == "threshold" else f"{level}_{name}"
-
-
-_BUFFERS: Final = {f"{level}_{name}": _buffer(level, name) for level in LEVELS for name in STATISTICS}
+_BUFFERS: Final = {f"{level}_{name}": buffer_of(level, name) for level in LEVELS for name in STATISTICS}
 
 
 class _Hooks(CalibrationHooks):
@@ -219,12 +213,12 @@ class AnomalibPostProcessor(_BASE):  # type: ignore[misc]
         """Return the options as plain data, and all that the validation recorded, where Anomalib's class looks past."""
         recorded = None if self._calibrated is None else self._calibrated.to_json()
         kept = {"stats": recorded, "is_whole": type(self) is AnomalibPostProcessor}
-        return {**super().checkpoint_config(), _KEY: kept}
+        return {**super().checkpoint_config(), OWN: kept}
 
     def load_checkpoint_config(self, config: Mapping[str, Any]) -> None:
         """Take options and what was recorded from a checkpoint, ours or Anomalib's."""
         super().load_checkpoint_config(config)
-        recorded = config.get(_KEY, {}).get("stats")
+        recorded = config.get(OWN, {}).get("stats")
         self._calibrated = recorded and CalibrationStats.from_json(recorded, where="the checkpoint")
 
     def extra_repr(self) -> str:
@@ -273,7 +267,7 @@ class AnomalibPostProcessor(_BASE):  # type: ignore[misc]
             of_level = stats.level(level)
             for name in STATISTICS:
                 value = None if of_level is None else getattr(of_level, name)
-                self.get_buffer(_buffer(level, name)).fill_(float("nan") if value is None else value)
+                self.get_buffer(buffer_of(level, name)).fill_(float("nan") if value is None else value)
         self._calibrated = stats
 
     def _settings(self) -> Settings:
@@ -411,7 +405,7 @@ def _restoring(original: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(original)
     def on_load_checkpoint(model: Any, checkpoint: dict[str, Any]) -> None:
-        kept = checkpoint.get(_CONFIG, {}).get(_KEY, {})
+        kept = checkpoint.get(CONFIG, {}).get(OWN, {})
         if _is_open.get() and kept.get("is_whole") and type(model.post_processor) is _BASE:
             model.post_processor = AnomalibPostProcessor()
         original(model, checkpoint)

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 from postproc_export.calibration import Calibrator, Policy
 from postproc_export.calibration.ranks import Ranks, all_ranks
 from postproc_export.calibration.shards import MEANING, NAMES
+from postproc_export.checkpoint import CALLBACK, callback_statistics, load_checkpoint
 from postproc_export.errors import FileError, UsageError, require
 from postproc_export.stats import CalibrationStats, Level
 
@@ -164,9 +165,6 @@ def unrepeated_part(arrays: Mapping[str, Any], partition: SamplerPartition, batc
     return {key: array[:kept] for key, array in arrays.items()}
 
 
-NAME: Final = "CalibrationCallback"
-
-
 def checkpoint_statistics(
     path: str | Path, *, image_policy: str | None = None, pixel_policy: str | None = None
 ) -> CalibrationStats:
@@ -188,15 +186,7 @@ def checkpoint_statistics(
     """
     given: dict[Level, str | None] = {"image": image_policy, "pixel": pixel_policy}
     asked = {level: Policy.parse(text) for level, text in given.items() if text is not None}
-    torch = require("torch", purpose="reading a checkpoint")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        shown = str(error).partition("\n")[0]
-        fix = f"if you trust it, torch.load(..., weights_only=False)['callbacks'] has them under '{NAME}...'"
-        raise FileError(f"the checkpoint {path} cannot be read", found=shown, fix=fix) from error
-    states = {key: state for key, state in checkpoint.get("callbacks", {}).items() if key.startswith(NAME)}
-    kept = {key: state["statistics"] for key, state in states.items() if state["statistics"] is not None}
+    kept, states = callback_statistics(load_checkpoint(Path(path)))
     found = [document for key, document in kept.items() if _has(key, asked)]
     if len(found) != 1:
         policies = ", ".join(f"{level}_policy={policy.text!r}" for level, policy in asked.items())
@@ -212,7 +202,7 @@ def checkpoint_statistics(
 
 def _has(key: str, asked: Mapping[Level, Policy]) -> bool:
     """Whether a callback has the policies that are asked for, however they are spelt."""
-    policies = {level: Policy.parse(text) for level, text in json.loads(key.removeprefix(NAME)).items()}
+    policies = {level: Policy.parse(text) for level, text in json.loads(key.removeprefix(CALLBACK)).items()}
     return all(
         (policies[level].kind, policies[level].parameter) == (one.kind, one.parameter) for level, one in asked.items()
     )
@@ -238,7 +228,7 @@ class CalibrationHooks:
     @property
     def state_key(self) -> str:
         """The name of the state in a checkpoint; two callbacks may stand beside each other if their policies differ."""
-        return f"{NAME}{json.dumps(self._calibrator.policies)}"
+        return f"{CALLBACK}{json.dumps(self._calibrator.policies)}"
 
     def state_dict(self) -> dict[str, Any]:
         """Return the statistics as plain data."""
@@ -427,7 +417,7 @@ def callback_class(package: Package) -> Any:
         raise UsageError(f"package={package!r} is not known", needed="'lightning' or 'pytorch_lightning'")
     module = require(MODULES[package], purpose="the calibration callback")
     own = {"__doc__": CalibrationHooks.__doc__, "__reduce__": _reduced, "package": package}
-    return type(NAME, (CalibrationHooks, module.Callback), own)
+    return type(CALLBACK, (CalibrationHooks, module.Callback), own)
 
 
 def _reduced(callback: CalibrationHooks) -> tuple[Any, ...]:

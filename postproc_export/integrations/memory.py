@@ -1,6 +1,6 @@
 """Attach in memory: to models, as a pass of ONNX IR, to an `ONNXProgram`, as a pass of OpenVINO."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from postproc_export.attach import attach_model, judge_of, tail_options
 from postproc_export.errors import require
 from postproc_export.formats.base import Format, Outputs
-from postproc_export.options import AttachInMemoryOptions
+from postproc_export.options import AttachInMemoryOptions, with_decision
 from postproc_export.ports import is_plain
 from postproc_export.record import AttachResult, parse_tails
 from postproc_export.runtimes.openvino import import_openvino
@@ -75,13 +75,14 @@ def attach_to_openvino(**given: Any) -> AttachResult:
     return attached
 
 
-def _attach_to(model: Any, form: Format, asked: AttachInMemoryOptions, given: Collection[str]) -> AttachResult:
-    stats, steps = as_stats(asked.stats), parse_tails(asked.steps)
+def _attach_to(model: Any, form: Format, asked: AttachInMemoryOptions, given: Mapping[str, Any]) -> AttachResult:
+    stats, given, told = with_decision(as_stats(asked.stats), given)
+    asked, steps = AttachInMemoryOptions(**given), parse_tails(asked.steps)
     outputs: Outputs = {"image_output": asked.image_output, "pixel_output": asked.pixel_output}
     options, chosen = tail_options(asked, given, stats)
     where, remedy = "the model", "statistics that were calibrated on this model"
     judge = judge_of(stats, asked, form=form, source=model, where=where, remedy=remedy)
-    return replace(attach_model(form, model, stats, options, steps, outputs, judge), chosen=chosen)
+    return replace(attach_model(form, model, stats, options, steps, outputs, judge), chosen=(*told, *chosen))
 
 
 _INLINE: Final = 1024  # bytes; smaller tensors may be shapes and axes, which the rewriter has to be able to read

@@ -28,7 +28,7 @@ from typing import Any
 from postproc_export.errors import UsageError, require
 from postproc_export.files import FORMATS, check_target, model_files, publishing, refuse_inputs
 from postproc_export.inspect import content_digest, origin_rows
-from postproc_export.options import TailOptions
+from postproc_export.options import TailOptions, with_decision
 from postproc_export.outcome import Outcome, outcome_json
 from postproc_export.prediction import Predictor
 from postproc_export.report.examples import MOST_SCORES, Gallery
@@ -282,11 +282,12 @@ def _subject(asked: ReportOptions) -> _Subject:
     model = source if is_model else None if asked.model is None else Path(asked.model)
     others = tuple(Path(each) for each in (asked.check, asked.preprocessing) if isinstance(each, str | Path))
     if model is None:
-        return _Subject(State(as_stats(given), TailOptions()), source, None, None, others)
+        stats, options, _ = with_decision(as_stats(given), {})
+        return _Subject(State(stats, TailOptions(**options)), source, None, None, others)
     state, digest = _read_model(model)
     if is_model:
         return _Subject(state, source, model, digest, others)
-    stats = as_stats(given)
+    stats, _, _ = with_decision(as_stats(given), {})
     for level in LEVELS:
         _refuse_other(level, stats, state, asked)
     return _Subject(State(stats, state.options, state.narrow), source, model, digest, others)

@@ -71,7 +71,7 @@ STATISTICS: Final = {
     "cut.json": "the statistics file cut.json is not JSON\n  found:   Expecting .*\n  needed:  the whole file\n",
     "raw.onnx": "the statistics file raw.onnx is not JSON\n  found:   bytes that are no text\n",
     "raw.npz": "the statistics file raw.npz is not JSON\n  found:   arrays of NumPy \\(.npz\\)\n",
-    "ae.pt": "the statistics file ae.pt is not JSON\n  found:   a PyTorch checkpoint\n",
+    "ae.pt": "ae.pt holds no statistics that are known\n  found:   ",
     "onnx.json": "the statistics file onnx.json is not JSON\n  found:   bytes that are no text\n",
 }
 OUTPUTS: Final = {
