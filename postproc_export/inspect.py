@@ -7,26 +7,28 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, Final
 
 from graph_patterns.expr import ModelFileError
 from postproc_export.attach import NAMELESS, attach_model
 from postproc_export.curve import TITLES, Counts, counts_at, sensitivity_table, table_json
-from postproc_export.errors import MetadataError, PostprocError
-from postproc_export.files import check_model, default_target
+from postproc_export.errors import MetadataError, PostprocError, UsageError
+from postproc_export.files import FORMATS, check_model, default_target
+from postproc_export.float32 import shortest
 from postproc_export.formats.base import Format, Outputs, format_of
 from postproc_export.histogram import histogram_lines
-from postproc_export.options import TailOptions
+from postproc_export.options import SENSITIVITIES, DecisionOptions, TailOptions
 from postproc_export.outcome import Outcome, outcome_json
 from postproc_export.ports import FoundBy, PortInfo, select_outputs
-from postproc_export.reading.found import FoundTails
+from postproc_export.reading.found import FoundTails, nothing_found, refuse_partial
 from postproc_export.reading.report import LevelReport, report_level, report_miss, shown
 from postproc_export.reading.tail import LABEL_OUTPUT
 from postproc_export.record import MODEL_KEY, AttachResult, TailSpec
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
 from postproc_export.tail import NanTest
+from postproc_export.update import State, state_of
 
 if TYPE_CHECKING:
     import onnx
@@ -466,6 +468,49 @@ def content_digest(form: Format, path: Path, found: FoundTails) -> str | None:
     with suppress(PostprocError):  # weights that are missing are told
         return form.digest(path, inputs=frozenset() if found.record is None else found.record.inputs)
     return None
+
+
+def read_state(path: Path, *, purpose: str) -> tuple[State, str | None]:
+    """Return what a model with post-processing decides, and the digest of its content.
+
+    Raises UsageError if it has none that is known; `purpose` says what a package is missing for.
+    """
+    form = format_of(path)
+    model = form.load(path, purpose=purpose)
+    form.take(model, "decision", where=str(path))
+    found = form.find(model, where=str(path))
+    if not found.tails and found.record is None:
+        raise UsageError(nothing_found(path, found.misses, found.outputs))
+    refuse_partial(found)
+    return state_of(found.tails, found.record), content_digest(form, path, found)
+
+
+_RELATIVE: Final = "min and max are not in the model, only max - min: 0 stands for min, with which it decides alike"
+
+
+def read_statistics(path: Path) -> CalibrationStats:
+    """Return the statistics in a file of any kind, and of a model with post-processing how it decides by them.
+
+    Raises what `CalibrationStats.load` and `read_state` raise, and UsageError if the numbers are not in the model.
+    """
+    if path.suffix.lower() not in FORMATS:
+        return CalibrationStats.load(path)
+    state, _ = read_state(path, purpose=_PURPOSE)
+    if not any(state.stats.level(level) for level in LEVELS):
+        fix = f"`postproc-export inspect {path}` shows what is known"
+        raise UsageError(f"{path} holds no statistics", found="a boundary alone", needed="threshold and range", fix=fix)
+    decision = {item.name: getattr(state.options, item.name) for item in fields(DecisionOptions)}
+    decision |= {name: shortest(decision[name]) for name in SENSITIVITIES}
+    earlier = state.stats.details.get("read_from")
+    notes = [*earlier.get("notes", [])] if isinstance(earlier, Mapping) else []
+    reports = inspect_model(path).levels.items()
+    notes += [f"{level} level: {note}" for level, report in reports if report is not None for note in report.notes]
+    if any(
+        each is not None and each.details.get("range_is_relative") for each in (state.stats.image, state.stats.pixel)
+    ):
+        notes.append(_RELATIVE)
+    origin = {"kind": "model with post-processing", "file": path.name, "notes": notes}
+    return replace(state.stats, details={**state.stats.details, "decision": decision, "read_from": origin})
 
 
 def inspect_model(model_path: str | Path, *, defaults: bool = False) -> InspectResult:

@@ -288,7 +288,13 @@ class CalibrationStats:
             from postproc_export.checkpoint import statistics_document
 
             return cls.from_json(statistics_document(path), where=str(path))
-        return cls.from_json(read_json(path, what="the statistics file", fix=_WRITE), where=str(path))
+        is_model = path.suffix.lower() in (".onnx", ".xml")
+        fix = (
+            f"`postproc-export stats convert {path} -o stats.json` writes those of a finished model"
+            if is_model
+            else _WRITE
+        )
+        return cls.from_json(read_json(path, what="the statistics file", fix=fix), where=str(path))
 
 
 _WRITE: Final = "give the file that `postproc-export calibrate MODEL --images FOLDER -o stats.json` writes"

@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
 FOLDER: Final = Path(__file__).parents[1] / "docs" / "schemas"
-SCHEMA_OF: Final = {"calibrate": "statistics", "judge": "check"}
+SCHEMA_OF: Final = {"calibrate": "statistics", "judge": "check", "stats": "statistics"}
 """The schema of what a command prints with --json, where it does not have the command's name."""
 
 _BY_NAME: Final = {"properties", "$defs"}  # these hold schemas by name

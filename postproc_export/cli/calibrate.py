@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from math import floor
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from cyclopts import Parameter
 
@@ -254,6 +254,66 @@ def calibrate(
             stats = _from_model(opened, given, output=output)
     _deliver(stats, output)
     return stats
+
+
+def _origin_view(found: CalibrationStats) -> RenderableType:
+    """Return the table of statistics, and where they are from."""
+    from rich.console import Group
+
+    from postproc_export.inspect import origin_rows
+    from postproc_export.options import with_decision
+
+    decision = found.details.get("decision") or {}
+    _, _, notes = with_decision(found, {})
+    rows = [*origin_rows(found, None)]
+    rows += [("decides", ", ".join(f"{name} {value}" for name, value in decision.items()))] if decision else []
+    rows += [("note", note) for note in notes if not note.startswith("as the statistics")]
+    return Group(statistics_view(found), "", *(f"{title:<8} {text}" for title, text in rows))
+
+
+def _after_stats(_: CalibrationStats, given: Given) -> list[object]:
+    """Return how they are written as a statistics file, or attached."""
+    if given.get("output") is None:
+        return ["stats", "convert", given["source"], "-o", "stats.json"]
+    return ["attach", "MODEL.onnx", "--stats", given["output"]]
+
+
+@command(then=_after_stats, view=_origin_view, is_wanted=True)
+def stats(
+    action: Annotated[Literal["show", "convert"], Parameter(help="Print them, or also write a statistics file.")],
+    source: Annotated[
+        Path,
+        Parameter(
+            help="Statistics file, checkpoint of Anomalib or of the calibration callback, Anomalib's metadata.json or "
+            "stats.json, or a model with post-processing (.onnx or .xml)."
+        ),
+    ],
+    /,
+    *,
+    output: Annotated[
+        Path | None, Parameter(name=("--output", "-o"), help="Statistics file that convert writes.")
+    ] = None,
+) -> CalibrationStats:
+    """Show the statistics in a file of any kind, and what that does not say, or convert them to a statistics file.
+
+    Example: postproc-export stats convert model.ckpt -o stats.json
+    """
+    from postproc_export.files import check_target, model_files
+    from postproc_export.inspect import read_statistics
+    from postproc_export.process import claimed
+
+    if output is None:
+        if action == "convert":
+            fix = f"postproc-export stats convert {source} -o stats.json"
+            raise UsageError("--output is required", needed="a statistics file to write", fix=fix)
+        return read_statistics(source)
+    if action == "show":
+        raise UsageError("--output would have no effect", found="stats show", fix="leave it out, or stats convert")
+    check_target(output, model_files(source))
+    with claimed([output]):
+        found = read_statistics(source)
+        _deliver(found, output)
+    return found
 
 
 def _model_among(source: list[Path], images: Path | None) -> Path | None:

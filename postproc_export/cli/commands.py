@@ -22,6 +22,7 @@ _HOMES: Final = {
     "judge": "check",
     "predict": "predict",
     "inspect": "attach",
+    "stats": "calibrate",
     "report": "report",
     "update": "attach",
     "detach": "attach",

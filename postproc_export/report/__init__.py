@@ -27,7 +27,7 @@ from typing import Any
 
 from postproc_export.errors import UsageError, require
 from postproc_export.files import FORMATS, check_target, model_files, publishing, refuse_inputs
-from postproc_export.inspect import content_digest, origin_rows
+from postproc_export.inspect import origin_rows, read_state
 from postproc_export.options import TailOptions, with_decision
 from postproc_export.outcome import Outcome, outcome_json
 from postproc_export.prediction import Predictor
@@ -47,7 +47,7 @@ from postproc_export.report.page import (
 )
 from postproc_export.run_options import PredictOptions, ReportOptions
 from postproc_export.stats import LEVELS, CalibrationStats, Level, as_stats
-from postproc_export.update import State, state_of
+from postproc_export.update import State
 from postproc_export.validation import called_like, read_json, shown
 
 __all__ = ["ReportResult", "write_report"]
@@ -284,28 +284,13 @@ def _subject(asked: ReportOptions) -> _Subject:
     if model is None:
         stats, options, _ = with_decision(as_stats(given), {})
         return _Subject(State(stats, TailOptions(**options)), source, None, None, others)
-    state, digest = _read_model(model)
+    state, digest = read_state(model, purpose=PURPOSE)
     if is_model:
         return _Subject(state, source, model, digest, others)
     stats, _, _ = with_decision(as_stats(given), {})
     for level in LEVELS:
         _refuse_other(level, stats, state, asked)
     return _Subject(State(stats, state.options, state.narrow), source, model, digest, others)
-
-
-def _read_model(path: Path) -> tuple[State, str | None]:
-    """Return what an attached model decides, and the digest of its content."""
-    from postproc_export.formats.base import format_of
-    from postproc_export.reading.found import nothing_found, refuse_partial
-
-    form = format_of(path)
-    model = form.load(path, purpose=PURPOSE)
-    form.take(model, "decision", where=str(path))
-    found = form.find(model, where=str(path))
-    if not found.tails and found.record is None:
-        raise UsageError(nothing_found(path, found.misses, found.outputs))
-    refuse_partial(found)
-    return state_of(found.tails, found.record), content_digest(form, path, found)
 
 
 def _refuse_other(level: Level, stats: CalibrationStats, state: State, asked: ReportOptions) -> None:

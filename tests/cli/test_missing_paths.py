@@ -29,6 +29,7 @@ COMMANDS: Final = {
     "predict": "predict post.onnx images -o predicted --image-size 8",
     "report": "report stats.json -o report.html",
     "inspect": "inspect post.onnx",
+    "stats": "stats convert stats.json -o new.json",
     "update": "update post.onnx --image-sensitivity 0.3",
     "detach": "detach post.onnx",
     "vectors": "vectors post.onnx -o kit.new",
@@ -92,7 +93,8 @@ def typed(command: str, name: str, path: str) -> list[str]:
     """Return a command with a path for one of its arguments."""
     words = BESIDE.get(f"{command} {name}", COMMANDS[command]).split()
     if not name.startswith("-"):
-        return [words[0], path, *words[2:]]
+        at = 2 if command == "stats" else 1  # behind what it is to do
+        return [*words[:at], path, *words[at + 1 :]]
     for other in (name, "-o" if name == "--output" else name):
         if other in words:
             at = words.index(other)
