@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from postproc_export.errors import FileError, MetadataError, UsageError, require
+from postproc_export.policies import MEBIN
 from postproc_export.validation import check_file, shown
 
 CALLBACK: Final = "CalibrationCallback"
@@ -142,7 +143,7 @@ def _of_anomalib(path: Path, checkpoint: Any) -> dict[str, Any]:
     if "min_interval_len" in config:
         raise MetadataError(
             f"{path}: its masks are decided by MEBin",
-            found="a threshold for each image, by how many parts of its map stay connected",
+            found=MEBIN,
             needed="one threshold for all images: no operator of ONNX or OpenVINO counts connected parts",
             fix="validate it with Anomalib's PostProcessor, or calibrate its raw outputs with postproc-export",
         )

@@ -10,6 +10,8 @@
 | `quantile=Q`   | the inverted-CDF quantile of the normal values                                        |
 | `value=T`      | T itself, raw                                                                         |
 | `range=U`      | min + U (max - min)                                                                   |
+| `percentile=Q` | the inverted-CDF percentile of all values, such as 95                                 |
+| `percentile=Q,factor=F` | F times that, rounded to float32                                             |
 
 | text           | min and max                                                                           |
 | -------------- | ------------------------------------------------------------------------------------- |
@@ -19,7 +21,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from fractions import Fraction
 from math import isfinite
@@ -28,11 +30,12 @@ from typing import Final, Literal, Self
 from postproc_export.errors import UsageError
 from postproc_export.float32 import nearest
 
-Kind = Literal["f1", "fbeta", "recall", "precision", "fpr", "quantile", "value", "range"]
+Kind = Literal["f1", "fbeta", "recall", "precision", "fpr", "quantile", "value", "range", "percentile"]
 Class = Literal["normal", "anomalous"]
 
 _RATIO: Final = "a decimal in [0, 1]"
 _WEIGHT: Final = "a decimal above 0 and at most 1000"
+_PERCENT: Final = "a decimal in [0, 100]"
 _BOTH: Final = ("normal", "anomalous")
 _KINDS: Final[Mapping[Kind, tuple[tuple[Class, ...], str]]] = {  # the classes that a kind needs, and its number
     "f1": (_BOTH, ""),
@@ -43,12 +46,16 @@ _KINDS: Final[Mapping[Kind, tuple[tuple[Class, ...], str]]] = {  # the classes t
     "quantile": (("normal",), _RATIO),
     "value": ((), "a decimal"),
     "range": ((), "a decimal"),
+    "percentile": ((), _PERCENT),
 }
 RATES: Final[tuple[Kind, ...]] = ("recall", "precision", "fpr")
 """The policies that ask for a rate."""
 
-_USUAL: Final = {"fbeta": "2", "fpr": "0.01", "quantile": "0.995", "value": "1.5", "range": "0.5"}
+_USUAL: Final = {"fbeta": "2", "fpr": "0.01", "quantile": "0.995", "value": "1.5", "range": "0.5", "percentile": "95"}
 _DECIMAL: Final = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
+
+MEBIN: Final = "a threshold for each image, at which the number of connected parts of its map stays the same longest"
+"""How MEBin decides masks, which neither one threshold nor a graph of ONNX or OpenVINO can."""
 
 COMPARED: Final = (
     "f1",
@@ -68,8 +75,9 @@ class Policy:
     """One operating point."""
 
     kind: Kind  # which rule chooses the threshold
-    parameter: Fraction  # its number, exact; 1 for `f1`
-    text: str  # the text form, which the statistics record
+    parameter: Fraction  # its number, exact; 1 for `f1`, and a share of 1 for `percentile`
+    text: str = field(compare=False)  # the text form, which the statistics record
+    factor: Fraction = Fraction(1)  # of `percentile`
 
     @property
     def needs(self) -> tuple[Class, ...]:
@@ -78,7 +86,7 @@ class Policy:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether the threshold follows without ground truth: from the range or the number alone."""
+        """Whether the threshold follows without ground truth: from the number alone, or from all values alike."""
         return not self.needs
 
     @classmethod
@@ -88,6 +96,9 @@ class Policy:
         Raises a UsageError if the name is not known, or the number is missing, not a plain decimal or out of its range.
         """
         name, _, number = str(text).strip().partition("=")
+        if name.strip().lower() == "mebin":
+            needed, fix = "one threshold for all images", "f1, or another policy"
+            raise UsageError("the policy 'mebin' has no threshold to attach", found=MEBIN, needed=needed, fix=fix)
         kind = next((kind for kind in _KINDS if kind == name.strip().lower()), None)
         if kind is None:
             known = ", ".join(kind if kind == "f1" else f"{kind}=NUMBER" for kind in _KINDS)
@@ -96,22 +107,40 @@ class Policy:
             if number or "=" in text:
                 raise UsageError("the policy 'f1' takes no number", found=repr(text), fix="fbeta=B weighs recall by B")
             return cls("f1", Fraction(1), "f1")
-        parameter = _exact_decimal(number.strip(), kind=kind, text=text)
-        return cls(kind, parameter, f"{kind}={number.strip()}")
+        return cls._percentile(number, text) if kind == "percentile" else cls._numbered(kind, number.strip(), text)
+
+    @classmethod
+    def _numbered(cls, kind: Kind, number: str, text: str) -> Self:
+        fix = f"such as {kind}={_USUAL.get(kind, '0.99')}"
+        exact = _exact_decimal(number, text=text, form=f"{kind}=NUMBER", legal=_KINDS[kind][1], fix=fix)
+        return cls(kind, exact, f"{kind}={number}")
+
+    @classmethod
+    def _percentile(cls, numbers: str, text: str) -> Self:
+        number, comma, rest = (part.strip() for part in numbers.partition(","))
+        found = cls._numbered("percentile", number, text)
+        found = replace(found, parameter=found.parameter / 100)
+        if not comma:
+            return found
+        word, _, factor = (part.strip() for part in rest.partition("="))
+        form, fix = "percentile=Q,factor=F", "such as percentile=95,factor=1.421"
+        if word.lower() != "factor":
+            raise UsageError(f"the policy {text!r} cannot be read", found=rest or "nothing", needed=form, fix=fix)
+        exact = _exact_decimal(factor, text=text, form=form, legal=_WEIGHT, fix=fix)
+        return replace(found, text=f"{found.text},factor={factor}", factor=exact)
 
 
-def _exact_decimal(number: str, *, kind: Kind, text: str) -> Fraction:
-    needed, fix = _KINDS[kind][1], f"such as {kind}={_USUAL.get(kind, '0.99')}"
+def _exact_decimal(number: str, *, text: str, form: str, legal: str, fix: str) -> Fraction:
     if not _DECIMAL.fullmatch(number):
-        what = f"the policy {text!r} has no number that can be read"
-        raise UsageError(what, needed=f"{kind}=NUMBER, {needed}", fix=fix)
+        raise UsageError(f"the policy {text!r} has no number that can be read", needed=f"{form}, {legal}", fix=fix)
     value = Fraction(Decimal(number))
-    legal = {_RATIO: 0 <= value <= 1, _WEIGHT: 0 < value <= 1000}.get(needed, True)
-    if kind == "value" and not isfinite(nearest(value)):
+    is_legal = {_RATIO: 0 <= value <= 1, _WEIGHT: 0 < value <= 1000, _PERCENT: 0 <= value <= 100}.get(legal, True)
+    if form.startswith("value") and not isfinite(nearest(value)):
         needed = "at most 3.4028235e38"
         raise UsageError(f"the policy {text!r} is no finite float32", found=number, needed=needed, fix=fix)
-    if not legal:
-        raise UsageError(f"the number of the policy {text!r} is out of range", found=number, needed=needed, fix=fix)
+    if not is_legal:
+        what = f"the number of the policy {text!r} is out of range"
+        raise UsageError(what, found=number, needed=legal, fix=fix)
     return value
 
 

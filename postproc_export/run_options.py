@@ -57,7 +57,8 @@ class CalibrationOptions(ConventionOptions):
     ----------
     image_policy
         Operating point of the image level: ``f1``, ``fbeta=B``, ``recall=R``, ``precision=P``, ``fpr=F``,
-        ``quantile=Q``, ``value=T`` or ``range=U``.
+        ``quantile=Q`` of normal values, ``percentile=Q`` of all, such as 95, optionally ``percentile=Q,factor=F``,
+        ``value=T`` or ``range=U``.
     pixel_policy
         Operating point of the pixel level, given in the same way.
     image_range

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from postproc_export.calibration.search import MARGIN, BestRatio, LowestPrecise, fixed_threshold
+from postproc_export.calibration.search import MARGIN, BestRatio, LowestPrecise, fixed_threshold, shares_of
 from postproc_export.calibration.table import Counts, Flags, Keys, Table, from_the_top, key_of, value_of
 from postproc_export.float32 import LARGEST, next_up, shortest
 from postproc_export.policies import Policy, Range
@@ -71,8 +71,8 @@ class Resamples:
 
         They are what the search of a policy finds in the table of each resample, by the one-class rules too.
         """
-        if policy.kind == "range":
-            return self._of_range(policy, spread)
+        if policy.is_fixed:
+            return self._fixed(policy, spread)
         search: Callable[[Policy], Numbers] = {
             "f1": self._best,
             "fbeta": self._best,
@@ -140,13 +140,11 @@ class Resamples:
             found[row] = key_of(threshold) if threshold <= LARGEST else _NONE
         return found
 
-    def _of_range(self, policy: Policy, spread: Range) -> Numbers:
+    def _fixed(self, policy: Policy, spread: Range) -> Numbers:
         total = self.tp[:, 0] + self.fp[:, 0]
-        ranks = [total + 1 - np.maximum(1, _rounded(ceil, share, total)) for share in spread.shares]
+        ranks = [total + 1 - np.maximum(1, _rounded(ceil, share, total)) for share in shares_of(policy, spread)]
         ends = [self._at(self._of_rank(self.tp + self.fp, rank)).tolist() for rank in ranks]
-        thresholds = (
-            fixed_threshold(policy, low=value_of(low), high=value_of(high)) for low, high in zip(*ends, strict=True)
-        )
+        thresholds = (fixed_threshold(policy, [*map(value_of, keys)]) for keys in zip(*ends, strict=True))
         return np.array([key_of(each) if isfinite(each) else _NONE for each in thresholds], np.int64)
 
 

@@ -188,17 +188,16 @@ def quantile_of_all(table: Table, *, share: Fraction) -> Outcome:
     return replace(found, key=known.get(rank, max(found.key, table.low)))
 
 
-def share_of_range(table: Table, *, policy: Policy, spread: Range) -> Outcome:
-    """Find the counts at the threshold of `range=U`; want the bins that its range divides, then that of the threshold.
+def fixed(table: Table, *, policy: Policy, shares: Sequence[Fraction]) -> Outcome:
+    """Find the counts at a threshold that quantiles of all values tell; want the bins that these divide, then its own.
 
     It is nowhere where it is no finite float32.
     """
-    ends = [search(table) for search in ends_of(spread)]
+    ends = [quantile_of_all(table, share=share) for share in shares]
     wanted = [end for end in ends if isinstance(end, np.ndarray)]
     if wanted:
         return np.concatenate(wanted)
-    low, high = (value_of(end.key) for end in ends if isinstance(end, Found))
-    threshold = fixed_threshold(policy, low=low, high=high)
+    threshold = fixed_threshold(policy, [value_of(end.key) for end in ends if isinstance(end, Found)])
     return counts_at(table, key=key_of(threshold)) if isfinite(threshold) else None
 
 
@@ -244,20 +243,25 @@ def _search(policy: Policy, table: Table, spread: Range) -> Search:
             return partial(lowest_with_false_positives, allowed=floor(number * table.n_normal))
         case "quantile":
             return partial(ranked, counts="fp", rank=table.n_normal + 1 - max(1, ceil(number * table.n_normal)))
-        case "value":  # finite as float32, or it could not be parsed
-            return partial(counts_at, key=key_of(nearest(number)))
-        case "range":
-            return partial(share_of_range, policy=policy, spread=spread)
+        case "value" | "range" | "percentile":
+            return partial(fixed, policy=policy, shares=shares_of(policy, spread))
 
 
-def fixed_threshold(policy: Policy, *, low: float, high: float) -> float:
-    """Return the threshold of `value=T` or `range=U` for the range of the values seen, rounded once to float32.
+def shares_of(policy: Policy, spread: Range) -> tuple[Fraction, ...]:
+    """Return the quantiles of all values from which the threshold of a policy follows that looks at no truth."""
+    return {"range": spread.shares, "percentile": (policy.parameter,)}.get(policy.kind, ())
+
+
+def fixed_threshold(policy: Policy, quantiles: Sequence[float]) -> float:
+    """Return the threshold of `value=T`, `range=U` or `percentile=Q` for its quantiles, rounded once to float32.
 
     It is infinite where it is beyond the largest float32.
     """
-    exact = policy.parameter
+    exact, ends = policy.parameter, [*map(Fraction, quantiles)]
     if policy.kind == "range":
-        exact = Fraction(low) + policy.parameter * (Fraction(high) - Fraction(low))
+        exact = ends[0] + policy.parameter * (ends[1] - ends[0])
+    elif policy.kind == "percentile":
+        exact = ends[0] * policy.factor
     return nearest(exact)
 
 

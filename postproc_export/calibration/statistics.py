@@ -22,7 +22,6 @@ from postproc_export.calibration.search import (
     answer,
     counts_at,
     ends_of,
-    fixed_threshold,
     quantile_of_all,
     search_for,
     sharpen,
@@ -174,13 +173,13 @@ def _unreachable(level: Level, policy: Policy, table: Table, best: Found | None,
             needed="a finite threshold above them",
             fix=f"ask for fpr={np.ceil(normal / table.n_normal * 1e4) / 1e4:g} or more",
         )
-    if policy.kind in ("value", "range"):
+    if policy.is_fixed:
         low, high = (shortest(value_of(key)) for key in (table.low, table.high))
         return CalibrationError(
             what,
             found=f"a threshold beyond the largest float32, from values between {low} and {high}",
             needed=f"at most {shortest(LARGEST)}",
-            fix="ask for a share nearer to [0, 1]",
+            fix="ask for a smaller factor" if policy.kind == "percentile" else "ask for a share nearer to [0, 1]",
         )
     assert policy.kind == "precision", f"{policy.kind} is reached by some threshold"
     assert best is not None, "precision needs both classes"
@@ -211,8 +210,8 @@ def level_stats(
 
     Warns where one class is missing, the values hardly tell the classes apart, the threshold calls all that is normal
     anomalous or lies near an end of the range, or float32 merged values at it. Without ground truth a level has a
-    range, and a threshold only by `value=T` or `range=U`. Raises a CalibrationError if there is no value, the policy
-    cannot be reached, or the range of the values is not legal.
+    range, and a threshold only by `value=T`, `range=U` or `percentile=Q`. Raises a CalibrationError if there is no
+    value, the policy cannot be reached, or the range of the values is not legal.
     """
     if counted.labelled is None:
         return None
@@ -230,11 +229,12 @@ def level_stats(
             f"pixel level: {counted.dropped:,} values that are not finite were left out; in the deployed file a map "
             "that holds a NaN makes its image anomalous, whatever its score"
         )
-    asked = [search_for(each, table, spread) for each in policies] if counted.labelled else []
+    wanted = policies if counted.labelled else [policy] if policy.is_fixed else []
+    asked = [search_for(each, table, spread) for each in wanted]
     outcomes, table = answer([*(search for search, _ in asked), *ends], table, values=values)
     limits = _limits(counted, spread, outcomes[-2:], is_exact=is_exact)
     if not counted.labelled:
-        return _unlabelled(level, counted, policy, limits)
+        return _unlabelled(level, counted, policy, limits, outcomes[0])
     best, bound = None, 0.0
     if not all(isinstance(outcome, Found) for outcome in outcomes) and table.n_anomalous:
         best, bound = _most_precise(table, counted, values, is_exact=is_exact)
@@ -331,13 +331,14 @@ def _legal(
     return dataclasses.replace(legal, details=told | {"sensitivities": table}) if table else legal
 
 
-def _unlabelled(level: Level, counted: Counted, policy: Policy, limits: Mapping[str, Any]) -> LevelStats:
+def _unlabelled(
+    level: Level, counted: Counted, policy: Policy, limits: Mapping[str, Any], found: Outcome
+) -> LevelStats:
     details = {"n_values": counted.seen}
     if policy.is_fixed:
-        threshold = fixed_threshold(policy, low=limits["min"], high=limits["max"])
-        if not np.isfinite(threshold):
+        if not isinstance(found, Found):
             raise _unreachable(level, policy, counted.table, None, 0.0)
-        decided = {"threshold": threshold, "policy": policy.text, "rule": policy.text}
+        decided = {"threshold": value_of(found.key), "policy": policy.text, "rule": policy.text}
         return _legal(level, counted, limits, **decided, details=details)
     _warn(f"{level} level: no ground truth, so it gets a range but no threshold (policy '{policy.text}')")
     return _legal(level, counted, limits, threshold=None, policy=policy.text, rule="range_only", details=details)

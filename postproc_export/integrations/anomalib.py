@@ -72,7 +72,7 @@ class AnomalibPostProcessor(_BASE):  # type: ignore[misc]
         In [0, 1]: at 0.5 the decision is ``raw >= threshold``.
     image_policy, pixel_policy
         Operating point of a level: ``f1``, ``fbeta=B``, ``recall=R``, ``precision=P``, ``fpr=F``, ``quantile=Q``,
-        ``value=T`` or ``range=U``.
+        ``percentile=Q,factor=F``, ``value=T`` or ``range=U``.
     image_range, pixel_range
         What min and max of a level are: ``extremes``, or ``quantile=A,B`` of all its values.
     comparison

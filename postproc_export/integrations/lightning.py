@@ -203,9 +203,7 @@ def checkpoint_statistics(
 def _has(key: str, asked: Mapping[Level, Policy]) -> bool:
     """Whether a callback has the policies that are asked for, however they are spelt."""
     policies = {level: Policy.parse(text) for level, text in json.loads(key.removeprefix(CALLBACK)).items()}
-    return all(
-        (policies[level].kind, policies[level].parameter) == (one.kind, one.parameter) for level, one in asked.items()
-    )
+    return all(policies[level] == one for level, one in asked.items())
 
 
 FILE_NAME: Final = "calibration.json"

@@ -15,7 +15,7 @@ HEAVY = (
 ORDER = {
     "graph_patterns": "expr catalog transforms match onnx openvino",
     "postproc_export": """
-        errors process float32 validation checkpoint files outcome stats policies ports runtimes installation images
+        errors process float32 validation policies checkpoint files outcome stats ports runtimes installation images
         options run_options curve histogram tail record model_info torch_modules eager twin comparison reading formats
         steps raw_model belonging attach detach update inspect calibration ranking evaluation check prediction
         report integrations export demo cli __main__

@@ -68,7 +68,8 @@ def test_every_policy_agrees_with_the_plain_definition(
 ) -> None:
     """Threshold, counts and class sizes of every policy equal those of sorting everything with Python integers."""
     values, truth = values_of(kind, seed, size)
-    plain, text = Plain(values, truth), decimal(ratio)
+    plain, text, percent = Plain(values, truth), decimal(ratio), decimal(100 * ratio)
+    of_all = Plain(values, np.zeros_like(truth)).quantile(ratio)
     expected = {
         "f1": plain.fbeta(Fraction(1)),
         f"fbeta={beta}": plain.fbeta(Fraction(beta)),
@@ -76,6 +77,8 @@ def test_every_policy_agrees_with_the_plain_definition(
         f"precision={text}": plain.precision(ratio),
         f"fpr={text}": plain.fpr(ratio),
         f"quantile={text}": plain.quantile(ratio),
+        f"percentile={percent}": of_all,
+        f"percentile={percent},factor=1.421": nearest(Fraction(of_all) * Fraction(1421, 1000)),
     }
     stats = level_of(values, truth, "f1", compare=tuple(expected))
     assert (stats.min, stats.max) == (plain.distinct[0], plain.distinct[-1])

@@ -29,6 +29,8 @@ LEGAL = [
     pytest.param("fpr=1e-3", "fpr", Fraction(1, 1000), id="exponent"),
     pytest.param("value=-.5", "value", Fraction(-1, 2), id="negative"),
     pytest.param("range=1.25", "range", Fraction(5, 4), id="beyond"),
+    pytest.param("percentile=99.9", "percentile", Fraction(999, 1000), id="percentile"),
+    pytest.param(" Percentile = 95 , Factor = 1.421 ", "percentile", Fraction(95, 100), id="factor"),
 ]
 
 
@@ -48,6 +50,13 @@ ILLEGAL = [
     pytest.param("recall=1/2", "no number that can be read", id="fraction"),
     pytest.param("recall=1.01", r"out of range\n.*1\.01\n.*\[0, 1\]", id="above-one"),
     pytest.param("fbeta=0", "a decimal above 0", id="beta-zero"),
+    pytest.param("recall=0.9,1", "no number that can be read", id="two-numbers"),
+    pytest.param("percentile=100.1", r"out of range\n.*100\.1\n.*\[0, 100\]", id="above-all"),
+    pytest.param("percentile=95,", "cannot be read\n.*nothing\n.*percentile=Q,factor=F", id="no-factor"),
+    pytest.param("percentile=95,times=2", "cannot be read\n.*times=2", id="another-word"),
+    pytest.param("percentile=95,factor=-1", r"out of range\n.*-1\n.*above 0", id="negative-factor"),
+    pytest.param("percentile=95,factor=", "no number that can be read", id="factor-without-number"),
+    pytest.param("mebin", "mebin' has no threshold.*\n.*each image.*connected parts", id="mebin"),
 ]
 
 
@@ -69,6 +78,11 @@ FIXED = [
     pytest.param("value=-99", -99.0, 7, id="value-below-all"),
     pytest.param("range=0.5", 3.0, 4, id="range"),
     pytest.param("range=1.5", 9.0, 0, id="range-above-all"),
+    pytest.param("percentile=0", 0.0, 7, id="lowest"),
+    pytest.param("percentile=50", 3.0, 4, id="percentile"),
+    pytest.param("percentile=57.15", 4.0, 3, id="just-above-four-of-seven"),
+    pytest.param("percentile=100", 6.0, 1, id="highest"),
+    pytest.param("percentile=50,factor=1.421", float(np.float32(4.263)), 2, id="factor"),
 ]
 
 
@@ -97,6 +111,8 @@ def test_a_share_of_the_range_beyond_float32_is_refused() -> None:
     values, truth = [2e38, 2.5e38, 2.1e38], [0, 1, 1]
     with pytest.raises(CalibrationError, match=r"cannot reach range=9(.|\n)*beyond the largest float32"):
         calibrated(values, truth, "range=9")
+    with pytest.raises(CalibrationError, match=r"cannot reach percentile=9,factor=2(.|\n)*ask for a smaller factor"):
+        calibrated(values, truth, "percentile=9,factor=2")
     stats = calibrated(values, truth, "f1", compare=["range=9"])
     assert stats.details["policies"] == [{"policy": "range=9", "rule": "range=9", "threshold": None}]
 

@@ -71,7 +71,7 @@ def test_equal_values_between_the_quantiles_are_no_range() -> None:
 
 
 def test_a_level_without_ground_truth_has_the_range_that_was_asked_for() -> None:
-    """Min and max alone, and a threshold by `range=U` between them."""
+    """Min and max alone, and a threshold by `range=U` between them, or by a percentile of all values."""
     values = np.arange(101, dtype=np.float32)
     with pytest.warns(CalibrationWarning, match="no ground truth"):
         stats = calibrate({"pred_score": values}, image_range="quantile=0.1,0.9").image
@@ -80,6 +80,10 @@ def test_a_level_without_ground_truth_has_the_range_that_was_asked_for() -> None
     stats = calibrate({"pred_score": values}, image_range="quantile=0.1,0.9", image_policy="range=0.5").image
     assert stats is not None
     assert (stats.min, stats.max, stats.threshold) == (10, 90, 50)
+    for policy, threshold in (("percentile=95", 95), ("percentile=95,factor=1.421", float(np.float32(134.995)))):
+        stats = calibrate({"pred_score": values}, image_policy=policy).image
+        assert stats is not None
+        assert (stats.min, stats.max, stats.threshold, stats.policy) == (0, 100, threshold, policy)
 
 
 def test_each_level_has_a_range_of_its_own() -> None:

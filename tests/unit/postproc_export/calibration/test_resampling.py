@@ -18,6 +18,7 @@ EXTREMES = Range.parse("extremes")
 F1 = Policy.parse("f1")
 POLICIES = (*COMPARED, "fbeta=3.3", "recall=0", "precision=1", "precision=0.123456789012345678", "fpr=0", "fpr=1")
 POLICIES += ("quantile=0", "quantile=1", "range=0.5", "range=-3", "range=1e38")
+POLICIES += ("percentile=0", "percentile=70,factor=1.421")
 
 
 def table_of(values: Sequence[float], normal: Sequence[int], anomalous: Sequence[int]) -> Table:
