@@ -146,6 +146,8 @@ def test_what_a_subclass_makes_of_values_is_noted(save: Callable[..., Path]) -> 
     own = {"postproc_export": {"stats": None, "is_whole": False}}
     notes = CalibrationStats.load(of_anomalib(save, config=own)).details["read_from"]["notes"]
     assert any("by a subclass" in note for note in notes)
+    notes = CalibrationStats.load(of_anomalib(save, config={"pixel_threshold_percentile": 95.0})).details["read_from"]
+    assert any("percentile=Q,factor=F" in note for note in notes["notes"])
 
 
 @pytest.mark.parametrize(
