@@ -43,22 +43,33 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "benchmarks/README.md": "benchmarks.md",
 }
+LANGUAGES = {".cpp": "cpp", ".html": "html", ".mjs": "javascript", ".yml": "yaml", ".py": "python", ".rs": "rust"}
+
+
+FOLDERS = ("schemas", "examples")
+"""Below docs, copied beside the pages as they are."""
 
 
 def on_the_site(text: str, folder: Path) -> str:
-    """Return a text whose links lead to pages; what is in the repository alone is named by its path."""
+    """Return a text whose links lead to pages and files of the site; what it does not hold is named by its path."""
 
     def link(found: re.Match[str]) -> str:
         full = (folder / found["target"]).resolve().relative_to(ROOT).as_posix()
-        if full.startswith("docs/schemas/"):  # kept together as files, since they refer to each other
-            return f'<a href="{full.removeprefix("docs/")}">{found["label"]}</a>'
-        page = PAGES.get(full) or (full.removeprefix("docs/") if full.startswith("docs/") else None)
-        if page is None or page.startswith("examples/"):
+        below = full.removeprefix("docs/")
+        if below != full and below.partition("/")[0] in FOLDERS:  # a file that is not a page
+            return f'<a href="{below}">{found["label"]}</a>'
+        page = PAGES.get(full) or (below if below != full else None)
+        if page is None:
             return f"`{full}`" if found["label"].endswith(found["target"]) else f"{found['label']} (`{full}`)"
         label = "" if found["label"] in (found["target"], full) else found["label"]  # none: the title of the page
         return f"[{label}]({page}{found['anchor'] or ''})"
 
-    return re.sub(r"\[(?P<label>[^\]]*)\]\((?P<target>[^)#:\s]+)(?P<anchor>#[^)\s]*)?\)", link, text)
+    def shown(found: re.Match[str]) -> str:
+        file = folder / found["path"]
+        return f"```{LANGUAGES[file.suffix]}\n{file.read_text(encoding='utf-8')}```"
+
+    text = re.sub(r"\[(?P<label>[^\]]*)\]\((?P<target>[^)#:\s]+)(?P<anchor>#[^)\s]*)?\)", link, text)
+    return re.sub(r"<!-- shown: (?P<path>\S+) -->", shown, text)
 
 
 def commands() -> str:
@@ -94,13 +105,14 @@ def take_from_elsewhere(_: Any, page: str, source: list[str]) -> None:
         source[0] = on_the_site(origin.read_text(encoding="utf-8"), origin.parent) + "\n" + source[0]
 
 
-def copy_schemas(application: Any, error: Exception | None) -> None:
-    """Put the schemas beside the pages."""
-    if error is None:
-        shutil.copytree(schema_tables.FOLDER, Path(application.outdir) / "schemas", dirs_exist_ok=True)
+def copy_files(application: Any, error: Exception | None) -> None:
+    """Put the schemas and the examples beside the pages."""
+    for name in FOLDERS if error is None else ():
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / "docs" / name, Path(application.outdir) / name, ignore=ignored, dirs_exist_ok=True)
 
 
 def setup(application: Any) -> None:
     """Read every page through `take_from_elsewhere`."""
     application.connect("source-read", take_from_elsewhere)
-    application.connect("build-finished", copy_schemas)
+    application.connect("build-finished", copy_files)

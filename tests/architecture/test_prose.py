@@ -10,7 +10,8 @@ from typing import Final
 import pytest
 
 ROOT: Final = Path(__file__).parents[2]
-PAGES: Final = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+HISTORY: Final = ROOT / "CHANGELOG.md"  # a sentence a line, with names as they were
+PAGES: Final = [*sorted({*ROOT.glob("*.md")} - {HISTORY}), *sorted((ROOT / "docs").rglob("*.md"))]
 FOLDERS: Final = ("graph_patterns", "postproc_export", "tests")
 SOURCES: Final = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 SWEPT: Final = (*PAGES, *SOURCES)

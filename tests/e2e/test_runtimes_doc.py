@@ -1,4 +1,4 @@
-"""docs/runtimes.md: its table is that of the results, and each program decides as the file does here."""
+"""docs/runtimes.md, cpp.md and browser.md: the table is of the results, and each program decides as the file does."""
 
 import importlib
 import importlib.util
@@ -27,7 +27,7 @@ from postproc_export.runtimes import Target, open_runner
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "runtimes.md").read_text(encoding="utf-8")
+PAGES = {name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("runtimes", "cpp", "browser")}
 PROGRAMS = ROOT / "docs" / "examples" / "runtimes"
 SHAPE = (1, 3, 64, 64)
 
@@ -51,9 +51,9 @@ def decided(folder: Path) -> str:
     return f"{verdict}, score {found['pred_score'].item():.6f}, {np.count_nonzero(mask)} of {mask.size} pixels"
 
 
-def commands(title: str, *, without: str = "\0") -> str:
-    """Return the commands below a heading of the page, but for lines that begin so."""
-    (block,) = re.findall(rf"### {re.escape(title)}\n.*?```sh\n(.*?)```", PAGE, flags=re.DOTALL)[:1]
+def commands(page: str, title: str, *, without: str = "\0") -> str:
+    """Return the commands below a heading of a page, but for lines that begin so."""
+    (block,) = re.findall(rf"## {re.escape(title)}\n.*?```sh\n(.*?)```", PAGES[page], flags=re.DOTALL)[:1]
     return "".join(line for line in block.splitlines(keepends=True) if not line.startswith(without))
 
 
@@ -87,7 +87,7 @@ def package_of(name: str) -> Path:
 def test_node_decides_so(folder: Path) -> None:
     """The package is the one that is installed, in place of the first command."""
     package_of("onnxruntime-node")
-    assert printed(commands("Node.js", without="npm install"), folder) == decided(folder)
+    assert printed(commands("browser", "Node.js", without="npm install"), folder) == decided(folder)
 
 
 @pytest.mark.parametrize("device", ["wasm", "webgpu"])
@@ -120,7 +120,7 @@ def test_openvino_decides_so_in_cpp(folder: Path) -> None:
     assert package.submodule_search_locations is not None
     if not (Path(package.submodule_search_locations[0]) / "include").is_dir():
         pytest.skip("this package of OpenVINO has no headers")
-    assert printed(commands("C++ with OpenVINO"), folder) == decided(folder)
+    assert printed(commands("cpp", "OpenVINO"), folder) == decided(folder)
 
 
 def test_onnxruntime_decides_so_in_cpp(folder: Path) -> None:
@@ -128,7 +128,7 @@ def test_onnxruntime_decides_so_in_cpp(folder: Path) -> None:
     needed("g++")
     if not os.environ.get("ONNXRUNTIME"):
         pytest.skip("ONNXRUNTIME names no release of ONNX Runtime, whose headers no package brings")
-    assert printed(commands("C++ with ONNX Runtime"), folder) == decided(folder)
+    assert printed(commands("cpp", "ONNX Runtime"), folder) == decided(folder)
 
 
 def test_opencv_decides_so(folder: Path) -> None:
@@ -138,7 +138,7 @@ def test_opencv_decides_so(folder: Path) -> None:
     (folder / "attached.onnx").unlink()
     (folder / "raw.onnx").rename(folder / "model.onnx")
     stats_behind(()).save(folder / "stats.json")
-    assert printed(commands("OpenCV"), folder) == decided(folder)
+    assert printed(commands("runtimes", "OpenCV"), folder) == decided(folder)
 
 
 def test_tract_decides_so_in_rust(folder: Path) -> None:
@@ -146,7 +146,7 @@ def test_tract_decides_so_in_rust(folder: Path) -> None:
     needed("rustc")
     if importlib.util.find_spec("tract") is None:
         pytest.skip("tract is not installed")
-    assert printed(commands("Rust"), folder) == decided(folder)
+    assert printed(commands("runtimes", "Rust"), folder) == decided(folder)
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_the_table_is_that_of_the_results(script: ModuleType) -> None:
     """Nine runtimes and more, a million values of each level and more, and not a label off."""
     rows = json.loads(script.RESULTS.read_text(encoding="utf-8"))["rows"]
-    shown = PAGE.split("<!-- table -->\n")[1].split("\n<!-- /table -->")[0]
+    shown = PAGES["runtimes"].split("<!-- table -->\n")[1].split("\n<!-- /table -->")[0]
     assert shown == script.table(rows)
     assert [row["name"] for row in rows] == [row.name for row in script.ROWS]
     assert min(row[kind] for row in rows for kind in ("labels", "masks")) >= 1_000_000
