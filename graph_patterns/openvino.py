@@ -212,10 +212,11 @@ _DTYPES: Final = {element_type: name for name, element_type in ELEMENT_TYPES.ite
 
 
 class OpenVinoView:
-    """The main graph of an `openvino.Model`."""
+    """The main graph of an `openvino.Model`, as it is when it is asked: after an edit make another view."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        self._calls: dict[Value, NodeView | None] = {}  # a matcher asks for each again and again
 
     def output(self, name: str) -> Value | None:
         """Return what feeds the result that bears a name; a tensor may have several names."""
@@ -228,7 +229,11 @@ class OpenVinoView:
 
     def producer(self, value: Value) -> NodeView | None:
         """Return the operator that computes a value, read as a canonical call; None for inputs and constants."""
-        node = _node(value)
+        if value not in self._calls:
+            self._calls[value] = self._call(_node(value))
+        return self._calls[value]
+
+    def _call(self, node: Any) -> NodeView | None:
         type_name = node.get_type_name()
         if type_name in ("Parameter", "Constant"):
             return None

@@ -179,33 +179,50 @@ class Distances:
     """
 
     def __init__(self, *parts: "Distances") -> None:
-        self._counts: NDArray[np.int64] = np.zeros(1 << 15, np.int64)
-        for part in parts:
-            self._counts += part._counts
+        counted = [part._counts for part in parts if part._counts is not None]
+        self._counts: NDArray[np.int64] | None = np.sum(counted, axis=0) if counted else None
+        self._waiting: list[NDArray[np.uint16]] = [each for part in parts for each in part._waiting]
+        self._count_many()
 
     def add(self, distances: NDArray[np.float64]) -> None:
         """Count distances, zero and above, of any shape; those that are not finite in float32 are left out."""
         with np.errstate(over="ignore"):
             known = distances.astype(np.float32)
-        self._counts += np.bincount(_bucket(known[np.isfinite(known)]), minlength=len(self._counts))
+        self._waiting.append(_bucket(known[np.isfinite(known)]))
+        self._count_many()
+
+    def _count_many(self) -> None:
+        """Count what waits where that is much: a few values need no long array of counts."""
+        if sum(map(len, self._waiting)) > _BUCKETS or len(self._waiting) > _PARTS:
+            self._counted()
+
+    def _counted(self) -> NDArray[np.int64]:
+        before = np.zeros(_BUCKETS, np.int64) if self._counts is None else self._counts
+        values = np.concatenate([np.zeros(0, np.uint16), *self._waiting])
+        self._counts, self._waiting = before + np.bincount(values, minlength=_BUCKETS), []
+        return self._counts
 
     def within(self, distance: float) -> tuple[float, int]:
         """Return a distance, this one or up to 1 % more (0 stays 0), and how many values lie at most so far away."""
         if not distance:
             return 0.0, 0
         bucket = int(_bucket(np.array([distance], np.float32))[0])
-        return _upper_end(bucket), int(self._counts[: bucket + 1].sum())
+        return _upper_end(bucket), int(self._counted()[: bucket + 1].sum())
 
     def quantile(self, rank: float) -> float:
         """Return a distance, or up to 1 % more, that this many values do not exceed; `inf` where fewer are finite."""
-        bucket = int(np.searchsorted(np.cumsum(self._counts), rank))
-        if bucket == len(self._counts):
+        bucket = int(np.searchsorted(np.cumsum(self._counted()), rank))
+        if bucket == _BUCKETS:
             return float("inf")
         return _upper_end(bucket) if bucket else 0.0
 
 
-def _bucket(distances: NDArray[np.float32]) -> NDArray[np.int64]:
-    return (np.ascontiguousarray(distances).view(np.uint32) >> 16).astype(np.int64)
+_BUCKETS: Final = 1 << 15
+_PARTS: Final = 256  # that wait to be counted together
+
+
+def _bucket(distances: NDArray[np.float32]) -> NDArray[np.uint16]:
+    return (np.ascontiguousarray(distances).view(np.uint32) >> 16).astype(np.uint16)
 
 
 def _upper_end(bucket: int) -> float:
@@ -382,16 +399,16 @@ def compare_labels(
     reason = _incomparable(expected, actual, dtype)
     if reason is not None or actual is None:
         return LabelDifference(reason=reason)
-    strange = ~np.isin(actual, (0, 1))
-    if strange.any():
-        return LabelDifference(
-            reason=f"{int(strange.sum())} labels are neither 0 nor 1, the first is {actual[strange][0]}"
-        )
-    differs = expected.astype(bool) != actual.astype(bool)
-    allowed = np.zeros_like(differs)
+    strange = np.zeros(0) if actual.dtype == bool else actual[(actual != 0) & (actual != 1)]
+    if strange.size:
+        return LabelDifference(reason=f"{strange.size} labels are neither 0 nor 1, the first is {strange[0]}")
+    given = actual.astype(bool, copy=False)
+    differs = expected.astype(bool, copy=False) != given
+    count = 0
     if excused is not None:
-        allowed = differs & excused.reshape(differs.shape) & actual.astype(bool)
+        allowed = differs & excused.reshape(differs.shape) & given
         differs &= ~allowed
+        count = int(allowed.sum())
     indices = np.argwhere(differs)
     values = None if raw is None else raw.reshape(differs.shape)[differs].astype(np.float32)
     distances = None
@@ -404,7 +421,7 @@ def compare_labels(
         count=expected.size,
         flipped=len(indices),
         near=int((distances <= band).sum()) if band > 0 and distances is not None else 0,
-        excused=int(allowed.sum()),
+        excused=count,
         flips=tuple(
             _flip_at(index, bool(wanted[i]), None if values is None else float(values[i]), boundary)
             for i, index in enumerate(indices[:SHOWN])
@@ -434,31 +451,46 @@ def compare_scores(
     if reason is not None or actual is None:
         return ScoreDifference(tolerance=tolerance, reason=reason)
     with np.errstate(invalid="ignore"):  # signalling NaN, and infinities subtracted
-        wanted, found = expected.astype(np.float64).ravel(), actual.astype(np.float64).ravel()
-        numbers = ~np.isnan(wanted) & ~np.isnan(found)
-        error = np.where(wanted == found, 0.0, np.abs(wanted - found))
-    highest = np.isnan(found) | (found >= 1.0) if nan == "anomalous" else np.isnan(found)
-    wrong = np.where(numbers, ~(error <= tolerance.atol), ~(np.isnan(wanted) & highest))
-    allowed = np.zeros_like(wrong) if excused is None else wrong & excused.ravel() & highest
-    wrong &= ~allowed
-    counted = np.where(numbers & ~allowed, error, 0.0)
-    ranked = np.where(wrong, np.where(numbers, error, np.inf), -1.0) if wrong.any() else counted
+        wanted, found = expected.ravel(), actual.ravel()
+        error = np.subtract(wanted, found, dtype=np.float64)
+    np.abs(error, out=error)
+    strange = np.flatnonzero(np.isnan(error))  # few, so that the rest is gone through as seldom as can be
+    is_same = wanted[strange] == found[strange]
+    error[strange[is_same]] = 0.0  # both infinite
+    wrong, odd = error > tolerance.atol, strange[~is_same]  # a NaN on one side or on both
+    wrong[odd] = ~(np.isnan(wanted[odd]) & _is_highest(found[odd], nan))
+    allowed = np.zeros(0, np.intp)
+    if excused is not None:
+        allowed = np.flatnonzero(wrong)
+        allowed = allowed[excused.ravel()[allowed] & _is_highest(found[allowed], nan)]
+        wrong[allowed] = False
+    no_numbers = np.union1d(odd, allowed)
+    over = int(np.count_nonzero(wrong))
+    error[no_numbers] = 0.0
+    ranked = np.where(wrong, error, -1.0) if over else error
+    if over:
+        ranked[odd[wrong[odd]]] = np.inf
     worst = int(np.argmax(ranked)) if ranked.size else 0
     errors = Distances()
-    errors.add(error[numbers & ~allowed])
+    errors.add(np.delete(error, no_numbers) if no_numbers.size else error)
     return ScoreDifference(
         tolerance=tolerance,
         count=wanted.size,
-        over=int(wrong.sum()),
-        excused=int(allowed.sum()),
-        numbers=int((numbers & ~allowed).sum()),
-        largest=float(counted.max(initial=0.0)),
-        total=float(counted.sum()),
+        over=over,
+        excused=allowed.size,
+        numbers=wanted.size - no_numbers.size,
+        largest=float(error.max(initial=0.0)),
+        total=float(error.sum()),
         index=tuple(int(i) for i in np.unravel_index(worst, expected.shape)) if ranked.size else None,
         expected=float(wanted[worst]) if ranked.size else None,
         actual=float(found[worst]) if ranked.size else None,
         errors=errors,
     )
+
+
+def _is_highest(found: AnyArray, nan: NanRule) -> NDArray[np.bool_]:
+    """Return where scores are as a NaN may come out."""
+    return np.isnan(found) | (found >= 1.0) if nan == "anomalous" else np.isnan(found)
 
 
 def ulps_between(value: float, reference: float) -> int | None:

@@ -579,6 +579,12 @@ def _least_anomalous(threshold: float, least: float, largest: float, sensitivity
 
 
 def _boundary_gt(level: LevelStats, sensitivity: float) -> float:
+    return _least_above(_threshold(level), level.min, level.max, sensitivity)
+
+
+@lru_cache(maxsize=1024)  # a check asks again for every batch
+def _least_above(threshold: float, least: float, largest: float, sensitivity: float) -> float:
+    level = LevelStats(threshold=threshold, min=least, max=largest)
     cut = np.float32(1.0) - np.float32(sensitivity)
     # -inf never has it: its unit score is 0, and the cut is never below 0
     return smallest_where(lambda value: bool(unit_scores(value, level) > cut))

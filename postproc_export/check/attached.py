@@ -49,17 +49,13 @@ def excused_images(maps: FloatArray, guard: Guard) -> NDArray[np.bool_]:
     A partial sum, in any order, lies between the sum of the negative values and the sum of the positive ones. Half of
     the largest float32 leaves room for the roundings of a sum of up to 2^23 values.
     """
+    if guard in ("l1", "none"):
+        return np.zeros(len(maps), bool)
     with np.errstate(invalid="ignore"):  # a cast of a signalling NaN
         values, axes = maps.astype(np.float64), tuple(range(1, maps.ndim))
         rises = np.where(values > 0, values, 0.0).sum(axis=axes) > _LARGEST / 2
         falls = np.where(values < 0, values, 0.0).sum(axis=axes) < -_LARGEST / 2
-    match guard:
-        case "sum":
-            flagged = rises & falls
-        case "arithmetic":
-            flagged = rises | falls
-        case "l1" | "none":
-            flagged = np.zeros(len(maps), bool)
+    flagged = rises & falls if guard == "sum" else rises | falls
     excused: NDArray[np.bool_] = flagged & ~np.isnan(values).any(axis=axes)
     return excused
 
@@ -251,7 +247,7 @@ class AttachedModel(Decider, ABC):
         self.inputs = tuple(self.form.inputs(self._model))
         self.outputs = tuple(self.form.outputs(self._model))
         self.remarks = tuple(remarks)
-        self.tail = self._built(self.record.options)
+        self.tail = self._built(TailForm(self.nan_test), self._found_guard(), self.record.options)
         self.places, _ = find_parts(self.view, is_packed=self.tail.options.is_packed)
 
     def _refuse_converted_layers(self) -> None:
@@ -408,7 +404,7 @@ class AttachedModel(Decider, ABC):
     @property
     def wanted_guard(self) -> MapGuard:
         """How the image level should be guarded, by the outputs that the original declared."""
-        return guard_of(self._selection, self.record.stats, self.tail.options, may_refuse=False)
+        return guard_of(self._selection, self.record.stats, self.record.options, may_refuse=False)
 
     @property
     def _selection(self) -> Selection:
@@ -421,20 +417,20 @@ class AttachedModel(Decider, ABC):
         own = () if pixel is None or pixel.rank is None else GUARD_AXES.get(pixel.rank, ())
         forms = [TailForm(self.nan_test, maps) for maps in get_args(MapForm)]
         forms += [TailForm(self.nan_test, "squeezed", axes) for axes in own]
-        yield from zip(*(self._built(self.tail.options, form).parts for form in forms), strict=True)
+        tails = (self._built(form, self.tail.guard, self.tail.options) for form in forms)
+        yield from zip(*(tail.parts for tail in tails), strict=True)
 
-    def _built(self, options: TailOptions, form: TailForm | None = None) -> Tail:
-        guard = guard_of(self._selection, self.record.stats, options, may_refuse=False)
-        found = find_own_tail(self.view, "image", options=options)
-        if options.nan_guard and isinstance(found, FoundTail) and found.guard not in (None, guard.form):
-            guard = MapGuard(found.guard)  # `check_record` says what is wrong with it
+    def _found_guard(self) -> MapGuard:
+        """Return the guard of the file; where it is not as it should be, `check_record` says so."""
+        options = self.record.options
+        wanted, found = self.wanted_guard, find_own_tail(self.view, "image", options=options)
+        if options.nan_guard and isinstance(found, FoundTail) and found.guard not in (None, wanted.form):
+            return MapGuard(found.guard)
+        return wanted
+
+    def _built(self, form: TailForm, guard: MapGuard, options: TailOptions) -> Tail:
         return build_tail(
-            self.record.stats,
-            options,
-            self._selection,
-            form=form or TailForm(self.nan_test),
-            default_mask_dtype=self.form.mask_dtype,
-            guard=guard,
+            self.record.stats, options, self._selection, form=form, default_mask_dtype=self.form.mask_dtype, guard=guard
         )
 
 
@@ -571,6 +567,15 @@ def axes_of(port: PortInfo) -> tuple[int | None, ...]:
     if port.shape is None:
         return (None,)
     return tuple(axis if isinstance(axis, int) else None for axis in port.shape)
+
+
+def fits(raw: RawFeeds, shapes: Shapes) -> bool:
+    """Whether raw values can be fed to a model that declares these shapes."""
+
+    def is_of(size: tuple[int, ...], axes: tuple[int | None, ...]) -> bool:
+        return len(axes) == len(size) and all(axis in (None, number) for axis, number in zip(axes, size, strict=True))
+
+    return all(is_of(values.shape, shapes[level]) for level, values in raw.items())
 
 
 def numpy_dtype(port: PortInfo) -> np.dtype[Any]:

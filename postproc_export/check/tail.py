@@ -12,7 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graph_patterns.match import Mismatch
-from postproc_export.check.attached import AttachedModel, Decider, RawFeeds, Shapes, numpy_dtype, tail_cases
+from postproc_export.check.attached import (
+    AttachedModel,
+    Decider,
+    RawFeeds,
+    Shapes,
+    axes_of,
+    fits,
+    numpy_dtype,
+    tail_cases,
+)
 from postproc_export.check.findings import Check, failed
 from postproc_export.check.record import computed_parts, decided_value
 from postproc_export.check.reference import LevelReference, Reference, TailReference
@@ -141,7 +150,7 @@ def compare_tail(
     """
     found: dict[str, Difference] = {}
     decider, tail = reference.decider, reference.decider.tail
-    is_normalised = tail.options.enable_normalization
+    is_normalised, halves = tail.options.enable_normalization, tail.narrow
     if decider.guard == "none" and any(part.level == "image" for part in tail.parts) and "image" not in raw:
         expected = _without_nan_images(expected, actual, raw)
     for output in tail.parts:
@@ -154,7 +163,7 @@ def compare_tail(
         level: Level = output.level if output.level in tail.raw else "pixel"
         band = EXACT if allowance is None else TOLERANCES[allowance](_stats(decider, output))
         band = together(band, Tolerance(atol=(raw_error or {}).get(level, 0.0), reason=TRANSFORMED))
-        excused, half = reference.excused(output, raw), tail.narrow.get(output.level)
+        excused, half = reference.excused(output, raw), halves.get(output.level)
         if name in LABELS:
             # A value that differs may be rounded to the next of its narrow type, so a flip may lie further away. So may
             # one that is compared with a boundary that was computed at run time, which is no constant for the type.
@@ -192,8 +201,8 @@ def _score_tolerance(
 ) -> Tolerance:
     """Add how far raw values may be from their rounding to a narrow type, as far as scores show it."""
     stats, is_normalised = _stats(decider, output), decider.tail.options.enable_normalization
-    half = decider.tail.narrow.get(output.level)
-    if half is not None and is_whole:
+    half = decider.tail.narrow.get(output.level) if is_whole else None
+    if half is not None:
         values = as_float32(raw[output.level if output.level in raw else "pixel"])
         finite = np.max(np.abs(values), where=np.isfinite(values), initial=0.0)
         band = together(narrow(largest_shown(stats) if is_normalised else float(finite), half), band)
@@ -245,7 +254,9 @@ def check_tail(
     tallies = {way: CheckTally("tail", way.label, way.judged) for way in configurations}
     shapes: Shapes | None = None
     runners: dict[Configuration, Runner] = {}
-    for name, declared, runs in tail_cases(attached, count=count, seed=seed):
+    own: Shapes = {level: axes_of(port) for level, port in attached.raw.items()}
+    for name, needed, runs in tail_cases(attached, count=count, seed=seed):
+        declared = own if all(fits(feeds, own) for feeds in runs) else needed
         if declared != shapes:  # compiling takes longer than running
             try:
                 model = attached.tail_alone(declared)

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from postproc_export.check.attached import AttachedModel, Decider, RawFeeds, Shapes, axes_of, tail_cases
+from postproc_export.check.attached import AttachedModel, Decider, RawFeeds, Shapes, axes_of, fits, tail_cases
 from postproc_export.check.attached_files import load_attached
 from postproc_export.check.chain import BatchRuns, ModelName
 from postproc_export.check.inputs import SPECIAL, RealBatch, image_inputs
@@ -159,11 +159,6 @@ def _size(*groups: Arrays) -> int:
     return 2 * sum(values.nbytes for group in groups for values in group.values())
 
 
-def _fits(values: NDArray[Any], axes: Sequence[int | None]) -> bool:
-    sizes = zip(axes, values.shape, strict=False)
-    return len(axes) == values.ndim and all(axis is None or axis == size for axis, size in sizes)
-
-
 class _Writer:
     """Writes the suites of a file into a folder, and what the manifest says of them."""
 
@@ -211,8 +206,7 @@ class _Writer:
         shapes: dict[Suite, Shapes] = {"tail": declared}
         cases: dict[Suite, list[_Case]] = {"tail": [], "tail_open": [], "tail_adjusted": []}
         for case, of_case in self._cases():
-            fits = all(_fits(values, declared[level]) for level, values in case.raw.items())
-            suite: Suite = "tail_adjusted" if case.about else "tail" if fits else "tail_open"
+            suite: Suite = "tail_adjusted" if case.about else "tail" if fits(case.raw, declared) else "tail_open"
             shapes.setdefault(suite, of_case)
             cases[suite].append(case)
         for suite, of_suite in cases.items():
