@@ -1,9 +1,10 @@
 """What is installed here, on what machine, what of the project works with it, and what a missing extra would bring.
 
-A package that is there may still be broken, or end the process when it is imported. So each is imported in a process
-of its own.
+A package that is there may still be broken, or end the process when it is imported. So packages are imported in another
+process, one after the other; one that fails behind others is asked again in a process of its own.
 """
 
+import faulthandler
 import json
 import os
 import platform
@@ -11,8 +12,8 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -56,7 +57,10 @@ _FEATURES: Final = (
 )
 _MODULES: Final = {"PIL": "PIL.Image"}  # what is broken where the rest is not
 _WANTED: Final = re.compile(r"([\w.-]+)(?:\[(\w+)\])?(?:>=([\w.]+))?(?:\s*;\s*extra == '(\w+)')?")
-_PROBE: Final = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {} import answer; answer(sys.argv[2])"
+_PROBE: Final = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {} import answer;"
+    " answer(float(sys.argv[2]), sys.argv[3:])"
+)
 
 
 def environment(*, seed: int, threads: int | None) -> dict[str, Any]:
@@ -167,18 +171,18 @@ def _of_runtime(name: str, found: Mapping[str, Any]) -> Iterator[tuple[str, str]
 
 
 def examine(*, longest: float = LONGEST, progress: Callable[[int, int], None] | None = None) -> Installation:
-    """Import every package of every extra in a process of its own, and say what works; a broken one is told of.
+    """Import every package of every extra in another process, and say what works; a broken one is told of.
 
     `longest` is how many seconds a package may take. `progress` is called with how many are done, and of how many.
     """
     extras, modules = _wanted()
+    there = {name: module for name, module in modules.items() if _is_there(module)}
+    told = _asked(list(there.values()), longest)
     packages: dict[str, dict[str, Any]] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        states = pool.map(lambda name: _state(name, modules[name], longest), modules)
-        for name, state in zip(modules, states, strict=True):
-            packages[name] = state
-            if progress is not None:
-                progress(len(packages), len(modules))
+    for name in modules:
+        packages[name] = _state(name, next(told) if name in there else None)
+        if progress is not None:
+            progress(len(packages), len(modules))
     return Installation(
         machine={"platform": platform.platform(), **processor()},
         packages=packages,
@@ -214,14 +218,20 @@ def _is_usable(package: Mapping[str, Any], oldest: str) -> bool:
     return package["state"] == "installed" and (version is None or _numbers(version) >= _numbers(oldest))
 
 
-def _state(name: str, module: str, longest: float) -> dict[str, Any]:
-    """Return the entry of a package in `Installation.packages`."""
-    with suppress(ImportError, ValueError):  # else what is there is broken, as importing it tells
-        if find_spec(module.split(".")[0]) is None:
-            return {"state": "missing", "version": None, "error": None}
-    found = _asked(module, longest)
+def _is_there(module: str) -> bool:
+    """Return whether a module is found; one that cannot be looked for is broken, as importing it tells."""
+    try:
+        return find_spec(module.split(".")[0]) is not None
+    except (ImportError, ValueError):
+        return True
+
+
+def _state(name: str, found: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the entry of a package in `Installation.packages`, from what importing it told; None where it is not."""
+    if found is None:
+        return {"state": "missing", "version": None, "error": None}
     with suppress(metadata.PackageNotFoundError):  # another distribution has the module, such as onnxruntime-gpu
-        found["version"] = metadata.version(name)
+        found = {**found, "version": metadata.version(name)}
     return {"state": "broken" if "error" in found else "installed", "version": None, "error": None, **found}
 
 
@@ -230,33 +240,53 @@ def _numbers(version: str) -> list[int]:
     return [int(part) for part in re.match(r"[\d.]*", version)[0].split(".") if part]  # type: ignore[index]
 
 
-def _asked(module: str, longest: float) -> dict[str, Any]:
-    """Import a module in a process of its own, where the same modules are found, and return what it tells."""
-    arguments = [sys.executable, "-P", "-c", _PROBE.format(__name__), json.dumps(sys.path), module]
-    try:
-        done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=longest)
-    except subprocess.TimeoutExpired:
-        return {"error": f"its import took longer than {longest:g} seconds"}
-    if done.returncode < 0:
-        return {"error": f"its import ends the process ({signal.Signals(-done.returncode).name})"}
-    try:
-        answered: dict[str, Any] = json.loads(done.stdout)
-    except ValueError:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        return {"error": f"its import ends the process: {lines[-1]}"}
-    return answered
+def _asked(modules: list[str], longest: float) -> Iterator[dict[str, Any]]:
+    """Import modules in another process, where the same modules are found, and yield what each tells."""
+    while modules:
+        arguments = [sys.executable, "-P", "-c", _PROBE.format(__name__), json.dumps(sys.path), str(longest), *modules]
+        with (
+            tempfile.TemporaryFile("w+") as errors,
+            subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+        ):
+            assert process.stdout is not None
+            done = 0
+            for line in process.stdout:
+                found = json.loads(line)
+                if "error" in found and done:
+                    process.kill()  # it may be for what was imported before
+                    break
+                yield found
+                done += 1
+            code = process.wait()
+            if done == 0:
+                errors.seek(0)
+                yield {"error": _end(code, errors.read().strip().splitlines(), longest)}
+                done = 1
+        modules = modules[done:]
 
 
-def answer(module: str) -> None:
-    """Import a module in this process, and print what it tells as JSON: an error, or what it can run on."""
+def _end(code: int, lines: list[str], longest: float) -> str:
+    """Return how a process ended that imported a module."""
+    if lines and lines[0].startswith("Timeout ("):
+        return f"its import took longer than {longest:g} seconds"
+    if code < 0:
+        return f"its import ends the process ({signal.Signals(-code).name})"
+    return f"its import ends the process: {lines[-1] if lines else f'exit code {code}'}"
+
+
+def answer(longest: float, modules: list[str]) -> None:
+    """Import modules in this process, and print what each tells as a line of JSON: an error, or what it can run on."""
     stdout = os.dup(1)
     os.dup2(2, 1)  # what packages print of themselves is no answer
-    try:
-        found = _told(module)
-    except Exception as error:  # whatever is broken
-        text = (str(error).strip() or "no reason given").splitlines()[0]
-        found = {"error": f"{type(error).__name__}: {text}"}
-    os.write(stdout, json.dumps(found).encode())
+    for module in modules:
+        faulthandler.dump_traceback_later(longest, exit=True)  # a watch that what hangs in C cannot stop
+        try:
+            found = _told(module)
+        except Exception as error:  # whatever is broken
+            text = (str(error).strip() or "no reason given").splitlines()[0]
+            found = {"error": f"{type(error).__name__}: {text}"}
+        faulthandler.cancel_dump_traceback_later()
+        os.write(stdout, json.dumps(found).encode() + b"\n")
     os._exit(0)  # what is broken may hang or fail once more when the process ends
 
 

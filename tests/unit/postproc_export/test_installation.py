@@ -88,6 +88,16 @@ def test_a_broken_package_is_told_of_and_stops_nothing(name: str, wanted: Wanted
     assert "1 of 2 extras work here" in result.stdout
 
 
+def test_what_another_package_breaks_is_asked_again_alone(wanted: Wanted) -> None:
+    """Packages are imported one after the other; one that fails for what came before it is not broken."""
+    marks = "import os, sys; sys.is_marked = True"
+    ends = "import os, sys; getattr(sys, 'is_marked', False) and os._exit(1)"
+    raises = "import sys; assert not getattr(sys, 'is_marked', False)"
+    names = {"a_marks": marks, "b_ends": ends, "c_marks": marks, "d_raises": raises}
+    wanted(*(f"{name}; extra == 'zarr'" for name in names), **names)
+    assert {package["state"] for package in examine().packages.values()} == {"installed"}
+
+
 def test_a_package_that_takes_for_ever_is_broken(wanted: Wanted) -> None:
     """It is waited for as long as was asked."""
     wanted("slow; extra == 'zarr'", slow="import time; time.sleep(600)")
