@@ -9,9 +9,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from checks import check_briefly
 from shipped_tails import IMAGE, PIXEL, images, stats_behind
 
-from postproc_export import CalibrationStats, attach_postprocessing, check_parity
+from postproc_export import CalibrationStats, attach_postprocessing
 from postproc_export.runtimes.openvino import openvino_core
 
 OURS = ("pred_score", "pred_label", "anomaly_map", "pred_mask")
@@ -104,7 +105,7 @@ def test_what_became_of_the_outputs_is_a_miss(
     """Not a traceback and not exit 2: what is missing is named, and the stages that need it say so."""
     raw, path = made(tmp_path, form, kind)
     changed(path, change, outputs)
-    report = check_parity(path, raw=raw, inputs=FED, torch=Net(), count=200, threads=1, int8=False)
+    report = check_briefly(path, raw=raw, inputs=FED, torch=Net(), count=200)
     missed = {check.name: check.message for check in report.failed}
     found = "; ".join(missed[name] for name in ("outputs", "decision/outputs") if name in missed)
     assert found, report.describe()

@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 import torch_hosts
+from checks import check_briefly
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
@@ -48,6 +49,11 @@ def check(attached: Path, raw: Path | None, **options: Any) -> ParityReport:
     """Check on the images, quickly."""
     given = {"inputs": {"input": IMAGES}, "count": FEW, "threads": 1, **options}
     return check_parity(attached, raw=raw, **given)
+
+
+def check_alone(attached: Path, raw: Path | None, **options: Any) -> ParityReport:
+    """Check on the images, in the runtime of the format alone."""
+    return check_briefly(attached, raw=raw, **{"inputs": {"input": IMAGES}, **options})
 
 
 def outcome(report: ParityReport, way: str, level: str = "pixel") -> LevelTrace:
@@ -104,7 +110,7 @@ def test_a_shifted_mean_that_flips_nothing_is_a_miss_all_the_same(tmp_path: Path
     raw = hosts.write(hosts.map_only(), tmp_path / "raw.onnx")
     path = attach_postprocessing(raw, stats).output
     module = torch_hosts.Detector(lambda score, anomaly_map: anomaly_map + 0.5)
-    report = check(path, raw, torch=module)
+    report = check_alone(path, raw, torch=module)
     assert {check.subject for check in report.failed} == {"whole/torch/raw_map", "whole/torch/anomaly_map"}
     assert "decides as PyTorch" in verdict(report.whole[0])
 
@@ -113,12 +119,12 @@ def test_a_moved_body_is_put_down_to_the_attached_file(tmp_path: Path) -> None:
     """A body that changed after attaching brings its flips in between raw and attached."""
     raw, path = attach(hosts.score_and_map(), tmp_path)
     onnx.save(set_weights(onnx.load(path), (0.5, 0.25, 0.25)), path)
-    report = check(path, raw, torch="torch_hosts:detector")
+    report = check_alone(path, raw, torch="torch_hosts:detector")
     found = outcome(report, "onnxruntime")
     assert dict(found.brought_in) == {"raw -> attached": found.decided.flipped}
     missed = {check.subject.rpartition("/")[0] for check in report.failed}
     assert missed == {"whole/raw", "whole/torch", "synthetic/raw"}
-    without_raw = check(path, None, torch="torch_hosts:detector")
+    without_raw = check_alone(path, None, torch="torch_hosts:detector")
     assert stages_of(without_raw, "onnxruntime") == ["torch -> attached", "tail"]
     assert dict(outcome(without_raw, "onnxruntime").brought_in) == {"torch -> attached": found.decided.flipped}
 
@@ -130,7 +136,7 @@ def test_a_moved_boundary_is_put_down_to_the_tail(tmp_path: Path) -> None:
     boundary = next(item for item in model.graph.initializer if item.name == "postproc/pred_mask/boundary")
     boundary.CopyFrom(numpy_helper.from_array(np.array(0.28, np.float32), boundary.name))
     onnx.save(model, path)
-    found = outcome(check(path, raw, torch="torch_hosts:detector"), "onnxruntime")
+    found = outcome(check_alone(path, raw, torch="torch_hosts:detector"), "onnxruntime")
     assert found.decided.flipped
     assert dict(found.brought_in) == {"tail": found.decided.flipped}
 
@@ -182,16 +188,16 @@ def test_flips_beside_the_boundary_are_listed_and_forgiven(tmp_path: Path) -> No
     raw, path = attach(hosts.score_and_map(), tmp_path, ir=True)
     images = np.zeros((2, 3, 8, 8), np.float32)
     images[0, 0, 0, 0] = 1.1  # raw 0.3, the boundary
-    report = check(path, raw, torch=shifted(-1e-6), inputs={"input": images})
+    report = check_alone(path, raw, torch=shifted(-1e-6), inputs={"input": images})
     assert report, report.describe()
     found = outcome(report, "openvino")
     assert (found.decided.flipped, found.decided.near) == (1, 1)
     assert found.flips[0]["index"] == (0, 0, 0)
     assert "but for 1 of 128 mask pixels" in verdict(report.whole[0])
-    far = check(path, raw, torch=shifted(-1e-3), inputs={"input": images})
+    far = check_alone(path, raw, torch=shifted(-1e-3), inputs={"input": images})
     assert "whole/torch/pred_mask/openvino" in {check.name for check in far.failed}
     assert not [check for check in far.failed if check.name.startswith("whole/raw")]
-    forgiven = check(path, raw, torch=shifted(-1e-3), inputs={"input": images}, max_flips=1)
+    forgiven = check_alone(path, raw, torch=shifted(-1e-3), inputs={"input": images}, max_flips=1)
     assert "whole/torch/pred_mask/openvino" not in {check.name for check in forgiven.failed}
 
 
@@ -205,12 +211,12 @@ def test_the_command_takes_a_budget_of_flips(tmp_path: Path, invoke: Any) -> Non
     images = np.zeros((2, 3, 8, 8), np.float32)
     images[0, 0, 0, 0] = 1.1  # raw 0.3, the boundary
     np.savez(tmp_path / "images.npz", input=images)
-    fed = ("--inputs", tmp_path / "images.npz", "--threads", 1, "--json")
+    fed = ("--inputs", tmp_path / "images.npz", "--threads", 1, "--runtime", "onnxruntime", "--json")
     raw = hosts.write(other, tmp_path / "other.onnx")
     result = invoke("check", path, "--raw", raw, *fed)
     assert result.exit_code == 1
     missed = {check["name"] for check in json.loads(result.stdout)["checks"] if not check["passed"]}
-    assert missed == {"whole/raw/pred_mask/onnxruntime", "whole/raw/pred_mask/onnxruntime-unoptimised"}
+    assert missed == {"whole/raw/pred_mask/onnxruntime"}
     assert invoke("check", path, "--raw", raw, *fed, "--max-flips", 1).exit_code == 0
 
 
@@ -279,7 +285,7 @@ FORMS: list[dict[str, Any]] = [
 def test_every_form_of_tail_has_its_stages(ir: bool, options: dict[str, Any], tmp_path: Path) -> None:
     """Packed outputs, one level, inputs that adjust it, raw values for scores: followed stage by stage, too."""
     raw, path = attach(hosts.score_and_map(), tmp_path, ir=ir, **options)
-    report = check(path, raw, torch="torch_hosts:detector")
+    report = check_alone(path, raw, torch="torch_hosts:detector")
     assert report, report.describe()
     assert "decides as PyTorch" in verdict(report.whole[0])
 
@@ -287,7 +293,7 @@ def test_every_form_of_tail_has_its_stages(ir: bool, options: dict[str, Any], tm
 def test_a_tail_without_labels_decides_nothing(tmp_path: Path) -> None:
     """Without labels the errors are there, and the verdict says that there is nothing to decide."""
     raw, path = attach(hosts.score_and_map(), tmp_path, enable_thresholding=False)
-    report = check(path, raw, torch="torch_hosts:detector")
+    report = check_alone(path, raw, torch="torch_hosts:detector")
     assert report, report.describe()
     assert "it gives no labels" in verdict(report.whole[0])
     assert stages_of(report, "onnxruntime") == ["torch -> raw", "raw -> attached", "tail"]
@@ -296,7 +302,7 @@ def test_a_tail_without_labels_decides_nothing(tmp_path: Path) -> None:
 def test_a_map_alone_is_followed_on_both_levels(tmp_path: Path) -> None:
     """A score that the tail takes from the map is compared, too, and a scalar score of one image."""
     raw, path = attach(hosts.map_only(), tmp_path)
-    report = check(path, raw, torch="torch_hosts:map_alone")
+    report = check_alone(path, raw, torch="torch_hosts:map_alone")
     assert report, report.describe()
     assert {trace.level for _, trace in report.whole[0].stages} == {"image", "pixel"}
 
