@@ -8,6 +8,7 @@ import hosts
 import numpy as np
 import onnx
 import pytest
+from checks import check_briefly
 from onnx import numpy_helper
 from tail_forms import FORMS, attached
 
@@ -65,7 +66,7 @@ def test_it_is_proved_at_the_default_and_at_other_values(case: str, ir: bool, tm
 def test_a_constant_tail_has_no_such_checks(tmp_path: Path) -> None:
     """Nothing is run where nothing can be adjusted."""
     _, path = attached(hosts.identity(), tmp_path, ir=False)
-    names = [check.name for check in check_parity(path, count=FEW, threads=1).checks]
+    names = [check.name for check in check_briefly(path).checks]
     assert not [name for name in names if name.startswith(("adjusted/", "input/"))]
 
 
@@ -141,7 +142,7 @@ def test_a_planted_fault_is_found(fault: str, tmp_path: Path) -> None:
     plant, name = FAULTS[fault]
     model = onnx.load(path)
     plant(model)
-    report = check_parity(hosts.write(model, path), count=FEW, threads=1)
+    report = check_briefly(hosts.write(model, path))
     assert name in {check.name for check in report.failed}, report.describe()
 
 
@@ -150,7 +151,7 @@ def test_a_computed_boundary_far_off_is_found_by_running(tmp_path: Path) -> None
     _, path = attached(hosts.identity(), tmp_path, ir=False, stats=STATS, adjustable="sensitivity")
     model = onnx.load(path)
     _other_way_round(model)
-    report = check_parity(hosts.write(model, path), count=FEW, threads=1)
+    report = check_briefly(hosts.write(model, path))
     missed = {check.name for check in report.failed}
     assert any(name.startswith("adjusted/0.3/") for name in missed), report.describe()
     assert not any(name.startswith(("tail/", "adjusted/0.5/")) for name in missed)

@@ -9,6 +9,7 @@ from typing import Any
 import hosts
 import numpy as np
 import pytest
+from checks import check_briefly
 
 from postproc_export.check import check_parity
 from postproc_export.errors import FileError, MetadataError, UnsupportedModelError, UsageError
@@ -88,7 +89,7 @@ def test_the_tail_passes_with_every_option(ir: bool, options: dict[str, Any], tm
 def test_a_guardless_map_maximum_says_what_is_not_defined(tmp_path: Path) -> None:
     """Without the guard the image score of a map with a NaN is left out, and the report says so."""
     _, path = attached(hosts.identity(score=None), tmp_path, ir=False, nan_guard=False)
-    report = check_parity(path, count=FEW, threads=1)
+    report = check_briefly(path)
     assert report, report.describe()
     assert any("the tail has no guard" in sentence for sentence in report.not_checked)
 
@@ -141,7 +142,7 @@ def test_another_raw_file_is_a_miss_in_every_runtime(tmp_path: Path) -> None:
     flip = missed["openvino"].details["flips"][0]
     assert abs(flip["distance"]) > 0
     assert not [check for check in report.failed if not check.name.startswith(("whole/raw/", "synthetic/raw/"))]
-    forgiven = check_parity(path, raw=tmp_path / "other.onnx", inputs={"input": IMAGES}, count=FEW, max_flips=10**6)
+    forgiven = check_briefly(path, raw=tmp_path / "other.onnx", inputs={"input": IMAGES}, max_flips=10**6)
     values = {"pred_score", "anomaly_map", "raw_score", "raw_map"}
     assert {check.subject.rpartition("/")[2] for check in forgiven.failed} == values
 
@@ -161,7 +162,7 @@ def test_the_report_says_what_was_not_checked(tmp_path: Path) -> None:
 def test_an_uncalibrated_level_is_named(tmp_path: Path) -> None:
     """A level without statistics keeps its raw output, which must be unchanged, and the report says so."""
     raw, path = attached(hosts.score_and_map(), tmp_path, ir=False, stats=CalibrationStats(image=IMAGE))
-    report = check_parity(path, raw=raw, inputs={"input": IMAGES}, count=FEW, threads=1)
+    report = check_briefly(path, raw=raw, inputs={"input": IMAGES})
     assert report, report.describe()
     assert any("pixel level: it is not calibrated" in sentence for sentence in report.not_checked)
     untouched = [check for check in report.checks if check.subject == "whole/raw/anomaly_map"]
@@ -172,7 +173,7 @@ def test_an_uncalibrated_level_is_named(tmp_path: Path) -> None:
 def test_the_report_is_json_and_can_be_run_again(tmp_path: Path) -> None:
     """The JSON form has "passed" and "checks" with name and verdict, and what is needed to repeat the run."""
     _, path = attached(hosts.identity(), tmp_path, ir=False)
-    document = json.loads(json.dumps(check_parity(path, count=FEW, seed=5, threads=1).to_json(), allow_nan=False))
+    document = json.loads(json.dumps(check_briefly(path, seed=5).to_json(), allow_nan=False))
     assert document["passed"] is True
     assert all(isinstance(check["passed"], bool) and check["name"] for check in document["checks"])
     assert document["environment"]["seed"] == 5

@@ -11,10 +11,11 @@ import onnx
 import planted_ir
 import planted_onnx
 import pytest
+from checks import check_briefly
 from planted_onnx import Fault
 
 from postproc_export.attach import attach_postprocessing
-from postproc_export.check import ParityReport, check_parity
+from postproc_export.check import ParityReport
 from postproc_export.stats import CalibrationStats, LevelStats
 
 STATS = CalibrationStats(
@@ -23,20 +24,20 @@ STATS = CalibrationStats(
 IN_EVERY_RUNTIME = {"onnxruntime", "onnxruntime-unoptimised", "openvino"}
 
 
-def check_with(fault: Fault, folder: Path, **host: Any) -> ParityReport:
+def check_with(fault: Fault, folder: Path, **options: Any) -> ParityReport:
     """Attach, plant the fault into the ONNX file, and check."""
-    raw = hosts.write(hosts.identity(**host), folder / "raw.onnx")
+    raw = hosts.write(hosts.identity(), folder / "raw.onnx")
     path = attach_postprocessing(raw, STATS).output
     model = onnx.load(path)
     fault(model)
     onnx.save(model, path)
-    return check_parity(path, count=2_000, threads=1)
+    return check_briefly(path, count=2_000, **options)
 
 
 @pytest.fixture(scope="module")
 def report_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Fault], ParityReport]:
     """Return the report of a fault; several tests look at the same one."""
-    return cache(lambda fault: check_with(fault, tmp_path_factory.mktemp("fault")))
+    return cache(lambda fault: check_with(fault, tmp_path_factory.mktemp("fault"), runtimes=()))
 
 
 def missed(report: ParityReport, subject: str) -> set[str | None]:
@@ -89,7 +90,7 @@ def test_a_guard_with_a_frozen_shape_is_caught_by_what_it_gives(report_of: Calla
 
 def test_a_tail_in_bfloat16_is_caught(tmp_path: Path) -> None:
     """A detour through bfloat16 is named by the graph, and flips labels wherever the runtime does not remove it."""
-    report = check_with(planted_onnx.bfloat16, tmp_path)
+    report = check_with(planted_onnx.bfloat16, tmp_path, runtimes=())
     assert "in place of the raw value 'anomaly_map_raw'" in message(report, "constants/pred_mask")
     assert missed(report, "tail/pred_mask") >= {"onnxruntime", "onnxruntime-unoptimised"}
 
@@ -156,7 +157,7 @@ def test_an_output_that_attaching_had_to_leave_is_missed(lost: str, ir: bool, tm
     host = with_embedding()
     raw = hosts.raw_file(host, tmp_path, ir=ir)
     path = attach_postprocessing(raw, STATS, keep_raw=True).output
-    assert check_parity(path, count=1_000, threads=1)
+    assert check_briefly(path)
     if ir:
         import openvino
 
@@ -169,12 +170,12 @@ def test_an_output_that_attaching_had_to_leave_is_missed(lost: str, ir: bool, tm
         proto.graph.output.remove(next(item for item in proto.graph.output if item.name == lost))
         onnx.save(proto, path)
     original = lost.removesuffix("_raw")
-    assert f"output '{original}' of the original is gone" in message(check_parity(path, count=1_000), "outputs")
+    assert f"output '{original}' of the original is gone" in message(check_briefly(path), "outputs")
 
 
 def test_outputs_under_each_others_names_are_caught(tmp_path: Path) -> None:
     """Score and map swapped: their constants are not the record's, and their values differ in every runtime."""
-    report = check_with(planted_onnx.swapped_names, tmp_path)
+    report = check_with(planted_onnx.swapped_names, tmp_path, runtimes=())
     assert missed(report, "constants/pred_score") == {None}
     assert missed(report, "tail/anomaly_map") == IN_EVERY_RUNTIME
 
@@ -214,7 +215,7 @@ def check_ir_with(fault: Callable[[Any], None], folder: Path) -> ParityReport:
     fault(model)
     faulty = folder / "faulty.xml"
     openvino.save_model(model, faulty, compress_to_fp16=False)
-    return check_parity(faulty, count=2_000, threads=1)
+    return check_briefly(faulty, count=2_000)
 
 
 @pytest.mark.parametrize(

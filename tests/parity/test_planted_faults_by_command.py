@@ -114,7 +114,7 @@ FAULTS = [
     pytest.param(
         "frozen_input",
         RAW,
-        "whole/batch/openvino",
+        "whole/batch/{runtime}",
         "axis 0 of input 'input' is frozen to 1",
         "tail or runtime",
         "attach",
@@ -124,12 +124,12 @@ FAULTS = [
         "nan_as_normal", (), "constants/pred_mask", "expected logical_not, found", "tail", "attach", id="nan-as-normal"
     ),
     pytest.param(
-        "swapped_channels", RAW, "whole/raw/pred_mask/openvino", "flipped", "model", "check", id="channels-of-the-body"
+        "swapped_channels", RAW, "whole/raw/pred_mask/{runtime}", "flipped", "model", "check", id="channels-of-the-body"
     ),
     pytest.param(
         "swapped_channels",
         TORCH,
-        "whole/torch/raw_map/openvino",
+        "whole/torch/raw_map/{runtime}",
         "channel order",
         "export",
         "export",
@@ -161,11 +161,12 @@ def test_a_planted_fault_is_caught_and_named(
     plant = getattr(kinds, fault) if isinstance(fault, str) else kinds.edited_record(fault)
     path = planted(plant, clean / f"attached.{suffix}", tmp_path)
     given = [clean / item.format(suffix=suffix) if "." in item else item for item in options]
-    result = invoke("check", path, *given, "--threads", 1, "--json")
+    runtime = {"onnx": "onnxruntime", "xml": "openvino"}[suffix]
+    result = invoke("check", path, *given, "--threads", 1, "--runtime", runtime, "--json")
     assert result.exit_code == 1, result.stderr
     document = json.loads(result.stdout)
     missed = {check["name"]: check["message"] for check in document["checks"] if not check["passed"]}
-    assert finding in missed.get(name, ""), missed
+    assert finding in missed.get(name.format(runtime=runtime), ""), missed
     (cause,) = document["causes"]
     assert set(cause["checks"]) == set(missed)
     assert cause["stage"] in stage

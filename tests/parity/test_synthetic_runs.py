@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 import planted_onnx
 import pytest
+from checks import check_briefly
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from postproc_export.attach import attach_postprocessing
-from postproc_export.check import ParityReport, check_parity, synthetic
+from postproc_export.check import ParityReport, synthetic
 from postproc_export.stats import CalibrationStats, LevelStats
 
 BROKEN = Path(__file__).parents[1] / "data" / "broken"
@@ -35,8 +36,8 @@ attached = partial(hosts.attached, stats=STATS)
 
 
 def checked(path: Path, **options: object) -> ParityReport:
-    """Check with few raw values."""
-    return check_parity(path, count=500, threads=1, **options)  # type: ignore[arg-type]
+    """Check with few raw values in every runtime."""
+    return check_briefly(path, runtimes=(), **options)
 
 
 def ways_that_miss(report: ParityReport, subject: str) -> set[str | None]:
@@ -167,7 +168,7 @@ def test_what_cannot_be_fed_is_said_in_the_verdict(
     """The rest is judged; the verdict and the list of what was not checked name the reason."""
     raw = tmp_path / "raw.onnx"
     onnx.save(host(inputs, body, domains=domains), raw)
-    report = checked(attach_postprocessing(raw, STATS).output)
+    report = check_briefly(attach_postprocessing(raw, STATS).output)
     assert report, report.describe()
     assert "but the file was not run as a whole" in report.headline()
     assert reason in report.headline()
@@ -189,7 +190,7 @@ def test_open_channels_of_the_input_that_reach_a_packed_map_are_fed_as_one(tmp_p
     graph = "host (float[N,C,H,W] x) => (float[N,C,H,W] anomaly_map) { anomaly_map = Abs(x) }"
     raw = hosts.write(hosts.parse(graph), tmp_path / "raw.onnx")
     path = attach_postprocessing(raw, STATS, layout="packed").output
-    for report in (checked(path), checked(path, raw=raw)):
+    for report in (check_briefly(path), check_briefly(path, raw=raw)):
         assert report, report.describe()
         assert "x [3, 1, 128, 64]" in report.environment["synthetic"]
 
@@ -201,7 +202,7 @@ def test_a_scalar_score_beside_a_map_that_does_not_guard_it_is_judged(tmp_path: 
     raw = hosts.write(hosts.parse(graph + body), tmp_path / "raw.onnx")
     result = attach_postprocessing(raw, CalibrationStats(image=STATS.image))
     assert "a NaN in 'heat' does not change the image score" in result.summary()
-    report = checked(result.output, raw=raw)
+    report = check_briefly(result.output, raw=raw)
     assert report, report.describe()
     assert report.environment["synthetic"].startswith("synthetic inputs")
 

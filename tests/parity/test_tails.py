@@ -11,16 +11,16 @@ import onnx
 import own_tails
 import pytest
 import torch
+from checks import check_briefly
 from onnx import TensorProto, numpy_helper
 from shipped_tails import IMAGE, PIXEL, images, stats_behind
 
-from postproc_export import CalibrationStats, attach_postprocessing, check_parity
+from postproc_export import CalibrationStats, attach_postprocessing
 from postproc_export.check import ParityReport
 from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError
 from postproc_export.steps import user_export
 
 FED = {"input": images((4, 3, 20, 24))}
-COUNT = 500
 TAILS = {
     "gaussian": ["gaussian:sigma=1"],
     "top-k": ["top-k:k=5"],
@@ -37,8 +37,8 @@ TAILS = {
 
 
 def checked(path: Path, **options: Any) -> ParityReport:
-    """Check a file on few values."""
-    return check_parity(path, count=COUNT, threads=1, int8=False, **options)
+    """Check a file on few values in every runtime."""
+    return check_briefly(path, runtimes=(), **options)
 
 
 @pytest.fixture
@@ -73,8 +73,9 @@ ONE_EACH = zip(list(TAILS)[:-1], [11, 14, 18, 11, 14, 18, 11], strict=True)  # t
 def test_every_shipped_tail_passes_at_every_opset(name: str, opset: int, folder: Path) -> None:
     """Eager, ONNX Runtime and OpenVINO agree, NaN stays anomalous, and nothing besides the tails differs."""
     raw, path = attached(folder, TAILS[name], opset=opset)
-    whole = {"raw": raw, "inputs": FED} if name == "chain" else {}  # all of them in one file
-    report = checked(path, preserved=raw, **whole)
+    # all of them in one file; a step alone in one runtime
+    whole: dict[str, Any] = {"raw": raw, "inputs": FED, "runtimes": ()} if name == "chain" else {}
+    report = check_briefly(path, preserved=raw, **whole)
     assert report, report.describe()
     names = {check.subject for check in report.checks if check.judged}
     before = [tail for tail in TAILS[name] if not tail.startswith(("gate", "points"))]
@@ -102,7 +103,7 @@ def test_every_shipped_tail_passes_in_an_ir(folder: Path) -> None:
 def test_hosts_of_every_form_pass(host: dict[str, Any], folder: Path) -> None:
     """Fixed sizes and a fixed batch, and another element type."""
     raw, path = attached(folder, TAILS["chain"], **host)
-    report = checked(path, inputs=FED, preserved=raw)
+    report = check_briefly(path, inputs=FED, preserved=raw)
     assert report, report.describe()
 
 
@@ -110,7 +111,7 @@ def test_a_model_with_a_map_only_passes(folder: Path) -> None:
     """Its score is one that the transform makes; the raw file has none to compare with."""
     raw = hosts.write(hosts.map_only(), folder / "m.onnx")
     path = attach_postprocessing(raw, stats_behind(["top-k:k=5"]), tail="top-k:k=5").output
-    report = checked(path, raw=raw, inputs=FED, preserved=raw)
+    report = check_briefly(path, raw=raw, inputs=FED, preserved=raw)
     assert report, report.describe()
 
 
@@ -134,7 +135,7 @@ def test_a_level_that_is_transformed_and_left_raw_passes(folder: Path) -> None:
     """The map has no tail, and is the transform's all the same."""
     raw = written(folder, "onnx", hosts.score_and_map())
     path = attach_postprocessing(raw, stats_behind(TAILS["gaussian"]), tail=TAILS["gaussian"], levels="image").output
-    report = checked(path, raw=raw, inputs=FED, preserved=raw)
+    report = check_briefly(path, raw=raw, inputs=FED, preserved=raw)
     assert report, report.describe()
 
 
@@ -145,7 +146,7 @@ def test_thresholds_per_channel_pass(folder: Path) -> None:
     tails = ["thresholds:file=channels.npy"]
     path = attach_postprocessing(raw, stats_behind(tails), tail=tails).output
     fed = {"score": images((4, 1)), "map": images((4, 3, 6, 5))}
-    report = checked(path, raw=raw, inputs=fed, preserved=raw)
+    report = check_briefly(path, raw=raw, inputs=fed, preserved=raw)
     assert report, report.describe()
 
 
@@ -162,7 +163,7 @@ class Net(torch.nn.Module):
 def test_a_pytorch_model_is_transformed_as_well(folder: Path) -> None:
     """With `--torch` the twin stands behind the module; a module without it would decide otherwise."""
     raw, path = attached(folder, TAILS["gaussian"])
-    report = checked(path, raw=raw, inputs=FED, torch=Net())
+    report = check_briefly(path, raw=raw, inputs=FED, torch=Net())
     assert report, report.describe()
     assert any(check.subject == "whole/torch/anomaly_map" for check in report.checks)
 
@@ -183,7 +184,7 @@ def test_a_class_that_the_file_alone_names_is_not_run(kind: str, folder: Path, m
     monkeypatch.setattr(user_export, "OPSET", 14)
     raw, path = attached(folder, ["own_tails:Weighted", "gate"], kind=kind, opset=14)
     monkeypatch.delattr(own_tails, "Weighted")
-    report = checked(path, raw=raw, inputs=FED, preserved=raw, torch=Net())
+    report = check_briefly(path, raw=raw, inputs=FED, preserved=raw, torch=Net())
     assert report, report.describe()
     groups = {check.subject.rpartition("/")[0] for check in report.checks}
     assert {"constants", "tail", "whole/tapped", "decision", "whole/decision"} <= groups
@@ -216,7 +217,7 @@ def test_a_name_that_the_file_does_not_record_is_refused(
         raw = written(folder, "onnx", hosts.score_and_map())
         path = attach_postprocessing(raw, CalibrationStats(image=IMAGE, pixel=PIXEL)).output
     with pytest.raises(UsageError, match=f"the step '{named}' is not the one that") as caught:
-        checked(path, tail=named)
+        check_briefly(path, tail=named)
     assert caught.value.found == found
 
 
@@ -227,7 +228,7 @@ def test_naming_what_a_file_records_changes_nothing(name: str, folder: Path) -> 
     """A shipped tail is equal by what its parameters mean, however they are written."""
     _, path = attached(folder, TAILS[name])
     given = [text.replace("sigma=1", "sigma=1.0").replace("strict=0.3", "strict=.30") for text in TAILS[name]]
-    assert checked(path, tail=given).to_json()["checks"] == checked(path).to_json()["checks"]
+    assert check_briefly(path, tail=given).to_json()["checks"] == check_briefly(path).to_json()["checks"]
 
 
 LYING = [
@@ -251,14 +252,14 @@ def test_a_record_that_names_what_cannot_stand_there_is_refused(
     entry.value = json.dumps({**json.loads(entry.value), "tails": tails})
     onnx.save(model, path)
     with pytest.raises(MetadataError, match=r"cannot stand|names a file"):
-        checked(path)
+        check_briefly(path)
 
 
 def test_a_class_that_changed_since_is_a_miss(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the file computes is not what the class of this name computes now."""
     _, path = attached(folder, ["own_tails:Weighted"], opset=14)
     monkeypatch.setattr(own_tails, "Weighted", own_tails.OfTheMap)
-    report = checked(path, tail="own_tails:Weighted")
+    report = check_briefly(path, tail="own_tails:Weighted")
     assert "transform/pred_score" in {check.subject for check in report.failed}
 
 
@@ -267,7 +268,7 @@ def test_a_class_that_is_gone_is_said(folder: Path, monkeypatch: pytest.MonkeyPa
     _, path = attached(folder, ["own_tails:Weighted"], opset=14)
     monkeypatch.delattr(own_tails, "Weighted")
     with pytest.raises(UsageError, match="a custom step"):
-        checked(path, tail="own_tails:Weighted")
+        check_briefly(path, tail="own_tails:Weighted")
 
 
 class Classes(Net):
@@ -364,12 +365,12 @@ def test_another_channel_is_missed(host: dict[str, Any], step: str, folder: Path
     host = {"score": "2" if host.get("map") == "2,H,W,3" else "N", **host}
     raw = hosts.write(hosts.identity(**host), folder / "m.onnx")
     path = attach_postprocessing(raw, stats_behind([step]), step=step).output
-    assert checked(path)
+    assert check_briefly(path)
     model = onnx.load(path)
     other_channel(model)
     onnx.save(model, path)
     subject = "transform/pred_score" if "image" in step else "transform/anomaly_map"
-    assert subject in {check.subject for check in checked(path).failed}
+    assert subject in {check.subject for check in check_briefly(path).failed}
 
 
 def test_a_channel_that_the_record_alone_has_is_a_failure(folder: Path) -> None:
@@ -382,7 +383,7 @@ def test_a_channel_that_the_record_alone_has_is_a_failure(folder: Path) -> None:
         item.value = item.value.replace('"index":1', '"index":7')
     onnx.save(model, path)
     with pytest.raises(UnsupportedModelError, match="the recorded steps do not run on raw values"):
-        checked(path)
+        check_briefly(path)
 
 
 def test_a_nan_that_is_lost_is_a_miss(folder: Path) -> None:
@@ -392,5 +393,5 @@ def test_a_nan_that_is_lost_is_a_miss(folder: Path) -> None:
     node = next(item for item in model.graph.node if "transform" in item.name and item.op_type == "Where")
     node.input[1] = node.input[2]  # the number is taken in either case
     onnx.save(model, path)
-    missed = {check.subject: check.message for check in checked(path).failed}
+    missed = {check.subject: check.message for check in check_briefly(path).failed}
     assert "normal though a NaN came in, fed [3, 1, 33, 40]" in missed["transform/nan"]

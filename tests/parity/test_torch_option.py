@@ -18,14 +18,14 @@ STATS = CalibrationStats(
     image=LevelStats(threshold=0.2, min=-1.0, max=0.75), pixel=LevelStats(threshold=0.3, min=-0.25, max=0.625)
 )
 IMAGES = np.random.default_rng(7).integers(0, 256, (5, 3, 8, 8)).astype(np.float32) / 256
-QUICK: dict[str, Any] = {"inputs": {"input": IMAGES}, "count": 200}
+QUICK: dict[str, Any] = {"inputs": {"input": IMAGES}, "count": 200, "runtimes": ["onnxruntime"]}
 
 
 @pytest.fixture(scope="module")
 def attached(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return an attached IR: one runtime is enough here."""
+    """Return an attached file: one runtime is enough here."""
     folder = tmp_path_factory.mktemp("torch")
-    return attach_postprocessing(hosts.to_ir(hosts.score_and_map(), folder / "raw.xml"), STATS).output
+    return attach_postprocessing(hosts.write(hosts.score_and_map(), folder / "raw.onnx"), STATS).output
 
 
 @pytest.mark.parametrize("form", ["turned", "flat", "named", "nested"])
