@@ -9,12 +9,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from checks import check_briefly
 from tail_forms import IMAGE, PIXEL, STATS, attached, converted, stripped
 
 from postproc_export import (
     CalibrationStats,
     attach_postprocessing,
-    check_parity,
     detach_postprocessing,
     inspect_model,
     tail,
@@ -139,7 +139,7 @@ def test_a_state_beside_the_score_is_left_alone(name: str, ir: bool, tmp_path: P
         before, after = run(raw, **feeds), run(result.output, **feeds)
         np.testing.assert_array_equal(after["pred_label"], before["score"] >= np.float32(0.5))
         np.testing.assert_array_equal(after["hn"], before["hn"])
-    assert check_parity(result.output, count=2000)
+    assert check_briefly(result.output)
 
 
 @pytest.mark.parametrize("batch", [0, 1, 3])
@@ -165,7 +165,7 @@ def test_a_state_that_is_said_to_be_the_map_is_refused(ir: bool, tmp_path: Path)
     found = run(path, s=np.zeros(3, np.float32), h=state)
     assert not found["pred_label"].any()
     assert found["pred_mask"].astype(bool)[0, 1].all()
-    assert check_parity(path, count=2000)
+    assert check_briefly(path)
 
 
 @FORMATS
@@ -180,7 +180,7 @@ def test_by_its_name_alone_it_is_left_out_with_a_note(ir: bool, tmp_path: Path) 
     assert any(note.startswith("a NaN in 'anomaly_map' does not change the image score") for note in result.notes)
     state = np.full((2, 3, 8), np.nan, np.float32)
     assert labels(result.output, s=np.zeros(3, np.float32), h=state) == [False] * 3
-    assert check_parity(result.output, count=2000)
+    assert check_briefly(result.output)
     with pytest.raises(UnsupportedModelError, match="nan_guard=False"):
         attach_postprocessing(raw, IMAGE_ONLY, pixel_output="anomaly_map", output=tmp_path / f"x{raw.suffix}")
 
@@ -247,7 +247,7 @@ def test_statistics_that_come_later_make_the_map_one(ir: bool, tmp_path: Path) -
         path = result.output
         assert "guard    a NaN in 'heat' makes its image anomalous" in result.summary()
         assert labels(path, **feeds) == [False, True, False]
-        assert check_parity(path, count=2000)
+        assert check_briefly(path)
 
 
 OPSETS = ((7, 3), (8, 4), (9, 4), (13, 7), (18, 8))
@@ -296,7 +296,7 @@ def test_a_guard_over_all_images_is_checked_updated_and_detached(name: str, form
     score, anomaly_map = ONE_FOR_ALL[name]
     host = hosts.identity(score=score, map=anomaly_map, opset=8 if form == "arithmetic" else 17)
     raw, path = attached(host, tmp_path, ir=form == "ir")
-    report = check_parity(path, count=2000)
+    report = check_briefly(path)
     assert report, report.describe()
     assert "makes all of its images anomalous" in next(item.message for item in report.checks if item.name == "guard")
     changed = update_postprocessing(path, output=tmp_path / f"u{path.suffix}", image_sensitivity=0.25)
@@ -326,7 +326,7 @@ def test_a_guard_over_all_images_goes_with_every_form_of_tail(
     """Packed, adjustable, raw, one level alone, cast: checked, and taken off again."""
     host = hosts.identity(score=score, map=anomaly_map, dtype="float16")
     raw, path = attached(host, tmp_path, ir=ir, **options)
-    report = check_parity(path, count=1000)
+    report = check_briefly(path, runtimes=())
     assert report, report.describe()
     assert detach_postprocessing(path, output=tmp_path / f"d{path.suffix}")
     assert (tmp_path / f"d{path.suffix}").read_bytes() == raw.read_bytes()
@@ -368,7 +368,7 @@ def test_files_of_older_versions_are_judged_and_mended(
     """Their guard by rank alone fails the check, which names the cure; the cure is one."""
     raw = case("mix", tmp_path, ir=ir)
     old = unknowing(raw, monkeypatch, form="image", stats=IMAGE_ONLY, pixel_output=1)
-    report = check_parity(old, count=2000)
+    report = check_briefly(old)
     assert not report
     assert [item.name for item in report.failed if item.name == "guard"] == ["guard"]
     assert "postproc-export update" in report.summary()
@@ -376,7 +376,7 @@ def test_files_of_older_versions_are_judged_and_mended(
     assert result.is_changed
     assert "the NaN guard was another one and was written anew: no output guards now" in result.summary()
     assert result.output is not None
-    assert check_parity(result.output, count=2000)
+    assert check_briefly(result.output)
     assert labels(result.output, s=np.zeros(3, np.float32), h=np.full((2, 3, 8), np.nan, np.float32)) == [False] * 3
 
 
@@ -402,14 +402,14 @@ def test_a_guard_of_another_form_passes_only_where_it_is_the_same(
     host = hosts.identity(score=score, map=anomaly_map)
     raw = hosts.raw_file(host, tmp_path, ir=ir)
     path = unknowing(raw, monkeypatch, form=form, stats=STATS)
-    checks = {item.name: item for item in check_parity(path, count=2000).checks}
+    checks = {item.name: item for item in check_briefly(path).checks}
     assert checks["guard"].passed is passes
     assert (checks["guard"].fix is None) is passes
     assert checks["constants/pred_label"].passed
     result = update_postprocessing(path, output=tmp_path / f"new{path.suffix}")
     assert result.is_changed
     assert result.output is not None
-    assert check_parity(result.output, count=2000)
+    assert check_briefly(result.output)
 
 
 @FORMATS
@@ -424,7 +424,7 @@ def test_a_step_that_reads_a_map_says_that_it_is_one(spec: str, ir: bool, tmp_pa
     maps = np.zeros((3, 1, 4, 4), np.float32)
     maps[1, 0, 1, 0] = np.nan
     assert labels(result.output, score=np.zeros((3, 1), np.float32), map=maps) == [False, True, False]
-    assert check_parity(result.output, count=2000)
+    assert check_briefly(result.output)
 
 
 @FORMATS
@@ -438,7 +438,7 @@ def test_a_step_does_not_find_a_map_in_a_state(ir: bool, tmp_path: Path) -> None
 def test_a_map_of_width_one_is_one(tmp_path: Path) -> None:
     """[N, 1, H, 1] has its channel axis where it belongs."""
     _, path = attached(hosts.identity(map="N,1,H,1"), tmp_path, ir=False)
-    assert check_parity(path, count=2000)
+    assert check_briefly(path)
 
 
 @FORMATS
