@@ -50,7 +50,8 @@ def test_the_archives_hold_what_they_should(built: Path) -> None:
     with tarfile.open(built / f"{STEM}.tar.gz") as archive:
         sources = {name.removeprefix(f"{STEM}/") for name in archive.getnames()}
     assert kept <= sources
-    for name in ("README.md", "CHANGELOG.md", "LICENSE", "SECURITY.md", "constraints.txt", "docs/conf.py"):
+    read = ("docs/conf.py", ".ci/run", ".github/workflows/ci.yml", "CITATION.cff")  # by tests
+    for name in ("README.md", "CHANGELOG.md", "LICENSE", "SECURITY.md", "constraints.txt", *read):
         assert name in sources, name
     assert any(name.startswith("tests/e2e/") for name in sources)
 
