@@ -67,7 +67,8 @@ def module_of(distribution: str) -> str:
 def require(module: str, *, purpose: str, extra: str | None = None) -> ModuleType:
     """Import a module that not every installation has, or say what to install and what for.
 
-    `extra` is the one of ours that brings it.
+    `extra` is the one of ours that brings it, with all else that is needed: where this package is installed, of a wheel
+    or a checkout, pip takes that for it and asks no index.
     """
     try:
         return import_module(module)

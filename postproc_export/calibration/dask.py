@@ -286,7 +286,7 @@ def _checked(client: Any) -> Cluster:
                     f"the Dask {where} is not the same software",
                     found=f"postproc-export {found}" if isinstance(found, str) else f"{type(found).__name__}: {found}",
                     needed=f"postproc-export {__version__}, as here",
-                    fix=f"pip install postproc-export=={__version__} where the scheduler and the workers run",
+                    fix="install the same wheel or checkout where the scheduler and the workers run",
                 )
     return Cluster(client)
 

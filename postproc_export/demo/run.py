@@ -229,7 +229,7 @@ def run_demo(folder: Path, *, tell: Tell) -> DemoResult:
     """
     own_files(folder)  # refuses a folder of others at once, before the slow imports
     for package in PACKAGES:
-        require(package, purpose=PURPOSE)
+        require(package, purpose=PURPOSE, extra="demo")
     with whole_or_nothing(folder):
         test_crops = _write_crops(folder, tell=tell)
         detector = factory.detector()

@@ -155,7 +155,7 @@ def as_example(example: object) -> "torch.Tensor":
     Raises UsageError if it is no tensor or array of a type that the runtimes are fed, and MissingDependencyError if
     torch is not installed.
     """
-    require("torch", purpose=PURPOSE)
+    require("torch", purpose=PURPOSE, extra="export")
     import torch
 
     value = example[0] if isinstance(example, (tuple, list)) and len(example) == 1 else example
@@ -197,7 +197,7 @@ def load_weights(module: "torch.nn.Module", path: Path) -> None:
     Raises FileError if the file cannot be read or holds other things than tensors, and UsageError if it is no state
     dict of this module.
     """
-    torch = require("torch", purpose=PURPOSE)
+    torch = require("torch", purpose=PURPOSE, extra="export")
     check_file(path, what="the weights")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -269,7 +269,7 @@ def write_onnx(raw: RawModule, example: "torch.Tensor", path: Path, *, axes: Axe
     """
     import onnx
 
-    require("onnxscript", purpose=PURPOSE)
+    require("onnxscript", purpose=PURPOSE, extra="export")
     program = _program(raw, example, axes, opset)
     weights = sum(tensor.nbytes for tensor in (*raw.wrapper.parameters(), *raw.wrapper.buffers()))
     with quiet_exporter():

@@ -20,7 +20,7 @@ def find_regions(mask: BoolArray, placement: Placement) -> tuple[int, list[Box]]
     if not kept.any():
         return 0, []
     area = int(np.diff(tops) @ kept.astype(np.int64) @ np.diff(lefts))
-    ndimage = require("scipy.ndimage", purpose="finding the regions of a mask")
+    ndimage = require("scipy.ndimage", purpose="finding the regions of a mask", extra="predict")
     found, _ = ndimage.label(kept, structure=np.ones((3, 3)))
     ends = [(tops[y.start], tops[y.stop], lefts[x.start], lefts[x.stop]) for y, x in ndimage.find_objects(found)]
     boxes = sorted((int(top), int(left), int(right - left), int(bottom - top)) for top, bottom, left, right in ends)

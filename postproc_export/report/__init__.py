@@ -118,8 +118,8 @@ def write_report(**given: Any) -> ReportResult:
         If what is read is not legal or does not belong together, or a file cannot be written; nothing is written then.
     """
     asked = ReportOptions(**given)
-    require("altair", purpose=PURPOSE)
-    require("vl_convert", purpose=PURPOSE)
+    for package in ("altair", "vl_convert"):
+        require(package, purpose=PURPOSE, extra="report")
     output = Path(asked.output)
     subject = _subject(asked)
     for target in (output, *(() if asked.png is None else [Path(asked.png, "plot.png")])):

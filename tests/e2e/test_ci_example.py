@@ -93,7 +93,7 @@ def test_the_workflow_is_what_a_runner_takes() -> None:
         assert re.fullmatch(r"[\w-]+/[\w-]+@v\d+", step.get("uses", "a/b@v1"))
     assert list(checks()) == ["check the ONNX model", "check the OpenVINO model", "run the tests"]
     install = next(step["run"] for step in steps() if step.get("name") == "install")
-    extras = re.search(r"postproc-export\[([\w,]+)\]", install)
+    extras = re.search(r"tools/postproc_export-\*\.whl\)\[([\w,]+)\]", install)
     assert extras is not None
     assert set(extras.group(1).split(",")) == {"onnxruntime", "openvino", "images"}
 

@@ -1,5 +1,6 @@
 """The wheel and the archive of sources, built and installed as a user has them, away from the repository."""
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -62,6 +63,16 @@ def test_the_version_is_told_once(built: Path) -> None:
     assert f"version: {PROJECT['version']}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
+def test_pages_name_the_wheel_and_its_extras(built: Path) -> None:
+    """What they say to install is there: the wheel by its name, and every extra."""
+    pages = [path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")]
+    wheels = {name for page in pages for name in re.findall(r"[\w.-]+\.whl", page)}
+    assert wheels == {path.name for path in built.glob("*.whl")}
+    named = {text for page in pages for text in re.findall(r"(?:postproc-export|\.whl|\.)\[([a-z,]+)\]'", page)}
+    assert {extra for text in named for extra in text.split(",")} <= set(PROJECT["optional-dependencies"])
+    assert named >= {"nncf", "export", "onnxruntime,openvino,predict,report"}
+
+
 def test_an_installed_wheel_does_the_first_job(built: Path, tmp_path: Path) -> None:
     """In an environment of its own: calibrate on values, attach, look, and write a report from the package's files."""
     run(sys.executable, "-m", "venv", "--without-pip", "env", cwd=tmp_path)
@@ -81,4 +92,6 @@ def test_an_installed_wheel_does_the_first_job(built: Path, tmp_path: Path) -> N
     run(command, "attach", "raw.onnx", "--stats", "stats.json", "-o", "model.onnx", cwd=tmp_path)
     assert "pred_label" in run(command, "inspect", "model.onnx", cwd=tmp_path)
     run(command, "report", "stats.json", "-o", "report.html", cwd=tmp_path)
+    told = run(*pip, "install", "--no-index", "postproc-export[demo]", cwd=tmp_path)  # as messages say
+    assert "already satisfied: postproc-export[demo] in" in told
     assert "<html" in (tmp_path / "report.html").read_text(encoding="utf-8")
