@@ -52,7 +52,7 @@ def axes_to_input(
         kept = (min(image[0], image[1] * size[0] // size[1]), min(image[1], image[0] * size[1] // size[0]))
         begins = [(length - part) // 2 for length, part in zip(image, kept, strict=True)]
         cuts = [slice(begin, begin + max(1, part)) for begin, part in zip(begins, kept, strict=True)]
-    resized = _resized(image, resize, size)
+    resized = resized_size(image, resize, size)
     wanted = crop or size
     axes: list[Axis] = []
     for cut, length, target, part in zip(cuts, resized, size, wanted, strict=True):
@@ -72,7 +72,8 @@ def axes_to_input(
     return axes[0], axes[1]
 
 
-def _resized(image: Size, resize: Resize, size: Size) -> Size:
+def resized_size(image: Size, resize: Resize, size: Size) -> Size:
+    """Return the height and width that an image is resized to, before padding; without resizing its own."""
     height, width = image
     if resize == "stretch":
         return size

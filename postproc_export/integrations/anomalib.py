@@ -6,7 +6,8 @@ models know this post-processor; models with another one are exported and loaded
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import fields, replace
 from functools import wraps
@@ -23,7 +24,7 @@ from postproc_export.eager import keeping_types
 from postproc_export.errors import MetadataError, UsageError, require
 from postproc_export.files import folder_made_for
 from postproc_export.images import Preprocessing
-from postproc_export.images.geometry import Size
+from postproc_export.images.geometry import Size, resized_size
 from postproc_export.integrations.lightning import CalibrationHooks, find_arrays
 from postproc_export.options import STATISTICS, SWITCHES, DecisionOptions, EagerOptions, Settings
 from postproc_export.policies import EXTREMES
@@ -299,11 +300,11 @@ class AnomalibPostProcessor(_BASE):  # type: ignore[misc]
         super()._apply(keeping_types(own, fn), recurse)
         return self
 
-    def export(self, write: Callable[[Path], Path], root: Path, *, size: Size | None, is_fixed: bool) -> Path:
+    def export(self, write: Callable[[Path], Path], root: Path, *, fed: Preprocessing, is_fixed: bool) -> Path:
         """Return a file below `root` with the model that `write` exports raw, and the tail with its record attached.
 
-        `write` takes a folder and returns a file in it; `size` is the height and width that images are fed in, the
-        model's own or, where its input is open, that of its pre-processing.
+        `write` takes a folder and returns a file in it; `fed` is how images come to its input, whose height and width
+        are fixed or open.
 
         Raises UsageError if nothing was calibrated, and what `attach_postprocessing` raises; no file is written then.
         """
@@ -311,7 +312,7 @@ class AnomalibPostProcessor(_BASE):  # type: ignore[misc]
         if not settings.boundaries:
             fix = "Engine.validate(model, ...), or post_processor=False for a model without post-processing"
             raise UsageError("the post-processor is not calibrated, so that there is nothing to export", fix=fix)
-        stats = replace(stats, details={**stats.details, "preprocessing": Preprocessing(size=size).to_json()})
+        stats = replace(stats, details={**stats.details, "preprocessing": fed.to_json()})
         idle = {f"{level}_sensitivity" for level in LEVELS if level not in settings.boundaries}
         if not settings.enable_thresholding:
             idle |= {"image_sensitivity", "pixel_sensitivity", "comparison"}
@@ -364,21 +365,64 @@ def _exporting(original: Callable[..., Path]) -> Callable[..., Path]:
         if not is_ours or own._is_raw or not (own.enable_normalization or own.enable_thresholding):
             return original(model, export_root, *args, **kwargs)
         given = inspect.signature(original).bind(model, export_root, *args, **kwargs).arguments
-        if given.get("compression_type") == _BY_LABELS:
-            raise UsageError(
-                f"{_BY_LABELS.name} judges the model by its labels while it quantises, and the tail is attached behind",
-                fix="INT8_PTQ, and `postproc-export check` for what it costs",
-            )
         size = given.get("input_size")
+        is_judged = given.get("compression_type") == _BY_LABELS
+
+        def write(folder: Path) -> Path:
+            with _judging(own) if is_judged else nullcontext():
+                return original(model, folder, *args, **kwargs)
+
         target: Path = own.export(
-            lambda folder: original(model, folder, *args, **kwargs),
-            Path(export_root),
-            size=size or model.input_size,
-            is_fixed=size is not None,
+            write, Path(export_root), fed=_fed(model.pre_processor, size), is_fixed=size is not None
         )
         return target
 
     return export
+
+
+@contextmanager
+def _judging(own: AnomalibPostProcessor) -> Iterator[None]:
+    """Let NNCF's accuracy control see what the tail decides: the model that it quantises has no labels yet."""
+    nncf: Any = require("nncf", purpose=f"quantising with {_BY_LABELS.name}")
+    quantize = nncf.quantize_with_accuracy_control
+    decider = EagerPostProcessor(**_options(EagerOptions, own._settings()))
+
+    def decided(outputs: Mapping[str, Any]) -> dict[str, Any]:
+        raw = {name: torch.from_numpy(outputs[name]) for name in ("pred_score", "anomaly_map") if name in outputs}
+        return {name: value.numpy() for name, value in decider(**raw)._asdict().items() if value is not None}
+
+    def quantize_raw(model: Any, calibration: Any, validation: Any, judge: Callable[..., Any], **options: Any) -> Any:
+        def judge_decided(candidate: Any, batches: Any) -> Any:
+            return judge(lambda images: decided(candidate(images)), batches)
+
+        return quantize(model, calibration, validation, judge_decided, **options)
+
+    nncf.quantize_with_accuracy_control = quantize_raw
+    try:
+        yield
+    finally:
+        nncf.quantize_with_accuracy_control = quantize
+
+
+def _fed(pre_processor: Any, size: Size | None) -> Preprocessing:
+    """Return how images come to a model that pre-processes them in its graph, at the size of its input or at any.
+
+    For any size that is what it resizes them to, so that its own resizing, in a graph without antialiasing, does
+    nothing. What it crops stands in its record, since the map covers no more.
+    """
+    own = Preprocessing(resize="none")
+    if getattr(pre_processor, "transform", None) is not None:
+        try:
+            own = Preprocessing.from_transforms(pre_processor)
+        except UsageError as error:
+            _log.warning("%s; the map is taken to cover the whole image", error.what)
+    if own.resize == "none" or own.size is None:
+        return Preprocessing(size=size, map_crop=own.crop)
+    if size is None:
+        return Preprocessing(resize=own.resize, size=own.size, interpolation=own.interpolation, map_crop=own.crop)
+    inside = resized_size(size, own.resize, own.size)
+    covered = own.crop and (round(own.crop[0] * size[0] / inside[0]), round(own.crop[1] * size[1] / inside[1]))
+    return Preprocessing(size=size, interpolation=own.interpolation, map_crop=covered)
 
 
 _is_open: ContextVar[bool] = ContextVar("_is_open", default=False)  # while a model is loaded as it comes

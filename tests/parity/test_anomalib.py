@@ -65,6 +65,13 @@ def test_it_calibrates_in_fit_and_validate(found: dict[str, Any]) -> None:
     assert found["metrics"]["image_F1Score"] > 0.5
 
 
+def test_it_calibrates_in_train(found: dict[str, Any]) -> None:
+    """Which fits and tests: a validation behind it finds the same, and test decided by it."""
+    assert found["trained"]["stats"] == found["trained"]["validated"]
+    assert found["trained"]["stats"]["image"]["n_anomalous"] > 0
+    assert found["trained"]["metrics"]["image_F1Score"] > 0.5
+
+
 @pytest.mark.parametrize("comparison", ["ge", "gt"])
 def test_files_decide_as_predict_does(found: dict[str, Any], comparison: str) -> None:
     """ONNX in both runtimes and the IR, every label and every pixel; both labels are among them."""
@@ -92,11 +99,35 @@ def test_our_commands_work_on_the_files(found: dict[str, Any]) -> None:
         assert each["moved"]
 
 
-def test_compressed_files_keep_the_tail(padim: dict[str, Any]) -> None:
-    """With FP16 weights and quantised after training; the tail is attached behind the compression."""
-    for kind in ("fp16", "int8"):
-        assert set(padim[kind]["tails"].values()) == {"postproc_export"}
-        assert padim[kind]["check"]
+def test_predict_puts_masks_where_they_are_on_the_images(found: dict[str, Any]) -> None:
+    """Every pixel of every image, also of PatchCore, which crops inside its graph; Dfkde has no map."""
+    assert set(found["misplaced"]) <= {0}
+    assert len(found["misplaced"]) == (0 if found["stats"]["pixel"] is None else 2)
+
+
+def test_a_sanity_check_calibrates_nothing(padim: dict[str, Any]) -> None:
+    """Of a model that has one; the epoch behind it does."""
+    assert padim["sanity"]["checked"]["image"] is padim["sanity"]["checked"]["pixel"] is None
+    assert padim["sanity"]["fitted"]["image"] is not None
+
+
+def test_a_validation_takes_constant_memory(folder: Path) -> None:
+    """Where Anomalib's class keeps all pixels, 210 MB of them, and copies them."""
+    found = _run("memory", folder)
+    assert found["ours"] < 100 < found["theirs"], found
+
+
+@pytest.mark.parametrize("kind", ["fp16", "int8", "int8_ptq", "int8_acq"])
+def test_compressed_files_keep_the_tail(padim: dict[str, Any], kind: str) -> None:
+    """With FP16 weights, INT8 weights, and quantised after training; the tail is attached behind the compression."""
+    assert set(padim[kind]["tails"].values()) == {"postproc_export"}
+    assert padim[kind]["check"]
+
+
+def test_accuracy_is_controlled_by_our_labels(padim: dict[str, Any]) -> None:
+    """What NNCF judges first, the model as it was, are the labels of Engine.predict; then it judges the quantised."""
+    assert padim["int8_acq"]["off"] == 0
+    assert padim["int8_acq"]["seen"] >= 12
 
 
 def test_other_exports_decide_as_predict_does(padim: dict[str, Any]) -> None:
@@ -153,3 +184,8 @@ def test_the_stand_in_has_anomalibs_interface(padim: dict[str, Any]) -> None:
 def test_the_page_runs_as_it_stands(tmp_path: Path) -> None:
     """Every snippet and command of docs/anomalib.md, in order."""
     run_script("anomalib_doc.py", tmp_path, timeout=1800)
+
+
+def test_the_guide_works_with_our_class(tmp_path: Path) -> None:
+    """Creating, printing, configuring, disabling, exporting, deploying, and a post-processor of one's own."""
+    run_script("anomalib_guide.py", tmp_path, timeout=1800)

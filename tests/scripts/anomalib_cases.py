@@ -3,6 +3,7 @@
 Usage: PYTHONPATH=tests python anomalib_cases.py MODEL FOLDER        writes MODEL.json: what was found
        PYTHONPATH=tests python anomalib_cases.py more FOLDER         the same for what is tried with Padim alone
        PYTHONPATH=tests python anomalib_cases.py ranks FOLDER        calibrates in two processes
+       PYTHONPATH=tests python anomalib_cases.py memory FOLDER       measures the memory of a validation
 
 Backbones are random and images are crops of photos, so nothing is downloaded. Lightning starts the second process
 itself, with the same arguments; each writes its own file.
@@ -16,28 +17,33 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import numpy as np
 import timm
 import torch
-from anomalib.data import Folder, InferenceBatch
+from anomalib.data import Folder, ImageBatch, InferenceBatch
 from anomalib.data.utils import read_image
 from anomalib.deploy import CompressionType, OpenVINOInferencer, TorchInferencer
 from anomalib.engine import Engine
+from anomalib.metrics import F1Score
 from anomalib.models import Dfkde, Padim, Patchcore, Stfpm
 from anomalib.models.image.padim.torch_model import PadimModel
 from anomalib.post_processing import PostProcessor as AnomalibPostProcessor
 from image_files import save
+from lightning.pytorch import Callback, Trainer
 
 from postproc_export import check_parity, detach_postprocessing, inspect_model, update_postprocessing
 from postproc_export.demo.data import load_photos
 from postproc_export.eager import PostProcessor as EagerPostProcessor
 from postproc_export.integrations.anomalib import PostProcessor
+from postproc_export.prediction import predict
 from postproc_export.prediction.run import predict_folder
 from postproc_export.runtimes import open_runner
 
 SIZE = (64, 64)
+CROP = (32, 32)  # what PatchCore cuts out of it, inside its graph
 COUNTS = {"train/good": 24, "test/good": 42, "test/bad": 40}  # 41 of these validate
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
 
@@ -75,14 +81,26 @@ class DefaultPadim(Padim):
     configure_post_processor = staticmethod(PostProcessor)
 
 
+class SaneStfpm(Stfpm):
+    """A model that wants a sanity check: Anomalib's own turn it off, whatever the engine is told."""
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """What the engine takes from a model."""
+        return {**super().trainer_arguments, "num_sanity_val_steps": 2}
+
+
+SMALL = {"backbone": "resnet18", "layers": ["layer1", "layer2"], "visualizer": False}
+
+
 def build(name: str, post_processor: Any) -> Any:
     """Return a model with a random backbone."""
     given = {"post_processor": post_processor, "visualizer": False}
-    small = {"backbone": "resnet18", "layers": ["layer1", "layer2"], **given}
+    small = {**SMALL, **given}
     made: dict[str, Callable[[], Any]] = {
         "padim": lambda: Padim(n_features=20, pre_processor=Padim.configure_pre_processor(SIZE), **small),
         "patchcore": lambda: Patchcore(
-            coreset_sampling_ratio=0.05, pre_processor=Patchcore.configure_pre_processor(SIZE), **small
+            coreset_sampling_ratio=0.05, pre_processor=Patchcore.configure_pre_processor(SIZE, CROP), **small
         ),
         "stfpm": lambda: Stfpm(pre_processor=Stfpm.configure_pre_processor(SIZE), **small),
         "dfkde": lambda: Dfkde(
@@ -143,9 +161,8 @@ class Case:
     """One model, fitted, and what it predicts."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.folder = name, folder
-        root = folder / "crops"
-        self.data = images(root if root.is_dir() else crops(root))
+        self.name, self.folder, self.root = name, folder, folder / "crops"
+        self.data = images(self.root if self.root.is_dir() else crops(self.root))
         self.model = build(name, PostProcessor())
         self.batch = 2 if name == "dfkde" else 8  # its graph runs at the batch it was exported with
         self.engine = engine(folder / name)
@@ -242,13 +259,7 @@ class Case:
     def saved(self, name: str) -> Path:
         """Write a checkpoint of the model, and return its path."""
         path = self.folder / self.name / name
-        checkpoint: dict[str, Any] = {
-            "state_dict": self.model.state_dict(),
-            "hyper_parameters": dict(self.model.hparams),
-        }
-        checkpoint["pytorch-lightning_version"] = "2.4.0"
-        self.model.on_save_checkpoint(checkpoint)
-        torch.save(checkpoint, path)
+        self.engine.trainer.save_checkpoint(path)
         return path
 
     def results(self) -> dict[str, Any]:
@@ -268,8 +279,34 @@ class Case:
             if comparison == "ge":
                 found["inferencers"] = self.in_inferencers(onnx, ir, wanted)
                 found["commands"] = {path.suffix: self.commands(path) for path in (onnx, ir)}
+                found["misplaced"] = [self.misplaced(path, wanted) for path in (onnx, ir) if "pred_mask" in wanted]
         found["gt"]["anomalib"] = self.off_anomalib(wanted)
+        found["trained"] = self.trained()
         return found
+
+    def trained(self) -> dict[str, Any]:
+        """Return what `Engine.train`, which fits and tests, leaves in a new model, and what a validation does then."""
+        model = build(self.name, PostProcessor())
+        other = engine(self.folder / self.name / "trained")
+        metrics = other.train(model, datamodule=self.data)[0]
+        found = {"stats": model.post_processor.stats.to_json(), "metrics": metrics}
+        other.validate(model, datamodule=self.data, verbose=False)
+        return {**found, "validated": model.post_processor.stats.to_json()}
+
+    def misplaced(self, path: Path, wanted: dict[str, Any]) -> int:
+        """Return how many pixels of the images our `predict` calls otherwise than Engine.predict's mask, put in place.
+
+        A model that crops has a mask of the central part, beside which nothing is anomalous.
+        """
+        side = round((wanted["pred_mask"].size / len(self.paths)) ** 0.5)
+        edge = (SIZE[0] - side) // 2
+        masks = np.pad(wanted["pred_mask"].reshape(-1, side, side), ((0, 0), (edge, edge), (edge, edge)))
+        table = self.folder / self.name / "test.csv"
+        table.write_text("\n".join(["image", *self.paths]), encoding="utf-8")
+        found = predict(model=path, images=table)
+        return sum(
+            int((made.placement.on_image(made.mask) != mask).sum()) for made, mask in zip(found, masks, strict=True)
+        )
 
     def off_anomalib(self, wanted: dict[str, Any]) -> dict[str, int]:
         """Return how many labels and pixels Anomalib's own class decides otherwise than `gt`, by the same buffers."""
@@ -286,10 +323,11 @@ class Case:
         """Return what is found with one model alone: other classes, compression, open sizes, checkpoints, folders."""
         root, wanted = self.folder / "more", self.predicted()
         found: dict[str, Any] = {"checkpoints": self.checkpoints()}
-        kinds = {"fp16": CompressionType.FP16, "int8": CompressionType.INT8_PTQ}
+        kinds = {"fp16": CompressionType.FP16, "int8": CompressionType.INT8, "int8_ptq": CompressionType.INT8_PTQ}
         for name, kind in kinds.items():
             path = self.model.to_openvino(root, name, input_size=SIZE, compression_type=kind, datamodule=self.data)
             found[name] = self.commands(path)
+        found |= {"int8_acq": self.quantised_by_labels(root, wanted), "sanity": self.sanity()}
         free = self.model.to_onnx(root, "free")
         found["free"] = self.off(free, wanted)
         loaded = self.engine.export(self.model, "onnx", root, "loaded", input_size=SIZE, ckpt_path=self.saved("m.ckpt"))
@@ -309,6 +347,39 @@ class Case:
                 suffix: {"off": self.off(path, wanted), "tails": tails(path)} for suffix, path in made.items()
             }
         return found
+
+    def quantised_by_labels(self, root: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Return what our commands find of a file quantised under control of its labels, and how many were ours.
+
+        The model as it was comes first. No image may come alone: Anomalib takes the batch axis from such labels. Any
+        drop will do, so that it is quick.
+        """
+        seen: list[Any] = []
+
+        class Seen(F1Score):  # type: ignore[misc]
+            def update(self, batch: Any) -> None:
+                seen.append(batch.pred_label.numpy())
+                super().update(batch)
+
+        kind, data = CompressionType.INT8_ACQ, images(self.root, eval_batch_size=7)
+        metric = Seen(fields=["pred_label", "gt_label"])
+        path = self.model.to_openvino(
+            root, "acq", input_size=SIZE, compression_type=kind, datamodule=data, metric=metric, max_drop=1.0
+        )
+        first = np.concatenate(seen[: -(-len(wanted["pred_label"]) // 7)])
+        off = int((first != wanted["pred_label"]).sum())
+        return {**self.commands(path), "seen": len(seen), "off": off}
+
+    def sanity(self) -> dict[str, Any]:
+        """Return what is calibrated when a sanity check ends, in a model that asks for one, and after its epoch."""
+        model, found = SaneStfpm(post_processor=PostProcessor(), **SMALL), {}
+
+        class Looking(Callback):  # type: ignore[misc]
+            def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:
+                found["checked"] = model.post_processor.stats.to_json()
+
+        engine(self.folder / "sanity", callbacks=[Looking()]).fit(model, datamodule=self.data)
+        return {**found, "fitted": model.post_processor.stats.to_json()}
 
     def exports(self, root: Path, name: str) -> Iterator[Path]:
         """Yield the model as ONNX and as an IR."""
@@ -358,9 +429,28 @@ def ranks(folder: Path) -> None:
     (folder / f"ranks{two.trainer.global_rank}.json").write_text(json.dumps(found), encoding="utf-8")
 
 
+def memory() -> dict[str, float]:
+    """Return by how many MB a validation of 210 MB of maps raises the memory of the process, ours and Anomalib's.
+
+    Ours runs first: what the process took once is not counted again.
+    """
+    rng, found = torch.Generator().manual_seed(0), {}
+    for name, made in {"ours": PostProcessor(), "theirs": AnomalibPostProcessor()}.items():
+        before, trainer = getrusage(RUSAGE_SELF).ru_maxrss, Trainer(logger=False, accelerator="cpu")
+        made.on_validation_epoch_start(trainer, None)
+        for number in range(100):
+            maps = torch.rand(8, 256, 256, generator=rng)
+            masks = maps > 0.99
+            batch = ImageBatch(image=maps[:, None].expand(-1, 3, -1, -1), anomaly_map=maps, gt_mask=masks)
+            batch.update(pred_score=maps.amax(dim=(1, 2)), gt_label=torch.arange(8) % 2 == 0)
+            made.on_validation_batch_end(trainer, None, batch, batch, number)
+        made.on_validation_epoch_end(trainer, None)
+        found[name] = (getrusage(RUSAGE_SELF).ru_maxrss - before) / 1024
+    return found
+
+
 def interface() -> dict[str, list[str]]:
     """Return the parameters of what the stand-in stands in for."""
-    from anomalib.data import ImageBatch
     from anomalib.models import AnomalibModule
 
     found = {"InferenceBatch": [*InferenceBatch._fields]}
@@ -382,6 +472,9 @@ def main(name: str, folder: Path) -> None:
     os.chdir(folder)  # Anomalib's inferencer leaves a cache in the current folder
     if name == "ranks":
         ranks(folder)
+        return
+    if name == "memory":
+        (folder / "memory.json").write_text(json.dumps(memory()), encoding="utf-8")
         return
     case = Case(name, folder)
     found = case.results() if name != "more" else {**case.more(), "interface": interface()}

@@ -32,7 +32,7 @@ class AnomalibModule(torch.nn.Module):
         self, pre_processor: Any = True, post_processor: Any = True, evaluator: Any = True, visualizer: Any = True
     ) -> None:
         super().__init__()
-        self.model = Brightness()
+        self.model, self.pre_processor = Brightness(), None if pre_processor is True else pre_processor
         self.post_processor = self.configure_post_processor() if post_processor is True else post_processor or None
 
     def configure_post_processor(self) -> PostProcessor | None:
@@ -115,8 +115,21 @@ class AnomalibModule(torch.nn.Module):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             model = openvino.convert_model(self.to_onnx(folder, model_file_name, input_size, **(onnx_kwargs or {})))
+            if compression_type == CompressionType.INT8_ACQ:
+                model = self._controlled(model, datamodule, metric, max_drop)
             openvino.save_model(model, path, compress_to_fp16=compression_type == CompressionType.FP16)
         return path
+
+    @staticmethod
+    def _controlled(model: Any, datamodule: Any, metric: Any, max_drop: float) -> Any:
+        """Quantise while the metric is told what the model gives, of each batch."""
+        import nncf
+
+        def judge(candidate: Any, batches: Any) -> None:
+            for batch in batches:
+                metric(candidate(batch))
+
+        return nncf.quantize_with_accuracy_control(model, datamodule, datamodule, judge, max_drop=max_drop)
 
 
 class Given(torch.nn.Module):

@@ -2,10 +2,14 @@
 
 import copy
 import pickle
+import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import openvino
 import pytest
 import torch
 from anomalib_standin import (
@@ -21,6 +25,7 @@ from anomalib_standin import (
 from postproc_export import check_parity, detach_postprocessing, inspect_model
 from postproc_export import update_postprocessing as update
 from postproc_export.calibration import CalibrationWarning, Calibrator
+from postproc_export.check.attached_files import load_attached
 from postproc_export.eager import PostProcessor as EagerPostProcessor
 from postproc_export.errors import CalibrationError, FileError, MetadataError, PostprocError, UsageError
 from postproc_export.integrations.anomalib import PostProcessor
@@ -320,13 +325,78 @@ def test_what_cannot_be_exported_leaves_what_was_there(method: str, tmp_path: Pa
 
 
 def test_compression_leaves_the_tail_alone(tmp_path: Path) -> None:
-    """The numbers of the tail are float32 beside weights of FP16; what needs labels while it quantises is refused."""
+    """The numbers of the tail are float32 beside weights of FP16."""
     made = calibrated(image_policy="value=1.2345678")
     path, model = exported("to_openvino", tmp_path, made, input_size=SIZE, compression_type=CompressionType.FP16)
     assert_alike(path, model)
     assert check_parity(path).passed
-    with pytest.raises(UsageError, match="INT8_ACQ judges the model by its labels"):
-        exported("to_openvino", tmp_path, made, input_size=SIZE, compression_type=CompressionType.INT8_ACQ)
+
+
+@pytest.mark.parametrize("error", [None, KeyError("pred_label")])
+def test_what_needs_labels_while_it_quantises_gets_ours(
+    error: Exception | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The judge of INT8_ACQ sees what the tail decides of the raw outputs; then nncf is as it was, also in an error."""
+
+    def quantize(model: Any, calibration: Any, validation: Any, judge: Any, **options: Any) -> Any:
+        if error is not None:
+            raise error
+        assert {"pred_label", "pred_mask"}.isdisjoint(name for port in model.outputs for name in port.names)
+        assert options == {"max_drop": 0.25}
+        judge(openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}), validation)
+        return model
+
+    nncf = SimpleNamespace(quantize_with_accuracy_control=quantize)
+    monkeypatch.setitem(sys.modules, "nncf", nncf)
+    made, pixels, judged = calibrated(), images(6, seed=2), list[Any]()
+    given = {"input_size": SIZE, "compression_type": CompressionType.INT8_ACQ, "max_drop": 0.25}
+    with pytest.raises(KeyError) if error else nullcontext():
+        _, model = exported("to_openvino", tmp_path, made, datamodule=[pixels.numpy()], metric=judged.append, **given)
+        wanted = {name: value.numpy() for name, value in model(pixels)._asdict().items()}
+        assert judged[0].keys() == wanted.keys()
+        assert all(np.allclose(judged[0][name], wanted[name], atol=1e-6) for name in wanted)
+    assert nncf.quantize_with_accuracy_control is quantize
+
+
+def pre_processor(*steps: tuple[str, dict[str, Any]]) -> Any:
+    """Return Anomalib's PreProcessor, with what is read of torchvision's transforms."""
+    made = [type(name, (), attributes)() for name, attributes in steps]
+    return type("PreProcessor", (), {"transform": type("Compose", (), {"transforms": made})()})()
+
+
+RESIZE: tuple[str, dict[str, Any]] = (
+    "Resize",
+    {"size": (16, 16), "interpolation": "bicubic", "max_size": None, "antialias": True},
+)
+CROP: tuple[str, dict[str, Any]] = ("CenterCrop", {"size": (12, 8)})
+
+
+@pytest.mark.parametrize(
+    ("steps", "size", "expected"),
+    [
+        pytest.param((RESIZE,), SIZE, {"size": [8, 8], "map_crop": None}, id="fixed"),
+        pytest.param((RESIZE,), None, {"size": [16, 16], "interpolation": "bicubic"}, id="open"),
+        pytest.param((RESIZE, CROP), SIZE, {"size": [8, 8], "map_crop": [6, 4]}, id="fixed-crop"),
+        pytest.param((RESIZE, CROP), None, {"size": [16, 16], "map_crop": [12, 8]}, id="open-crop"),
+        pytest.param(
+            (("Resize", {**RESIZE[1], "size": 16}), CROP), (8, 12), {"size": [8, 12], "map_crop": [6, 4]}, id="shorter"
+        ),
+        pytest.param(
+            (("Resize", {**RESIZE[1], "size": 16}),), None, {"size": [16, 16], "resize": "shorter"}, id="open-shorter"
+        ),
+        pytest.param((("CenterCrop", {"size": (4, 4)}),), SIZE, {"size": [8, 8], "map_crop": [4, 4]}, id="crop-alone"),
+        pytest.param((("Pad", {}),), SIZE, {"size": [8, 8], "map_crop": None}, id="unknown"),
+        pytest.param((("Pad", {}),), None, {"size": None}, id="open-unknown"),
+    ],
+)
+def test_the_record_says_what_the_map_covers(
+    steps: Any, size: Any, expected: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The part that the graph crops, in pixels of the input; else predict would stretch the map over the image."""
+    model = AnomalibModule(post_processor=calibrated(), pre_processor=pre_processor(*steps))
+    recorded = load_attached(model.to_onnx(tmp_path, input_size=size)).record.stats.details["preprocessing"]
+    assert {name: recorded[name] for name in expected} == expected
+    assert ("the map is taken to cover the whole image" in caplog.text) == (steps[0][0] == "Pad")
 
 
 def test_other_post_processors_are_exported_as_before(tmp_path: Path) -> None:
