@@ -21,6 +21,23 @@ INTERRUPTED: Final = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line with these arguments (default: the process's own) and return the exit code."""
+    from postproc_export.cli.console import remark, write
+    from postproc_export.cli.overview import HELP_FLAGS, overview
+
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        if arguments and arguments not in [[flag] for flag in HELP_FLAGS]:
+            return _run(arguments)
+        write(overview())
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except OSError as error:  # nobody foresaw it where it was raised, such as a full disk behind stdout
+        remark(f"error: {_of_the_system(error)}", is_error=True)
+        return UNUSABLE
+    return 0 if arguments else UNUSABLE
+
+
+def _run(arguments: Sequence[str]) -> int:
     from cyclopts import CycloptsError
 
     from postproc_export.cli.commands import app
@@ -29,7 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from postproc_export.errors import PostprocError
     from postproc_export.process import natives_of_command
 
-    arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         with leftovers_to_stderr(), natives_of_command():
             _refuse_empty(arguments)
@@ -37,12 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (PostprocError, CycloptsError) as error:
         remark(f"error: {(error if isinstance(error, PostprocError) else explained(error)).text}", is_error=True)
         return UNUSABLE
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except OSError as error:  # nobody foresaw it where it was raised, such as a full disk behind stdout
-        remark(f"error: {_of_the_system(error)}", is_error=True)
-        return UNUSABLE
-    return (0 if arguments else UNUSABLE) if code is None else int(code)  # None: help or the version was shown
+    return 0 if code is None else int(code)  # None: help or the version was shown
 
 
 def entrypoint() -> None:

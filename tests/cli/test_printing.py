@@ -9,6 +9,7 @@ import hosts
 import numpy as np
 import pytest
 from conftest import Invoke
+from rich.console import Console
 
 from postproc_export.attach import attach_postprocessing
 from postproc_export.cli.commands import app
@@ -57,6 +58,19 @@ def test_every_command_can_be_quiet_and_speak_json(name: str, invoke: Invoke) ->
     assert "  --json\n" in text
     assert "  --quiet, -q\n" in text
     assert "Printing:" in text
+
+
+@pytest.mark.parametrize("width", [40, 80, 150])
+def test_the_help_as_a_whole_is_that_of_its_application(
+    width: int, invoke: Invoke, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is told without importing what takes long; no command at all gets it, too, and exit code 2."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    app.help_print(console=Console(width=width))
+    wanted = [line.rstrip() for line in capfd.readouterr().out.strip().splitlines()]
+    shown = [invoke("--help"), invoke("-h"), invoke()]
+    assert [each.stdout.splitlines() for each in shown] == [wanted] * 3
+    assert [each.exit_code for each in shown] == [0, 0, 2]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
