@@ -19,6 +19,7 @@ from postproc_export import check
 from postproc_export.attach import attach_postprocessing
 from postproc_export.stats import CalibrationStats, LevelStats
 
+ALONE = ("--runtime", "onnxruntime")  # what is tested does not depend on the runtime
 DOCS = Path(__file__).parents[2] / "docs"
 STATS = CalibrationStats(
     image=LevelStats(threshold=0.2, min=-1.0, max=0.75),
@@ -98,6 +99,7 @@ def test_a_wrong_raw_file_is_one_cause_without_images_too(invoke: Any) -> None:
 def test_the_model_that_was_calibrated_tells_the_original(ir: bool, invoke: Any) -> None:
     """By its content: another raw file is told from an attached one that was changed, however little values differ."""
     one, near = Path("one.xml" if ir else "one.onnx"), Path("near.xml" if ir else "near.onnx")
+    alone = ("--runtime", "openvino") if ir else ALONE
     hosts.write(hosts.score_and_map(), one)
     moved = hosts.score_and_map()
     bias = next(item for item in moved.graph.initializer if item.name == "bias")
@@ -107,15 +109,15 @@ def test_the_model_that_was_calibrated_tells_the_original(ir: bool, invoke: Any)
     assert invoke(*calibrate, "--image-only", "--image-policy", "quantile=0.9").exit_code == 0
     for source in (one, near):
         assert invoke("attach", source, "--stats", "one.json", "-o", f"post-{source}", "--other-model").exit_code == 0
-    wrong = invoke("check", f"post-{one}", "--raw", near)
+    wrong = invoke("check", f"post-{one}", "--raw", near, *alone)
     assert wrong.exit_code == 1
     assert f"  model    {near} is another model than the one in front of the tail: " in wrong.stdout
     assert next_of(wrong.stdout) == ["check", f"post-{one}", "--raw", "RAW"]
-    changed = invoke("check", f"post-{near}", "--raw", one)
+    changed = invoke("check", f"post-{near}", "--raw", one, *alone)
     assert changed.exit_code == 1
     assert "another model" not in changed.stdout
     assert next_of(changed.stdout) == ["attach", str(one), "--stats", "FILE", "-o", f"post-{near}"]
-    assert "by its content" not in invoke("check", f"post-{one}", "--raw", one).stdout
+    assert "by its content" not in invoke("check", f"post-{one}", "--raw", one, *alone).stdout
 
 
 @pytest.mark.usefixtures("folder")
@@ -127,7 +129,7 @@ def test_a_raw_file_of_another_content_passes_by_its_values(invoke: Any) -> None
     model = onnx.load("raw.onnx")
     model.graph.node.append(onnx.helper.make_node("Identity", [model.graph.output[0].name], ["unused"]))
     onnx.save(model, "again.onnx")
-    result = invoke("check", "one.onnx", "--raw", "again.onnx")
+    result = invoke("check", "one.onnx", "--raw", "again.onnx", *ALONE)
     assert result.exit_code == 0, result.stdout
     assert ", though by its content again.onnx is not the model in front of the tail, " in result.stdout
 
@@ -137,26 +139,26 @@ def test_a_raw_file_of_another_content_passes_by_its_values(invoke: Any) -> None
 def test_constants_that_are_not_the_records_are_mended_by_the_last_line(fault: str, invoke: Any) -> None:
     """The command that is printed last runs as it stands, and what it writes passes."""
     path = planted(getattr(planted_onnx, fault))
-    result = invoke("check", path)
+    result = invoke("check", path, *ALONE)
     assert result.exit_code == 1
     lines = result.stdout.splitlines()
     assert len(lines) == 5
     assert lines[1].startswith("  tail     ")
     assert next_of(result.stdout) == ["update", "faulty.onnx"]
     assert invoke(*next_of(result.stdout)).exit_code == 0
-    assert invoke("check", "faulty.updated.onnx").exit_code == 0
+    assert invoke("check", "faulty.updated.onnx", *ALONE).exit_code == 0
 
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("fault", ["greater", "nan_as_normal", "swapped_order", "missing_mask", "frozen_input"])
 def test_a_graph_that_was_changed_is_mended_by_attaching_again(fault: str, invoke: Any) -> None:
     """With the statistics put in, the command that is printed last mends the file."""
-    result = invoke("check", planted(getattr(planted_onnx, fault)), "--raw", "raw.onnx")
+    result = invoke("check", planted(getattr(planted_onnx, fault)), "--raw", "raw.onnx", *ALONE)
     assert result.exit_code == 1
     again = [{"FILE": "stats.json"}.get(word, word) for word in next_of(result.stdout)]
     assert again == ["attach", "raw.onnx", "--stats", "stats.json", "-o", "faulty.onnx"]
     assert invoke(*again).exit_code == 0
-    assert invoke("check", "faulty.onnx", "--raw", "raw.onnx").exit_code == 0
+    assert invoke("check", "faulty.onnx", "--raw", "raw.onnx", *ALONE).exit_code == 0
 
 
 @pytest.mark.usefixtures("folder")
@@ -179,7 +181,7 @@ def test_options_that_were_forgotten_are_read_off_the_file(options: dict[str, An
     """Where the record is gone, the last line is the check with the options that the file decides by; it passes."""
     attach_postprocessing("raw.onnx", STATS, output="own.onnx", **options)
     path = planted(planted_onnx.lost_record, "own.onnx")
-    result = invoke("check", path, "--stats", "stats.json")
+    result = invoke("check", path, "--stats", "stats.json", *ALONE)
     assert result.exit_code == 1
     assert result.stdout.splitlines()[2] == f"  fix      say what it was attached with: {told}"
     mended = invoke(*next_of(result.stdout))
@@ -194,7 +196,7 @@ def test_wrong_statistics_are_one_cause(invoke: Any) -> None:
         image=LevelStats(threshold=0.4, min=-2.0, max=3.0), pixel=LevelStats(threshold=0.1, min=-0.5, max=0.5)
     )
     other.save("other.json")
-    result = invoke("check", planted(planted_onnx.lost_record), "--stats", "other.json")
+    result = invoke("check", planted(planted_onnx.lost_record), "--stats", "other.json", *ALONE)
     assert result.exit_code == 1
     verdict, cause, mend, *_ = result.stdout.splitlines()
     assert verdict.startswith("FAILED: faulty.onnx does not decide as other.json says (")

@@ -101,7 +101,8 @@ def test_the_real_case(real: Path, tmp_path: Path, invoke: Invoke, suffix: str) 
     assert "the shorter side resized to 256 (bilinear), the central 224x224 cropped" in done.stderr
     done = invoke("attach", model, "--stats", stats, "-o", attached)
     assert done.exit_code == 0, done.stderr
-    done = invoke("check", attached, "--raw", model, "--images", images, "--limit", 4, "--no-int8")
+    runtime = {"onnx": "onnxruntime", "xml": "openvino"}[suffix]
+    done = invoke("check", attached, "--raw", model, "--images", images, "--limit", 4, "--runtime", runtime)
     assert done.exit_code == 0, done.stdout
 
     raw, labels, masks = raw_and_truth(images)
@@ -141,7 +142,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def check(invoke: Invoke, folder: Path, *options: object) -> tuple[int, str, str]:
     """Check the small attached file on two of its images; return the exit code, what was fed, and stderr."""
     images = ("--images", folder / "set" / "validation", "--limit", 2)
-    done = invoke("check", folder / "attached.onnx", *images, "--no-int8", "--json", *options)
+    done = invoke("check", folder / "attached.onnx", *images, "--runtime", "onnxruntime", "--json", *options)
     fed = json.loads(done.stdout)["environment"]["inputs"] if done.stdout else ""
     return done.exit_code, fed, done.stderr
 
@@ -193,7 +194,17 @@ def test_a_file_without_a_record_is_fed_as_asked(small: Path, tmp_path: Path, in
     (tmp_path / "stats.json").write_text(json.dumps(stats))
     attached = tmp_path / "attached.onnx"
     assert invoke("attach", small / "model.onnx", "--stats", tmp_path / "stats.json", "-o", attached).exit_code == 0
-    arguments = ["check", attached, "--images", small / "set" / "validation", "--limit", 1, "--no-int8", "--json"]
+    arguments = [
+        "check",
+        attached,
+        "--images",
+        small / "set" / "validation",
+        "--limit",
+        1,
+        "--runtime",
+        "onnxruntime",
+        "--json",
+    ]
     done = invoke(*arguments)
     assert "resized to 8x8 (height x width, bilinear, aspect not kept), RGB, divided by 255" in done.stdout
     assert done.stderr == ""
@@ -265,7 +276,8 @@ def test_other_ways_go_from_calibration_to_check(
     assert pixel is not None
     assert ((pixel.n_normal or 0) + (pixel.n_anomalous or 0) < 6 * 64) == ("pad" in options)
     assert invoke("attach", small / "model.onnx", "--stats", stats, "-o", attached).exit_code == 0
-    done = invoke("check", attached, "--raw", small / "model.onnx", "--images", images, "--json")
+    alone = ("--runtime", "onnxruntime", "--json")
+    done = invoke("check", attached, "--raw", small / "model.onnx", "--images", images, *alone)
     assert done.exit_code == 0, done.stdout
     assert said in json.loads(done.stdout)["environment"]["inputs"]
 
@@ -404,9 +416,9 @@ def test_python_is_told_the_same(small: Path) -> None:
         with pytest.raises(UsageError, match=r"fed otherwise than in calibration(.|\n)*--crop none, recorded 8x8"):
             check_parity(attached, images=images, preprocessing=other, limit=1)
     same = Preprocessing(resize="shorter", size=(12, 12), crop=(8, 8))
-    assert check_parity(attached, images=images, preprocessing=same, limit=1, int8=False)
+    assert check_parity(attached, images=images, preprocessing=same, limit=1, runtimes=["onnxruntime"])
     report = check_parity(
-        attached, images=images, preprocessing={"scale": 1}, other_preprocessing=True, limit=1, int8=False
+        attached, images=images, preprocessing={"scale": 1}, other_preprocessing=True, limit=1, runtimes=["onnxruntime"]
     )
     assert "divided by 1," in report.environment["inputs"]
     for options in ({"preprocessing": same}, {"other_preprocessing": True}):
