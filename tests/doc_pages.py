@@ -21,25 +21,31 @@ def blocks(name: str) -> list[tuple[str, str, str]]:
 
 
 def run_page(name: str, invoke: Callable[..., Any], capture: Callable[[], str]) -> str:
-    """Run every block in order in the working folder, and return what all of them print.
-
-    Commands of ours run in this process, other lines in bash. `capture` returns what a program of the page has printed.
-    """
+    """Run every block in order in the working folder, and return what all of them print; see `run_block`."""
     names: dict[str, Any] = {}
     whole = ""
     for language, text, told in blocks(name):
-        if language == "python":
-            exec(compile(text, f"docs/{name}", "exec"), names)
-            printed = capture()
-        else:
-            printed = "".join(_run(line, invoke) for line in text.replace("\\\n", " ").strip().splitlines())
+        printed = run_block(language, text, names, invoke, capture)
         assert [*missing(told, printed)] == [], f"{name}: {text}\nprinted:\n{printed}"
         whole += printed
     return whole
 
 
+def run_block(
+    language: str, text: str, names: dict[str, Any], invoke: Callable[..., Any], capture: Callable[[], str]
+) -> str:
+    """Run a block, and return what it prints: commands of ours and programs in this process, other lines in bash.
+
+    `names` are those of the programs before. `capture` returns what a program has printed.
+    """
+    if language == "python":
+        exec(compile(text, "a page", "exec"), names)
+        return capture()
+    return "".join(_run(line, invoke) for line in text.replace("\\\n", " ").strip().splitlines())
+
+
 def _run(line: str, invoke: Callable[..., Any]) -> str:
-    if line.startswith("postproc-export "):
+    if line.startswith("postproc-export ") and " > " not in line:
         found = invoke(*shlex.split(line)[1:])
         assert found.exit_code == 0, f"{line}\n{found.stdout}\n{found.stderr}"
         return str(found.stdout + found.stderr)

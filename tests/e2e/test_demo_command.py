@@ -1,4 +1,4 @@
-"""`postproc-export demo` as a user runs it: a process of its own, twice, and the commands that it prints."""
+"""`postproc-export demo` as a user runs it, then again, and the commands that it prints."""
 
 import shlex
 import subprocess
@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from conftest import Invoke
 from scripting import run_command
 
 from postproc_export.demo.data import CROP_SIZE, MARKER
@@ -72,7 +73,9 @@ def test_the_raw_ir_is_not_compressed(demo: tuple[Path, subprocess.CompletedProc
     assert not [node for node in constants if node.data.dtype == np.float16]
 
 
-def test_the_printed_commands_work_as_they_stand(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_the_printed_commands_work_as_they_stand(
+    demo: tuple[Path, subprocess.CompletedProcess[str]], invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The commands run in order on the demo's files, and give the same statistics and files again."""
     home, finished = demo
     folder = home / "postproc-export-demo"
@@ -80,9 +83,10 @@ def test_the_printed_commands_work_as_they_stand(demo: tuple[Path, subprocess.Co
     commands = [line.strip() for line in printed if line.strip().startswith("postproc-export ")]
     assert [command.split()[1] for command in commands] == ["calibrate", "attach", "check", "predict", "report"]
     before, stats = sorted(snapshot(folder)), CalibrationStats.load(folder / "statistics.json")
+    monkeypatch.chdir(home)
     for command in commands:
-        repeated = run_command(*shlex.split(command)[1:], cwd=home)
-        assert repeated.returncode == 0, f"{command}\n{repeated.stdout}\n{repeated.stderr}"
+        repeated = invoke(*shlex.split(command)[1:])
+        assert repeated.exit_code == 0, f"{command}\n{repeated.stdout}\n{repeated.stderr}"
     again = CalibrationStats.load(folder / "statistics.json")
     assert sorted(snapshot(folder)) == before
     assert stats.image is not None
@@ -91,14 +95,13 @@ def test_the_printed_commands_work_as_they_stand(demo: tuple[Path, subprocess.Co
     assert again.image.threshold == pytest.approx(stats.image.threshold, rel=1e-5)
 
 
-def test_a_second_run_replaces_its_own_files_only(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_a_second_run_replaces_its_own_files_only(demo_folder: Path, invoke: Invoke) -> None:
     """Running again in the same folder works, writes the same images, and spares what is not its own."""
-    home, _ = demo
-    folder = home / "postproc-export-demo"
+    folder = demo_folder
     (folder / "mine.txt").write_text("keep me", encoding="utf-8")
     before = snapshot(folder)
-    finished = run_command("demo", "--output", str(folder), cwd=home)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
+    finished = invoke("demo", "--output", folder)
+    assert finished.exit_code == 0, finished.stdout + finished.stderr
     after = snapshot(folder)
     assert list(after) == list(before)
     unchanged = [name for name in before if name.endswith(".png") or name in ("mine.txt", MARKER)]

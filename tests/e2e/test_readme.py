@@ -1,12 +1,11 @@
 """Every command and every program of the README, run as it stands there."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from conftest import Invoke
+from doc_pages import run_block
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 SETUP = re.search(r"<!-- setup -->\n```sh\n(.*?)```", README, flags=re.DOTALL)
@@ -25,21 +24,25 @@ def test_the_setup_is_two_commands_of_one_line() -> None:
     assert "pytest" in lines[1]
 
 
-def test_every_other_block_runs_on_the_files_of_the_demo(demo_folder: Path, tmp_path: Path) -> None:
+def test_every_other_block_runs_on_the_files_of_the_demo(
+    demo_folder: Path,
+    tmp_path: Path,
+    invoke: Invoke,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     """The commands of the three users run in order, in a folder that holds the demo's files.
 
     What a command is said to print is what it prints, but for numbers, and what a machine may add: lines in between,
     and at the end of one what it could not check.
     """
     (tmp_path / "postproc-export-demo").symlink_to(demo_folder)
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    monkeypatch.chdir(tmp_path)
     assert len(BLOCKS) >= 5
     assert any(told for _, _, told in BLOCKS)
     for language, text, told in BLOCKS:
-        command = ["bash", "-euo", "pipefail", "-c", text] if language == "sh" else [sys.executable, "-c", text]
-        run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert run.returncode == 0, f"{text}\n{run.stdout}\n{run.stderr}"
-        printed = [re.sub(r"\d+", "0", line) for line in run.stdout.splitlines()]
+        out = run_block(language, text, {}, invoke, lambda: capfd.readouterr().out)
+        printed = [re.sub(r"\d+", "0", line) for line in out.splitlines()]
         for line in re.sub(r"\d+", "0", re.sub(r"\n {4}", " ", told)).splitlines():
             assert any(each == line or each.startswith(f"{line.removesuffix('.')};") for each in printed), line
 
