@@ -7,7 +7,11 @@ from postproc_export import check_parity
 from postproc_export.check import ParityReport
 
 
+def runtime_of(path: Path) -> str:
+    """Return one runtime that reads a file: ONNX Runtime, or OpenVINO for an IR."""
+    return "onnxruntime" if path.suffix == ".onnx" else "openvino"
+
+
 def check_briefly(path: Path, **options: Any) -> ParityReport:
-    """Check a file on few values, in one runtime: ONNX Runtime, or OpenVINO for an IR."""
-    runtime = "onnxruntime" if path.suffix == ".onnx" else "openvino"
-    return check_parity(path, **{"count": 500, "threads": 1, "runtimes": [runtime], **options})
+    """Check a file on few values, in one runtime."""
+    return check_parity(path, **{"count": 500, "threads": 1, "runtimes": [runtime_of(path)], **options})

@@ -10,6 +10,7 @@ import hosts
 import numpy as np
 import numpy.typing as npt
 import pytest
+from checks import runtime_of
 from conftest import Invoke
 from image_files import save
 from PIL import Image
@@ -101,8 +102,7 @@ def test_the_real_case(real: Path, tmp_path: Path, invoke: Invoke, suffix: str) 
     assert "the shorter side resized to 256 (bilinear), the central 224x224 cropped" in done.stderr
     done = invoke("attach", model, "--stats", stats, "-o", attached)
     assert done.exit_code == 0, done.stderr
-    runtime = {"onnx": "onnxruntime", "xml": "openvino"}[suffix]
-    done = invoke("check", attached, "--raw", model, "--images", images, "--limit", 4, "--runtime", runtime)
+    done = invoke("check", attached, "--raw", model, "--images", images, "--limit", 4, "--runtime", runtime_of(model))
     assert done.exit_code == 0, done.stdout
 
     raw, labels, masks = raw_and_truth(images)

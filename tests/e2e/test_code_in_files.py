@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from checks import runtime_of
 from PIL import Image
 from scripting import run_script
 
@@ -90,15 +91,16 @@ def test_no_command_imports_what_a_file_names(
 ) -> None:
     """Model and statistics name it, it lies in the working directory, and each command gives its usual result."""
     attached, raw, stats = (str(path) for path in named(tmp_path, kind, name, monkeypatch))
-    fed = ["--inputs", "inputs.npz", "--raw", raw, "--preserved", raw, "--no-int8", "--save-failures", "failures"]
+    alone = ["--runtime", runtime_of(Path(attached))]
+    fed = ["--inputs", "inputs.npz", "--raw", raw, "--preserved", raw, "--save-failures", "failures", *alone]
     commands = {
         ("inspect", attached): 0,
         ("inspect", attached, "--json"): 0,
-        ("check", attached): 0,
+        ("check", attached, *alone): 0,
         **({("check", attached, *fed): 0} if name == NAMES[0] else {}),  # it takes longer than all the others
         ("update", attached, "-o", f"a.{kind}", "--image-sensitivity", "0.4"): 0,
         ("update", attached, "-o", f"b.{kind}", "--stats", stats): 0,
-        ("check", f"a.{kind}"): 0,
+        ("check", f"a.{kind}", *alone): 0,
         ("detach", attached, "-o", f"c.{kind}"): 0,
         ("attach", raw, "--stats", stats, "-o", f"d.{kind}"): 2,
         ("attach", raw, "--stats", stats, "--step", "gaussian:sigma=1", "-o", f"e.{kind}"): 2,

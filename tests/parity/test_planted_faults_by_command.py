@@ -12,6 +12,7 @@ import onnx
 import planted_ir
 import planted_onnx
 import pytest
+from checks import runtime_of
 
 from postproc_export import check
 from postproc_export.attach import attach_postprocessing
@@ -161,12 +162,11 @@ def test_a_planted_fault_is_caught_and_named(
     plant = getattr(kinds, fault) if isinstance(fault, str) else kinds.edited_record(fault)
     path = planted(plant, clean / f"attached.{suffix}", tmp_path)
     given = [clean / item.format(suffix=suffix) if "." in item else item for item in options]
-    runtime = {"onnx": "onnxruntime", "xml": "openvino"}[suffix]
-    result = invoke("check", path, *given, "--threads", 1, "--runtime", runtime, "--json")
+    result = invoke("check", path, *given, "--threads", 1, "--runtime", runtime_of(path), "--json")
     assert result.exit_code == 1, result.stderr
     document = json.loads(result.stdout)
     missed = {check["name"]: check["message"] for check in document["checks"] if not check["passed"]}
-    assert finding in missed.get(name.format(runtime=runtime), ""), missed
+    assert finding in missed.get(name.format(runtime=runtime_of(path)), ""), missed
     (cause,) = document["causes"]
     assert set(cause["checks"]) == set(missed)
     assert cause["stage"] in stage

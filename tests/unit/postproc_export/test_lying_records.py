@@ -10,6 +10,7 @@ import hosts
 import onnx
 import openvino
 import pytest
+from checks import runtime_of
 from onnx import TensorProto, helper
 
 from graph_patterns.expr import GraphPatternError
@@ -180,7 +181,7 @@ def test_a_record_that_lies_is_not_acted_on(lie: Lie, suffix: str, tmp_path: Pat
     for act in (detach_postprocessing, lambda *args, **kw: update_postprocessing(*args, image_sensitivity=0.3, **kw)):
         with pytest.raises((PostprocError, GraphPatternError)):
             act(path, output=tmp_path / f"out{suffix}")
-    assert main(["check", str(path)]) != 0
+    assert main(["check", str(path), "--runtime", runtime_of(path)]) != 0
     assert sorted(tmp_path.iterdir()) == before
     try:
         levels = inspect_model(path).levels
@@ -243,7 +244,7 @@ def test_what_another_tool_may_have_taken_away_is_said(lie: Lie, text: str, tmp_
     assert any(text in note for note in result.notes)
     model = onnx.load(tmp_path / "out.onnx")
     onnx.checker.check_model(model, full_check=True)
-    assert main(["check", str(path)]) == 1
+    assert main(["check", str(path), "--runtime", runtime_of(path)]) == 1
     assert model == onnx.load(tmp_path / "host.onnx")
     levels = inspect_model(path).levels
     assert not any(report.certain for report in levels.values() if report is not None)
