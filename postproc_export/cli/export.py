@@ -82,12 +82,25 @@ def _refuse_unused(given: Mapping[str, Any]) -> None:
 
 
 def _files(result: "DemoResult") -> str:
-    from postproc_export.demo.run import commands
+    from postproc_export.demo.run import OWN
 
-    typed = [command_line(shlex.split(line)[1:], before="  ") for line in commands(result.folder)]
-    about = "\nthe same with a model of your own (as they stand, these repeat the demo)"
+    typed = [command_line(shlex.split(line)[1:], before="  ") for line in OWN]
     failed = [report.summary() for report in result.reports if not report]
-    return "\n".join([*failed, "", result.summary(), about, *typed])
+    return "\n".join([*failed, "", result.summary(), "", *_NOW_YOURS, *typed])
+
+
+_NOW_YOURS: Final = (
+    "Now your model. Put it beside a folder of labelled images (images/good, images/scratch, ...), and type",
+    "(--image-only if there are no masks; --preset imagenet and the like if it was trained so):",
+)
+
+
+def _chapter(heading: str, what: str, command: str | None = None) -> None:
+    """Tell a step of the demo: what happens, what came of it, and what does the same."""
+    say(f"\n{heading}")
+    say(f"  {what}")
+    if command is not None:
+        say(command_line(shlex.split(command)[1:], before="  $ "))
 
 
 @command(view=_files)
@@ -104,4 +117,4 @@ def demo(
     from postproc_export.demo.run import run_demo
 
     remark("running the demo: less than a minute on two free cores; nothing is downloaded")
-    return run_demo(output, tell=lambda step, what: say(f"{step:<10}{what}"))
+    return run_demo(output, tell=_chapter)

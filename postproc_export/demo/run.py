@@ -150,7 +150,8 @@ def _draw_column(
     return raw, unit
 
 
-Tell = Callable[[str, str], None]
+Tell = Callable[[str, str, str | None], None]
+"""Takes the heading of a step, what came of it and why it is done, and the command that does the same."""
 
 PACKAGES: Final = (
     *("torch", "onnxscript", "onnxruntime", "openvino", "skimage", "PIL.Image", "matplotlib"),
@@ -206,8 +207,18 @@ class DemoResult(Outcome):
         return outcome_json(DETECTOR, self.folder, levels, self.attached.notes, passed=bool(self), written=written)
 
 
+OWN: Final = (
+    "postproc-export inspect model.onnx --defaults",
+    "postproc-export calibrate model.onnx --images images --image-size 256 -o stats.json",
+    "postproc-export attach model.onnx --stats stats.json -o model.post.onnx",
+    "postproc-export check model.post.onnx --raw model.onnx --images images",
+    "postproc-export report stats.json --model model.post.onnx --images images -o report.html",
+)
+"""The same with a model of the user's, `model.onnx`, and a folder of labelled images."""
+
+
 def commands(folder: Path) -> tuple[str, ...]:
-    """Return the commands that do the same with any model; as they stand they work on the demo's files."""
+    """Return the commands that repeat the demo on its files: one for each step from calibration on."""
     at = {name: shlex.quote(str(folder / name)) for name in FILES}
     return (
         f"postproc-export calibrate {at[RAW_ONNX]} --images {at['validation/']} --image-size {CROP_SIZE}"
@@ -224,7 +235,7 @@ def run_demo(folder: Path, *, tell: Tell) -> DemoResult:
     """Fit, export, calibrate, attach and check the demo's detector, run it, and report what it decides.
 
     The folder is a new or empty one, or that of an earlier run, whose files are replaced. `tell` is called after each
-    step with its name and one sentence on its outcome. Raises MissingDependencyError if a package of the extra `demo`
+    step. Raises MissingDependencyError if a package of the extra `demo`
     is not installed, and FileError if the folder holds other files or scikit-image does not hold the photos.
     """
     own_files(folder)  # refuses a folder of others at once, before the slow imports
@@ -234,7 +245,11 @@ def run_demo(folder: Path, *, tell: Tell) -> DemoResult:
         test_crops = _write_crops(folder, tell=tell)
         detector = factory.detector()
         export_detector(detector, folder)
-        tell("export", f"a detector fitted to the normal crops: {RAW_ONNX} by torch.onnx.export, {RAW_IR} from it")
+        what = (
+            f"A small detector, fitted to the normal crops, becomes {RAW_ONNX} and {RAW_IR}. They give raw scores: the "
+            "higher, the less a crop is like the normal ones. From which number on is it defective? They do not say."
+        )
+        tell("2. A model is exported", what, None)
 
         preprocessing = Preprocessing(size=(CROP_SIZE, CROP_SIZE))
         source = ModelSource.open(folder / RAW_ONNX, folder / "validation", preprocessing=preprocessing)
@@ -244,36 +259,46 @@ def run_demo(folder: Path, *, tell: Tell) -> DemoResult:
         image, pixel = statistics.image, statistics.pixel
         assert image is not None, "the detector has a score"
         assert pixel is not None, "the detector has a map"
-        thresholds = f"threshold {image.threshold:.2f} for images, {pixel.threshold:.2f} for pixels"
-        tell("calibrate", f"{RAW_ONNX} over validation/: {thresholds}")
+        what = (
+            f"{RAW_ONNX} runs over the labelled crops in validation/. The best F1 is reached if an image counts as "
+            f"defective from {image.threshold:.2f} on, and a pixel from {pixel.threshold:.2f} on."
+        )
+        tell("3. calibrate finds the thresholds", what, commands(folder)[0])
 
         results, reports = [], []
-        for raw, attached in ((RAW_ONNX, ATTACHED_ONNX), (RAW_IR, ATTACHED_IR)):
+        pairs = ((RAW_ONNX, ATTACHED_ONNX), (RAW_IR, ATTACHED_IR))
+        for raw, attached in pairs:
             results.append(attach_postprocessing(folder / raw, statistics, output=folder / attached))
-            tell("attach", f"{', '.join(results[-1].output_names)}: {raw} becomes {attached}")
+        what = (
+            f"Copies with the decision inside: {ATTACHED_ONNX} and {ATTACHED_IR} give "
+            f"{', '.join(results[0].output_names)}. Scores are from 0 to 1, with the threshold at 0.5."
+        )
+        tell("4. attach writes them into the files", what, commands(folder)[1])
+        for raw, attached in pairs:
             output, images = folder / attached, folder / "test"
             reports.append(check_parity(output, raw=folder / raw, torch=detector, images=images))
-            tell("check", reports[-1].headline())
+        what = "\n  ".join(report.headline() for report in reports)
+        tell("5. check proves that the files decide as PyTorch", what, commands(folder)[2])
 
         fed = {INPUT: as_input(crop.image for crop in test_crops)}
         before, after = (open_runner(folder / name).run(fed) for name in (RAW_ONNX, ATTACHED_ONNX))
         draw_picture(test_crops, before, after, folder / PICTURE, image=image, pixel=pixel)
         separation, decisions = evaluate(test_crops, before, after)
-        tell("test", f"on the test crops, {separation}")
-        tell("", f"{ATTACHED_ONNX} finds {decisions}")
         (folder / CHECK).write_text(json.dumps(reports[0].to_json(), indent=2) + "\n", encoding="utf-8")
-        _show(folder, tell=tell)
+        _show(folder, f"It finds {decisions}.\n  On the test crops, {separation}.", tell=tell)
     return DemoResult(folder=folder, attached=results[0], reports=tuple(reports))
 
 
-def _show(folder: Path, *, tell: Tell) -> None:
-    """Predict the test crops with the attached file, and report every sensitivity."""
+def _show(folder: Path, found: str, *, tell: Tell) -> None:
+    """Predict the test crops with the attached file, of which `found` says more, and report every sensitivity."""
     attached, test = folder / ATTACHED_ONNX, folder / "test"
-    tell("predict", predict_folder(attached, test, output=folder / PREDICTIONS).headline())
+    predicted = predict_folder(attached, test, output=folder / PREDICTIONS).headline()
     claim_written(folder, PREDICTIONS)
+    tell("6. predict shows what is decided of new images", f"{predicted}.\n  {found}", commands(folder)[3])
     check, report = folder / CHECK, folder / REPORT
     written = write_report(folder / STATISTICS, model=attached, images=test, check=check, output=report)
-    tell("report", written.headline())
+    what = f"{written.headline()}: open it in a browser, move the sensitivity, and see what it finds and stops."
+    tell("7. report is for whoever chooses the sensitivity", what, commands(folder)[4])
 
 
 def _write_crops(folder: Path, *, tell: Tell) -> Sequence[Crop]:
@@ -290,12 +315,12 @@ def _write_crops(folder: Path, *, tell: Tell) -> Sequence[Crop]:
     claim(folder, [*files, *models])
     for name, image in files.items():
         Image.fromarray(image).save(folder / name)
-    tell("photos", f"{', '.join(photos)} as scikit-image installs them")
-    tell(
-        "crops",
-        f"{factory.TRAINING_CROPS} normal ones to fit, {len(crops['validation'])} labelled ones to calibrate, "
-        f"{len(crops['test'])} to test, from three separate strips",
+    what = (
+        f"{', '.join(photos)}, as scikit-image installs them: {factory.TRAINING_CROPS} normal crops to fit a detector, "
+        f"{len(crops['validation'])} labelled ones to calibrate and {len(crops['test'])} to test, from three separate "
+        "strips. The defects are painted in."
     )
+    tell("1. Photos, of which some have a defect", what, None)
     return crops["test"]
 
 

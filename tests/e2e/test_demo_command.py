@@ -80,7 +80,7 @@ def test_the_printed_commands_work_as_they_stand(
     home, finished = demo
     folder = home / "postproc-export-demo"
     printed = finished.stdout.replace("\\\n", " ").splitlines()  # a long line goes on behind a backslash
-    commands = [line.strip() for line in printed if line.strip().startswith("postproc-export ")]
+    commands = [line.strip()[2:] for line in printed if line.strip().startswith("$ postproc-export ")]
     assert [command.split()[1] for command in commands] == ["calibrate", "attach", "check", "predict", "report"]
     before, stats = sorted(snapshot(folder)), CalibrationStats.load(folder / "statistics.json")
     monkeypatch.chdir(home)

@@ -1,13 +1,16 @@
 """The demo: its images, its detector, its folder and its numbers."""
 
 import json
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 
 import hosts
 import numpy as np
 import pytest
+from attached_files import labelled
+from conftest import Invoke
 from numpy.typing import NDArray
 from schemas import faults
 
@@ -25,7 +28,9 @@ from postproc_export.demo.run import (
     CROPS_EACH_DEFECT,
     FILES,
     GOOD_CROPS,
+    OWN,
     DemoResult,
+    Tell,
     commands,
     draw_picture,
     export_detector,
@@ -393,8 +398,8 @@ def test_the_demo_speaks_json_and_can_be_quiet(
     attached = attach_postprocessing(host, CalibrationStats(image=level, pixel=level), output=tmp_path / "a.onnx")
     report = ParityReport(subject="attached.xml", checks=(Check(name="tail", passed=True, message="alike"),))
 
-    def run(folder: Path, tell: Callable[[str, str], None]) -> DemoResult:
-        tell("photos", "as they are")
+    def run(folder: Path, tell: Tell) -> DemoResult:
+        tell("1. Photos", "as they are", "postproc-export demo")
         return DemoResult(folder=folder, attached=attached, reports=(report,))
 
     monkeypatch.setattr(run_module, "run_demo", run)
@@ -406,7 +411,22 @@ def test_the_demo_speaks_json_and_can_be_quiet(
     assert main(["demo", "-q"]) == 0
     assert capsys.readouterr() == ("", "")
     assert main(["demo"]) == 0
-    assert capsys.readouterr().out.startswith("photos    as they are\n")
+    told = capsys.readouterr().out
+    assert told.startswith("\n1. Photos\n  as they are\n  $ postproc-export demo\n")
+    assert told.endswith("\n".join(["", *(f"  {line}" for line in OWN), ""]))
+
+
+def test_the_commands_for_a_model_of_ones_own_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, invoke: Invoke
+) -> None:
+    """What the demo ends with, on a model and labelled images with masks of these names."""
+    hosts.write(hosts.score_and_map(), tmp_path / "model.onnx")
+    labelled(tmp_path / "images")
+    monkeypatch.chdir(tmp_path)
+    for line in OWN:
+        result = invoke(*shlex.split(line)[1:])
+        assert result.exit_code == 0, f"{line}\n{result.stdout}\n{result.stderr}"
+    assert (tmp_path / "report.html").is_file()
 
 
 def test_commands_quote_the_folder() -> None:
