@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
+from graph_patterns.onnx.file import external_data_locations, load_skeleton
 from postproc_export.errors import UsageError, require
 from postproc_export.process import temporary_folder
 from postproc_export.runtimes import (
@@ -26,12 +27,16 @@ class _Compiled:
     def __init__(self, tract: Any, model: str | bytes, device: str) -> None:
         self._tract, self._model, self._device = tract, model, device
         self._compiled: dict[tuple[str, ...], Any] = {}
-        self._parsed()  # which fails where the file cannot be read
+        self._first = self._parsed()  # which fails where the file cannot be read
+        if isinstance(model, str):  # the file may be gone when it is compiled for another shape
+            with load_skeleton(Path(model)) as file:
+                is_whole = not external_data_locations(file.model)
+            self._model = Path(model).read_bytes() if is_whole else model
 
     def run(self, arrays: Sequence[Array]) -> Any:
         facts = tuple(map(_fact, arrays))
         if facts not in self._compiled:
-            model = self._parsed()
+            model, self._first = self._first or self._parsed(), None
             for index, fact in enumerate(facts):
                 model.set_input_fact(index, fact)
             for index in range(model.output_count()):

@@ -111,6 +111,15 @@ def test_weights_in_a_file_of_their_own_are_read(asked: str, tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("asked", FURTHER)
+def test_a_file_may_be_gone_once_it_is_loaded(asked: str, tmp_path: Path) -> None:
+    """As one that was written for the run alone; other shapes run all the same."""
+    path = hosts.write(hosts.identity(map=None), tmp_path / "model.onnx")
+    runner = open_runner(path, runtime=there(asked))
+    path.unlink()
+    assert [len(runner.run({"score": np.zeros((n, 1), np.float32)})["pred_score"]) for n in (1, 2)] == [1, 2]
+
+
+@pytest.mark.parametrize("asked", FURTHER)
 def test_what_does_not_load_or_run_is_told(asked: str, tmp_path: Path) -> None:
     """With the runtime's own reason; the next model runs."""
     runtime = there(asked)

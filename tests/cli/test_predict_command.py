@@ -6,11 +6,14 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import hosts
 import pytest
 from attached_files import detector, labelled, photo
 from conftest import Invoke
+
+from postproc_export.runtimes import Runner, open_runner
 
 
 def test_it_prints_what_it_did(tmp_path: Path, invoke: Invoke) -> None:
@@ -38,6 +41,34 @@ def test_json_and_quiet(tmp_path: Path, invoke: Invoke) -> None:
     assert found["metrics"]["levels"] == json.loads((tmp_path / "out" / "metrics.json").read_text())["levels"]
     quiet = invoke("predict", model, images, "-o", tmp_path / "out", "--quiet")
     assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("asked", ["onnxruntime-node", "onnxruntime-web", "tract", "onnx.reference", "opencv"])
+def test_every_runtime_decides_alike(
+    asked: str, tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The metrics are those of ONNX Runtime; what is not installed is skipped, with what would bring it."""
+    ran: list[str] = []
+
+    def opened(*given: Any, **options: Any) -> Runner:
+        runner = open_runner(*given, **options)
+        ran.append(runner.name)
+        return runner
+
+    monkeypatch.setattr("postproc_export.prediction.attached.open_runner", opened)
+    for_opencv = {"made_for": "opencv"} if asked == "opencv" else {}
+    model, images = detector(tmp_path, **for_opencv), labelled(tmp_path / "images")
+    found = []
+    for runtime in ("onnxruntime", asked):
+        words = ("--runtime", runtime, "--save", "none", "--sheet", 0, "--json")
+        run = invoke("predict", model, images, "-o", tmp_path / runtime, *words)
+        if "is not installed" in run.stderr or "needs Node.js" in run.stderr:
+            pytest.skip(run.stderr)
+        assert run.exit_code == 0, run.stderr
+        found.append(json.loads(run.stdout))
+    assert [name.removesuffix("-cpu") for name in ran] == ["onnxruntime", asked]
+    assert found[0]["anomalous"] == found[1]["anomalous"] == 2
+    assert found[0]["metrics"]["levels"] == found[1]["metrics"]["levels"]
 
 
 def test_an_image_that_cannot_be_used_is_exit_code_1(tmp_path: Path, invoke: Invoke) -> None:
