@@ -444,6 +444,8 @@ class ExportOptions(TailOptions, OutputOptions, BelongingOptions, TargetOptions,
         Write the files though a check failed.
     inputs
         Files that the module was made from, which are not to be overwritten.
+    anomalib
+        Post-processor of a model of Anomalib, which the decisions of the files are compared with, too.
     tell
         Called with one sentence before each step.
     """
@@ -465,6 +467,7 @@ class ExportOptions(TailOptions, OutputOptions, BelongingOptions, TargetOptions,
     seed: int = field(default=SEED, kw_only=True, metadata=spelt(least=0))
     keep_failed: bool = field(default=False, kw_only=True)
     inputs: Sequence[Path] = field(default=(), kw_only=True, metadata=spelt(only_python=True))
+    anomalib: "Module | None" = field(default=None, kw_only=True, metadata=spelt(only_python=True))
     tell: Callable[[str], None] | None = field(default=None, kw_only=True, metadata=spelt(only_python=True))
 
 

@@ -33,6 +33,7 @@ from postproc_export.stats import (
 from postproc_export.tail import Tail
 from postproc_export.validation import called_like
 
+FED_AS_BEFORE: Final = "the statistics do not say how images are fed; what the file records of it stays"
 _OF_THE_THRESHOLD: Final = ("at_threshold", "policies", "threshold_interval", "exact", "f1_gap", "sensitivities")
 
 
@@ -92,6 +93,14 @@ class Changes:
         if not self.normalized:
             return to_float32(given)
         return None if threshold is None or span is None else to_float32(threshold + (given - 0.5) * span)
+
+    def fed_as(self, state: State) -> "Changes":
+        """Return the changes with the pre-processing of the file, where the new statistics do not say how it is fed."""
+        recorded = state.stats.details.get("preprocessing")
+        if self.stats is None or recorded is None or "preprocessing" in self.stats.details:
+            return self
+        stats = replace(self.stats, details={**self.stats.details, "preprocessing": recorded})
+        return replace(self, stats=stats, chosen=(*self.chosen, FED_AS_BEFORE))
 
     def settled(self, state: State) -> "Changes":
         """Return the changes with the sensitivities that reach what they are to; see `choose_sensitivities`."""
@@ -294,7 +303,7 @@ def _updated(form: Format, model: Any, found: FoundTails, changes: Changes, *, a
         return UpdateResult(source=where, misses=found.misses, outputs=found.outputs, is_found=False)
     refuse_partial(found)
     before = state_of(tails, found.record)
-    changes = changes.settled(before)
+    changes = changes.fed_as(before).settled(before)
     is_foreign = any(not tail.is_ours for tail in tails.values())
     unknown = [level for level in tails if before.stats.level(level) is None and changes.stats is None]
     must_edit = any(

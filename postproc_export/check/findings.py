@@ -121,7 +121,7 @@ _ABOUT: Final[Mapping[str, Stage]] = {
     **dict.fromkeys(("transform", "decision"), "step"),
     **dict.fromkeys(("run", "batch"), "runtime"),
     **dict.fromkeys(("preserved", "raw"), "model"),
-    **dict.fromkeys(("torch", "module"), "export"),
+    **dict.fromkeys(("torch", "module", "anomalib"), "export"),
 }
 # Kinds of checks: which of several that failed says most.
 _LEADING: Final = ("outputs", "constants", "guard", "input", "run", "batch", "record", "preserved")

@@ -15,6 +15,8 @@ from postproc_export.outcome import Outcome
 from postproc_export.run_options import SEED, CalibrationOptions, ExportOptions
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from postproc_export.demo.run import DemoResult
     from postproc_export.export import ExportResult
 
@@ -38,15 +40,29 @@ def _reports(result: "ExportResult") -> str:
 @command(_OPTIONS, _OF_IMAGES, then=_after_export, details=_reports)
 def export(
     module: Annotated[
-        str, Parameter(help="What gives the model when called: package.module:function.", metavar="MODULE:FACTORY")
+        str,
+        Parameter(
+            help="What gives the model when called: package.module:function. Or a model of Anomalib: anomalib:Padim.",
+            metavar="MODULE:FACTORY",
+        ),
     ],
     /,
     *,
     shape: Annotated[
-        str, Parameter(name="--input", metavar="SIZES", help="Shape of its input, batch first, such as 1,3,256,256.")
-    ],
+        str | None,
+        Parameter(
+            name="--input",
+            metavar="SIZES",
+            help="Shape of its input, batch first, such as 1,3,256,256; a model of Anomalib has one of its own.",
+        ),
+    ] = None,
     weights: Annotated[
-        Path | None, Parameter(name="--weights", help="State dict to load into the model; only tensors are read.")
+        Path | None,
+        Parameter(
+            name="--weights",
+            help="State dict to load into the model; only tensors are read. Of Anomalib the checkpoint, whose "
+            "statistics are attached where none are given.",
+        ),
     ] = None,
     **given: Any,
 ) -> Outcome:
@@ -55,18 +71,46 @@ def export(
     The model takes one tensor and gives a raw score, a raw anomaly map or both, in any form. Its files get labels and
     masks, are run beside it, and are written only where no check failed.
 
+    Of a model of Anomalib its checkpoint is enough: postproc-export export anomalib:Padim --weights model.ckpt -o dist
+
     Exit code: 0 everything passed, 1 a check failed, 2 the model or the options cannot be used.
 
     Example: postproc-export export my.models:build --input 1,3,256,256 --dynamic batch --stats stats.json -o dist
     """
     from postproc_export.export import export_model, load_example
+    from postproc_export.export.anomalib import PREFIX
 
     _refuse_unused(given)
     inputs = [path for path in (weights, given.get("preprocessing")) if path is not None]
     given["preprocessing"] = preprocessing_of(given)
-    built, remarks, example = load_example(module, shape, weights=weights, seed=given.get("seed", SEED))
+    made: Any = module
+    if module.startswith(PREFIX):
+        (made, shape), weights = _of_anomalib(module, shape, weights, given), None
+    if shape is None:
+        fix = f"such as postproc-export export {module} --input 1,3,256,256 --stats stats.json -o dist"
+        raise UsageError("--input is required", needed="the shape of its input, batch first", fix=fix)
+    built, remarks, example = load_example(made, shape, weights=weights, seed=given.get("seed", SEED))
     result = export_model(built, example, inputs=inputs, tell=remark, **given)
     return replace(result, subject=module, remarks=(*remarks, *result.remarks))
+
+
+def _of_anomalib(
+    module: str, shape: str | None, weights: Path | None, given: dict[str, Any]
+) -> "tuple[Module, str | None]":
+    """Return a model of Anomalib and the shape of its input; what its checkpoint says is put to what was given."""
+    from postproc_export.export.anomalib import checkpoint_statistics, load_anomalib
+    from postproc_export.export.exporter import parse_shape
+
+    if weights is None:
+        fix = f"postproc-export export {module} --weights model.ckpt -o dist"
+        raise UsageError("--weights is required", needed=f"the checkpoint of {module}", fix=fix)
+    built, given["anomalib"], size = load_anomalib(module, weights)
+    if shape is None and size is not None:
+        shape = f"1,3,{size[0]},{size[1]}"
+    if shape is not None and not {"stats", "calibrate"} & given.keys():
+        height, width = parse_shape(shape)[-2:]
+        given["stats"] = checkpoint_statistics(weights, built, (height, width))
+    return built, shape
 
 
 def _refuse_unused(given: Mapping[str, Any]) -> None:

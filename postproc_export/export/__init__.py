@@ -210,7 +210,9 @@ class Job:
         steps = self.asked.steps
         report = check_parity(path, raw=self._raw(each), inputs={INPUT: usual}, step=steps, seed=self.asked.seed)
         with without_decisions(load_attached(path)) as (plain, _):
-            decisions = list(decision_checks(plain, WAYS[each], self.probes, parse_tails(steps)))
+            decisions = list(
+                decision_checks(plain, WAYS[each], self.probes, parse_tails(steps), anomalib=self.asked.anomalib)
+            )
         checks = (*report.checks, *self._raw_checks[each], *decisions)
         labels = dict.fromkeys(probe.label for probe in self.probes)
         fed = {"inputs": f"{len(usual)} samples: {', '.join(labels)}"}

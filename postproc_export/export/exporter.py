@@ -175,9 +175,9 @@ def as_example(example: object) -> "torch.Tensor":
 
 
 def load_example(
-    spec: str, shape: str, *, weights: Path | None = None, seed: int = 0
+    spec: "str | torch.nn.Module", shape: str, *, weights: Path | None = None, seed: int = 0
 ) -> "tuple[torch.nn.Module, tuple[str, ...], torch.Tensor]":
-    """Load the module that ``"package.module:factory"`` names, and its weights; return it, remarks, and an example.
+    """Load a module, or what ``"package.module:factory"`` names, and its weights; return it, remarks, and an example.
 
     The example has a shape such as ``"1,3,256,256"``, is float32 and uniform in [0, 1]. Raises UsageError, FileError or
     MissingDependencyError as `load_module`, `load_weights` and `parse_shape` do.

@@ -76,16 +76,22 @@ class ExportResult(Outcome):
 
     def facts(self) -> Iterator[tuple[str, str]]:
         """Yield how it was exported, what was attached, what the checks found, and what was written."""
-        yield from (("note", remark) for remark in self.remarks)
+        notes = [("note", remark) for remark in self.remarks]
+        yield from notes
         yield from (("input", port.describe()) for port in self.files[0].inputs)
         yield from (("output", port.describe()) for port in self.files[0].outputs)
         if self.sizes:
             yield "sizes", f"as the model at {', '.join(self.sizes)}"
         # What was attached is the same in both formats, but for names inside the graph that had to move.
-        yield from dict.fromkeys(fact for file in self.files for fact in file.attached.decisions())
+        decisions = dict.fromkeys(fact for file in self.files for fact in file.attached.decisions())
+        yield from (fact for fact in decisions if fact not in notes)
         for file in self.files:
             yield "check", file.report.headline()
             yield from file.report.facts()
+            theirs = [check for check in file.report.checks if check.name.startswith("anomalib/")]
+            if theirs:
+                told = "; ".join(f"{check.output} {check.message}" for check in theirs)
+                yield "anomalib", f"its own post-processor on the same raw values: {told}"
         yield from (("written", str(path)) for path in self.written)
         if not self.written:
             yield "", "nothing was written: a check failed (--keep-failed writes the files all the same)"

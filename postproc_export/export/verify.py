@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from postproc_export.check.tail import CheckTally, compare_tail
 from postproc_export.check.ways import Configuration
 from postproc_export.comparison import Tolerance, compare_scores, observed
 from postproc_export.errors import UnsupportedModelError
+from postproc_export.export.anomalib import anomalib_outputs
 from postproc_export.export.exporter import INPUT, Axes, RawModule, fixed_axis
 from postproc_export.ports import RAW_NAMES
 from postproc_export.record import TailSpec
@@ -162,19 +163,34 @@ def raw_checks(path: Path, way: Configuration, probes: Sequence[Probe]) -> list[
 
 
 def decision_checks(
-    attached: AttachedModel, way: Configuration, probes: Sequence[Probe], named: Sequence[TailSpec] = ()
+    attached: AttachedModel,
+    way: Configuration,
+    probes: Sequence[Probe],
+    named: Sequence[TailSpec] = (),
+    *,
+    anomalib: Any = None,
 ) -> Iterator[Check]:
     """Compare an attached file's outputs with `PostProcessor` on the module's own raw values; one check per output.
+
+    With the post-processor of a model of Anomalib they are compared with what that makes of these values, too.
 
     The module computes in PyTorch and the file in a runtime, so raw values may move as by another compilation; flips of
     raw values beside the boundary are shown and not judged (`comparison.exported`).
     """
     reference, runner = Reference(attached), attached.parts_of(way.open(attached.path, threads=None))
     tally = CheckTally("module", way.label, way.judged)
+    theirs = CheckTally("anomalib", way.label, way.judged)
     tally.ran_on(runner)
+    theirs.ran_on(runner)
     transform = EagerTransform.load(attached, named)
     for probe in probes:
         raw = probe.raw if transform is None else transform(probe.raw, size=image_size({INPUT: probe.images}))
         outputs = runner.run({INPUT: probe.images})
-        tally.add(compare_tail(reference, reference.outputs(raw), outputs, raw, allowance="exported", is_whole=True))
+        expected = reference.outputs(raw)
+        tally.add(compare_tail(reference, expected, outputs, raw, allowance="exported", is_whole=True))
+        if anomalib is not None and transform is None:
+            made = anomalib_outputs(anomalib, attached.tail, probe.raw)
+            found = compare_tail(reference, {**expected, **made}, outputs, raw, allowance="exported", is_whole=True)
+            theirs.add({name: difference for name, difference in found.items() if name in made})
     yield from tally.checks()
+    yield from theirs.checks()

@@ -373,7 +373,7 @@ def _exporting(original: Callable[..., Path]) -> Callable[..., Path]:
                 return original(model, folder, *args, **kwargs)
 
         target: Path = own.export(
-            write, Path(export_root), fed=_fed(model.pre_processor, size), is_fixed=size is not None
+            write, Path(export_root), fed=how_fed(model.pre_processor, size), is_fixed=size is not None
         )
         return target
 
@@ -404,7 +404,7 @@ def _judging(own: AnomalibPostProcessor) -> Iterator[None]:
         nncf.quantize_with_accuracy_control = quantize
 
 
-def _fed(pre_processor: Any, size: Size | None) -> Preprocessing:
+def how_fed(pre_processor: Any, size: Size | None) -> Preprocessing:
     """Return how images come to a model that pre-processes them in its graph, at the size of its input or at any.
 
     For any size that is what it resizes them to, so that its own resizing, in a graph without antialiasing, does

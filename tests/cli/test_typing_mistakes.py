@@ -32,7 +32,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 MISTAKES: Final = {
     "attach raw.onnx": "--stats is required\n  needed:  Statistics, .*\n  fix:     such as postproc-export attach .*",
     "calibrate raw.npz": "--output is required\n  needed:  Statistics file to write\n  fix:     such as .*calibrate .*",
-    "export a.b:c": "--input is required\n  needed:  Shape of its input, .*\n  fix:     such as .*export .*",
+    "export a.b:c": "--output is required\n  needed:  Folder to write, .*\n  fix:     such as .*export .*",
+    "export a.b:c -o dist --stats stats.json": "--input is required\n  needed:  the shape .*\n  fix: .*export .*",
     "inspect": "MODEL is required\n  needed:  ONNX model .*\n  fix:     such as postproc-export inspect .*",
     "predict raw.onnx '' -o out": "nothing stands behind .* predict raw.onnx\n(.|\n)*variable of the shell.*",
     "predict raw.onnx images --split=": "nothing stands behind postproc-export .* --split=\n(.|\n)*",

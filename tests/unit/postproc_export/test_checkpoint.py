@@ -15,6 +15,7 @@ import torch
 from postproc_export import CalibrationStats, LevelStats, PostProcessor, attach_postprocessing, update_postprocessing
 from postproc_export.checkpoint import load_checkpoint
 from postproc_export.errors import FileError, MetadataError, MissingDependencyError, UsageError
+from postproc_export.images import Preprocessing
 
 NAN, INF = float("nan"), float("inf")
 BUFFERS = {
@@ -311,6 +312,17 @@ def test_update_takes_all_of_the_checkpoint(save: Callable[..., Path], tmp_path:
     assert numbers(updated.after.stats) == NUMBERS
     assert (updated.after.options.image_sensitivity, updated.after.options.pixel_sensitivity) == (0.25, 0.625)
     assert any("does not say how it compares" in note for note in updated.notes)
+
+
+def test_how_images_are_fed_stays_in_the_file(save: Callable[..., Path], tmp_path: Path) -> None:
+    """A checkpoint does not say, so that an update keeps what the file records, and says so."""
+    raw = hosts.write(hosts.score_and_map(), tmp_path / "raw.onnx")
+    level, fed = LevelStats(threshold=0.5, min=0.0, max=2.0), Preprocessing(size=(8, 8)).to_json()
+    stats = CalibrationStats(image=level, pixel=level, details={"preprocessing": fed})
+    attach_postprocessing(raw, stats, output=tmp_path / "a.onnx")
+    updated = update_postprocessing(tmp_path / "a.onnx", stats=of_anomalib(save), output=tmp_path / "b.onnx")
+    assert updated.after.stats.details["preprocessing"] == fed
+    assert any("how images are fed" in note for note in updated.notes)
 
 
 def test_the_eager_module_decides_as_the_checkpoint(save: Callable[..., Path]) -> None:

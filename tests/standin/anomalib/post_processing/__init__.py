@@ -62,5 +62,14 @@ class PostProcessor(torch.nn.Module):
         """Post-process a batch in place."""
 
     def forward(self, predictions: InferenceBatch) -> InferenceBatch:
-        """Post-process what a model gave."""
-        return predictions
+        """Normalise and decide, as the real one does where both levels are calibrated; else nothing is changed."""
+        numbers = {name: getattr(self, name) for name in NUMBERS}
+        if any(number.isnan() for number in numbers.values()):
+            return predictions
+        made = {}
+        for level, score, label in (("image", "pred_score", "pred_label"), ("pixel", "anomaly_map", "pred_mask")):
+            low, high = numbers[f"{level}_min"], numbers[f"{level}_max"]
+            values = (getattr(predictions, score) - numbers[f"_{level}_threshold"]) / (high - low) + 0.5
+            made[score] = values.clamp(0, 1)
+            made[label] = made[score] > 1.0 - getattr(self, f"{level}_sensitivity")
+        return InferenceBatch(**made)
