@@ -98,8 +98,11 @@ def matrix(view: LevelView) -> dict[str, Any]:
 
 
 def _chart(data: alt.InlineData | Sequence[Row]) -> Any:
-    """Return a chart of rows; Altair leaves the types of its own open."""
-    return alt.Chart(data if isinstance(data, alt.InlineData) else alt.InlineData(values=[*data]))
+    """Return a chart of rows; Altair leaves the types of its own open.
+
+    The rows are a tuple: a list is copied row by row whenever a chart becomes part of another.
+    """
+    return alt.Chart(data if isinstance(data, alt.InlineData) else alt.InlineData(values=(*data,)))
 
 
 def _x(axis: ValueAxis, field: str = "place", **more: Any) -> alt.X:
@@ -204,7 +207,7 @@ def _marks(view: LevelView, axis: ValueAxis) -> list[Any]:
     rows = [{"place": axis.place(value), "name": name} for name, value in numbers.items() if value is not None]
     if view.stats.details.get("range_is_relative"):
         rows = rows[:1]
-    data = alt.InlineData(values=rows)
+    data = alt.InlineData(values=(*rows,))
     rules = _chart(data).mark_rule(color=_colour("soft"), strokeDash=[3, 3]).encode(x=_x(axis))
     low, high = axis.ends
     texts = [
