@@ -114,9 +114,8 @@ def here(monkeypatch: pytest.MonkeyPatch, invoke: Any) -> Here:
 
 def test_every_command_passes_on_a_sound_model(repository: Path, here: Here) -> None:
     """Exit code 0, the reports are where the workflow looks for them, and the job's page has both verdicts."""
-    in_bash = ["check the ONNX model", "run the tests"]
     for name, command in checks().items():
-        if name in in_bash:
+        if name == "run the tests":
             done = run(command, repository)
             assert done.returncode == 0, f"{name}\n{done.stdout}\n{done.stderr}"
         else:

@@ -95,6 +95,7 @@ def test_the_printed_commands_work_as_they_stand(
     assert again.image.threshold == pytest.approx(stats.image.threshold, rel=1e-5)
 
 
+@pytest.mark.slow  # tests/unit/postproc_export/test_demo.py has every rule of what is replaced
 def test_a_second_run_replaces_its_own_files_only(demo_folder: Path, invoke: Invoke) -> None:
     """Running again in the same folder works, writes the same images, and spares what is not its own."""
     folder = demo_folder
