@@ -37,7 +37,7 @@ BARS = {
     "places of ten lines alike": 0,
     "attach: files": 22,
     "attach: modules imported": 50,
-    "check: files": 41,
+    "check: files": 40,
 }
 """The most that is allowed of each figure. A capability may raise a bar by what it is worth, in its own commit."""
 

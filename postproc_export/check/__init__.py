@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 
 from postproc_export.check.assumed import Assumed
 from postproc_export.check.attached import AttachedModel
-from postproc_export.check.attached_files import load_attached
+from postproc_export.check.attached_files import load_attached, without_decisions
 from postproc_export.check.findings import Check
 from postproc_export.check.inputs import RealInputs, array_inputs, image_inputs
 from postproc_export.check.record import check_record, file_checks, record_is_missing
 from postproc_export.check.reference import EagerTransform, RawFile, Reference, unnamed_code, usable_arithmetic
 from postproc_export.check.report import FailureStore, ParityReport
-from postproc_export.check.steps import DecisionCheck, check_transform, unfit_layer, without_decisions
+from postproc_export.check.steps import DecisionCheck, check_transform, unfit_layer
 from postproc_export.check.synthetic import SyntheticCheck
 from postproc_export.check.tail import check_adjusted, check_exhaustively, check_tail
 from postproc_export.check.torch_model import TorchRunner
@@ -229,7 +229,8 @@ def check_parity(**given: Any) -> ParityReport:
     of_file, not_checked = file_checks(attached, preserved=asked.preserved, contracts=asked.contracts)
     missing = record_is_missing(attached) if of_file and asked.stats is None else None
     if missing is None:
-        missing = unfit_layer(whole_file := load_attached(attached, assumed))
+        whole_file = load_attached(attached, assumed)
+        missing = None if whole_file.layer("decision") is None else unfit_layer(whole_file)
     if missing is not None:  # what needs no record is told all the same
         return _report_of(asked, [missing, *of_file], not_checked, environment(**shared))
     with without_decisions(whole_file, assumed) as (model, entire):

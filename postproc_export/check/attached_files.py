@@ -1,6 +1,7 @@
 """Read attached files of both formats for checking: the body, the tail alone, and what the record says."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from postproc_export.formats.onnx import OnnxFormat
 from postproc_export.formats.openvino import OpenVinoFormat
 from postproc_export.formats.openvino_file import recorded_results, result_names, tensors_of, value_name
 from postproc_export.ports import FLOAT_TYPES
+from postproc_export.process import temporary_folder
 from postproc_export.reading.found import FoundTails, raw_name
 from postproc_export.reading.tail import FoundTail
 from postproc_export.record import LayerRecord, TailRecord, refuse_misfit
@@ -415,3 +417,23 @@ def _variable(node: Any) -> str | None:
     """Return the state variable that an operator reads or sets; None for any other."""
     found = node.get_attributes().get("variable_id") if node.get_type_name() in ("ReadValue", "Assign") else None
     return None if found is None else str(found)
+
+
+@contextmanager
+def without_decisions(
+    whole: AttachedModel, assumed: Assumed | None = None
+) -> Iterator[tuple[AttachedModel, AttachedModel | None]]:
+    """Yield the file whose tail is the last there is, and the one given where something stands behind its decision.
+
+    Where nothing does the first is the file itself; else a copy for as long as the block runs.
+    """
+    path = whole.path
+    if whole.layer("decision") is None:
+        yield whole, None
+        return
+    with temporary_folder() as folder:
+        target = folder / path.name
+        whole.form.rewrite(
+            path, target, lambda model: whole.form.take(model, "decision", where=str(path)), is_checked=False
+        )
+        yield load_attached(target, assumed), whole

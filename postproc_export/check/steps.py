@@ -9,9 +9,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from postproc_export.check.assumed import Assumed
 from postproc_export.check.attached import PURPOSE, AttachedModel, RawFeeds, axes_of, numpy_dtype
-from postproc_export.check.attached_files import load_attached
 from postproc_export.check.chain import SCORES
 from postproc_export.check.findings import Check
 from postproc_export.check.inputs import RealInputs, SyntheticInputs, raw_values
@@ -194,33 +192,11 @@ _COUNT: Final = 2_000
 _SIZE: Final = (5, 7)
 
 
-@contextmanager
-def without_decisions(
-    whole: AttachedModel, assumed: Assumed | None = None
-) -> Iterator[tuple[AttachedModel, AttachedModel | None]]:
-    """Yield the file whose tail is the last there is, and the one given where something stands behind its decision.
-
-    Where nothing does the first is the file itself; else a copy for as long as the block runs.
-    """
-    path = whole.path
-    if whole.layer("decision") is None:
-        yield whole, None
-        return
-    with temporary_folder() as folder:
-        target = folder / path.name
-        whole.form.rewrite(
-            path, target, lambda model: whole.form.take(model, "decision", where=str(path)), is_checked=False
-        )
-        yield load_attached(target, assumed), whole
-
-
 def unfit_layer(whole: AttachedModel) -> Check | None:
     """Return the failure of a file from which what stands behind the decision cannot be taken; None where it can.
 
     Its outputs were renamed or removed since, so that nothing before them can be looked at apart.
     """
-    if whole.layer("decision") is None:
-        return None
     try:
         model = whole.form.load(whole.path, purpose=PURPOSE)
         whole.form.take(model, "decision", where=str(whole.path))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from postproc_export.check.attached import AttachedModel, Decider, RawFeeds, Shapes, axes_of, fits, tail_cases
-from postproc_export.check.attached_files import load_attached
+from postproc_export.check.attached_files import load_attached, without_decisions
 from postproc_export.check.chain import BatchRuns, ModelName
 from postproc_export.check.inputs import SPECIAL, RealBatch, image_inputs
 from postproc_export.check.judge import ALLOWANCE, Judgement
@@ -28,7 +28,6 @@ from postproc_export.check.kit import (
     write_set,
 )
 from postproc_export.check.reference import EagerDecisions, EagerTransform, RawFile, Reference, unnamed_code
-from postproc_export.check.steps import without_decisions
 from postproc_export.check.synthetic import SyntheticPlan, one_line
 from postproc_export.check.tail import compare_tail, settings_of
 from postproc_export.check.ways import Configuration

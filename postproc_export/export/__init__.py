@@ -11,9 +11,8 @@ import numpy as np
 
 from postproc_export.attach import attach_file, tail_options
 from postproc_export.check import check_parity
-from postproc_export.check.attached_files import load_attached
+from postproc_export.check.attached_files import load_attached, without_decisions
 from postproc_export.check.findings import Check
-from postproc_export.check.steps import without_decisions
 from postproc_export.check.ways import Configuration
 from postproc_export.errors import UsageError
 from postproc_export.export.exporter import (
