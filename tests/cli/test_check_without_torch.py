@@ -95,7 +95,7 @@ def test_what_needs_torch_says_so(files: Path) -> None:
 @pytest.mark.parametrize(("name", "passed"), [("good.onnx", True), ("faulty.onnx", False)])
 def test_both_references_find_the_same(name: str, passed: bool, files: Path) -> None:
     """Where torch is there, it is the default; either way every check has the same message and numbers."""
-    options: dict[str, Any] = {"inputs": files / "inputs.npz", "threads": 1, "count": 200}
+    options: dict[str, Any] = {"inputs": files / "inputs.npz", "threads": 1, "count": 200, "runtimes": ["onnxruntime"]}
     first, by_torch, by_numpy = (
         check_parity(files / name, reference=asked, **options).to_json() for asked in (None, "torch", "numpy")
     )
@@ -108,7 +108,7 @@ def test_both_references_find_the_same(name: str, passed: bool, files: Path) -> 
 
 def test_a_class_has_no_form_in_numpy(files: Path, invoke: Invoke) -> None:
     """Asked for NumPy beside a class of PyTorch: refused, with what to do; with torch it is checked."""
-    own = ("check", files / "own.onnx", "--step", "own_tails:Halved", "--threads", 1)
+    own = ("check", files / "own.onnx", "--step", "own_tails:Halved", "--threads", 1, "--runtime", "onnxruntime")
     refused = invoke(*own, "--reference", "numpy")
     assert refused.exit_code == 2
     assert "the step 'own_tails:Halved' is a class of PyTorch, and has no form in NumPy" in refused.stderr

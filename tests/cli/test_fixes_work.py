@@ -11,6 +11,7 @@ import onnx
 import openvino
 import pytest
 from anomalib_files import FOLDER, files
+from checks import runtime_of
 from conftest import Invoke
 from eager_exports import CASES, write
 
@@ -227,7 +228,7 @@ def test_a_check_says_how_the_file_can_be_checked(kind: str, way: str, tmp_path:
     fix = fix_of(refused.stderr)
     if way == "--stats":
         assert "(--stats)" in fix
-        assert invoke("check", path, *stats).exit_code == 0
+        assert invoke("check", path, *stats, "--runtime", runtime_of(path)).exit_code == 0
         return
     assert fix_of(invoke("check", path, *stats).stderr) == fix
     if way == "outside":
@@ -237,7 +238,7 @@ def test_a_check_says_how_the_file_can_be_checked(kind: str, way: str, tmp_path:
     assert f"`postproc-export {command}{' --stats FILE' if way == 'update --stats' else ''}`" in fix
     target = path.with_name(f"out{path.suffix}")
     assert invoke(command, path, *(stats if needs_stats else []), "-o", target).exit_code == 0
-    assert invoke("check", target).exit_code == 0
+    assert invoke("check", target, "--runtime", runtime_of(target)).exit_code == 0
 
 
 @pytest.mark.parametrize("kind", ["custom-rule", "custom-rule-ir", "other-mask"])
