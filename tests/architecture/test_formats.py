@@ -33,6 +33,7 @@ REASONS = {
     "runtimes/onnx_reference.py": "the evaluator is of the package onnx, and told by its model what it reads",
     "runtimes/opencv.py": "outputs without a shape, which OpenCV does not load, get one",
     "runtimes/openvino.py": "the names of element types",
+    "runtimes/tract.py": "an ONNX file is kept in memory where no weights lie beside it",
     "steps/user_export.py": "torch exports to ONNX, and what comes out is spliced into a graph",
     "validation.py": "special files are told from regular ones where bytes are copied",
 }
