@@ -32,8 +32,8 @@ def test_scores_that_cannot_be_pruned_stay_within_the_limit(kind: str, dtype: st
 
 
 def test_one_large_map_is_read_in_parts(tmp_path: Path) -> None:
-    """A map of 400 MB in one array, in a type that has to be converted, as a file and as one batch of a stream."""
-    maps = np.lib.format.open_memmap(tmp_path / "maps.npy", "w+", np.float16, (1, 10_000, 20_000))
+    """A map of 200 MB in one array, in a type that has to be converted, as a file and as one batch of a stream."""
+    maps = np.lib.format.open_memmap(tmp_path / "maps.npy", "w+", np.float16, (1, 5_000, 20_000))
     maps[:] = np.linspace(0, 100, 20_000, dtype=np.float16)
     masks = np.lib.format.open_memmap(tmp_path / "masks.npy", "w+", np.bool_, maps.shape)
     masks[:] = np.arange(20_000) > 15_000
@@ -44,12 +44,12 @@ def test_one_large_map_is_read_in_parts(tmp_path: Path) -> None:
 
 def test_a_zarr_store_with_unlike_chunks_is_read_in_parts(tmp_path: Path) -> None:
     """Boxes on the common grid of both arrays, and the chunks being decoded, take no more."""
-    group, shape = zarr.open_group(tmp_path / "val.zarr", mode="w"), (32, 1, 1536, 1536)
-    maps = group.create_array("maps", shape=shape, chunks=(32, 1, 256, 256), dtype="f4")
+    group, shape = zarr.open_group(tmp_path / "val.zarr", mode="w"), (20, 1, 1536, 1536)
+    maps = group.create_array("maps", shape=shape, chunks=(20, 1, 256, 256), dtype="f4")
     masks = group.create_array("masks", shape=shape, chunks=(10, 1, 768, 768), dtype="bool")
     rng = np.random.default_rng(0)
-    for first in range(0, shape[0], 16):
-        values = rng.standard_normal((16, *shape[1:]), dtype=np.float32)
-        maps[first : first + 16], masks[first : first + 16] = values, values > 2
+    for first in range(0, shape[0], 10):
+        values = rng.standard_normal((10, *shape[1:]), dtype=np.float32)
+        maps[first : first + 10], masks[first : first + 10] = values, values > 2
     run = subprocess.run([sys.executable, SCRIPT, str(tmp_path)], capture_output=True, text=True, check=True)
     assert float(run.stdout) < LIMIT

@@ -236,7 +236,7 @@ def test_a_file_that_is_read_is_not_replaced(name: str, tmp_path: Path) -> None:
     assert (tmp_path / name).read_text() == "what the module was made from"
 
 
-@pytest.mark.parametrize("batch", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("batch", [1, *(pytest.param(batch, marks=pytest.mark.slow) for batch in (2, 3))])
 def test_the_state_of_a_module_is_no_map(batch: int, tmp_path: Path) -> None:
     """With statistics of images alone the state is left out, with a remark, whatever the example's batch."""
     example = torch.rand(batch, 5, 3, generator=torch.Generator().manual_seed(1))
@@ -264,7 +264,7 @@ def test_a_state_that_is_calibrated_as_a_map_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.onnx"))
 
 
-@pytest.mark.parametrize("has_axis", [False, True], ids=["[]", "[1]"])
+@pytest.mark.parametrize("has_axis", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["[]", "[1]"])
 def test_one_score_for_the_whole_batch_is_exported(has_axis: bool, tmp_path: Path) -> None:
     """The file runs at every batch, and a NaN in any map makes the one score anomalous."""
     module = export_modules.OneScore(has_axis=has_axis).eval()
