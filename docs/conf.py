@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
@@ -33,7 +33,10 @@ html_theme = "furo"
 html_title = f"postproc-export {release}"
 html_show_sphinx = False
 myst_heading_anchors = 4
-autodoc_typehints = "none"  # the docstrings name the types
+autodoc_typehints = "description"
+autodoc_typehints_format = "short"
+autodoc_typehints_description_target = "documented"
+autoclass_content = "both"  # the options of a class stand at its __init__
 napoleon_google_docstring = False
 napoleon_use_rtype = False
 
@@ -83,14 +86,32 @@ def commands() -> str:
     return "\n".join(parts)
 
 
+def described(name: str, found: Any) -> str:
+    """Return the directive of a class or a function."""
+    kind = "autoclass" if inspect.isclass(found) else "autofunction"
+    members = "   :members:\n" if inspect.isclass(found) and not issubclass(found, Exception) else ""
+    return f"## {name.rpartition('.')[2]}\n\n```{{eval-rst}}\n.. {kind}:: {name}\n{members}```\n"
+
+
+def returned(function: Any) -> list[type]:
+    """Return the classes of ours that a function returns, one by one or several."""
+    hint = get_type_hints(inspect.unwrap(function)).get("return")
+    return [
+        each for each in (hint, *get_args(hint)) if str(getattr(each, "__module__", "")).startswith("postproc_export")
+    ]
+
+
 def python() -> str:
-    """Return directives for every public name."""
-    parts = ["# Python\n\nEverything here is imported from `postproc_export`.\n"]
-    for name in (name for name in postproc_export.__all__ if not name.startswith("_")):
-        found = getattr(postproc_export, name)
-        kind = "autoclass" if inspect.isclass(found) else "autofunction"
-        members = "   :members:\n" if inspect.isclass(found) and not issubclass(found, Exception) else ""
-        parts.append(f"## {name}\n\n```{{eval-rst}}\n.. {kind}:: postproc_export.{name}\n{members}```\n")
+    """Return directives for every public name, and for what the functions return."""
+    names = {name: getattr(postproc_export, name) for name in postproc_export.__all__ if not name.startswith("_")}
+    parts = [
+        "# Python\n\n[A script](script.md) shows them at work. All but the last are imported from `postproc_export`.\n"
+    ]
+    parts += [described(f"postproc_export.{name}", found) for name, found in names.items()]
+    results = dict.fromkeys(each for found in names.values() if not inspect.isclass(found) for each in returned(found))
+    told = "Each but `Prediction` has `summary()` for people and `to_json()` for programs ([json.md](json.md))."
+    parts.append(f"## What functions return\n\n{told}\n")
+    parts += [described(f"{each.__module__}.{each.__name__}", each) for each in results if each not in names.values()]
     return "\n".join(parts)
 
 

@@ -30,7 +30,8 @@ def capture(
 
 
 @pytest.mark.parametrize(
-    ("page", "shown"), [("onnx.md", "proof.md"), ("ir.md", None), ("operating_point.md", "preprocessing.md")]
+    ("page", "shown"),
+    [("onnx.md", "proof.md"), ("ir.md", None), ("script.md", None), ("operating_point.md", "preprocessing.md")],
 )
 def test_every_block_runs_and_prints_what_is_shown(
     page: str, shown: str | None, invoke: Invoke, capture: Capture
