@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import pytest
 import yaml
+from doc_pages import missing
 from image_files import save
 
 from postproc_export.attach import attach_postprocessing
@@ -29,6 +30,9 @@ STATS = CalibrationStats(
     pixel=LevelStats(threshold=0.3, min=-0.25, max=0.625),
     details={"preprocessing": {"size": [8, 8], "scale": 255.0, "channel_order": "rgb", "layout": "nchw"}},
 )
+
+SHOWN = re.findall(r"```text\n(.*?)```", (DOCS / "ci.md").read_text(encoding="utf-8"), flags=re.DOTALL)[1:]
+"""What a green and a red job print, by the page."""
 
 Here = Callable[[str, Path], Any]
 
@@ -114,12 +118,15 @@ def here(monkeypatch: pytest.MonkeyPatch, invoke: Any) -> Here:
 
 def test_every_command_passes_on_a_sound_model(repository: Path, here: Here) -> None:
     """Exit code 0, the reports are where the workflow looks for them, and the job's page has both verdicts."""
+    green, _ = SHOWN
     for name, command in checks().items():
         if name == "run the tests":
             done = run(command, repository)
             assert done.returncode == 0, f"{name}\n{done.stdout}\n{done.stderr}"
         else:
-            assert here(command, repository).exit_code == 0
+            done = here(command, repository)
+            assert done.exit_code == 0, done.stderr
+            assert name != "check the ONNX model" or [*missing(green, done.stdout)] == []
     reports = {path.name: ElementTree.parse(path).getroot() for path in (repository / "report").glob("*.xml")}
     assert set(reports) == {"onnx.xml", "openvino.xml", "tests.xml"}
     assert all(root.get("failures", "0") == "0" for root in reports.values())
@@ -137,6 +144,7 @@ def test_a_damaged_model_fails_the_job_and_can_be_replayed(repository: Path, tmp
     (root / "summary.md").unlink(missing_ok=True)
     done = here(checks()["check the ONNX model"], root)
     assert done.exit_code == 1, done.stderr
+    assert [*missing(SHOWN[1], done.stdout)] == []
     summary = (root / "summary.md").read_text(encoding="utf-8")
     assert summary.startswith("### ❌")
     assert "- **model**: 1 changed: graph: initializer 'weight': values differ" in summary
