@@ -1,11 +1,13 @@
 """`graph_patterns.onnx.file`: memory, copying, and files that change, cannot be written or are too large."""
 
 import gc
+import mmap
 import os
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from onnx_files import PLACES, record, saved, written
 
@@ -45,9 +47,25 @@ def test_payloads_are_copied_without_help_of_the_kernel(
 ) -> None:
     """Where the kernel cannot copy between files, the payloads are read and written."""
     monkeypatch.setattr(os, "copy_file_range", copy_range)
-    monkeypatch.setattr(wire, "CHUNK", 1000)
+    monkeypatch.setattr(wire, "BUFFER", 1000)
     with load_skeleton(saved(tmp_path, PLACES["training_algorithm"])) as file:
         assert written(file, tmp_path) == PLACES["training_algorithm"]
+
+
+@pytest.mark.skipif(not hasattr(os, "copy_file_range"), reason="the system copies nothing in its kernel")
+@pytest.mark.parametrize(("start", "at"), [(0, 0), (7, 7 + 4 * mmap.PAGESIZE), (7, 8), (4096, 1), (0, 1000)])
+def test_a_stretch_is_copied_to_any_place(start: int, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Byte for byte; by the kernel alone where the pages of both files coincide, else not by it, which is slower."""
+    content = np.random.default_rng(start).bytes(3 * wire.BUFFER + 5)
+    (tmp_path / "source").write_bytes(content)
+    lengths: list[int] = []
+    kernel = os.copy_file_range
+    monkeypatch.setattr(os, "copy_file_range", lambda *given: lengths.append(given[2]) or kernel(*given))
+    with (tmp_path / "source").open("rb", buffering=0) as stream, (tmp_path / "target").open("wb", 0) as target:
+        target.seek(at)
+        wire.FileSource(stream).copy(start, len(content) - start - 3, target)
+    assert (tmp_path / "target").read_bytes()[at:] == content[start:-3]
+    assert bool(lengths) == ((at - start) % mmap.PAGESIZE == 0)
 
 
 def test_a_file_that_is_let_go_is_closed(tmp_path: Path) -> None:
