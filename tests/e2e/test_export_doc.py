@@ -10,16 +10,18 @@ import hosts
 import onnx
 import openvino
 import pytest
+from conftest import Invoke
+from doc_pages import DOCS, missing
 
 from postproc_export import CalibrationStats, LevelStats, check_parity
-from postproc_export.cli import main
 from postproc_export.process import quiet_exporter
 from postproc_export.runtimes.openvino import openvino_core
 
 pytestmark = pytest.mark.e2e
 
-DOCS = Path(__file__).parents[2] / "docs"
-BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", (DOCS / "export.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+PAGE = (DOCS / "export.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", PAGE, flags=re.DOTALL)
+(SHOWN,) = re.findall(r"```text\n(.*?)```", PAGE, flags=re.DOTALL)
 STATS = CalibrationStats(
     image=LevelStats(threshold=2.0, min=0.0, max=4.0), pixel=LevelStats(threshold=1.5, min=0.0, max=4.0)
 )
@@ -27,8 +29,8 @@ MADE = ("dist/model.onnx", "dist/model.xml", "release/model.onnx")
 ATTACHED = ("attached.onnx", "attached.xml", "attached_ir.onnx", "program.onnx")
 
 
-def test_every_block_runs_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files that the page speaks of come about, and every one of them passes its check."""
+def test_every_block_runs_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, invoke: Invoke) -> None:
+    """The files that the page speaks of come about, and each passes its check, and it shows what is printed."""
     shutil.copy(DOCS / "examples/feature_distance.py", tmp_path)
     hosts.write(hosts.score_and_map(), tmp_path / "raw.onnx")
     STATS.save(tmp_path / "stats.json")
@@ -40,7 +42,9 @@ def test_every_block_runs_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [language for language, _ in BLOCKS] == ["sh", *["python"] * 5]
     for language, text in BLOCKS:
         if language == "sh":
-            assert main(shlex.split(text)[1:]) == 0, text
+            result = invoke(*shlex.split(text)[1:])
+            assert result.exit_code == 0, result.stderr
+            assert [*missing(SHOWN, result.stdout)] == []
         else:
             with quiet_exporter():
                 exec(compile(text, "docs/export.md", "exec"), names)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from attached_files import detector, labelled, photo
+from doc_pages import missing
 
 from postproc_export.cli import main
 from postproc_export.prediction.folder import COLUMNS, FOLDERS, NAMES
@@ -15,6 +16,7 @@ pytestmark = pytest.mark.e2e
 
 PAGE = (Path(__file__).parents[2] / "docs" / "predict.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", PAGE, flags=re.DOTALL)
+(SHOWN,) = re.findall(r"```text\n(.*?)```", PAGE, flags=re.DOTALL)
 
 
 def test_every_block_runs_in_order(
@@ -33,6 +35,7 @@ def test_every_block_runs_in_order(
         program, *arguments = shlex.split(line)
         assert program == "postproc-export"
         assert main(arguments) == 0, f"{line}: {capsys.readouterr().err}"
+        assert line != commands[0] or [*missing(SHOWN, capsys.readouterr().out)] == []
         output = arguments[arguments.index("-o") + 1]
         lines = (tmp_path / output / "predictions.csv").read_text().splitlines()
         assert len(lines) == (5 if output == "predicted" else 3)
@@ -47,7 +50,8 @@ def test_every_block_runs_in_order(
 
 def test_the_page_names_everything_that_is_written() -> None:
     """Every file and folder, every column of the table, and no other."""
-    first, table = (PAGE.split(title)[1].split("\n\n")[1] for title in ("bottle/test -o predicted", "## The table"))
+    first = PAGE.split("bottle/test -o predicted")[1].split("\n\n")[2]
+    table = PAGE.split("## The table")[1].split("\n\n")[1]
     rows = re.findall(r"^\| (`[^|]*`) \|", table, flags=re.MULTILINE)
     assert [name for row in rows for name in re.findall(r"`(\w+)`", row)] == list(COLUMNS)
     for name in NAMES:
