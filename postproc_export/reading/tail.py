@@ -100,13 +100,13 @@ SCORE: Final = Pattern(
         select(Scalar("has_range"), Input("unread"), RAW),
         select(_HAS_RANGE, Input("unread"), RAW),
     ),
-    source="anomalib 2.6.2 and 2.7.0 PostProcessor._normalize",
+    source="anomalib 2.0 to 2.7 PostProcessor._normalize",
 )
 
 LABEL: Final = Pattern(
     name="anomalib_label",
     body=greater(Input("score"), Scalar("cut")),
-    source="anomalib 2.6.2 and 2.7.0 PostProcessor._apply_threshold",
+    source="anomalib 2.0 to 2.7 PostProcessor._apply_threshold",
 )
 
 COPY: Final = Pattern(name="copy", body=identity(RAW), source="the dynamo exporter, for an output that is an input")
