@@ -78,7 +78,17 @@ def named(path: Path) -> str:
 def test_a_page_reads_well(page: Path) -> None:
     """No line of prose is wider than the screen, and no sentence longer than a reader keeps in mind."""
     assert [f"line {number}" for number, line in prose(page) if len(line) > COLUMNS] == []
-    assert [text for text in sentences(page) if len(text.split()) > WORDS_OF_A_SENTENCE] == []
+    assert long_sentences(page) == []
+
+
+def test_the_history_reads_well() -> None:
+    """Each of its lines is an entry, however wide; its sentences are no longer than others."""
+    assert long_sentences(HISTORY) == []
+
+
+def long_sentences(page: Path) -> list[str]:
+    """Return the sentences that are longer than a reader keeps in mind."""
+    return [text for text in sentences(page) if len(text.split()) > WORDS_OF_A_SENTENCE]
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
