@@ -27,8 +27,8 @@ g (float[N,3,8,8] input) => (float[N] pred_score, float[N,1,8,8] anomaly_map) <f
     pred_score = ReduceMax<axes = [1], keepdims = 0>(j)
 }"""
 BARS = {
-    "files": 153,
-    "lines": 42_000,
+    "files": 155,
+    "lines": 43_000,
     "longest file, lines": 650,
     "longest body, lines": 60,
     "dataclasses": 157,
