@@ -11,7 +11,10 @@ import pytest
 
 ROOT: Final = Path(__file__).parents[2]
 HISTORY: Final = ROOT / "CHANGELOG.md"  # a sentence a line, with names as they were
-PAGES: Final = [*sorted({*ROOT.glob("*.md")} - {HISTORY}), *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES: Final = [
+    *sorted({*ROOT.glob("*.md"), ROOT / "benchmarks" / "README.md"} - {HISTORY}),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 FOLDERS: Final = ("graph_patterns", "postproc_export", "tests")
 SOURCES: Final = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 SWEPT: Final = (*PAGES, *SOURCES)
