@@ -1,6 +1,7 @@
 """The post-processor for Anomalib: calibration, decisions, checkpoints and exports, with the stand-in for Anomalib."""
 
 import copy
+import logging
 import pickle
 import sys
 from contextlib import nullcontext
@@ -390,9 +391,17 @@ CROP: tuple[str, dict[str, Any]] = ("CenterCrop", {"size": (12, 8)})
     ],
 )
 def test_the_record_says_what_the_map_covers(
-    steps: Any, size: Any, expected: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    steps: Any,
+    size: Any,
+    expected: dict[str, Any],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The part that the graph crops, in pixels of the input; else predict would stretch the map over the image."""
+    logger = logging.getLogger("postproc_export.integrations.anomalib")
+    monkeypatch.setattr(logger, "disabled", False)  # whatever libraries of other tests made of it
+    caplog.set_level(logging.WARNING, logger=logger.name)
     model = AnomalibModule(post_processor=calibrated(), pre_processor=pre_processor(*steps))
     recorded = load_attached(model.to_onnx(tmp_path, input_size=size)).record.stats.details["preprocessing"]
     assert {name: recorded[name] for name in expected} == expected
