@@ -144,7 +144,12 @@ def find(
     matches = [result for result in tries if isinstance(result, Match)]
     if matches:
         return max(matches, key=lambda result: result.depth)
-    return max((result for result in tries if isinstance(result, Mismatch)), key=lambda miss: miss.depth)
+    depth, reason, place = max((result for result in tries if not isinstance(result, Match)), key=lambda miss: miss[0])
+    return Mismatch(reason(), str(place.value) if isinstance(place, Number) else graph.describe(place), depth)
+
+
+_Miss: TypeAlias = tuple[int, Callable[[], str], Value | Number]
+"""How many nodes fitted, what to say, and where. Most forms are tried in vain, and one miss alone is put in words."""
 
 
 class _Trial:
@@ -157,64 +162,68 @@ class _Trial:
         self._nodes: dict[Value, NodeView] = {}
         self._sites: dict[str, tuple[Site, ...]] = {}
 
-    def match(self, body: Expr, at: Value) -> Match | Mismatch:
+    def match(self, body: Expr, at: Value) -> Match | _Miss:
         miss = self._fit(body, at)
         if miss is not None:
             return miss
         nodes = self._nodes
         return Match(body, self._inputs, self._scalars, tuple(nodes.values()), tuple(nodes), self._sites)
 
-    def _fit(self, expr: Expr, at: Value | Number) -> Mismatch | None:
+    def _fit(self, expr: Expr, at: Value | Number) -> _Miss | None:
+        if isinstance(expr, Call):  # what is asked most
+            return self._fit_call(expr, at)
         match expr:
             case Input(name):
                 known = self._inputs.setdefault(name, at)
-                return None if known == at else self._miss(f"{name!r} is also {self._shown(known)}", at)
+                return None if known == at else self._miss(at, lambda: f"{name!r} is also {self._shown(known)}")
             case Scalar(name):
                 number = self._number(at)
                 if number is None:
-                    return self._miss(f"expected the number {name!r}, found {self._shown(at)}", at)
+                    return self._miss(at, lambda: f"expected the number {name!r}, found {self._shown(at)}")
                 first = self._scalars.setdefault(name, number)
-                return None if _equal(first, number) else self._miss(f"{name!r} is {number:.9g} and {first:.9g}", at)
+                if _equal(first, number):
+                    return None
+                return self._miss(at, lambda: f"{name!r} is {number:.9g} and {first:.9g}")
             case Const(value):
                 number = self._number(at)
                 if number is None or not _equal(number, value):
-                    return self._miss(f"expected the constant {value}, found {self._shown(at)}", at)
+                    return self._miss(at, lambda: f"expected the constant {value}, found {self._shown(at)}")
                 return None
             case Ints(values):
                 found = None if isinstance(at, Number) else self._graph.integers(at)
                 if found != values:
                     shown = self._shown(at) if found is None else str(list(found))
-                    return self._miss(f"expected the constant {list(values)}, found {shown}", at)
+                    return self._miss(at, lambda: f"expected the constant {list(values)}, found {shown}")
                 return None
             case FixedTensor(name=name):
-                return self._miss(f"the table {name!r} is emitted and not matched", at)
-            case Call():
-                return self._fit_call(expr, at)
+                return self._miss(at, lambda: f"the table {name!r} is emitted and not matched")
 
-    def _fit_call(self, expr: Call, at: Value | Number) -> Mismatch | None:
+    def _fit_call(self, expr: Call, at: Value | Number) -> _Miss | None:
         node = None if isinstance(at, Number) else self._graph.producer(at)
         if node is None or node.op != expr.op:
-            return self._miss(f"expected {expr.op}, found {self._shown(at)}", at)
-        for name, wanted in expr.params:
-            given = node.params.get(name, "none that is fixed")
-            if given != wanted:
-                return self._miss(f"expected {name} {wanted}, found {given}", at)
+            return self._miss(at, lambda: f"expected {expr.op}, found {self._shown(at)}")
+        given = {name: node.params.get(name, "none that is fixed") for name, _ in expr.params}
+        off = [(name, wanted) for name, wanted in expr.params if given[name] != wanted]
+        if off:
+            return self._miss(at, lambda: f"expected {off[0][0]} {off[0][1]}, found {given[off[0][0]]}")
         if len(node.args) != len(expr.args):
-            return self._miss(f"expected {len(expr.args)} operands, found {len(node.args)}", at)
+            return self._miss(at, lambda: f"expected {len(expr.args)} operands, found {len(node.args)}")
         self._nodes[at] = node
         order = range(len(node.args))
-        miss = self._fit_args(expr, node, order, at)
-        if miss is not None and expr.op in COMMUTATIVE:
-            return None if self._fit_args(expr, node, order[::-1], at) is None else miss
-        return miss
-
-    def _fit_args(self, expr: Call, node: NodeView, order: Sequence[int], reader: Value) -> Mismatch | None:
-        """Fit the operands of one node, taken in an order; nothing is bound unless all fit."""
+        if expr.op not in COMMUTATIVE:
+            return self._fit_args(expr, node, order, at)
         before = dict(self._inputs), dict(self._scalars), dict(self._nodes), dict(self._sites)
+        miss = self._fit_args(expr, node, order, at)
+        if miss is None:
+            return None
+        self._inputs, self._scalars, self._nodes, self._sites = before
+        return None if self._fit_args(expr, node, order[::-1], at) is None else miss
+
+    def _fit_args(self, expr: Call, node: NodeView, order: Sequence[int], reader: Value) -> _Miss | None:
+        """Fit the operands of one node, taken in an order."""
         for wanted, index in zip(expr.args, order, strict=True):
             miss = self._fit(wanted, node.args[index])
             if miss is not None:
-                self._inputs, self._scalars, self._nodes, self._sites = before
                 return miss
             if isinstance(wanted, Scalar):
                 self._sites[wanted.name] = (*self._sites.get(wanted.name, ()), (reader, index))
@@ -223,9 +232,8 @@ class _Trial:
     def _number(self, at: Value | Number) -> float | None:
         return at.value if isinstance(at, Number) else self._graph.number(at)
 
-    def _miss(self, reason: str, at: Value | Number) -> Mismatch:
-        where = str(at.value) if isinstance(at, Number) else self._graph.describe(at)
-        return Mismatch(reason, where, depth=len(self._nodes))
+    def _miss(self, at: Value | Number, reason: Callable[[], str]) -> _Miss:
+        return len(self._nodes), reason, at
 
     def _shown(self, at: Value | Number) -> str:
         number = self._number(at)
