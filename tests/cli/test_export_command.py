@@ -38,7 +38,7 @@ def stats(tmp_path: Path) -> Path:
     [
         ("resnet", "onnx", "batch,height,width", ["batch", 3, "height", "width"]),
         pytest.param("convnext", "onnx", "batch,height,width", ["batch", 3, "height", "width"], marks=pytest.mark.slow),
-        ("vit", "openvino", "batch", [None, 3, 64, 64]),
+        pytest.param("vit", "openvino", "batch", [None, 3, 64, 64], marks=pytest.mark.slow),
     ],
 )
 def test_models_of_transformers_are_exported_in_one_command(

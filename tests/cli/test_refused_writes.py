@@ -68,7 +68,14 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize(("size", "command", "target"), COMMANDS.values(), ids=COMMANDS.keys())
+@pytest.mark.parametrize(
+    ("size", "command", "target"),
+    [
+        # each takes a process of its own
+        pytest.param(*case, id=name, marks=pytest.mark.slow if name in ("attach_ir", "junit_in_a_new_folder") else ())
+        for name, case in COMMANDS.items()
+    ],
+)
 def test_a_file_that_cannot_be_finished_is_named_and_not_begun(
     size: int, command: str, target: str, folder: Path
 ) -> None:

@@ -115,7 +115,7 @@ def test_no_command_imports_what_a_file_names(
     assert f"the class '{name}' before the threshold" in seen[2]["out"]
 
 
-@pytest.mark.parametrize("kind", ["onnx", "xml"])
+@pytest.mark.parametrize("kind", ["onnx", pytest.param("xml", marks=pytest.mark.slow)])
 def test_the_command_line_may_name_it(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hook sees an import where there is one: `check --step` is what names the class of a file."""
     attached, _, _ = named(tmp_path, kind, NAMES[0], monkeypatch)

@@ -315,7 +315,7 @@ def test_a_guard_over_all_images_is_checked_updated_and_detached(name: str, form
     [
         pytest.param("", "1,1,H,W", {"layout": "packed"}, id="packed-scalar"),
         pytest.param("1", "1,H,W", {"layout": "packed"}, id="packed-one"),
-        pytest.param("N", "1,1,H,W", {"adjustable": "sensitivity"}, id="adjustable"),
+        pytest.param("N", "1,1,H,W", {"adjustable": "sensitivity"}, id="adjustable", marks=pytest.mark.slow),
         pytest.param("1,1", "N,H,W", {"enable_normalization": False}, id="raw-scores"),
         pytest.param("", "N,H,W", {"levels": "image"}, id="image-level"),
     ],
