@@ -253,7 +253,17 @@ def _by_name(
         if least is not None and value is not None and not (is_whole and value >= least):
             flag, needed = flags_of(item)[0], f"a whole number of at least {least}"
             raise UsageError(f"{flag} {shown(value)}", needed=needed, fix=f"{flag} {least}, or leave it out")
+        if item.type == Iterable[str] and item.name in given:
+            given[item.name] = _names(flags_of(item)[0], value)
     return given
+
+
+def _names(flag: str, value: object) -> tuple[str, ...]:
+    """Return the names that an option is given; one of them may stand alone."""
+    found = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
+    if not all(isinstance(name, str) for name in found):
+        raise UsageError(f"{flag} {shown(value)}", needed="names", fix="give them as a list of texts, or leave it out")
+    return found
 
 
 _FLAG: Final = re.compile(r"(?<![\w-])(--[a-z][a-z0-9-]*)(?: ([^\s,:;)]+))?")

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import hosts
 import numpy as np
@@ -115,3 +115,14 @@ def test_python_counts_as_the_command_line_does() -> None:
     for value in (0, 1.5, True):
         with pytest.raises(PostprocError, match=f"^limit(=| ){value}\n  needed:  a whole number of at least 1"):
             check_parity("not_there.onnx", limit=value)
+
+
+def test_python_takes_one_name_for_a_list_of_one() -> None:
+    """A text is a name and not its letters; what is no name is refused before anything is read."""
+    path = Path("post.onnx")
+    options: dict[str, Any] = {"count": 10, "threads": 1, "contracts": "anomalib"}
+    alone, listed = (check_parity(path, runtimes=name, **options) for name in ("onnxruntime", ["onnxruntime"]))
+    assert {check.way for check in alone.checks} == {check.way for check in listed.checks} == {None, "onnxruntime"}
+    for value in (None, 3, ["onnxruntime", 3]):
+        with pytest.raises(PostprocError, match=r"^runtimes(=| )"):
+            check_parity("not_there.onnx", runtimes=value)  # type: ignore[arg-type]
