@@ -73,6 +73,7 @@ def test_the_raw_ir_is_not_compressed(demo: tuple[Path, subprocess.CompletedProc
     assert not [node for node in constants if node.data.dtype == np.float16]
 
 
+@pytest.mark.slow  # the README has the same commands, and tests/unit/postproc_export/test_demo.py those for one's own
 def test_the_printed_commands_work_as_they_stand(
     demo: tuple[Path, subprocess.CompletedProcess[str]], invoke: Invoke, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 pytestmark = pytest.mark.e2e
 
 
-@pytest.mark.parametrize("suffix", ["onnx", "xml"])
+@pytest.mark.parametrize("suffix", [pytest.param("onnx", marks=pytest.mark.slow), "xml"])
 def test_the_demo_decides_as_its_pytorch_model(suffix: str, demo_folder: Path, invoke: Any) -> None:
     """Fitted again, the PyTorch model and both files decide alike at float32, stage by stage."""
     attached, raw = (demo_folder / f"{name}.{suffix}" for name in ("attached", "raw"))

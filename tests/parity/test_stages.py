@@ -307,28 +307,32 @@ def test_a_map_alone_is_followed_on_both_levels(tmp_path: Path) -> None:
     assert {trace.level for _, trace in report.whole[0].stages} == {"image", "pixel"}
 
 
-def test_int8_is_quantised_in_front_of_the_tail(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ir", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["onnx", "ir"])
+def test_int8_is_quantised_in_front_of_the_tail(ir: bool, tmp_path: Path) -> None:
     """With nncf the quantised file is run, its flips are put down to INT8, and its tail stays exact."""
     pytest.importorskip("nncf")
-    for ir, name in ((False, "onnx"), (True, "ir")):
-        (tmp_path / name).mkdir()
-        raw, path = attach(set_weights(hosts.score_and_map(), (0.1, 0.7, 0.3)), tmp_path / name, ir=ir)
-        report = check(path, raw, int8=True)
-        assert report, report.describe()
-        assert stages_of(report, "openvino-int8") == ["f32 -> int8", "tail"]
-        found = outcome(report, "openvino-int8")
-        assert found.largest > 0
-        assert set(found.brought_in) <= {"f32 -> int8"}
-        tail = [trace for stage, trace in report.whole[-1].stages if stage == "tail"]
-        assert all(trace.errors["tail"].largest < 1e-6 for trace in tail)
+    raw, path = attach(set_weights(hosts.score_and_map(), (0.1, 0.7, 0.3)), tmp_path, ir=ir)
+    report = check(path, raw, int8=True)
+    assert report, report.describe()
+    assert stages_of(report, "openvino-int8") == ["f32 -> int8", "tail"]
+    found = outcome(report, "openvino-int8")
+    assert found.largest > 0
+    assert set(found.brought_in) <= {"f32 -> int8"}
+    tail = [trace for stage, trace in report.whole[-1].stages if stage == "tail"]
+    assert all(trace.errors["tail"].largest < 1e-6 for trace in tail)
 
 
 @pytest.mark.parametrize(
     ("ir", "options"),
     [
-        pytest.param(True, {"adjustable": "sensitivity", "as_parameters": True}, id="parameters-ir"),
+        # quantising takes seconds
         pytest.param(True, {"adjustable": "sensitivity", "layout": "packed"}, id="state-packed-ir"),
-        pytest.param(False, {"adjustable": "boundary", "layout": "packed"}, id="default-packed-onnx"),
+        pytest.param(
+            True, {"adjustable": "sensitivity", "as_parameters": True}, id="parameters-ir", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            False, {"adjustable": "boundary", "layout": "packed"}, id="default-packed-onnx", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_an_adjustable_or_packed_file_is_followed_in_every_way(

@@ -59,7 +59,7 @@ def decimal(ratio: Fraction) -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=12, deadline=None, suppress_health_check=ONE_ROUTE)
+@settings(max_examples=8, deadline=None, suppress_health_check=ONE_ROUTE)
 @given(
     seed=st.integers(0, 10**6), size=st.integers(3, 120), ratio=ratios, beta=st.sampled_from(["1", "0.5", "2", "3.3"])
 )

@@ -185,7 +185,7 @@ def play_on_openvino(host: RandomHost, sequence: list[tuple[Any, ...]]) -> None:
 
 
 @seed(13)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(random_hosts(), steps)
 def test_onnx_models_survive_any_sequence(host: RandomHost, sequence: list[tuple[Any, ...]]) -> None:
     """Every model on the way is as sound as the original, and detaching gives a proto-equal original."""
@@ -193,7 +193,7 @@ def test_onnx_models_survive_any_sequence(host: RandomHost, sequence: list[tuple
 
 
 @seed(13)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(random_hosts(is_for_openvino=True), steps)
 def test_openvino_models_survive_any_sequence(host: RandomHost, sequence: list[tuple[Any, ...]]) -> None:
     """Every model on the way is legal, and detaching gives the same bytes."""

@@ -19,17 +19,20 @@ from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats, d
 from postproc_export.update import update_postprocessing
 
 STEPS = {"IsNaN", "Where", "Select", "Less", "Not", "LogicalNot", "Clip", "Clamp", "ReduceLogicalOr"}
-OF_CONVERSIONS = (
-    *("default", "sensitivities", "no_labels", "no_scores", "guard_alone", "no_guard", "map_alone", "flat", "half"),
-    *("own_affine", "round_numbers"),
-)  # a conversion takes seconds
-MARKS = {("dynamo.onnx", False): pytest.mark.slow}  # so does an export, and the other exporter is given all cases
+OF_CONVERSIONS = ("default", "sensitivities", "guard_alone", "map_alone", "half")  # a conversion takes seconds
+FURTHER = ("no_labels", "no_scores", "no_guard", "flat", "own_affine", "round_numbers")
 FILES = [
     *(
-        pytest.param(form, case, id=f"{form}-{case}", marks=MARKS.get((form, case in OF_CONVERSIONS), ()))
+        # the exporter without dynamo is given all cases
+        pytest.param(
+            form,
+            case,
+            id=f"{form}-{case}",
+            marks=() if form == "torchscript.onnx" or case in OF_CONVERSIONS else pytest.mark.slow,
+        )
         for form in FORMS
         for case in CASES
-        if form.endswith(".onnx") or case in OF_CONVERSIONS
+        if form.endswith(".onnx") or case in (*OF_CONVERSIONS, *FURTHER)
     ),
     *(pytest.param(form, case, id=f"{form}-{case}") for form in OTHER_FORMS for case in ("sensitivities", "map_alone")),
 ]
