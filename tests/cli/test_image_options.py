@@ -89,7 +89,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("suffix", ["onnx", "xml"])
+@pytest.mark.parametrize("suffix", ["onnx", pytest.param("xml", marks=pytest.mark.slow)])
 def test_the_real_case(real: Path, tmp_path: Path, invoke: Invoke, suffix: str) -> None:
     """Resize 256, central crop 224, ImageNet's mean and standard deviation: one command each, and torchvision's AUROC.
 

@@ -54,7 +54,9 @@ def test_a_million_values_in_a_row_agree(ir: bool, tmp_path: Path) -> None:
     assert checks["exhaustive/pred_score/openvino"].details["largest_error"] > 0
 
 
-@pytest.mark.parametrize("sensitivity", [0.0, 0.09, 0.5, 1.0])
+@pytest.mark.parametrize(
+    "sensitivity", [0.09, 1.0, *(pytest.param(each, marks=pytest.mark.slow) for each in (0.0, 0.5))]
+)
 def test_the_rule_gt_equals_anomalibs_formula(sensitivity: float, tmp_path: Path) -> None:
     """For those who migrate, the reference's labels are those of Anomalib's formula written out in torch."""
     path = attached(tmp_path, comparison="gt", image_sensitivity=sensitivity, label_dtype="uint8")

@@ -106,7 +106,7 @@ GEOMETRIES: Any = [
 ]
 
 
-@pytest.mark.parametrize("ir", [False, True], ids=["onnx", "ir"])
+@pytest.mark.parametrize("ir", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["onnx", "ir"])
 @pytest.mark.parametrize(("fields", "size"), GEOMETRIES)
 def test_model_info_gives_our_labels(fields: dict[str, Any], size: tuple[int, int], ir: bool, tmp_path: Path) -> None:
     """0 of 40 labels are wrong with the settings that attaching writes, and some are without them."""

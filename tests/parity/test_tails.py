@@ -69,7 +69,10 @@ def stats_of_own(name: str) -> CalibrationStats:
 ONE_EACH = zip(list(TAILS)[:-1], [11, 14, 18, 11, 14, 18, 11], strict=True)  # the chain holds all of them at each opset
 
 
-@pytest.mark.parametrize(("name", "opset"), [("chain", 11), ("chain", 14), ("chain", 18), *ONE_EACH])
+@pytest.mark.parametrize(
+    ("name", "opset"),
+    [("chain", 11), ("chain", 14), ("chain", 18), *(pytest.param(*each, marks=pytest.mark.slow) for each in ONE_EACH)],
+)
 def test_every_shipped_tail_passes_at_every_opset(name: str, opset: int, folder: Path) -> None:
     """Eager, ONNX Runtime and OpenVINO agree, NaN stays anomalous, and nothing besides the tails differs."""
     raw, path = attached(folder, TAILS[name], opset=opset)
@@ -168,7 +171,7 @@ def test_a_pytorch_model_is_transformed_as_well(folder: Path) -> None:
     assert any(check.subject == "whole/torch/anomaly_map" for check in report.checks)
 
 
-@pytest.mark.parametrize("kind", ["onnx", "xml"])
+@pytest.mark.parametrize("kind", ["onnx", pytest.param("xml", marks=pytest.mark.slow)])
 def test_a_class_of_one_s_own_passes(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Found again by its name, and run eagerly on what it reads in the same compiled model."""
     monkeypatch.setattr(user_export, "OPSET", 14)  # by the exporter that takes milliseconds

@@ -91,7 +91,9 @@ class Classes(torch.nn.Module):
         return {"map": maps[:, 1:].permute(0, 2, 3, 1), "score": score[:, 1:]} if self.is_last else {"map": maps}
 
 
-@pytest.mark.parametrize("is_last", [True, False], ids=["channel-last", "classes"])
+@pytest.mark.parametrize(
+    "is_last", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["channel-last", "classes"]
+)
 def test_a_channel_is_taken_of_what_the_module_gives(is_last: bool, tmp_path: Path) -> None:
     """By itself where it is the last axis of one, by the step where there are several, in both formats."""
     example = EXAMPLE.permute(0, 2, 3, 1).contiguous() if is_last else EXAMPLE

@@ -64,7 +64,7 @@ def assert_equal_to_eager(name: str, runner: Any, feeds: dict[str, Array], raw: 
 
 
 @pytest.mark.parametrize("levels", HOSTS)
-@pytest.mark.parametrize("opset", [11, 14, 18])
+@pytest.mark.parametrize("opset", [11, 18, pytest.param(14, marks=pytest.mark.slow)])
 def test_onnx_gives_what_the_class_gives(opset: int, levels: str) -> None:
     """At every opset, in both runtimes and at every size the graph is the class; the opset stays; it comes off."""
     host = HOSTS[levels](opset=opset)
