@@ -457,7 +457,7 @@ def compare_scores(
     strange = np.flatnonzero(np.isnan(error))  # few, so that the rest is gone through as seldom as can be
     is_same = wanted[strange] == found[strange]
     error[strange[is_same]] = 0.0  # both infinite
-    wrong, odd = error > tolerance.atol, strange[~is_same]  # a NaN on one side or on both
+    wrong, odd = ~(error <= tolerance.atol), strange[~is_same]  # a NaN on one side or on both
     wrong[odd] = ~(np.isnan(wanted[odd]) & _is_highest(found[odd], nan))
     allowed = np.zeros(0, np.intp)
     if excused is not None:

@@ -267,7 +267,7 @@ def _asked(modules: list[str], longest: float) -> Iterator[dict[str, Any]]:
 
 def _end(code: int, lines: list[str], longest: float) -> str:
     """Return how a process ended that imported a module."""
-    if lines and lines[0].startswith("Timeout ("):
+    if any(line.startswith("Timeout (") for line in lines):  # by the watch; a package may have written before
         return f"its import took longer than {longest:g} seconds"
     if code < 0:
         return f"its import ends the process ({signal.Signals(-code).name})"

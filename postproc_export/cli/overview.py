@@ -31,10 +31,13 @@ _NARROWEST, _WIDEST = 20, 120  # columns of the text
 
 
 def docstring_of(function: str, module: str) -> str:
-    """Return the docstring of a function in this folder, read from the compiled module, which is not run."""
+    """Return the docstring of a function in this folder, read from the compiled module, which is not run.
+
+    It is empty under ``-OO``.
+    """
     spec: Any = find_spec(f"{__package__}.{module}")
     functions = [each for each in spec.loader.get_code(spec.name).co_consts if isinstance(each, CodeType)]
-    (text,) = (str(each.co_consts[0]) for each in functions if each.co_name == function)
+    (text,) = (each.co_consts[0] or "" for each in functions if each.co_name == function)
     return text
 
 
@@ -53,5 +56,5 @@ def overview() -> str:
     entries = {name: docstring_of(name, home) for name, home in HOMES.items()}
     entries["--completion"] = docstring_of("completion", "commands")
     entries |= {", ".join(HELP_FLAGS): "Display this message and exit.", "--version": "Display application version."}
-    first = ((name, text.splitlines()[0]) for name, text in entries.items())
+    first = ((name, text.partition("\n")[0]) for name, text in entries.items())
     return f"Usage: {NAME} COMMAND\n\n{about}\n\n{laid_out('Commands', first, width)}\n"

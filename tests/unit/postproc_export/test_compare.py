@@ -94,6 +94,13 @@ def test_scores_within_the_tolerance_pass(expected: float, actual: float, passes
     assert passes or difference.index == (1,)
 
 
+def test_a_tolerance_that_is_no_number_allows_nothing() -> None:
+    """Whatever a bound was computed from: not even equal scores pass by it."""
+    none = Tolerance(atol=float("nan"), reason="what it was computed from is not finite, so that it bounds nothing")
+    difference = compare_scores(np.float32([0.5, 0.25]), np.float32([0.5, 0.75]), tolerance=none)
+    assert (difference.over, bool(difference)) == (2, False)
+
+
 def test_raw_values_keep_their_nan_and_their_infinities() -> None:
     """With nan="same" a NaN stays NaN; equal infinities have no error, opposite ones an infinite one."""
     raw = np.float32([NAN, INF, -INF, 1.0])

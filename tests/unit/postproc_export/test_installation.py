@@ -100,7 +100,7 @@ def test_what_another_package_breaks_is_asked_again_alone(wanted: Wanted) -> Non
 
 def test_a_package_that_takes_for_ever_is_broken(wanted: Wanted) -> None:
     """It is waited for as long as was asked."""
-    wanted("slow; extra == 'zarr'", slow="import time; time.sleep(600)")
+    wanted("slow; extra == 'zarr'", slow="import sys, time; print('noise', file=sys.stderr); time.sleep(600)")
     assert examine(longest=0.5).packages["slow"]["error"] == "its import took longer than 0.5 seconds"
 
 
