@@ -46,7 +46,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import LoadFileScheduling
 
     files = Path(__file__).parent.rglob("test_*.py")
-    of_demo = {path.name for path in files if re.search(r"\bdemo(_folder)?: ", path.read_text(encoding="utf-8"))}
+    of_demo = {
+        path.name
+        for path in files
+        if re.search(r"\bdemo(_folder)?: |beside_the_demo", path.read_text(encoding="utf-8"))
+    }
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
@@ -69,6 +73,16 @@ def demo_folder(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
     home, finished = demo
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return home / "postproc-export-demo"
+
+
+@pytest.fixture
+def beside_the_demo(
+    demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[[], str]:
+    """Work in a folder that holds the demo's; return what gives what a program has printed."""
+    (tmp_path / "postproc-export-demo").symlink_to(demo_folder)
+    monkeypatch.chdir(tmp_path)
+    return lambda: capfd.readouterr().out
 
 
 @dataclass(frozen=True)

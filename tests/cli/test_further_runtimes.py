@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import planted_onnx
 import pytest
+from checks import there
 from conftest import Invoke
 from shipped_tails import labelled_images, stats_behind
 
@@ -23,14 +24,6 @@ JAVASCRIPT = ("onnxruntime-node", "onnxruntime-web")
 FURTHER = (*JAVASCRIPT, "onnxruntime-node:cpu,graphOptimizationLevel=disabled", "tract")
 NAN_SCORES = {"tract": 1.0}
 """What a NaN becomes where it does not stay one: tract clamps by minimum and maximum of Rust, which drop a NaN."""
-
-
-def there(asked: str) -> str:
-    """Return the name of a runtime; where it is not installed the test is skipped, and says what would bring it."""
-    try:
-        return Target.parse(asked).text
-    except MissingDependencyError as error:
-        pytest.skip(str(error))
 
 
 FIXED = "fixed (float[N,4] x) => (float[M,2] y) <int64[2] shape = {2, 2}> { y = Reshape(x, shape) }"

@@ -3,7 +3,6 @@
 import importlib
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import openvino
 import pytest
@@ -18,15 +17,11 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture
-def capture(
-    demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Capture:
-    """Work in a folder that holds the demo's; return what a program has printed."""
-    (tmp_path / "postproc-export-demo").symlink_to(demo_folder)
-    monkeypatch.chdir(tmp_path)
+def capture(beside_the_demo: Capture, monkeypatch: pytest.MonkeyPatch) -> Capture:
+    """Return what gives what a program has printed, with one core of OpenVINO in this process."""
     core = openvino_core(purpose="the tests")
     monkeypatch.setattr(openvino, "Core", lambda: core)  # one core per process
-    return lambda: capfd.readouterr().out
+    return beside_the_demo
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,9 @@ COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", DOC, flags=re.DOTAL
 pytestmark = pytest.mark.e2e
 
 
-def test_every_command_runs_as_it_stands(
-    demo_folder: Path, tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("beside_the_demo")
+def test_every_command_runs_as_it_stands(invoke: Invoke) -> None:
     """In order, in a folder that holds the demo's; each file that a command names as its output is there."""
-    (tmp_path / "postproc-export-demo").symlink_to(demo_folder)
-    monkeypatch.chdir(tmp_path)
     assert {command.split()[1] for command in COMMANDS} == {"report", "inspect", "update", "predict"}
     for command in COMMANDS:
         words = shlex.split(command)

@@ -1,6 +1,7 @@
 """Every command and every program of the README, run as it stands there."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,24 +25,16 @@ def test_the_setup_is_two_commands_of_one_line() -> None:
     assert "pytest" in lines[1]
 
 
-def test_every_other_block_runs_on_the_files_of_the_demo(
-    demo_folder: Path,
-    tmp_path: Path,
-    invoke: Invoke,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+def test_every_other_block_runs_on_the_files_of_the_demo(beside_the_demo: Callable[[], str], invoke: Invoke) -> None:
     """The commands of the three users run in order, in a folder that holds the demo's files.
 
     What a command is said to print is what it prints, but for numbers, and what a machine may add: lines in between,
     and at the end of one what it could not check.
     """
-    (tmp_path / "postproc-export-demo").symlink_to(demo_folder)
-    monkeypatch.chdir(tmp_path)
     assert len(BLOCKS) >= 5
     assert any(told for _, _, told in BLOCKS)
     for language, text, told in BLOCKS:
-        out = run_block(language, text, {}, invoke, lambda: capfd.readouterr().out)
+        out = run_block(language, text, {}, invoke, beside_the_demo)
         printed = [re.sub(r"\d+", "0", line) for line in out.splitlines()]
         for line in re.sub(r"\d+", "0", re.sub(r"\n {4}", " ", told)).splitlines():
             assert any(each == line or each.startswith(f"{line.removesuffix('.')};") for each in printed), line

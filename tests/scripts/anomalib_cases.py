@@ -474,14 +474,19 @@ def interface() -> dict[str, list[str]]:
     return found
 
 
-def main(name: str, folder: Path) -> None:
-    """Run one case."""
+def prepare(folder: Path) -> None:
+    """Let nothing be downloaded or left elsewhere, and make what is drawn at random the same each time."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     create = timm.create_model
     timm.create_model = lambda *args, **options: create(*args, **{**options, "pretrained": False})
     torch.manual_seed(0)
     os.chdir(folder)  # Anomalib's inferencer leaves a cache in the current folder
+
+
+def main(name: str, folder: Path) -> None:
+    """Run one case."""
+    prepare(folder)
     if name == "ranks":
         ranks(folder)
         return

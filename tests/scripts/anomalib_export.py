@@ -6,27 +6,17 @@ Backbones are random: nothing is downloaded.
 """
 
 import json
-import logging
-import os
 import sys
-import warnings
 from pathlib import Path
 
-import timm
-import torch
-from anomalib_cases import SIZE, AnomalibPostProcessor, Case, engine
+from anomalib_cases import SIZE, AnomalibPostProcessor, Case, engine, prepare
 
 from postproc_export.cli import main as command
 
 
 def main(name: str, folder: Path) -> None:
     """Validate with Anomalib's own class, save, export by both rules, and count what is decided otherwise."""
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
-    create = timm.create_model
-    timm.create_model = lambda *args, **options: create(*args, **{**options, "pretrained": False})
-    torch.manual_seed(0)
-    os.chdir(folder)
+    prepare(folder)
     case = Case(name, folder)
     case.model.post_processor = AnomalibPostProcessor(image_sensitivity=0.45)
     case.engine = engine(folder / f"{name}-validated")  # the other one still calls the post-processor of before

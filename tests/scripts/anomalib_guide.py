@@ -8,20 +8,16 @@ deploying, a post-processor of one's own. Where today's packages demand it they 
 models are fitted, which the guide leaves out; backbones are random, so that nothing is downloaded.
 """
 
-import logging
-import os
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
 import openvino
-import timm
 import torch
 from anomalib.data import InferenceBatch
 from anomalib.data.utils import read_image
 from anomalib.models import Padim, Patchcore
-from anomalib_cases import SIZE, crops, engine, images
+from anomalib_cases import SIZE, crops, engine, images, prepare
 
 from postproc_export import update_postprocessing
 from postproc_export.integrations.anomalib import PostProcessor
@@ -101,12 +97,7 @@ def customising(folder: Path) -> None:
 
 def main(folder: Path) -> None:
     """Run every step."""
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
-    create = timm.create_model
-    timm.create_model = lambda *args, **options: create(*args, **{**options, "pretrained": False})
-    torch.manual_seed(0)
-    os.chdir(folder)
+    prepare(folder)
     crops(folder / "crops")
     creating()
     deploying(folder)
