@@ -65,6 +65,9 @@ def load_checkpoint(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch raises what unzipping and unpickling raise, and errors of its own
         what = f"the checkpoint {path} cannot be read"
+        if not _is_pickled(path):
+            needed, fix = "a checkpoint as torch.save writes it", "give the .ckpt or .pt file"
+            raise FileError(what, found="neither an archive nor a pickle", needed=needed, fix=fix) from error
         if not isinstance(error, pickle.UnpicklingError):
             found = str(error).partition("\n")[0].partition(". ")[0][:_LONGEST] or type(error).__name__
             fix = "copy it again: it is damaged or cut off"
@@ -78,6 +81,13 @@ def load_checkpoint(path: Path) -> Any:
             fix="where you trust it, torch.save(torch.load(path, weights_only=False)['state_dict'], 'state.pt'), and "
             "give state.pt",
         ) from error
+
+
+def _is_pickled(path: Path) -> bool:
+    """Return whether a file begins as torch.save begins one; an empty or cut off one may have."""
+    with path.open("rb") as stream:
+        start = stream.read(2)
+    return start in (b"", b"P", b"PK") or start[:1] == b"\x80"
 
 
 def _harmless() -> Iterator[tuple[Callable[..., object], str] | type]:

@@ -212,6 +212,16 @@ def test_enumerations_of_anomalib_become_texts(tmp_path: Path, monkeypatch: pyte
         load_checkpoint(tmp_path / "other.ckpt")
 
 
+def test_what_is_no_checkpoint_is_not_said_to_hold_code(tmp_path: Path) -> None:
+    """Nobody is told to load it by other means."""
+    path = tmp_path / "a.ckpt"
+    for content in (b'{"threshold": 1}', bytes(100)):
+        path.write_bytes(content)
+        with pytest.raises(FileError, match="found:   neither an archive nor a pickle\n") as refused:
+            load_checkpoint(path)
+        assert "weights_only" not in str(refused.value)
+
+
 @pytest.mark.parametrize("kept", [0, 40, 0.5, 0.99], ids=["nothing", "the-start", "half", "most"])
 def test_a_truncated_checkpoint_is_one_message(kept: float, save: Callable[..., Path]) -> None:
     """However little of it is left."""
