@@ -1,7 +1,7 @@
 """The curve in statistics: what a boundary calls anomalous, and which sensitivity reaches a rate."""
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -161,19 +161,26 @@ class Curve:
         is_listed = place < len(self.thresholds) and self.thresholds[place] in same
         return self._counts(place, place if is_listed or self.is_complete or place == 0 else place - 1)
 
-    def cells(self, *, listed: bool) -> Iterator[Cell]:
-        """Yield what boundaries can be told apart, from the highest on: all of them together, by rising sensitivity.
+    def cell(self, number: int) -> Cell:
+        """Return what boundaries can be told apart, numbered from the highest on, as many as thresholds and one more.
 
-        Of a thinned curve those between two thresholds, and with `listed` before these the upper one alone, at which
-        the counts are known.
+        Of a thinned curve those between two thresholds.
         """
-        last = len(self.thresholds) - 1
-        yield self.thresholds[last], None, self.at(next_up(self.thresholds[last]))
-        for place in range(last, -1, -1):
-            value, below = self.thresholds[place], self.thresholds[place - 1] if place else None
-            if listed and below is not None and not self.is_complete:
+        place = len(self.thresholds) - number
+        if not number:
+            return self.thresholds[-1], None, self.at(next_up(self.thresholds[-1]))
+        below = self.thresholds[place - 1] if place else None
+        lower = place if self.is_complete or below is None else place - 1
+        return below, self.thresholds[place], self._counts(place, lower)
+
+    def listed_cells(self) -> Iterator[Cell]:
+        """Yield every cell; of a thinned curve before it the upper threshold alone, at which the counts are known."""
+        for number in range(len(self.thresholds) + 1):
+            below, value, counts = self.cell(number)
+            if below is not None and value is not None and not self.is_complete:
+                place = len(self.thresholds) - number
                 yield -next_up(-value), value, self._counts(place, place)
-            yield below, value, self._counts(place, place if self.is_complete or below is None else place - 1)
+            yield below, value, counts
 
     def _counts(self, place: int, lower: int) -> Counts:
         """Return the counts from a threshold on; where they are not known, also from the one below on."""
@@ -282,17 +289,19 @@ def _decimal(interval: Interval, *, near: float) -> float:
 
 
 def _reach(
-    cells: Sequence[Cell], level: LevelStats, target: Policy, comparison: Comparison
+    cell_of: Callable[[int], Cell], count: int, level: LevelStats, target: Policy, comparison: Comparison
 ) -> tuple[Interval | None, Counts | None]:
     """Return the sensitivities that reach a target for certain, and the counts that come nearest to it and miss.
 
     The least sensitive for `recall`, the most sensitive for `precision` and `fpr`: as the policies choose thresholds.
     """
-    ordered = cells if target.kind == "recall" else cells[::-1]
+    numbers = range(count) if target.kind == "recall" else range(count)[::-1]
     # Only a precision may be reached, missed and reached again.
-    start = 0 if target.kind == "precision" else bisect_left(ordered, True, key=lambda cell: cell[2].keeps(target))
-    missed = ordered[start - 1][2] if start else None
-    for cell in ordered[start:]:
+    start = 0
+    if target.kind != "precision":
+        start = bisect_left(numbers, True, key=lambda number: cell_of(number)[2].keeps(target))
+    missed = cell_of(numbers[start - 1])[2] if start else None
+    for cell in map(cell_of, numbers[start:]):
         if not cell[2].keeps(target):
             missed = cell[2]
         elif (found := _interval(level, cell, comparison)) is not None:
@@ -333,7 +342,8 @@ def _chosen(stats: LevelStats | None, level: Level, target: Policy, comparison: 
             needed="statistics that were calibrated with ground truth of that level",
             fix="give them with --stats, as `postproc-export calibrate` writes them",
         )
-    interval, missed = _reach([*curve.cells(listed=True)], stats, target, comparison)
+    cells = [*curve.listed_cells()]
+    interval, missed = _reach(cells.__getitem__, len(cells), stats, target, comparison)
     if interval is None:
         raise _unreachable(curve, stats, level, target, comparison)
     sensitivity = _decimal(interval, near=sum(interval) / 2)
@@ -361,7 +371,7 @@ def _unreachable(curve: Curve, stats: LevelStats, level: Level, target: Policy, 
     if not getattr(curve, missing):
         return UsageError(what, found=f"no {missing} one among the validation {SAMPLES[level]}")
     better = 1 if kind == "fpr" else -1
-    cells = [cell for cell in curve.cells(listed=True) if cell[2].share(kind)[1]]
+    cells = [cell for cell in curve.listed_cells() if cell[2].share(kind)[1]]
     cells.sort(key=lambda cell: better * Fraction(*cell[2].share(kind)))
     reached = ((cell, found) for cell in cells if (found := _interval(stats, cell, comparison)) is not None)
     move = f"calibrate with --{level}-policy {target.text}, which moves the threshold there"
@@ -396,17 +406,19 @@ def sensitivity_table(
     curve = None if stats.threshold is None else Curve.of(stats)
     if curve is None:
         return {}
-    cells = [*curve.cells(listed=False)]
-    reached = (_interval(stats, cell, comparison) for cell in cells)
-    least = next(found for found in reached if found is not None)
-    reached = (_interval(stats, cell, comparison) for cell in reversed(cells))
-    most = next(found for found in reached if found is not None)
+
+    def interval(number: int) -> Interval | None:
+        return _interval(stats, curve.cell(number), comparison)
+
+    cells = range(len(curve.thresholds) + 1)
+    least = next(found for found in map(interval, cells) if found is not None)
+    most = next(found for found in map(interval, reversed(cells)) if found is not None)
     if len(cells) <= _FEW:
-        between = [_interval(stats, cell, comparison) for cell in cells]
+        between = [*map(interval, cells)]
     else:
-        between = [_reach(cells, stats, target, comparison)[0] for target in _LANDMARKS]
+        between = [_reach(curve.cell, len(cells), stats, target, comparison)[0] for target in _LANDMARKS]
     wanted = [_decimal(least, near=least[1]), _decimal(most, near=most[0])]
-    wanted += [1.0] if comparison == "ge" and _interval(stats, cells[-1], comparison) is None else []
+    wanted += [1.0] if comparison == "ge" and interval(cells[-1]) is None else []
     wanted += [_decimal(found, near=sum(found) / 2) for found in between if found is not None]
     rows: dict[float, Counts] = {}
     kept = [DEFAULT_SENSITIVITY, *(shortest(to_float32(each)) for each in also)]

@@ -47,6 +47,11 @@ def shortest(value: float) -> float:
     return text
 
 
+def shortest_of(values: NDArray[np.float32]) -> list[float]:
+    """Return `shortest` of each of many values."""
+    return [float(str(value)) for value in values]
+
+
 def json_number(value: float | None) -> float | str | None:
     """Return a float32 for JSON: the shortest decimal; an infinity as text, since JSON has none."""
     if value is None:
