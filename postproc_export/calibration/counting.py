@@ -67,11 +67,17 @@ class Part:
 def places_of(flags: Flags) -> Indices:
     """Return where flags are set, as `np.flatnonzero` does.
 
-    NumPy looks for the set ones one after the other where they are a tenth at most, and counts along else: at a few
-    percent that is twice as fast, so set ones are added behind the others.
+    NumPy looks for the set ones one after the other where they are a tenth at most, and counts along else. It is twice
+    as fast at a few percent to look for words of eight flags first, and at some more to add set ones behind the others.
     """
     found = int(np.count_nonzero(flags))
-    if flags.size >> 5 < found <= flags.size // 10:
+    if found <= flags.size >> 4:
+        whole = flags.size & ~7
+        words = flags[:whole].view(np.uint64)
+        used = np.flatnonzero(words != 0) if found <= flags.size >> 10 else places_of(words != 0)
+        within = np.flatnonzero(words[used].view(np.bool_))
+        return np.concatenate(((used[within >> 3] << 3) | (within & 7), np.flatnonzero(flags[whole:]) + whole))
+    if found <= flags.size // 10:
         flags = np.concatenate((flags, np.ones(flags.size >> 3, dtype=np.bool_)))
     return np.flatnonzero(flags)[:found]
 
@@ -81,7 +87,6 @@ BUCKETS: Final = 1 << 16
 _NEGATIVE_ZERO_BUCKET: Final = 1 << 15  # of the raw bits
 _ZERO: Final = key_of(0.0)
 FEW: Final = 8  # buckets up to which every key of theirs is counted at once: there is no second pass over these values
-_ONE: Final = np.int64(1)  # of the type of the counts, or NumPy adds fifty times as slowly
 _HARDLY_ANY: Final = 64  # a part of all values
 KEPT: Final = 1 << 21  # values of a window that are kept for the next pass
 
@@ -98,28 +103,42 @@ def _raw_numbers(ordered: NDArray[np.intp]) -> NDArray[np.intp]:
     return np.where(ordered < half, BUCKETS - 1 - ordered, ordered - half)
 
 
-def count_cells(counts: Counts, cells: NDArray[np.integer[Any]]) -> None:
-    """Add to the counts of cells; few of them take no table of all as `np.bincount` makes."""
-    np.add.at(counts, cells.astype(np.intp, copy=False), _ONE)
+class Scratch:
+    """Memory for the cells of one run of values after the other: fresh memory would cost as much as counting does."""
+
+    def __init__(self) -> None:
+        self._held = np.empty(0, dtype=np.intp)
+
+    def indices(self, cells: NDArray[np.integer[Any]]) -> Indices:
+        """Return cells as indices, until the next call."""
+        if self._held.size < cells.size:
+            self._held = np.empty(cells.size, dtype=np.intp)
+        held = self._held[: cells.size]
+        held[:] = cells
+        return held
 
 
-def _count_buckets(counts: Counts, values: Floats) -> None:
-    """Count values by the upper half of their bits, -0.0 as 0.0; looks for it only where its bucket was met."""
-    before = int(counts[_NEGATIVE_ZERO_BUCKET])
-    count_cells(counts, values.view(np.uint16)[1::2])
-    if counts[_NEGATIVE_ZERO_BUCKET] != before:
-        zeros = np.count_nonzero(is_negative_zero(values))
-        counts[_NEGATIVE_ZERO_BUCKET] -= zeros
-        counts[0] += zeros
+def add_at(counts: NDArray[Any], cells: Indices) -> None:
+    """Add 1 to the counts of cells, however often each is there; few of them take no table as of `np.bincount`."""
+    np.add.at(counts, cells, counts.dtype.type(1))  # of another type than the counts it takes fifty times as long
+
+
+def count_cells(counts: Counts, cells: Keys, truth: Truth, scratch: Scratch) -> None:
+    """Add to the counts of cells, shape (2, n), of all values and of the anomalous ones."""
+    held = scratch.indices(cells)
+    add_at(counts[0], held)
+    if truth is not None:
+        add_at(counts[1], held[places_of(truth)])
 
 
 class CoarseHistogram:
     """Counts of both classes in buckets of 2^16 keys; while all values lie in few buckets, of every key of these."""
 
     def __init__(self) -> None:
-        self._counts = np.zeros((2, BUCKETS), dtype=np.int64)  # of all values, and of the anomalous ones
+        self._counts = np.zeros((2, BUCKETS), dtype=np.int64)  # of normal and of anomalous values
         self._few: range | None = range(0)  # the buckets whose keys are counted instead; None: too many were met
-        self._keys = np.zeros((2, 0), dtype=np.int64)
+        self._keys = np.zeros((2, 0), dtype=np.int64)  # of all values, and of the anomalous ones
+        self._scratch = Scratch()
 
     def __getstate__(self) -> tuple[Indices, Counts]:
         """Return the buckets that were met, which is all that travels between processes."""
@@ -135,12 +154,27 @@ class CoarseHistogram:
     def add(self, values: Floats, truth: Truth, *, low: float, high: float) -> None:
         """Count finite values whose lowest and highest are known."""
         few = self._widened(range(key_of(low) >> COARSE_WIDTH, (key_of(high) >> COARSE_WIDTH) + 1))
-        anomalous = values[:0] if truth is None else values[places_of(truth)]
-        for row, each in enumerate((values, anomalous)):
-            if few is None:
-                _count_buckets(self._counts[row], each)
-            else:
-                count_cells(self._keys[row], keys_from(few.start << COARSE_WIDTH, each))
+        if few is None:
+            self._count_buckets(values, truth)
+        else:
+            count_cells(self._keys, keys_from(few.start << COARSE_WIDTH, values), truth, self._scratch)
+
+    def _count_buckets(self, values: Floats, truth: Truth) -> None:
+        """Count values by the upper half of their bits, -0.0 as 0.0; looks for it only where its bucket was met.
+
+        Both classes at once: that takes less than to pick out the anomalous ones.
+        """
+        counts, cells = self._counts, self._scratch.indices(values.view(np.uint16)[1::2])
+        before = counts[:, _NEGATIVE_ZERO_BUCKET].tolist()
+        if truth is not None and truth.any():
+            cells.view(np.uint8)[2::8] = truth.view(np.uint8)  # 2^16 more, which is the other row
+        add_at(counts.reshape(-1), cells)
+        if counts[:, _NEGATIVE_ZERO_BUCKET].tolist() != before:
+            at = np.flatnonzero(is_negative_zero(values))
+            anomalous = 0 if truth is None else int(np.count_nonzero(truth[at]))
+            for row, zeros in zip(counts, (at.size - anomalous, anomalous), strict=True):
+                row[_NEGATIVE_ZERO_BUCKET] -= zeros
+                row[0] += zeros
 
     def _widened(self, met: range) -> range | None:
         """Make room for the keys of buckets that follow each other; return all that there is room for."""
@@ -158,11 +192,12 @@ class CoarseHistogram:
         return wide
 
     def _bucket_counts(self) -> Counts:
-        """Return the counts of all buckets in the order of their raw bits, shape (2, 65536)."""
+        """Return the counts of all buckets, of normal and of anomalous values, in the order of their raw bits."""
         if not self._few:
             return self._counts
         counts = np.zeros((2, BUCKETS), dtype=np.int64)
         counts[:, _raw_numbers(np.array(self._few))] = self._keys.reshape(2, len(self._few), -1).sum(axis=2)
+        counts[0] -= counts[1]
         return counts
 
     def merge(self, other: "CoarseHistogram") -> None:
@@ -175,17 +210,13 @@ class CoarseHistogram:
 
     def table(self, *, low: int, high: int) -> Table:
         """Return the counts as a table of bins 2^16 keys wide, with the keys of the lowest and highest value."""
-        everything, anomalous = map(_to_ordered, self._bucket_counts())
-        return coarse_pass(low, high).table(everything - anomalous, anomalous)
+        return coarse_pass(low, high).table(*map(_to_ordered, self._bucket_counts()))
 
     def exact_table(self, *, low: int, high: int) -> Table | None:
         """Return one bin per distinct value; None where the keys were not counted."""
         if not self._few:
             return None
-        everything, anomalous = self._keys
-        used = np.flatnonzero(everything)
-        starts = (used + (self._few.start << COARSE_WIDTH)).astype(np.uint32)
-        return exact_table(starts, (everything - anomalous)[used], anomalous[used], low=low, high=high)
+        return _table_from(self._few.start << COARSE_WIDTH, self._keys, low=low, high=high)
 
 
 def _within(few: range, wide: range) -> slice:
@@ -194,7 +225,7 @@ def _within(few: range, wide: range) -> slice:
 
 
 def keys_from(first: int, values: Floats) -> Keys:
-    """Return how far the keys of values lie above a first key, below which there is none."""
+    """Return how far the keys of values lie above a first key; of values below it that is more than of any other."""
     if first > _ZERO:  # the bits of positive values are in order themselves
         return values.view(np.uint32) - np.uint32(first - _ZERO)
     keys = ordered_keys(merge_zeros(values))
@@ -215,7 +246,6 @@ class Divide:
     bits: int  # 8, or 16 for bins of that width, or 0
     low: int  # the ordered keys of the lowest and the highest value of the whole
     high: int
-    is_run: bool = False  # no other bin of the table lies between two of these
     is_top: bool = False  # hardly any value lies above them, so one comparison picks out those that may lie in them
 
     @classmethod
@@ -230,7 +260,6 @@ class Divide:
             bits=bits,
             low=table.low,
             high=table.high,
-            is_run=chosen.size == chosen[-1] - chosen[0] + 1,
             is_top=int(above) * _HARDLY_ANY <= table.n_normal + table.n_anomalous,
         )
 
@@ -248,20 +277,19 @@ class Divide:
 
     def count(self, window: "Window") -> Table:
         """Return the finer bins of a window that holds the chosen ones."""
-        locator, none = Locator(self), np.zeros(0, dtype=np.uint32)
-        found = (locator.find(*each) for each in window.values())
+        locator = Locator(self)
         if not self.bits:
-            parts = [(none, none), *((keys, keys[anomalous]) for keys, _, anomalous in found)]
-            everything, anomalous = (np.concatenate(keys) for keys in zip(*parts, strict=True))
-            return table_of_keys(everything, anomalous, low=self.low, high=self.high)
-        counts = np.zeros((2, locator.starts.size << self.bits), dtype=np.int64)
-        shift, mask = np.uint32(self.width - self.bits), np.uint32((1 << self.bits) - 1)
-        for keys, numbers, anomalous in found:
-            cells = (numbers << np.uint32(self.bits)) | ((keys >> shift) & mask)
-            count_cells(counts[0], cells)
-            count_cells(counts[1], cells[anomalous])
-        everything, anomalous = counts
-        return self.table(everything - anomalous, anomalous, starts=locator.starts)
+            parts = [(np.zeros(0, dtype=np.uint32),) * 2, *(locator.keys(*each) for each in window.values())]
+            return table_of_keys(*map(np.concatenate, zip(*parts, strict=True)), low=self.low, high=self.high)
+        size = locator.starts.size << self.bits
+        counts = np.zeros((2, size + 1), dtype=np.int64)  # the last cell is that of values in none of the bins
+        scratch = Scratch()
+        for values, truth in window.values():
+            cells = locator.cells(values)
+            count_cells(counts, np.minimum(cells, np.uint32(size), out=cells), truth, scratch)
+        counts[0] -= counts[1]
+        counts[:, :size].reshape(2, -1, 1 << self.bits)[:, ~locator.is_chosen] = 0
+        return self.table(*counts[:, :size], starts=locator.starts)
 
     def among(self, exact: Table) -> Table:
         """Return the finer bins of values that a table holds, each as a bin of its own."""
@@ -391,18 +419,20 @@ _NOWHERE: Final = np.uint32(0xFFFF_FFFF)
 class Locator:
     """Finds the chosen bin of a value; the bins are 16 or 8 bits wide.
 
-    Bins that follow each other in the table have nothing but empty ones between them, so arithmetic finds them; else a
-    table of pages of 2^16 keys does, and for narrower bins a second one.
+    Where most of the bins between two of them are chosen, arithmetic finds them; else a table of pages of 2^16 keys
+    does, and for narrower bins a second one.
     """
 
     def __init__(self, divide: Divide) -> None:
-        self._width = np.uint32(divide.width)
+        self._width, self._bits = np.uint32(divide.width), np.uint32(divide.bits)
         self._first, last = divide.starts[0], divide.starts[-1]
         span = int((last - self._first) >> self._width) + 1
-        self._is_run = divide.is_run and span <= 2 * divide.starts.size
         self.starts = divide.starts
-        if self._is_run:
+        self.is_chosen = np.ones(self.starts.size, dtype=np.bool_)  # of the bins whose starts these are
+        self._is_dense = span <= 2 * divide.starts.size
+        if self._is_dense:
             self.starts = self._first + (np.arange(span, dtype=np.uint32) << self._width)
+            self.is_chosen = np.isin(self.starts, divide.starts, assume_unique=True)
             return
         pages, page_of_bin = np.unique(self.starts >> np.uint32(16), return_inverse=True)
         self._pages = np.full(BUCKETS, pages.size, dtype=np.uint32)
@@ -416,33 +446,53 @@ class Locator:
         within: Keys = (keys & np.uint32(0xFFFF)) >> self._width
         return within
 
-    def _numbers_of(self, keys: Keys) -> Keys:
-        """Return the numbers of the bins of keys; of others something beyond all numbers."""
-        if self._is_run:
-            numbers: Keys = (keys - self._first) >> self._width
-        else:
-            numbers = self._pages[keys >> np.uint32(16)]
-            if self._width < COARSE_WIDTH:
-                numbers = self._numbers[numbers, self._within_page(keys)]
-        return numbers
-
-    def find(self, values: Floats, truth: Truth) -> tuple[Keys, Keys, Indices]:
-        """Return the keys of values in chosen bins, the numbers of these bins, and where the keys are anomalous."""
+    def cells(self, values: Floats) -> Keys:
+        """Return the cells of values, from the lowest of the first bin on; beyond all cells where there is none."""
+        shift = self._width - self._bits
+        if self._is_dense:
+            return keys_from(int(self._first), values) >> shift
         keys = ordered_keys(merge_zeros(values))
-        numbers = self._numbers_of(keys)
-        inside = np.flatnonzero(numbers < self.starts.size)
-        if inside.size < keys.size:
-            keys, numbers, truth = keys[inside], numbers[inside], None if truth is None else truth[inside]
-        return keys, numbers, np.zeros(0, np.intp) if truth is None else np.flatnonzero(truth)
+        numbers = self._pages[keys >> np.uint32(16)]
+        if self._width < COARSE_WIDTH:
+            numbers = self._numbers[numbers, self._within_page(keys)]
+        cells: Keys = (numbers << self._bits) | ((keys >> shift) & np.uint32((1 << self._bits) - 1))
+        return cells
+
+    def keys(self, values: Floats, truth: Truth) -> tuple[Keys, Keys]:
+        """Return the keys of values in chosen bins, which are not divided, and of the anomalous ones among them."""
+        numbers = self.cells(values)
+        at = places_of(numbers < self.starts.size)
+        if not self.is_chosen.all():
+            at = at[self.is_chosen[numbers[at]]]
+        keys = ordered_keys(merge_zeros(values[at]))
+        return keys, keys[:0] if truth is None else keys[truth[at]]
+
+
+_DENSE: Final = 1 << 21  # keys that are counted where they stand at most, of each class,
+_SPREAD: Final = 16  # and for each value: to sort the values takes longer
 
 
 def table_of_keys(everything: Keys, anomalous: Keys, *, low: int, high: int) -> Table:
     """Return the table of unsorted keys, one bin per distinct key; the anomalous ones are among them."""
+    first = everything.min(initial=_NOWHERE)
+    span = int(everything.max(initial=0)) - int(first) + 1
+    if 0 < span <= min(_SPREAD * everything.size, _DENSE):
+        found = np.zeros((2, span), dtype=np.int32)
+        for row, keys in zip(found, (everything, anomalous), strict=True):
+            add_at(row, (keys - first).astype(np.intp))
+        return _table_from(int(first), found, low=low, high=high)
     starts, counts = np.unique(everything, return_counts=True)
     anomalous_counts = np.zeros(starts.size, dtype=np.int64)
-    found, found_counts = np.unique(anomalous, return_counts=True)
-    anomalous_counts[np.searchsorted(starts, found)] = found_counts
+    some, some_counts = np.unique(anomalous, return_counts=True)
+    anomalous_counts[np.searchsorted(starts, some)] = some_counts
     return exact_table(starts, counts - anomalous_counts, anomalous_counts, low=low, high=high)
+
+
+def _table_from(first: int, counts: NDArray[np.integer[Any]], *, low: int, high: int) -> Table:
+    """Return the table of the keys from a first one on; shape (2, n), of all values and of the anomalous ones."""
+    used = np.flatnonzero(counts[0] != 0)
+    everything, anomalous = (row[used].astype(np.int64, copy=False) for row in counts)
+    return exact_table((used + first).astype(np.uint32), everything - anomalous, anomalous, low=low, high=high)
 
 
 def exact_table(starts: Keys, normal: Counts, anomalous: Counts, *, low: int, high: int) -> Table:

@@ -50,7 +50,7 @@ def test_a_pass_counts_every_value_of_its_bins_and_no_other(
     apart = 1 if is_run else 3
     starts = start + (np.arange(count, dtype=np.int64) * apart << 16)
     starts = np.unique(np.minimum(starts, key_of(3.4028235e38) >> 16 << 16)).astype(np.uint32)
-    divide = Divide(starts=starts, width=16, bits=bits, low=0, high=0, is_run=is_run, is_top=is_top)
+    divide = Divide(starts=starts, width=16, bits=bits, low=0, high=0, is_top=is_top)
     values, truth = values_around(first)
     found, expected = divide.run(part_of(values, truth)), plain(divide, values, truth)
     assert len(found)
@@ -74,9 +74,9 @@ def test_a_pass_within_the_last_one_reads_no_source(kept: int, monkeypatch: pyte
         return part_of(values, truth)
 
     passes, start = Passes(read), key_of(1.0) >> 16 << 16
-    wide = Divide(starts=np.array([start], np.uint32), width=16, bits=8, low=0, high=0, is_run=True)
-    inner = Divide(starts=np.array([start + 512], np.uint32), width=8, bits=0, low=0, high=0, is_run=True)
-    outer = Divide(starts=np.array([start - 65536], np.uint32), width=16, bits=0, low=0, high=0, is_run=True)
+    wide = Divide(starts=np.array([start], np.uint32), width=16, bits=8, low=0, high=0)
+    inner = Divide(starts=np.array([start + 512], np.uint32), width=8, bits=0, low=0, high=0)
+    outer = Divide(starts=np.array([start - 65536], np.uint32), width=16, bits=0, low=0, high=0)
     for divide, expected in ((wide, 1), (inner, 1 if kept > 100 else 2), (outer, 2 if kept > 100 else 3)):
         found, looked_up = passes(divide), plain(divide, values, truth)
         assert reads == expected
