@@ -110,9 +110,8 @@ class Resamples:
         near = (self.anomalous > 0) & (scores >= scores.max(axis=1, keepdims=True) * (1 - MARGIN))
         found = self._at(self._lowest(near))
         for row in np.flatnonzero(np.count_nonzero(near, axis=1) > 1):
-            at = np.flatnonzero(near[row])
-            tp, fp = self.tp[row, at], self.fp[row, at]
-            best = search.best(self.starts[at], tp, fp, positives=int(positives[row, 0]))
+            at, tp, fp = np.flatnonzero(near[row]), self.tp[row], self.fp[row]
+            best = search.best(at, self.starts, tp, fp, positives=int(positives[row, 0]))
             assert best is not None, "there are candidates"
             found[row] = best.key
         return found

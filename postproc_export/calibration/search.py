@@ -1,5 +1,6 @@
 """Where the threshold of a policy lies in a table, and the fewest passes over the source that find it."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from postproc_export.calibration.counting import Divide, Indices, Values
-from postproc_export.calibration.table import Counts, Flags, Table, key_of, value_of
+from postproc_export.calibration.table import Counts, Flags, Keys, Table, from_the_top, key_of, value_of
 from postproc_export.errors import CalibrationError
 from postproc_export.float32 import LARGEST, nearest, next_up
 from postproc_export.policies import Policy, Range
@@ -68,39 +69,39 @@ class BestRatio:
 
     def scores(self, tp: Counts, fp: Counts, *, positives: int | Counts) -> NDArray[np.float64]:
         """Return the ratio times v, in float64, within 2^-46 of the exact one."""
-        ratio: NDArray[np.float64] = tp / (tp.astype(np.float64) + fp + float(Fraction(self._u, self._v)) * positives)
-        return ratio
+        ratio = tp.astype(np.float64)
+        ratio += fp
+        ratio += float(Fraction(self._u, self._v)) * positives
+        return np.divide(tp, ratio, out=ratio)
 
     def upper(self, table: Table) -> NDArray[np.float64]:
         """Return the best that each bin could hold: all its anomalous values at its top; 0 without any."""
-        with np.errstate(invalid="ignore"):  # 0 of 0 above bins without anomalous values
-            highest = self.scores(table.tp, np.maximum(table.fp_above, 0), positives=table.n_anomalous)
-        highest[table.anomalous == 0] = 0.0
+        highest, bins = np.zeros(len(table)), table.positives
+        highest[bins] = self.scores(table.tp[bins], table.fp[bins] - table.normal[bins], positives=table.n_anomalous)
         return highest
 
-    def hopeful(self, table: Table, upper: NDArray[np.float64]) -> Flags:
+    def hopeful(self, table: Table, upper: NDArray[np.float64]) -> Indices:
         """Return the bins that could reach the best of the thresholds whose counts are known: each bin's lowest."""
-        attained = float(self.scores(table.tp, table.fp, positives=table.n_anomalous).max())
-        flags: Flags = upper >= attained * (1 - MARGIN)
-        return flags
+        bins = table.positives
+        attained = float(self.scores(table.tp[bins], table.fp[bins], positives=table.n_anomalous).max())
+        return bins[upper[bins] >= attained * (1 - MARGIN)]
 
     def __call__(self, table: Table) -> Outcome:
         """Answer, or want the open bins that could reach the best attained."""
         upper = self.upper(table)
-        hopeful = self.hopeful(table, upper)
-        undecided = np.flatnonzero(hopeful & (table.widths > 0))
+        near = self.hopeful(table, upper)
+        undecided = near[table.widths[near] > 0]
         if undecided.size:
             return undecided[np.argsort(-upper[undecided], kind="stable")]
-        near = np.flatnonzero(hopeful & (table.anomalous > 0))
-        best = self.best(table.starts[near], table.tp[near], table.fp[near], positives=table.n_anomalous)
+        best = self.best(near, table.starts, table.tp, table.fp, positives=table.n_anomalous)
         assert best is not None, "the table has an anomalous value"
         return best
 
-    def best(self, keys: NDArray[np.uint32], tp: Counts, fp: Counts, *, positives: int) -> Found | None:
-        """Return the exact best of candidates in ascending order of their keys."""
+    def best(self, near: Indices, keys: Keys, tp: Counts, fp: Counts, *, positives: int) -> Found | None:
+        """Return the exact best of some candidates, in ascending order of their keys."""
         best: Found | None = None
-        for at in range(0, keys.size, _AT_ONCE):
-            part = slice(at, at + _AT_ONCE)
+        for start in range(0, near.size, _AT_ONCE):
+            part = near[start : start + _AT_ONCE]
             for key, true, false in zip(keys[part].tolist(), tp[part].tolist(), fp[part].tolist(), strict=True):
                 candidate = Found(key, true, false)
                 if best is None or self.comes_first(candidate, best, positives=positives):
@@ -144,14 +145,14 @@ class LowestPrecise:
 
 def ranked(table: Table, *, counts: str, rank: int) -> Outcome:
     """Find the value of one class, `tp` or `fp`, with that rank from the top, from 1; 0 is the highest value of all."""
-    return _only(table, _bin_of_rank(getattr(table, counts), rank) if rank else len(table) - 1)
+    return _only(table, _bin_of_rank(rank, getattr(table, counts)) if rank else len(table) - 1)
 
 
 def lowest_with_false_positives(table: Table, *, allowed: int) -> Outcome:
     """Find the lowest observed threshold with at most so many false positives; above all values the next float32."""
     if allowed >= table.n_normal:
         return _only(table, 0)
-    refused = _bin_of_rank(table.fp, allowed + 1)
+    refused = _bin_of_rank(allowed + 1, table.fp)
     if table.widths[refused] > 0:  # want the bin of the first normal value too many and the bin above it
         both = np.arange(refused, min(refused + 2, len(table)))
         return both[table.widths[both] > 0]
@@ -168,9 +169,10 @@ def counts_at(table: Table, *, key: int) -> Outcome:
     if key <= table.low:
         return Found(key, int(table.tp[0]), int(table.fp[0]))
     index = int(np.searchsorted(table.starts, key, side="right")) - 1
-    if key != int(table.starts[index]) and key < int(table.ends[index]):
+    start = int(table.starts[index])
+    if start < key < start + (1 << int(table.widths[index])):
         return np.array([index])
-    above = index if key == int(table.starts[index]) else index + 1
+    above = index if key == start else index + 1
     if above == len(table):
         return Found(key, 0, 0)
     return Found(key, int(table.tp[above]), int(table.fp[above]))
@@ -180,7 +182,7 @@ def quantile_of_all(table: Table, *, share: Fraction) -> Outcome:
     """Find the inverted-CDF quantile of all values; the lowest and the highest are known without a look into bins."""
     total = table.n_normal + table.n_anomalous
     rank = max(1, ceil(share * total))
-    index = _bin_of_rank(table.tp + table.fp, total + 1 - rank)
+    index = _bin_of_rank(total + 1 - rank, table.tp, table.fp)
     known = {total: table.high, 1: table.low}
     if rank not in known and table.widths[index] > 0:
         return np.array([index])
@@ -205,9 +207,10 @@ def _only(table: Table, index: int) -> Outcome:
     return np.array([index]) if table.widths[index] > 0 else Found.at(table, index)
 
 
-def _bin_of_rank(at_or_above: Counts, rank: int) -> int:
-    """Return the highest bin at or above whose lowest value lie `rank` values of the class."""
-    return int(np.flatnonzero(at_or_above >= rank)[-1])
+def _bin_of_rank(rank: int, *at_or_above: Counts) -> int:
+    """Return the highest bin at or above whose lowest value lie `rank` values of one class, or of both."""
+    bins = range(at_or_above[0].size)
+    return bisect_left(bins, True, key=lambda index: sum(int(counts[index]) for counts in at_or_above) < rank) - 1
 
 
 def ends_of(spread: Range) -> list[Search]:
@@ -370,8 +373,9 @@ def _settle(search: Search, outcome: Outcome, table: Table, *, values: Values) -
 
 def _settle_best(search: BestRatio, bins: Indices, table: Table, *, values: Values) -> Outcome:
     positives, upper = table.n_anomalous, search.upper(table)
-    decided = np.flatnonzero(search.hopeful(table, upper) & (table.widths == 0) & (table.anomalous > 0))
-    best = search.best(table.starts[decided], table.tp[decided], table.fp[decided], positives=positives)
+    decided = search.hopeful(table, upper)
+    decided = decided[table.widths[decided] == 0]
+    best = search.best(decided, table.starts, table.tp, table.fp, positives=positives)
     while bins.size:
         batch, bins = _batch(table, bins)
         new = _best_of_batch(search, batch, table, values=values)
@@ -389,7 +393,7 @@ def _best_of_batch(search: BestRatio, batch: Indices, table: Table, *, values: V
     finer, tp, fp = _resolve(table, batch, values=values)
     scores = search.scores(tp, fp, positives=table.n_anomalous)
     near = np.flatnonzero((finer.anomalous > 0) & (scores >= scores.max(initial=0.0) * (1 - MARGIN)))
-    return search.best(finer.starts[near], tp[near], fp[near], positives=table.n_anomalous)
+    return search.best(near, finer.starts, tp, fp, positives=table.n_anomalous)
 
 
 def _settle_precise(search: LowestPrecise, bins: Indices, table: Table, *, values: Values) -> Outcome:
@@ -418,8 +422,9 @@ def _resolve(table: Table, batch: Indices, *, values: Values) -> tuple[Table, Co
     chosen = np.sort(batch)
     bits = 0 if _held(table, chosen) <= COLLECTED else int(table.widths[chosen[0]])
     finer = _divided(table, chosen, bits, values=values)
-    parents = chosen[np.searchsorted(table.starts[chosen], finer.starts, side="right") - 1]
-    after = np.searchsorted(finer.starts, table.ends[parents])
-    tp = table.tp_above[parents] + finer.tp - np.append(finer.tp, 0)[after]
-    fp = table.fp_above[parents] + finer.fp - np.append(finer.fp, 0)[after]
+    first = np.searchsorted(finer.starts, table.starts[chosen])  # of the values of each bin, which has one at least
+    held = np.diff(first, append=len(finer))
+    tp, fp = from_the_top(finer.anomalous), from_the_top(finer.normal)
+    for counts, before in ((tp, table.tp), (fp, table.fp)):  # what lies above a bin in the table, but not in `finer`
+        counts += np.repeat(before[chosen] - counts[first], held)
     return finer, tp, fp

@@ -26,11 +26,11 @@ from postproc_export.calibration.search import (
     search_for,
     sharpen,
 )
-from postproc_export.calibration.table import Table, value_of
+from postproc_export.calibration.table import Table, float_values, value_of
 from postproc_export.calibration.tally import Counted
 from postproc_export.curve import sensitivity_table, table_json
 from postproc_export.errors import CalibrationError, MetadataError
-from postproc_export.float32 import LARGEST, shortest
+from postproc_export.float32 import LARGEST, shortest, shortest_of
 from postproc_export.policies import EXTREMES, Policy, Range
 from postproc_export.stats import MIN_SPAN, Level, LevelStats
 
@@ -66,9 +66,9 @@ def auroc(table: Table) -> dict[str, float] | None:
     pairs = table.n_normal * table.n_anomalous
     if not pairs:
         return None
-    below = table.n_normal - table.fp
-    certain = _dot(table.anomalous, below) * 2
-    mixed = np.flatnonzero((table.normal > 0) & (table.anomalous > 0))
+    bins = table.positives
+    certain = _dot(table.anomalous[bins], table.n_normal - table.fp[bins]) * 2
+    mixed = bins[table.normal[bins] > 0]
     single, wide = mixed[table.widths[mixed] == 0], mixed[table.widths[mixed] > 0]
     certain += _dot(table.anomalous[single], table.normal[single])
     blurred = _dot(table.anomalous[wide], table.normal[wide]) * 2
@@ -94,17 +94,17 @@ def average_precision(table: Table) -> dict[str, float] | None:
     """
     if not table.n_anomalous or not table.n_normal:
         return None
-    used = np.flatnonzero(table.anomalous > 0)
+    used = table.positives
     gained, total = table.anomalous[used].astype(np.float64), float(table.n_anomalous)
     tp, fp = table.tp[used].astype(np.float64), table.fp[used].astype(np.float64)
     exact = (table.widths[used] == 0) | (fp == 0)
-    highest = gained * tp / (tp + np.where(exact, fp, table.fp_above[used]))
-    high = math.fsum(highest) / total
+    highest = gained * tp / (tp + np.where(exact, fp, fp - table.normal[used]))
+    high = math.fsum(highest.tolist()) / total
     if bool(exact.all()):
         return _interval(high, high)
     with np.errstate(divide="ignore", invalid="ignore"):
-        worst = gained - fp * np.log1p(gained / (table.tp_above[used] + fp))
-    low = math.fsum(np.where(exact, highest, np.maximum(worst, 0.0))) / total
+        worst = gained - fp * np.log1p(gained / (tp - gained + fp))
+    low = math.fsum(np.where(exact, highest, np.maximum(worst, 0.0)).tolist()) / total
     return _interval(max(low - _ROUNDING, 0.0), min(high + _ROUNDING, 1.0))
 
 
@@ -117,18 +117,14 @@ def curve(table: Table, chosen: Sequence[Found]) -> dict[str, list[Any]]:
     share = (CURVE_POINTS - 2 - len(chosen)) // 2
     rows = [np.array([0, len(table) - 1])]
     for at_or_above in (table.tp, table.fp):
-        wanted = np.linspace(0, int(at_or_above[0]), share)
-        rows.append(np.clip(np.searchsorted(-at_or_above, -wanted, side="right") - 1, 0, None))
+        wanted = np.ceil(np.linspace(0, int(at_or_above[0]), share)).astype(np.int64)
+        rows.append(np.clip(len(table) - 1 - np.searchsorted(at_or_above[::-1], wanted), 0, None))
     picked = np.unique(np.concatenate(rows)) if len(table) > CURVE_POINTS - 1 else np.arange(len(table))
-    values = table.values()[picked].tolist()
-    points = dict(zip(values, zip(table.tp[picked].tolist(), table.fp[picked].tolist(), strict=True), strict=True))
-    points |= {value_of(found.key): (found.tp, found.fp) for found in chosen}
-    ordered = sorted((value, tp, fp) for value, (tp, fp) in points.items())
-    return {
-        "threshold": [shortest(value) for value, _, _ in ordered],
-        "tp": [tp for _, tp, _ in ordered],
-        "fp": [fp for _, _, fp in ordered],
-    }
+    known = np.array([(found.key, found.tp, found.fp) for found in reversed(chosen)], np.int64).reshape(-1, 3).T
+    listed = (np.maximum(table.starts[picked], np.uint32(table.low)), table.tp[picked], table.fp[picked])
+    keys, tp, fp = map(np.concatenate, zip(known, listed, strict=True))
+    keys, first = np.unique(keys, return_index=True)  # of equal ones that of a chosen threshold
+    return {"threshold": shortest_of(float_values(keys)), "tp": tp[first].tolist(), "fp": fp[first].tolist()}
 
 
 def one_pass_bound(table: Table, found: Found) -> dict[str, Any]:

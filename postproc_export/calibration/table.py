@@ -84,6 +84,11 @@ class Table:
         """Normal values at or above each bin's lowest value: the false positives of a threshold there."""
         return from_the_top(self.normal)
 
+    @cached_property
+    def positives(self) -> NDArray[np.intp]:
+        """The bins with an anomalous value."""
+        return np.flatnonzero(self.anomalous)
+
     @property
     def tp_above(self) -> Counts:
         """Anomalous values above the whole bin."""
@@ -110,10 +115,6 @@ class Table:
     def ends(self) -> NDArray[np.uint64]:
         """The first key after each bin, uint64 since the last may be 2^32."""
         return self.starts.astype(np.uint64) + (np.uint64(1) << self.widths.astype(np.uint64))
-
-    def values(self) -> Floats:
-        """Return the float32 value of each bin's lowest key, not below the lowest value seen."""
-        return float_values(np.maximum(self.starts, np.uint32(self.low)))
 
     def replace(self, chosen: NDArray[np.intp], finer: Self) -> "Table":
         """Return a table in which the chosen bins give way to the finer bins that they were split into."""
