@@ -29,7 +29,7 @@ from postproc_export.calibration.shards import (
     read_shards,
 )
 from postproc_export.calibration.statistics import level_stats
-from postproc_export.calibration.tally import Chunk, Count, Counted, LevelState, Spool, clean
+from postproc_export.calibration.tally import Chunk, Count, Counted, LevelState, Room, Spool, clean
 from postproc_export.calibration.zarr import ZarrShard, is_store
 from postproc_export.errors import CalibrationError, FileError, PostprocError, UsageError
 from postproc_export.files import CHECKPOINTS, EXPORT_FIRST
@@ -89,7 +89,9 @@ class Calibrator:
         for state in getattr(self, "_levels", {}).values():
             if state.spool is not None:
                 state.spool.close()
-        self._levels = {level: LevelState(Spool(self._spool_dir) if self._asked.exact else None) for level in LEVELS}
+        room = Room()
+        spools = {level: Spool(self._spool_dir, room) if self._asked.exact else None for level in LEVELS}
+        self._levels = {level: LevelState(spool) for level, spool in spools.items()}
         self._batches = 0
 
     def close(self) -> None:

@@ -338,8 +338,17 @@ class Count:
         return total
 
 
-SPOOLED: Final = 1 << 18  # values that are kept together
-IN_MEMORY: Final = 1 << 24  # bytes of values that stay in memory
+SPOOLED: Final = 1 << 18  # values that are kept together at most
+_WHOLE: Final = 4  # runs of this part of them at least are kept as they come
+IN_MEMORY: Final = 1 << 26  # bytes of values that stay in memory, of both levels together
+_PAGE: Final = 1 << 12
+
+
+class Room:
+    """The memory that is left to the spools of a calibrator: it costs a quarter of what a file does."""
+
+    def __init__(self) -> None:
+        self.left = IN_MEMORY
 
 
 class Spool:
@@ -349,14 +358,13 @@ class Spool:
     values.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path | None, room: Room) -> None:
+        self._folder, self._room = folder, room
         self._full: list[tuple[AnyArray, AnyArray]] = []
-        self._kept = 0
         self._index: list[tuple[int, int, str]] = []
         self._end = 0
         self._file: IO[bytes] | None = None
-        self._values: AnyArray = np.empty(0, dtype=np.float32)
+        self._values: AnyArray = np.empty(0, dtype=np.float32)  # of small runs, until they are many
         self._truth: Flags = np.empty(0, dtype=np.bool_)
         self._held = 0
 
@@ -367,42 +375,47 @@ class Spool:
 
     def append(self, values: AnyArray, truth: Flags | None) -> None:
         """Keep a flat run of values, float32 or float64."""
-        if values.dtype != self._values.dtype or not self._values.size:
+        truth = np.zeros(values.size, dtype=np.bool_) if truth is None else truth
+        for start in range(0, values.size, SPOOLED):
+            self._append(values[start : start + SPOOLED], truth[start : start + SPOOLED])
+
+    def _append(self, values: AnyArray, truth: Flags) -> None:
+        end, is_whole = self._held + values.size, values.size * _WHOLE >= SPOOLED
+        if is_whole or end > SPOOLED or values.dtype != self._values.dtype:
             self._seal()
+            end = values.size
+        if is_whole:
+            self._keep(values, truth)
+            return
+        if values.dtype != self._values.dtype or not self._values.size:
             self._values, self._truth = np.empty(SPOOLED, dtype=values.dtype), np.empty(SPOOLED, dtype=np.bool_)
-        start = 0
-        while start < values.size:
-            size = min(values.size - start, SPOOLED - self._held)
-            self._values[self._held : self._held + size] = values[start : start + size]
-            self._truth[self._held : self._held + size] = False if truth is None else truth[start : start + size]
-            self._held += size
-            start += size
-            if self._held == SPOOLED:
-                self._seal()
+        self._values[self._held : end], self._truth[self._held : end] = values, truth
+        self._held = end
 
     def _seal(self) -> None:
-        if not self._held:
-            return
-        values, packed = self._values[: self._held], np.packbits(self._truth[: self._held])
-        if self._kept + values.nbytes <= IN_MEMORY:
-            self._full.append((values, packed))
-            self._kept += values.nbytes
-            self._values = np.empty(SPOOLED, dtype=values.dtype)
+        if self._held:
+            self._keep(self._values[: self._held], self._truth[: self._held])
+            self._held = 0
+
+    def _keep(self, values: AnyArray, truth: Flags) -> None:
+        packed = np.packbits(truth)
+        if values.nbytes <= self._room.left:
+            self._room.left -= values.nbytes
+            self._full.append((values.copy(), packed))
         else:
             self._write(values, packed)
-        self._held = 0
 
     def _write(self, values: AnyArray, packed: AnyArray) -> None:
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - lives as long as the spool
                 weakref.finalize(self, self._file.close)
-            start = self._end
+            start = end = -(-self._end // _PAGE) * _PAGE  # whole pages are written faster
             for part in (values.data.cast("B"), packed.data.cast("B")):
                 done = 0
                 while done < len(part):
-                    done += os.pwrite(self._file.fileno(), part[done:], start + done)
-                start += done
+                    done += os.pwrite(self._file.fileno(), part[done:], end + done)
+                end += done
         except OSError as error:
             raise FileError(
                 f"the spool in {self._folder or tempfile.gettempdir()} cannot be written: {error.strerror}",
@@ -410,8 +423,8 @@ class Spool:
                 needed="4.1 bytes per value (8.1 for float64)",
                 fix="give a folder with more room (spool_dir=), calibrate from files, or use exact=False",
             ) from error
-        self._index.append((self._end, values.size, values.dtype.str))
-        self._end = start
+        self._index.append((start, values.size, values.dtype.str))
+        self._end = end
 
     def blocks(self, *, labelled: bool) -> Iterator[Block]:
         """Yield everything that was appended; may be called again and again, and between appends."""
@@ -438,7 +451,8 @@ class Spool:
         """Forget everything and give the disk space back."""
         if self._file is not None:
             self._file.close()
-        self.__init__(self._folder)  # type: ignore[misc]
+        self._room.left += sum(values.nbytes for values, _ in self._full)
+        self.__init__(self._folder, self._room)  # type: ignore[misc]
 
 
 class LevelState:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from calibration_cases import LABELS, SCORES, filled
 
-from postproc_export.calibration import CalibrationWarning, Calibrator
+from postproc_export.calibration import CalibrationWarning, Calibrator, tally
 from postproc_export.errors import CalibrationError, FileError, UsageError
 
 
@@ -45,6 +45,42 @@ def test_the_spool_has_no_name_and_is_closed(tiny_spool: None, tmp_path: Path) -
         calibrator.compute()
     gc.collect()
     assert open_files() == before
+
+
+@pytest.mark.parametrize("in_memory", [0, 100, 1 << 20])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_runs_of_any_length_come_back_in_their_order(
+    in_memory: int, dtype: str, tiny_spool: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long ones are kept as they come and short ones together, in memory or in the file, which takes whole pages."""
+    monkeypatch.setattr(tally, "IN_MEMORY", in_memory)
+    spool, rng = tally.Spool(None, tally.Room()), np.random.default_rng(0)
+    runs = [rng.random(size).astype(dtype) for size in (1, 2, 1, 0, 7, 1, 35, 1, 1, 1, 1, 1, 1, 1, 1, 1, 10, 1)]
+    runs.insert(3, np.float32([0.5]))
+    flags = [run > 0.5 for run in runs]
+    for run, truth in zip(runs, flags, strict=True):
+        spool.append(run, truth)
+    for _ in range(2):
+        found = [*spool.blocks(labelled=True)]
+        np.testing.assert_array_equal(np.concatenate([block.values for block in found]), np.concatenate(runs))
+        truths = [block.truth for block in found if block.truth is not None]
+        np.testing.assert_array_equal(np.concatenate(truths), np.concatenate(flags))
+    assert spool.on_disk == (in_memory < 1 << 20)
+    spool.close()
+    assert not [*spool.blocks(labelled=True)]
+
+
+def test_both_levels_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one takes the other does not have, and a reset gives it back."""
+    monkeypatch.setattr(tally, "SPOOLED", 10)
+    monkeypatch.setattr(tally, "IN_MEMORY", 80)
+    calibrator = Calibrator(resamples=0)
+    for _ in range(2):
+        calibrator.update(np.arange(16, dtype=np.float32), np.arange(16) % 2)
+        calibrator.update(anomaly_map=np.arange(10, dtype=np.float32).reshape(2, 5), gt_mask=np.ones((2, 5)))
+        spools = {level: state.spool for level, state in calibrator._levels.items()}
+        assert {level: spool.on_disk for level, spool in spools.items() if spool} == {"image": False, "pixel": True}
+        calibrator.reset()
 
 
 KILLED = """
