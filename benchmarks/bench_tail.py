@@ -21,7 +21,7 @@ import onnx
 import onnxruntime
 import openvino
 import openvino.opset13 as opset
-from harness import environment, publish
+from harness import environment
 from onnx import TensorProto, helper, numpy_helper
 
 from graph_patterns.expr import Const, Expr, Input, add, clip, div, greater, less, select, sub
@@ -40,6 +40,10 @@ RUNTIMES: Final = (
     *(("onnxruntime", level) for level in ("default", "extended")),
     *((runtime, shape) for runtime in ("openvino", "openvino of ONNX") for shape in ("static", "batch", "dynamic")),
 )
+RESULTS: Final = Path(__file__).parent / "results" / "tail.json"
+ABOUT: Final = """Written by `python benchmarks/bench_tail.py`. How long the tail takes, by an alternative: less than 1
+is quicker. Lowest to highest of six hosts (nothing, Conv 3x3, Conv 9x9, Resize, Relu, Concat) and two ranks, in kernel
+times, one thread. tail.json has every cell, the machine and the versions."""
 THRESHOLD, LOW, HIGH = 0.6, -2.0, 3.0
 TARGET: Final = OnnxTarget(17, 8)
 MAPS: Final = Input("raw_map")
@@ -257,21 +261,38 @@ def ratios(times: dict[str, float]) -> dict[str, float]:
     return {what: round(times["tail"] / time, 2) for what, time in times.items() if what != "tail" and time}
 
 
-def cells(sizes: list[str]) -> Iterator[tuple[str, dict[str, float]]]:
-    """Yield every cell of these sizes: its name, and the microseconds of each alternative."""
-    for size, (runtime, how), rank, host in product(sizes, RUNTIMES, (4, 3), HOSTS):
+def cells(size: str) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield every cell of a size: its name, and the microseconds of each alternative."""
+    for (runtime, how), rank, host in product(RUNTIMES, (4, 3), HOSTS):
         times = cell(runtime, how, host, rank, size)
-        name = f"{runtime}, {how}, rank {rank}, {host}, {size}"
-        print(name, times, ratios(times), flush=True)
+        name = f"{runtime}, {how}, rank {rank}, {host}"
+        print(size, name, times, ratios(times), flush=True)
         yield name, times
 
 
+def rows(sizes: dict[str, Any]) -> Iterator[str]:
+    """Yield a table with the tail's share of each alternative: lowest to highest of the hosts and ranks of a cell."""
+    yield "| runtime | size | of a copy, plain map | of the chain | of Anomalib 2.7's |"
+    yield "| --- | --- | --- | --- | --- |"
+    for (runtime, how), size in product(RUNTIMES, SIZES):
+        if size in sizes:
+            found = [each for name, each in sizes[size]["ratios"].items() if name.startswith(f"{runtime}, {how}, ")]
+            lists = ([each[what] for each in found if what in each] for what in ("copy", "chain", "anomalib"))
+            shares = " | ".join(f"{min(shares):.2f} to {max(shares):.2f}" for shares in lists)
+            yield f"| {runtime}, {how} | {size.replace('x', ' x ')}² | {shares} |"
+
+
 def main() -> None:
-    """Measure the cells of the sizes that are named, or all."""
-    figures = dict(cells(sys.argv[1:] or list(SIZES)))
-    machine = environment("onnxruntime", "openvino", "numpy", "onnx")
-    quoted = {name: ratios(times) for name, times in figures.items()}
-    publish("tail", {"rounds": ROUNDS, "ratios": quoted, "figures": figures, "environment": machine})
+    """Measure the sizes that are named, or all; of the others the results stay."""
+    sizes: dict[str, Any] = json.loads(RESULTS.read_text("utf-8"))["sizes"] if RESULTS.exists() else {}
+    for size in sys.argv[1:] or SIZES:
+        figures = dict(cells(size))
+        machine = environment("onnxruntime", "openvino", "numpy", "onnx")
+        quoted = {name: ratios(times) for name, times in figures.items()}
+        sizes[size] = {"rounds": ROUNDS[size], "ratios": quoted, "figures": figures, "environment": machine}
+        RESULTS.write_text(json.dumps({"sizes": sizes}, indent=2) + "\n", "utf-8")
+        table = "\n".join(rows(sizes))
+        RESULTS.with_suffix(".md").write_text(f"# The tail\n\n{ABOUT}\n\n{table}\n", "utf-8")
 
 
 if __name__ == "__main__":

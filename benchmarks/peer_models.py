@@ -1,7 +1,9 @@
-"""The tail's share of real models: Anomalib's own PaDiM and FastFlow, exported by it, batch 1, one thread.
+"""The tail's share of real models, batch 1, one thread.
 
-The weights are random; what is timed does not depend on them. Anomalib's file is the finished export; the raw model is
-what `detach` makes of it, and ours is attached to that. "result" is what the tail adds to the raw model's time.
+PaDiM and FastFlow are Anomalib's own, exported by it. ResNet and ConvNeXt are backbones of transformers: the map is the
+length of their features at each place. The weights are random; what is timed does not depend on them. Anomalib's file
+ends in its post-processor; the raw model is what `detach` makes of it, and ours is attached to that. "result" is what
+the tail adds to the raw model's time.
 """
 
 import logging
@@ -21,6 +23,7 @@ from peer_rows import OURS, Row, Wanted, in_turn, installed, not_installed, rows
 from postproc_export import CalibrationStats, LevelStats, attach_postprocessing, detach_postprocessing
 
 SIZE = 256
+OUTPUTS = ("pred_score", "pred_label", "anomaly_map", "pred_mask")
 LEVELS = {
     "image": LevelStats(threshold=20.0, min=5.0, max=40.0),
     "pixel": LevelStats(threshold=15.0, min=0.0, max=40.0),
@@ -47,7 +50,42 @@ def fastflow() -> Any:
     return Fastflow(backbone="resnet18", pre_trained=False)
 
 
-MODELS: dict[str, Callable[[], Any]] = {"PaDiM": padim, "FastFlow": fastflow}
+def resnet() -> Any:
+    """Return a detector on ResNet-18."""
+    from transformers import ResNetConfig, ResNetModel
+
+    sizes = [64, 128, 256, 512]
+    return detector(ResNetModel(ResNetConfig(layer_type="basic", depths=[2] * 4, hidden_sizes=sizes)))
+
+
+def convnext() -> Any:
+    """Return a detector on ConvNeXt-T."""
+    from transformers import ConvNextConfig, ConvNextModel
+
+    return detector(ConvNextModel(ConvNextConfig()))
+
+
+def detector(backbone: Any) -> Any:
+    """Return a backbone with a map of how long its features are, and Anomalib's post-processor behind it."""
+    import torch
+    from anomalib.data import InferenceBatch
+    from anomalib.post_processing import PostProcessor
+
+    class Detector(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.post_processor = backbone, PostProcessor()
+
+        def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            lengths = self.backbone(image).last_hidden_state.norm(dim=1, keepdim=True)
+            maps = torch.nn.functional.interpolate(lengths, size=(SIZE, SIZE), mode="bilinear")
+            found = self.post_processor(InferenceBatch(pred_score=maps.amax(dim=(2, 3)), anomaly_map=maps))
+            return tuple(getattr(found, name) for name in OUTPUTS)
+
+    return Detector()
+
+
+MODELS: dict[str, Callable[[], Any]] = {"PaDiM": padim, "FastFlow": fastflow, "ResNet": resnet, "ConvNeXt": convnext}
 
 
 def write_files(name: str, folder: Path) -> dict[str, Path]:
@@ -59,7 +97,12 @@ def write_files(name: str, folder: Path) -> dict[str, Path]:
         values = {f"_{level}_threshold": stats.threshold, f"{level}_min": stats.min, f"{level}_max": stats.max}
         for buffer, value in values.items():
             getattr(model.post_processor, buffer).copy_(torch.tensor(value))
-    exported = Path(model.eval().to_onnx(export_root=folder, input_size=(SIZE, SIZE)))
+    if hasattr(model, "to_onnx"):
+        exported = Path(model.eval().to_onnx(export_root=folder, input_size=(SIZE, SIZE)))
+    else:
+        exported, example = folder / "model.onnx", torch.zeros(1, 3, SIZE, SIZE)
+        names: dict[str, Any] = {"input_names": ["input"], "output_names": list(OUTPUTS)}
+        torch.onnx.export(model.eval(), (example,), exported, **names, external_data=False, verbose=False)
     files = {"Anomalib 2.7": exported}
     for who in ("raw", OURS):
         files[who] = exported.with_name(f"{who}.onnx")
