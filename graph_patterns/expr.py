@@ -44,8 +44,16 @@ class ExplainedError(Exception):
     @property
     def text(self) -> str:
         """The message as it was raised; `args`, which `str` gives, may put it in other words."""
+        return "\n".join([self.what, *(f"  {label + ':':<8} {text}" for label, text in self._rows())])
+
+    @property
+    def line(self) -> str:
+        """The message in one line, for a place that has no more."""
+        return "; ".join([self.what, *(f"{label}: {text}" for label, text in self._rows())])
+
+    def _rows(self) -> list[tuple[str, str]]:
         rows = (("found", self.found), ("needed", self.needed), ("fix", self.fix))
-        return "\n".join([self.what, *(f"  {label + ':':<8} {text}" for label, text in rows if text is not None)])
+        return [(label, text) for label, text in rows if text is not None]
 
     @property
     def texts(self) -> tuple[str | None, ...]:

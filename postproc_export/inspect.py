@@ -480,7 +480,7 @@ def read_state(path: Path, *, purpose: str) -> tuple[State, str | None]:
     form.take(model, "decision", where=str(path))
     found = form.find(model, where=str(path))
     if not found.tails and found.record is None:
-        raise UsageError(nothing_found(path, found.misses, found.outputs))
+        raise nothing_found(path, found.misses, found.outputs)
     refuse_partial(found)
     return state_of(found.tails, found.record), content_digest(form, path, found)
 

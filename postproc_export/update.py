@@ -475,7 +475,7 @@ class UpdateResult(Outcome):
     def headline(self) -> str:
         """Return which model it is, and whether it decides differently now."""
         if not self:
-            return nothing_found(self.source, self.misses, self.outputs)
+            return nothing_found(self.source, self.misses, self.outputs).line
         if not self.is_changed:
             return f"nothing to change in {self.source}: it decides so already"
         return f"updated post-processing of {self.source}"

@@ -150,7 +150,7 @@ def evaluate(crops: Sequence[Crop], raw: Outputs, attached: Outputs) -> tuple[st
     return (
         f"AUROC {of_images:.3f} of images, {of_pixels:.3f} of pixels",
         f"{(labels & anomalous).sum()} of {anomalous.sum()} anomalous crops, "
-        f"with {(labels & ~anomalous).sum()} false alarms in {(~anomalous).sum()}",
+        f"and calls {(labels & ~anomalous).sum()} of {(~anomalous).sum()} good ones anomalous",
     )
 
 

@@ -282,7 +282,7 @@ class DetachResult(Outcome):
     def headline(self) -> str:
         """Return which model it is, or that it has no post-processing."""
         if not self:
-            return nothing_found(self.source, self.misses, self.outputs)
+            return nothing_found(self.source, self.misses, self.outputs).line
         return f"removed post-processing from {self.source}"
 
     def facts(self) -> Iterator[tuple[str, str]]:

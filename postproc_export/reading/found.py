@@ -10,7 +10,7 @@ import numpy as np
 
 from graph_patterns.expr import Call
 from graph_patterns.match import Folded, GraphView, Match, Mismatch, Number, Value, find
-from postproc_export.errors import UnsupportedModelError
+from postproc_export.errors import UnsupportedModelError, UsageError
 from postproc_export.float32 import to_float32
 from postproc_export.ports import RAW_NAMES, RESULT_NAMES
 from postproc_export.reading.report import settle
@@ -336,13 +336,13 @@ def nearest_miss(misses: Iterable[Mismatch]) -> Mismatch:
     return max(misses, key=lambda miss: miss.depth)
 
 
-def nothing_found(source: Path, misses: Mapping[Level, Mismatch], outputs: Collection[str]) -> str:
+def nothing_found(source: Path, misses: Mapping[Level, Mismatch], outputs: Collection[str]) -> UsageError:
     """Say that a model has no post-processing: that it is a raw one, or how far the nearest pattern came."""
     is_raw = misses.keys() and not any(miss.depth for miss in misses.values())  # not even a last operator is ours
     if is_raw and not set(RESULT_NAMES) & set(outputs):
-        found = f"found: raw outputs {', '.join(sorted(outputs))}"
-        return f"{source.name} has no post-processing; {found}; fix: postproc-export attach {source} --stats FILE"
-    return f"no post-processing found: {nearest_miss(misses.values())}"
+        found, fix = f"raw outputs {', '.join(sorted(outputs))}", f"postproc-export attach {source} --stats FILE"
+        return UsageError(f"{source.name} has no post-processing", found=found, fix=fix)
+    return UsageError(f"no post-processing found: {nearest_miss(misses.values())}")
 
 
 def is_exported(tail: FoundTail) -> bool:

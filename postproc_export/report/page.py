@@ -46,7 +46,7 @@ _FIGURES: Final = {
 }
 _B: Final = '<b data-figure="{}">-</b>'
 _SENTENCES: Final[Mapping[Level, str]] = {
-    "image": "{tp} of {anomalous} defects found, {fp} false alarms in {normal} good parts.",
+    "image": "{tp} of {anomalous} defects found, and {fp} of {normal} good parts called defective.",
     "pixel": "{tp} of {anomalous} defect pixels marked, {fp} of {normal} good pixels marked falsely.",
 }
 

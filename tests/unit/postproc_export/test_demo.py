@@ -357,12 +357,12 @@ def outputs(crops: Sequence[Crop], labels: Sequence[bool]) -> tuple[Outputs, Out
 
 
 def test_evaluation_counts_both_kinds_of_mistake(photos: Photos) -> None:
-    """Found anomalous crops and false alarms are counted apart."""
+    """Found anomalous crops, and good ones that are called so, are counted apart."""
     good, scratch = (data.make_crops(photos, "test", good=2, each_defect=1)[index] for index in (0, 4))
     assert (good.kind, scratch.kind) == ("good", "scratch")
     crops = [scratch, good, scratch, good]
     separation, decisions = evaluation.evaluate(crops, *outputs(crops, [True, True, False, False]))
-    assert decisions == "1 of 2 anomalous crops, with 1 false alarms in 2"
+    assert decisions == "1 of 2 anomalous crops, and calls 1 of 2 good ones anomalous"
     assert separation.startswith("AUROC 0.500 of images")
 
 
