@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
 from math import ceil, floor, isfinite
 from typing import Any, Final, Self, TypeAlias
+
+import numpy as np
 
 from postproc_export.errors import MetadataError, UsageError
 from postproc_export.float32 import Half, narrowed, next_up, rank_of, ranked, rounded_to, shortest, to_float32
@@ -135,7 +136,7 @@ class Curve:
         if not isinstance(document, Mapping) or normal is None or anomalous is None:
             return None
         rows: list[Any] = [document.get(name) for name in ("tp", "fp")]
-        if not all(isinstance(row, list) and row and all(type(item) is int for item in row) for row in rows):
+        if not all(isinstance(row, list) and {*map(type, row)} == {int} for row in rows):
             return None
         thresholds, (tp, fp) = _float32s(document.get("threshold")), rows
         if not len(thresholds) == len(tp) == len(fp) or sorted(thresholds) != thresholds:
@@ -196,7 +197,7 @@ def counts_at(stats: LevelStats, boundary: float | None, half: Half | None = Non
 
 def _falls(counts: list[int]) -> bool:
     """Whether counts never rise, nor fall below 0."""
-    return counts[-1] >= 0 and all(one >= other for one, other in pairwise(counts))
+    return counts[-1] >= 0 and counts == sorted(counts, reverse=True)
 
 
 def missing_curve(stats: LevelStats | None) -> str:
@@ -208,11 +209,15 @@ def missing_curve(stats: LevelStats | None) -> str:
 
 def _float32s(row: object) -> list[float]:
     """Return a list of numbers as float32; an empty one for anything else, or a number that is not finite."""
+    if not isinstance(row, list) or not {*map(type, row)} <= {int, float}:
+        return []
     try:
-        numbers = [to_float32(item) for item in row if type(item) in (int, float)] if isinstance(row, list) else []
+        exact = np.array(row, np.float64)
     except OverflowError:
         return []
-    return numbers if isinstance(row, list) and len(numbers) == len(row) and all(map(isfinite, numbers)) else []
+    with np.errstate(over="ignore", under="ignore"):
+        numbers: list[float] = (exact.astype(np.float32) + 0.0).tolist()
+    return numbers if all(map(isfinite, numbers)) else []
 
 
 Interval: TypeAlias = tuple[float, float]

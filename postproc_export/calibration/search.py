@@ -75,24 +75,25 @@ class BestRatio:
         return np.divide(tp, ratio, out=ratio)
 
     def upper(self, table: Table) -> NDArray[np.float64]:
-        """Return the best that each bin could hold: all its anomalous values at its top; 0 without any."""
-        highest, bins = np.zeros(len(table)), table.positives
-        highest[bins] = self.scores(table.tp[bins], table.fp[bins] - table.normal[bins], positives=table.n_anomalous)
-        return highest
+        """Return the best that each bin with an anomalous value could hold: all of these at its top."""
+        bins = table.positives
+        return self.scores(table.tp[bins], table.fp[bins] - table.normal[bins], positives=table.n_anomalous)
 
-    def hopeful(self, table: Table, upper: NDArray[np.float64]) -> Indices:
-        """Return the bins that could reach the best of the thresholds whose counts are known: each bin's lowest."""
+    def hopeful(self, table: Table, upper: NDArray[np.float64]) -> Flags:
+        """Return which of them could reach the best of the thresholds whose counts are known: each bin's lowest."""
         bins = table.positives
         attained = float(self.scores(table.tp[bins], table.fp[bins], positives=table.n_anomalous).max())
-        return bins[upper[bins] >= attained * (1 - MARGIN)]
+        flags: Flags = upper >= attained * (1 - MARGIN)
+        return flags
 
     def __call__(self, table: Table) -> Outcome:
         """Answer, or want the open bins that could reach the best attained."""
         upper = self.upper(table)
-        near = self.hopeful(table, upper)
-        undecided = near[table.widths[near] > 0]
-        if undecided.size:
-            return undecided[np.argsort(-upper[undecided], kind="stable")]
+        hopeful = self.hopeful(table, upper)
+        near, upper = table.positives[hopeful], upper[hopeful]
+        is_open = table.widths[near] > 0
+        if is_open.any():
+            return near[is_open][np.argsort(-upper[is_open], kind="stable")]
         best = self.best(near, table.starts, table.tp, table.fp, positives=table.n_anomalous)
         assert best is not None, "the table has an anomalous value"
         return best
@@ -373,7 +374,7 @@ def _settle(search: Search, outcome: Outcome, table: Table, *, values: Values) -
 
 def _settle_best(search: BestRatio, bins: Indices, table: Table, *, values: Values) -> Outcome:
     positives, upper = table.n_anomalous, search.upper(table)
-    decided = search.hopeful(table, upper)
+    decided = table.positives[search.hopeful(table, upper)]
     decided = decided[table.widths[decided] == 0]
     best = search.best(decided, table.starts, table.tp, table.fp, positives=positives)
     while bins.size:
@@ -383,7 +384,7 @@ def _settle_best(search: BestRatio, bins: Indices, table: Table, *, values: Valu
             best = new
         if best is not None:
             reached = float(search.scores(np.array([best.tp]), np.array([best.fp]), positives=positives)[0])
-            bins = bins[upper[bins] >= reached * (1 - MARGIN)]
+            bins = bins[upper[np.searchsorted(table.positives, bins)] >= reached * (1 - MARGIN)]
     assert best is not None, "a bin that could hold the best holds an anomalous value"
     return best
 

@@ -87,7 +87,7 @@ class Table:
     @cached_property
     def positives(self) -> NDArray[np.intp]:
         """The bins with an anomalous value."""
-        return np.flatnonzero(self.anomalous)
+        return np.flatnonzero(self.anomalous != 0)
 
     @property
     def tp_above(self) -> Counts:
