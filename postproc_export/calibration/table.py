@@ -21,9 +21,9 @@ def ordered_keys(values: Floats) -> Keys:
 
     Positive values get their sign bit set, negative ones all bits flipped.
     """
-    bits = values.view(np.uint32)
-    fill = (values.view(np.int32) >> np.int32(31)).view(np.uint32)
-    keys: Keys = bits ^ (fill | _SIGN)
+    keys: Keys = (values.view(np.int32) >> np.int32(31)).view(np.uint32)
+    keys |= _SIGN
+    keys ^= values.view(np.uint32)
     return keys
 
 

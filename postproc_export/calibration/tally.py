@@ -23,6 +23,7 @@ from postproc_export.calibration.counting import (
     Values,
     as_flags,
     is_wide,
+    places_of,
     table_of_keys,
     to_float32_array,
 )
@@ -291,7 +292,7 @@ class Tally:
             return histogram.table(low=low, high=high)
         values, truth = _joined([(np.zeros(0, np.float32), None, 0.0, 0.0), *self._kept])
         keys = ordered_keys(merge_zeros(values))
-        return table_of_keys(keys, keys[truth], low=low, high=high)
+        return table_of_keys(keys, keys[places_of(truth)], low=low, high=high)
 
     def counted(self) -> Counted:
         """Return the counts; raises the first thing that is wrong."""
