@@ -1,5 +1,6 @@
 """The commands that change a file or tell of it, attach, update, detach and inspect; and doctor."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,7 +45,7 @@ def _after_inspect(result: "InspectResult", given: Given) -> list[object]:
     return [] if given.get("defaults") else ["inspect", result.path, "--defaults"]
 
 
-@command(options_of(AttachOptions), then=_after_attach)
+@command(partial(options_of, AttachOptions), then=_after_attach)
 def attach(**given: Any) -> Outcome:
     """Append normalised scores, labels and masks to the raw outputs of an exported model.
 
@@ -55,7 +56,7 @@ def attach(**given: Any) -> Outcome:
     return attach_postprocessing(**given)
 
 
-@command(options_of(UpdateOptions, defaults=False), then=_after_update)
+@command(partial(options_of, UpdateOptions, defaults=False), then=_after_update)
 def update(**given: Any) -> Outcome:
     """Change what a model with post-processing decides; exit code 1 where it has none.
 
@@ -68,7 +69,7 @@ def update(**given: Any) -> Outcome:
     return update_postprocessing(**given)
 
 
-@command(options_of(FileOptions), then=_after_detach)
+@command(partial(options_of, FileOptions), then=_after_detach)
 def detach(
     model: Annotated[Path, Parameter(help="ONNX model (.onnx) or OpenVINO IR (.xml) with post-processing.")],
     /,

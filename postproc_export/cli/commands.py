@@ -1,6 +1,5 @@
 """The commands, as one application; what their modules import is loaded for the command that runs."""
 
-from inspect import cleandoc
 from typing import Annotated, Any, Final, Literal
 
 from cyclopts import App, Parameter
@@ -8,7 +7,7 @@ from cyclopts import App, Parameter
 from postproc_export import __version__
 from postproc_export.cli.console import write
 from postproc_export.cli.options import OPTIONS
-from postproc_export.cli.overview import ABOUT, HELP_FLAGS, HOMES, NAME, docstring_of, laid_out
+from postproc_export.cli.overview import ABOUT, HELP_FLAGS, HOMES, NAME, laid_out
 
 
 class Help:
@@ -66,5 +65,4 @@ app.command(completion, name="--completion")
 
 
 for _place, (_name, _home) in enumerate(HOMES.items()):  # what the module imports is loaded for a command that runs
-    text = cleandoc(docstring_of(_name, _home))
-    app.command(f"{__package__}.{_home}:{_name}", name=_name, help=text, sort_key=_place)
+    app.command(f"{__package__}.{_home}:{_name}", name=_name, sort_key=_place)

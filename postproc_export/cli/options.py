@@ -6,7 +6,7 @@ import inspect
 import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
-from functools import partial, wraps
+from functools import cache, partial, update_wrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias, Union, get_args, get_origin
 
@@ -26,6 +26,7 @@ PRINTING: Final = Group("Printing", sort_key=2)
 Given: TypeAlias = Mapping[str, Any]
 Next: TypeAlias = Callable[[Any, Given], Sequence[object]]
 View: TypeAlias = Callable[[Any], "str | RenderableType"]
+Options: TypeAlias = Sequence[inspect.Parameter] | Callable[[], Sequence[inspect.Parameter]]
 
 
 def _switch(name: str, *flags: str, text: str) -> inspect.Parameter:
@@ -40,36 +41,55 @@ _COMMON: Final = (
 )
 
 
+class Command:
+    """A function with a signature that is made when somebody asks: of the commands in a module one runs."""
+
+    def __init__(self, function: Any, run: Callable[..., int], made: Callable[[], inspect.Signature]) -> None:
+        self._run, self._made = run, made
+        update_wrapper(self, function)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return self._made()
+
+    def __call__(self, *args: Any, **keywords: Any) -> int:
+        """Run it, and return the exit code."""
+        return self._run(*args, **keywords)
+
+
 def command(
-    *options: Sequence[inspect.Parameter],
+    *options: Options,
     then: Next = lambda result, given: (),
     view: View = lambda result: result.summary(),
     details: View | None = None,
     is_wanted: bool = False,
-) -> Callable[[Callable[..., Any]], Callable[..., int]]:
+) -> Callable[[Callable[..., Any]], Command]:
     """Make a command of a function: it has its own parameters, these and `_COMMON`, and takes by name what is given.
 
-    The name and the help are the function's. What it returns is printed: its JSON object, or what `view` makes of it,
-    with ``--verbose`` what `details` makes of it; a command without details has no such option. The exit code is 0
-    where it is truthy, else 1. A function that prints by itself returns the exit code. `then` gives the words of the
-    command to run next, from the result and what was given. `is_wanted` says that the command does nothing but tell,
-    which ``--quiet`` leaves.
+    Options that take time are given as what returns them. The name and the help are the function's. What it returns is
+    printed: its JSON object, or what `view` makes of it, with ``--verbose`` what `details` makes of it; a command
+    without details has no such option. The exit code is 0 where it is truthy, else 1. A function that prints by itself
+    returns the exit code. `then` gives the words of the command to run next, from the result and what was given.
+    `is_wanted` says that the command does nothing but tell, which ``--quiet`` leaves.
     """
     common = [each for each in _COMMON if each.name != "verbose" or details is not None]
 
-    def decorate(function: Callable[..., Any]) -> Callable[..., int]:
-        own = inspect.signature(function, eval_str=True).parameters.values()
-        all_parameters = [each for each in own if each.kind != each.VAR_KEYWORD]
-        all_parameters += [each for group in options for each in group]
-        all_parameters += common
-        positional = [each for each in all_parameters if each.kind != each.KEYWORD_ONLY]
-        named = [each for each in all_parameters if each.kind == each.KEYWORD_ONLY]
-        signature = inspect.Signature([*positional, *named])
-        spelling, first = spelling_of(named), [each.name for each in own if each.kind == each.POSITIONAL_ONLY]
+    def decorate(function: Callable[..., Any]) -> Command:
+        @cache
+        def own() -> list[inspect.Parameter]:
+            return [*inspect.signature(function, eval_str=True).parameters.values()]
 
-        @wraps(function)
+        @cache
+        def signature() -> inspect.Signature:
+            all_parameters = [each for each in own() if each.kind != each.VAR_KEYWORD]
+            all_parameters += [each for group in options for each in (group() if callable(group) else group)]
+            all_parameters += common
+            return inspect.Signature(sorted(all_parameters, key=lambda each: each.kind == each.KEYWORD_ONLY))
+
         def run(*args: Any, **keywords: Any) -> int:
-            given = _without_flags(signature.bind(*args, **keywords).arguments, spelling)
+            named = [each for each in signature().parameters.values() if each.kind == each.KEYWORD_ONLY]
+            first = [each.name for each in own() if each.kind == each.POSITIONAL_ONLY]
+            given = _without_flags(signature().bind(*args, **keywords).arguments, spelling_of(named))
             how = {each.name: given.pop(each.name, False) for each in common}
             shown = details if details is not None and how.pop("verbose") else view
             with asked_for(**how):
@@ -82,8 +102,7 @@ def command(
                 show_next(then(result, given))
             return 0 if result else 1
 
-        run.__signature__ = signature  # type: ignore[attr-defined]
-        return run
+        return Command(function, run, signature)
 
     return decorate
 
