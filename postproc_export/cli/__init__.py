@@ -5,9 +5,11 @@ not there; 2 wrong usage or unusable input; 128 + n stopped by signal n.
 """
 
 import errno
+import gc
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from postproc_export.process import end_on_signals
@@ -21,13 +23,16 @@ INTERRUPTED: Final = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line with these arguments (default: the process's own) and return the exit code."""
+    return _main(sys.argv[1:] if argv is None else list(argv))
+
+
+def _main(arguments: list[str], *, owns_process: bool = False) -> int:
     from postproc_export.cli.console import remark, write
     from postproc_export.cli.overview import HELP_FLAGS, overview
 
-    arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         if arguments and arguments not in [[flag] for flag in HELP_FLAGS]:
-            return _run(arguments)
+            return _run(arguments, owns_process=owns_process)
         write(overview())
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -37,15 +42,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if arguments else UNUSABLE
 
 
-def _run(arguments: Sequence[str]) -> int:
+def _run(arguments: Sequence[str], *, owns_process: bool) -> int:
     from cyclopts import CycloptsError
 
     from postproc_export.cli.commands import app
     from postproc_export.cli.console import leftovers_to_stderr, remark
+    from postproc_export.cli.overview import HOMES
     from postproc_export.cli.usage import explained
     from postproc_export.errors import PostprocError
     from postproc_export.process import natives_of_command
 
+    if arguments[0] in HOMES:  # deep in cyclopts, where it would be imported, NumPy's import takes longer
+        import_module(f"{__name__}.{HOMES[arguments[0]]}")
+    if owns_process:
+        gc.freeze()  # what was imported stays, and need not be looked at again
+        gc.enable()
     try:
         with leftovers_to_stderr(), natives_of_command():
             _refuse_empty(arguments)
@@ -59,7 +70,8 @@ def _run(arguments: Sequence[str]) -> int:
 def entrypoint() -> None:
     """Run the command line and leave the process with its exit code."""
     end_on_signals()  # before what takes long to import
-    code = main()
+    gc.disable()  # until the command runs: next to nothing of what is imported is garbage
+    code = _main(sys.argv[1:], owns_process=True)
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -68,6 +80,7 @@ def entrypoint() -> None:
             print(f"error: {_of_the_system(error)}", file=sys.stderr)
         code = UNUSABLE
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries once more, and tells
+    gc.freeze()  # the process ends: to look for garbage among all that was imported takes long and frees nothing
     sys.exit(code)
 
 
