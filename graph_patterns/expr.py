@@ -7,7 +7,7 @@ canonical names such as ``"hard_sigmoid"``; each backend's lowering table says w
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 # The errors of `graph_patterns`:
 #
@@ -92,15 +92,13 @@ Param: TypeAlias = str | bool | int | tuple[int, ...]
 COMMUTATIVE: Final = frozenset({"add", "mul", "logical_and", "logical_or"})
 
 
-@dataclass(frozen=True, slots=True)
-class Input:
+class Input(NamedTuple):
     """A value of the host graph; the matcher binds it to what it finds there."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Scalar:
+class Scalar(NamedTuple):
     """A float32 number that is chosen when the expression is emitted and read back when it is matched.
 
     It is emitted with `rank` axes of size 1, and matched with any.
@@ -110,8 +108,7 @@ class Scalar:
     rank: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Const:
+class Const(NamedTuple):
     """A fixed number; `name` is what the emitted constant is called, `rank` how many axes of size 1 it has then."""
 
     value: float
@@ -120,16 +117,14 @@ class Const:
     rank: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Ints:
+class Ints(NamedTuple):
     """A fixed vector of integers, such as a shape; `name` is what the emitted constant is called."""
 
     values: tuple[int, ...]
     name: str = "shape"
 
 
-@dataclass(frozen=True, slots=True)
-class FixedTensor:
+class FixedTensor(NamedTuple):
     """A fixed float32 tensor, such as the weights of a filter; `content` is its little-endian bytes."""
 
     content: bytes
@@ -137,8 +132,7 @@ class FixedTensor:
     name: str = "table"
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One canonical operator applied to expressions; `params` are its fixed settings, sorted by name."""
 
     op: str

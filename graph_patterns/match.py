@@ -1,23 +1,23 @@
 """Find an expression at one value of a graph, and say why where it is not there; fold constants on the way."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final, Literal, Protocol, TypeAlias
+from types import MappingProxyType
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 from graph_patterns.expr import COMMUTATIVE, Call, Const, Expr, FixedTensor, Input, Ints, Param, Pattern, Scalar
+
+_NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 
 Value: TypeAlias = Hashable  # how a view names one tensor of its graph: opaque to the matcher
 
 
-@dataclass(frozen=True, slots=True)
-class Number:
+class Number(NamedTuple):
     """An operand that is a number inside the node itself, such as an attribute of ONNX."""
 
     value: float
 
 
-@dataclass(frozen=True, slots=True)
-class NodeView:
+class NodeView(NamedTuple):
     """One node, read as a call of a canonical operator.
 
     Parameters
@@ -35,7 +35,7 @@ class NodeView:
     name: str
     op: str
     args: tuple[Value | Number, ...]
-    params: Mapping[str, Param] = field(default_factory=dict)
+    params: Mapping[str, Param] = _NONE
 
 
 class GraphView(Protocol):
@@ -63,8 +63,7 @@ class GraphView(Protocol):
 Site: TypeAlias = tuple[Value, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(NamedTuple):
     """A pattern that was found.
 
     Parameters
@@ -88,7 +87,7 @@ class Match:
     scalars: Mapping[str, float]
     nodes: tuple[NodeView, ...]
     values: tuple[Value, ...]
-    sites: Mapping[str, tuple[Site, ...]] = field(default_factory=dict)
+    sites: Mapping[str, tuple[Site, ...]] = _NONE
 
     @property
     def depth(self) -> int:
@@ -96,8 +95,7 @@ class Match:
         return len(self.nodes)
 
 
-@dataclass(frozen=True, slots=True)
-class Mismatch:
+class Mismatch(NamedTuple):
     """Why a pattern is not there; falsy.
 
     Parameters

@@ -2,20 +2,22 @@
 
 Every export of a model has another file, and often other constants. Then the probe decides: four images of hashed
 integers, from noise to large patches, which the model that was calibrated and the one at hand are both run on.
+
+What runs models is imported for the probe: most models are told by their content.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import permutations
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
 from graph_patterns.expr import ExplainedError
-from postproc_export.comparison import CONSTANT, SAME_MODEL
 from postproc_export.errors import (
     MetadataError,
     MissingDependencyError,
@@ -26,18 +28,19 @@ from postproc_export.errors import (
 )
 from postproc_export.float32 import shortest
 from postproc_export.formats.base import DetachResult, Format, Outputs, format_of
-from postproc_export.images import Preprocessing, image_input
+from postproc_export.images.preprocessing import Preprocessing, image_input
 from postproc_export.options import as_typed
-from postproc_export.ports import LEAVE_OUT, PortInfo, Selection, select_outputs
+from postproc_export.ports import LEAVE_OUT, Array, PortInfo, Selection, select_outputs
 from postproc_export.process import temporary_folder
-from postproc_export.raw_model import choose_raw, open_raw, run_batch
 from postproc_export.record import MODEL_KEY, TailSpec, parse_tails
-from postproc_export.run_options import OriginOptions
-from postproc_export.runtimes import Array, Runner, RuntimeName, as_float32, installed_runtimes, open_runner
 from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.validation import shown
 
-Opened: TypeAlias = tuple[Runner, Selection]
+if TYPE_CHECKING:
+    from postproc_export.run_options import OriginOptions
+    from postproc_export.runtimes import Runner, RuntimeName
+
+Opened: TypeAlias = "tuple[Runner, Selection]"
 
 PROBED: Final = 4
 """Images of the probe. In the first every pixel has a value of its own, in the others patches have."""
@@ -90,6 +93,9 @@ def probe(runner: Runner, selection: Selection, preprocessing: Preprocessing | N
 
     Raises UnsupportedModelError or UsageError if it does not run on that, or gives values that are not finite.
     """
+    from postproc_export.raw_model import run_batch
+    from postproc_export.runtimes import as_float32
+
     images = _probe_inputs(runner, preprocessing)
     static = runner.inputs[0].size(0)
     first: UnsupportedModelError | None = None
@@ -144,6 +150,8 @@ def origin_details(asked: OriginOptions) -> dict[str, Any]:
 
     Raises a PostprocError if the model cannot be read or is post-processed, or an option has no effect without one.
     """
+    from postproc_export.raw_model import choose_raw, open_raw
+
     outputs: Outputs = {"image_output": asked.image_output, "pixel_output": asked.pixel_output}
     fed = None if asked.preprocessing is None else Preprocessing().replaced(asked.preprocessing)
     if asked.model is None:
@@ -172,6 +180,8 @@ def _reason(error: ExplainedError) -> str:
 
 def usable_runtime(form: Format) -> RuntimeName:
     """Return the runtime that runs models of a format here; a MissingDependencyError if none is installed."""
+    from postproc_export.runtimes import installed_runtimes
+
     for name in form.runtimes:
         if name in installed_runtimes():
             return name
@@ -179,20 +189,19 @@ def usable_runtime(form: Format) -> RuntimeName:
     raise MissingDependencyError("no runtime for the model is installed", needed=needed, fix=install(form.runtimes[0]))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A model that statistics are to be put on."""
 
     form: Format
     source: Any  # its file, or the model in memory
     where: str  # what messages call it
     remedy: str  # what gives statistics of this very model
-    steps: Sequence[TailSpec] = ()  # those that are put before the threshold of a file,
-    outputs: Outputs = field(default_factory=dict)  # and which outputs they were asked to read
-    attached: bool = False  # whether the file has a tail,
-    inputs: Collection[str] = ()  # which is adjusted by these
     model: Any  # in memory, without the tail
     raw: Mapping[Level, PortInfo]  # the outputs that were chosen; none where the constants of a tail are edited
+    steps: Sequence[TailSpec] = ()  # those that are put before the threshold of a file,
+    outputs: Outputs | None = None  # and which outputs they were asked to read
+    attached: bool = False  # whether the file has a tail,
+    inputs: Collection[str] = ()  # which is adjusted by these
 
     def notes(self, stats: CalibrationStats, *, other_model: bool) -> tuple[str, ...]:
         """Return what a user should know of whether statistics belong to this model; nothing where they are its own.
@@ -208,11 +217,14 @@ class Candidate:
 
     def _opened(self) -> Opened:
         """Load the model for the probe, behind the steps before its threshold."""
+        from postproc_export.raw_model import open_raw
+        from postproc_export.runtimes import open_runner
+
         runtime = usable_runtime(self.form)
         raw: Mapping[Level, str | int] = {level: port.name for level, port in self.raw.items()}
         if isinstance(self.source, Path) and not self.attached:
             chosen: Outputs = {f"{level}_output": raw.get(level, LEAVE_OUT) for level in LEVELS}
-            outputs = self.outputs if self.steps else chosen
+            outputs = (self.outputs if self.steps else None) or chosen
             return open_raw(self.source, outputs=outputs, steps=self.steps, runtime=runtime)[:2]
         if self.attached:
             with temporary_folder() as folder:
@@ -271,6 +283,8 @@ class Candidate:
         digest = self.form.digest(self.source, inputs=self.inputs)
         if digest is not None and digest == recorded and not _changed_outputs(stats, self.raw):
             return None
+        from postproc_export.comparison import SAME_MODEL
+
         there, here = (f"digest {str(each)[:_SHOWN]}" if each else "no digest" for each in (recorded, digest))
         try:
             if digest is None:
@@ -344,6 +358,8 @@ def _largest_difference(
 
     Raises MetadataError if neither level tells anything: its values are all the same.
     """
+    from postproc_export.comparison import CONSTANT
+
     rows: list[tuple[float, Level, float, float]] = []
     for level, then in expected.items():
         of_level, now = stats.level(level), np.asarray(found.get(level, then), np.float32)

@@ -13,7 +13,7 @@ import numpy as np
 from postproc_export.errors import UnsupportedModelError, UsageError, require
 from postproc_export.float32 import shortest, to_float32
 from postproc_export.options import TailOptions, as_typed
-from postproc_export.runtimes import PortInfo
+from postproc_export.ports import PortInfo
 from postproc_export.stats import CalibrationStats
 from postproc_export.tail import OUTPUT_NAMES
 

@@ -5,7 +5,6 @@ docs/json.md lists the keys that every command's JSON has.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from html import escape
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -57,6 +56,8 @@ class Outcome(ABC):
 
 def html_table(rows: Iterable[Sequence[str]], *, caption: str, titles: Sequence[str] = ()) -> str:
     """Return a table for a notebook: `titles` above the columns, the first cell of each row as its label."""
+    from html import escape
+
     above = "".join(f"<th>{escape(title)}</th>" for title in titles)
     cells = "".join(
         f"<tr><th>{escape(label)}</th>{''.join(f'<td>{escape(text)}</td>' for text in texts)}</tr>"

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from fractions import Fraction
 from math import isfinite
-from typing import Final, Literal, Self
+from typing import Final, Literal, NamedTuple, Self
 
 from postproc_export.errors import UsageError
 from postproc_export.float32 import nearest
@@ -147,8 +147,7 @@ def _exact_decimal(number: str, *, text: str, form: str, legal: str, fix: str) -
 EXTREMES: Final = "extremes"
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
+class Range(NamedTuple):
     """Which values of a level are its `min` and `max`."""
 
     shares: tuple[Fraction, Fraction]  # 0 <= A < B <= 1, exact: the quantiles that they are

@@ -10,13 +10,16 @@ For each level the first rule that applies decides:
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from math import prod
-from typing import Any, Final, Literal, TypeAlias, cast, get_args
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast, get_args
+
+from numpy.typing import NDArray
 
 from postproc_export.errors import UnsupportedModelError, UsageError
 from postproc_export.stats import LEVELS, Level
+from postproc_export.validation import close_to
 
+Array: TypeAlias = NDArray[Any]
 Axis: TypeAlias = int | str | None
 FoundBy = Literal["option", "name", "statistics", "rank"]
 """What makes an output a level's: the user, its name, its rank and that it is calibrated, its rank alone."""
@@ -183,8 +186,7 @@ GuardForm: TypeAlias = Literal["image", "all"]
 """Over what a map is reduced: each image's own map, or all there is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Guard:
+class Guard(NamedTuple):
     """How the image level is guarded against a NaN in the map."""
 
     form: GuardForm | None  # over what the map is reduced; None where it does not guard
@@ -266,8 +268,7 @@ output the level's, and its name tells.
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(NamedTuple):
     """The raw outputs that were selected, and the rules that found them; at least one level is there."""
 
     image: PortInfo | None
@@ -392,7 +393,7 @@ def _resolve(ports: Sequence[PortInfo], level: Level, option: str | int) -> Port
     text = str(option)
     if not isinstance(option, bool) and text.isdecimal() and text.isascii() and int(text) < len(ports):
         return ports[int(text)]
-    near = get_close_matches(text, [port.name for port in ports], n=1)
+    near = close_to(text, [port.name for port in ports])
     usual = next((port.name for port in ports if port.answers_to(RAW_NAMES[level])), "0")
     raise UsageError(
         f"{_OPTIONS[level]} {option}: the model has no such output",

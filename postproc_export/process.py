@@ -1,8 +1,6 @@
 """The process that runs: what it keeps quiet, signals that end it in order, and its temporary folders with locks."""
 
-import hashlib
 import json
-import logging
 import os
 import shutil
 import signal
@@ -67,6 +65,8 @@ def tell(text: str) -> None:
 @contextmanager
 def quiet_logger(name: str) -> Iterator[None]:
     """Let only errors of one logger through while the block runs."""
+    import logging
+
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -375,6 +375,8 @@ def refuse_backups(targets: Sequence[Path], *, verb: str = "write") -> None:
 
 def digest(path: Path) -> str | None:
     """Return the SHA-256 of a file; None where there is none, and the reason where it cannot be read."""
+    import hashlib
+
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

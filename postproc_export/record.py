@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeAlias
 
@@ -13,7 +12,7 @@ from postproc_export.options import TailOptions
 from postproc_export.outcome import Outcome, outcome_json
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
 from postproc_export.tail import PREFIX, Tail, input_name, place
-from postproc_export.validation import parse_json
+from postproc_export.validation import close_to, parse_json
 
 Where: TypeAlias = Literal["transform", "tail", "decision"]
 """The layers of a model: custom steps before the tail, the tail, and decisions behind it."""
@@ -112,7 +111,7 @@ def parse_tail(text: str) -> TailSpec:
         if rest and "=" not in rest:
             return TailSpec(text)
         needed = f"{', '.join(SHIPPED)}, or a class as package.module:Class"
-        near = get_close_matches(name, SHIPPED, n=1)
+        near = close_to(name, SHIPPED)
         fix = f"--step {near[0]}" if near else "name one of these; docs/steps.md says what they do"
         raise UsageError(f"the step '{text}' is not known", needed=needed, fix=fix)
     pairs = [item.partition("=") for item in rest.split(",")] if rest else []

@@ -5,8 +5,8 @@ all four.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Final, Literal, TypeAlias, get_args
+from dataclasses import replace
+from typing import Final, Literal, NamedTuple, TypeAlias, get_args
 
 from graph_patterns import catalog
 from graph_patterns.expr import Call, Expr, Input, bind, cast, identity
@@ -123,8 +123,7 @@ def adjusted_error(stats: LevelStats) -> float:
 NanTest: TypeAlias = Literal["sum", "l1", "arithmetic"]
 
 
-@dataclass(frozen=True, slots=True)
-class TailForm:
+class TailForm(NamedTuple):
     """In which of the forms that decide alike a tail is written: what suits a format, and what its opset knows."""
 
     nan_test: NanTest  # how it finds out that a map holds a NaN
@@ -135,8 +134,7 @@ class TailForm:
 RAW_INPUTS: Final[Mapping[Level, str]] = {"image": "raw_score", "pixel": "raw_map"}
 
 
-@dataclass(frozen=True, slots=True)
-class TailOutput:
+class TailOutput(NamedTuple):
     """One output of a tail: its name, what it computes, its element type and declared shape."""
 
     name: str
@@ -170,9 +168,9 @@ class _Parts:
 
     def _level(self, values: TailOutput, stats: LevelStats, label: str, dtype: LabelDtype) -> Iterator[TailOutput]:
         if self._options.enable_normalization:
-            yield replace(values, expr=self._unit(values.expr, values.level, stats))
+            yield values._replace(expr=self._unit(values.expr, values.level, stats))
         else:  # a value of the host needs an operator of the tail behind it to bear the output's name
-            yield values if isinstance(values.expr, Call) else replace(values, expr=identity(values.expr))
+            yield values if isinstance(values.expr, Call) else values._replace(expr=identity(values.expr))
         if self._options.enable_thresholding:
             dtype = "float32" if self._options.is_float32 else dtype
             decision = self._decision(values.expr, values.level, stats)
@@ -253,8 +251,7 @@ OUTPUT_NAMES: Final = ("pred_score", "pred_label", "anomaly_map", "pred_mask")
 PREFIX: Final = "postproc/"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tail:
+class Tail(NamedTuple):
     """Everything that is appended to a model, before a format says how."""
 
     outputs: tuple[TailOutput, ...]  # in their final order

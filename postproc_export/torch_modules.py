@@ -6,7 +6,6 @@ import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from postproc_export.errors import MissingDependencyError, UnsupportedModelError, UsageError, require
 from postproc_export.ports import RESULT_NAMES, PortInfo, Selection, select_outputs
 from postproc_export.stats import Level
+from postproc_export.validation import close_to
 
 if TYPE_CHECKING:
     import torch
@@ -144,7 +144,7 @@ def _attribute(module: ModuleType, dotted: str, spec: str) -> Any:
     found: Any = module
     for part in dotted.split("."):
         if not hasattr(found, part):
-            near = get_close_matches(part, dir(found), n=3) or [name for name in dir(found) if name[0] != "_"][:10]
+            near = close_to(part, dir(found), count=3) or [name for name in dir(found) if name[0] != "_"][:10]
             raise UsageError(f"{spec}: there is no '{part}'", found=", ".join(near) or "nothing public", needed=_FORM)
         found = getattr(found, part)
     return found

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import Field, fields
-from difflib import get_close_matches
 from numbers import Integral
 from pathlib import Path
 from textwrap import indent
@@ -69,6 +68,13 @@ def is_label(value: object, label: object) -> bool:
         return float(value) == float(label)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return False
+
+
+def close_to(text: str, known: Iterable[str], *, count: int = 1) -> list[str]:
+    """Return the names that come nearest to a text that is none of them, the nearest first, if any is like it."""
+    from difflib import get_close_matches  # only an error asks for it
+
+    return get_close_matches(text, list(known), n=count)
 
 
 def stated_twice(names: Iterable[str]) -> str | None:
@@ -245,7 +251,7 @@ def _by_name(
         given = signature.bind(*args, **keywords).arguments
     except TypeError as error:
         unknown = next((each for each in keywords if each not in signature.parameters), "")
-        near = get_close_matches(unknown, signature.parameters, n=1)
+        near = close_to(unknown, signature.parameters)
         raise TypeError(f"{name}() {error}" + (f"; did you mean {near[0]!r}?" if near else "")) from None
     for item in fields(options):
         least, value = item.metadata.get("least"), given.get(item.name)

@@ -3,7 +3,6 @@
 import mmap
 import os
 import re
-import secrets
 import stat
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -403,7 +402,7 @@ class Placeholders:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._magic = secrets.token_bytes(16)
+        self._magic = os.urandom(16)
         self.payloads: list[Payload] = []
 
     def cuts(self, end: int) -> list[Edit]:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +18,7 @@ from postproc_export.record import TailRecord
 from postproc_export.runtimes import PortInfo, cannot_load
 from postproc_export.runtimes.openvino import openvino_core, port_info, read_model
 from postproc_export.tail import OUTPUT_NAMES
+from postproc_export.validation import close_to
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +304,7 @@ def check_contract(path: str | Path, contract: str) -> list[Requirement]:
     `contract` is one of `CONTRACTS`. Errors are those of `ModelReading`, and `MissingDependencyError` without OpenVINO.
     """
     if contract not in CONTRACTS:
-        near = get_close_matches(contract, CONTRACTS, n=1) or list(CONTRACTS)
+        near = close_to(contract, CONTRACTS) or list(CONTRACTS)
         fix = f"--contract {near[0]}"
         raise UsageError(f"the contract '{contract}' is not known", needed=" or ".join(CONTRACTS), fix=fix)
     return list(CONTRACTS[contract][1](ModelReading(Path(path))))

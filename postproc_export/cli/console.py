@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import shlex
@@ -210,6 +209,8 @@ def leftovers_to_stderr() -> Iterator[None]:
 @contextmanager
 def quiet_logging() -> Iterator[None]:
     """Keep what libraries log off stderr, where one message says what is wrong."""
+    import logging
+
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

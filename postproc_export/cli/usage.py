@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import SequenceMatcher, get_close_matches
 from typing import TYPE_CHECKING, Final
 
 from cyclopts import CoercionError, MissingArgumentError, UnknownCommandError, UnknownOptionError
 from cyclopts.exceptions import UnusedCliTokensError
 
 from postproc_export.errors import UsageError
-from postproc_export.validation import choices_of
+from postproc_export.validation import choices_of, close_to
 
 if TYPE_CHECKING:
     from cyclopts import CycloptsError
@@ -41,7 +40,7 @@ def explained(error: CycloptsError) -> UsageError:
                 return UsageError(what, fix=" or ".join(each for each in argument.names if each.startswith("--")))
             needed, usual = _NUMBERS[int if argument.hint in (int, int | None) else float]
             if choices:
-                needed, usual = " or ".join(choices), (get_close_matches(token.value, choices, n=1) or choices)[0]
+                needed, usual = " or ".join(choices), (close_to(token.value, choices) or choices)[0]
             return UsageError(f"{flag} {token.value}", needed=needed, fix=f"{flag} {usual}")
         case UnusedCliTokensError():
             return UsageError(f"too many arguments: {' '.join(error.unused_tokens or ())}", fix=example)
@@ -55,6 +54,8 @@ def explained(error: CycloptsError) -> UsageError:
 
 def _nearest(typed: str, known: Sequence[str]) -> str | None:
     """Return the name that comes nearest, or the two that come as near as each other; None where none does."""
-    near = get_close_matches(typed, known, n=2)
+    from difflib import SequenceMatcher
+
+    near = close_to(typed, known, count=2)
     closeness = [SequenceMatcher(None, each, typed).ratio() for each in near]
     return " or ".join(each for each, ratio in zip(near, closeness, strict=True) if ratio == closeness[0]) or None

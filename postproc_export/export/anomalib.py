@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +17,7 @@ from postproc_export.runtimes import Array
 from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.tail import Tail
 from postproc_export.torch_modules import reason_of
+from postproc_export.validation import close_to
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -94,7 +94,7 @@ def _model_class(spec: str, models: Any) -> Any:
         if inspect.isclass(each) and issubclass(each, base) and each is not base
     }
     if name not in known:
-        near = get_close_matches(name, known, n=1)
+        near = close_to(name, known)
         fix = f"{PREFIX}{near[0]}" if near else None
         raise UsageError(f"Anomalib has no model {name}", needed=", ".join(sorted(known)), fix=fix)
     return known[name]

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -120,7 +119,7 @@ class RawModule:
         self.remarks: tuple[str, ...] = ()  # what a user should know of the outputs
         if calibrated is not None and selection.pixel_found == "rank" and selection.pixel is not None:
             self.remarks = (_UNKNOWN_MAP.format(name=selection.pixel.name),)
-            selection = replace(selection, pixel=None, pixel_found=None)
+            selection = selection._replace(pixel=None, pixel_found=None)
         self.levels = levels = tuple(level for level in LEVELS if level in selection.raw)
 
         class RawOutputs(torch.nn.Module):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeAlias, TypeVar
 
 from graph_patterns.expr import Expr, free_name
 from graph_patterns.match import GraphView, Mismatch, Site, Value
@@ -21,7 +21,7 @@ from postproc_export.float32 import Half
 from postproc_export.model_info import MODEL_INFO, WRITTEN, model_info, refuse_other_outputs, refuse_settings
 from postproc_export.options import FileOptions, LabelDtype, TailOptions, refuse_unused
 from postproc_export.outcome import Outcome, outcome_json
-from postproc_export.ports import OutputChoice, Selection, select_outputs
+from postproc_export.ports import Axis, OutputChoice, PortInfo, Selection, select_outputs
 from postproc_export.reading.found import (
     FoundLayer,
     FoundTails,
@@ -34,7 +34,6 @@ from postproc_export.reading.found import (
     refuse_partial,
     touched,
 )
-from postproc_export.reading.report import report_level
 from postproc_export.record import (
     METADATA_KEY,
     AttachResult,
@@ -45,20 +44,20 @@ from postproc_export.record import (
     load_record,
     refuse_misfit,
 )
-from postproc_export.runtimes import Axis, PortInfo, RuntimeName
 from postproc_export.stats import LEVELS, CalibrationStats, Level
 from postproc_export.tail import RAW_INPUTS, Tail, calibrated_levels
 
 if TYPE_CHECKING:
     import onnx
 
+    from postproc_export.runtimes import RuntimeName
+
 
 _MOVED: Final[Mapping[Where, str]] = {"transform": "_before_transform", "tail": "_raw", "decision": "_before_decision"}
 """What is added to the name of a value that has to give its own up to an output of the layer."""
 
 
-@dataclass(frozen=True, slots=True)
-class LayerOutput:
+class LayerOutput(NamedTuple):
     """One output of a layer."""
 
     name: str
@@ -69,8 +68,7 @@ class LayerOutput:
     like: str | None = None  # the output of the model from which it takes its declared axes, if that has any
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(NamedTuple):
     """Everything that a layer adds to a model: custom steps, the tail, or decisions behind it."""
 
     where: Where
@@ -302,6 +300,8 @@ class DetachResult(Outcome):
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of ``detach --json``: docs/json.md. The levels are what was removed."""
+        from postproc_export.reading.report import report_level
+
         record = self.record if isinstance(self.record, TailRecord) else None
         removed = {
             level: report_level(level, self.tails[level], record=record, is_rounded=False).to_json()
@@ -524,7 +524,7 @@ class Format(ABC):
             refuse_settings(self.model_info(model))
             refuse_other_outputs([item if isinstance(item, str) else item.name for item in plan.final])
             settings, notes = model_info(stats, options, self.inputs(model))
-            tail = replace(tail, notes=(*tail.notes, *notes))
+            tail = tail._replace(notes=(*tail.notes, *notes))
         remarks = judge(model, tail.raw)
         record = self.put(model, plan)
         self._set_model_info(model, settings)

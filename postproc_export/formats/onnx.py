@@ -52,7 +52,7 @@ from postproc_export.formats.onnx_file import (
 )
 from postproc_export.model_info import MODEL_INFO
 from postproc_export.options import FileOptions, TailOptions
-from postproc_export.ports import Selection, port_of
+from postproc_export.ports import Axis, PortInfo, Selection, port_of
 from postproc_export.process import claimed
 from postproc_export.reading.found import (
     FoundLayer,
@@ -67,7 +67,6 @@ from postproc_export.reading.found import (
 )
 from postproc_export.reading.tail import SCORE_OUTPUT, FoundTail
 from postproc_export.record import KEYS, PREFIXES, LayerRecord, TailRecord, Where
-from postproc_export.runtimes import Axis, PortInfo
 from postproc_export.stats import CalibrationStats
 from postproc_export.tail import PACKED_OUTPUT, PARTS, PREFIX, NanTest, Tail, TailForm, build_tail
 

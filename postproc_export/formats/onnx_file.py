@@ -20,8 +20,7 @@ from graph_patterns.onnx.graph import OLDEST_OPSET
 from graph_patterns.onnx.wire import Source
 from postproc_export.formats.base import illegal
 from postproc_export.formats.digest import Read, constant_part, operator_part
-from postproc_export.ports import dtype_name, is_plain, port_of
-from postproc_export.runtimes import PortInfo
+from postproc_export.ports import PortInfo, dtype_name, is_plain, port_of
 from postproc_export.tail import PREFIX
 
 

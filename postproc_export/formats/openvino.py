@@ -48,7 +48,7 @@ from postproc_export.formats.openvino_file import (
 )
 from postproc_export.model_info import MODEL_INFO
 from postproc_export.options import FileOptions, TailOptions
-from postproc_export.ports import Selection
+from postproc_export.ports import PortInfo, Selection
 from postproc_export.process import backup_of, claimed
 from postproc_export.reading.found import (
     FoundLayer,
@@ -64,7 +64,6 @@ from postproc_export.reading.found import (
 )
 from postproc_export.reading.tail import SCORE_OUTPUT
 from postproc_export.record import KEYS, PREFIXES, LayerRecord, TailRecord, Where
-from postproc_export.runtimes import PortInfo
 from postproc_export.runtimes.openvino import openvino_core, port_info, save_ir
 from postproc_export.stats import CalibrationStats, Level
 from postproc_export.tail import PREFIX, Tail, TailForm, build_tail

@@ -16,12 +16,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from postproc_export.errors import CalibrationError, FileError, PostprocError, UsageError
-from postproc_export.validation import check_file, is_label, kind_of_file, stated_twice
+from postproc_export.validation import check_file, close_to, is_label, kind_of_file, stated_twice
 
 SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 NORMAL: Final = ("good", "normal", "ok")
@@ -179,7 +178,7 @@ def _choose(names: Sequence[str], asked: str | None, labels: bool | None, where:
     if asked is not None:
         found = [asked] if asked in names else [each for each in names if split_kind(each) == _KINDS.get(asked, "")]
         if not found:
-            near = get_close_matches(asked, names, n=1) or names
+            near = close_to(asked, names) or names
             fix = f"--split {near[0]}" if near else "leave --split out"
             raise UsageError(f"--split {asked}: {where} has no such split", found=there, fix=fix)
     else:

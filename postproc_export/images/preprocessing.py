@@ -1,10 +1,8 @@
 """From a decoded image to the array that a model is fed: explicit, printed and recorded."""
 
-import tomllib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, get_args
 
@@ -13,8 +11,8 @@ import numpy as np
 from postproc_export.errors import FileError, MetadataError, UnsupportedModelError, UsageError, require
 from postproc_export.images.geometry import Axis, BoolArray, PadAt, Resize, Size, axes_to_input, center_offset
 from postproc_export.images.resizing import Interpolation, resized
-from postproc_export.runtimes import Array, PortInfo
-from postproc_export.validation import check_file, flags_of, read_json, shown, spelt
+from postproc_export.ports import Array, PortInfo
+from postproc_export.validation import check_file, close_to, flags_of, read_json, shown, spelt
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -461,7 +459,7 @@ def given_fields(given: PreprocessingSource | None) -> dict[str, Any]:
         return given_fields(Preprocessing.from_transforms(given))
     for name in given:
         if name not in _OPTIONS:
-            near = get_close_matches(str(name), _OPTIONS, n=1)
+            near = close_to(str(name), _OPTIONS)
             fix = f"write {near[0]}" if near else f"choose of {', '.join(_OPTIONS)}"
             raise UsageError(f"a pre-processing has no field {name!r}", fix=fix)
     return dict(given)
@@ -476,6 +474,8 @@ def merged_fields(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[s
 def _read_file(path: Path) -> dict[str, Any]:
     what = "the pre-processing"
     if path.suffix.lower() == ".toml":
+        import tomllib
+
         check_file(path, what=what)
         try:
             document: Any = tomllib.loads(path.read_text(encoding="utf-8"))

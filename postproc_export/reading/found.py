@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -13,7 +13,6 @@ from graph_patterns.match import Folded, GraphView, Match, Mismatch, Number, Val
 from postproc_export.errors import UnsupportedModelError, UsageError
 from postproc_export.float32 import to_float32
 from postproc_export.ports import RAW_NAMES, RESULT_NAMES
-from postproc_export.reading.report import settle
 from postproc_export.reading.tail import (
     CHAINS,
     COPY,
@@ -56,19 +55,19 @@ def read(found: Match) -> BranchReading | Mismatch:
     if "unread_chain" in found.inputs:
         return Mismatch("expected clip((x - T) / R + 0.5, 0, 1), found something else", "the live branch of a select")
     chain = read_chain(scalars)
-    return chain if isinstance(chain, Mismatch) else replace(chain, min=low, max=high)
+    return chain if isinstance(chain, Mismatch) else chain._replace(min=low, max=high)
 
 
 def with_decision(reading: BranchReading, cut: float | None, *, other_rule: Mismatch | None = None) -> BranchReading:
     """Return a reading with the sensitivity that the decision compares with, and what that means."""
     notes = reading.notes
     if other_rule is not None:
-        return replace(reading, notes=(*notes, OTHER_RULE.format(why=other_rule)))
+        return reading._replace(notes=(*notes, OTHER_RULE.format(why=other_rule)))
     if not reading.is_normalised and cut is not None:
         notes = (*notes, NOT_NORMALISED.format(cut=cut))
     if cut is None:
-        return replace(reading, notes=(*notes, NO_LABEL))
-    return replace(reading, notes=notes, sensitivity=sensitivity_of(cut))
+        return reading._replace(notes=(*notes, NO_LABEL))
+    return reading._replace(notes=notes, sensitivity=sensitivity_of(cut))
 
 
 def sensitivity_of(cut: float) -> float | None:
@@ -256,7 +255,9 @@ def find_tails(
             reason = "a clipped and scaled value without a label may be the model's own"
             misses[level] = Mismatch(reason, tail.outputs[0], depth=len(tail.values))
             del tails[level]
-    if tails:
+    if tails:  # a raw model has none
+        from postproc_export.reading.report import settle
+
         tails |= settle(tails)
     return tails, misses
 

@@ -168,7 +168,7 @@ def settle(tails: Mapping[Level, FoundTail]) -> dict[Level, FoundTail]:
     eager = {level: tail for level, tail in tails.items() if tail.is_eager}
     told = {rule.comparison for rule in map(rule_of, eager.values()) if rule is not None}
     for comparison in RULES if len(told) > 1 else ():
-        settled = {level: replace(tail, comparison=comparison) for level, tail in eager.items()}
+        settled = {level: tail._replace(comparison=comparison) for level, tail in eager.items()}
         if all(map(rule_of, settled.values())):
             return settled
     return {}

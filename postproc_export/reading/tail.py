@@ -11,8 +11,8 @@ module's scores are written in the same forms; an attached tail has those of `gr
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias
+from types import MappingProxyType
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -164,8 +164,7 @@ FOLDED: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BranchReading:
+class BranchReading(NamedTuple):
     """What the graph says of one level; None for what it does not say."""
 
     threshold: float | None = None  # raw units; float32 values
@@ -370,21 +369,20 @@ def is_emitted(match: Match) -> bool:
     return all(node.name.startswith(PREFIX) for node in match.nodes)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FoundTail:
+class FoundTail(NamedTuple):
     """The post-processing of one level as it stands in a graph: attached by us, our eager module's, or Anomalib's."""
 
     kind: Literal["attached", "eager", "anomalib"]
     level: Level
     outputs: tuple[str, ...]  # that it computes, score first; without normalisation Anomalib's has a label alone
     raw: Value  # what it reads: the host's score or map
-    from_map: bool = False  # whether the image score is the maximum of that map, taken in the tail
     values: tuple[Value, ...]  # what its nodes compute
     # The numbers as they stand in the graph. Attached: alpha and beta (offset in the longer form), none where scores
     # stay raw, and boundary where there are labels. Else those of the patterns at the top.
     scalars: Mapping[str, float]
     reading: BranchReading  # what these numbers say
-    sites: Mapping[str, tuple[Site, ...]] = field(default_factory=dict)  # where they stand; of Anomalib's alone
+    from_map: bool = False  # whether the image score is the maximum of that map, taken in the tail
+    sites: Mapping[str, tuple[Site, ...]] = MappingProxyType({})  # where they stand; of Anomalib's alone
     other_rule: Mismatch | None = None  # why its label is not Anomalib's, where it has one all the same
     comparison: Comparison | None = None  # the rule of the eager module, where it takes both levels to tell it
     label_dtype: LabelDtype = "bool"

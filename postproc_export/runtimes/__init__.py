@@ -4,7 +4,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,13 +14,12 @@ import numpy.typing as npt
 
 from postproc_export.errors import MissingDependencyError, PostprocError, UnsupportedModelError, UsageError, install
 from postproc_export.files import check_model
-from postproc_export.ports import Axis, PortInfo, port_of
-from postproc_export.validation import check_file
+from postproc_export.ports import Array, Axis, PortInfo, port_of
+from postproc_export.validation import check_file, close_to
 
 __all__ = ["Array", "Axis", "PortInfo", "Precision", "Runner", "RuntimeName", "as_float32", "open_runner"]
 
 
-Array = npt.NDArray[Any]
 Precision = Literal["float32", "default"]
 RuntimeName = Literal["onnxruntime", "openvino"]
 
@@ -141,7 +139,7 @@ def runner_class(name: str) -> type[RuntimeRunner]:
         entries = list(entry_points(group=GROUP, name=name))
     if not entries:
         known = (*_SHIPPED, *entry_points(group=GROUP).names)
-        near = get_close_matches(name, known, n=1)
+        near = close_to(name, known)
         fix = f"--runtime {near[0]}" if near else "install the package that brings it" if name else None
         raise UsageError(f"unknown runtime {name!r}", needed=" or ".join(known), fix=fix)
     found: type[RuntimeRunner] = entries[0].load()

@@ -1,15 +1,13 @@
 """Put custom steps around the tail of a model in memory: before the threshold, and decisions behind it."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 from postproc_export.errors import UnsupportedModelError, UsageError
 from postproc_export.formats.base import Format, Outputs
 from postproc_export.model_info import refuse_other_outputs
-from postproc_export.ports import LEAVE_OUT, RAW_NAMES, Selection, is_plain
+from postproc_export.ports import LEAVE_OUT, RAW_NAMES, PortInfo, Selection, is_plain
 from postproc_export.record import TailSpec, recorded_tails
-from postproc_export.runtimes import PortInfo
 from postproc_export.stats import CalibrationStats, Level
 from postproc_export.steps.decisions import decided_values, plan_decisions, point_values
 from postproc_export.steps.plan import plan_transform, select_raw
@@ -93,7 +91,7 @@ def put_before(
     }
     if "map" in record.read and not all(spec.keeps_values for spec in before):
         # whoever asks for a step on the map says which output is the map
-        selection = replace(selection, pixel_found="option")
+        selection = selection._replace(pixel_found="option")
     return {**made, **_chosen(selection)}, record.tails
 
 

@@ -13,8 +13,8 @@ from postproc_export.errors import MetadataError, UnsupportedModelError, UsageEr
 from postproc_export.float32 import shortest
 from postproc_export.formats.base import LayerOutput, Plan
 from postproc_export.options import TailOptions
+from postproc_export.ports import PortInfo
 from postproc_export.record import BEHIND, TailSpec
-from postproc_export.runtimes import PortInfo
 from postproc_export.stats import LevelStats, check_sensitivity, decision_boundary
 from postproc_export.tail import Tail, TailOutput, host_dtype
 

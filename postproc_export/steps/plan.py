@@ -1,14 +1,12 @@
 """Which raw outputs a chain of shipped transforms stands behind, and what it adds to a model."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 
 from graph_patterns.expr import Call, Expr, Input, cast, identity
 from postproc_export.float32 import HALVES
 from postproc_export.formats.base import LayerOutput, Plan
-from postproc_export.ports import OutputChoice, Selection, select_outputs
+from postproc_export.ports import OutputChoice, PortInfo, Selection, select_outputs
 from postproc_export.record import TailSpec
-from postproc_export.runtimes import PortInfo
 from postproc_export.stats import Level
 from postproc_export.steps.transforms import Transform, Values
 
@@ -72,7 +70,7 @@ def select_raw(
     selection = select_outputs(seen, image_output=image_output, pixel_output=pixel_output, calibrated=calibrated)
     own = {port.name: port for port in ports}
     image, pixel = (port and own[port.name] for port in (selection.image, selection.pixel))
-    return replace(selection, image=image, pixel=pixel)
+    return selection._replace(image=image, pixel=pixel)
 
 
 def shown(port: PortInfo, transforms: Sequence[Transform]) -> PortInfo:

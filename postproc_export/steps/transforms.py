@@ -6,7 +6,6 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
@@ -16,11 +15,10 @@ from numpy.typing import NDArray
 from graph_patterns import transforms as steps
 from graph_patterns.expr import Expr, FixedTensor, Ints, call, reshape, shape_of
 from postproc_export.errors import FileError, UnsupportedModelError, UsageError
-from postproc_export.ports import channel_axis, shape_problem
+from postproc_export.ports import Axis, PortInfo, channel_axis, shape_problem
 from postproc_export.record import TailSpec, parse_tails
-from postproc_export.runtimes import Axis, PortInfo
 from postproc_export.stats import LEVELS, Level
-from postproc_export.validation import check_file
+from postproc_export.validation import check_file, close_to
 
 if TYPE_CHECKING:
     from postproc_export.steps.modules import TailTransform
@@ -104,7 +102,7 @@ def refuse_unknown(name: str, given: Mapping[str, Any], known: tuple[str, ...]) 
     """Refuse parameters that a transform does not have."""
     unknown = [key for key in given if key not in known]
     if unknown:
-        near = get_close_matches(unknown[0], known, n=1)
+        near = close_to(unknown[0], known)
         fix = f"--step {name}:{near[0]}={given[unknown[0]]}" if near else "leave it out"
         raise UsageError(
             f"the step '{name}' has no parameter '{unknown[0]}'", needed=", ".join(known) or "none", fix=fix

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from postproc_export.errors import MissingDependencyError, UnsupportedModelError, UsageError, require
 from postproc_export.formats.base import LayerOutput, Plan
-from postproc_export.ports import FLOAT_TYPES, LEAVE_OUT, RAW_NAMES, OutputChoice, Selection
+from postproc_export.ports import FLOAT_TYPES, LEAVE_OUT, RAW_NAMES, Axis, OutputChoice, PortInfo, Selection
 from postproc_export.record import TailSpec
-from postproc_export.runtimes import Axis, PortInfo
 from postproc_export.stats import LEVELS, Level
 from postproc_export.torch_modules import load_module, reason_of
 

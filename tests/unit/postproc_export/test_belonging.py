@@ -66,7 +66,7 @@ def test_the_same_content_needs_no_run(ir: bool, tmp_path: Path, monkeypatch: py
     """A copy of the model, whatever its name and metadata, is the same: nothing is run and nothing noted."""
     model = hosts.score_and_map()
     stats = statistics(hosts.raw_file(model, tmp_path, "calibrated", ir=ir))
-    monkeypatch.setattr("postproc_export.belonging.open_runner", unrun)
+    monkeypatch.setattr("postproc_export.raw_model.open_runner", unrun)
     model.producer_name = "somebody else"
     result = attach_postprocessing(hosts.raw_file(model, tmp_path, "copied", ir=ir), stats)
     assert result.remarks == ()
@@ -132,7 +132,7 @@ def test_only_calibrated_levels_are_compared(tmp_path: Path) -> None:
 def test_without_a_runtime_the_doubt_is_noted(ir: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing can be run, so nothing is refused: the note says what to install."""
     stats = statistics(hosts.raw_file(hosts.score_and_map(), tmp_path, "calibrated", ir=ir))
-    monkeypatch.setattr("postproc_export.belonging.installed_runtimes", tuple)
+    monkeypatch.setattr("postproc_export.runtimes.installed_runtimes", tuple)
     note = noted(attach_postprocessing(hosts.raw_file(model_files.other(), tmp_path, ir=ir), stats))
     assert "is not known: no runtime for the model is installed" in note
     assert f"pip install {'openvino' if ir else 'onnxruntime'}" in note
@@ -141,7 +141,7 @@ def test_without_a_runtime_the_doubt_is_noted(ir: bool, tmp_path: Path, monkeypa
 def test_openvino_runs_an_onnx_model_where_it_is_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One runtime that reads the format is enough."""
     stats = statistics(hosts.raw_file(hosts.score_and_map(), tmp_path, "calibrated"))
-    monkeypatch.setattr("postproc_export.belonging.installed_runtimes", lambda: ("openvino",))
+    monkeypatch.setattr("postproc_export.runtimes.installed_runtimes", lambda: ("openvino",))
     assert "same model" in noted(
         attach_postprocessing(hosts.raw_file(refactored(hosts.score_and_map()), tmp_path), stats)
     )
@@ -302,7 +302,7 @@ def test_images_of_another_size_are_refused_before_anything_is_run(
     stats = statistics(hosts.raw_file(hosts.score_and_map(), tmp_path, "calibrated", ir=ir))
     raw = hosts.raw_file(hosts.score_and_map(dynamic=False, size=(16, 16)), tmp_path, ir=ir)
     with monkeypatch.context() as patched:
-        patched.setattr("postproc_export.belonging.open_runner", unrun)
+        patched.setattr("postproc_export.raw_model.open_runner", unrun)
         with pytest.raises(
             UsageError, match=r"takes images of another size(.|\n)*was calibrated on images of 3 x 8 x 8"
         ):
@@ -506,7 +506,7 @@ def test_a_model_that_no_runtime_runs_is_recorded_without_its_probe(
 ) -> None:
     """Its digest tells it all the same, and the reason stands in the place of the probe."""
     raw = hosts.raw_file(hosts.score_and_map(), tmp_path)
-    monkeypatch.setattr("postproc_export.belonging.installed_runtimes", tuple)
+    monkeypatch.setattr("postproc_export.runtimes.installed_runtimes", tuple)
     stats = by_function(values, model=raw)
     recorded = stats.details["model"]
     assert recorded["probe"] == {"left_out": "no runtime for the model is installed"}
