@@ -49,6 +49,7 @@ from postproc_export.record import parse_tail, parse_tails
 from postproc_export.run_options import ExportOptions
 from postproc_export.runtimes import PortInfo, open_runner
 from postproc_export.stats import CalibrationStats, as_stats
+from postproc_export.steps.around import refuse_other_tails
 from postproc_export.steps.transforms import resolve_all, split
 from postproc_export.tail import calibrated_levels
 from postproc_export.validation import called_like
@@ -262,6 +263,8 @@ def export_model(**given: Any) -> ExportResult:
         stats, given, told = with_decision(as_stats(asked.stats), given)
         asked = replace(ExportOptions(**given), stats=stats)
         tail_options(asked, given, stats)  # what cannot be reached is refused now, not at the end
+        if not split(parse_tails(asked.steps))[0]:
+            refuse_other_tails(stats, ())
     named = [given.get("stats"), asked.calibrate, asked.images, *asked.inputs]
     read = [Path(path) for path in named if isinstance(path, (str, Path)) and Path(path).is_file()]
     # Of a folder of images nothing is replaced.

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,15 @@ def test_every_narrow_value_decides_as_the_rule_does(dtype: str, host: str, ir: 
     assert none(found), found
 
 
-@pytest.mark.parametrize("ir", [False, True], ids=["onnx", "ir"])
-@pytest.mark.parametrize("host", HOSTS)
-@pytest.mark.parametrize("dtype", DTYPES)
+NEGATED = [  # every host and type, each in one format; in the other it is slow
+    pytest.param(dtype, host, ir, marks=() if (place + number) % 2 == ir else pytest.mark.slow)
+    for number, dtype in enumerate(DTYPES)
+    for place, host in enumerate(HOSTS)
+    for ir in (False, True)
+]
+
+
+@pytest.mark.parametrize(("dtype", "host", "ir"), NEGATED)
 def test_every_narrow_value_decides_as_the_rule_does_behind_negate(
     dtype: str, host: str, ir: bool, tmp_path: Path
 ) -> None:
@@ -210,8 +217,9 @@ def masks(folder: Path, dtype: str, comparison: Comparison, sensitivity: float, 
             yield f"{name}: {count} of {mask.size}"
 
 
-@pytest.mark.parametrize("sensitivity", SENSITIVITIES)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(  # the slow test below has all of both
+    ("dtype", "sensitivity"), [*zip(cycle(DTYPES), SENSITIVITIES)]
+)
 def test_the_packed_layout_decides_alike(dtype: str, sensitivity: float, tmp_path: Path) -> None:
     """The mask in a packed output is the rule's for every value of a narrow map."""
     comparison: Comparison = "gt" if dtype == "float16" else "ge"

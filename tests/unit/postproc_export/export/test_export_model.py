@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from shipped_tails import stats_behind
 
 from postproc_export import CalibrationStats, LevelStats, PostProcessor, check_parity, export_model
 from postproc_export.errors import FileError, MetadataError, UnsupportedModelError, UsageError
@@ -207,6 +208,7 @@ REFUSED: list[Any] = [
     pytest.param({"name": "../model"}, UsageError, "is no name", id="name"),
     pytest.param({"output": "taken.txt"}, FileError, "found: +a file", id="output"),
     pytest.param({"example_input": "x"}, UsageError, "is no tensor", id="example"),
+    pytest.param({"stats": stats_behind(["gate", "negate"])}, UsageError, "not those behind this tail", id="steps"),
 ]
 
 
