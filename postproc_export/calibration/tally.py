@@ -346,10 +346,28 @@ _PAGE: Final = 1 << 12
 
 
 class Room:
-    """The memory that is left to the spools of a calibrator: it costs a quarter of what a file does."""
+    """The memory of the spools of a calibrator, which costs a quarter of what a file does.
+
+    It is one piece, which the system gives by large pages as it is filled: by small ones it would cost as much.
+    """
 
     def __init__(self) -> None:
-        self.left = IN_MEMORY
+        self._free = np.empty(IN_MEMORY, dtype=np.uint8)
+
+    def __getstate__(self) -> int:
+        return self._free.size
+
+    def __setstate__(self, size: int) -> None:
+        self._free = np.empty(size, dtype=np.uint8)
+
+    def copy(self, values: AnyArray) -> AnyArray | None:
+        """Return a copy of a flat run of values; None where there is no room for it."""
+        if values.nbytes > self._free.size:
+            return None
+        held: AnyArray = self._free[: values.nbytes].view(values.dtype)
+        held[:] = values
+        self._free = self._free[-(-values.nbytes // 8) * 8 :]  # where a value of any type may start
+        return held
 
 
 class Spool:
@@ -400,11 +418,11 @@ class Spool:
 
     def _keep(self, values: AnyArray, truth: Flags) -> None:
         packed = np.packbits(truth)
-        if values.nbytes <= self._room.left:
-            self._room.left -= values.nbytes
-            self._full.append((values.copy(), packed))
-        else:
+        copy = None if self.on_disk else self._room.copy(values)  # what comes later stands behind
+        if copy is None:
             self._write(values, packed)
+        else:
+            self._full.append((copy, packed))
 
     def _write(self, values: AnyArray, packed: AnyArray) -> None:
         try:
@@ -452,7 +470,6 @@ class Spool:
         """Forget everything and give the disk space back."""
         if self._file is not None:
             self._file.close()
-        self._room.left += sum(values.nbytes for values, _ in self._full)
         self.__init__(self._folder, self._room)  # type: ignore[misc]
 
 

@@ -71,7 +71,7 @@ def test_runs_of_any_length_come_back_in_their_order(
 
 
 def test_both_levels_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one takes the other does not have, and a reset gives it back."""
+    """What one takes the other does not have; a reset gives it back."""
     monkeypatch.setattr(tally, "SPOOLED", 10)
     monkeypatch.setattr(tally, "IN_MEMORY", 80)
     calibrator = Calibrator(resamples=0)
