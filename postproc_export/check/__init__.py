@@ -15,11 +15,11 @@ from postproc_export.check.record import check_record, file_checks, record_is_mi
 from postproc_export.check.reference import EagerTransform, RawFile, Reference, unnamed_code, usable_arithmetic
 from postproc_export.check.report import FailureStore, ParityReport
 from postproc_export.check.steps import DecisionCheck, check_transform, unfit_layer
-from postproc_export.check.synthetic import SyntheticCheck
+from postproc_export.check.synthetic import SyntheticCheck, SyntheticPlan
 from postproc_export.check.tail import check_adjusted, check_exhaustively, check_tail
 from postproc_export.check.torch_model import TorchRunner
 from postproc_export.check.ways import Configuration, usable_cores, whole_configurations
-from postproc_export.check.whole import WholeCheck
+from postproc_export.check.whole import LoadedModels, WholeCheck
 from postproc_export.errors import FileError, MissingDependencyError, UsageError, install
 from postproc_export.files import check_model
 from postproc_export.installation import environment
@@ -148,13 +148,13 @@ def usable_ways(asked: CheckOptions, model: AttachedModel) -> list[Configuration
     return ways or whole_configurations(usable_runtimes(model), int8=asked.int8)
 
 
-def real_inputs(asked: CheckOptions, model: AttachedModel, way: Configuration) -> RealInputs | None:
+def real_inputs(asked: CheckOptions, loaded: LoadedModels, way: Configuration) -> RealInputs | None:
     """Return the images or inputs of a check, which have to fit the file; None where neither was given."""
     if asked.images is None and asked.inputs is None:
         return None
-    ports = model.with_values(way.open(model.path, threads=None)).inputs
+    ports = loaded.load("attached", way).inputs
     if asked.images is not None:
-        stats, other = model.record.stats, asked.other_preprocessing
+        stats, other = loaded.attached.record.stats, asked.other_preprocessing
         return image_inputs(asked.images, ports, stats, asked.preprocessing, limit=asked.limit, other=other)
     assert asked.inputs is not None, "without images there are inputs"
     return array_inputs(asked.inputs, ports, limit=asked.limit)
@@ -233,14 +233,15 @@ def check_parity(**given: Any) -> ParityReport:
         missing = None if whole_file.layer("decision") is None else unfit_layer(whole_file)
     if missing is not None:  # what needs no record is told all the same
         return _report_of(asked, [missing, *of_file], not_checked, environment(**shared))
-    with without_decisions(whole_file, assumed) as (model, entire):
+    with without_decisions(whole_file, assumed) as (model, entire), temporary_folder() as folder:
         ways, named = usable_ways(asked, model), named_tails(asked.steps, model, entire)
         reference = Reference(model, usable_arithmetic(asked.reference))
         transform = EagerTransform.load(model, named, reference.arithmetic)
         unnamed = unnamed_code(model, named)
         raw_file = None if asked.raw is None or unnamed is not None else RawFile.of(Path(asked.raw), model, transform)
         is_original = None if raw_file is None else raw_file.is_original()
-        real = real_inputs(asked, model, ways[0])
+        plan = SyntheticPlan(model, raw_file, folder, **shared)
+        real = real_inputs(asked, plan, ways[0])
         exported = _exported(asked, model, threads, transform)
         not_checked += _not_covered(asked, model, ways, unnamed)
         failures = _store(asked, threads, named, assumed)
@@ -252,16 +253,14 @@ def check_parity(**given: Any) -> ParityReport:
         checks += () if behind is None else behind.alone(tail_ways)
         checks += check_adjusted(reference, tail_ways, count=asked.count, **shared)
         checks += check_exhaustively(reference, ways, progress=asked.progress) if asked.exhaustive else ()
-        judged: dict[str, Any] = {"threads": threads, "max_flips": asked.max_flips, "failures": failures}
+        judged: dict[str, Any] = {"max_flips": asked.max_flips, "failures": failures}
+        synthetic = SyntheticCheck(reference, plan, behind if real is None else None, **judged)
+        checks += synthetic.checks(ways, later=() if real is None else ways)
         whole: WholeCheck | None = None
-        with temporary_folder() as folder, temporary_folder() as other:
-            apart = behind if real is None else None
-            synthetic = SyntheticCheck(reference, raw_file, folder, apart, seed=asked.seed, **judged)
-            checks += synthetic.checks(ways)
-            if real is not None:
-                known = exported if unnamed is None else None
-                judged["progress"] = asked.progress
-                whole = WholeCheck(reference, real, raw_file, other, known, transform, behind, **judged)
+        if real is not None:
+            known, judged["progress"] = exported if unnamed is None else None, asked.progress
+            with temporary_folder() as other:
+                whole = WholeCheck(reference, real, plan, raw_file, other, known, transform, behind, **judged)
                 checks += whole.checks(ways)
     not_checked += [*synthetic.not_checked, *(() if whole is None else whole.not_checked)]
     default = {check.precision for check in checks if not check.judged and check.precision is not None}

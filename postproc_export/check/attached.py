@@ -70,7 +70,7 @@ class AdaptedRunner(Runner):
     inner: Runner
     fed: Arrays = field(default_factory=dict)
     change: Callable[[Arrays, dict[str, NDArray[Any]]], dict[str, NDArray[Any]]] | None = None
-    bounds: Mapping[Level, float] = field(default_factory=dict)  # how far values may lie from those of another runner
+    bounds: dict[Level, float] = field(default_factory=dict)  # how far values may lie from those of another runner
 
     @classmethod
     def of(cls, inner: Runner, *, outputs: Iterable[PortInfo] | None = None, **more: Any) -> Self:
@@ -96,6 +96,11 @@ class AdaptedRunner(Runner):
         """Run the model once."""
         outputs = self.inner.run({**feeds, **self.fed})
         return outputs if self.change is None else self.change(feeds, dict(outputs))
+
+    def reset(self) -> None:
+        """Forget what earlier runs left."""
+        self.inner.reset()
+        self.bounds.clear()
 
 
 def unpacked(runner: Runner, parts: tuple[TailOutput, ...]) -> Runner:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +26,8 @@ from postproc_export.check.reference import RawFile, Reference, without_tail
 from postproc_export.check.report import FailureStore
 from postproc_export.check.steps import DecisionCheck
 from postproc_export.check.ways import Configuration
-from postproc_export.check.whole import MOVED, BatchComparison, with_raw_file, with_taps
-from postproc_export.errors import MissingDependencyError, PostprocError
-from postproc_export.files import model_files
+from postproc_export.check.whole import MOVED, BatchComparison, LoadedModels, Model, one_line, with_raw_file, with_taps
+from postproc_export.errors import PostprocError
 from postproc_export.runtimes import PortInfo, Runner
 from postproc_export.stats import Level
 
@@ -37,14 +36,12 @@ SECONDS: Final = 30.0  # after so long nothing further is begun; what was left o
 MOST_ELEMENTS: Final = 1 << 24  # larger inputs are fed at one batch size and one size only
 WHOLE: Final = "the whole file on synthetic inputs"
 _OTHER_BATCHES: Final = (2, 8)  # for models that run at neither 1 nor 3
-_LARGE: Final = 1 << 28  # bytes of a model that is loaded for one way at a time
 
-Model: TypeAlias = Literal["attached", "tapped", "raw"]
 Fed: TypeAlias = tuple[SyntheticInputs, int]
 
 
-class SyntheticPlan:
-    """The file, itself with taps and its original, loaded every way, and what they are fed.
+class SyntheticPlan(LoadedModels):
+    """The file, itself with taps and its original, and the synthetic inputs that they are fed.
 
     `said` is what could not be tried, by what it belongs to; it is filled while it runs.
     """
@@ -52,11 +49,9 @@ class SyntheticPlan:
     def __init__(
         self, attached: AttachedModel, raw_file: RawFile | None, folder: Path, *, seed: int, threads: int | None
     ) -> None:
-        self.attached, self.raw_file, self.folder = attached, raw_file, folder
-        self.seed, self.threads = seed, threads
+        super().__init__(attached, raw_file, threads=threads)
+        self.folder, self.seed = folder, seed
         self.said: dict[str, list[str]] = {}
-        self._models: dict[Model, Any] = {}
-        self._opened: dict[tuple[Model, Configuration], Runner | str] = {}
         self._fed: tuple[SyntheticInputs, int, RealBatch] | None = None
         self._end = 0.0
 
@@ -68,8 +63,7 @@ class SyntheticPlan:
                 self.raw_file = without_tail(self.attached, self.folder)
             except PostprocError as error:
                 self.say("the whole file against what is in front of its tail", one_line(error))
-        tapped = self.attached.tapped(self.folder, self.attached.taps)
-        self._models |= {"attached": self.attached.path, "tapped": tapped}
+        self.tap(self.folder, self.attached.taps)
 
     @property
     def original(self) -> str:
@@ -180,32 +174,19 @@ class SyntheticPlan:
                 seen.setdefault(level, []).append(values.ravel())
         return all(len(np.unique(np.concatenate(values))) > 1 for values in seen.values())
 
-    def order(self, ways: Sequence[Configuration], plan: Sequence[Fed]) -> Iterator[tuple[Configuration, Fed]]:
-        """Yield every way with all that it is fed; a small file is tried every way first."""
-        is_large = sum(path.stat().st_size for path in model_files(self.attached.path)) > _LARGE
-        if is_large:
-            self._opened.clear()
-        first = [] if is_large else [(way, fed) for way in ways for fed in plan[:1]]
-        yield from first
-        for way in ways:
-            yield from ((way, fed) for fed in plan[len(plan[:1]) if first else 0 :])
-            self._opened = {key: runner for key, runner in self._opened.items() if key[1] != way}
+    def order(
+        self, ways: Sequence[Configuration], plan: Sequence[Fed], later: Sequence[Configuration]
+    ) -> Iterator[tuple[Configuration, Fed]]:
+        """Yield every way with all that it is fed; a small file is tried every way first.
 
-    def open(self, model: Model, way: Configuration) -> Runner | str:
-        """Load a model, once for each way, or return why it cannot be."""
-        if (model, way) not in self._opened:
-            self._opened[model, way] = "there is no original that it reads"
-            try:
-                if model != "raw":
-                    opened = way.open(self._models[model], threads=self.threads)
-                    self._opened[model, way] = self.attached.parts_of(opened)
-                elif self.raw_file is not None and self.raw_file.can_run(way):
-                    self._opened[model, way] = self.raw_file.open(way, threads=self.threads)
-            except MissingDependencyError:
-                raise
-            except PostprocError as error:
-                self._opened[model, way] = one_line(error)
-        return self._opened[model, way]
+        What is loaded for ways that are run later is kept, as far as the file is small.
+        """
+        first = [] if self.is_large else [(way, fed) for way in ways for fed in plan[:1]]
+        yield from first
+        for number, way in enumerate(ways):
+            self.keep([*ways[number:], *later])
+            yield from ((way, fed) for fed in plan[len(plan[:1]) if first else 0 :])
+        self.keep(later)
 
     def is_late(self) -> bool:
         """Whether the time is up."""
@@ -224,11 +205,6 @@ def _static_batch(ports: Sequence[PortInfo]) -> int | None:
     return next((size for size in sizes if size is not None), None) if None not in sizes else None
 
 
-def one_line(error: Exception) -> str:
-    """Return the text of an error in one line."""
-    return " ".join(str(error).split())
-
-
 _PART: Final = "synthetic"
 _WHERE: Final = {
     "run": "it cannot be loaded, unlike its original:",
@@ -240,7 +216,7 @@ _MODELS: Final[tuple[Model, ...]] = ("attached", "tapped", "raw")
 class SyntheticCheck:
     """The whole file on synthetic inputs: batch sizes 1 and 3, two sizes of every open axis.
 
-    Sizes at which the original does not run either are no miss; without `raw_file` what `detach` gives takes its place.
+    Sizes at which the original does not run either are no miss; without one what `detach` gives takes its place.
     `behind` is the check of what stands behind the decision, where real inputs do not go through it. `not_checked` is
     filled while it runs, and so is `ran` (what was fed and what it was compared with) or `not_run` (why nothing was).
     """
@@ -248,31 +224,27 @@ class SyntheticCheck:
     def __init__(
         self,
         reference: Reference,
-        raw_file: RawFile | None,
-        folder: Path,
+        plan: SyntheticPlan,
         behind: DecisionCheck | None,
         *,
-        seed: int,
-        threads: int | None,
         max_flips: int,
         failures: FailureStore | None,
     ) -> None:
         self.not_checked: list[str] = []
         self.ran: str | None = None
         self.not_run: str | None = None
-        self._reference, self._behind, self._seed = reference, behind, seed
+        self._reference, self._plan, self._behind = reference, plan, behind
         self._max_flips, self._failures = max_flips, failures
-        self._plan = SyntheticPlan(reference.attached, raw_file, folder, seed=seed, threads=threads)
         self._comparisons: dict[Configuration, dict[Model, list[BatchComparison]]] = {}
         self._misses: dict[tuple[str, Configuration], dict[str, str]] = {}
 
-    def checks(self, ways: Sequence[Configuration]) -> Iterator[Check]:
-        """Run every way that is judged, the usual ones first, and yield its checks."""
+    def checks(self, ways: Sequence[Configuration], *, later: Sequence[Configuration]) -> Iterator[Check]:
+        """Run every way that is judged, the usual ones first, and yield its checks; `later` are run once more."""
         self._plan.begin()
         judged = sorted((way for way in ways if way.judged), key=lambda way: not way.optimize)
         usable = [way for way in judged if self._loads(way)]
         plan = list(self._plan.fed(usable))
-        for way, fed in self._plan.order(usable, plan):
+        for way, fed in self._plan.order(usable, plan, later):
             self._run(way, fed)
         for (name, way), reasons in self._misses.items():
             message = f"{_WHERE[name]} {', '.join(reasons)}: {next(iter(reasons.values()))}"
@@ -284,7 +256,7 @@ class SyntheticCheck:
         self.not_checked += [f"{what}: {'; '.join(dict.fromkeys(parts))}" for what, parts in said.items()]
         if self._comparisons:
             fed_all = " and ".join(dict.fromkeys(inputs.shapes(size) for inputs, size in plan))
-            self.ran = f"synthetic inputs, seed {self._seed}: {fed_all}; compared with {self._plan.original}"
+            self.ran = f"synthetic inputs, seed {self._plan.seed}: {fed_all}; compared with {self._plan.original}"
             if self._behind is not None:
                 inputs, size = plan[min(1, len(plan) - 1)]
                 yield from self._behind.whole(list(self._comparisons), inputs, size, part=_PART)

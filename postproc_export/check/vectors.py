@@ -28,10 +28,10 @@ from postproc_export.check.kit import (
     write_set,
 )
 from postproc_export.check.reference import EagerDecisions, EagerTransform, RawFile, Reference, unnamed_code
-from postproc_export.check.synthetic import SyntheticPlan, one_line
+from postproc_export.check.synthetic import SyntheticPlan
 from postproc_export.check.tail import compare_tail, settings_of
 from postproc_export.check.ways import Configuration
-from postproc_export.check.whole import compare_raw
+from postproc_export.check.whole import compare_raw, one_line
 from postproc_export.comparison import TOLERANCES
 from postproc_export.errors import MetadataError, UnsupportedModelError, UsageError, install, require
 from postproc_export.files import check_model, model_files, publishing_into, refuse_foreign, refuse_inputs

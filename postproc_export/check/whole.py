@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from postproc_export.check.attached import RawFeeds
+from postproc_export.check.attached import AttachedModel, RawFeeds
 from postproc_export.check.chain import (
     LABELS,
     SCORES,
@@ -48,16 +49,83 @@ from postproc_export.comparison import (
     together,
     transformed,
 )
-from postproc_export.errors import PostprocError, UnsupportedModelError
+from postproc_export.errors import MissingDependencyError, PostprocError, UnsupportedModelError
+from postproc_export.files import model_files
 from postproc_export.formats.base import format_of
-from postproc_export.runtimes import Runner, as_float32
+from postproc_export.runtimes import PortInfo, Runner, as_float32
 from postproc_export.stats import Level
 from postproc_export.tail import Tail
 
 MOVED: Final = 1e-5  # of a raw value: two compilations of a body, on values of any size
+LARGE: Final = 1 << 28  # bytes of a model that is loaded for one way at a time
 _NAMES: Final[Mapping[Level, str]] = {"image": "raw_score", "pixel": "raw_map"}
 
+Model: TypeAlias = Literal["attached", "tapped", "raw"]
 Compare: TypeAlias = Callable[[BatchRuns], Mapping[str, Difference]]
+
+
+def one_line(error: Exception) -> str:
+    """Return the text of an error in one line."""
+    return " ".join(str(error).split())
+
+
+class LoadedModels:
+    """The file, itself with taps and its original, each loaded once for every way of running it."""
+
+    def __init__(self, attached: AttachedModel, raw_file: RawFile | None, *, threads: int | None) -> None:
+        self.attached, self.raw_file, self.threads = attached, raw_file, threads
+        self.models: dict[Model, Any] = {"attached": attached.path}
+        self._opened: dict[tuple[Model, Configuration], Runner | str] = {}
+
+    @cached_property
+    def is_large(self) -> bool:
+        """Whether it is loaded for one way at a time."""
+        return sum(path.stat().st_size for path in model_files(self.attached.path)) > LARGE
+
+    def tap(self, folder: Path, taps: Mapping[str, PortInfo]) -> None:
+        """Give the file taps, other ones maybe than before; see `AttachedModel.tapped`."""
+        self.drop("tapped")
+        self.models["tapped"] = self.attached.tapped(folder, taps)
+
+    def load(self, model: Model, way: Configuration) -> Runner:
+        """Return a model loaded for a way; what could not be loaded is tried again, for its error."""
+        runner = self._opened.get((model, way))
+        if runner is None or isinstance(runner, str):
+            if model == "raw":
+                assert self.raw_file is not None, "an original that is loaded is there"
+                runner = self.raw_file.open(way, threads=self.threads)
+            else:
+                runner = self.attached.parts_of(way.open(self.models[model], threads=self.threads))
+            self._opened[model, way] = runner
+        return runner
+
+    def open(self, model: Model, way: Configuration) -> Runner | str:
+        """Return a model loaded for a way, or why it cannot be."""
+        if (model, way) not in self._opened:
+            self._opened[model, way] = "there is no original that it reads"
+            try:
+                if model != "raw" or (self.raw_file is not None and self.raw_file.can_run(way)):
+                    self.load(model, way)
+            except MissingDependencyError:
+                raise
+            except PostprocError as error:
+                self._opened[model, way] = one_line(error)
+        return self._opened[model, way]
+
+    def keep(self, ways: Sequence[Configuration]) -> None:
+        """Let go of what is loaded for others than some ways; of a large file, for all but the first."""
+        kept = ways[:1] if self.is_large else ways
+        self._opened = {key: runner for key, runner in self._opened.items() if key[1] in kept}
+
+    def drop(self, model: Model) -> None:
+        """Let go of a model in all ways."""
+        self._opened = {key: runner for key, runner in self._opened.items() if key[0] != model}
+
+    def reset(self) -> None:
+        """Let all that is loaded forget what it was fed."""
+        for runner in self._opened.values():
+            if not isinstance(runner, str):
+                runner.reset()
 
 
 class BatchComparison:
@@ -238,22 +306,23 @@ class WholeCheck:
     """The whole file on real inputs.
 
     `raw_file`, `torch`, `transform` and `behind` are the original with raw outputs, the PyTorch model, and the custom
-    steps before the tail and behind the decision; None where there is none. `max_flips` labels per output may differ
-    from the raw file's or the PyTorch model's though the raw value lies outside the allowed band. `progress` is called
-    with the number of ways run and of all. `not_checked` and `results` are filled while it runs.
+    steps before the tail and behind the decision; None where there is none. `loaded` may have run on other inputs.
+    `max_flips` labels per output may differ from the raw file's or the PyTorch model's though the raw value lies
+    outside the allowed band. `progress` is called with the number of ways run and of all. `not_checked` and `results`
+    are filled while it runs.
     """
 
     def __init__(
         self,
         reference: Reference,
         inputs: RealInputs,
+        loaded: LoadedModels,
         raw_file: RawFile | None,
         folder: Path,
         torch: TorchRunner | None,
         transform: EagerTransform | None,
         behind: DecisionCheck | None,
         *,
-        threads: int | None,
         max_flips: int,
         failures: FailureStore | None,
         progress: Callable[[int, int], None] | None,
@@ -261,56 +330,64 @@ class WholeCheck:
         self.not_checked: list[str] = []
         self.results: list[WayResult] = []
         self._reference, self._attached, self._inputs = reference, reference.attached, inputs
-        self._raw_file, self._folder, self._torch = raw_file, folder, torch
-        self._transform, self._behind, self._threads = transform, behind, threads
+        self._loaded, self._raw_file, self._folder, self._torch = loaded, raw_file, folder, torch
+        self._transform, self._behind = transform, behind
         self._max_flips, self._failures, self._progress = max_flips, failures, progress
-        self._opened: dict[tuple[int, Configuration], Runner] = {}
         self._sizes: tuple[int, ...] | None = None
         self._from_torch: RawStore | None = None
         self._exact: dict[str, RawStore] = {}
 
     def checks(self, ways: Sequence[Configuration]) -> Iterator[Check]:
         """Run every configuration and yield its checks."""
-        reads = {} if self._transform is None else self._transform.taps
-        tapped = self._attached.tapped(self._folder, {**self._attached.taps, **reads})
+        loaded = self._loaded
+        loaded.reset()
+        if self._transform is not None:
+            loaded.tap(self._folder, {**self._attached.taps, **self._transform.taps})
+        if self._raw_file is None:
+            loaded.drop("raw")  # what synthetic inputs were fed to in its place
         for number, way in enumerate(ways):
             if self._progress is not None:
                 self._progress(number, len(ways))
+            if way.weights != "stored":
+                loaded.keep(())
+                if way.runtime in self._exact:  # else the file does not run there, as was said
+                    self._variant(way)
+                continue
             if way.judged:
-                self._opened.clear()
-            if way.weights == "stored":
-                apart = self._open_apart(way)
-                try:
-                    yield from self._checks_of(way, self._open(self._attached.path, way), apart, tapped)
-                except UnsupportedModelError as error:
-                    yield from self._failure(way, error, apart)
-            elif way.runtime in self._exact:  # else the file does not run there, as was said
-                self._variant(way, tapped)
+                loaded.keep(ways[number:])
+            else:
+                loaded.drop("raw")  # the default is compared with the file at float32 alone
+            apart = self._open_apart(way)
+            try:
+                yield from self._checks_of(way, loaded.load("attached", way), apart)
+            except UnsupportedModelError as error:
+                yield from self._failure(way, error, apart)
+        loaded.keep(())
         if self._behind is not None and self._sizes:
             yield from self._behind.whole(ways, self._inputs, self._sizes[-1])
 
     def _failure(self, way: Configuration, error: UnsupportedModelError, apart: Runner | None) -> Iterator[Check]:
         """A failure, unless it is a foreign runtime that may know neither this file nor its original."""
         is_native = way.runtime == self._attached.form.runtimes[0]
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         if is_native or apart is not None:
             yield CheckTally("whole", way.label, way.judged).check("run", False, reason)
         else:
             self.not_checked.append(f"the whole file in {way.label}: {reason}")
 
-    def _checks_of(self, way: Configuration, runner: Runner, apart: Runner | None, tapped: Any) -> Iterator[Check]:
+    def _checks_of(self, way: Configuration, runner: Runner, apart: Runner | None) -> Iterator[Check]:
         sizes, misses = self._fitting_sizes(way, runner, apart if way.judged else None)
         frozen = () if apart is None or self._raw_file is None else self._raw_file.frozen_axes(apart, runner)
         for sentence in (*misses, *frozen, *(() if sizes else ("it runs at none of the batch sizes",))):
             yield CheckTally("whole", way.label, way.judged).check("batch", False, " ".join(sentence.split()))
         if not sizes:
             return
-        runners: dict[ModelName, Runner] = {"attached": runner, "tapped": self._open(tapped, way)}
+        runners: dict[ModelName, Runner] = {"attached": runner, "tapped": self._loaded.load("tapped", way)}
         if apart is not None:
             runners["raw"] = apart
         if not way.judged:
-            runners["exact"] = self._open(self._attached.path, way.exact)
-            runners["exact tapped"] = self._open(tapped, way.exact)
+            runners["exact"] = self._loaded.load("attached", way.exact)
+            runners["exact tapped"] = self._loaded.load("tapped", way.exact)
         self._run_torch(sizes)
         comparisons = list(self._comparisons(way, apart))
         result = self._run(way, sizes, runners, comparisons)
@@ -334,30 +411,31 @@ class WholeCheck:
         if self._from_torch is not None:
             yield with_torch(self._reference, way, self._max_flips)
 
-    def _variant(self, way: Configuration, tapped: Any) -> None:
+    def _variant(self, way: Configuration) -> None:
         """Other weights than the file's: only the stages are looked at."""
         try:
-            runners = self._variant_runners(way, tapped)
+            runners = self._variant_runners(way)
         except UnsupportedModelError as error:
-            self.not_checked.append(f"the whole file in {way.label}: {' '.join(str(error).split())}")
+            self.not_checked.append(f"the whole file in {way.label}: {one_line(error)}")
             return
         sizes, _ = self._fitting_sizes(way, runners["attached"], None)
         if sizes:
             self._run(way, sizes, runners, ())
 
-    def _variant_runners(self, way: Configuration, tapped: Any) -> dict[ModelName, Runner]:
+    def _variant_runners(self, way: Configuration) -> dict[ModelName, Runner]:
+        tapped, threads = self._loaded.models["tapped"], self._loaded.threads
         if way.weights == "int8":
             size = (self._sizes or (1,))[0]
             given: dict[str, NDArray[Any]] = {
                 name: np.array(value, np.float32) for name, value in self._attached.tail.defaults.items()
             }
             model = with_int8(tapped, self._inputs, size, given=given, ignored=tail_patterns(self._attached))
-            both = self._attached.parts_of(way.open(model, threads=self._threads))
+            both = self._attached.parts_of(way.open(model, threads=threads))
             return {"attached": both, "tapped": both}
 
         def opened(model: Any, name: str) -> Runner:
             path = with_fp16_weights(model, self._folder / f"fp16-{name}.xml")
-            return way.open(path, threads=self._threads)
+            return way.open(path, threads=threads)
 
         runners: dict[ModelName, Runner] = {
             "attached": self._attached.parts_of(opened(self._attached.path, "attached")),
@@ -432,13 +510,6 @@ class WholeCheck:
         self.results += [] if trace.result is None else [trace.result]
         return trace.result
 
-    def _open(self, model: Any, way: Configuration) -> Runner:
-        """Load a model, or take the one that was loaded for the way before: the default is compared with float32."""
-        key = (id(model), way)
-        if key not in self._opened:
-            self._opened[key] = self._attached.parts_of(way.open(model, threads=self._threads))
-        return self._opened[key]
-
     def _open_apart(self, way: Configuration) -> Runner | None:
         if self._raw_file is None:
             return None
@@ -446,10 +517,10 @@ class WholeCheck:
             self.not_checked.append(f"the raw file in {way.label}: it does not read {self._raw_file.path}")
             return None
         try:
-            return self._raw_file.open(way, threads=self._threads)
+            return self._loaded.load("raw", way)
         except UnsupportedModelError as error:
             if way.runtime != format_of(self._raw_file.path).runtimes[0]:
-                self.not_checked.append(f"the raw file in {way.label}: {' '.join(str(error).split())}")
+                self.not_checked.append(f"the raw file in {way.label}: {one_line(error)}")
                 return None
             raise
 
@@ -459,7 +530,7 @@ def _batch_problem(batch: RealBatch, runner: Runner, names: Sequence[str]) -> st
     try:
         outputs = runner.run(batch.feeds)
     except PostprocError as error:
-        return " ".join(str(error).split())
+        return one_line(error)
     for port in runner.outputs:
         values = outputs[port.name]
         if values.ndim and len(values) != batch.size and any(map(port.answers_to, names)):

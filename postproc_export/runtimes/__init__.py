@@ -53,6 +53,9 @@ class Runner(ABC):
         `ml_dtypes.bfloat16`. Raises UnsupportedModelError if the runtime fails on these inputs.
         """
 
+    def reset(self) -> None:  # noqa: B027  # most runtimes keep nothing
+        """Forget what earlier runs left, so that the next one is as the first."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeRunner(Runner):

@@ -178,6 +178,11 @@ class OpenVinoRunner(RuntimeRunner):
             raise cannot_run(self.label, "OpenVINO", error, arrays) from error
         return {port.name: self._array(index, port) for index, port in enumerate(self.outputs)}
 
+    def reset(self) -> None:
+        """Give all variables their first values again, those of the model's own body as well."""
+        for state in self._session.query_state():
+            state.reset()
+
     def _set_states(self, arrays: Mapping[str, Array]) -> None:
         """Set the variables that are fed, and give those that were fed before their default again."""
         given = {port.name for port in self.optional} & arrays.keys()

@@ -26,7 +26,7 @@ class _Compiled:
 
     def __init__(self, tract: Any, model: str | bytes, device: str) -> None:
         self._tract, self._model, self._device = tract, model, device
-        self._compiled: dict[tuple[str, ...], Any] = {}
+        self.compiled: dict[tuple[str, ...], Any] = {}
         self._first = self._parsed()  # which fails where the file cannot be read
         if isinstance(model, str):  # the file may be gone when it is compiled for another shape
             with load_skeleton(Path(model)) as file:
@@ -35,14 +35,14 @@ class _Compiled:
 
     def run(self, arrays: Sequence[Array]) -> Any:
         facts = tuple(map(_fact, arrays))
-        if facts not in self._compiled:
+        if facts not in self.compiled:
             model, self._first = self._first or self._parsed(), None
             for index, fact in enumerate(facts):
                 model.set_input_fact(index, fact)
             for index in range(model.output_count()):
                 model.set_output_fact(index, None)  # the shapes that are declared, which may have names
-            self._compiled[facts] = self._tract.runtime_for_name(self._device).prepare(model.into_model())
-        return self._compiled[facts].run(list(arrays))
+            self.compiled[facts] = self._tract.runtime_for_name(self._device).prepare(model.into_model())
+        return self.compiled[facts].run(list(arrays))
 
     def _parsed(self) -> Any:
         if isinstance(self._model, str):
@@ -105,6 +105,10 @@ class TractRunner(RuntimeRunner):
             return {port.name: each.into_numpy() for port, each in zip(self.outputs, results, strict=True)}
         except Exception as error:
             raise cannot_run(self.label, "tract", _reason(error), arrays) from error
+
+    def reset(self) -> None:
+        """Let go of what was compiled for the shapes that were fed."""
+        self._session.compiled.clear()
 
 
 def _fact(array: Array) -> str:

@@ -1,6 +1,7 @@
 """The whole model by stage: a fault is put down to the stage that brought it in, and each way gets its verdict."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,13 +18,15 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from postproc_export.attach import attach_postprocessing
-from postproc_export.check import ParityReport, check_parity
+from postproc_export.check import ParityReport, check_parity, ways, whole
 from postproc_export.check.attached_files import load_attached
 from postproc_export.check.chain import LevelTrace, Reader, WayResult
 from postproc_export.check.findings import PREVENTED_BY, advice, verdict
 from postproc_export.check.reference import Reference
 from postproc_export.check.ways import Configuration
 from postproc_export.comparison import EXACT, Distances, LabelDifference
+from postproc_export.record import parse_tail
+from postproc_export.runtimes import open_runner
 from postproc_export.stats import CalibrationStats, LevelStats
 
 STATS = CalibrationStats(
@@ -89,6 +92,31 @@ def test_a_faithful_export_decides_as_pytorch(ir: bool, tmp_path: Path) -> None:
     assert report.environment["torch"]["threads"] == 1
     subjects = {check.subject for check in report.checks if check.judged}
     assert {"whole/torch/pred_mask", "whole/torch/raw_map", "whole/torch/raw_score"} <= subjects
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("onnx", ()), ("onnx", ("top-k:k=5",)), ("xml", ())])
+def test_every_model_is_loaded_once_for_each_way(
+    kind: str, steps: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file and the raw one for their ports, synthetic inputs and real ones; a large one gives the same report."""
+    stats = replace(STATS, details={"tail": [parse_tail(step).to_json() for step in steps]})
+    raw, path = hosts.attached(hosts.score_and_map(), tmp_path, stats=stats, ir=kind == "xml", step=steps)
+    loads, loaded = Counter[Any](), []
+
+    def counted(model: Any, **way: Any) -> Any:
+        loaded.append(model)  # no other takes its address
+        loads[model if isinstance(model, Path) else id(model), way["runtime"], way["precision"], way["optimize"]] += 1
+        return open_runner(model, **way)
+
+    monkeypatch.setattr(ways, "open_runner", counted)
+    report = check(path, raw)
+    assert set(loads.values()) == {1}
+    for file in (path, raw):
+        assert sum(key[0] == file for key in loads) == (4 if kind == "onnx" else 2)
+    monkeypatch.setattr(whole, "LARGE", 0)
+    loads.clear()
+    assert check(path, raw).describe() == report.describe()
+    assert max(loads.values()) <= 3
 
 
 def test_swapped_channels_are_put_down_to_the_export(swapped: ParityReport) -> None:

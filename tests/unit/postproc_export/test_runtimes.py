@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto
 
+from postproc_export.check.attached import AdaptedRunner
 from postproc_export.errors import FileError, PostprocError, UnsupportedModelError, UsageError
 from postproc_export.runtimes import RuntimeName, open_runner
 
@@ -277,3 +278,22 @@ def test_runners_that_are_gone_leave_signals_alone(tmp_path: Path) -> None:
     """A program that has let go of overlapping runners can still handle a signal."""
     path = hosts.to_ir(hosts.map_only(), tmp_path / "m.xml")
     subprocess.run([sys.executable, "-c", SIGNALLED, str(path)], check=True)
+
+
+def test_a_runner_that_is_reset_is_as_it_was_at_first() -> None:
+    """A state of the model's own goes from run to run until then; so do the bounds that were found on the way."""
+    import openvino
+    import openvino.opset13 as opset
+
+    score = opset.parameter([-1, 1], np.float32, name="score")
+    total = opset.add(score, opset.read_value(np.ones((1, 1), np.float32), "sum"))
+    model = openvino.Model([opset.result(total)], [opset.assign(total, "sum")], [score], "host")
+    runner = AdaptedRunner.of(open_runner(model), bounds={"image": 1.0})
+
+    def given() -> float:
+        (values,) = runner.run({runner.inputs[0].name: np.full((1, 1), 2, np.float32)}).values()
+        return float(values.item())
+
+    assert [given(), given()] == [3.0, 5.0]
+    runner.reset()
+    assert [given(), dict(runner.bounds)] == [3.0, {}]
