@@ -182,6 +182,8 @@ class SyntheticPlan(LoadedModels):
         What is loaded for ways that are run later is kept, as far as the file is small.
         """
         first = [] if self.is_large else [(way, fed) for way in ways for fed in plan[:1]]
+        if self.is_large:  # most of what was tried is loaded anew, and the rest is to be like it
+            self.reset()
         yield from first
         for number, way in enumerate(ways):
             self.keep([*ways[number:], *later])
