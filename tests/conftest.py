@@ -21,11 +21,8 @@ from postproc_export.runtimes.openvino import import_openvino
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every process that a test starts compiles the packages anew
 os.environ.pop("COLUMNS", None)  # of a terminal that nobody looks at: what is printed stays in whole lines
-# Two processes share two cores: threads of PyTorch and NumPy that wait for each other take a fifth of the CPU time. And
-# OpenVINO's compiler and PyTorch's exporter make millions of small objects, which glibc keeps too few of to use again.
-# Not too many either: where freed memory looks as if it were free already, glibc goes through all that it keeps.
+# Two processes share two cores: threads of PyTorch and NumPy that wait for each other take a fifth of the CPU time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.tcache_count=1000")  # for processes that are started from here
 gc.set_threshold(100_000, 20, 20)  # exports make a million objects, which a collector counts again and again
 import_openvino(purpose="the tests")  # before any test imports it: without the telemetry of a bare import
 hypothesis.settings.register_profile("default", deadline=None, max_examples=50, print_blob=True)

@@ -55,7 +55,7 @@ def test_a_million_values_in_a_row_agree(ir: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "sensitivity", [0.09, 1.0, *(pytest.param(each, marks=pytest.mark.slow) for each in (0.0, 0.5))]
+    "sensitivity", [0.09, *(pytest.param(each, marks=pytest.mark.slow) for each in (0.0, 0.5, 1.0))]
 )
 def test_the_rule_gt_equals_anomalibs_formula(sensitivity: float, tmp_path: Path) -> None:
     """For those who migrate, the reference's labels are those of Anomalib's formula written out in torch."""

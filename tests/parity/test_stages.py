@@ -94,7 +94,10 @@ def test_a_faithful_export_decides_as_pytorch(ir: bool, tmp_path: Path) -> None:
     assert {"whole/torch/pred_mask", "whole/torch/raw_map", "whole/torch/raw_score"} <= subjects
 
 
-@pytest.mark.parametrize(("kind", "steps"), [("onnx", ()), ("onnx", ("top-k:k=5",)), ("xml", ())])
+@pytest.mark.parametrize(
+    ("kind", "steps"),
+    [("xml", ()), *(pytest.param("onnx", steps, marks=pytest.mark.slow) for steps in ((), ("top-k:k=5",)))],
+)
 def test_every_model_is_loaded_once_for_each_way(
     kind: str, steps: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,12 +66,12 @@ def stats_of_own(name: str) -> CalibrationStats:
     return CalibrationStats(image=IMAGE, pixel=PIXEL, details={"tail": [{"name": name, "parameters": {}}]})
 
 
-ONE_EACH = zip(list(TAILS)[:-1], [11, 14, 18, 11, 14, 18, 11], strict=True)  # the chain holds all of them at each opset
+ONE_EACH = zip(TAILS, [11, 14, 18, 11, 14, 18, 11, 14], strict=True)  # the chain, which is last, holds all of them
 
 
 @pytest.mark.parametrize(
     ("name", "opset"),
-    [("chain", 11), ("chain", 14), ("chain", 18), *(pytest.param(*each, marks=pytest.mark.slow) for each in ONE_EACH)],
+    [("chain", 11), ("chain", 18), *(pytest.param(*each, marks=pytest.mark.slow) for each in ONE_EACH)],
 )
 def test_every_shipped_tail_passes_at_every_opset(name: str, opset: int, folder: Path) -> None:
     """Eager, ONNX Runtime and OpenVINO agree, NaN stays anomalous, and nothing besides the tails differs."""
