@@ -82,7 +82,7 @@ def jobs() -> dict[str, dict[str, list[str]]]:
         },
         "predict model.onnx images -o predictions": {},
         "report stats.json -o report.html": {},
-        "export postproc_export.demo.factory:detector --input 1,3,96,96 --stats stats.json -o dist": {},
+        "export postproc_export.demo.factory:detector --input 1,3,96,96 --stats stats.json --other-model -o dist": {},
         "demo -o demo": {},
     }  # fmt: skip
     return {words: {OURS: [*PROGRAM, *words.split()], **others} for words, others in peers.items()}
