@@ -25,7 +25,7 @@ os.environ.pop("COLUMNS", None)  # of a terminal that nobody looks at: what is p
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 gc.set_threshold(100_000, 20, 20)  # exports make a million objects, which a collector counts again and again
 import_openvino(purpose="the tests")  # before any test imports it: without the telemetry of a bare import
-hypothesis.settings.register_profile("default", deadline=None, max_examples=50, print_blob=True)
+hypothesis.settings.register_profile("default", deadline=None, max_examples=100, print_blob=True)
 hypothesis.settings.register_profile("fast", deadline=None, max_examples=10)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=2000, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
