@@ -1,7 +1,5 @@
 """A check that is quick, for tests of what does not depend on the runtime, and runtimes that may not be there."""
 
-from collections.abc import Iterable
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +19,6 @@ def runtime_of(path: Path) -> str:
 def check_briefly(path: Path, **options: Any) -> ParityReport:
     """Check a file on few values, in one runtime."""
     return check_parity(path, **{"count": 500, "threads": 1, "runtimes": [runtime_of(path)], **options})
-
-
-def chequered(*axes: Iterable[Any]) -> list[Any]:
-    """Return the cases of a product, every second one slow: each value of an axis still meets half of the others."""
-    cases = product(*(list(enumerate(axis)) for axis in axes))
-    return [
-        pytest.param(*(value for _, value in case), marks=pytest.mark.slow if sum(at for at, _ in case) % 2 else ())
-        for case in cases
-    ]
 
 
 def there(asked: str) -> str:

@@ -164,9 +164,9 @@ def told(folder: Path, lie: Lie, *, suffix: str, host: onnx.ModelProto | None = 
 
 CASES = [
     *(
-        pytest.param(lie, suffix, id=f"{suffix[1:]}-{name}", marks=() if place % 2 == is_ir else pytest.mark.slow)
-        for place, (name, lie) in enumerate(EITHER.items())  # each in one format; in the other it is slow
-        for is_ir, suffix in enumerate((".onnx", ".xml"))
+        pytest.param(lie, suffix, id=f"{suffix[1:]}-{name}")
+        for suffix in (".onnx", ".xml")
+        for name, lie in EITHER.items()
     ),
     *(pytest.param(lie, ".onnx", id=f"onnx-{name}") for name, lie in ONNX.items()),
     *(pytest.param(lie, ".xml", id=f"xml-{name}") for name, lie in IR.items()),

@@ -6,7 +6,6 @@ from typing import Any
 import hosts
 import numpy as np
 import pytest
-from checks import chequered
 from tail_forms import DETECTORS, FORMS, STATS, attached, converted, stripped
 
 from postproc_export import attach_postprocessing, detach_postprocessing, inspect_model, update_postprocessing
@@ -102,9 +101,9 @@ def test_the_original_comes_back(host: str, form: str, ir: bool, tmp_path: Path)
     assert result.output.read_bytes() == raw.read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("how", "host", "form"), chequered(["onnx-stripped", "ir-stripped", "converted"], DETECTORS, FORMS)
-)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("host", DETECTORS)
+@pytest.mark.parametrize("how", ["onnx-stripped", "ir-stripped", "converted"])
 def test_without_its_record_the_tail_is_found_by_its_steps(how: str, host: str, form: str, tmp_path: Path) -> None:
     """Detaching gives the raw outputs back, under their names and in their order; attaching again is refused."""
     raw, path = attached(DETECTORS[host](), tmp_path, ir=how == "ir-stripped", **FORMS[form])

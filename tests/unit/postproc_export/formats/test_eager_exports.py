@@ -23,22 +23,18 @@ OF_CONVERSIONS = ("default", "sensitivities", "guard_alone", "map_alone", "half"
 FURTHER = ("no_labels", "no_scores", "no_guard", "flat", "own_affine", "round_numbers")
 FILES = [
     *(
-        # the exporter without dynamo is given all cases, every other one half of those that each conversion is given
+        # the exporter without dynamo is given all cases
         pytest.param(
             form,
             case,
             id=f"{form}-{case}",
-            marks=() if form == "torchscript.onnx" or case in OF_CONVERSIONS[number % 2 :: 2] else pytest.mark.slow,
+            marks=() if form == "torchscript.onnx" or case in OF_CONVERSIONS else pytest.mark.slow,
         )
-        for number, form in enumerate(FORMS)
+        for form in FORMS
         for case in CASES
         if form.endswith(".onnx") or case in (*OF_CONVERSIONS, *FURTHER)
     ),
-    *(
-        pytest.param(form, case, id=f"{form}-{case}", marks=() if (number + place) % 2 else pytest.mark.slow)
-        for number, form in enumerate(OTHER_FORMS)
-        for place, case in enumerate(("sensitivities", "map_alone"))
-    ),
+    *(pytest.param(form, case, id=f"{form}-{case}") for form in OTHER_FORMS for case in ("sensitivities", "map_alone")),
 ]
 
 
