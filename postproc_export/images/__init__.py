@@ -1,6 +1,7 @@
 """Validation images: which files there are, how they are decoded, and how a model wants them.
 
-Each name is imported when it is first used: attaching needs the pre-processing alone.
+Each name is imported when it is first used: attaching needs the pre-processing alone. That is what `postproc_export`
+itself does, too, but there a name may need a package that is not installed, and says so.
 """
 
 from importlib import import_module

@@ -112,12 +112,13 @@ def test_no_command_imports_what_a_file_names(
     }
     may_name_it = [["check", attached, "--step", NAMES[0]]] if name == NAMES[0] else []
     seen = run(tmp_path, [*map(list, commands), *may_name_it])
-    for command, expected, result in zip(commands, commands.values(), seen, strict=False):
+    before, last = seen[: len(commands)], seen[len(commands) :]
+    for command, expected, result in zip(commands, commands.values(), before, strict=True):
         assert result["code"] == expected, (command, result)
         assert result["events"] == [], command
     assert f"the class '{name}' before the threshold" in seen[2]["out"]
     # The hook sees an import where there is one: the option names the class, and is what imports it.
-    for result in seen[len(commands) :]:
+    for _, result in zip(may_name_it, last, strict=True):
         assert {f"{event} {MODULE}" for event in ("import", "open", "exec")} == set(result["events"])
         assert result["code"] == (0 if kind == "onnx" else 1), "the IR holds another class than the module"
     assert (tmp_path / "imported").exists() is bool(may_name_it)
