@@ -240,6 +240,11 @@ def model_files(model: Path) -> list[Path]:
     return sorted(files)
 
 
+def model_digests(model: Path) -> dict[str, str | None]:
+    """Return the SHA-256 of every file of a model that is there, by its path in the model's folder."""
+    return {Path(os.path.relpath(path, model.parent)).as_posix(): digest(path) for path in model_files(model)}
+
+
 def is_onnx(source: Path) -> bool:
     """Whether a model file is an ONNX model, else an OpenVINO IR; raises UsageError if its suffix is neither's."""
     check_model(source)

@@ -492,7 +492,8 @@ class ReportOptions(ImageOptions):
     other_preprocessing
         Go on where the images are to be fed otherwise than the statistics record.
     check
-        What ``postproc-export check --json`` printed of the model: the report begins with the verdict.
+        What ``postproc-export check --json`` printed of the model: the report begins with the verdict. Another model,
+        or one that was changed since, is refused.
     png
         Folder to write the plots to as PNG, too.
     progress

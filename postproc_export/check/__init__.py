@@ -21,7 +21,7 @@ from postproc_export.check.torch_model import TorchRunner
 from postproc_export.check.ways import Configuration, usable_cores, whole_configurations
 from postproc_export.check.whole import LoadedModels, WholeCheck
 from postproc_export.errors import FileError, MissingDependencyError, UsageError, install
-from postproc_export.files import check_model
+from postproc_export.files import check_model, model_digests
 from postproc_export.installation import environment
 from postproc_export.options import as_typed, with_decision
 from postproc_export.process import temporary_folder
@@ -224,6 +224,7 @@ def check_parity(**given: Any) -> ParityReport:
     asked = CheckOptions(**given)
     attached, assumed = Path(asked.attached), assumptions(asked)
     check_options(asked)
+    files = model_digests(attached)
     threads = usable_cores() if asked.threads is None else asked.threads
     shared: dict[str, Any] = {"seed": asked.seed, "threads": threads}
     of_file, not_checked = file_checks(attached, preserved=asked.preserved, contracts=asked.contracts)
@@ -232,7 +233,7 @@ def check_parity(**given: Any) -> ParityReport:
         whole_file = load_attached(attached, assumed)
         missing = None if whole_file.layer("decision") is None else unfit_layer(whole_file)
     if missing is not None:  # what needs no record is told all the same
-        return _report_of(asked, [missing, *of_file], not_checked, environment(**shared))
+        return _report_of(asked, [missing, *of_file], not_checked, environment(**shared), files=files)
     with without_decisions(whole_file, assumed) as (model, entire), temporary_folder() as folder:
         ways, named = usable_ways(asked, model), named_tails(asked.steps, model, entire)
         reference = Reference(model, usable_arithmetic(asked.reference))
@@ -278,7 +279,7 @@ def check_parity(**given: Any) -> ParityReport:
     }
     described |= {key: value for key, value in told.items() if value is not None}
     ran: dict[str, Any] = {"not_run": synthetic.not_run} if whole is None else {"whole": tuple(whole.results)}
-    return _report_of(asked, checks, not_checked, described, is_original=is_original, **ran)
+    return _report_of(asked, checks, not_checked, described, files=files, is_original=is_original, **ran)
 
 
 def assert_parity(attached: str | Path, **options: Any) -> ParityReport:
@@ -301,7 +302,7 @@ def assert_parity(attached: str | Path, **options: Any) -> ParityReport:
 
 
 def _report_of(
-    asked: CheckOptions, checks: Iterable[Check], not_checked: Iterable[str], described: Mapping[str, Any], **whole: Any
+    asked: CheckOptions, checks: Iterable[Check], not_checked: Iterable[str], described: Mapping[str, Any], **more: Any
 ) -> ParityReport:
     given = {name: getattr(asked, name) for name in ("raw", "preserved", "images", "inputs", "torch", "stats")}
     return ParityReport(
@@ -310,7 +311,7 @@ def _report_of(
         not_checked=tuple(dict.fromkeys(not_checked)),
         environment=described,
         given={name: str(each) for name, each in given.items() if isinstance(each, str | Path)},
-        **whole,
+        **more,
     )
 
 

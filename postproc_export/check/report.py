@@ -42,6 +42,9 @@ class ParityReport(Outcome):
     ----------
     subject
         The attached file.
+    files
+        The SHA-256 of each file of the model as the check began, by its path in the model's folder; none where outputs
+        are judged.
     checks
         Every check, in the order in which they ran.
     not_checked
@@ -61,6 +64,7 @@ class ParityReport(Outcome):
 
     subject: str
     checks: tuple[Check, ...]
+    files: Mapping[str, str | None] = field(default_factory=dict)
     not_checked: tuple[str, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
     given: Mapping[str, str] = field(default_factory=dict)
@@ -96,6 +100,7 @@ class ParityReport(Outcome):
             "causes": [cause.to_json() for cause in self.causes],
             "next": self.next_step(),
             "attached": self.subject,
+            "files": dict(self.files),
             "given": dict(self.given),
             "is_original": self.is_original,
             "checks": [check.to_json() for check in self.checks],

@@ -21,12 +21,12 @@ What a test or a script can hold on to in the page:
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from shlex import quote
 from typing import Any
 
 from postproc_export.errors import UsageError, require
-from postproc_export.files import FORMATS, check_target, model_files, publishing, refuse_inputs
+from postproc_export.files import FORMATS, check_target, model_digests, model_files, publishing, refuse_inputs
 from postproc_export.inspect import origin_rows, read_state
 from postproc_export.options import TailOptions, with_decision
 from postproc_export.outcome import Outcome, outcome_json
@@ -131,7 +131,7 @@ def write_report(**given: Any) -> ReportResult:
             needed="a threshold of the image or the pixel level",
             fix="calibrate with ground truth, or attach with labels",
         )
-    check = None if asked.check is None else _read_check(Path(asked.check), subject)
+    check = None if asked.check is None else _read_check(Path(asked.check), subject.model)
     gallery, told = _run(asked, subject, views)
     from postproc_export.report.plots import compiled, matrix, plots, png
 
@@ -208,18 +208,28 @@ def _refuse_read(asked: ReportOptions, predictor: Predictor) -> None:
     refuse_inputs([output], [file for file in read if file.name == output.name], fix="choose another path")
 
 
-def _read_check(path: Path, subject: "_Subject") -> Mapping[str, Any]:
-    """Read what ``check --json`` printed; raises UsageError where it is none, or of another file."""
+def _read_check(path: Path, model: Path | None) -> Mapping[str, Any]:
+    """Read what ``check --json`` printed; raises UsageError where it is none, or not of this model as it is now."""
+    if model is None:
+        fix = "give --model, or leave it out"
+        raise UsageError("--check without a model", found="statistics alone", needed="the model of the check", fix=fix)
     target = "CHECK.json" if path.exists() else path  # what is there may be needed
-    fix = f"postproc-export check {subject.model or 'MODEL.onnx'} --json > {target}"
+    fix = f"postproc-export check {model} --json > {target}"
     document = read_json(path, what="the check", fix=fix)
     if not isinstance(document, Mapping) or not isinstance(document.get("passed"), bool):
         raise UsageError(
             f"{path} is no report of a check", found=shown(document), needed="passed, verdict, causes", fix=fix
         )
-    checked = PurePath(str(document.get("attached"))).name
-    if subject.model is not None and checked != subject.model.name:
-        raise UsageError(f"{path} is the check of another file", found=checked, needed=subject.model.name, fix=fix)
+    checked, files = document.get("files"), model_digests(model)
+    if not isinstance(checked, Mapping) or not checked:
+        raise UsageError(f"{path} does not tell of which file it is", found="no digests of files", fix=fix)
+    if sorted(map(str, checked.values())) != sorted(map(str, files.values())):
+        raise UsageError(
+            f"{path} is the check of another file, or {model.name} was changed after it",
+            found=", ".join(f"{name} {value}" for name, value in checked.items()),
+            needed=", ".join(f"{name} {value}" for name, value in files.items()),
+            fix=fix,
+        )
     return document
 
 
