@@ -167,7 +167,7 @@ class CoarseHistogram:
         counts, cells = self._counts, self._scratch.indices(values.view(np.uint16)[1::2])
         before = counts[:, _NEGATIVE_ZERO_BUCKET].tolist()
         if truth is not None and truth.any():
-            cells.view(np.uint8)[2::8] = truth.view(np.uint8)  # 2^16 more, which is the other row
+            cells.view(np.uint8)[2 :: cells.itemsize] = truth.view(np.uint8)  # 2^16 more, which is the other row
         add_at(counts.reshape(-1), cells)
         if counts[:, _NEGATIVE_ZERO_BUCKET].tolist() != before:
             at = np.flatnonzero(is_negative_zero(values))

@@ -64,6 +64,14 @@ def test_counting_keys_counts_the_buckets_too(
     assert_same(by_key, by_bucket)
 
 
+def test_both_classes_are_counted_at_once_on_a_32_bit_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cells of values are of its own size, wherever the row of their class stands in them."""
+    monkeypatch.setattr(counting, "FEW", -1)
+    expected = counted(*narrow(NARROW[0].values[0]))
+    monkeypatch.setattr(counting.Scratch, "__init__", lambda own: setattr(own, "_held", np.empty(5000, np.int32)))
+    assert_same(counted(*narrow(NARROW[0].values[0])), expected)
+
+
 @pytest.mark.parametrize("second", [0.999, 1.001, 1.5, -1.0])
 def test_histograms_add_up_whatever_they_count(second: float) -> None:
     """Values of the same buckets, of others near by or far away, in either order, and after a way between processes."""
