@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -351,14 +351,11 @@ class Room:
     It is one piece, which the system gives by large pages as it is filled: by small ones it would cost as much.
     """
 
-    def __init__(self) -> None:
-        self._free = np.empty(IN_MEMORY, dtype=np.uint8)
+    def __init__(self, size: int | None = None) -> None:
+        self._free = np.empty(IN_MEMORY if size is None else size, dtype=np.uint8)
 
-    def __getstate__(self) -> int:
-        return self._free.size
-
-    def __setstate__(self, size: int) -> None:
-        self._free = np.empty(size, dtype=np.uint8)
+    def __reduce__(self) -> tuple[type[Self], tuple[int]]:
+        return type(self), (self._free.size,)
 
     def copy(self, values: AnyArray) -> AnyArray | None:
         """Return a copy of a flat run of values; None where there is no room for it."""

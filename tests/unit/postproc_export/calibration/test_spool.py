@@ -162,6 +162,23 @@ def test_pickling_works_until_there_is_a_spool(tiny_spool: None) -> None:
         pickle.dumps(filled())
 
 
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("in_memory", [0, 1 << 20], ids=["no_room", "room"])
+def test_a_pickled_calibrator_goes_on(
+    in_memory: int, protocol: int, tiny_spool: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is sent in the middle of a stream by any protocol, with room left in memory or without."""
+    monkeypatch.setattr(tally, "IN_MEMORY", in_memory)
+    whole, half = Calibrator(resamples=0), Calibrator(resamples=0)
+    for _ in range(2):
+        whole.update(SCORES, LABELS)
+    half.update(SCORES[:2], LABELS[:2])
+    half = pickle.loads(pickle.dumps(half, protocol))
+    for scores, labels in ((SCORES[2:], LABELS[2:]), (SCORES, LABELS)):
+        half.update(scores, labels)
+    assert half.compute() == whole.compute()
+
+
 def test_merging_takes_over_the_other_values(tiny_spool: None) -> None:
     """Two halves merged are the whole, and the other one stays as it is."""
     one, other, whole = (Calibrator(resamples=0) for _ in range(3))
