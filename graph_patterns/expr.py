@@ -1,6 +1,6 @@
 """Expressions: what a subgraph computes, written once and independent of any format; patterns, names and errors.
 
-A step of a graph is a tree of frozen dataclasses. A backend emits it, the matcher recognises it. The operators are
+A step of a graph is a tree of named tuples. A backend emits it, the matcher recognises it. The operators are
 canonical names such as ``"hard_sigmoid"``; each backend's lowering table says which operator of the format that is.
 """
 

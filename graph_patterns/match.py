@@ -1,12 +1,11 @@
 """Find an expression at one value of a graph, and say why where it is not there; fold constants on the way."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 from graph_patterns.expr import COMMUTATIVE, Call, Const, Expr, FixedTensor, Input, Ints, Param, Pattern, Scalar
 
-_NONE: Final[Mapping[str, Any]] = MappingProxyType({})
+_NONE: Final[Mapping[str, Any]] = {}  # a view that nobody can write to could not be pickled, nor copied
 
 Value: TypeAlias = Hashable  # how a view names one tensor of its graph: opaque to the matcher
 

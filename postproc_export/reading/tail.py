@@ -11,7 +11,6 @@ module's scores are written in the same forms; an attached tail has those of `gr
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -382,7 +381,7 @@ class FoundTail(NamedTuple):
     scalars: Mapping[str, float]
     reading: BranchReading  # what these numbers say
     from_map: bool = False  # whether the image score is the maximum of that map, taken in the tail
-    sites: Mapping[str, tuple[Site, ...]] = MappingProxyType({})  # where they stand; of Anomalib's alone
+    sites: Mapping[str, tuple[Site, ...]] = {}  # where they stand; of Anomalib's alone
     other_rule: Mismatch | None = None  # why its label is not Anomalib's, where it has one all the same
     comparison: Comparison | None = None  # the rule of the eager module, where it takes both levels to tell it
     label_dtype: LabelDtype = "bool"

@@ -1,6 +1,7 @@
 """What results show of themselves: on a screen, in a notebook, as JSON."""
 
 import json
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,12 @@ def test_a_notebook_shows_a_column_per_level() -> None:
     alone = ElementTree.fromstring(CalibrationStats(image=STATS.image)._repr_html_())
     assert [cell.text for cell in alone.findall("tr")[0]] == [None, "image"]
     assert ElementTree.fromstring(both.image._repr_html_()).find("tr/td") is not None  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["attach", "update", "detach", "inspect", "nothing"])
+def test_a_result_can_be_sent(results: dict[str, Outcome], name: str) -> None:
+    """A process that edits models gives back what one can go on with."""
+    assert pickle.loads(pickle.dumps(results[name])).to_json() == results[name].to_json()
 
 
 @pytest.mark.parametrize("name", ["attach", "update", "detach", "inspect", "nothing"])
