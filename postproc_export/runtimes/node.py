@@ -50,7 +50,11 @@ class _Node:
         self._lock = Lock()
         self.numbers = count()
         self.gone: list[int] = []  # models that nobody has any more
-        self.version: str = self.ask({"action": "start"})[0]["version"]
+        try:
+            self.version: str = self.ask({"action": "start"})[0]["version"]
+        except _NodeError:
+            self.close()  # nobody gets an object that could
+            raise
 
     def close(self) -> None:
         """End the process."""

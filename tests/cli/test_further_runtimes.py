@@ -1,6 +1,7 @@
 """tract and the runtimes for JavaScript: what is installed judges as the others do, and what is not is told of."""
 
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -202,14 +203,17 @@ def with_package(folder: Path, source: str) -> None:
 def test_a_package_that_is_not_there_or_broken_is_told(
     source: str | None, error: type[Exception], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is looked for from the working folder."""
+    """It is looked for from the working folder, by a process that ends."""
     with_package(tmp_path, source or "")
     if source is None:
         shutil.rmtree(tmp_path / "node_modules")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NODE_PATH", raising=False)
+    started, start = list[Any](), subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **given: started.append(start(*args, **given)) or started[0])
     with pytest.raises(error, match=said):
         Target.parse("onnxruntime-web")
+    assert [process.returncode is not None for process in started] == [True]
 
 
 STRANGE = """
