@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import Field, fields
+from math import isinf
 from numbers import Integral
 from pathlib import Path
 from textwrap import indent
@@ -104,9 +105,13 @@ def read_json(path: Path, *, what: str, fix: str) -> Any:
 
 
 def parse_json(text: str, *, title: str) -> Any:
-    """Read JSON as the standard has it: no NaN, no Infinity, no key twice; raises MetadataError for anything else."""
+    """Read JSON as the standard has it: no NaN, no Infinity, no key twice; raises MetadataError for anything else.
+
+    A number beyond float64 is refused, too: it would become an infinity, or could not be computed with.
+    """
+    numbers: dict[str, Any] = {"parse_int": _int, "parse_float": _float} if _LARGE.search(text) else {}
     try:
-        document = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        document = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, **numbers)
     except RecursionError:
         document = None
     except ValueError as error:
@@ -141,6 +146,20 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
+
+
+_LARGE: Final = re.compile(r"\d{200}|[eE]\+?\d{3}")  # without it no number is beyond float64, and each is read at once
+
+
+def _float(text: str) -> float:
+    if isinf(number := float(text)):
+        raise ValueError(f"a number is beyond float64: {text[:20]}{'...' if len(text) > 20 else ''}")
+    return number
+
+
+def _int(text: str) -> int:
+    _float(text)
+    return int(text)
 
 
 P = ParamSpec("P")
