@@ -19,7 +19,7 @@ from postproc_export.files import FORMATS, check_model, default_target
 from postproc_export.float32 import shortest
 from postproc_export.formats.base import Format, Outputs, format_of
 from postproc_export.histogram import histogram_lines
-from postproc_export.options import SENSITIVITIES, DecisionOptions, TailOptions
+from postproc_export.options import SENSITIVITIES, DecisionOptions, TailOptions, source_notes
 from postproc_export.outcome import Outcome, outcome_json
 from postproc_export.ports import FoundBy, PortInfo, select_outputs
 from postproc_export.reading.found import FoundTails, nothing_found, refuse_partial
@@ -501,8 +501,7 @@ def read_statistics(path: Path) -> CalibrationStats:
         raise UsageError(f"{path} holds no statistics", found="a boundary alone", needed="threshold and range", fix=fix)
     decision = {item.name: getattr(state.options, item.name) for item in fields(DecisionOptions)}
     decision |= {name: shortest(decision[name]) for name in SENSITIVITIES}
-    earlier = state.stats.details.get("read_from")
-    notes = [*earlier.get("notes", [])] if isinstance(earlier, Mapping) else []
+    notes = source_notes(state.stats)
     reports = inspect_model(path).levels.items()
     notes += [f"{level} level: {note}" for level, report in reports if report is not None for note in report.notes]
     if any(

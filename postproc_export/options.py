@@ -535,19 +535,20 @@ def with_decision(
         idle |= {*_OF_LABELS}
     taken = {name: value for name, value in recorded.items() if name not in idle}
     typed = TailOptions(**taken)
-    source = stats.details.get("read_from")
-    source = source if isinstance(source, Mapping) else {}
     told = [as_typed(typed, name) for name in changed_options(typed)]
-    notes = source.get("notes")
     details = {name: value for name, value in stats.details.items() if name != DECISION}
     return (
         replace(stats, details=details),
         {**given, **{name: getattr(typed, name) for name in taken}},
-        (
-            *([f"as the statistics have it: {', '.join(told)}"] if told else []),
-            *(str(note) for note in (notes if isinstance(notes, list) else []) if str(note).isprintable()),
-        ),
+        (*([f"as the statistics have it: {', '.join(told)}"] if told else []), *source_notes(stats)),
     )
+
+
+def source_notes(stats: CalibrationStats) -> list[str]:
+    """Return what the file from which statistics were read does not say, as far as they tell it legally."""
+    source = stats.details.get("read_from")
+    notes = source.get("notes") if isinstance(source, Mapping) else None
+    return [str(note) for note in (notes if isinstance(notes, list) else []) if str(note).isprintable()]
 
 
 def changed_options(options: TailOptions) -> list[str]:

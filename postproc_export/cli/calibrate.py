@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from postproc_export.cli.console import grid, progress, quiet_logging, remark, show, stderr
 from postproc_export.cli.options import IMAGES, Given, command, image_options, options_of, preprocessing_of, spelling_of
 from postproc_export.errors import FileError, UsageError
+from postproc_export.float32 import LARGEST, shortest, to_float32
 from postproc_export.run_options import CalibratorOptions, ConventionOptions, ModelOptions, ShardOptions
 from postproc_export.stats import LEVELS, CalibrationStats, LevelStats
 
@@ -39,7 +40,7 @@ def statistics_view(stats: CalibrationStats) -> RenderableType:
     columns = [_cells(found) for found in levels.values()]
     for name in columns[0]:
         table.add_row(name, *(cells[name] for cells in columns))
-    policies = {level: rows for level, found in levels.items() if (rows := found.details.get("policies"))}
+    policies = {level: each for level, found in levels.items() if (each := _rows(found.details.get("policies")))}
     tables = {level: rows for level, found in levels.items() if (rows := sensitivity_table(found))}
     # at sensitivity 0.5 the boundary is the threshold
     drawn = [[*histogram_lines(level, found, boundary=found.threshold)] for level, found in levels.items()]
@@ -52,28 +53,29 @@ def statistics_view(stats: CalibrationStats) -> RenderableType:
 
 
 def _cells(level: LevelStats) -> dict[str, str]:
-    rates = level.details.get("at_threshold") or {}
-    counts = {name: getattr(level, f"n_{name}") for name in ("normal", "anomalous", "dropped")}
+    details, counts = level.details, {name: getattr(level, f"n_{name}") for name in ("normal", "anomalous", "dropped")}
+    interval = _numbers(details.get("threshold_interval"), "low", "high")
     return {
         "threshold": "none" if level.threshold is None else _number(level.threshold),
-        "95 % interval of it": _range(level.details.get("threshold_interval")),
+        "95 % interval of it": "-" if interval is None else " to ".join(map(_number, interval)),
         "min": _number(level.min),
         "max": _number(level.max),
         "range": _ends(level),
         "policy": level.policy or "-",
         "decided by": level.rule or "-",
         **{name: "-" if count is None else f"{count:,}" for name, count in counts.items()},
-        **{label: _rate(rates.get(name)) for name, label in _RATES.items()},
-        "AUROC": _interval(level.details.get("auroc")),
-        "average precision": _interval(level.details.get("average_precision")),
+        **{label: _rate(details.get("at_threshold"), name) for name, label in _RATES.items()},
+        "AUROC": _area(details.get("auroc")),
+        "average precision": _area(details.get("average_precision")),
     }
 
 
 def _policies_view(level: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     table = grid("policy", "threshold", *_RATES.values(), title=f"other policies, {level} level")
     for row in rows:
-        threshold = _unreachable(row) if row.get("threshold") is None else _number(row["threshold"])
-        table.add_row(str(row["policy"]), threshold, *(_rate(row.get(name)) for name in _RATES))
+        threshold = _numbers(row, "threshold")
+        shown = _unreachable(row) if threshold is None else _number(*threshold)
+        table.add_row(str(row.get("policy")), shown, *(_rate(row, name) for name in _RATES))
     return table
 
 
@@ -90,41 +92,43 @@ def _sensitivities_view(level: str, rows: Mapping[float, Counts]) -> Table:
 
 def _number(value: float) -> str:
     """Return the shortest decimal that reads back to the same float32: typed in, it is the same threshold."""
-    from postproc_export.float32 import shortest, to_float32
-
     return repr(shortest(to_float32(value))).removesuffix(".0")
 
 
+def _rows(found: object) -> list[Mapping[str, Any]]:
+    """Return the objects in a list of a file; a damaged one may hold anything."""
+    return [each for each in found if isinstance(each, Mapping)] if isinstance(found, list) else []
+
+
+def _numbers(found: object, *names: str) -> list[float] | None:
+    """Return numbers of an object in a file; None where one of them is none, or cannot be shown."""
+    numbers: list[Any] = [found.get(name) for name in names] if isinstance(found, Mapping) else [None]
+    return numbers if all(type(each) in (int, float) and abs(each) <= LARGEST for each in numbers) else None
+
+
 def _unreachable(row: Mapping[str, Any]) -> str:
-    best = row.get("reachable") or {}
-    if best.get("precision") is None or best.get("threshold") is None:
+    best = _numbers(row.get("reachable"), "precision", "threshold")
+    if best is None:
         return "not reachable"
     # Rounded down: a precision of 1.0000 that is none cannot be asked for.
-    return f"not reachable (precision {floor(best['precision'] * 1e4) / 1e4:.4f} at {_number(best['threshold'])})"
+    return f"not reachable (precision {floor(best[0] * 1e4) / 1e4:.4f} at {_number(best[1])})"
 
 
-def _rate(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _range(interval: Mapping[str, Any] | None) -> str:
-    if not interval or interval.get("low") is None:
-        return "-"
-    return f"{_number(interval['low'])} to {_number(interval['high'])}"
+def _rate(rates: object, name: str) -> str:
+    found = _numbers(rates, name)
+    return "-" if found is None else f"{found[0]:.4f}"
 
 
 def _ends(level: LevelStats) -> str:
     """Return what min and max are, and where they are not the extremes, what these are."""
-    seen = level.details.get("extremes")
+    seen = _numbers(level.details.get("extremes"), "min", "max")
     text = str(level.details.get("range") or "-")
-    return text if not seen else f"{text} (seen: {_number(seen['min'])} to {_number(seen['max'])})"
+    return text if seen is None else f"{text} (seen: {' to '.join(map(_number, seen))})"
 
 
-def _interval(interval: Mapping[str, float] | None) -> str:
-    if not interval:
-        return "-"
-    low, high = interval["low"], interval["high"]
-    return f"{low:.4f}" if f"{low:.4f}" == f"{high:.4f}" else f"{low:.4f} to {high:.4f}"
+def _area(interval: object) -> str:
+    ends = _numbers(interval, "low", "high")
+    return "-" if ends is None else " to ".join(dict.fromkeys(f"{end:.4f}" for end in ends))
 
 
 def _check_before(source: Sequence[Path], images: Path | None, output: Path, given: Mapping[str, Any]) -> None:
@@ -160,7 +164,6 @@ def _from_model(opened: ModelSource, given: Mapping[str, Any], *, output: Path) 
     """Calibrate on a model that is run over images, with a bar; an output that is read is refused before."""
     from postproc_export.calibration import Calibrator
     from postproc_export.files import check_target
-    from postproc_export.stats import LEVELS
 
     check_target(output, opened.files())
     CalibratorOptions(**given).refuse_idle(LEVELS if opened.wants_pixels else ["image"])

@@ -122,3 +122,25 @@ def test_what_cannot_be_done_is_one_message(tmp_path: Path, invoke: Invoke) -> N
         with pytest.raises(AssertionError, match=message):
             raise AssertionError(result.stderr)
     assert {each: each.read_bytes() for each in tmp_path.iterdir()} == before
+
+
+NUMBERS = (5, None, True, "x", [], [5], {}, [{}], 1e99)
+DETAILS = (
+    *("at_threshold", "threshold_interval", "auroc", "average_precision", "policies", "range", "extremes", "curve"),
+    *("sensitivities", "read_from", "model", "runtime", "samples", "preprocessing"),
+)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_details_of_another_form_are_left_out(number: object, tmp_path: Path, invoke: Invoke) -> None:
+    """They decide nothing, and what does is shown: of a statistics file and of a model that holds the same."""
+    raw, file = hosts.write(hosts.score_and_map(), tmp_path / "raw.onnx"), tmp_path / "stats.json"
+    deep = dict.fromkeys(("notes", "low", "high", "min", "max", "f1", "threshold", "policy", "digest"), number)
+    for detail in (number, deep, [{**deep, "threshold": None, "reachable": {**deep, "precision": number}}]):
+        details = dict.fromkeys(DETAILS, detail)
+        level = {"threshold": 1.5, "min": 0.5, "max": 3.0, **details}
+        file.write_text(json.dumps({"schema_version": 1, "image": level, **details}))
+        attach_postprocessing(raw, CalibrationStats.load(file), output=tmp_path / "a.onnx")
+        for source in (file, tmp_path / "a.onnx"):
+            result = invoke("stats", "show", source)
+            assert (result.exit_code, "1.5" in result.stdout) == (0, True), (source, detail, result.stderr)
