@@ -34,14 +34,16 @@ def explained(error: CycloptsError) -> UsageError:
             known = [name for each in error.argument_collection if each.parse for name in each.names]
             return UsageError(f"unknown option {typed}", fix=_nearest(typed, known) or f"{command} --help lists them")
         case CoercionError(token=token) if token is not None and argument is not None:
-            flag, choices = token.keyword or argument.name, [str(each) for each in choices_of(argument.hint)]
+            flag, choices = token.keyword or command, [str(each) for each in choices_of(argument.hint)]
             if argument.hint in (bool, bool | None):
                 what = f"{flag} {token.value}: a switch takes no value"
                 return UsageError(what, fix=" or ".join(each for each in argument.names if each.startswith("--")))
             needed, usual = _NUMBERS[int if argument.hint in (int, int | None) else float]
             if choices:
                 needed, usual = " or ".join(choices), (close_to(token.value, choices) or choices)[0]
-            return UsageError(f"{flag} {token.value}", needed=needed, fix=f"{flag} {usual}")
+            return UsageError(
+                f"{flag} {token.value}", needed=needed, fix=f"{flag} {usual}" if token.keyword else example
+            )
         case UnusedCliTokensError():
             return UsageError(f"too many arguments: {' '.join(error.unused_tokens or ())}", fix=example)
         case UnknownCommandError():

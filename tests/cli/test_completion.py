@@ -68,4 +68,4 @@ def test_another_shell_is_one_message(arguments: list[str], invoke: Invoke) -> N
     """Exit code 2; the message names the shells that there are."""
     result = invoke(*arguments)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "bash" in result.stderr
+    assert "fix:     such as postproc-export --completion bash\n" in result.stderr

@@ -112,7 +112,10 @@ def test_what_cannot_be_done_is_one_message(tmp_path: Path, invoke: Invoke) -> N
     for words, message in (
         (("stats", "convert", path), "--output is required\n(.*\n)*.*stats convert .* -o stats.json"),
         (("stats", "show", path, "-o", tmp_path / "x.json"), "--output would have no effect"),
-        (("stats", "print", path), "ACTION print\n  needed:  show or convert"),
+        (
+            ("stats", "print", path),
+            "postproc-export stats print\n  needed:  show or convert\n  fix:     such as postproc-export stats convert",
+        ),
         (("stats", "convert", path, "-o", path), "it is the file that is read"),
         (("stats", "show", raw), "raw.onnx has no post-processing"),
         (("attach", raw, "--stats", raw), "fix:     `postproc-export stats convert .*raw.onnx -o stats.json`"),
