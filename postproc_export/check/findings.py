@@ -132,6 +132,7 @@ _CHAIN: Final[Mapping[Stage, tuple[str, ...]]] = {
 }
 _RAW: Final = frozenset(("raw_score", "raw_map"))
 _OTHER_MODEL: Final = 100  # times what is allowed, so 1 % of the span: rounded weights move raw values by less
+_USUAL_WAYS: Final = frozenset(("", "onnxruntime", "onnxruntime-unoptimised", "openvino", "openvino-default"))
 _LONGEST: Final = 240  # characters of a finding, such as a runtime's own words
 
 
@@ -229,6 +230,8 @@ class _Finder:
             return "program"
         if "kit" in self.given:
             return "model" if kind in ("kit", "raw") else "tail"
+        if kind == "run" and check.fix is not None:  # its original does not run there either
+            return "runtime"
         if kind in ("run", "batch"):
             stuck = any(other.kind == "tail" and not other.details.get("count") for other in of_way)
             return "tail" if stuck or "outputs" in self.names else "runtime"
@@ -264,6 +267,8 @@ class _Finder:
             case "runtime":
                 title = "does not run where its original does"
                 fix = "attach to the original again; convert and edit it without fixing an axis"
+                if lead.fix is not None:
+                    title, fix, command = f"does not run in {lead.way}", lead.fix, []
             case "model":
                 title, what, fix, command = self._of_model(group)
             case "export":
@@ -298,6 +303,10 @@ class _Finder:
             return f"give the statistics that it was attached with, or attach to the original with {stats}", self.again
         if group[0].fix and not any(check.kind == "record" for check in group):
             return group[0].fix, ["update", self.subject]
+        ways = dict.fromkeys(check.way or "" for check in group)
+        if _USUAL_WAYS.isdisjoint(ways):  # runtimes that were asked for, and nothing that looks at the file alone
+            words = f"see whether it passes without --runtime: then {' and '.join(ways)} computes otherwise"
+            return f"{words}, and another version or device of it may not", ["check", self.subject]
         return "attach to the original again: the end of the graph was changed since", self.again
 
     def _of_model(self, group: Sequence[Check]) -> tuple[str, str, str, list[str]]:

@@ -26,7 +26,16 @@ from postproc_export.check.reference import RawFile, Reference, without_tail
 from postproc_export.check.report import FailureStore
 from postproc_export.check.steps import DecisionCheck
 from postproc_export.check.ways import Configuration
-from postproc_export.check.whole import MOVED, BatchComparison, LoadedModels, Model, one_line, with_raw_file, with_taps
+from postproc_export.check.whole import (
+    MOVED,
+    BatchComparison,
+    LoadedModels,
+    Model,
+    not_run,
+    one_line,
+    with_raw_file,
+    with_taps,
+)
 from postproc_export.errors import PostprocError
 from postproc_export.runtimes import PortInfo, Runner
 from postproc_export.stats import Level
@@ -239,6 +248,7 @@ class SyntheticCheck:
         self._max_flips, self._failures = max_flips, failures
         self._comparisons: dict[Configuration, dict[Model, list[BatchComparison]]] = {}
         self._misses: dict[tuple[str, Configuration], dict[str, str]] = {}
+        self._strange: dict[Configuration, str] = {}  # asked for by name: why neither the file nor its original runs
 
     def checks(self, ways: Sequence[Configuration], *, later: Sequence[Configuration]) -> Iterator[Check]:
         """Run every way that is judged, the usual ones first, and yield its checks; `later` are run once more."""
@@ -251,6 +261,9 @@ class SyntheticCheck:
         for (name, way), reasons in self._misses.items():
             message = f"{_WHERE[name]} {', '.join(reasons)}: {next(iter(reasons.values()))}"
             yield Check(name=f"{_PART}/{name}/{way.label}", passed=False, way=way.label, message=message)
+        for way, reason in self._strange.items():
+            if way not in self._comparisons:
+                yield not_run(f"{_PART}/run/{way.label}", way, reason)
         for of_way in self._comparisons.values():
             for comparison in (each for model in of_way.values() for each in model):
                 yield from comparison.tally.checks()
@@ -262,7 +275,7 @@ class SyntheticCheck:
             if self._behind is not None:
                 inputs, size = plan[min(1, len(plan) - 1)]
                 yield from self._behind.whole(list(self._comparisons), inputs, size, part=_PART)
-        elif not self._misses:
+        elif not self._misses and not self._strange:
             self.not_run = next((parts[0] for parts in said.values()), "there is no runtime for it")
 
     def _loads(self, way: Configuration) -> bool:
@@ -273,6 +286,8 @@ class SyntheticCheck:
             has_original = not isinstance(self._plan.open("raw", way), str)
             if has_original or (is_native and self._plan.raw_file is None):
                 self._misses.setdefault(("run", way), {}).setdefault("the file", runner)
+            elif way.target is not None:
+                self._strange[way] = runner
             else:
                 self._plan.say(WHOLE, f"{way.label} can load neither it nor the original: {runner}")
         return not isinstance(runner, str)
@@ -297,6 +312,8 @@ class SyntheticCheck:
             if self._failures is not None:
                 self._failures.add_batch(f"{_PART}/batch/{way.label}", batch, is_seeded=True)
         else:
+            if way.target is not None:
+                self._strange.setdefault(way, f"at {shown}: {problems['attached']}")
             lacks = plan.raw_file is None
             other = "there is no original to compare with" if lacks else f"{plan.original} does not run either"
             plan.say(WHOLE, f"{way.label} at {shown}: {problems['attached']}; {other}")

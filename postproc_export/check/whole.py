@@ -23,7 +23,7 @@ from postproc_export.check.chain import (
     Trace,
     WayResult,
 )
-from postproc_export.check.findings import Check
+from postproc_export.check.findings import Check, failed
 from postproc_export.check.inputs import RealBatch, RealInputs
 from postproc_export.check.reference import (
     READ_TAPS,
@@ -67,6 +67,12 @@ Compare: TypeAlias = Callable[[BatchRuns], Mapping[str, Difference]]
 def one_line(error: Exception) -> str:
     """Return the text of an error in one line."""
     return " ".join(str(error).split())
+
+
+def not_run(name: str, way: Configuration, reason: str) -> Check:
+    """Return the failure of a runtime that was asked for by its name and runs neither a file nor its original."""
+    fix = f"leave {way.label} out: it does not know this model; or export with operators that it knows"
+    return replace(failed(name, f"it runs neither the file nor its original: {reason}", fix=fix), way=way.label)
 
 
 class LoadedModels:
@@ -372,6 +378,8 @@ class WholeCheck:
         reason = one_line(error)
         if is_native or apart is not None:
             yield CheckTally("whole", way.label, way.judged).check("run", False, reason)
+        elif way.target is not None:
+            yield not_run(f"whole/run/{way.label}", way, reason)
         else:
             self.not_checked.append(f"the whole file in {way.label}: {reason}")
 

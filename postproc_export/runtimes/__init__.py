@@ -3,9 +3,10 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
+from inspect import isabstract
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, Self, get_args
 
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from postproc_export.errors import MissingDependencyError, PostprocError, UnsupportedModelError, UsageError, install
 from postproc_export.files import check_model
 from postproc_export.ports import Array, Axis, PortInfo, port_of
-from postproc_export.validation import check_file, close_to
+from postproc_export.validation import check_file, close_to, stated_twice
 
 __all__ = ["Array", "Axis", "PortInfo", "Precision", "Runner", "RuntimeName", "as_float32", "open_runner"]
 
@@ -30,6 +31,14 @@ PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "default")
 def installed_runtimes() -> tuple[RuntimeName, ...]:
     """Return the runtimes that can be imported."""
     return tuple(name for name in RUNTIMES if find_spec(name) is not None)
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module can be found; of one in a package, whether both can."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # there is no such package
+        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +84,7 @@ class RuntimeRunner(Runner):
     @classmethod
     def refuse_uninstalled(cls, name: str) -> None:
         """Raise MissingDependencyError if what a runtime of this name needs is not installed."""
-        if find_spec(cls.package) is None:
+        if not is_installed(cls.package):
             raise MissingDependencyError(f"the runtime {name} is not installed", fix=install(cls.package))
 
     @classmethod
@@ -105,8 +114,16 @@ class Target:
         """
         parts = text.split(",")
         options = tuple((key, value) for key, equals, value in (part.partition("=") for part in parts) if equals)
-        name, _, device = ",".join(part for part in parts if "=" not in part).partition(":")
+        name, colon, device = ",".join(part for part in parts if "=" not in part).partition(":")
         target, runner = cls(name, device, options), runner_class(name)
+        if colon and (not device or device[-1] in ":,"):
+            raise UsageError(
+                f"--runtime {text} ends without a device", needed=f"{name}:DEVICE", fix=f"--runtime {name}"
+            )
+        if (twice := stated_twice(key for key, _ in options)) is not None:
+            raise UsageError(f"--runtime {text} gives an option twice", found=twice, fix="leave one of them out")
+        if not all(key for key, _ in options):
+            raise UsageError(f"--runtime {text} has an option without a name", needed=f"{name},KEY=VALUE")
         runner.refuse_uninstalled(name)
         if device or options:
             runner.refuse_missing(target)
@@ -137,16 +154,72 @@ _SHIPPED: Final = {
 def runner_class(name: str) -> type[RuntimeRunner]:
     """Return what runs models in a runtime; its package need not be installed. Raises UsageError for another name."""
     if name in _SHIPPED:
-        entries = [EntryPoint(name, _SHIPPED[name], GROUP)]
-    else:
-        entries = list(entry_points(group=GROUP, name=name))
+        shipped: type[RuntimeRunner] = EntryPoint(name, _SHIPPED[name], GROUP).load()
+        return shipped
+    entries = list(entry_points(group=GROUP, name=name))
     if not entries:
         known = (*_SHIPPED, *entry_points(group=GROUP).names)
-        near = close_to(name, known)
+        near = close_to(name.lower(), known)
         fix = f"--runtime {near[0]}" if near else "install the package that brings it" if name else None
         raise UsageError(f"unknown runtime {name!r}", needed=" or ".join(known), fix=fix)
-    found: type[RuntimeRunner] = entries[0].load()
-    return found
+    found, fix = None, f"mend or remove {entries[0].dist.name if entries[0].dist else 'what brings it'}"
+    try:
+        found = entries[0].load()
+    except (Exception, SystemExit) as error:  # it is code of somebody else
+        raise UsageError(f"the runtime {name} cannot be imported", found=str(_named(error)), fix=fix) from error
+    legal = (isinstance(found, type) and issubclass(found, RuntimeRunner)) and not isabstract(found)
+    if not legal or not all(hasattr(found, each) for each in ("package", "formats")):
+        needed = "a subclass of postproc_export.runtimes.RuntimeRunner with package, formats, load and run"
+        raise UsageError(f"{entries[0].value} is no runtime", needed=needed, fix=fix)
+    brought: type[RuntimeRunner] = found
+    return brought
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardedRunner(Runner):
+    """A runner of another package: whatever goes wrong is one kind of error, and outputs are as it declares them."""
+
+    inner: Runner
+    runtime: str
+
+    @classmethod
+    def load(cls, runner: type[RuntimeRunner], model: Any, target: Target, **options: Any) -> Runner:
+        """Load a model with a class; see `open_runner`. A runner that is shipped needs no guard."""
+        if target.runtime in _SHIPPED:
+            return runner.load(model, target=target, **options)
+        try:
+            inner = runner.load(model, target=target, **options)
+            told = {item.name: getattr(inner, item.name) for item in fields(Runner)}
+        except PostprocError:
+            raise
+        except (Exception, SystemExit) as error:
+            label = Path(model).name if isinstance(model, str) else "the model"
+            raise cannot_load(label, target.runtime, _named(error)) from error
+        return cls(**told, inner=inner, runtime=target.runtime)
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model once, as `Runner` says."""
+        try:
+            outputs = self.inner.run(feeds)
+            return {port.name: self._copied(port, outputs) for port in self.outputs}
+        except PostprocError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise cannot_run(self.label, self.runtime, _named(error), feeds) from error
+
+    def reset(self) -> None:
+        """Forget what earlier runs left."""
+        self.inner.reset()
+
+    @staticmethod
+    def _copied(port: PortInfo, outputs: Mapping[str, Array]) -> Array:
+        """Return an output as an array of its own. Raises ValueError where it is missing, or cannot be that output."""
+        if port.name not in outputs:
+            raise ValueError(f"it gives no output '{port.name}', but {', '.join(outputs) or 'none'}")
+        array: Array = np.array(outputs[port.name])
+        if port.shape and not has_shape(port, array):  # a shape of () may stand for one that is not known
+            raise ValueError(f"it gives the shape {list(array.shape)} for {port.describe()}")
+        return array
 
 
 def _refuse_unusable(runner: type[RuntimeRunner], target: Target) -> None:
@@ -154,7 +227,7 @@ def _refuse_unusable(runner: type[RuntimeRunner], target: Target) -> None:
     if "onnx" not in runner.formats:
         return
     try:
-        runner.load(_nothing(), precision="float32", optimize=True, threads=None, target=target)
+        GuardedRunner.load(runner, _nothing(), target, precision="float32", optimize=True, threads=None)
     except UnsupportedModelError as error:
         raise UsageError(f"the runtime {target.text} cannot be used here", found=error.found) from error
 
@@ -195,6 +268,13 @@ _MAX_REASON: Final = 500
 _CHECK: Final = re.compile("Check '.* failed at ")  # where in OpenVINO's source
 
 
+def has_shape(port: PortInfo, array: Array) -> bool:
+    """Whether an array has the rank and the static sizes of a port."""
+    if port.shape is None or len(port.shape) != array.ndim:
+        return port.shape is None
+    return all(not isinstance(axis, int) or axis == size for axis, size in zip(port.shape, array.shape, strict=True))
+
+
 def checked_feeds(
     feeds: Mapping[str, Array], ports: Sequence[PortInfo], optional: Sequence[PortInfo] = ()
 ) -> dict[str, Array]:
@@ -210,22 +290,16 @@ def checked_feeds(
     matched = {port.name: np.asarray(feeds[found[port.name][0]]) for port in ports}
     for port in ports:
         array = matched[port.name]
-        fits = port.shape is None or (
-            len(port.shape) == array.ndim
-            and all(
-                not isinstance(axis, int) or axis == size for axis, size in zip(port.shape, array.shape, strict=True)
-            )
-        )
-        other = "element type" if array.dtype.name != port.dtype else None if fits else "shape"
+        other = "element type" if array.dtype.name != port.dtype else None if has_shape(port, array) else "shape"
         if other:
             fed = f"{array.dtype.name} {list(array.shape)}"
             raise UsageError(f"input '{port.name}' has another {other}", found=fed, needed=port.describe())
     return matched
 
 
-def cannot_load(label: str, runtime: str, error: Exception) -> UnsupportedModelError:
-    """Return the error for a model that a runtime does not load."""
-    fix = f"export or convert the model again, or use another version of {runtime}"
+def cannot_load(label: str, runtime: str, error: Exception, *, fix: str | None = None) -> UnsupportedModelError:
+    """Return the error for a model that a runtime does not load; `fix` where more is known than what often helps."""
+    fix = fix or f"export or convert the model again, or use another version of {runtime}"
     return UnsupportedModelError(f"{runtime} cannot load {label}", found=first_reason(error), fix=fix)
 
 
@@ -235,12 +309,17 @@ def cannot_run(label: str, runtime: str, error: Exception, feeds: Mapping[str, A
     return UnsupportedModelError(f"{runtime} failed to run {label} on {fed}", found=first_reason(error))
 
 
-def first_reason(error: Exception) -> str:
+def first_reason(error: BaseException) -> str:
     """Return the first line of an error's text that says why, not where in the runtime's source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     places = [line for line in lines if line.startswith("Exception from ") or _CHECK.match(line)]
     text = ([line for line in lines if line not in places] or lines or [type(error).__name__])[0]
     return text if len(text) <= _MAX_REASON else text[: _MAX_REASON - 3] + "..."
+
+
+def _named(error: BaseException) -> Exception:
+    """Return an error that says in one line what kind of error another one is, and its reason."""
+    return RuntimeError(f"{type(error).__name__}: {first_reason(error)}")
 
 
 _RUNTIME_OF_SUFFIX: dict[str, RuntimeName] = {".onnx": "onnxruntime", ".xml": "openvino"}
@@ -272,7 +351,8 @@ def open_runner(
         raise UsageError(f"{shown} does not read OpenVINO models", fix="choose the runtime openvino")
     source = str(model) if isinstance(model, (str, Path)) else model
     try:
-        return runner.load(source, precision=precision, optimize=optimize, threads=threads, target=target)
+        options: dict[str, Any] = {"precision": precision, "optimize": optimize, "threads": threads}
+        return GuardedRunner.load(runner, source, target, **options)
     except UnsupportedModelError:
         if isinstance(source, str) and native == "onnxruntime":
             _refuse_damaged(Path(source))  # in words, where the file is at fault

@@ -61,14 +61,21 @@ class OnnxRuntimeRunner(RuntimeRunner):
         there, known = onnxruntime.get_available_providers(), onnxruntime.SessionOptions()
         if target.device and target.device not in there:
             package = _BROUGHT.get(target.device.removesuffix("ExecutionProvider"))
-            fix = "one of those found" if package is None else f"pip install {package} in place of onnxruntime"
+            near = [name for name in there if name.lower().startswith(target.device.lower())]
+            fix = f"--runtime onnxruntime:{near[0]}" if near else "one of those found"
+            fix = fix if package is None else f"pip install {package} in place of onnxruntime"
             what = f"ONNX Runtime has no {target.device} here"
             raise UsageError(what, found=", ".join(there), needed="an execution provider that is installed", fix=fix)
         for key, value in target.options:
             own = getattr(known, key, None)
             if own is None and target.device not in ("", _CPU):
                 continue  # the provider judges it
-            if _setting(own, value) is None:
+            setting = _setting(own, value)
+            try:
+                setattr(known, key, setting)
+            except (AttributeError, TypeError):  # no option, or a number that is too large for one
+                setting = None
+            if setting is None:
                 needed = "a session option with a whole number or a name, such as intra_op_num_threads=1"
                 raise UsageError(f"ONNX Runtime does not take {key}={value}", needed=needed)
 
@@ -149,7 +156,7 @@ def _setting(own: Any, value: str) -> Any:
     """Return a text as the value of a session option: a number, or a name such as ORT_ENABLE_EXTENDED; else None."""
     names: Mapping[str, Any] = getattr(type(own), "__members__", {})
     if isinstance(own, int) and not names:
-        return int(value) if value.lstrip("-").isdecimal() else None
+        return int(value) if value.removeprefix("-").isdecimal() else None
     return names.get(value)
 
 

@@ -63,7 +63,8 @@ class OpenCvRunner(RuntimeRunner):
             with quiet_natives():
                 session = _Net(opencv, _with_shapes(model), optimize=optimize)
         except Exception as error:
-            raise cannot_load(label, "OpenCV", _reason(error)) from error
+            fix = "write the tail for it: postproc-export update FILE --for opencv" if '"IsNaN"' in str(error) else None
+            raise cannot_load(label, "OpenCV", _reason(error), fix=fix) from error
         return cls(
             label=label,
             name="opencv-cpu",

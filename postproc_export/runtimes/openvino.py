@@ -126,6 +126,8 @@ class OpenVinoRunner(RuntimeRunner):
         named = re.split("[:,]", target.device or "CPU")
         if missing := [name for name in named if name.split("(")[0] not in (*there, *_VIRTUAL)]:
             fix = "install the driver of the device: postproc-export doctor lists those that are found"
+            if missing[0].upper() in (*there, *_VIRTUAL):
+                fix = f"--runtime openvino:{target.device.upper()}"
             raise UsageError(f"OpenVINO finds no device {missing[0]}", found=", ".join(there), fix=fix)
 
     @classmethod

@@ -1,7 +1,9 @@
 """`--runtime NAME[:DEVICE]`: where a file is checked or calibrated, what is not there, and runtimes of others."""
 
 import json
+import re
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,68 @@ EVERY = (
     *("openvino:HETERO:CPU", "openvino:AUTO", "openvino:CPU,INFERENCE_NUM_THREADS=1"),
 )
 OTHER = """
+import sys
+
+import numpy as np
+
+from postproc_export.runtimes import RuntimeRunner
 from postproc_export.runtimes.onnx_reference import OnnxReferenceRunner
+
+buffers = {}
 
 
 class OtherRunner(OnnxReferenceRunner):
-    pass
+    def run(self, feeds):
+        return self.changed(super().run(feeds))
+
+    def changed(self, outputs):
+        return outputs
+
+
+class Raises(OtherRunner):
+    def changed(self, outputs):
+        raise RuntimeError("the device is lost")
+
+
+class Ends(OtherRunner):
+    def changed(self, outputs):
+        sys.exit(0)
+
+
+class Forgets(OtherRunner):
+    def changed(self, outputs):
+        return dict(list(outputs.items())[1:])
+
+
+class Flattens(OtherRunner):
+    def changed(self, outputs):
+        return {name: values.ravel() for name, values in outputs.items()}
+
+
+class Widens(OtherRunner):
+    def changed(self, outputs):
+        return {name: values.astype(float) for name, values in outputs.items()}
+
+
+class Reuses(OtherRunner):
+    def changed(self, outputs):
+        for name, values in outputs.items():
+            buffers.setdefault((name, values.shape), values)[...] = values
+        return {name: buffers[name, values.shape] for name, values in outputs.items()}
+
+
+class LoadsNot(OtherRunner):
+    @classmethod
+    def load(cls, model, **options):
+        raise KeyError("driver")
+
+
+class Within(OtherRunner):
+    package = "nowhere.at.all"
+
+
+class Unfinished(RuntimeRunner):
+    package, formats = "onnx", ("onnx",)
 """
 
 
@@ -93,6 +152,17 @@ def test_an_ir_runs_on_devices_of_openvino(files: Path, invoke: Invoke) -> None:
         ("good.onnx", "openvino:CPU,NO_SUCH_THING=1", "cannot be used here"),
         ("good.onnx", "onnx.reference:CPU", "onnx.reference has neither devices nor options"),
         ("good.onnx", " ", "unknown runtime ' '"),
+        ("good.onnx", "OpenVINO", "fix:     --runtime openvino\n"),
+        ("good.onnx", "openvino:", "--runtime openvino: ends without a device"),
+        ("good.onnx", "openvino:HETERO:", "ends without a device"),
+        ("good.onnx", "openvino:CPU,", "ends without a device"),
+        ("good.onnx", "openvino:hetero:cpu", "fix:     --runtime openvino:HETERO:CPU\n"),
+        ("good.onnx", "openvino,NUM_STREAMS=1,NUM_STREAMS=2", "gives an option twice\n  found:   'NUM_STREAMS'"),
+        ("good.onnx", "openvino,=1", "has an option without a name"),
+        ("good.onnx", "onnxruntime:cpu", "fix:     --runtime onnxruntime:CPUExecutionProvider\n"),
+        ("good.onnx", "onnxruntime,intra_op_num_threads=--3", "does not take intra_op_num_threads=--3"),
+        ("good.onnx", "onnxruntime,intra_op_num_threads=99999999999", "does not take intra_op_num_threads=99999999999"),
+        ("good.onnx", "onnxruntime,use_deterministic_compute=maybe", "does not take use_deterministic_compute=maybe"),
         ("good.xml", "onnx.reference", "onnx.reference does not read"),
         ("good.xml", "onnxruntime", "onnxruntime does not read"),
     ],
@@ -113,17 +183,99 @@ def test_a_runtime_that_is_not_installed_is_named(files: Path, invoke: Invoke, m
     assert "pip install openvino" in ran.stderr
 
 
-def test_another_package_brings_a_runtime(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An entry point of the group is found by its name, and judged like the others."""
-    (tmp_path / "other_runtime.py").write_text(OTHER)
-    information = tmp_path / "other_runtime-1.0.dist-info"
-    information.mkdir()
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: other-runtime\nVersion: 1.0\n")
-    (information / "entry_points.txt").write_text("[postproc_export.runtimes]\nother = other_runtime:OtherRunner\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    report = check_parity(files / "good.onnx", runtimes=["other"], threads=1, count=200)
+@pytest.fixture
+def other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Install a package that brings the runtime `other`, of a class of it or of what else is written so."""
+
+    def install(what: str) -> None:
+        (tmp_path / "other_runtime.py").write_text(OTHER)
+        information = tmp_path / "other_runtime-1.0.dist-info"
+        information.mkdir()
+        (information / "METADATA").write_text("Metadata-Version: 2.1\nName: other-runtime\nVersion: 1.0\n")
+        (information / "entry_points.txt").write_text(f"[postproc_export.runtimes]\nother = {what}\n")
+        monkeypatch.syspath_prepend(tmp_path)
+
+    yield install
+    sys.modules.pop("other_runtime", None)
+
+
+@pytest.mark.parametrize("name", ["OtherRunner", "Reuses"])
+def test_another_package_brings_a_runtime(name: str, files: Path, other: Callable[[str], None]) -> None:
+    """An entry point of the group is found by its name, and judged like the others; its arrays may be used again."""
+    other(f"other_runtime:{name}")
+    options: dict[str, Any] = {"inputs": files / "inputs.npz", "raw": files / "raw.onnx", "threads": 1, "count": 200}
+    report = check_parity(files / "good.onnx", runtimes=["other"], **options)
     assert report, report.describe()
     assert ways_of(report, passed=True) == {"other"}
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("nowhere:Runner", "cannot be imported\n  found:   ModuleNotFoundError: No module named 'nowhere'"),
+        ("other_runtime:Nothing", "cannot be imported\n  found:   AttributeError: "),
+        ("other_runtime:np", "other_runtime:np is no runtime"),
+        ("other_runtime:Unfinished", "other_runtime:Unfinished is no runtime"),
+        ("other_runtime:Within", "the runtime other is not installed"),
+    ],
+)
+def test_a_runtime_that_cannot_be_used_is_exit_code_2(
+    what: str, said: str, files: Path, other: Callable[[str], None], invoke: Invoke
+) -> None:
+    """One message that names it, and the package that brings it."""
+    other(what)
+    ran = invoke("check", files / "good.onnx", "--runtime", "other")
+    assert ran.exit_code == 2
+    assert said in ran.stderr
+    assert "fix:     " in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Raises", "other failed to run the model on .* found: RuntimeError: the device is lost"),
+        ("Ends", "other failed to run the model on .* found: SystemExit: 0"),
+        ("Forgets", "ValueError: it gives no output 'pred_score'"),
+        ("Flattens", "ValueError: it gives the shape \\[.*\\] for pred_score: float32"),
+        ("Widens", "expected dtype float32, found float64"),
+        ("LoadsNot", "other cannot load .* found: KeyError: 'driver'"),
+    ],
+)
+def test_what_a_runtime_gets_wrong_fails(
+    name: str, said: str, files: Path, other: Callable[[str], None], invoke: Invoke
+) -> None:
+    """It is no end of the check, and is put down to the runtime and not to the file."""
+    other(f"other_runtime:{name}")
+    ran = invoke("check", files / "good.onnx", "--runtime", "other", "--runtime", "onnxruntime", "--verbose")
+    assert ran.exit_code == 1
+    assert re.search(said, ran.stdout)
+    assert "then other computes otherwise" in ran.stdout
+    assert f"next: postproc-export check {files / 'good.onnx'}" in ran.stdout
+
+
+@pytest.mark.parametrize("asked", [("onnx.reference",), ("onnxruntime", "onnx.reference")])
+@pytest.mark.parametrize("more", [(), ("--inputs", "inputs.npz"), ("--raw", "strange.onnx")])
+def test_a_runtime_that_does_not_know_the_model_fails(
+    more: tuple[str, ...], asked: tuple[str, ...], files: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    """Asked for by its name it is no miss that is passed over, though its original does not run there either."""
+    raw = hosts.score_and_map()
+    raw.graph.node[0].input[0] = "gelu"
+    raw.graph.node.insert(0, onnx.helper.make_node("QuickGelu", ["input"], ["gelu"], domain="com.microsoft"))
+    raw.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    attach_postprocessing(hosts.write(raw, tmp_path / "strange.onnx"), stats_behind(()), output=tmp_path / "file.onnx")
+    np.savez(tmp_path / "inputs.npz", **np.load(files / "inputs.npz"))
+    named = [str(tmp_path / word) if "." in word else word for word in more]
+    runtimes = [word for name in asked for word in ("--runtime", name)]
+    ran = invoke("check", tmp_path / "file.onnx", *named, *runtimes)
+    if "--inputs" in more and asked == ("onnx.reference",):  # what is fed depends on its inputs
+        assert ran.exit_code == 2
+        assert "onnx.reference cannot load file.onnx" in ran.stderr
+        return
+    assert ran.exit_code == 1
+    assert f"FAILED: {tmp_path / 'file.onnx'} does not run in onnx.reference" in ran.stdout
+    assert "run in onnx.reference: it runs neither the file nor its original" in ran.stdout
+    assert "leave onnx.reference out" in ran.stdout
 
 
 @pytest.mark.parametrize("asked", EVERY)
