@@ -148,11 +148,12 @@ def usable_ways(asked: CheckOptions, model: AttachedModel) -> list[Configuration
     return ways or whole_configurations(usable_runtimes(model), int8=asked.int8)
 
 
-def real_inputs(asked: CheckOptions, loaded: LoadedModels, way: Configuration) -> RealInputs | None:
+def real_inputs(asked: CheckOptions, loaded: LoadedModels, ways: Sequence[Configuration]) -> RealInputs | None:
     """Return the images or inputs of a check, which have to fit the file; None where neither was given."""
     if asked.images is None and asked.inputs is None:
         return None
-    ports = loaded.load("attached", way).inputs
+    loads = (way for way in ways if not isinstance(loaded.open("attached", way), str))
+    ports = loaded.load("attached", next(loads, ways[0])).inputs
     if asked.images is not None:
         stats, other = loaded.attached.record.stats, asked.other_preprocessing
         return image_inputs(asked.images, ports, stats, asked.preprocessing, limit=asked.limit, other=other)
@@ -242,7 +243,7 @@ def check_parity(**given: Any) -> ParityReport:
         raw_file = None if asked.raw is None or unnamed is not None else RawFile.of(Path(asked.raw), model, transform)
         is_original = None if raw_file is None else raw_file.is_original()
         plan = SyntheticPlan(model, raw_file, folder, **shared)
-        real = real_inputs(asked, plan, ways[0])
+        real = real_inputs(asked, plan, ways)
         exported = _exported(asked, model, threads, transform)
         not_checked += _not_covered(asked, model, ways, unnamed)
         failures = _store(asked, threads, named, assumed)

@@ -268,7 +268,8 @@ class _Finder:
                 title = "does not run where its original does"
                 fix = "attach to the original again; convert and edit it without fixing an axis"
                 if lead.fix is not None:
-                    title, fix, command = f"does not run in {lead.way}", lead.fix, []
+                    where = "on what it was fed" if lead.way in _USUAL_WAYS else f"in {lead.way}"
+                    title, fix, command = f"does not run {where}", lead.fix, []
             case "model":
                 title, what, fix, command = self._of_model(group)
             case "export":

@@ -81,16 +81,21 @@ class SyntheticPlan(LoadedModels):
 
     def fed(self, ways: Sequence[Configuration]) -> Iterator[Fed]:
         """Yield what is fed at which batch size: what the original was found to run at, then all else at once."""
-        runs_both = (way for way in ways if not isinstance(self.open("raw", way), str))
-        way = next(runs_both, next(iter(ways), None))
-        if way is None:
+        runs_both = [way for way in ways if not isinstance(self.open("raw", way), str)]
+        one_of_each: dict[str, Configuration] = {}
+        for way in runs_both or ways[:1]:
+            one_of_each.setdefault(way.runtime if way.target is None else way.label, way)
+        for way in one_of_each.values():
+            ports = self._ports(way)
+            strange = [port.describe() for port in ports if unfit(port)]
+            if strange:
+                self.say(WHOLE, f"nobody can tell what to feed {', '.join(strange)}")
+                return
+            chosen, base = self._sizes(way, ports)
+            if chosen:
+                break
+        else:
             return
-        ports = self._ports(way)
-        strange = [port.describe() for port in ports if unfit(port)]
-        if strange:
-            self.say(WHOLE, f"nobody can tell what to feed {', '.join(strange)}")
-            return
-        chosen, base = self._sizes(way, ports)
         sizes = [base] if _static_batch(ports) is not None else list(dict.fromkeys((base, *BATCHES)))
         pairs = [(inputs, size) for size in sizes for inputs in chosen]
         for number, (inputs, size) in enumerate(dict.fromkeys((*pairs[:1], *pairs[-1:], *pairs))):
@@ -263,7 +268,7 @@ class SyntheticCheck:
             yield Check(name=f"{_PART}/{name}/{way.label}", passed=False, way=way.label, message=message)
         for way, reason in self._strange.items():
             if way not in self._comparisons:
-                yield not_run(f"{_PART}/run/{way.label}", way, reason)
+                yield not_run(_PART, way, reason)
         for of_way in self._comparisons.values():
             for comparison in (each for model in of_way.values() for each in model):
                 yield from comparison.tally.checks()

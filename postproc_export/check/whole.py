@@ -69,10 +69,15 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def not_run(name: str, way: Configuration, reason: str) -> Check:
-    """Return the failure of a runtime that was asked for by its name and runs neither a file nor its original."""
-    fix = f"leave {way.label} out: it does not know this model; or export with operators that it knows"
-    return replace(failed(name, f"it runs neither the file nor its original: {reason}", fix=fix), way=way.label)
+def not_run(part: str, way: Configuration, reason: str, *, fix: str | None = None, alone: bool = False) -> Check:
+    """Return the failure of a way that runs neither a file nor its original, or the file `alone`.
+
+    Without another mend it is a runtime that was asked for by its name.
+    """
+    fix = fix or f"leave {way.label} out, or export for it: with axes that are fixed, or other operators"
+    message = f"{'it does not run' if alone else 'it runs neither the file nor its original'}: {reason}"
+    check = failed(f"{part}/run/{way.label}", message, fix=fix)
+    return replace(check, way=way.label, judged=way.judged)
 
 
 class LoadedModels:
@@ -379,16 +384,18 @@ class WholeCheck:
         if is_native or apart is not None:
             yield CheckTally("whole", way.label, way.judged).check("run", False, reason)
         elif way.target is not None:
-            yield not_run(f"whole/run/{way.label}", way, reason)
+            yield not_run("whole", way, reason)
         else:
             self.not_checked.append(f"the whole file in {way.label}: {reason}")
 
     def _checks_of(self, way: Configuration, runner: Runner, apart: Runner | None) -> Iterator[Check]:
-        sizes, misses = self._fitting_sizes(way, runner, apart if way.judged else None)
+        sizes, misses, refused = self._fitting_sizes(way, runner, apart if way.judged else None)
         frozen = () if apart is None or self._raw_file is None else self._raw_file.frozen_axes(apart, runner)
-        for sentence in (*misses, *frozen, *(() if sizes else ("it runs at none of the batch sizes",))):
+        for sentence in (*misses, *frozen):
             yield CheckTally("whole", way.label, way.judged).check("batch", False, " ".join(sentence.split()))
         if not sizes:
+            if not misses:
+                yield from self._stuck(way, apart, next(iter(refused.values())))
             return
         runners: dict[ModelName, Runner] = {"attached": runner, "tapped": self._loaded.load("tapped", way)}
         if apart is not None:
@@ -406,6 +413,14 @@ class WholeCheck:
             yield from checks
         if result is not None and way.judged:
             yield from raw_checks(result)
+
+    def _stuck(self, way: Configuration, apart: Runner | None, reason: str) -> Iterator[Check]:
+        """A failure of a way that runs the file at no batch size, unless it is a foreign runtime that nobody named."""
+        if way.runtime == self._attached.form.runtimes[0]:
+            fix = "feed what the model takes: another size, or other inputs"
+            yield not_run("whole", way, reason, fix=fix, alone=apart is None)
+        elif way.target is not None:
+            yield not_run("whole", way, reason, alone=apart is None)
 
     def _comparisons(self, way: Configuration, apart: Runner | None) -> Iterator[BatchComparison]:
         yield with_taps(self._reference, way)
@@ -426,7 +441,7 @@ class WholeCheck:
         except UnsupportedModelError as error:
             self.not_checked.append(f"the whole file in {way.label}: {one_line(error)}")
             return
-        sizes, _ = self._fitting_sizes(way, runners["attached"], None)
+        sizes, _, _ = self._fitting_sizes(way, runners["attached"], None)
         if sizes:
             self._run(way, sizes, runners, ())
 
@@ -455,8 +470,8 @@ class WholeCheck:
 
     def _fitting_sizes(
         self, way: Configuration, runner: Runner, apart: Runner | None
-    ) -> tuple[tuple[int, ...], list[str]]:
-        """Try batch sizes 1, 2 and 8, or the one that the file declares: those at which it runs, and the failures.
+    ) -> tuple[tuple[int, ...], list[str], dict[int, str]]:
+        """Try batch sizes 1, 2 and 8, or the one that the file declares: where it runs, the failures, the rest and why.
 
         A size at which the raw file runs is one at which the attached file has to run. Where no raw file shows that it
         should, the size is not checked, and not tried in other runtimes.
@@ -465,20 +480,21 @@ class WholeCheck:
         batched = (port for port in runner.inputs if port.rank and not any(map(port.answers_to, shared)))
         static = next((size for port in batched if (size := port.size(0)) is not None), None)
         candidates = (static,) if static is not None else self._sizes or _BATCHES
-        sizes, misses, refused = [], [], []
+        sizes, misses = [], []
+        refused: dict[int, str] = {}
         for size in candidates:
             batch = next(iter(self._inputs.batches(size, stop=1)))
             problem = _batch_problem(batch, runner, self._attached.names)
             names = () if self._raw_file is None else self._raw_file.level_names
             if problem is None:
                 sizes.append(size)
-            elif static is not None or (apart is not None and _batch_problem(batch, apart, names) is None):
+            elif apart is not None and _batch_problem(batch, apart, names) is None:
                 misses.append(f"it does not run at batch size {size}: {problem}")
             else:
                 self.not_checked.append(f"batch size {size} in {way.label}: {problem}")
-                refused.append(size)
+                refused[size] = problem
         self._sizes = self._sizes or tuple(size for size in candidates if size not in refused) or None
-        return tuple(sizes), misses
+        return tuple(sizes), misses, refused
 
     def _run_torch(self, sizes: Sequence[int]) -> None:
         if self._torch is None or self._from_torch is not None:

@@ -80,6 +80,13 @@ class LoadsNot(OtherRunner):
         raise KeyError("driver")
 
 
+class KnowsTails(OtherRunner):
+    def run(self, feeds):
+        if "input" in feeds:
+            raise ValueError("Resize with an open axis")
+        return super().run(feeds)
+
+
 class Within(OtherRunner):
     package = "nowhere.at.all"
 
@@ -276,6 +283,36 @@ def test_a_runtime_that_does_not_know_the_model_fails(
     assert f"FAILED: {tmp_path / 'file.onnx'} does not run in onnx.reference" in ran.stdout
     assert "run in onnx.reference: it runs neither the file nor its original" in ran.stdout
     assert "leave onnx.reference out" in ran.stdout
+
+
+@pytest.mark.parametrize("asked", [("other",), ("other", "onnxruntime"), ("onnxruntime", "other")])
+@pytest.mark.parametrize("more", [{}, {"raw": "raw.onnx"}])
+def test_a_runtime_that_loads_the_model_and_does_not_run_it_fails(
+    more: dict[str, str], asked: tuple[str, ...], files: Path, other: Callable[[str], None]
+) -> None:
+    """Neither is this put down to the file, nor is anything left out in the runtimes that are named behind it."""
+    other("other_runtime:KnowsTails")
+    given = {name: files / value for name, value in more.items()}
+    report = check_parity(
+        files / "good.onnx", runtimes=asked, inputs=files / "inputs.npz", threads=1, count=200, **given
+    )
+    assert {check.way for check in report.failed} == {"other"}
+    (cause,) = report.causes
+    assert cause.title == "does not run in other"
+    assert cause.fix.startswith("leave other out, or export for it")
+    assert ("neither the file nor its original" in cause.what) is bool(more or asked[1:])
+    ran = {(check.kind, check.way) for check in report.checks if check.name.startswith("synthetic/")}
+    assert {("tapped", name) for name in asked if name != "other"} <= ran
+
+
+def test_inputs_that_do_not_fit_are_not_put_down_to_the_file(files: Path, tmp_path: Path) -> None:
+    """Neither it nor its original runs on them."""
+    np.savez(tmp_path / "inputs.npz", input=np.zeros((2, 5, 8, 8), np.float32))
+    report = check_parity(files / "good.onnx", raw=files / "raw.onnx", inputs=tmp_path / "inputs.npz", threads=1)
+    (cause,) = report.causes
+    assert cause.title == "does not run on what it was fed"
+    assert "it runs neither the file nor its original" in cause.what
+    assert cause.fix.startswith("feed what the model takes")
 
 
 @pytest.mark.parametrize("asked", EVERY)
