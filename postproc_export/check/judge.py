@@ -1,7 +1,6 @@
 """Judging what another machine computed of a kit: by the reference on what was fed, and by the rules of the check."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -10,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from postproc_export.check.attached import Decider, RawFeeds, parts_of
-from postproc_export.check.kit import MANIFEST, RAW_NAMES, SUITES, Arrays, Expected, Kit, Suite, read_manifest
+from postproc_export.check.kit import AGAIN, MANIFEST, RAW_NAMES, SUITES, Arrays, Expected, Kit, Suite, read_manifest
 from postproc_export.check.reference import GATED, TailReference, usable_arithmetic
 from postproc_export.check.report import ParityReport
 from postproc_export.check.tail import LABELS, CheckTally, compare_tail
-from postproc_export.check.whole import compare_raw
+from postproc_export.check.whole import compare_raw, one_line
 from postproc_export.comparison import TOLERANCES, Difference, LabelDifference, compare_labels
-from postproc_export.errors import FileError, UnsupportedModelError
+from postproc_export.errors import FileError, MetadataError, UnsupportedModelError
 from postproc_export.float32 import half_ulp
 from postproc_export.installation import environment
 from postproc_export.run_options import Arithmetic, JudgeOptions
@@ -35,7 +34,7 @@ class Judgement:
     """Outputs of one way of running, set by set, compared with the reference."""
 
     def __init__(self, decider: Decider, arithmetic: Arithmetic, way: str = _WAY, max_flips: int = 0) -> None:
-        self.decider, self._arithmetic, self._way, self._max_flips = decider, arithmetic, way, max_flips
+        self.decider, self.arithmetic, self._way, self._max_flips = decider, arithmetic, way, max_flips
         self._references: dict[float | None, TailReference] = {}
         self.tallies: dict[str, CheckTally] = {}
 
@@ -43,7 +42,7 @@ class Judgement:
         """Return the reference, as attached or as if it were attached with a sensitivity."""
         if sensitivity not in self._references:
             decider = self.decider if sensitivity is None else self.decider.at(sensitivity)
-            self._references[sensitivity] = TailReference(decider, self._arithmetic)
+            self._references[sensitivity] = TailReference(decider, self.arithmetic)
         return self._references[sensitivity]
 
     def add_tail(self, outputs: Arrays, raw: RawFeeds, about: Mapping[str, Any]) -> None:
@@ -52,7 +51,7 @@ class Judgement:
         reference, name = self.reference(sensitivity), "tail" if sensitivity is None else f"adjusted/{sensitivity:g}"
         allowance = "adjusted" if about.get("is_computed") else None
         tally = self._tally(name)
-        with self._counted(tally, outputs) as parts:
+        if (parts := self._parts(tally, outputs)) is not None:
             found = compare_tail(reference, reference.outputs(raw), parts, raw, allowance=allowance)
             tally.add(found if sensitivity is None else {name: found[name] for name in LABELS if name in found})
 
@@ -62,12 +61,13 @@ class Judgement:
         `own` are those of the machine itself, as far as it gave any: by them its tail is judged exactly.
         """
         tally = self._tally("whole/kit", self._max_flips)
-        with self._counted(tally, outputs) as parts:
-            tally.add(self._decided(outputs, parts, raw, about, allowance=ALLOWANCE))
-            if own:
-                self._tally("whole/raw").add(compare_raw(self.decider.tail, raw, own, {}))
-            if own.keys() == raw.keys():
-                self._tally("whole/tapped").add(self._decided(outputs, parts, own, about, allowance=None))
+        if (parts := self._parts(tally, outputs)) is None:
+            return
+        tally.add(self._decided(outputs, parts, raw, about, allowance=ALLOWANCE))
+        if own:
+            self._tally("whole/raw").add(compare_raw(self.decider.tail, raw, own, {}))
+        if own.keys() == raw.keys():
+            self._tally("whole/tapped").add(self._decided(outputs, parts, own, about, allowance=None))
 
     def _decided(
         self, outputs: Arrays, parts: Arrays, raw: RawFeeds, about: Mapping[str, Any], *, allowance: str | None
@@ -131,14 +131,14 @@ class Judgement:
     def _tally(self, name: str, max_flips: int = 0) -> CheckTally:
         return self.tallies.setdefault(name, CheckTally(name, self._way, max_flips=max_flips))
 
-    @contextmanager
-    def _counted(self, tally: CheckTally, outputs: Arrays) -> Iterator[Arrays]:
-        """Yield the parts of the tail apart; a packed output that has none counts as a failure of all."""
+    def _parts(self, tally: CheckTally, outputs: Arrays) -> Arrays | None:
+        """Return the parts of the tail apart; None for a packed output that has none, a failure of all."""
         tail = self.decider.tail
         try:
-            yield parts_of(outputs[PACKED_OUTPUT], tail.parts) if tail.options.is_packed else outputs
+            return parts_of(outputs[PACKED_OUTPUT], tail.parts) if tail.options.is_packed else outputs
         except UnsupportedModelError as error:
             tally.fail(self.decider.names, error)
+            return None
 
 
 @called_like(JudgeOptions)
@@ -217,13 +217,14 @@ def _refuse_other(folder: Path, kit: Kit) -> Iterator[str]:
 
 
 def _judge_suite(judgement: Judgement, kit: Kit, name: Suite, folder: Path) -> None:
-    suite = kit.document["suites"][name]
+    suite, control = kit.document["suites"][name], Judgement(judgement.decider, judgement.arithmetic)
     known = {about["name"] for about in suite["sets"]}
     if extra := sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in known):
         needed = f"test_data_set_0 to {len(known) - 1}"
         raise FileError(f"{folder / extra[0]} is no set of the kit", needed=needed, fix="take it away")
     for about in suite["sets"]:
         made, raw = kit.outputs(name, about["name"]), kit.raw(name, about["name"])
+        _refuse_contradiction(control, kit.folder / name / about["name"], suite, made, raw, about)
         judged = {output: made[output] for output in suite["judged_outputs"]}
         beside = {RAW_NAMES[level]: as_float32(values) for level, values in raw.items()} if name == "whole" else {}
         own_names: Mapping[Level, str] = suite.get("raw_outputs", {})
@@ -235,6 +236,26 @@ def _judge_suite(judgement: Judgement, kit: Kit, name: Suite, folder: Path) -> N
             continue
         own = {level: outputs.get(key, outputs.get(own_names.get(level, ""))) for level, key in RAW_NAMES.items()}
         judgement.add_whole(outputs, raw, suite, {level: each for level, each in own.items() if each is not None})
+
+
+def _refuse_contradiction(
+    control: Judgement, folder: Path, suite: Mapping[str, Any], made: Arrays, raw: RawFeeds, about: Mapping[str, Any]
+) -> None:
+    """Refuse a set that the manifest does not fit: what the kit itself expects has to pass, and all of it be judged."""
+    tail = control.decider.tail
+    judged = {*([PACKED_OUTPUT] if tail.options.is_packed else control.decider.names), *suite.get("points", ())}
+    wrong = [] if judged == set(suite["judged_outputs"]) else [f"judged are {', '.join(suite['judged_outputs'])}"]
+    try:
+        if not wrong and "points" in suite:
+            control.add_whole(made, raw, suite, {})
+        elif not wrong:
+            control.add_tail(made, raw, about)
+        failures = (check for tally in control.tallies.values() for check in tally.checks() if not check)
+        wrong += [f"{check.output}: {check.message}" for check in failures]
+    except (LookupError, TypeError, ValueError) as error:  # arrays of other names, types or shapes
+        wrong.append(f"{type(error).__name__}: {one_line(error)}")
+    if wrong:
+        raise MetadataError(f"{folder} is not what {MANIFEST} says", found=wrong[0], fix=AGAIN)
 
 
 _NOUNS: Final[Mapping[Suite, str]] = {

@@ -74,16 +74,16 @@ def read_tail(document: Mapping[str, Any], *, where: str) -> Tail:
         options = TailOptions(**document["options"])
         guard, nan_test = _among(document["guard"], (None, "image", "all")), document["nan_test"]
         _among(nan_test, get_args(NanTest))
+        return build_tail(
+            CalibrationStats.from_json(document.get("statistics"), where=where),
+            options,
+            Selection(ports.get("image"), ports.get("pixel")),
+            form=TailForm(nan_test),
+            default_mask_dtype="bool",
+            guard=Guard(guard),
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise MetadataError(f"{where}: the tail is not legal", found=" ".join(str(error).split())) from error
-    return build_tail(
-        CalibrationStats.from_json(document.get("statistics"), where=where),
-        options,
-        Selection(ports.get("image"), ports.get("pixel")),
-        form=TailForm(nan_test),
-        default_mask_dtype="bool",
-        guard=Guard(guard),
-    )
 
 
 def _among(value: Any, legal: Sequence[Any]) -> Any:
@@ -130,9 +130,10 @@ def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 def read_npz(path: Path, dtypes: Mapping[str, str]) -> Arrays:
     """Read the arrays of a kit's own file; `dtypes` are those that NumPy has no name for."""
-    with ZipFile(path) as file:
-        found = {info.filename.removesuffix(".npy"): npz_array(path, info, verify=False) for info in file.infolist()}
-    arrays = {name: array.whole() for name, array in found.items()}
+    with explained_damage(path):
+        with ZipFile(path) as file:
+            named = {info.filename.removesuffix(".npy"): info for info in file.infolist()}
+        arrays = {name: npz_array(path, info, verify=False).whole() for name, info in named.items()}
     narrow = {name: numpy_dtype(PortInfo(name, dtype, None)) for name, dtype in dtypes.items() if dtype == "bfloat16"}
     return {name: array.view(narrow[name]) if name in narrow else array for name, array in arrays.items()}
 
@@ -173,9 +174,15 @@ class Kit:
         if lost := sorted(arrays - document["files"].keys()):
             raise MetadataError(f"{path} is not legal", found=f"no digest of {lost[0]}", fix=AGAIN)
         for name, known in document["files"].items():
-            now = None if Path(name).is_absolute() or ".." in Path(name).parts else digest(folder / name)
-            if now != known:
-                what = "no such file" if now is None else "other bytes than were written"
+            is_inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+            what = None if is_inside else "a path outside of it"
+            try:
+                if is_inside:
+                    check_file(folder / name)  # a pipe would be waited for
+                    what = None if digest(folder / name) == known else "other bytes than were written"
+            except FileError as error:
+                what = error.found
+            if what is not None:
                 raise FileError(f"the kit is damaged: {folder / name}", found=what, fix=AGAIN)
         return kit
 
@@ -249,8 +256,10 @@ def _is_suite(name: object, suite: object) -> bool:
         _is_texts([port.get(key) for port in (*inputs, *outputs) for key in ("name", "dtype")])
         and all(re.fullmatch(r"test_data_set_\d+", str(each.get("name"))) for each in sets)
         and set(suite["judged_outputs"]) <= set(made)
+        and all(_is_texts(port.get("aliases", [])) for port in outputs)
         and (name != "whole" or (isinstance(suite.get("is_gated"), bool) and isinstance(points, dict)))
         and (name != "whole" or all(isinstance(each, dict) and _is_texts([*each.values()]) for each in others))
+        and (name != "whole" or set(suite["raw_outputs"].values()) <= set(made))
         and all(of in ("inf", "-inf") or isinstance(of, int | float) for of in (points or {}).values())
     )
 

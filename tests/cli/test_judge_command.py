@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -299,6 +300,58 @@ def _unknown_guard(document: Any) -> None:
     document["tail"]["guard"] = "some"
 
 
+def _null_byte(document: Any) -> None:
+    document["files"]["a\0b"] = "0"
+
+
+def _no_raw_values(document: Any) -> None:
+    document["tail"]["raw"] = {}
+
+
+def _strange_alias(document: Any) -> None:
+    document["suites"]["whole"]["outputs"][0]["aliases"] = [["pred_score"]]
+
+
+def _unknown_raw_output(document: Any) -> None:
+    document["suites"]["whole"]["raw_outputs"] = {"image": "heat"}
+
+
+def _other_threshold(document: Any) -> None:
+    document["tail"]["statistics"]["image"]["threshold"] = 0.6
+
+
+def _other_sensitivity(document: Any) -> None:
+    document["tail"]["options"]["image_sensitivity"] = 1.0
+
+
+def _no_guard(document: Any) -> None:
+    document["tail"]["guard"] = None
+
+
+def _one_level(document: Any) -> None:
+    document["tail"]["options"]["levels"] = "image"
+
+
+def _no_labels(document: Any) -> None:
+    document["tail"]["options"]["enable_thresholding"] = False
+
+
+def _packed(document: Any) -> None:
+    document["tail"]["options"]["layout"] = "packed"
+
+
+def _less_is_judged(document: Any) -> None:
+    document["suites"]["tail"]["judged_outputs"] = ["pred_score"]
+
+
+def _gated(document: Any) -> None:
+    document["suites"]["whole"]["is_gated"] = True
+
+
+def _other_type_of_input(document: Any) -> None:
+    document["suites"]["tail"]["inputs"][0]["dtype"] = "bfloat16"
+
+
 CRAFTED: dict[Callable[[Any], None], str] = {
     _no_files: "another files than vectors writes",
     _outside: "../outside",
@@ -309,6 +362,19 @@ CRAFTED: dict[Callable[[Any], None], str] = {
     _strange_point: "another suites than vectors writes",
     _unknown_option: "the tail is not legal",
     _unknown_guard: "the tail is not legal",
+    _null_byte: "the kit is damaged",
+    _no_raw_values: "the tail is not legal",
+    _strange_alias: "another suites than vectors writes",
+    _unknown_raw_output: "another suites than vectors writes",
+    _other_threshold: f"{FIRST} is not what kit.json says\n  found:   pred_score: ",
+    _other_sensitivity: f"{FIRST} is not what kit.json says\n  found:   pred_label: ",
+    _no_guard: f"{FIRST} is not what kit.json says\n  found:   pred_score: ",
+    _one_level: f"{FIRST} is not what kit.json says",
+    _no_labels: f"{FIRST} is not what kit.json says",
+    _packed: f"{FIRST} is not what kit.json says",
+    _less_is_judged: f"{FIRST} is not what kit.json says\n  found:   judged are pred_score\n",
+    _gated: "whole/test_data_set_0 is not what kit.json says\n  found:   pred_mask: ",
+    _other_type_of_input: f"{FIRST} is not what kit.json says",
 }
 
 
@@ -316,18 +382,56 @@ CRAFTED: dict[Callable[[Any], None], str] = {
 def test_a_crafted_manifest_is_refused(
     craft: Callable[[Any], None], kit: Path, outputs: Path, tmp_path: Path, invoke: Invoke
 ) -> None:
-    """Though its digest fits: what judging reads of it has to be there, and nothing outside the kit is read."""
+    """Though its digest fits: it has to say what the sets of the kit were made by, and nothing outside is read."""
     shutil.copytree(kit, tmp_path / "copy")
+    crafted(tmp_path / "copy", craft)
+    (outputs / "kit.json").unlink()
+    done = invoke("judge", tmp_path / "copy", outputs)
+    assert done.exit_code == 2
+    assert CRAFTED[craft] in done.stderr
+
+
+def crafted(kit: Path, craft: Callable[[Any], None]) -> None:
+    """Change the manifest of a kit, so that its digest fits."""
     document = json.loads((kit / "kit.json").read_text())
     del document["digest"]
     craft(document)
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))
     document["digest"] = hashlib.sha256(text.encode()).hexdigest()
-    (tmp_path / "copy" / "kit.json").write_text(json.dumps(document))
+    (kit / "kit.json").write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("name", ["inputs.npz", "outputs.npz", "raw.npz"])
+@pytest.mark.parametrize("content", [b"", b"PK", None], ids=["empty", "no zip", "other arrays"])
+def test_a_crafted_set_is_refused(
+    content: bytes | None, name: str, kit: Path, outputs: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    """Though all digests fit: it is a file of arrays, those that the manifest tells of."""
+    shutil.copytree(kit, tmp_path / "copy")
+    place = f"{'whole/test_data_set_0' if name == 'raw.npz' else FIRST}/{name}"
+    path = tmp_path / "copy" / place
+    np.savez(path, pred_score=np.zeros((1, 1), "U2"))
+    if content is not None:
+        path.write_bytes(content)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    crafted(tmp_path / "copy", lambda document: document["files"].update({place: digest}))
     (outputs / "kit.json").unlink()
     done = invoke("judge", tmp_path / "copy", outputs)
     assert done.exit_code == 2
-    assert CRAFTED[craft] in done.stderr
+    assert place.rpartition("/")[0] in done.stderr
+    assert done.stderr.count("error: ") == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes that are files")
+def test_a_pipe_in_a_kit_is_not_waited_for(kit: Path, outputs: Path, tmp_path: Path, invoke: Invoke) -> None:
+    """It is no file of the kit."""
+    shutil.copytree(kit, tmp_path / "copy")
+    path = tmp_path / "copy" / "tail" / "model.onnx"
+    path.unlink()
+    os.mkfifo(path)
+    done = invoke("judge", tmp_path / "copy", outputs)
+    assert done.exit_code == 2
+    assert f"the kit is damaged: {path}\n  found:   a pipe" in done.stderr
 
 
 def test_no_report_is_written_onto_what_is_read(kit: Path, outputs: Path, invoke: Invoke) -> None:

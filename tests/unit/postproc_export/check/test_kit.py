@@ -161,6 +161,20 @@ def test_a_wrong_value_fails(suite: str, tmp_path: Path) -> None:
     assert outputs == ({"pred_mask"} if suite == "tail_adjusted" else {"pred_mask", "pred_score"})
 
 
+def test_a_packed_score_that_is_not_the_same_all_over_its_image_fails(tmp_path: Path) -> None:
+    """One pixel of the plane of labels."""
+    _, file = attached(hosts.score_and_map(), tmp_path, layout="packed")
+    kit = write_vectors(file, output=tmp_path / "kit", count=300).output
+
+    def spoiled(_: str, arrays: dict[str, Any]) -> dict[str, Any]:
+        arrays["output"][-1, -1, -1, 2] = 1.0 - arrays["output"][-1, -1, -1, 2]
+        return arrays
+
+    report = judge_outputs(kit, expected(kit, tmp_path / "outputs", spoiled), reference="numpy")
+    assert {"tail/pred_label", "whole/kit/pred_label"} <= {check.subject for check in report.failed}
+    assert "is not the same all over each image" in report.describe()
+
+
 def moved(kit: Path, outputs: Path, share: float, *, tells: bool = False) -> Path:
     """Write what a machine gives whose raw values lie higher by a share of the span, and maybe these as well."""
 
