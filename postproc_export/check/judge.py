@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from postproc_export.check.attached import Decider, RawFeeds, parts_of
+from postproc_export.check.findings import Check
 from postproc_export.check.kit import AGAIN, MANIFEST, RAW_NAMES, SUITES, Arrays, Expected, Kit, Suite, read_manifest
 from postproc_export.check.reference import GATED, TailReference, usable_arithmetic
 from postproc_export.check.report import ParityReport
-from postproc_export.check.tail import LABELS, CheckTally, compare_tail
+from postproc_export.check.tail import LABELS, CheckTally, compare_tail, unknown
 from postproc_export.check.whole import compare_raw, one_line
 from postproc_export.comparison import TOLERANCES, Difference, LabelDifference, compare_labels
 from postproc_export.errors import FileError, MetadataError, UnsupportedModelError
@@ -28,6 +29,7 @@ Outputs: TypeAlias = Mapping[str, NDArray[Any]]
 
 ALLOWANCE: Final = "exported"  # the same operators in another implementation, which nobody here has seen
 _WAY: Final = "elsewhere"
+_NAMED: Final = 3  # sets
 
 
 class Judgement:
@@ -37,6 +39,8 @@ class Judgement:
         self.decider, self.arithmetic, self._way, self._max_flips = decider, arithmetic, way, max_flips
         self._references: dict[float | None, TailReference] = {}
         self.tallies: dict[str, CheckTally] = {}
+        self.place = ""  # of the set that is added
+        self._failing: dict[tuple[str, str], list[str]] = {}  # the places of sets, by tally and output
 
     def reference(self, sensitivity: float | None = None) -> TailReference:
         """Return the reference, as attached or as if it were attached with a sensitivity."""
@@ -53,7 +57,7 @@ class Judgement:
         tally = self._tally(name)
         if (parts := self._parts(tally, outputs)) is not None:
             found = compare_tail(reference, reference.outputs(raw), parts, raw, allowance=allowance)
-            tally.add(found if sensitivity is None else {name: found[name] for name in LABELS if name in found})
+            self._add(tally, found if sensitivity is None else {name: found[name] for name in LABELS if name in found})
 
     def add_whole(self, outputs: Arrays, raw: RawFeeds, about: Mapping[str, Any], own: RawFeeds) -> None:
         """Add what the whole file made of inputs, of which `raw` are the raw values where the kit was written.
@@ -63,11 +67,25 @@ class Judgement:
         tally = self._tally("whole/kit", self._max_flips)
         if (parts := self._parts(tally, outputs)) is None:
             return
-        tally.add(self._decided(outputs, parts, raw, about, allowance=ALLOWANCE))
+        self._add(tally, self._decided(outputs, parts, raw, about, allowance=ALLOWANCE))
         if own:
-            self._tally("whole/raw").add(compare_raw(self.decider.tail, raw, own, {}))
+            self._add(self._tally("whole/raw"), compare_raw(self.decider.tail, raw, own, {}))
         if own.keys() == raw.keys():
-            self._tally("whole/tapped").add(self._decided(outputs, parts, own, about, allowance=None))
+            self._add(self._tally("whole/tapped"), self._decided(outputs, parts, own, about, allowance=None))
+
+    def _add(self, tally: CheckTally, found: Mapping[str, Difference]) -> None:
+        tally.add(found)
+        for name in (name for name, difference in found.items() if not difference):
+            self._failing.setdefault((tally.name, name), []).append(self.place)
+
+    def checks(self) -> Iterator[Check]:
+        """Yield one check per tally and output; one that failed names the first sets in which it did."""
+        for tally in self.tallies.values():
+            for check in tally.checks():
+                places = [] if check else self._failing.get((tally.name, check.output), [])
+                more = f" and {len(places) - _NAMED} more sets" if len(places) > _NAMED else ""
+                where = f"; in {', '.join(places[:_NAMED])}{more}" if any(places) else ""
+                yield replace(check, message=f"{check.message}{where}")
 
     def _decided(
         self, outputs: Arrays, parts: Arrays, raw: RawFeeds, about: Mapping[str, Any], *, allowance: str | None
@@ -137,7 +155,7 @@ class Judgement:
         try:
             return parts_of(outputs[PACKED_OUTPUT], tail.parts) if tail.options.is_packed else outputs
         except UnsupportedModelError as error:
-            tally.fail(self.decider.names, error)
+            self._add(tally, {name: unknown(name, one_line(error)) for name in self.decider.names})
             return None
 
 
@@ -188,7 +206,7 @@ def judge_outputs(**given: Any) -> ParityReport:
     described["kit"] = kit.digest
     if "whole" in judged:
         described |= kit.document["suites"]["whole"]["fed"]
-    checks = [check for tally in judgement.tallies.values() for check in tally.checks()]
+    checks = list(judgement.checks())
     return ParityReport(
         subject=str(folder),
         checks=tuple(checks if asked.where is None else (replace(check, runtime=where) for check in checks)),
@@ -231,6 +249,7 @@ def _judge_suite(judgement: Judgement, kit: Kit, name: Suite, folder: Path) -> N
         aliases = {alias: output["name"] for output in suite["outputs"] for alias in output.get("aliases", ())}
         found = Expected(judged, list(made), {**beside, **{out: made[out] for out in own_names.values()}}, aliases)
         outputs = found.read(folder / about["name"])
+        judgement.place = f"{name}/{about['name']}"
         if name != "whole":
             judgement.add_tail(outputs, raw, about)
             continue
@@ -250,8 +269,7 @@ def _refuse_contradiction(
             control.add_whole(made, raw, suite, {})
         elif not wrong:
             control.add_tail(made, raw, about)
-        failures = (check for tally in control.tallies.values() for check in tally.checks() if not check)
-        wrong += [f"{check.output}: {check.message}" for check in failures]
+        wrong += [f"{check.output}: {check.message}" for check in control.checks() if not check]
     except (LookupError, TypeError, ValueError) as error:  # arrays of other names, types or shapes
         wrong.append(f"{type(error).__name__}: {one_line(error)}")
     if wrong:

@@ -140,10 +140,14 @@ class ParityReport(Outcome):
         most = max(
             (result for result in self.whole if result.way.judged), key=lambda result: result.flipped, default=None
         )
-        if most is None or not most.flipped:
-            return ""
-        shares = (share(trace, trace.decided.flipped) for trace in most.outcomes if trace.decided.flipped)
-        return f" but for {' and '.join(shares)}, which the band or the budget forgives"
+        if most is not None and most.flipped:
+            shares = [share(trace, trace.decided.flipped) for trace in most.outcomes if trace.decided.flipped]
+        else:  # of another machine, or on synthetic inputs alone
+            of_whole = [check for check in self.checks if check.judged and _WHOLE.match(check.subject)]
+            of_whole.sort(key=lambda check: int(check.details.get("flipped", 0)))
+            found = {check.output: check.details for check in of_whole if check.details.get("flipped")}
+            shares = [f"{each['flipped']:,} of {each['count']:,} in {name}" for name, each in found.items()]
+        return f" but for {' and '.join(shares)}, which the band or the budget forgives" if shares else ""
 
     def _proven(self) -> Iterator[str]:
         """Yield what was run, on how much, beside what, and in what."""
@@ -239,6 +243,7 @@ class ParityReport(Outcome):
 
 
 MOST: Final = 5
+_WHOLE: Final = re.compile("(whole|synthetic)/")
 
 
 class FailureStore:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -87,7 +88,7 @@ def test_what_differs_fails(kit: Path, outputs: Path, tmp_path: Path, invoke: In
     assert done.exit_code == 1
     assert f"FAILED: {outputs} were not computed as the tail of the kit says (2 of 8 checks failed)" in done.stdout
     assert "  fix      run the tail there in float32, unchanged" in done.stdout
-    assert f"became {'anomalous' if label[at] else 'normal'} at [{at}, 0]" in done.stdout
+    assert re.search(f"became {'anomalous' if label[at] else 'normal'} at .{at}, 0.: [^;]*; in {FIRST}\n", done.stdout)
     assert 'failures="3"' in (tmp_path / "junit.xml").read_text()
     assert "tail/pred_label" in (tmp_path / "summary.md").read_text()
 

@@ -202,6 +202,8 @@ def test_the_whole_file_may_have_other_raw_values_within_the_band(tmp_path: Path
     mask = checks(near)["whole/kit/pred_mask"]
     assert mask.details["flipped"] == mask.details["near"] > 0
     assert "from the boundary" in mask.message
+    forgiven = f"{mask.details['flipped']} of {mask.details['count']:,} in pred_mask"
+    assert f"decides as PyTorch does, by its twin in NumPy but for {forgiven}, which the band" in near.headline()
     far = judge_outputs(kit, moved(kit, tmp_path / "far", 1e-3), reference="numpy")
     assert {check.subject for check in far.failed} == {
         "whole/kit/pred_mask",
