@@ -37,7 +37,7 @@ from postproc_export.check.whole import (
     with_taps,
 )
 from postproc_export.errors import PostprocError
-from postproc_export.runtimes import PortInfo, Runner
+from postproc_export.runtimes import PortInfo, Runner, installed_runtimes
 from postproc_export.stats import Level
 
 BATCHES: Final = (1, 3)
@@ -81,11 +81,7 @@ class SyntheticPlan(LoadedModels):
 
     def fed(self, ways: Sequence[Configuration]) -> Iterator[Fed]:
         """Yield what is fed at which batch size: what the original was found to run at, then all else at once."""
-        runs_both = [way for way in ways if not isinstance(self.open("raw", way), str)]
-        one_of_each: dict[str, Configuration] = {}
-        for way in runs_both or ways[:1]:
-            one_of_each.setdefault(way.runtime if way.target is None else way.label, way)
-        for way in one_of_each.values():
+        for way in self._tried(ways):
             ports = self._ports(way)
             strange = [port.describe() for port in ports if unfit(port)]
             if strange:
@@ -103,6 +99,18 @@ class SyntheticPlan(LoadedModels):
                 self.say(WHOLE, f"{inputs.shapes(size)} is left out for its size")
             else:
                 yield inputs, size
+
+    def _tried(self, ways: Sequence[Configuration]) -> Iterator[Configuration]:
+        """Yield ways to find what to feed; the last is the runtime of the format, where others were asked for."""
+        runs_both = [way for way in ways if not isinstance(self.open("raw", way), str)]
+        one_of_each: dict[str, Configuration] = {}
+        for way in runs_both or ways[:1]:
+            one_of_each.setdefault(way.runtime if way.target is None else way.label, way)
+        yield from one_of_each.values()
+        own = Configuration(runtime=self.attached.form.runtimes[0])
+        is_known = own.label in one_of_each or own.runtime not in installed_runtimes()
+        if one_of_each and not is_known and not isinstance(self.open("attached", own), str):
+            yield own
 
     def _ports(self, way: Configuration) -> tuple[PortInfo, ...]:
         """Return the inputs as an original of this format declares them: an axis may be frozen in the attached one."""
