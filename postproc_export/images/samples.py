@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -177,8 +177,11 @@ Made = TypeVar("Made")
 
 def load_ahead(
     given: Iterable[Given], load: Callable[[Given], Made], *, workers: int | None, batch_size: int
-) -> Iterator[Made]:
-    """Yield what `load` makes of each item, in order, made in worker threads as `load_batches` has them."""
+) -> Generator[Made, None, None]:
+    """Yield what `load` makes of each item, in order, made in worker threads as `load_batches` has them.
+
+    Once it is closed nothing is made any more.
+    """
     threads = workers or min(_MAX_WORKERS, os.cpu_count() or 1)
     pending: deque[Future[Made]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
@@ -190,7 +193,7 @@ def load_ahead(
         while pending:
             yield pending.popleft().result()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
 
 
 def load_image(sample: Sample, preprocessing: Preprocessing, *, with_mask: bool) -> Loaded:

@@ -4,7 +4,7 @@ import csv
 import heapq
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
@@ -80,7 +80,7 @@ class FolderWriter:
         self._worst: list[tuple[float, int, Prediction]] = []
         self._count = 0
 
-    def rows(self, drawn: Iterable[Drawn]) -> Iterator[Prediction]:
+    def rows(self, drawn: Iterable[Drawn]) -> Generator[Prediction, None, None]:
         """Write the table line by line, and yield the prediction of each."""
         with (self.folder / TABLE).open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             lines = csv.writer(file, lineterminator="\n")

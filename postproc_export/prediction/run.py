@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -163,10 +164,11 @@ class _Run:
         begun = time.monotonic()
         predictions = predictor.run(images=wants_images)
         drawn = load_ahead(predictions, writer.draw, workers=asked.workers, batch_size=predictor.batch_size)
-        for prediction in writer.rows(drawn):
-            self._count(prediction)
-            if asked.progress is not None:
-                asked.progress(self._images, predictor.source.count)
+        with closing(drawn), closing(writer.rows(drawn)) as rows:  # before the folder is removed where something fails
+            for prediction in rows:
+                self._count(prediction)
+                if asked.progress is not None:
+                    asked.progress(self._images, predictor.source.count)
         self._seconds = time.monotonic() - begun
         writer.finish()
         if self._is_known:

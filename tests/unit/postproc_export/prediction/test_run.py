@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,28 @@ class TestNothingIsWrittenOver:
         with pytest.raises(FileError, match="lies in"):
             predict_folder(model, images, output=out)
         assert files(out) == before
+
+
+def test_nothing_is_drawn_any_more_once_it_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that is not waited for would make the folder again, which nobody removes then."""
+    for number in range(12):
+        photo(tmp_path / "images" / str(number) / "photo.png")
+    drawing, ended = list[Path](), list[Path]()
+
+    def slow(path: Path, _: Any) -> None:
+        drawing.append(path)
+        time.sleep(0.05)
+        ended.append(path)
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("postproc_export.prediction.folder.save_png", slow)
+    asked: dict[str, Any] = {"workers": 4, "batch_size": 1, "progress": interrupt}
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        predict_folder(detector(tmp_path), tmp_path / "images", output=tmp_path / "out", **asked)
+    assert (len(drawing), (tmp_path / "out").exists()) == (len(ended), False)
+    assert stopped.tb, "the frames are there still, and what they hold"
 
 
 def test_an_unusable_image_is_named_and_the_others_go_on(tmp_path: Path) -> None:
