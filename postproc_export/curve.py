@@ -123,7 +123,7 @@ class Curve:
     fp: list[int]
     anomalous: int
     normal: int
-    highest: float  # the highest value seen
+    highest: float  # the highest value seen; inf where it is not known
     is_complete: bool  # whether every value seen is a threshold
 
     @classmethod
@@ -148,6 +148,11 @@ class Curve:
         is_complete = normal + anomalous <= _COMPLETE and stats.details.get("exact") is not False
         last = max(*highest, thresholds[-1]) if highest else float("inf")
         return cls(thresholds, [*tp, 0], [*fp, 0], anomalous, normal, last, is_complete)
+
+    @property
+    def end(self) -> float:
+        """The highest value seen; where the statistics do not tell it, the highest threshold."""
+        return self.highest if isfinite(self.highest) else self.thresholds[-1]
 
     def at(self, boundary: float, half: Half | None = None) -> Counts:
         """Count the samples from a boundary on, raw units, which is read as float32 like a threshold.

@@ -69,7 +69,7 @@ class Histogram:
         curve = Curve.of(stats)
         if curve is None:
             return None
-        lowest, highest = curve.thresholds[0], _highest(curve)
+        lowest, highest = curve.thresholds[0], curve.end
         inside = {to_float32(mark) for mark in marks if lowest < mark <= highest}
         edges, is_even = _edges(curve, count, inside)
         cuts = sorted({edge for edge in edges if lowest < edge < highest} | inside)
@@ -141,10 +141,6 @@ def _text(value: float) -> str:
     return repr(shortest(value)).removesuffix(".0") if isfinite(value) else str(value)
 
 
-def _highest(curve: Curve) -> float:
-    return curve.highest if isfinite(curve.highest) else curve.thresholds[-1]
-
-
 def _above(curve: Curve, cut: float, half: Half | None) -> tuple[int, int, int]:
     """Return the normal and the anomalous samples from a value on, and by how many these may be off.
 
@@ -154,7 +150,7 @@ def _above(curve: Curve, cut: float, half: Half | None) -> tuple[int, int, int]:
     if found.tp[0] == found.tp[1] and found.fp[0] == found.fp[1]:
         return found.fp[0], found.tp[0], 0
     place = bisect_left(curve.thresholds, cut)
-    low, high = curve.thresholds[place - 1], [*curve.thresholds, _highest(curve)][place]
+    low, high = curve.thresholds[place - 1], [*curve.thresholds, curve.end][place]
     share = (Fraction(high) - Fraction(cut)) / (Fraction(high) - Fraction(low))
     normal, anomalous = (least + round((most - least) * share) for least, most in (found.fp, found.tp))
     error = max(abs(guess - end) for guess, ends in ((normal, found.fp), (anomalous, found.tp)) for end in ends)

@@ -32,7 +32,7 @@ class ValueAxis:
         """Return the axis on which the middle half of each class, and what is around the threshold, can be seen."""
         assert stats.threshold is not None, "a level that is drawn has a threshold"
         marks = (stats.threshold, stats.min, stats.max)
-        lowest, highest = min(curve.thresholds[0], *marks), max(curve.highest, *marks)
+        lowest, highest = min(curve.thresholds[0], *marks), max(curve.end, *marks)
         classes = [counts for counts in (curve.fp, curve.tp) if counts[0]]
         spreads = [(quantile(curve, counts, 0.25), quantile(curve, counts, 0.75)) for counts in classes]
         middle = [quantile(curve, counts, share) for counts in classes for share in (0.05, 0.95)]

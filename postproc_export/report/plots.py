@@ -140,7 +140,7 @@ def _bins(curve: Curve, axis: ValueAxis) -> Iterator[Row]:
         if not curve.is_complete:
             start, end = places[first], high if behind is None else places[last]
             end = max(end, start + width / 4)
-        top = curve.highest if behind is None else curve.thresholds[last]
+        top = curve.end if behind is None else curve.thresholds[last]
         part = width / (end - start)
         for name, counts, sign in (("normal", curve.fp, 1), ("anomalous", curve.tp, -1)):
             if count := counts[first] - counts[last]:

@@ -1,5 +1,7 @@
 """Where raw values stand on the axis of a plot."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from report_stats import heavy_tails, stats_of, two_bells
@@ -24,12 +26,19 @@ def two_outliers() -> CalibrationStats:
     return stats_of(normal.tolist(), [*anomalous.tolist(), 500.0, -80.0])
 
 
+def endless(stats: CalibrationStats) -> CalibrationStats:
+    """Damage what the statistics say of the highest value."""
+    assert stats.image is not None
+    return replace(stats, image=replace(stats.image, details={**stats.image.details, "extremes": {"max": "none"}}))
+
+
 @pytest.mark.parametrize(
     ("stats", "kind"),
     [
         pytest.param(two_bells(), "linear", id="two-bells"),
         pytest.param(heavy_tails(), "log", id="heavy-tails"),
         pytest.param(two_outliers(), "tails", id="outliers"),
+        pytest.param(endless(two_outliers()), "tails", id="highest-not-known"),
     ],
 )
 def test_the_middle_of_each_class_is_seen(stats: CalibrationStats, kind: Kind) -> None:
