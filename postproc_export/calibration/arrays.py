@@ -100,7 +100,7 @@ class Block:
     start: int  # the flat index of the first value in its array or box
 
 
-def as_numpy(array: Any, *, place: str = "an array") -> AnyArray:
+def as_numpy(array: Any, *, place: str) -> AnyArray:
     """Return a NumPy array; whatever has `detach` is a torch tensor, of any device, with gradients or not."""
     check_plain(array, place=place)
     if hasattr(array, "detach"):

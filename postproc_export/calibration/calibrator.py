@@ -144,7 +144,7 @@ class Calibrator:
         where = f"batch {self._batches}"
         if pred_score is None and anomaly_map is None:
             raise CalibrationError(f"{where} has neither pred_score nor anomaly_map", needed="one of them at least")
-        named = {key: as_numpy(array) for key, array in arrays.items() if array is not None}
+        named = {key: as_numpy(array, place=f"{where}: {key}") for key, array in arrays.items() if array is not None}
         pairs = level_pairs(named, name=where, convention=self._convention)
         cleaned = {level: self._clean(level, pair) for level, pair in pairs.items() if pair.values.size}
         for level, chunks in cleaned.items():

@@ -336,7 +336,7 @@ def test_masked_arrays_are_refused() -> None:
     masked = np.ma.masked_array(SCORES, mask=LABELS == 1)
     with pytest.raises(CalibrationError, match="the mapping: scores is a masked array"):
         calibrate({"scores": masked, "labels": LABELS})
-    with Calibrator() as calibrator, pytest.raises(CalibrationError, match="a masked array"):
+    with Calibrator() as calibrator, pytest.raises(CalibrationError, match="batch 0: pred_score is a masked"):
         calibrator.update(masked, LABELS)
     stats = calibrate({"scores": masked.filled(9), "labels": LABELS}, resamples=0).image
     assert stats is not None
@@ -350,6 +350,8 @@ def test_sparse_tensors_and_ragged_lists_are_refused() -> None:
         calibrate({"maps": torch.zeros(2, 4, 4).to_sparse()})
     with pytest.raises(CalibrationError, match="the mapping: scores is not an array"):
         calibrate({"scores": [[1.0], [2.0, 3.0]]})
+    with Calibrator() as calibrator, pytest.raises(CalibrationError, match="batch 0: gt_label is not an array"):
+        calibrator.update([[1.0], [2.0]], [[0], [1, 1]])
     assert calibrate({"scores": [[1.0], [2.0]], "labels": [0, 1]}, resamples=0).image is not None
 
 
