@@ -47,7 +47,7 @@ class _Node:
         command = [node, str(_DRIVER), package]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=-1, stderr=subprocess.DEVNULL)
         atexit.register(self.close)
-        self._lock = Lock()
+        self._lock, self._is_closed = Lock(), False
         self.numbers = count()
         self.gone: list[int] = []  # models that nobody has any more
         try:
@@ -58,6 +58,7 @@ class _Node:
 
     def close(self) -> None:
         """End the process."""
+        self._is_closed = True
         atexit.unregister(self.close)
         _started.cache_clear()
         self._process.kill()
@@ -66,6 +67,8 @@ class _Node:
     def ask(self, question: Mapping[str, Any], parts: Sequence[Any] = ()) -> tuple[dict[str, Any], bytes]:
         """Send a frame with parts, and return what comes back. Raises _NodeError if that failed."""
         with self._lock:
+            if self._is_closed:  # as another of its models was told
+                raise _NodeError("Node.js has ended")
             try:
                 gone = [self.gone.pop() for _ in range(len(self.gone))]
                 if gone:
@@ -73,7 +76,7 @@ class _Node:
                 answer, payload = self._exchange(question, parts)
             except BaseException as error:  # also an interrupt: what comes next would be half an answer
                 self.close()
-                if not isinstance(error, (OSError, EOFError)):
+                if not isinstance(error, (OSError, EOFError, ValueError)):  # ValueError: an answer that is none
                     raise
                 raise _NodeError("Node.js has ended") from error
         if "error" in answer:

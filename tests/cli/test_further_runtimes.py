@@ -231,3 +231,24 @@ def test_node_that_ends_is_told_and_started_again(tmp_path: Path, monkeypatch: p
         runner: Runner = open_runner(hosts.identity(map=None).SerializeToString(), runtime="onnxruntime-web")
         with pytest.raises(UnsupportedModelError, match=r"failed to run(.|\n)*Node.js has ended"):
             runner.run({"score": np.zeros((1, 1), np.float32)})
+
+
+PRINTS = """
+const run = async () => process.stdout.write(Buffer.from([2, 0, 0, 0, 120, 120]));
+const create = async () => ({ release() {}, run });
+module.exports = { env: { wasm: {}, versions: { web: "0" } }, InferenceSession: { create }, Tensor: class {} };
+"""
+
+
+@pytest.mark.parametrize("source", [STRANGE, PRINTS], ids=["ends", "prints"])
+def test_every_model_of_a_node_that_ended_is_told(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that it kept besides cannot run any more; one that is loaded then does not suffer from it."""
+    with_package(tmp_path, source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NODE_PATH", raising=False)
+    model, fed = hosts.identity(map=None).SerializeToString(), {"score": np.zeros((1, 1), np.float32)}
+    runners = [open_runner(model, runtime="onnxruntime-web") for _ in range(2)]
+    for runner in (*runners, runners[0]):
+        with pytest.raises(UnsupportedModelError, match=r"failed to run(.|\n)*Node.js has ended"):
+            runner.run(fed)
+    assert open_runner(model, runtime="onnxruntime-web").name == "onnxruntime-web-cpu"
