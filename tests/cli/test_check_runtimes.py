@@ -67,6 +67,16 @@ class Widens(OtherRunner):
         return {name: values.astype(float) for name, values in outputs.items()}
 
 
+class Counts(OtherRunner):
+    def changed(self, outputs):
+        return {name: values if values.dtype != bool else values.astype(int) for name, values in outputs.items()}
+
+
+class Narrows(OtherRunner):
+    def changed(self, outputs):
+        return {name: values.astype(np.float16) for name, values in outputs.items()}
+
+
 class Reuses(OtherRunner):
     def changed(self, outputs):
         for name, values in outputs.items():
@@ -243,8 +253,9 @@ def test_a_runtime_that_cannot_be_used_is_exit_code_2(
         ("Raises", "other failed to run the model on .* found: RuntimeError: the device is lost"),
         ("Ends", "other failed to run the model on .* found: SystemExit: 0"),
         ("Forgets", "ValueError: it gives no output 'pred_score'"),
-        ("Flattens", "ValueError: it gives the shape \\[.*\\] for pred_score: float32"),
-        ("Widens", "expected dtype float32, found float64"),
+        ("Flattens", "ValueError: it gives float32 \\[.*\\] for pred_score: float32"),
+        ("Widens", "ValueError: it gives float64 \\[.*\\] for pred_score: float32"),
+        ("Counts", "expected dtype bool, found int64"),
         ("LoadsNot", "other cannot load .* found: KeyError: 'driver'"),
     ],
 )
@@ -349,6 +360,19 @@ def test_calibrate_takes_the_same_names(files: Path, tmp_path: Path, invoke: Inv
     names = [each["runtime"]["name"] for each in numbers.values()]
     assert names == ["onnxruntime-cpu", "onnx.reference", "openvino-HETERO:CPU"]
     assert len({each["image"]["threshold"] for each in numbers.values()}) == 1
+
+
+def test_scores_that_a_runtime_narrows_are_not_calibrated_on(
+    files: Path, other: Callable[[str], None], tmp_path: Path, invoke: Invoke
+) -> None:
+    """Its raw values are declared float32, and thresholds found on others would not be those of the model."""
+    other("other_runtime:Narrows")
+    images, target = labelled_images(tmp_path / "images"), tmp_path / "stats.json"
+    arguments = ("--images", images, "--image-only", "--image-size", 8, "--runtime", "other", "-o", target)
+    ran = invoke("calibrate", files / "raw.onnx", *arguments)
+    assert ran.exit_code == 2
+    assert "it gives float16" in ran.stderr
+    assert not target.exists()
 
 
 @pytest.mark.parametrize("text", [*EVERY, "openvino:HETERO:CPU,INFERENCE_NUM_THREADS=1"])
