@@ -48,7 +48,8 @@ def detach_postprocessing(
     form = format_of(source)
     edit = partial(detach_model, form, where=str(source))
     detached = form.rewrite(source, target, edit, FileOptions(in_place=in_place, link_weights=link_weights))
-    return replace(detached, source=source, output=target if detached else None)
+    tails = {level: tail.apart() for level, tail in detached.tails.items()}
+    return replace(detached, source=source, output=target if detached else None, tails=tails)
 
 
 def detach_model(form: Format, model: Any, *, where: str) -> DetachResult:

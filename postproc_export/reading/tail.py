@@ -11,7 +11,7 @@ module's scores are written in the same forms; an attached tail has those of `gr
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias
 
 import numpy as np
 
@@ -410,6 +410,21 @@ class FoundTail(NamedTuple):
     def is_normalised(self) -> bool:
         """Whether its scores are normalised."""
         return self.reading.is_normalised
+
+    def apart(self) -> Self:
+        """Return it with numbers for values of the graph, which an IR keeps with its weights and cannot be pickled."""
+        numbers: dict[Value, int] = {}
+
+        def numbered(value: Value) -> int | None:
+            return None if value is None else numbers.setdefault(value, len(numbers))
+
+        return self._replace(
+            raw=numbered(self.raw),
+            values=tuple(map(numbered, self.values)),
+            sites={},
+            guard_maps=numbered(self.guard_maps),
+            adjusted=numbered(self.adjusted),
+        )
 
 
 def find_own_tail(

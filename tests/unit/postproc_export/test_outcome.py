@@ -131,7 +131,18 @@ def test_a_notebook_shows_a_column_per_level() -> None:
 @pytest.mark.parametrize("name", ["attach", "update", "detach", "inspect", "nothing"])
 def test_a_result_can_be_sent(results: dict[str, Outcome], name: str) -> None:
     """A process that edits models gives back what one can go on with."""
-    assert pickle.loads(pickle.dumps(results[name])).to_json() == results[name].to_json()
+    again = pickle.loads(pickle.dumps(results[name]))
+    assert (again.to_json(), again.summary()) == (results[name].to_json(), results[name].summary())
+
+
+@pytest.mark.parametrize("options", [{}, {"adjustable": "sensitivity"}], ids=["plain", "adjustable"])
+def test_what_is_taken_off_an_ir_leaves_the_model(options: dict[str, Any], tmp_path: Path) -> None:
+    """The result can be sent, too: it holds no value of the graph."""
+    _, attached = hosts.attached(hosts.score_and_map(), tmp_path, ir=True, stats=STATS, **options)
+    result = detach_postprocessing(attached, output=tmp_path / "raw.xml")
+    again = pickle.loads(pickle.dumps(result))
+    assert (again.to_json(), again.summary()) == (result.to_json(), result.summary())
+    assert result.to_json()["levels"]["image"]["adjustable"] == options.get("adjustable")
 
 
 @pytest.mark.parametrize("name", ["attach", "update", "detach", "inspect", "nothing"])
