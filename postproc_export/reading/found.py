@@ -218,10 +218,10 @@ class FoundTails(FoundLayer):
             return {}
         explained = {name for tail in self.tails.values() for name in tail.outputs}
         levels = {LABEL_OUTPUT[level]: level for level in LEVELS}
+        left = {name: levels[name] for name in RESULT_NAMES if name in self.outputs - explained}
         return {
-            name: str(self.misses.get(levels[name]) or self.tails[levels[name]].other_rule)
-            for name in RESULT_NAMES
-            if name in self.outputs - explained
+            name: str(self.misses[level] if level in self.misses else self.tails[level].other_rule)
+            for name, level in left.items()
         }
 
     @property

@@ -89,6 +89,17 @@ def other_mask(folder: Path) -> Path:
     return edited(anomalib("262_default_legacy.onnx")(folder), edit)
 
 
+def other_map(folder: Path) -> Path:
+    """Return Anomalib's post-processing whose map and mask are not known at all."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        for node in model.graph.node:
+            if "anomaly_map" in node.output:
+                node.CopyFrom(onnx.helper.make_node("Tanh", [node.input[0]], ["anomaly_map"], name="own"))
+
+    return edited(other_mask(folder), edit)
+
+
 def labels_alone(folder: Path) -> Path:
     """Return a model whose label nothing explains, beside a raw score."""
 
@@ -250,6 +261,17 @@ def test_what_is_not_known_as_a_whole_is_said_and_left(kind: str, tmp_path: Path
     assert "gives no label" not in shown
     assert "no decision" not in shown
     for command in (["detach"], ["update", "--pixel-sensitivity", "0.3"], ["update", "--keep-dialect"]):
+        result = run(invoke, path, command)
+        assert result.exit_code == 2
+        assert "'pred_mask' is by another rule" in result.stderr
+
+
+def test_a_level_that_is_not_known_at_all_is_said_and_left(tmp_path: Path, invoke: Invoke) -> None:
+    """Beside a score that is known."""
+    path = other_map(tmp_path)
+    shown = invoke("inspect", path).stdout
+    assert "pixel    post-processing that is not known" in shown
+    for command in (["detach"], ["update", "--image-sensitivity", "0.3"]):
         result = run(invoke, path, command)
         assert result.exit_code == 2
         assert "'pred_mask' is by another rule" in result.stderr

@@ -54,7 +54,8 @@ def try_form(folder: Path, raw: Path, options: list[str], number: int) -> list[s
     attached, changed, back = (folder / f"{name}-{number}{suffix}" for name in ("attached", "changed", "back"))
     # 2025 rounds the raw output of a float16 model, and not what a tail reads of it
     apart = ["--inputs", folder / "in.npz", *([] if raw.stem == "half" else ["--raw", raw])]
-    levels = [] if "--no-threshold" in options else ["--pixel-sensitivity", 0.4, "--image-sensitivity", 0.4]
+    changed_levels = () if "--no-threshold" in options else ("image",) if raw.stem == "score" else ("image", "pixel")
+    levels = [word for level in changed_levels for word in (f"--{level}-sensitivity", 0.4)]
     found = [
         run("attach", raw, "--stats", stats, "-o", attached, *options),
         run("inspect", attached),
