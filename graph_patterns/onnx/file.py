@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import onnx
-from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError, EncodeError
 from google.protobuf.message_factory import GetMessageClass
@@ -58,14 +57,14 @@ def check_text(serialised: bytes) -> None:
     _strict_model_class().FromString(serialised)
 
 
+_PROTO3: Final = varint(12 << 3 | LENGTH) + b"\x06proto3"  # FileDescriptorProto.syntax: what stands last counts
+
+
 @cache
 def _strict_model_class() -> Any:
     """Make a twin of ModelProto that checks texts: the same schema declared as proto3."""
-    schema = FileDescriptorProto()
-    onnx.ModelProto.DESCRIPTOR.file.CopyToProto(schema)
-    schema.syntax = "proto3"
     pool = DescriptorPool()
-    pool.AddSerializedFile(schema.SerializeToString())
+    pool.AddSerializedFile(onnx.ModelProto.DESCRIPTOR.file.serialized_pb + _PROTO3)
     return GetMessageClass(pool.FindMessageTypeByName(onnx.ModelProto.DESCRIPTOR.full_name))
 
 

@@ -317,13 +317,11 @@ def _schema() -> tuple[Mapping[str, Mapping[int, str]], Mapping[str, frozenset[i
     And of these the ones of which protobuf would merge the tensors of two occurrences: {message: tags}.
     """
     import onnx
-    from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
 
-    file = FileDescriptorProto()
-    onnx.ModelProto.DESCRIPTOR.file.CopyToProto(file)
+    messages = onnx.ModelProto.DESCRIPTOR.file.message_types_by_name
     fields = {
-        message.name: [(field, str(field.type_name).rpartition(".")[2]) for field in message.field]
-        for message in file.message_type
+        name: [(field, field.message_type.name) for field in message.fields if field.message_type is not None]
+        for name, message in messages.items()
     }
     leading = {_TENSOR}
     while grown := {name for name in fields if any(kind in leading for _, kind in fields[name])} - leading:
@@ -333,9 +331,7 @@ def _schema() -> tuple[Mapping[str, Mapping[int, str]], Mapping[str, frozenset[i
     for name in leading - {_TENSOR}:
         found = [(field, kind, field.number << 3 | LENGTH) for field, kind in fields[name] if kind in leading]
         kinds[name] = {tag: kind for _, kind, tag in found}
-        merged[name] = frozenset(
-            tag for field, kind, tag in found if kind in _MIXING and field.label != FieldDescriptorProto.LABEL_REPEATED
-        )
+        merged[name] = frozenset(tag for field, kind, tag in found if kind in _MIXING and field.has_presence)
     return kinds, merged
 
 
