@@ -1,6 +1,6 @@
 """Attach post-processing to a model file."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 from postproc_export.files import default_target
 from postproc_export.formats.base import Format, Judge, Outputs, format_of
 from postproc_export.options import (
-    AttachInMemoryOptions,
     AttachOptions,
     BelongingOptions,
     TailOptions,
@@ -24,7 +23,7 @@ from postproc_export.tail import calibrated_levels
 from postproc_export.validation import called_like
 
 if TYPE_CHECKING:
-    from postproc_export.run_options import ExportOptions
+    from postproc_export.policies import Policy
 
 
 @called_like(AttachOptions)
@@ -50,7 +49,8 @@ def attach_file(given: Mapping[str, Any], **called: str) -> AttachResult:
     source, own = Path(asked.model_path), parse_tails(asked.steps)
     target = default_target(source, asked.output, in_place=asked.in_place, mark="post", read=[asked.stats])
     stats, given, told = with_decision(as_stats(asked.stats), given)
-    options, chosen = tail_options(asked := AttachOptions(**given), given, stats)
+    asked = AttachOptions(**given)
+    options, chosen = tail_options(asked, asked.targets(given), stats)
     outputs: Outputs = {"image_output": asked.image_output, "pixel_output": asked.pixel_output}
     form = format_of(source)
     calibrated = f"postproc-export calibrate {source} --images FOLDER -o stats.json"
@@ -69,13 +69,13 @@ def attach_file(given: Mapping[str, Any], **called: str) -> AttachResult:
 
 
 def tail_options(
-    asked: "AttachOptions | AttachInMemoryOptions | ExportOptions", given: Collection[str], stats: CalibrationStats
+    asked: TailOptions, targets: "Mapping[Level, Policy]", stats: CalibrationStats
 ) -> tuple[TailOptions, tuple[str, ...]]:
-    """Return the options of the tail, with sensitivities for what they are to reach, and a note on each of these.
+    """Return the options of the tail, with sensitivities that reach the targets, and a note on each of these.
 
-    `given` are the options that a caller gave. Raises UsageError if a sensitivity cannot be chosen.
+    Raises UsageError if a sensitivity cannot be chosen.
     """
-    options, targets = TailOptions.of(asked), asked.targets(given)
+    options = TailOptions.of(asked)
     if not targets:
         return options, ()
     from postproc_export.curve import choose_sensitivities

@@ -1,4 +1,7 @@
-"""What a user can choose: every option stands here once, with its name, type, default, help and spelling.
+"""What a user can choose: every option is declared once, with its name, type, default, help and spelling.
+
+Here stand those of a tail and the parts that several classes share. A part is never made by itself, so it needs no
+`__init__`, `__repr__` and `__eq__`: to compile these for every class is most of what importing this module takes.
 
 Python functions take these classes by `called_like`, commands by `cli.commands`. A class that inherits another has its
 options, too: which commands and functions have an option is decided by the class that it stands in. The help of an
@@ -14,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, get_args
 
 from postproc_export.errors import MetadataError, UsageError
 from postproc_export.float32 import shortest, to_float32
-from postproc_export.policies import RATES, Policy
 from postproc_export.stats import (
     LEVELS,
     CalibrationStats,
@@ -29,6 +31,7 @@ from postproc_export.validation import choices_of, flags_of, shown, spelt
 
 if TYPE_CHECKING:
     from postproc_export.images.preprocessing import PreprocessingSource
+    from postproc_export.policies import Policy
 
 LabelDtype: TypeAlias = Literal["bool", "uint8", "float32"]
 Layout: TypeAlias = Literal["separate", "packed"]
@@ -81,7 +84,7 @@ class FileOptions:
     link_weights: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class StepOptions:
     """The custom steps around a tail.
 
@@ -105,7 +108,7 @@ class StepOptions:
         return tuple(chain.from_iterable(given))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class OutputOptions(StepOptions):
     """Which outputs of a model are the raw ones, and the custom steps around the tail.
 
@@ -122,7 +125,7 @@ class OutputOptions(StepOptions):
     pixel_output: str | int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class ImageOptions:
     """How images are fed to a model.
 
@@ -137,7 +140,7 @@ class ImageOptions:
     preprocessing: "PreprocessingSource | None" = field(default=None, metadata=spelt(metavar="FILE", text=Path))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class DecisionOptions:
     """What decides, in an attached file and in `PostProcessor` alike; the defaults are docs/definition.md's.
 
@@ -397,7 +400,7 @@ class TailOptions(DecisionOptions):
             yield "enable_thresholding", "it holds labels, and they are switched off"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class TargetOptions:
     """What sensitivities are to reach, in place of their numbers.
 
@@ -413,13 +416,18 @@ class TargetOptions:
     image_sensitivity_for: str | None = field(default=None, metadata=spelt(metavar="RATE=NUMBER"))
     pixel_sensitivity_for: str | None = field(default=None, metadata=spelt(metavar="RATE=NUMBER"))
 
-    def targets(self, given: Collection[str]) -> dict[Level, Policy]:
+    def targets(self, given: Collection[str]) -> "dict[Level, Policy]":
         """Return what is to be reached at each level where that was asked for; `given` are all options that were.
 
         Raises UsageError if it is no rate, or the sensitivity of the level was given as well.
         """
         asked = {"image": self.image_sensitivity_for, "pixel": self.pixel_sensitivity_for}
-        targets = {level: Policy.parse(text) for level in LEVELS if (text := asked[level]) is not None}
+        texts = {level: text for level in LEVELS if (text := asked[level]) is not None}
+        if not texts:
+            return {}
+        from postproc_export.policies import RATES, Policy
+
+        targets = {level: Policy.parse(text) for level, text in texts.items()}
         for level, target in targets.items():
             if target.kind not in RATES:
                 needed = ", ".join(f"{kind}=NUMBER" for kind in RATES)
@@ -430,7 +438,7 @@ class TargetOptions:
         return targets
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class BelongingOptions:
     """Whether statistics have to belong to the model.
 
@@ -458,23 +466,6 @@ class AttachOptions(TailOptions, OutputOptions, BelongingOptions, FileOptions, T
 
     model_path: str | Path
     stats: Source = field(metadata=spelt("--stats", "-s"))
-
-
-@dataclass(frozen=True)
-class AttachInMemoryOptions(TailOptions, OutputOptions, BelongingOptions, TargetOptions):
-    """What `attach_to_onnx` and `attach_to_openvino` take.
-
-    Parameters
-    ----------
-    model
-        An `onnx.ModelProto` or `openvino.Model` with raw outputs, changed in place. Weights of an ONNX model may be
-        inline, external, or left out.
-    stats
-        Statistics, or the path of a statistics file.
-    """
-
-    model: Any
-    stats: Source
 
 
 @dataclass(frozen=True)

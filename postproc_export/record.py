@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, Self, TypeAlias
 
 from postproc_export.errors import MetadataError, UsageError
 from postproc_export.float32 import HALVES, Half, json_number, rounded_to, shortest
-from postproc_export.options import TailOptions
+from postproc_export.options import SENSITIVITIES, TailOptions
 from postproc_export.outcome import Outcome, outcome_json
 from postproc_export.stats import LEVELS, CalibrationStats, Level, LevelStats
 from postproc_export.tail import PREFIX, Tail, input_name, place
@@ -36,7 +36,6 @@ TRANSFORMED: Final = "transformed"  # in a merged record: the levels whose raw v
 RECORD_VERSION: Final = 1
 
 _NEEDED: Final = "switches that are true or false, names of raw values by level, a version as text"
-_SENSITIVITIES: Final = ("image_sensitivity", "pixel_sensitivity")
 
 
 BEFORE: Final = ("gaussian", "top-k", "resize", "thresholds", "negate", "channel")
@@ -227,7 +226,7 @@ class TailRecord(LayerRecord):
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, without its versions."""
         options = {item.name: getattr(self.options, item.name) for item in fields(TailOptions)}
-        options |= {name: shortest(options[name]) for name in _SENSITIVITIES}
+        options |= {name: shortest(options[name]) for name in SENSITIVITIES}
         document = {
             "statistics": self.stats.to_json(),
             "options": options,

@@ -262,7 +262,7 @@ def export_model(**given: Any) -> ExportResult:
     if asked.stats is not None:
         stats, given, told = with_decision(as_stats(asked.stats), given)
         asked = replace(ExportOptions(**given), stats=stats)
-        tail_options(asked, given, stats)  # what cannot be reached is refused now, not at the end
+        tail_options(asked, asked.targets(given), stats)  # what cannot be reached is refused now, not at the end
         if not split(parse_tails(asked.steps))[0]:
             refuse_other_tails(stats, ())
     named = [given.get("stats"), asked.calibrate, asked.images, *asked.inputs]

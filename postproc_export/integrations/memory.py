@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from postproc_export.attach import attach_model, judge_of, tail_options
 from postproc_export.errors import require
 from postproc_export.formats.base import Format, Outputs
-from postproc_export.options import AttachInMemoryOptions, with_decision
+from postproc_export.options import BelongingOptions, OutputOptions, Source, TailOptions, TargetOptions, with_decision
 from postproc_export.ports import is_plain
 from postproc_export.record import AttachResult, parse_tails
 from postproc_export.runtimes.openvino import import_openvino
@@ -19,6 +19,23 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
+
+
+@dataclass(frozen=True)
+class AttachInMemoryOptions(TailOptions, OutputOptions, BelongingOptions, TargetOptions):
+    """What `attach_to_onnx` and `attach_to_openvino` take.
+
+    Parameters
+    ----------
+    model
+        An `onnx.ModelProto` or `openvino.Model` with raw outputs, changed in place. Weights of an ONNX model may be
+        inline, external, or left out.
+    stats
+        Statistics, or the path of a statistics file.
+    """
+
+    model: Any
+    stats: Source
 
 
 @called_like(AttachInMemoryOptions)
@@ -79,7 +96,7 @@ def _attach_to(model: Any, form: Format, asked: AttachInMemoryOptions, given: Ma
     stats, given, told = with_decision(as_stats(asked.stats), given)
     asked, steps = AttachInMemoryOptions(**given), parse_tails(asked.steps)
     outputs: Outputs = {"image_output": asked.image_output, "pixel_output": asked.pixel_output}
-    options, chosen = tail_options(asked, given, stats)
+    options, chosen = tail_options(asked, asked.targets(given), stats)
     where, remedy = "the model", "statistics that were calibrated on this model"
     judge = judge_of(stats, asked, form=form, source=model, where=where, remedy=remedy)
     return replace(attach_model(form, model, stats, options, steps, outputs, judge), chosen=(*told, *chosen))
