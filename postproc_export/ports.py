@@ -9,7 +9,6 @@ For each level the first rule that applies decides:
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast, get_args
 
@@ -34,8 +33,7 @@ _NOUNS: Final[dict[Level, str]] = {"image": "image score", "pixel": "anomaly map
 _FEW: Final = 4  # channels: an axis of at most so many entries is no height or width, unless all of them are small
 
 
-@dataclass(frozen=True, slots=True)
-class PortInfo:
+class PortInfo(NamedTuple):
     """One input or output of a model: its name, element type and declared shape.
 
     The shape has one entry per axis: its size, the name of a dynamic axis, or None for an unnamed dynamic axis. It is

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, Literal, Self, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias
 
 from postproc_export.errors import MetadataError, UsageError
 from postproc_export.float32 import HALVES, Half, json_number, rounded_to, shortest
@@ -48,12 +48,11 @@ NO_GRAPH_FORM: Final[Mapping[str, str]] = dict.fromkeys(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class TailSpec:
+class TailSpec(NamedTuple):
     """One custom step: its name, and its parameters as JSON values."""
 
     name: str  # one of `SHIPPED`, or "package.module:Class"
-    parameters: Mapping[str, Any] = field(default_factory=dict)  # as in statistics and in the record of a model
+    parameters: Mapping[str, Any]  # as in statistics and in the record of a model
 
     @property
     def is_shipped(self) -> bool:
@@ -108,7 +107,7 @@ def parse_tail(text: str) -> TailSpec:
         raise UsageError(f"the step '{name}' has no graph form", found=NO_GRAPH_FORM[name.lower()])
     if name not in SHIPPED:
         if rest and "=" not in rest:
-            return TailSpec(text)
+            return TailSpec(text, {})
         needed = f"{', '.join(SHIPPED)}, or a class as package.module:Class"
         near = close_to(name, SHIPPED)
         fix = f"--step {near[0]}" if near else "name one of these; docs/steps.md says what they do"

@@ -8,7 +8,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,7 @@ INITIALIZERS_NEED_NO_INPUT_SINCE: Final = 4  # IR version; below it an initializ
 CONSTANTS_HOLD_INTEGERS_SINCE: Final = 9  # opset; below it a Constant node holds floats alone
 
 
-@dataclass(frozen=True, slots=True)
-class OnnxForm:
+class OnnxForm(NamedTuple):
     """One form of an operator of the default domain, which opsets from `since` on have."""
 
     op_type: str

@@ -117,7 +117,7 @@ def unpacked(runner: Runner, parts: tuple[TailOutput, ...]) -> Runner:
     for port in runner.outputs:
         free = tuple(name for name in port.aliases if name not in taken)
         if not port.answers_to(PACKED_OUTPUT):
-            other = replace(port, name=free[0] if free else f"raw {port.name}", aliases=free)
+            other = port._replace(name=free[0] if free else f"raw {port.name}", aliases=free)
             others[port.name] = other if port.name in taken else port
 
     def change(_: Arrays, outputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

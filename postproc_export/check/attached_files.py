@@ -74,7 +74,7 @@ class _OnnxFile(AttachedModel):
             if port.dtype not in FLOAT_TYPES:
                 raise MetadataError(f"{self.path}: the record has a raw {level} output of {port.dtype}")
             if level in read and not self.view.has(name):
-                raw[level] = replace(port, name=str(read[level]))
+                raw[level] = port._replace(name=str(read[level]))
                 remarks.append(f"'{read[level]}' is what the {level} level reads: '{name}' of the record is gone")
         self.raw = raw
         return remarks

@@ -420,7 +420,7 @@ class _Sweep:
         self._runs: list[tuple[Runner, CheckTally]] = []
         if self.dtype in _HALVES:
             raw = attached.raw.values()
-            inputs = tuple(replace(port, shape=(None,) * max(1, port.rank or 1)) for port in raw)
+            inputs = tuple(port._replace(shape=(None,) * max(1, port.rank or 1)) for port in raw)
         else:
             rank = attached.raw[level].rank if level == "pixel" else 1  # a map's tail takes it as one, and no score's
             inputs = (PortInfo(decided_value(attached, level), "float32", (None,) * (rank or 1)),)

@@ -7,7 +7,6 @@ another still does. The inside of a function is a scope of its own that no calle
 
 import reprlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, MutableSequence
-from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any, Final
@@ -196,8 +195,8 @@ def _known(declared: PortInfo, inferred: PortInfo) -> PortInfo:
     if declared.shape is None or inferred.shape is None or declared.rank != inferred.rank:
         return inferred if declared.shape is None else declared
     pairs = zip(declared.shape, inferred.shape, strict=True)
-    return replace(
-        declared, shape=tuple(new if isinstance(new, int) and not isinstance(old, int) else old for old, new in pairs)
+    return declared._replace(
+        shape=tuple(new if isinstance(new, int) and not isinstance(old, int) else old for old, new in pairs)
     )
 
 

@@ -41,7 +41,7 @@ def plan_decisions(specs: Sequence[TailSpec], tail: Tail, *, values: PortInfo | 
             raise UsageError(f"the step '{spec.name}' is given twice", fix="give all its parameters at once")
         if spec.name == "gate":
             outputs.append(_gate(spec, parts, inputs))
-            made.append(TailSpec(spec.name))
+            made.append(TailSpec(spec.name, {}))
         else:
             points = _points(spec, tail)
             outputs += _labels(points, tail, parts, inputs, values)

@@ -5,7 +5,7 @@ import binascii
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
@@ -203,7 +203,7 @@ class Thresholds(Transform):
         """Return a map that has as many channels as one of a single channel."""
         if port.shape is None or port.rank != 4 or port.size(1) != self.channels:
             return port
-        return replace(port, shape=(port.shape[0], 1, *port.shape[2:]))
+        return port._replace(shape=(port.shape[0], 1, *port.shape[2:]))
 
     def apply(self, values: Values) -> Values:
         """Subtract the thresholds; several channels need a map that has as many."""
@@ -563,7 +563,7 @@ class Channel(_Numbers):
         place, axes = self.axis_of(level, port), port.shape or ()
         if place is None:
             return port
-        return replace(port, shape=axes[:1] if level == "image" else (*axes[:place], *axes[place + 1 :]))
+        return port._replace(shape=axes[:1] if level == "image" else (*axes[:place], *axes[place + 1 :]))
 
 
 _SHIPPED: Final = (Gaussian, TopK, Resize, Thresholds, Negate, Channel)

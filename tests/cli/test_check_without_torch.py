@@ -34,7 +34,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     attach_postprocessing(raw, stats_behind(()), output=folder / "good.onnx", comparison="gt")
     attach_postprocessing(ir, stats_behind(STEPS), output=folder / "good.xml", step=STEPS)
-    own = replace(stats_behind(()), details={"tail": [TailSpec("own_tails:Halved").to_json()]})
+    own = replace(stats_behind(()), details={"tail": [TailSpec("own_tails:Halved", {}).to_json()]})
     attach_postprocessing(raw, own, output=folder / "own.onnx", step="own_tails:Halved")
     model = onnx.load(folder / "good.onnx")
     planted_onnx.one_ulp_off(model)

@@ -1,7 +1,6 @@
 """Every canonical operator by itself: emitted, computed by the runtimes, and read back as what it was."""
 
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError
 from typing import Any
 
 import numpy as np
@@ -279,8 +278,8 @@ def test_a_constant_below_ir_version_4_is_a_named_node() -> None:
 @pytest.mark.parametrize("form", [OnnxForm("Add", 7), OpenVinoForm("Add", "add"), OnnxTarget(17, 8)], ids=type)
 def test_forms_and_targets_do_not_change(form: Any) -> None:
     """Tables are shared by all that emit and match."""
-    name = next(iter(form.__slots__))
-    with pytest.raises(FrozenInstanceError):
+    name = next(iter(type(form).__annotations__))
+    with pytest.raises(AttributeError):
         setattr(form, name, "another")
 
 

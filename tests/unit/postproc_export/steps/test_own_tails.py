@@ -33,7 +33,7 @@ RUNTIMES: tuple[RuntimeName, ...] = ("onnxruntime", "openvino")
 
 def spec(name: str) -> TailSpec:
     """Name a class of `own_tails`."""
-    return TailSpec(f"own_tails:{name}")
+    return TailSpec(f"own_tails:{name}", {})
 
 
 def put(host: onnx.ModelProto, name: str) -> onnx.ModelProto:
@@ -235,7 +235,7 @@ def test_the_class_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest
     text = (Path(__file__).parents[4] / "docs" / "steps.md").read_text(encoding="utf-8")
     (tmp_path / "own_tail.py").write_text(text.split("```python\n")[1].split("```")[0], encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    named = TailSpec("own_tail:CentreWeighted")
+    named = TailSpec("own_tail:CentreWeighted", {})
     for levels in ("both", "map"):
         model = HOSTS[levels](opset=11)
         user_export.put_own(OnnxFormat(), model, named, EITHER)

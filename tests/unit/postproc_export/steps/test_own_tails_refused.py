@@ -45,7 +45,7 @@ RUNNING = {
 def put(name: str, *, opset: int) -> onnx.ModelProto:
     """Put a class of `own_tails` into a host."""
     model = hosts.score_and_map(opset=opset)
-    put_own(OnnxFormat(), model, TailSpec(f"own_tails:{name}"), {"image_output": None, "pixel_output": None})
+    put_own(OnnxFormat(), model, TailSpec(f"own_tails:{name}", {}), {"image_output": None, "pixel_output": None})
     return model
 
 
@@ -53,7 +53,7 @@ def put(name: str, *, opset: int) -> onnx.ModelProto:
 def test_a_class_that_cannot_be_built_is_refused(name: str, message: str) -> None:
     """The reason says what was found at that name."""
     with pytest.raises(UsageError, match=message):
-        eager_own(TailSpec(name))
+        eager_own(TailSpec(name, {}))
 
 
 @pytest.mark.parametrize(("name", "message"), RUNNING.items(), ids=RUNNING)
@@ -108,7 +108,7 @@ def test_the_other_exporter_is_tried() -> None:
 
 def test_a_mode_that_a_constructor_sets_is_evaluation() -> None:
     """A layer that was built in training mode computes as in evaluation, in the reference and in the export."""
-    tail = eager_own(TailSpec("own_tails:TrainedFurther"))
+    tail = eager_own(TailSpec("own_tails:TrainedFurther", {}))
     assert not any(part.training for part in tail.module.modules())
     score, anomaly_map = tail(torch.zeros(1, 1), torch.ones(1, 1, 2, 2))
     assert score is not None
@@ -146,7 +146,7 @@ def test_a_constant_output_is_computed_by_a_node() -> None:
 def test_the_command_line_says_so_in_one_message(name: str, invoke: Any, tmp_path: Path) -> None:
     """Exit code 2, no traceback, no output of an exporter, no file."""
     level = LevelStats(threshold=0.5, min=0.0, max=1.0)
-    stats = CalibrationStats(image=level, pixel=level, details={"tail": [TailSpec(f"own_tails:{name}").to_json()]})
+    stats = CalibrationStats(image=level, pixel=level, details={"tail": [TailSpec(f"own_tails:{name}", {}).to_json()]})
     stats.save(tmp_path / "stats.json")
     model = hosts.write(hosts.score_and_map(opset=18), tmp_path / "m.onnx")
     target = tmp_path / "o.onnx"

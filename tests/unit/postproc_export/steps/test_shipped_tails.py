@@ -21,10 +21,10 @@ from postproc_export.steps.transforms import Thresholds, resolve
 @pytest.mark.parametrize(
     ("text", "spec"),
     [
-        ("gate", TailSpec("gate")),
+        ("gate", TailSpec("gate", {})),
         ("gaussian:sigma=4", TailSpec("gaussian", {"sigma": "4"})),
         ("points:a=0.3,b=recall=0.99", TailSpec("points", {"a": "0.3", "b": "recall=0.99"})),
-        ("package.module:Class", TailSpec("package.module:Class")),
+        ("package.module:Class", TailSpec("package.module:Class", {})),
     ],
 )
 def test_a_tail_is_named(text: str, spec: TailSpec) -> None:
