@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
-from postproc_export.process import end_on_signals
-
 if TYPE_CHECKING:
     from postproc_export.errors import FileError
 
 UNUSABLE: Final = 2
 INTERRUPTED: Final = 130
+_OBJECTS: Final = 50_000  # between two looks for garbage: a small attach makes 28,000, and none of them is any
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,6 +55,7 @@ def _run(arguments: Sequence[str], *, owns_process: bool) -> int:
         import_module(f"{__name__}.{HOMES[arguments[0]]}")
     if owns_process:
         gc.freeze()  # what was imported stays, and need not be looked at again
+        gc.set_threshold(_OBJECTS)
         gc.enable()
     try:
         with leftovers_to_stderr(), natives_of_command():
@@ -69,8 +69,10 @@ def _run(arguments: Sequence[str], *, owns_process: bool) -> int:
 
 def entrypoint() -> None:
     """Run the command line and leave the process with its exit code."""
-    end_on_signals()  # before what takes long to import
     gc.disable()  # until the command runs: next to nothing of what is imported is garbage
+    from postproc_export.process import end_on_signals
+
+    end_on_signals()  # before what takes long to import
     code = _main(sys.argv[1:], owns_process=True)
     try:
         if sys.stdout is not None:
