@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hosts
 import pytest
+
+from postproc_export import CalibrationStats, LevelStats
 
 ROOT = Path(__file__).parents[2]
 HEAVY = (
@@ -104,6 +107,18 @@ def test_the_help_loads_no_command() -> None:
     loaded = loaded_by("from postproc_export.cli import main; main(['--help'])")
     assert "Commands:" in loaded
     assert not loaded & {*HEAVY, "numpy", "postproc_export.options", "postproc_export.cli.attach"}
+
+
+def test_an_attach_loads_nothing_of_other_commands(tmp_path: Path) -> None:
+    """The process of a small attach is mostly imports, so it has those that it needs."""
+    stats, output = tmp_path / "stats.json", tmp_path / "post.onnx"
+    CalibrationStats(image=LevelStats(threshold=0.5, min=0.0, max=1.0)).save(stats)
+    model = hosts.raw_file(hosts.score_only(), tmp_path)
+    words = ["attach", str(model), "--stats", str(stats), "-o", str(output)]
+    loaded = loaded_by(f"from postproc_export.cli import main; main({words})")
+    assert output.exists()
+    others = "policies update detach run_options runtimes curve reading.report integrations.memory"
+    assert not loaded & {*HEAVY, *(f"postproc_export.{name}" for name in others.split())}
 
 
 def test_graph_patterns_formats_load_no_runtime() -> None:
