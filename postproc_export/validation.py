@@ -109,9 +109,16 @@ def parse_json(text: str, *, title: str) -> Any:
 
     A number beyond float64 is refused, too: it would become an infinity, or could not be computed with.
     """
-    numbers: dict[str, Any] = {"parse_int": _int, "parse_float": _float} if _LARGE.search(text) else {}
+    # An integer beyond float64 fills at least one of these pieces. Without one, all integers are read at once.
+    is_long = any(text[at : at + 100].isdigit() for at in range(0, len(text), 100))
     try:
-        document = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, **numbers)
+        document = json.loads(
+            text,
+            object_pairs_hook=_unique_keys,
+            parse_constant=_refuse_constant,
+            parse_float=_float,
+            parse_int=_int if is_long else None,
+        )
     except RecursionError:
         document = None
     except ValueError as error:
@@ -146,9 +153,6 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
-
-
-_LARGE: Final = re.compile(r"\d{200}|[eE]\+?\d{3}")  # without it no number is beyond float64, and each is read at once
 
 
 def _float(text: str) -> float:
