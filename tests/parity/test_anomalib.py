@@ -112,9 +112,9 @@ def test_a_sanity_check_calibrates_nothing(padim: dict[str, Any]) -> None:
 
 
 def test_a_validation_takes_constant_memory(folder: Path) -> None:
-    """Where Anomalib's class keeps all pixels, 210 MB of them, and copies them."""
+    """64 MB of values and some chunks, where Anomalib's class keeps all pixels, 210 MB of them, and copies them."""
     found = _run("memory", folder)
-    assert found["ours"] < 100 < found["theirs"], found
+    assert found["ours"] < 150 < found["theirs"], found
 
 
 @pytest.mark.parametrize("kind", ["fp16", "int8", "int8_ptq", "int8_acq"])
