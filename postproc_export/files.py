@@ -241,8 +241,9 @@ def model_files(model: Path) -> list[Path]:
 
 
 def model_digests(model: Path) -> dict[str, str | None]:
-    """Return the SHA-256 of every file of a model that is there, by its path in the model's folder."""
-    return {Path(os.path.relpath(path, model.parent)).as_posix(): digest(path) for path in model_files(model)}
+    """Return the SHA-256 of every file of a model that is there, by its path in the model's folder; of no pipe."""
+    files = (path for path in model_files(model) if path.is_file())
+    return {Path(os.path.relpath(path, model.parent)).as_posix(): digest(path) for path in files}
 
 
 def is_onnx(source: Path) -> bool:

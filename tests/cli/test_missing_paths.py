@@ -45,6 +45,7 @@ BESIDE: Final = {
     "check --preprocessing": "check post.onnx --threads 1 --images images",
     "vectors --preprocessing": "vectors post.onnx --images images -o kit.new",
     "report --images": "report stats.json --model post.onnx -o report.html",
+    "report --check": "report stats.json --model post.onnx -o report.html",
     "report --preprocessing": "report stats.json --model post.onnx --images images -o report.html",
 }
 """Commands in which an option applies, where it does not in the usual one."""
