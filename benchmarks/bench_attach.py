@@ -120,6 +120,7 @@ def _measure(folder: Path, gib: float) -> None:
     }
     quoted = {
         "attach_postprocessing() / shutil.copyfile()": round(statistics.median(a / b for a, b in calls), 2),
+        "attach_postprocessing(), s": round(statistics.median(a for a, _ in calls), 2),
         "attach / cp, whole processes": round(statistics.median(a / b for a, b in pairs), 2),
         "peak memory of attach, MB": round(figures["attach"]["peak_mb"]),
         "--help, s": round(figures["help"]["median_s"], 2),

@@ -277,8 +277,8 @@ def rows(sizes: dict[str, Any]) -> Iterator[str]:
     yield "| runtime | size | of a copy, plain map | of the chain | of Anomalib 2.7's |"
     yield "| --- | --- | --- | --- | --- |"
     for (runtime, how), size in product(RUNTIMES, SIZES):
-        if size in sizes:
-            found = [each for name, each in sizes[size]["ratios"].items() if name.startswith(f"{runtime}, {how}, rank")]
+        ratios_of = sizes[size]["ratios"] if size in sizes else {}
+        if found := [each for name, each in ratios_of.items() if name.startswith(f"{runtime}, {how}, rank")]:
             lists = ([each[what] for each in found if what in each] for what in ("copy", "chain", "anomalib"))
             shares = " | ".join(f"{min(shares):.2f} to {max(shares):.2f}" for shares in lists)
             yield f"| {runtime}, {how} | {size.replace('x', ' x ')}² | {shares} |"

@@ -1,7 +1,6 @@
 """`graph_patterns.onnx.file`: memory, copying, and files that change, cannot be written or are too large."""
 
 import gc
-import mmap
 import os
 import tracemalloc
 from collections.abc import Callable
@@ -53,7 +52,7 @@ def test_payloads_are_copied_without_help_of_the_kernel(
 
 
 @pytest.mark.skipif(not hasattr(os, "copy_file_range"), reason="the system copies nothing in its kernel")
-@pytest.mark.parametrize(("start", "at"), [(0, 0), (7, 7 + 4 * mmap.PAGESIZE), (7, 8), (4096, 1), (0, 1000)])
+@pytest.mark.parametrize(("start", "at"), [(0, 0), (7, 7 + 4 * wire.BUFFER), (7, 8), (4096, 1), (0, 1000)])
 def test_a_stretch_is_copied_to_any_place(start: int, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Byte for byte; by the kernel alone where the pages of both files coincide, else not by it, which is slower."""
     content = np.random.default_rng(start).bytes(3 * wire.BUFFER + 5)
@@ -65,7 +64,7 @@ def test_a_stretch_is_copied_to_any_place(start: int, at: int, tmp_path: Path, m
         target.seek(at)
         wire.FileSource(stream).copy(start, len(content) - start - 3, target)
     assert (tmp_path / "target").read_bytes()[at:] == content[start:-3]
-    assert bool(lengths) == ((at - start) % mmap.PAGESIZE == 0)
+    assert bool(lengths) == ((at - start) % wire.BUFFER == 0)
 
 
 def test_a_file_that_is_let_go_is_closed(tmp_path: Path) -> None:
