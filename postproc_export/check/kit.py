@@ -174,14 +174,13 @@ class Kit:
         if lost := sorted(arrays - document["files"].keys()):
             raise MetadataError(f"{path} is not legal", found=f"no digest of {lost[0]}", fix=AGAIN)
         for name, known in document["files"].items():
-            is_inside = not Path(name).is_absolute() and ".." not in Path(name).parts
-            what = None if is_inside else "a path outside of it"
-            try:
-                if is_inside:
+            what: str | None = "a path outside of it"
+            if not Path(name).is_absolute() and ".." not in Path(name).parts:
+                try:
                     check_file(folder / name)  # a pipe would be waited for
                     what = None if digest(folder / name) == known else "other bytes than were written"
-            except FileError as error:
-                what = error.found
+                except FileError as error:
+                    what = error.found
             if what is not None:
                 raise FileError(f"the kit is damaged: {folder / name}", found=what, fix=AGAIN)
         return kit

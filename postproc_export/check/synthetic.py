@@ -276,7 +276,7 @@ class SyntheticCheck:
             yield Check(name=f"{_PART}/{name}/{way.label}", passed=False, way=way.label, message=message)
         for way, reason in self._strange.items():
             if way not in self._comparisons:
-                yield not_run(_PART, way, reason)
+                yield not_run(_PART, way, reason, alone=self._plan.raw_file is None)
         for of_way in self._comparisons.values():
             for comparison in (each for model in of_way.values() for each in model):
                 yield from comparison.tally.checks()

@@ -384,7 +384,7 @@ class WholeCheck:
         if is_native or apart is not None:
             yield CheckTally("whole", way.label, way.judged).check("run", False, reason)
         elif way.target is not None:
-            yield not_run("whole", way, reason)
+            yield not_run("whole", way, reason, alone=self._raw_file is None)
         else:
             self.not_checked.append(f"the whole file in {way.label}: {reason}")
 
